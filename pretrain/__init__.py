@@ -1,0 +1,1 @@
+"""MoCo pretraining: the algorithm (`moco`), its augmentation, recipes, training loop and checkpoints."""

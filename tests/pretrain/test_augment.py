@@ -1,0 +1,157 @@
+"""Both engines of the augmentation draw from the same distributions, and single operations equal PIL's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision import transforms as T
+from torchvision.transforms import functional as TF
+
+from pretrain import augment_batched as batched
+from pretrain.augment import PilViews
+from pretrain.recipe import Augmentation
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pictures(n: int, size: int = 48) -> Tensor:
+    """(N, 3, size, size) uint8: smooth, so that resampling differs by rounding only."""
+    draws = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(draws, size=(size, size), mode="bicubic", align_corners=False)
+    return (smooth.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def error(ours: Tensor, theirs: list[Image.Image]) -> float:
+    """Mean absolute difference in units of 1/255."""
+    reference = torch.stack([TF.pil_to_tensor(image) for image in theirs]).float()
+    return (ours * 255 - reference).abs().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (batched._blend_black, TF.adjust_brightness),
+        (batched._blend_mean, TF.adjust_contrast),
+        (batched._blend_gray, TF.adjust_saturation),
+        (batched._shift_hue, lambda image, factor: TF.adjust_hue(image, factor - 1)),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue"],
+)
+def test_colour_operations_equal_pil(ours, theirs) -> None:  # type: ignore[no-untyped-def]
+    images = pictures(16)
+    factors = torch.linspace(0.6, 1.4, 16)
+    got = ours(images.float() / 255, factors[:, None, None, None])
+    want = [theirs(TF.to_pil_image(image), float(f)) for image, f in zip(images, factors, strict=True)]
+    assert error(got, want) < 1.5
+
+
+def test_blur_equals_pil() -> None:
+    images = pictures(8)
+    sigma = torch.linspace(0.1, 2.0, 8)
+    got = batched.gaussian_blur(images.float() / 255, sigma, 2.0)
+    want = [
+        TF.to_pil_image(image).filter(ImageFilter.GaussianBlur(float(s)))
+        for image, s in zip(images, sigma, strict=True)
+    ]
+    assert error(got, want) < 1.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
+@pytest.mark.parametrize("size", [24, 96])
+def test_resized_crop_equals_pil(height: int, width: int, size: int) -> None:
+    """Reducing and enlarging, for boxes in the middle and at the edges."""
+    image = pictures(1, 64)[0, :, :height, :width]
+    for top, left, h, w in ((0, 0, height, width), (3, 5, 20, 31), (height - 17, width - 12, 17, 12)):
+        across = batched._resize_matrix(torch.tensor([float(left)]), torch.tensor([float(w)]), width, size)
+        down = batched._resize_matrix(torch.tensor([float(top)]), torch.tensor([float(h)]), height, size)
+        got = down @ (image.float() / 255) @ across.transpose(1, 2)
+        want = TF.resized_crop(TF.to_pil_image(image), top, left, h, w, [size, size])
+        assert error(got[None], [want]) < 1.5
+
+
+def test_crop_boxes_have_torchvisions_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: list[tuple[Tensor, Tensor]] = []
+    matrix = batched._resize_matrix
+
+    def record(start: Tensor, length: Tensor, full: int, size: int) -> Tensor:
+        boxes.append((start, length))
+        return matrix(start, length, full, size)
+
+    monkeypatch.setattr(batched, "_resize_matrix", record)
+    generator = torch.Generator().manual_seed(0)
+    n = 4000
+    batched.random_resized_crop(torch.zeros(n, 3, 60, 80), 8, (0.2, 1.0), (3 / 4, 4 / 3), generator)
+    (left, w), (top, h) = boxes
+    torch.manual_seed(0)
+    image = Image.new("RGB", (80, 60))
+    theirs = np.array([T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], float)
+    for ours, reference in ((top, theirs[:, 0]), (left, theirs[:, 1]), (h, theirs[:, 2]), (w, theirs[:, 3])):
+        sorted_ours, sorted_theirs = np.sort(ours.numpy()), np.sort(reference)
+        # the quantiles of both samples, apart by no more than sampling makes them (Kolmogorov-Smirnov at 0.1 %)
+        grid = np.unique(np.concatenate([sorted_ours, sorted_theirs]))
+        gap = np.abs(
+            np.searchsorted(sorted_ours, grid, side="right") - np.searchsorted(sorted_theirs, grid, side="right")
+        )
+        assert gap.max() / n < 1.95 * math.sqrt(2 / n)
+    assert bool((left >= 0).all() and (left + w <= 80).all() and (top >= 0).all() and (top + h <= 60).all())
+
+
+def test_views_of_both_engines_agree_in_distribution() -> None:
+    """Mean, spread, and the shares of gray and of flipped views, over 1,500 views of one asymmetric picture."""
+    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    picture[0] = torch.linspace(30, 220, 32)[None, :].round().to(torch.uint8)  # red grows to the right
+    picture[1] = torch.linspace(200, 60, 32)[:, None].round().to(torch.uint8)
+    settings = Augmentation(engine="tensor", stored_size=32, crop=16)
+    generator = torch.Generator().manual_seed(0)
+    n = 1500
+    ours = batched.BatchedViews(settings, MEAN, STD, generator)(picture.expand(n, -1, -1, -1))
+    torch.manual_seed(0)
+    pil = PilViews(Augmentation(crop=16), MEAN, STD)
+    image = TF.to_pil_image(picture)
+    theirs = torch.stack([pil.view(image) for _ in range(n)])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+
+    def facts(views: Tensor) -> dict[str, float]:
+        x = views * std + mean
+        gray = (x.amax(1) - x.amin(1)).amax((1, 2)) < 2 / 255
+        slope = x[~gray, 0, :, 8:].mean((1, 2)) - x[~gray, 0, :, :8].mean((1, 2))
+        return {
+            "gray": gray.float().mean().item(),
+            "flipped": (slope < 0).float().mean().item(),
+            "mean": x.mean().item(),
+            "spread": x.mean((2, 3)).std(0).mean().item(),
+        }
+
+    a, b = facts(ours), facts(theirs)
+    assert abs(a["gray"] - 0.2) < 0.04
+    assert abs(b["gray"] - 0.2) < 0.04
+    assert abs(a["flipped"] - b["flipped"]) < 0.06
+    assert abs(a["mean"] - b["mean"]) < 0.01
+    assert abs(a["spread"] - b["spread"]) < 0.01
+
+
+def test_order_of_the_lists() -> None:
+    """v2: jitter, grayscale, blur, flip. v1: grayscale, jitter, flip, and no blur."""
+    v2 = PilViews(Augmentation(), MEAN, STD).view.transforms
+    assert [type(t).__name__ for t in v2] == [
+        "RandomResizedCrop", "RandomApply", "RandomGrayscale", "RandomApply", "RandomHorizontalFlip", "ToTensor",
+        "Normalize",
+    ]  # fmt: skip
+    jitter = v2[1].transforms[0]
+    assert (v2[1].p, jitter.brightness, jitter.hue) == (0.8, (0.6, 1.4), (-0.1, 0.1))
+    assert (v2[3].p, v2[3].transforms[0].sigma) == (0.5, (0.1, 2.0))
+    v1 = PilViews(Augmentation(grayscale_first=True, jitter_p=1.0, hue=0.4, blur_p=0.0), MEAN, STD).view.transforms
+    assert [type(t).__name__ for t in v1[1:4]] == ["RandomGrayscale", "RandomApply", "RandomHorizontalFlip"]
+
+
+def test_the_same_generator_gives_the_same_views() -> None:
+    settings = Augmentation(engine="tensor", stored_size=32, crop=16)
+    one, two = (
+        batched.BatchedViews(settings, MEAN, STD, torch.Generator().manual_seed(3))(pictures(8, 32)) for _ in range(2)
+    )
+    assert torch.equal(one, two)
