@@ -1,0 +1,252 @@
+"""Where records live on disk, and how they get there: whole or not at all.
+
+A record is `<root>/<encoder>/<weights-sha8>/<dataset>/<protocol-id>-<key8>.json`. What happened to each test item lies
+beside it in `<protocol-id>-<key8>.<sha16>.npz`, named after its own hash: so replacing the JSON is the one moment in
+which a rewrite takes effect, and the record's hash covers the side file too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from results.schema import SCHEMA_VERSION, DatasetRef, EncoderCard, Protocol, Record, canonical_sha256, record_key
+from results.side_file import packed, unpacked, with_standard_errors
+
+LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
+
+
+class RecordsError(Exception):
+    """The records, files or names that the user gave cannot be used. Its one sentence says why and what to do."""
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record that could be read, and what about it cannot be believed."""
+
+    path: Path
+    record: Record
+    faults: tuple[str, ...] = ()
+
+    @property
+    def intact(self) -> bool:
+        """Whether record, protocol, place and side file all still hash to what they say."""
+        return not self.faults
+
+    def outcomes(self) -> dict[str, NDArray[Any]] | None:
+        """The side file's arrays, as `write_record` stored them; None where there are none that can be believed."""
+        if self.record.outcomes_file is None or not self.intact:
+            return None
+        return unpacked(self.path.with_name(self.record.outcomes_file))
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A file in a records folder that is no record, and why."""
+
+    path: Path
+    reason: str
+
+
+def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: DatasetRef, seeds: tuple[int, ...]) -> Path:
+    """Where the record of this encoder, protocol, data and seeds belongs."""
+    key = record_key(protocol, card, dataset.fingerprint, seeds)
+    weights = (card.weights_sha256 or "unloaded")[:8]
+    return root / _slug(card.name) / weights / _slug(dataset.id) / f"{_slug(protocol.id)}-{key}.json"
+
+
+def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]] | None = None) -> Path:
+    """Seals a record and writes it with its side file, replacing one of the same key.
+
+    Where the outcomes have groups, scores without a standard error get theirs. Decisions are stored as ranks within
+    their class (equal decisions share one), which is all that ranking metrics use and a fraction of the size.
+
+    Args:
+        outcomes: `ids` (N,), `targets` (N,) or (N, C), `correct/<column>` (N,) bool or `decision/<column>` (N, C) per
+            column, and the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+
+    Raises:
+        ValueError: a score or decision is not a finite number, or an array holds Python objects.
+        OSError: the disk is full, read-only, or locked by another writer for minutes; nothing has changed then.
+    """
+    payload = None
+    if outcomes:
+        record = with_standard_errors(record, outcomes)
+        payload = packed(outcomes)
+    path = record_path(root, record.encoder, record.protocol.resolved, record.dataset, record.seeds)
+    side_name = None if payload is None else _side_name(path, payload)
+    sealed = record.model_copy(update={"outcomes_file": side_name}).sealed()
+    text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with _locked(root):
+        _replace(path, text.encode(), side_name, payload)
+    return path
+
+
+def find_record(
+    root: Path, card: EncoderCard, protocol: Protocol, dataset: DatasetRef, seeds: tuple[int, ...]
+) -> Record | None:
+    """The record that makes a new run needless: same key, status ok, intact. Anything else is run again."""
+    path = record_path(root, card, protocol, dataset, seeds)
+    if not path.is_file():
+        return None
+    found = read_record(path)
+    if isinstance(found, BadRecord) or not found.intact or found.record.status != "ok":
+        return None
+    return found.record
+
+
+def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
+    """Every record below a folder in the order of their paths, and every file that should be one and is not."""
+    records: list[StoredRecord] = []
+    bad: list[BadRecord] = []
+    for path in sorted(root.rglob("*.json")):
+        found = read_record(path)
+        if isinstance(found, BadRecord):
+            bad.append(found)
+        else:
+            records.append(found)
+    return records, bad
+
+
+def read_record(path: Path) -> StoredRecord | BadRecord:
+    """One record of this or an older schema version. Never raises: what is wrong with the file is in the answer."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if not isinstance(version, int):
+            return BadRecord(path, "not a record: it has no schema_version")
+        if version > SCHEMA_VERSION:
+            return BadRecord(
+                path, f"written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION}): update"
+            )
+        record = Record.model_validate(raw)
+        return StoredRecord(path, record, tuple(_faults(path, raw, record)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        return BadRecord(path, f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}{more}")
+    except (OSError, ValueError, RecursionError) as error:
+        return BadRecord(path, f"cannot be read: {error}")
+
+
+def copy_record(stored: StoredRecord, source_root: Path, target_root: Path) -> None:
+    """Copies a record with its side file, byte for byte, to the same place below another folder."""
+    side_name = stored.record.outcomes_file
+    side = None if side_name is None else stored.path.with_name(side_name).read_bytes()
+    _replace(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
+
+
+def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> bool:
+    """Whether `copy_record` would change nothing."""
+    target = target_root / stored.path.relative_to(source_root)
+    if not target.is_file() or target.read_bytes() != stored.path.read_bytes():
+        return False
+    there = read_record(target)
+    return isinstance(there, StoredRecord) and there.intact
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file so that it has its old content or the new, and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        _write_through(temporary, content)
+        os.replace(temporary, path)  # noqa: PTH105 - as below
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _slug(name: str) -> str:
+    """A file name that every system takes. Two names may share one: weights, data and key still keep records apart."""
+    return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).strip("._")[:120] or "unnamed"
+
+
+def _side_name(path: Path, payload: bytes) -> str:
+    return f"{path.stem}.{hashlib.sha256(payload).hexdigest()[:16]}.npz"
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number that JSON knows")
+
+
+def _faults(path: Path, raw: dict[str, Any], record: Record) -> Iterator[str]:
+    """Looks at the JSON as it stands: fields that a later schema adds do not make an old record look edited."""
+    if canonical_sha256({k: v for k, v in raw.items() if k != "sha256"}) != record.sha256:
+        yield "edited after it was written"
+    if canonical_sha256(raw["protocol"]["resolved"]) != record.protocol.sha256:
+        yield "its protocol does not hash to what it says"
+    if record.protocol.resolved.id != record.protocol.id:
+        yield f"its protocol is not {record.protocol.id} but {record.protocol.resolved.id}"
+    asked = [raw["protocol"]["resolved"], raw["encoder"], record.dataset.fingerprint, list(record.seeds)]
+    if not path.stem.endswith(canonical_sha256(asked)[:8]):
+        yield "its encoder, protocol, data or seeds are not those that its file name stands for"
+    if record.outcomes_file is not None:
+        side = path.with_name(record.outcomes_file)
+        if side.parent != path.parent or not side.is_file():
+            yield "its side file is missing"
+        elif side.name != _side_name(path, side.read_bytes()):
+            yield "its side file was changed after it was written"
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock", timeout=LOCK_TIMEOUT_SECONDS):
+        yield
+
+
+def _replace(path: Path, text: bytes, side_name: str | None, side: bytes | None) -> None:
+    """Puts both files in place or changes nothing, then clears what an earlier or a killed writer left of this key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side_path = None if side_name is None else path.with_name(side_name)
+    side_was_there = side_path is not None and side_path.exists()
+    temporary = [path.with_name(f".{secrets.token_hex(8)}.{path.stem[-8:]}.tmp") for _ in range(2)]
+    try:
+        if side_path is not None and side is not None:
+            _write_through(temporary[0], side)
+        _write_through(temporary[1], text)
+        if side_path is not None and side is not None:
+            os.replace(temporary[0], side_path)  # noqa: PTH105 - the tests make it fail
+        os.replace(temporary[1], path)  # noqa: PTH105
+    except BaseException:
+        _unlink(temporary)
+        if side_path is not None and not side_was_there:
+            _unlink([side_path])
+        raise
+    _unlink(p for p in path.parent.glob(f"{path.stem}.*.npz") if p != side_path)
+    _unlink(path.parent.glob(f".*.{path.stem[-8:]}.tmp"))
+    _sync_folder(path.parent)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,327 @@
+"""Records on disk: whole or not at all, found again by key, and believed only where they are what was written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from results import store
+from results.schema import Record, Score
+from results.side_file import packed, unpacked
+from results.store import BadRecord, StoredRecord, find_record, read_record, read_records, replace_file, write_record
+from tests.results.factory_records import (
+    KNN,
+    KNN_COLUMNS,
+    LAYERS,
+    SVM,
+    accuracy_outcomes,
+    card,
+    decision_outcomes,
+    moco_card,
+    record,
+)
+
+OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
+
+
+def written(root: Path, **fields: Any) -> Path:
+    return write_record(root, record(moco_card(0), KNN, OUTCOMES, **fields), OUTCOMES)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"
+    }
+
+
+def stored(path: Path) -> StoredRecord:
+    found = read_record(path)
+    assert isinstance(found, StoredRecord)
+    return found
+
+
+def test_a_record_lies_where_its_encoder_weights_data_and_protocol_say(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    weights = moco_card(0).weights_sha256
+    assert weights is not None
+    assert path.parent == tmp_path / "mocov2_resnet18w32_demo" / weights[:8] / "drawings"
+    assert path.name == f"knn.demo@1-{stored(path).record.key}.json"
+    side = [p for p in path.parent.iterdir() if p.suffix == ".npz"]
+    assert [p.name for p in side] == [stored(path).record.outcomes_file]
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    found = stored(written(tmp_path))
+    given = record(moco_card(0), KNN, OUTCOMES)
+    assert found.intact
+    assert found.record.intact
+    assert found.record.encoder == given.encoder
+    assert {c: s.value for c, s in found.record.scores.items()} == {c: s.value for c, s in given.scores.items()}
+    outcomes = found.outcomes()
+    assert outcomes is not None
+    assert set(outcomes) == set(OUTCOMES)
+    np.testing.assert_array_equal(outcomes["correct/k=20"], OUTCOMES["correct/k=20"])
+
+
+def test_scores_get_the_standard_error_that_their_outcomes_allow(tmp_path: Path) -> None:
+    scores = dict(record(moco_card(0), KNN, OUTCOMES).scores)
+    scores["k=10"] = scores["k=10"].model_copy(update={"standard_error": 9.5})
+    path = write_record(tmp_path, record(moco_card(0), KNN, OUTCOMES, scores=scores), OUTCOMES)
+    accuracy = OUTCOMES["correct/k=20"].mean()
+    found = stored(path).record.scores
+    assert found["k=20"].standard_error == pytest.approx(100 * np.sqrt(accuracy * (1 - accuracy) / 220), rel=0.1)
+    assert found["k=10"].standard_error == 9.5
+
+
+def test_a_figure_chosen_among_layers_has_the_error_of_the_chosen_one(tmp_path: Path) -> None:
+    outcomes = decision_outcomes(LAYERS, 2.0, 0)
+    scores = stored(write_record(tmp_path, record(moco_card(0), SVM, outcomes), outcomes)).record.scores
+    best = max(LAYERS, key=lambda layer: scores[layer].value or 0)
+    assert scores["SVM"].standard_error is not None
+    assert scores["SVM"].standard_error == scores[best].standard_error
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        written(tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) == 2
+
+
+def test_decisions_are_stored_small(tmp_path: Path) -> None:
+    outcomes = decision_outcomes(LAYERS, 2.0, 0, items=800, classes=12)
+    write_record(tmp_path, record(moco_card(0), SVM, outcomes), outcomes)
+    assert sum(len(content) for content in contents(tmp_path).values()) < 5 * 800 * 12 * 4 / 2
+
+
+def test_a_column_with_the_outcomes_of_another_takes_no_room_and_comes_back(tmp_path: Path) -> None:
+    outcomes = decision_outcomes(LAYERS, 2.0, 0, items=800, classes=12)
+    alone = len(packed(outcomes))
+    outcomes["decision/best"] = outcomes["decision/feature4"]
+    outcomes["decision/oracle"] = outcomes["decision/feature4"].copy()
+    path = tmp_path / "side.npz"
+    path.write_bytes(packed(outcomes))
+    assert path.stat().st_size < alone + 1500
+    found = unpacked(path)
+    assert set(found) == set(outcomes)
+    for column in ("best", "oracle"):
+        np.testing.assert_array_equal(found[f"decision/{column}"], found["decision/feature4"])
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_failing_rename_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    written(tmp_path)
+    before, calls, real = contents(tmp_path), [], os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == call:
+            raise OSError(errno.EIO, "the disk is gone")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    better = accuracy_outcomes(KNN_COLUMNS, 0.6, 1)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_record(tmp_path, record(moco_card(0), KNN, better), better)
+    assert len(calls) == call
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("write", [1, 2])
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int) -> None:
+    written(tmp_path)
+    before, calls, real = contents(tmp_path), [], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    better = accuracy_outcomes(KNN_COLUMNS, 0.6, 1)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(tmp_path, record(moco_card(0), KNN, better), better)
+    assert contents(tmp_path) == before
+
+
+def test_a_rewrite_leaves_one_record_and_its_own_side_file(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    (path.parent / f".0123.{path.stem[-8:]}.tmp").write_text("left by a killed writer")
+    better = accuracy_outcomes(KNN_COLUMNS, 0.6, 1)
+    assert write_record(tmp_path, record(moco_card(0), KNN, better), better) == path
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted([path.name, stored(path).record.outcomes_file or ""])
+    assert stored(path).intact
+
+
+def test_a_figure_that_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    nan = {"k=20": Score(value=float("nan"), selection="fixed")}
+    with pytest.raises(ValueError, match="JSON"):
+        write_record(tmp_path, record(moco_card(0), KNN, scores=nan))
+    outcomes = decision_outcomes(LAYERS, 1.0, 0)
+    outcomes["decision/feature5"] = np.full_like(outcomes["decision/feature5"], np.nan)
+    with pytest.raises(ValueError, match="'decision/feature5' is not a number"):
+        write_record(tmp_path, record(moco_card(0), SVM, scores={}), outcomes)
+    with pytest.raises(ValueError, match="Python objects"):
+        write_record(tmp_path, record(moco_card(0), KNN, scores={}), {"ids": np.array([{}], dtype=object)})
+    assert contents(tmp_path) == {}
+
+
+def _write_many(root: Path, writer: int) -> None:
+    for attempt in range(8):
+        outcomes = accuracy_outcomes(KNN_COLUMNS, 0.3, 100 * writer + attempt)
+        write_record(root, record(moco_card(0), KNN, outcomes), outcomes)
+        write_record(root, record(card(f"own {writer} {attempt}"), KNN, outcomes), outcomes)
+
+
+def test_two_writers_of_the_same_key_leave_whole_records(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(tmp_path, number)) for number in range(2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert read_records(tmp_path)[1] == []
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    records, bad = read_records(tmp_path)
+    assert (len(records), bad) == (17, [])
+    assert all(found.intact and found.outcomes() is not None for found in records)
+    assert len(contents(tmp_path)) == 34
+
+
+def found_again(root: Path, asked: Record) -> Record | None:
+    return find_record(root, asked.encoder, asked.protocol.resolved, asked.dataset, asked.seeds)
+
+
+def test_only_what_succeeded_under_the_same_key_is_skipped(tmp_path: Path) -> None:
+    asked = record(moco_card(0), KNN, OUTCOMES)
+    assert found_again(tmp_path, asked) is None
+    write_record(tmp_path, record(moco_card(0), KNN, status="failed", error="out of memory"))
+    assert found_again(tmp_path, asked) is None
+    path = written(tmp_path)
+    found = found_again(tmp_path, asked)
+    assert found is not None
+    assert found.scores["k=20"].value == asked.scores["k=20"].value
+
+    for other in (
+        record(moco_card(1), KNN, OUTCOMES),
+        record(moco_card(0), KNN.with_overrides(epochs=10), OUTCOMES),
+        record(moco_card(0), KNN, OUTCOMES, embedded=False),
+        record(moco_card(0), KNN, OUTCOMES, seeds=(1,)),
+    ):
+        assert found_again(tmp_path, other) is None
+
+    path.write_text(path.read_text().replace('"status": "ok"', '"status" : "ok"').replace("220", "221"))
+    assert found_again(tmp_path, asked) is None
+
+
+def edited(path: Path, change: Any) -> StoredRecord:
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    return stored(path)
+
+
+def test_an_edited_score_is_marked(tmp_path: Path) -> None:
+    found = edited(written(tmp_path), lambda raw: raw["scores"]["k=20"].update(value=99.9))
+    assert found.faults == ("edited after it was written",)
+    assert found.outcomes() is None
+
+
+def test_a_sealed_edit_of_protocol_or_encoder_is_marked_too(tmp_path: Path) -> None:
+    path = written(tmp_path)
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["protocol"]["resolved"]["revision"] = 7
+        raw["encoder"]["weights_sha256"] = "0" * 64
+        raw["sha256"] = Record.model_validate(raw).sealed().sha256
+
+    faults = " | ".join(edited(path, change).faults)
+    assert "edited after" not in faults
+    assert "its protocol does not hash to what it says" in faults
+    assert "not knn.demo@1 but knn.demo@7" in faults
+    assert "not those that its file name stands for" in faults
+
+
+@pytest.mark.parametrize(("damage", "fault"), [("remove", "missing"), ("change", "changed")])
+def test_a_side_file_that_is_not_the_records_own_is_marked(tmp_path: Path, damage: str, fault: str) -> None:
+    path = written(tmp_path)
+    side = path.with_name(stored(path).record.outcomes_file or "")
+    if damage == "remove":
+        side.unlink()
+    else:
+        side.write_bytes(side.read_bytes()[:-1] + b"!")
+    found = stored(path)
+    assert len(found.faults) == 1
+    assert fault in found.faults[0]
+    assert found.outcomes() is None
+
+
+BAD = {
+    "truncated": ("{", "Expecting property name"),
+    "binary": ("\udcff", "codec can't decode"),
+    "not_a_record": ("[]", "no schema_version"),
+    "newer": ('{"schema_version": 99}', "newer version (schema 99"),
+    "nan": ('{"schema_version": NaN}', "NaN is not a number"),
+    "empty_object": ('{"schema_version": 1}', "status: Field required"),
+    "deep": ("[" * 100_000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, name: str) -> None:
+    written(tmp_path)
+    text, reason = BAD[name]
+    bad_path = tmp_path / f"{name}.json"
+    bad_path.write_bytes(text.encode(errors="surrogateescape"))
+    records, bad = read_records(tmp_path)
+    assert len(records) == 1
+    assert [b.path for b in bad] == [bad_path]
+    assert reason in bad[0].reason
+
+
+def test_an_unknown_field_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"created"', '"invented": 1,\n "created"'))
+    found = read_record(path)
+    assert isinstance(found, BadRecord)
+    assert found.reason.startswith("invented: Extra inputs")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.chmod(0)
+    assert "Permission denied" in read_records(tmp_path)[1][0].reason
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "..", "a/b\\c", "x" * 500, "名前", "a\nb\0c", " . ", "Net <script>"]
+)
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "records"
+    path = write_record(root, record(card(name), KNN))
+    assert path.resolve().is_relative_to(root.resolve())
+    assert len(path.relative_to(root).parts) == 4
+    assert stored(path).record.encoder.name == name
+
+
+def test_replacing_a_file_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    replace_file(page, b"old")
+    monkeypatch.setattr(store, "_write_through", lambda path, content: path.write_bytes(b"ha") and _raise_full())
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(page, b"new")
+    assert contents(tmp_path) == {"page.md": b"old"}
+
+
+def _raise_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
