@@ -69,8 +69,8 @@ class ResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(images)))
         maps = [x]
         x = self.maxpool(x)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for number in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{number}")(x)
             maps.append(x)
         return maps
 

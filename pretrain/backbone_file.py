@@ -27,7 +27,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
             continue
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(uint8).numpy()))
+        digest.update(tensor.flatten().view(uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -32,7 +32,7 @@ class QueryEncoder(nn.Module):
         super().__init__()
         self.backbone = ResNet(recipe.architecture, recipe.split_bn)
         width = self.backbone.channels
-        self.head = nn.Linear(width, recipe.dim)
+        self.head: nn.Module = nn.Linear(width, recipe.dim)
         if recipe.head == "mlp":
             self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.head)
 
@@ -85,7 +85,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """theta_k = m theta_k + (1 - m) theta_q, over parameters only: batch-norm statistics are the key's own."""
-        theta_k, theta_q = list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        theta_k: list[Tensor] = list(self.encoder_k.parameters())
+        theta_q: list[Tensor] = list(self.encoder_q.parameters())
         torch._foreach_lerp_(theta_k, theta_q, 1 - self.key_momentum)
 
     @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Pretrained encoders behind one interface, strictly loaded, each with its card."""

@@ -1,0 +1,67 @@
+"""Pooling of feature maps to fixed-length vectors: fixed kernels, adaptive grids, the global average."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from benchmarks.contract import InputError
+from results.schema import Frozen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FixedPooling(Frozen):
+    """Average over `kernel` x `kernel` windows of a `size` x `size` map; the zeros of the padding count as values."""
+
+    kind: Literal["fixed"] = "fixed"
+    size: int = Field(gt=0)
+    kernel: int = Field(gt=0)
+    stride: int = Field(gt=0)
+    padding: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _padding_fits(self) -> Self:
+        if 2 * self.padding > self.kernel:
+            raise ValueError(f"padding {self.padding} is more than half of kernel {self.kernel}")
+        return self
+
+
+class AdaptivePooling(Frozen):
+    """Average over a `grid` x `grid` partition of a map of any size."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    grid: int = Field(gt=0)
+
+
+class GlobalAverage(Frozen):
+    """One mean per channel."""
+
+    kind: Literal["average"] = "average"
+
+
+Pooling = Annotated[FixedPooling | AdaptivePooling | GlobalAverage, Field(discriminator="kind")]
+
+
+def pool(maps: Tensor, pooling: Pooling) -> Tensor:
+    """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major.
+
+    Raises:
+        InputError: the maps do not have the size that a fixed kernel was chosen for.
+    """
+    from torch.nn import functional  # protocols are declared with these models, and declaring needs no torch
+
+    if isinstance(pooling, GlobalAverage):
+        return maps.mean((2, 3))
+    if isinstance(pooling, AdaptivePooling):
+        return functional.adaptive_avg_pool2d(maps, pooling.grid).flatten(1)
+    height, width = maps.shape[2:]
+    if (height, width) != (pooling.size, pooling.size):
+        raise InputError(
+            f"the {pooling.kernel}x{pooling.kernel} pooling kernel is for {pooling.size}x{pooling.size} maps, and this "
+            f"encoder gives {height}x{width}: choose a protocol with adaptive grids"
+        )
+    pooled = functional.avg_pool2d(maps, pooling.kernel, pooling.stride, pooling.padding, count_include_pad=True)
+    return pooled.flatten(1)

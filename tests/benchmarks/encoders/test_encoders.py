@@ -1,0 +1,240 @@
+"""Encoders: outputs, normalisation from the card, strict loading, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.contract import InputError
+from benchmarks.encoders.encoder import FEATURES, Encoder
+from benchmarks.encoders.load import expand, load_encoder
+from benchmarks.encoders.own_module import module_encoder
+from benchmarks.encoders.random_file import write_random_encoder
+from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
+from pretrain.backbone import ResNet
+from pretrain.backbone_file import read_backbone, weights_sha256, write_backbone
+from results.schema import Architecture, EncoderCard
+
+TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)
+
+
+def written(path: Path, architecture: Architecture = TINY) -> ResNet:
+    torch.manual_seed(0)
+    net = ResNet(architecture)
+    write_backbone(path, net.state_dict(), EncoderCard(name="tiny", source="test", architecture=architecture))
+    return net.eval()
+
+
+def test_file_gives_the_forward_pass_bit_by_bit(tmp_path: Path) -> None:
+    net = written(tmp_path / "b.safetensors")
+    encoder = load_encoder(tmp_path / "b.safetensors")
+    images = torch.randn(3, 3, 32, 32)
+    outputs = encoder.outputs(images, [*FEATURES, "embed"])
+    with torch.no_grad():
+        for name, expected in zip(FEATURES, net.stages(images), strict=True):
+            assert torch.equal(outputs[name], expected)
+        assert torch.equal(outputs["embed"], net(images))
+    assert not any(p.requires_grad for p in encoder.module.parameters())
+
+
+def test_weights_hash_ignores_order_and_counters_and_sees_everything_else() -> None:
+    tensors = {"b": torch.ones(2), "a": torch.zeros(3), "bn.num_batches_tracked": torch.tensor(3)}
+    reordered = {"a": torch.zeros(3), "b": torch.ones(2), "bn.num_batches_tracked": torch.tensor(9)}
+    assert weights_sha256(tensors) == weights_sha256(reordered)
+    for changed in ({"b": torch.ones(2).double()}, {"b": torch.ones(2, 1)}, {"b": torch.tensor([1.0, 1.0001])}):
+        assert weights_sha256({**tensors, **changed}) != weights_sha256(tensors)
+    assert weights_sha256({"c": tensors["b"], "a": tensors["a"]}) != weights_sha256(tensors)
+    transposed = torch.arange(6.0).view(2, 3).T
+    assert weights_sha256({"a": transposed}) == weights_sha256({"a": transposed.contiguous()})
+
+
+def test_a_file_of_another_architecture_is_refused_with_counts_and_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    deep = ResNet(Architecture(name="resnet34", width=8, stem_kernel=3, max_pool=False))
+    path = tmp_path / "wrong.safetensors"
+    write_backbone(path, deep.state_dict(), EncoderCard(name="wrong", source="test", architecture=TINY))
+    with pytest.raises(
+        InputError, match=r"of the backbone's \d+ tensors: \d+ left over \(layer1\.2\..*, …\)"
+    ) as refused:
+        load_encoder(path)
+    assert "another architecture" in str(refused.value)
+    shallow = ResNet(TINY)
+    write_backbone(path, shallow.state_dict(), EncoderCard(name="w", source="test", architecture=Architecture(
+        name="resnet34", width=8, stem_kernel=3, max_pool=False)))  # fmt: skip
+    with pytest.raises(InputError, match="missing"):
+        load_encoder(path)
+    wide = ResNet(Architecture(name="resnet18", width=16, stem_kernel=3, max_pool=False))
+    write_backbone(path, wide.state_dict(), EncoderCard(name="w", source="test", architecture=TINY))
+    with pytest.raises(InputError, match="of another shape"):
+        load_encoder(path)
+
+
+def test_edited_weights_damaged_files_and_files_without_a_card_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.safetensors"
+    written(path)
+    tensors, card = read_backbone(path)
+    assert card is not None
+    tensors["conv1.weight"] += 1
+    save_file(tensors, tmp_path / "edited.safetensors", metadata={"encoder_card": card.model_dump_json()})
+    with pytest.raises(InputError, match="not those that its card describes"):
+        load_encoder(tmp_path / "edited.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_encoder(path)
+    save_file(tensors, tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match="no encoder card"):
+        load_encoder(tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match="no such file"):
+        load_encoder(tmp_path / "absent.safetensors")
+
+
+def test_normalise_applies_mean_std_range_and_channel_order() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    card = EncoderCard(name="x", source="test", architecture=Architecture(name="pixels"), mean=(103.5, 116.3, 123.7),
+                       std=(1.0, 2.0, 4.0), value_range=255.0, channels="BGR")  # fmt: skip
+    encoder = Encoder(card, nn.Identity(), lambda x, names: {"embed": x.flatten(1)}, ["embed"])
+    got = encoder.normalise(images)
+    for channel, (mean, std) in enumerate(zip(card.mean, card.std, strict=True)):
+        assert torch.allclose(got[:, channel], (images[:, 2 - channel].float() - mean) / std, atol=1e-4)
+    rgb = EncoderCard(name="x", source="test", architecture=Architecture(name="pixels"))
+    plain = Encoder(rgb, nn.Identity(), lambda x, names: {"embed": x.flatten(1)}, ["embed"]).normalise(images)
+    assert torch.allclose(plain[:, 0], (images[:, 0].float() / 255 - 0.485) / 0.229, atol=1e-5)
+
+
+def test_efficientnet_lite0_is_whole_and_its_embedding_is_what_its_classifier_reads() -> None:
+    encoder = load_encoder("package:efficientnet-lite0")
+    images = torch.randn(2, 3, 64, 64)
+    outputs = encoder.outputs(images, [*FEATURES, "embed"])
+    assert [64 // outputs[name].shape[-1] for name in FEATURES] == [2, 4, 8, 16, 32]
+    assert outputs["embed"].shape == (2, 1280)
+    with torch.no_grad():
+        assert torch.allclose(encoder.module.classifier(outputs["embed"]), encoder.module(images), atol=1e-5)
+    assert encoder.card.mean == (127 / 255,) * 3
+
+
+def test_efficientnet_lite0_knows_its_classes() -> None:
+    """A flat field of one colour is nothing in particular; the weights are real when drawings of one kind agree."""
+    encoder = load_encoder("package:efficientnet-lite0")
+    folder = Path(__file__).parents[3] / "benchmarks" / "demo" / "openclipart12"
+    groups = [sorted((folder / name).glob("*.png"))[:12] for name in ("animals_birds", "transportation_vehicles")]
+    vectors = []
+    for paths in groups:
+        pictures = []
+        for path in paths:
+            with Image.open(path) as image:
+                rgba = image.convert("RGBA").resize((128, 128))
+            white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            pictures.append(torch.from_numpy(np.array(white)).permute(2, 0, 1))
+        images = encoder.normalise(torch.stack(pictures))
+        vectors.append(F.normalize(encoder.outputs(images, ["embed"])["embed"]))
+    within = sum((v @ v.T).mean() for v in vectors) / 2
+    between = (vectors[0] @ vectors[1].T).mean()
+    assert within > between + 0.05
+
+
+def test_random_encoder_is_what_a_run_with_its_seed_starts_from() -> None:
+    from pretrain.moco import MoCo
+    from pretrain.recipe import Recipe
+
+    torch.manual_seed(3)
+    recipe = Recipe(architecture=TINY, queue_size=256)
+    model = MoCo(recipe, torch.Generator())
+    encoder = load_encoder("random:resnet18-w8-k3-nopool:3")
+    start = model.encoder_q.backbone.state_dict()
+    assert all(torch.equal(start[name], tensor) for name, tensor in encoder.module.state_dict().items())
+    assert encoder.card.method == "random"
+
+
+def test_recalibrated_norms_have_the_statistics_of_the_data() -> None:
+    encoder = random_resnet(TINY, 0)
+    batches = [torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8) for _ in range(3)]
+    before = encoder.card.weights_sha256
+    recalibrated(encoder, batches)
+    conv = encoder.module.conv1
+    with torch.no_grad():
+        activations = [conv(encoder.normalise(batch)) for batch in batches]
+    expected = torch.stack([a.mean(dim=(0, 2, 3)) for a in activations]).mean(0)
+    assert torch.allclose(encoder.module.bn1.running_mean, expected, atol=1e-5)
+    assert encoder.card.weights_sha256 == weights_sha256(encoder.module.state_dict()) != before
+    assert not encoder.module.training
+
+
+def test_random_encoder_file_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "train" / "things").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (40, 30), (number * 80, 100, 50)).save(tmp_path / "train" / "things" / f"{number}.png")
+    write_random_encoder("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r.safetensors", seed=1, size=16)
+    card = load_encoder(tmp_path / "r.safetensors").card
+    assert (card.method, card.init) == ("random", "seed 1")
+    with pytest.raises(InputError, match="nowhere"):
+        write_random_encoder("resnet18", tmp_path / "nowhere", tmp_path / "x.safetensors", seed=0, size=16)
+
+
+def test_architecture_texts() -> None:
+    assert parse_architecture("resnet50") == Architecture(name="resnet50")
+    assert parse_architecture("resnet18-w8-k3-nopool") == TINY
+    for text, fault in (("vgg16", "unknown architecture"), ("resnet18-x9", "unknown part 'x9'")):
+        with pytest.raises(InputError, match=fault):
+            parse_architecture(text)
+
+
+class Own(nn.Module):
+    def __init__(self, maps: bool) -> None:
+        super().__init__()
+        self.conv, self.maps = nn.Conv2d(3, 5, 3), maps
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        y = self.conv(x)
+        return {"feature5": y, "embed": y.mean((2, 3))} if self.maps else y.mean((2, 3))
+
+
+def test_ones_own_module_with_a_vector_or_a_mapping() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    vector, mapping = module_encoder(Own(False)), module_encoder(Own(True), name="mine")
+    assert vector.names == {"embed"}
+    assert mapping.names == {"feature5", "embed"}
+    assert mapping.card.name == "mine"
+    assert "mean" in mapping.card.assumed
+    assert mapping.outputs(images, ["feature5"])["feature5"].shape == (2, 5, 14, 14)
+    with pytest.raises(KeyError, match="has no feature1"):
+        vector.outputs(images, ["feature1"])
+    with pytest.raises(InputError, match="a tensor of shape"):
+        module_encoder(nn.Conv2d(3, 4, 3))
+
+
+def test_a_function_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = load_encoder("my_models:build", name="mine")
+    assert (encoder.card.name, encoder.names) == ("mine", {"embed"})
+    with pytest.raises(InputError, match="cannot import"):
+        load_encoder("no_such_package.module:build")
+    with pytest.raises(InputError, match="return a torch"):
+        load_encoder("collections:OrderedDict")
+
+
+def test_globs_expand_in_order_and_refuse_to_match_nothing(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [Path(p).stem for p in expand([f"{tmp_path}/*.safetensors", "pixels"])] == ["a", "b", "pixels"]
+    with pytest.raises(InputError, match="no file matches"):
+        expand([f"{tmp_path}/*.pth"])
+
+
+def test_raw_pixels_are_the_normalised_image() -> None:
+    encoder = load_encoder("pixels")
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    embed = encoder.outputs(encoder.normalise(images), ["embed"])["embed"]
+    assert torch.allclose(embed, (images.float() / 127.5 - 1).flatten(1), atol=1e-6)
+    assert encoder.outputs(torch.zeros(1, 3, 96, 96), ["embed"])["embed"].shape == (1, 3072)
