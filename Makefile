@@ -1,0 +1,131 @@
+# The front door. `make` lists the targets; each is one visible line around a command of the project.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+PY := .venv/bin/python
+
+# Variables, each with the line that `make help` prints.
+## root of the data sets, of an ImageFolder, or of images to pretrain on; empty: the embedded data
+DATA ?=
+## one or more of: file, glob, random:ARCH[:SEED], package:efficientnet-lite0, pixels, my.module:build
+ENCODER ?= package:efficientnet-lite0
+## protocol id; empty: what suits the data
+PROTOCOL ?=
+## name in pretrain/recipes, or a .toml file
+RECIPE ?= mocov2_resnet18w32_demo
+## folder of a pretraining run; empty: work/pretrain/RECIPE
+OUT ?=
+## further flags, as ARGS="--seed 1 --workers 4"
+ARGS ?=
+## 1: say what would run and what it needs, and stop
+DRY_RUN ?=
+## one entry of make speed
+ONLY ?=
+
+flags = $(if $(DRY_RUN),--dry-run) $(ARGS)
+encoders = --encoder $(foreach e,$(1),'$(e)')
+bench_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(flags)
+# A stamp's name holds the hash of what it was made from: the same locks, nothing to do.
+stamp = .venv/.$(1)-$(shell cat $(2:%=requirements/%.txt) scripts/setup.sh | git hash-object --stdin)
+CORE := $(call stamp,core,core)
+DEV := $(call stamp,dev,dev)
+TRANSFER := $(call stamp,transfer,transfer detectron2)
+# Two torch threads on a busy two-core machine can be many times slower than one.
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables, as in make bench-knn ENCODER=checkpoint.pth DATA=/data\n'
+	@awk -F ' [?]= ?' '/^[A-Z_]+ [?]=/ { printf "  %-22s%s%s\n", $$1, about, $$2 ? " (" $$2 ")" : "" } { about = substr($$0, 4) }' \
+		$(MAKEFILE_LIST)
+
+# ---- first steps -----------------------------------------------------------------------------------------------------
+
+.PHONY: setup setup-dev setup-transfer lock
+setup: $(CORE) ## .venv with the locked core; does nothing when nothing changed
+setup-dev: $(CORE) $(DEV) ## and the tools that the tests need
+setup-transfer: $(CORE) $(TRANSFER) ## and detectron2 and mmsegmentation, for detection and segmentation
+
+$(CORE) $(DEV) $(TRANSFER):
+	scripts/setup.sh $(patsubst .%,%,$(firstword $(subst -, ,$(@F))))
+	@rm -f $(firstword $(subst -, ,$@))-* && touch $@
+$(DEV) $(TRANSFER): | $(CORE)
+
+lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml again; UPGRADE=1 takes newer releases
+	scripts/lock.sh $(if $(UPGRADE),--upgrade)
+
+# ---- pretrain, benchmark, tables -------------------------------------------------------------------------------------
+
+.PHONY: demo-data pretrain bench-knn bench-voc-svm bench-low-shot-svm bench-linear tables publish-records speed
+demo-data: $(CORE) ## compose the embedded data into work/data
+	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
+pretrain: $(CORE) ## pretrain an encoder: RECIPE, DATA, OUT
+	$(PY) -m pretrain --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(if $(OUT),--out $(OUT)) $(flags)
+bench-knn: $(CORE) ## kNN of an encoder: ENCODER, DATA
+	$(PY) -m benchmarks knn $(bench_flags)
+bench-voc-svm: $(CORE) ## VOC07 SVM
+	$(PY) -m benchmarks voc-svm $(bench_flags)
+bench-low-shot-svm: $(CORE) ## VOC07 low-shot SVM
+	$(PY) -m benchmarks low-shot-svm $(bench_flags)
+bench-linear: $(CORE) ## linear probe
+	$(PY) -m benchmarks linear $(bench_flags)
+tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
+	$(PY) -m results tables --out work/tables.md
+	@cat work/tables.md
+publish-records: $(CORE) ## copy this machine's records into results/records, and make results/MODEL_ZOO.md from them
+	$(PY) -m results publish-records $(flags)
+	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)
+speed: $(CORE) ## measure the hot loops against plain ones, into work/speed.json: ONLY
+	$(PY) scripts/speed.py $(ONLY)
+
+# ---- the demo: a chain of stamps, so that a killed run goes on where it was ------------------------------------------
+
+.PHONY: demo demo-seeds
+DEMO := work/demo
+DEMO_RECIPE := mocov2_resnet18w32_demo
+DEMO_ARCH := resnet18-w32-k3-nopool
+DEMO_RANDOM := $(patsubst %,$(DEMO)/random-%.safetensors,0 1 2 3 4)
+DEMO_MOCO := work/pretrain/$(DEMO_RECIPE)/backbone.safetensors
+DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO) package:efficientnet-lite0)
+DEMO_SEEDS := $(patsubst %,work/pretrain/$(DEMO_RECIPE)-seed%/backbone.safetensors,1 2)
+timed = @scripts/timed.sh $(DEMO)/times.tsv
+
+demo: $(addprefix $(DEMO)/,knn linear voc-svm) ## everything once on the embedded data, in minutes
+	@$(MAKE) --no-print-directory tables
+	@scripts/timed.sh $(DEMO)/times.tsv
+demo-seeds: demo $(DEMO_SEEDS) ## the demo's pretraining in three seeds; their records are the committed ones
+	for harness in knn linear voc-svm; do $(PY) -m benchmarks $$harness --data work/data --encoder $(DEMO_SEEDS) || exit; done
+	@$(MAKE) --no-print-directory tables
+
+$(DEMO)/data: | $(CORE)
+	$(timed) data $(PY) -m benchmarks demo-data --out work/data
+	@touch $@
+$(DEMO)/random-%.safetensors: $(DEMO)/data
+	$(timed) random-$* $(PY) -m benchmarks random-encoder --architecture $(DEMO_ARCH) --seed $* --images work/data/drawings --out $@
+$(DEMO_MOCO): $(DEMO)/data
+	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D)
+	@touch $@
+$(DEMO_SEEDS): work/pretrain/$(DEMO_RECIPE)-seed%/backbone.safetensors: $(DEMO)/data
+	$(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D) --seed $*
+	@touch $@
+$(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/linear: $(DEMO_RANDOM) $(DEMO_MOCO)
+	$(timed) $(@F) $(PY) -m benchmarks $(@F) $(DEMO_BENCH)
+	@touch $@
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+.PHONY: lint format types test-fast test
+lint: $(CORE) $(DEV) ## ruff and the import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+format: $(CORE) $(DEV) ## let ruff format the code
+	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+types: $(CORE) $(DEV) ## mypy
+	.venv/bin/mypy
+test-fast: $(CORE) $(DEV) ## the tests that take seconds
+	$(TEST) -m "not slow"
+test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
+	@$(MAKE) lint types
+	$(TEST)

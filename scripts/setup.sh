@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs one locked set into .venv: scripts/setup.sh core|dev|transfer. `make` calls it when a lock has changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set_name=$1
+
+fail() {
+    echo "setup: $1" >&2
+    exit 2
+}
+
+find_python() { # 3.11 first: it is the version that the locks were tried with
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3}; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$candidate" && return
+    done
+    fail "Python 3.11 or newer is needed and ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>/dev/null ||
+        echo missing); install it, or name one with PYTHON=/path/to/python3.11."
+}
+
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv."
+    "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' ||
+        echo "setup: notice: $("$python" -V) is newer than 3.11, the version this project is tested with."
+    "$python" -m venv .venv
+fi
+
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+echo "setup: installing requirements/$set_name.txt into .venv"
+# Each lock is complete, so pip has nothing to resolve: --no-deps keeps out what a lock leaves out (opencv-python).
+pip install --no-deps --require-hashes -r "requirements/$set_name.txt"
+
+case $set_name in
+core)
+    pip install --no-deps --no-build-isolation --editable .
+    ;;
+transfer)
+    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    pip install --no-deps --require-hashes --upgrade --only-binary=:all: --python-version 3.10 --target "$site" \
+        -r requirements/detectron2.txt
+    ;;
+esac

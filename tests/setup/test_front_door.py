@@ -1,0 +1,71 @@
+"""`make` explains itself, and the set-up refuses in one sentence where it cannot work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(
+    *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def phony_targets() -> set[str]:
+    return set(" ".join(re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)).split())
+
+
+def test_make_lists_every_target_with_a_line() -> None:
+    listed = run("make", "--no-print-directory", cwd=ROOT)
+    assert listed.returncode == 0
+    lines = dict(re.findall(r"^  ([a-z][a-z-]*) +(\S.*)", listed.stdout, re.M))
+    assert lines.keys() == phony_targets()
+
+
+def planned(target: str) -> str:
+    """The commands that a target would run on a tree with nothing installed or made."""
+    done = run("make", "--no-print-directory", "--dry-run", "--always-make", target, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("target", sorted(phony_targets()))
+def test_every_script_of_a_target_is_there(target: str) -> None:
+    scripts = re.findall(r"(?:^|\s)(scripts/[\w.]+)", planned(target))
+    assert [s for s in scripts if not (ROOT / s).is_file()] == []
+
+
+@pytest.mark.parametrize("package", ["benchmarks", "results"])
+def test_every_command_of_a_target_is_known(package: str) -> None:
+    asked = {c for t in phony_targets() for c in re.findall(rf"-m {package} ([\w-]+)", planned(t))}
+    known = run(sys.executable, "-m", package, "--help", cwd=ROOT)
+    assert asked
+    assert [c for c in sorted(asked) if not re.search(rf"[{{, ]{c}[}}, \n]", known.stdout + known.stderr)] == []
+
+
+@pytest.mark.parametrize(
+    ("python", "sentence"),
+    [
+        ('[ "$1" = -V ] && echo Python 3.9.2 || exit 1', "Python 3.11 or newer is needed and .* is Python 3.9.2"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "venv module is missing; .* apt-get install python3-venv"),
+    ],
+    ids=["too-old", "no-venv"],
+)
+def test_setup_refuses_in_one_sentence(tmp_path: Path, python: str, sentence: str) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\n{python}\n")
+    fake.chmod(0o755)
+    refused = run("bash", script, "core", env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake)})
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert re.search(sentence, refused.stderr)
