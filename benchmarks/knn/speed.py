@@ -1,0 +1,154 @@
+"""kNN against the loop that DINO and mmselfsup use and against faiss, at 100,000 x 2,048 and 5,000 queries."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.knn.engines import choose
+from benchmarks.knn.search import search
+from benchmarks.knn.vote import true_class_ranks
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+CHUNKS = 100
+ROUNDS = 3
+_TILE, _PART = 16_384, 512
+
+Top1 = dict[int, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Features as a ResNet pools them: non-negative, about one centre per class."""
+
+    gallery: NDArray[np.float32]
+    gallery_classes: NDArray[np.int64]
+    queries: NDArray[np.float32]
+    query_classes: NDArray[np.int64]
+    num_classes: int
+
+
+@cache
+def problem(rows: int = 100_000, queries: int = 5_000, dim: int = 2_048, num_classes: int = 1_000) -> Problem:
+    """The same features every time."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((num_classes, dim), dtype=np.float32)
+    classes = rng.integers(0, num_classes, rows + queries)
+    features = rng.standard_normal((rows + queries, dim), dtype=np.float32)
+    features *= 2
+    for start in range(0, len(features), 1000):
+        features[start : start + 1000] += centres[classes[start : start + 1000]]
+    np.maximum(features, 0, out=features)
+    return Problem(features[:rows], classes[:rows], features[rows:], classes[rows:], num_classes)
+
+
+def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
+    """The measurements of `make speed` by name."""
+    return {
+        "knn": lambda: measure("knn", loop_per_k, "100 query chunks, one-hot votes, once per k (DINO, mmselfsup)"),
+        "knn-faiss": lambda: measure("knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes"),
+    }
+
+
+def measure(
+    name: str, baseline: Callable[[Problem], Top1], described: str, *, data: Problem | None = None, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Time ours and the baseline alternately, from raw features to hits for every k, and the bare product beside."""
+    data = problem() if data is None else data
+    _, dtype = choose("auto", torch.device("cpu"))
+    seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": [], "float32": []}
+    for _ in range(rounds):
+        seconds["limit"].append(product_seconds(data, dtype))
+        took, found = _timed(lambda: ours(data))
+        seconds["ours"].append(took)
+        took, expected = _timed(lambda: baseline(data))
+        seconds["baseline"].append(took)
+    seconds["float32"].append(product_seconds(data, torch.float32))
+    median = {key: statistics.median(values) for key, values in seconds.items()}
+    same = min(int((found[k] == expected[k]).sum()) for k in KS)
+    rows, dim = data.gallery.shape
+    precision = str(dtype).removeprefix("torch.")
+    return {
+        "name": name,
+        "ours_s": median["ours"],
+        "baseline_s": median["baseline"],
+        "baseline": described,
+        "ratio": median["baseline"] / median["ours"],
+        "limit_s": median["limit"],
+        "limit": f"the bare {precision} product",
+        "note": f"{rows:,} x {dim:,} gallery, {len(data.queries):,} queries, k = {', '.join(map(str, KS))}; the bare "
+        f"float32 product takes {median['float32']:.2f} s; top-1 hits agree for {same:,} queries or more",
+    }
+
+
+def ours(data: Problem) -> Top1:
+    """What the harness does: one search, then votes for every k."""
+    found = search(data.gallery, data.queries, KS[-1])
+    return _votes(data, found.similarities, found.indices)
+
+
+def loop_per_k(data: Problem) -> Top1:
+    """The usual loop: for each k, a product and a selection per query chunk, and votes through a B x k x C one-hot."""
+    gallery = torch.nn.functional.normalize(torch.from_numpy(data.gallery), dim=1).T
+    queries = torch.nn.functional.normalize(torch.from_numpy(data.queries), dim=1)
+    classes, targets = torch.from_numpy(data.gallery_classes), torch.from_numpy(data.query_classes)
+    hits: Top1 = {}
+    for k in KS:
+        first, one_hot = [], torch.empty(0)
+        for chunk in queries.split(max(1, len(queries) // CHUNKS)):
+            similarities, indices = (chunk @ gallery).topk(k, dim=1)
+            one_hot.resize_(len(chunk) * k, data.num_classes).zero_().scatter_(1, classes[indices].view(-1, 1), 1)
+            weights = (similarities / TEMPERATURE).exp_()
+            votes = (one_hot.view(len(chunk), k, -1) * weights[:, :, None]).sum(dim=1)
+            first.append(votes.sort(dim=1, descending=True).indices[:, 0])
+        hits[k] = (torch.cat(first) == targets).numpy()
+    return hits
+
+
+def faiss_flat(data: Problem) -> Top1:
+    """One search of faiss's exact index, then our votes."""
+    import faiss
+
+    gallery, queries = data.gallery.copy(), data.queries.copy()
+    faiss.normalize_L2(gallery)
+    faiss.normalize_L2(queries)
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    return _votes(data, *index.search(queries, KS[-1]))
+
+
+def product_seconds(data: Problem, dtype: torch.dtype) -> float:
+    """Seconds of the matrix product alone, tile by tile."""
+    gallery, queries = torch.from_numpy(data.gallery).to(dtype), torch.from_numpy(data.queries).to(dtype)
+    began = time.perf_counter()
+    for tile in gallery.split(_TILE):
+        for part in queries.split(_PART):
+            torch.mm(part, tile.T)
+    return time.perf_counter() - began
+
+
+def _votes(data: Problem, similarities: NDArray[np.floating], indices: NDArray[np.int64]) -> Top1:
+    ranks = true_class_ranks(
+        similarities,
+        data.gallery_classes[indices],
+        data.query_classes,
+        ks=KS,
+        temperature=TEMPERATURE,
+        num_classes=data.num_classes,
+    )
+    return {k: ranks[k] == 0 for k in KS}
+
+
+def _timed(run: Callable[[], Top1]) -> tuple[float, Top1]:
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result

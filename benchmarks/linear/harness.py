@@ -1,0 +1,135 @@
+"""The AvgPool and Feature1 … Feature5 probes: from an encoder and two lists of images to scores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.contract import InputError, Labels, Outcome
+from benchmarks.data.fingerprint import fingerprint
+from benchmarks.linear import distributed
+from benchmarks.linear.check import check_single_label
+from benchmarks.linear.checkpoint import ProbeState
+from benchmarks.linear.frozen import Encoder, FrozenFeatures, module_sha256
+from benchmarks.linear.settings import ProbeSettings, probe_settings
+from benchmarks.linear.train import Probe
+from results.schema import Protocol, Score, canonical_sha256
+
+COLUMN = {"embed": "AvgPool", **{f"feature{n}": f"Feature{n}" for n in range(1, 6)}}
+
+
+def run(
+    protocol: Protocol,
+    encoder: Encoder,
+    train: Labels,
+    test: Labels,
+    *,
+    device: str = "cpu",
+    workers: int = 2,
+    workdir: Path,
+    seed: int = 0,
+    progress: bool = True,
+) -> Outcome:
+    """Train the protocol's heads on `train` and measure them on `test`.
+
+    A run that was killed goes on from its last epoch in `workdir`. Under torchrun the protocol's batch is split over
+    the ranks, whose outcomes are equal; rank 0 writes the state.
+
+    Raises:
+        InputError: the labels do not fit the protocol, or the encoder has none of its outputs.
+        RuntimeError: a tensor of the encoder changed while it was to be frozen.
+    """
+    settings = probe_settings(protocol)
+    check_single_label(protocol, train, test)
+    if not any(encoder.has(output) for output in settings.outputs):
+        raise InputError(f"{encoder.card.name} has none of {', '.join(settings.outputs)}, which {protocol.id} reads")
+    before = module_sha256(encoder.module)
+    frozen = FrozenFeatures(encoder, settings, protocol.geometry.crop, distributed.join(device))
+    key = canonical_sha256([protocol.content_sha256(), before, fingerprint(train), fingerprint(test), seed])
+    probe = Probe(
+        settings, protocol.geometry, frozen, train, test, key=key, workdir=workdir, workers=workers, seed=seed
+    )
+    state = probe.train(show=progress)
+    if module_sha256(encoder.module) != before:
+        raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
+
+    outcome = Outcome(scores={}, seeds=(seed,), timing=dict(state.timing))
+    for output in frozen.outputs:
+        chosen = choose(state, output)
+        outcome.runs += head_runs(state, settings, output, chosen)
+        _fill(outcome, protocol, settings, state, output, chosen)
+        outcome.tensors |= _tensors(probe, output, chosen)
+    return outcome
+
+
+def choose(state: ProbeState, output: str) -> int:
+    """The head of an output's bank that does best on the held-out part of train at the last evaluation.
+
+    By accuracy, then by loss; of equals the first of the grid.
+    """
+    if output not in state.heldout:
+        return 0
+    accuracy, loss = state.heldout[output][-1]
+    order = [
+        (-a, x if math.isfinite(x) else math.inf, h)
+        for h, (a, x) in enumerate(zip(accuracy.tolist(), loss.tolist(), strict=True))
+    ]
+    return min(order)[2]
+
+
+def head_runs(state: ProbeState, settings: ProbeSettings, output: str, chosen: int) -> list[dict[str, Any]]:
+    """One flat row per head of an output's bank."""
+    rows = []
+    for head, (lr, decay) in enumerate(settings.grid):
+        last, best = state.last[output][head], state.best[output][head]
+        row: dict[str, Any] = {"output": output, "lr": lr, "weight_decay": decay, "chosen": head == chosen}
+        row |= {"last_top1": _percent(last, 1), "last_top5": _percent(last, 5)}
+        row |= {"best_top1": _percent(best, 1), "best_top5": _percent(best, 5)}
+        row |= {
+            "best_epoch": int(state.best_epoch[output][head]),
+            "train_loss": _finite(state.train_loss[output][head]),
+        }
+        if output in state.heldout:
+            accuracy, loss = state.heldout[output][-1][:, head]
+            row |= {"heldout_top1": 100 * float(accuracy), "heldout_loss": _finite(loss)}
+        rows.append(row)
+    return rows
+
+
+def _fill(
+    outcome: Outcome, protocol: Protocol, settings: ProbeSettings, state: ProbeState, output: str, chosen: int
+) -> None:
+    """Scores and per-item outcomes of one output's columns, as far as the protocol has them."""
+    last, best = state.last[output][chosen], state.best[output][chosen]
+    oracle = state.best[output][int((state.best[output] < 1).sum(dim=1).argmax())]
+    column, several = COLUMN[output], len(settings.grid) > 1
+    chosen_by = ", rate chosen on a held-out part of train" if several else ""
+    candidates = [
+        (column, best if settings.choose_epoch == "best" else last, protocol.selection),
+        (f"{column} last", last, f"last epoch{chosen_by}"),
+        (f"{column} best", best, f"best epoch on test (oracle){chosen_by}"),
+    ]
+    if several:
+        candidates.append((f"{column} oracle", oracle, "best head and epoch on test (oracle)"))
+    for name, ranks, selection in candidates:
+        for title, k in ((name, 1), (f"{name} top-5", 5)):
+            if title in protocol.columns:
+                outcome.scores[title] = Score(value=_percent(ranks, k), n=len(ranks), selection=selection)
+                outcome.items[f"correct/{title}"] = (ranks < k).numpy()
+
+
+def _tensors(probe: Probe, output: str, chosen: int) -> dict[str, Tensor]:
+    """The trained head behind an output's column."""
+    heads = probe.state.best_tensors.get(output) or probe.trainer.banks[output].tensors()
+    return {f"{COLUMN[output]}/{name}": tensor[chosen].clone() for name, tensor in heads.items()}
+
+
+def _percent(ranks: Tensor, k: int) -> float:
+    return 100 * float((ranks < k).double().mean())
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,73 @@
+"""What a bank of heads costs: an epoch with more heads against the same epoch with one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.encoders.load import load_encoder
+from benchmarks.linear.frozen import FrozenFeatures
+from benchmarks.linear.settings import ProbeSettings
+from benchmarks.linear.trainer import HeadTrainer
+
+CLASSES, SIZE = 1000, 224
+HEADS = (1, 11, 21)
+LIMIT = 1.10
+
+
+def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
+    """The measurements of this harness by name."""
+    return {"linear-grid": linear_grid}
+
+
+def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32", "bf16"] = "bf16") -> dict[str, Any]:
+    """Ten heads and then ten more, beside one, on a ResNet-50 with 1000 classes.
+
+    An epoch is that many equal steps, and a step is one pass of the encoder and one update of the bank. Both are timed,
+    the update of each bank in turn on what the same pass gave, `rounds` times over, and their medians added. What would
+    flatter the heads is left out: images are in memory, and the encoder runs in the faster precision.
+    """
+    encoder, device = load_encoder("random:resnet50"), torch.device("cpu")
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, 3, SIZE, SIZE), dtype=torch.uint8, generator=draws)
+    targets = torch.randint(0, CLASSES, (batch_size,), generator=draws)
+    settings = [
+        ProbeSettings(
+            outputs=("embed",),
+            lrs=tuple(0.1 * (n + 1) for n in range(heads)),
+            epochs=1,
+            heldout=0.5,
+            precision=precision,
+        )
+        for heads in HEADS
+    ]
+    frozen = FrozenFeatures(encoder, settings[0], SIZE, device)
+    trainers = [HeadTrainer(bank, frozen, CLASSES, 0) for bank in settings]
+    passes: list[float] = []
+    updates: list[list[float]] = [[] for _ in HEADS]
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        features = frozen(images)
+        passes.append(time.perf_counter() - started)
+        for taken, trainer in zip(updates, trainers, strict=True):
+            started = time.perf_counter()
+            trainer.update(features, targets, 1.0, batch_size)
+            taken.append(time.perf_counter() - started)
+    encoding = statistics.median(passes[1:])  # the first round warms up
+    one, eleven, twenty_one = (encoding + statistics.median(taken[1:]) for taken in updates)
+    worst = max(eleven - one, twenty_one - eleven)
+    return {
+        "name": "linear-grid",
+        "ours_s": one + worst,
+        "baseline_s": one,
+        "baseline": "the same step with ten heads fewer",
+        "ratio": one / (one + worst),
+        "limit_s": LIMIT * one,
+        "limit": "a tenth more, at most",
+        "note": f"ResNet-50, {SIZE} pixels, {CLASSES} classes, batch {batch_size}, {precision}; a "
+        f"step with {', '.join(map(str, HEADS))} heads: {one:.2f}, {eleven:.2f}, {twenty_one:.2f} s",
+    }

@@ -1,0 +1,56 @@
+"""What a harness would do: protocol, data, and the time, disk and memory that it needs."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from benchmarks import evaluation
+from benchmarks.contract import InputError
+from benchmarks.options import Bench
+from results.schema import Protocol
+from results.store import find_record
+
+PROBE_IMAGES = 16
+
+
+def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -> str:
+    """One paragraph per encoder. The time is that of the encoder's passes, measured on a small batch of noise."""
+    lines = [
+        f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip(),
+        f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} below {options.data}",
+    ]
+    for encoder in encoders:
+        try:
+            job = evaluation.prepare(
+                encoder, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed
+            )
+        except InputError as error:
+            lines.append(f"missing    {encoder}: {' '.join(str(error).split())}")
+            continue
+        if not options.force and find_record(options.out, job.encoder.card, protocol, job.dataset, (job.seed,)):
+            lines.append(f"done       {job.encoder.card.name} has a record")
+            continue
+        job.encoder.to(device)
+        crop = protocol.geometry.crop
+        images = torch.randint(0, 256, (PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8)
+        for _ in range(2):  # the first one warms up
+            started = time.monotonic()
+            found = job.encoder.outputs(job.encoder.normalise(images), {"embed"})["embed"]
+            width = len(found.cpu()[0])
+            seconds = (time.monotonic() - started) / PROBE_IMAGES
+        count = len(job.train) + len(job.test)
+        passes = len(job.train) * int(protocol.params.get("epochs", 1)) + len(job.test)
+        if job.harness.on_features:
+            stored = job.harness.required_outputs(protocol)
+            disk = f"up to {len(stored)} outputs of {count:,} images; {count * width * 4 / 2**20:.0f} MiB for embed"
+        else:
+            disk = "the heads only"
+        lines += [
+            f"would run  {job.encoder.card.name} on {len(job.train):,} + {len(job.test):,} images",
+            f"  time     about {passes * seconds:.0f} s of encoder passes on {device}",
+            f"  disk     {disk}",
+            f"  memory   {count * width * 4 / 2**20:.0f} MiB for embed, and the encoder",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,123 @@
+"""What `Protocol.params` holds for the two SVM benchmarks."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+
+from benchmarks.contract import InputError
+from benchmarks.features.pool import AdaptivePooling, FixedPooling, Pooling
+from results.schema import Frozen, Protocol
+
+LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
+
+Outputs = dict[str, Pooling | None]
+
+# For the maps of a ResNet at 224 pixels: 9216, 9216, 8192, 9216 and 8192 numbers per image of a ResNet-50.
+FIXED_POOLING: Outputs = {
+    "feature1": FixedPooling(size=112, kernel=10, stride=10, padding=4),
+    "feature2": FixedPooling(size=56, kernel=16, stride=8),
+    "feature3": FixedPooling(size=28, kernel=13, stride=5),
+    "feature4": FixedPooling(size=14, kernel=8, stride=3),
+    "feature5": FixedPooling(size=7, kernel=6, stride=1),
+    "embed": None,
+}
+ADAPTIVE_POOLING: Outputs = {
+    **{layer: AdaptivePooling(grid=grid) for layer, grid in zip(LAYERS, (12, 6, 4, 3, 2), strict=True)},
+    "embed": None,
+}
+
+
+class SvmParams(Frozen):
+    """What both benchmarks share.
+
+    Attributes:
+        costs: in the order in which ties are broken, the first wins.
+        positive_weight, negative_weight: class weights, factors of the cost.
+        tolerance: of the solver, see `solver.solve`. Every model is the optimum to within it.
+        outputs: encoder output -> pooling of its maps, None for a vector.
+    """
+
+    costs: tuple[float, ...] = Field(min_length=1)
+    positive_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
+    negative_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    tolerance: float = Field(1e-5, gt=0, le=1e-2)
+    outputs: dict[str, Pooling | None] = Field(min_length=1)
+
+    @field_validator("costs")
+    @classmethod
+    def _positive_and_distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < cost < float("inf") for cost in value) or len(set(value)) < len(value):
+            raise ValueError(f"{value} must be positive, finite and without repeats")
+        return value
+
+
+class FullParams(SvmParams):
+    """All of trainval.
+
+    Attributes:
+        folds: of the stratified, unshuffled cross-validation that chooses each class's cost.
+        ignore_in_train: images whose every instance of a class is difficult train as its negatives, as in the
+            published scripts, or take no part. In the test they never take part.
+    """
+
+    folds: int = Field(3, ge=2)
+    ignore_in_train: Literal["negative", "drop"] = "negative"
+
+
+class LowShotParams(SvmParams):
+    """Few positives per class.
+
+    Attributes:
+        k: positives per class. A multi-label set has (classes - 1) k negatives to each; of a single-label set k images
+            of every class are drawn, which makes the others the negatives.
+        sets: independent draws; a figure is their mean, with its spread.
+        seed: of the draws.
+        index_sets: `seeded` draws by this project, or `files` in the format of the published ones.
+        fixed_cost: the cost of the `fixed` selection.
+    """
+
+    k: tuple[int, ...] = Field(min_length=1)
+    sets: int = Field(5, ge=1)
+    seed: int = 0
+    index_sets: Literal["seeded", "files"] = "seeded"
+    fixed_cost: float = Field(1.0, gt=0)
+
+    @field_validator("k")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or len(set(value)) < len(value):
+            raise ValueError(f"{value} must be positive and without repeats")
+        return tuple(sorted(value))
+
+
+Selection = Literal["oracle", "fixed", "heldout"]
+SELECTIONS: tuple[Selection, ...] = ("oracle", "fixed", "heldout")
+
+
+def low_shot_column(k: int, selection: Selection) -> str:
+    """The table column: `k=8` for the published, oracle selection, `k=8 fixed` and `k=8 heldout` for the others."""
+    return f"k={k}" if selection == "oracle" else f"k={k} {selection}"
+
+
+Params = TypeVar("Params", bound=SvmParams)
+
+
+def params_of(protocol: Protocol, model: type[Params]) -> Params:
+    """The typed `params` of a protocol.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    try:
+        return model.model_validate(protocol.params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{protocol.id}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def required_outputs(protocol: Protocol) -> dict[str, tuple[str, Pooling | None]]:
+    """Feature key -> (encoder output, pooling of its maps or None) that a protocol reads."""
+    outputs = params_of(protocol, LowShotParams if "k" in protocol.params else FullParams).outputs
+    return {name: (name, pooling) for name, pooling in outputs.items()}

@@ -1,0 +1,209 @@
+"""From two splits to an outcome: scores, per-item hits, self-matches, and one clear sentence for what cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.contract import InputError, Labels, Split
+from benchmarks.knn.harness import run
+from benchmarks.knn.protocols import CIFAR_NOTEBOOK, DEMO, DINO, MMSELFSUP, PROTOCOLS, VISSL, KnnParams
+from tests.reference.knn_plain import neighbours, ranking
+
+CLASSES = ("bird", "boat", "car", "dog", "house", "plane", "tree")
+
+
+def split(prefix, n, *, seed, dim=16, output="embed", classes=CLASSES):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, len(classes), n)
+    centres = np.random.default_rng(7).standard_normal((len(classes), dim))
+    features = (centres[targets] + 1.5 * rng.standard_normal((n, dim))).astype(np.float32)
+    ids = tuple(f"{prefix}/{i}" for i in range(n))
+    labels = Labels(ids, tuple(Path(f"{i}.png") for i in ids), classes, targets, tuple((i,) for i in ids))
+    return Split(labels, {output: features})
+
+
+def small(k=(3, 10), **changes):
+    return DEMO.with_overrides(k=k, **changes)
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+def test_equals_the_plain_version(engine):
+    train, test = split("a", 90, seed=0), split("b", 31, seed=1)
+    outcome = run(small(), train, test, engine=engine, progress=False)
+    assert list(outcome.scores) == ["k=3", "k=10", "k=3 top-5", "k=10 top-5"]
+    for k in (3, 10):
+        hits = []
+        for query, target in zip(test.features["embed"], test.labels.targets, strict=True):
+            rows, similarities, _ = neighbours(train.features["embed"], query, k)
+            by_row = dict(zip(rows, train.labels.targets[rows], strict=True))
+            order = ranking(rows, similarities, by_row, 0.07)
+            hits.append((target in order[:1], target in order[:5]))
+        for column, expected in zip((f"k={k}", f"k={k} top-5"), np.array(hits).T, strict=True):
+            np.testing.assert_array_equal(outcome.items[f"correct/{column}"], expected)
+            assert outcome.scores[column].value == pytest.approx(100 * expected.mean())
+            assert outcome.scores[column].n == 31
+
+
+def test_cosine_ignores_length_and_the_dot_product_does_not():
+    train, test = split("a", 90, seed=0), split("b", 31, seed=1)
+    lengths = np.random.default_rng(2).uniform(0.1, 10, (90, 1)).astype(np.float32)
+    longer = Split(train.labels, {"embed": train.features["embed"] * lengths})
+    scores = [
+        [s.value for s in run(protocol, data, test, progress=False).scores.values()]
+        for protocol in (small(), small(normalise=False))
+        for data in (train, longer)
+    ]
+    assert scores[0] == scores[1]
+    assert scores[2] != scores[3]
+
+
+def test_dot_product_equals_the_plain_version():
+    train, test = split("a", 90, seed=0, output="head"), split("b", 31, seed=1, output="head")
+    outcome = run(VISSL.with_overrides(k=(12,)), train, test, progress=False)
+    expected = []
+    for query, target in zip(test.features["head"], test.labels.targets, strict=True):
+        rows, similarities, _ = neighbours(train.features["head"], query, 12, normalise=False)
+        votes = dict(zip(rows, train.labels.targets[rows], strict=True))
+        expected.append(ranking(rows, similarities, votes, 0.1)[0] == target)
+    np.testing.assert_array_equal(outcome.items["correct/k=12"], expected)
+
+
+def test_classes_are_matched_by_name():
+    train, test = split("a", 90, seed=0), split("b", 31, seed=1)
+    order = np.random.default_rng(3).permutation(len(CLASSES))
+    shuffled = replace(
+        test.labels, classes=tuple(CLASSES[i] for i in order), targets=np.argsort(order)[test.labels.targets]
+    )
+    same = run(small(), train, Split(shuffled, test.features), progress=False)
+    assert same.scores == run(small(), train, test, progress=False).scores
+
+
+def test_own_image_is_no_neighbour():
+    data = split("a", 60, seed=4)
+    noise = np.random.default_rng(5)
+    data = Split(replace(data.labels, targets=noise.integers(0, 7, 60)), data.features)  # labels that mean nothing
+    outcome = run(small(k=(1,)), data, data, progress=False)
+    assert outcome.runs[0]["self_matches_excluded"] == 60
+    assert outcome.scores["k=1"].value < 50
+    assert run(small(k=(1,), exclude_self=False), data, data, progress=False).scores["k=1"].value == 100
+
+
+def test_the_same_id_in_another_file_is_another_image():
+    """CIFAR numbers both of its splits from zero."""
+    data = split("a", 60, seed=4)
+    elsewhere = replace(data.labels, paths=tuple(Path("test") / p for p in data.labels.paths))
+    outcome = run(small(k=(1,)), data, Split(elsewhere, data.features), progress=False)
+    assert outcome.runs[0]["self_matches_excluded"] == 0
+
+
+def test_partial_overlap_excludes_only_the_shared():
+    data, other = split("a", 60, seed=4), split("b", 10, seed=5)
+    labels = Labels(
+        data.labels.ids[20:30] + other.labels.ids,
+        data.labels.paths[20:30] + other.labels.paths,
+        CLASSES,
+        np.concatenate([data.labels.targets[20:30], other.labels.targets]),
+        data.labels.groups[20:30] + other.labels.groups,
+    )
+    both = Split(labels, {"embed": np.concatenate([data.features["embed"][20:30], other.features["embed"]])})
+    outcome = run(small(k=(59,)), data, both, progress=False)
+    assert outcome.runs[0]["self_matches_excluded"] == 10
+    with pytest.raises(InputError, match="only 59 images to choose from: use k up to 59"):
+        run(small(k=(60,)), data, both, progress=False)
+
+
+def test_record_names_engine_and_fallbacks():
+    outcome = run(small(), split("a", 60, seed=0), split("b", 9, seed=1), engine="faiss", progress=False)
+    assert outcome.runs == [
+        {"engine": "faiss float32", "fallbacks_float32": 0, "fallbacks_float64": 0, "self_matches_excluded": 0}
+    ]
+    assert outcome.timing.keys() == {"search", "vote"}
+
+
+def broken(fault):
+    train, test = split("a", 40, seed=0), split("b", 9, seed=1)
+    features = test.features["embed"].copy()
+    if fault == "empty train":
+        train = split("a", 0, seed=0)
+    elif fault == "empty test":
+        test = split("b", 0, seed=0)
+    elif fault == "classes":
+        test = split("b", 9, seed=1, classes=(*CLASSES[:-1], "zebra"))
+    elif fault == "multi-label":
+        test = Split(replace(test.labels, targets=np.zeros((9, 7), np.int8)), test.features)
+    elif fault == "width":
+        test = split("b", 9, seed=1, dim=8)
+    elif fault == "rows":
+        test = Split(test.labels, {"embed": features[:-1]})
+    elif fault == "output":
+        test = Split(test.labels, {"head": features})
+    else:
+        features[[2, 5]] = {"nan": np.nan, "inf": np.inf, "zero": 0, "tiny": 1e-43, "huge": 3e38}[fault]
+        test = Split(test.labels, {"embed": features})
+    return train, test
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("empty train", "the train split is empty"),
+        ("empty test", "the test split is empty"),
+        ("classes", r"classes that the train split lacks \(zebra\)"),
+        ("multi-label", "the test split has several labels per image"),
+        ("width", "embed has 16 columns in the train split and 8 in the test split"),
+        ("rows", r"embed of the test split has shape \(8, 16\) for 9 images"),
+        ("output", r"the test split has no 'embed' features \(it has head\)"),
+        ("nan", r"NaN or infinite for 2 of 9 images \(b/2, b/5\)"),
+        ("inf", r"NaN or infinite for 2 of 9 images \(b/2, b/5\)"),
+        ("huge", r"NaN or infinite for 2 of 9 images \(b/2, b/5\)"),
+        ("zero", r"all-zero for 2 of 9 images \(b/2, b/5\)"),
+        ("tiny", r"all-zero for 2 of 9 images \(b/2, b/5\)"),
+    ],
+)
+def test_refuses_in_one_sentence(fault, sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
+        run(small(), *broken(fault), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_more_neighbours_than_images():
+    with pytest.raises(InputError, match=r"knn.demo@1 asks for k=200, but the gallery has only 40 images"):
+        run(DEMO, split("a", 40, seed=0), split("b", 9, seed=1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"k": (0, 5)}, "k: "),
+        ({"k": (5, 5)}, "without repeats"),
+        ({"k": ()}, "k: "),
+        ({"temperature": 0.0}, "temperature: Input should be greater than 0"),
+        ({"temperature": "warm"}, "temperature: "),
+    ],
+)
+def test_refuses_parameters_that_mean_nothing(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        run(DEMO.with_overrides(**changes), split("a", 40, seed=0), split("b", 9, seed=1), progress=False)
+
+
+def test_protocols_say_what_their_columns_are():
+    assert len({p.id for p in PROTOCOLS}) == len(PROTOCOLS) == 7
+    for protocol in PROTOCOLS:
+        params = KnnParams.model_validate(protocol.params)
+        assert protocol.columns[: len(params.k)] == tuple(f"k={k}" for k in params.k)
+        assert protocol.harness == protocol.benchmark == "knn"
+
+
+def test_published_numbers_of_the_protocols():
+    for protocol in (MMSELFSUP, DINO):
+        assert protocol.params["k"] == (10, 20, 100, 200)
+        assert protocol.params["temperature"] == 0.07
+        assert (protocol.geometry.resize, protocol.geometry.crop) == (256, 224)
+    assert (MMSELFSUP.geometry.interpolation, DINO.geometry.interpolation) == ("bilinear", "bicubic")
+    assert (VISSL.params["temperature"], VISSL.params["normalise"], VISSL.params["features"]) == (0.1, False, "head")
+    assert (CIFAR_NOTEBOOK.params["k"], CIFAR_NOTEBOOK.params["temperature"]) == ((200,), 0.1)
+    assert CIFAR_NOTEBOOK.columns == ("k=200",)

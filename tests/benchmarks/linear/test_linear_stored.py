@@ -1,0 +1,138 @@
+"""The fast variant against scikit-learn's logistic regression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.contract import InputError, Labels, Split
+from benchmarks.linear import regression
+from benchmarks.linear.held_out import held_out
+from benchmarks.linear.protocols import STORED, STORED_PROTOCOLS
+from benchmarks.linear.regression import Regression
+from benchmarks.linear.settings import StoredSettings, stored_settings
+from benchmarks.linear.stored import SPLIT_SEED, required_outputs, run
+from results.schema import Protocol
+
+PENALTIES = (1.0, 0.1, 0.01, 1e-3)
+CLASSES = 4
+
+
+def split(n: int, seed: int, name: str) -> Split:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, CLASSES, n)
+    centres = np.random.default_rng(0).normal(size=(CLASSES, 10))
+    features = (centres[targets] + 1.5 * rng.normal(size=(n, 10))) * np.logspace(-2, 2, 10) + 5
+    features[:, 3] = 7  # a dimension that says nothing
+    ids = tuple(f"{name}/{i}" for i in range(n))
+    classes = tuple("abcd")
+    labels = Labels(ids, tuple(map(Path, ids)), classes, targets, tuple((i,) for i in ids))
+    return Split(labels, {"embed": features.astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Split, Split]:
+    return split(160, 1, "train"), split(120, 2, "val")
+
+
+def settings(**changes: Any) -> StoredSettings:
+    given = {"penalties": PENALTIES, "heldout": 0.25, "dtype": "float64", "tolerance": 1e-8, **changes}
+    return StoredSettings(**given)
+
+
+def protocol(**changes: Any) -> Protocol:
+    return STORED_PROTOCOLS[0].model_copy(update={"params": settings(**changes).model_dump()})
+
+
+def standardised(rows: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return (rows.astype(np.float64) - mean) / np.where(deviation == 0, 1, deviation)
+
+
+def sklearn_path(data: Split, items: np.ndarray) -> list[tuple[Any, LogisticRegression]]:
+    rows = data.features["embed"][items].astype(np.float64)
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    found = []
+    for penalty in PENALTIES:
+        model = LogisticRegression(C=1 / (penalty * len(items)), tol=1e-10, max_iter=10_000)
+        model.fit(standardised(rows, mean, deviation), data.labels.targets[items])
+        found.append((lambda x: standardised(x, mean, deviation), model))
+    return found
+
+
+@pytest.mark.parametrize(("chunk", "resident"), [(1000, 2**30), (37, 2**30), (37, 0)])
+def test_the_path_is_scikit_learns(
+    data: tuple[Split, Split], chunk: int, resident: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = data
+    monkeypatch.setattr(regression, "RESIDENT_BYTES", resident)
+    items = np.arange(0, 160, 2)
+    path = Regression(train, items, settings(chunk=chunk), torch.device("cpu")).path(PENALTIES)
+    for fit, (_, model) in zip(path, sklearn_path(train, items), strict=True):
+        assert fit.weights[:, :-1].numpy() == pytest.approx(model.coef_, abs=1e-5)
+        assert fit.gradient < 1e-8
+        bias = fit.weights[:, -1].numpy()  # only differences between biases matter
+        assert bias - bias.mean() == pytest.approx(model.intercept_ - model.intercept_.mean(), abs=1e-5)
+
+
+def test_single_precision_finds_the_same_classifier(data: tuple[Split, Split]) -> None:
+    train, _ = data
+    fine = Regression(train, np.arange(160), settings(), torch.device("cpu")).path(PENALTIES)
+    coarse = Regression(train, np.arange(160), settings(dtype="float32", tolerance=1e-5), torch.device("cpu")).path(
+        PENALTIES
+    )
+    for a, b in zip(fine, coarse, strict=True):
+        assert b.weights.double().numpy() == pytest.approx(a.weights.numpy(), abs=2e-2)
+
+
+def test_scores_are_those_of_a_choice_made_without_test(data: tuple[Split, Split]) -> None:
+    train, test = data
+    outcome = run(protocol(), train, test, progress=False)
+    kept, held = held_out(train.labels, 0.25, SPLIT_SEED)
+    heldout = [
+        model.score(scale(train.features["embed"][held]), train.labels.targets[held])
+        for scale, model in sklearn_path(train, kept)
+    ]
+    final = [
+        model.score(scale(test.features["embed"]), test.labels.targets)
+        for scale, model in sklearn_path(train, np.arange(160))
+    ]
+    chosen = int(np.argmax(heldout))
+    assert [row["heldout_top1"] for row in outcome.runs] == pytest.approx([100 * x for x in heldout])
+    assert [row["top1"] for row in outcome.runs] == pytest.approx([100 * x for x in final])
+    assert [row["chosen"] for row in outcome.runs] == [n == chosen for n in range(len(PENALTIES))]
+    assert outcome.scores["Stored"].value == pytest.approx(100 * final[chosen])
+    assert outcome.scores["Stored oracle"].value == pytest.approx(100 * max(final))
+    assert set(outcome.scores) == set(STORED)
+    assert outcome.items["correct/Stored"].mean() == pytest.approx(final[chosen])
+
+
+def test_the_saved_classifier_takes_features_as_they_are(data: tuple[Split, Split]) -> None:
+    train, test = data
+    outcome = run(protocol(), train, test, progress=False)
+    logits = torch.nn.functional.linear(
+        torch.from_numpy(test.features["embed"]), outcome.tensors["Stored/weight"], outcome.tensors["Stored/bias"]
+    )
+    assert np.array_equal(logits.argmax(dim=1).numpy() == test.labels.targets, outcome.items["correct/Stored"])
+
+
+def test_what_cannot_be_fitted_is_said_in_a_sentence(data: tuple[Split, Split]) -> None:
+    train, test = data
+    rows = train.features["embed"].copy()
+    rows[3, 1] = np.inf
+    with pytest.raises(InputError, match="not a finite number"):
+        run(protocol(), Split(train.labels, {"embed": rows}), test, progress=False)
+    labels = test.labels
+    several = Labels(labels.ids, labels.paths, labels.classes, np.zeros((120, 4), np.int8), labels.groups)
+    with pytest.raises(InputError, match="one class per image"):
+        run(protocol(), train, Split(several, test.features), progress=False)
+
+
+def test_it_reads_one_vector_and_no_map() -> None:
+    for found in STORED_PROTOCOLS:
+        assert required_outputs(found) == {"embed": ("embed", None)}
+        assert list(stored_settings(found).penalties) == sorted(stored_settings(found).penalties, reverse=True)

@@ -1,0 +1,191 @@
+"""The commands as a user types them, on a small composition: records, skipping, failing, dry runs, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import InputError, evaluate
+from benchmarks.__main__ import main
+from benchmarks.demo.compose import Counts, compose
+from benchmarks.harnesses import HARNESSES, find_protocol
+from results.schema import Record
+from results.store import read_records
+
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
+    return root
+
+
+def run(command: str, data: Path, out: Path, *flags: str, encoder: tuple[str, ...] = (ENCODER,)) -> int:
+    return main([command, "--encoder", *encoder, "--data", str(data), "--out", str(out / "records"),
+                 "--features", str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
+
+
+def records(out: Path) -> list[Record]:
+    stored, bad = read_records(out / "records")
+    assert not bad
+    assert all(s.intact for s in stored)
+    return [s.record for s in stored]
+
+
+@pytest.mark.parametrize("command", ["knn", "linear", "multihead", "linear-stored", "voc-svm"])
+def test_every_harness_writes_a_whole_record_on_embedded_data(command: str, data: Path, tmp_path: Path) -> None:
+    assert run(command, data, tmp_path) == 0
+    (record,) = records(tmp_path)
+    protocol = record.protocol.resolved
+    assert protocol.variant == "demo"
+    assert record.status == "ok"
+    assert record.dataset.embedded
+    primary = record.scores[protocol.primary]
+    assert primary.value is not None
+    assert 0 <= primary.value <= 100
+    assert set(record.scores) <= set(protocol.columns)
+    assert torch.__version__.startswith(record.versions["torch"])
+    assert str(tmp_path) not in record.model_dump_json()  # no path of this machine
+    assert record.outcomes_file is not None
+    assert primary.standard_error is not None
+
+
+def test_what_has_a_record_is_skipped_and_force_measures_again(data: Path, tmp_path: Path) -> None:
+    assert run("knn", data, tmp_path) == 0
+    (path,) = (tmp_path / "records").rglob("*.json")
+    first = path.stat().st_mtime_ns
+    assert run("knn", data, tmp_path) == 0
+    assert path.stat().st_mtime_ns == first
+    assert run("knn", data, tmp_path, "--force") == 0
+    assert path.stat().st_mtime_ns > first
+    assert len(records(tmp_path)) == 1
+
+
+def test_a_bad_encoder_does_not_stop_the_others(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("knn", data, tmp_path, encoder=("no_such_file.pth", "pixels")) == 2
+    assert "no_such_file.pth" in capsys.readouterr().err
+    assert [r.encoder.name for r in records(tmp_path)] == ["raw pixels"]
+
+
+def test_a_harness_that_fails_leaves_a_failed_record_which_is_retried(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.knn import harness
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "run", broken)
+        assert run("knn", data, tmp_path, encoder=(ENCODER, "pixels")) == 1
+    assert "out of luck" in capsys.readouterr().err
+    assert {(r.status, r.error) for r in records(tmp_path)} == {("failed", "RuntimeError: out of luck")}
+    assert run("knn", data, tmp_path) == 0
+    assert {r.encoder.name: r.status for r in records(tmp_path)}["raw pixels"] == "failed"
+    assert sorted(r.status for r in records(tmp_path)) == ["failed", "ok"]
+
+
+def test_dry_run_measures_and_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("knn", data, tmp_path, "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "knn.demo@1" in plan
+    assert "time" in plan
+    assert "disk" in plan
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_which_data_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("voc-svm", tmp_path, tmp_path / "out", "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "missing" in plan
+    assert "VOC2007" in plan
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--protocol", "knn.nobody@1"], "no protocol 'knn.nobody@1'"),
+        (["--protocol", "voc07_svm.demo@1"], "is run by `python -m benchmarks voc-svm`"),
+        (["--dataset", "imagenet22k"], "no data set is called"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str
+) -> None:
+    assert run("knn", data, tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_image_is_named_with_loader_workers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
+    victim = sorted((tmp_path / "data" / "drawings" / "val").rglob("*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:40])
+    assert run("knn", tmp_path / "data", tmp_path, "--workers", "1") == 2
+    error = capsys.readouterr().err
+    assert victim.name in error
+    assert len(error.splitlines()) == 1
+
+
+def test_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segway"]) == 2
+    assert "knn" in capsys.readouterr().err
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 6, 5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu().mean((2, 3))
+
+
+def test_evaluate_from_python_takes_a_module_and_reads_its_record_the_second_time(data: Path, tmp_path: Path) -> None:
+    where = {"out": tmp_path / "records", "features": tmp_path / "features", "workers": 0, "show": False}
+    first = evaluate(Small(), "knn.demo@1", data, name="mine", **where)  # type: ignore[arg-type]
+    assert first.encoder.name == "mine"
+    assert "mean" in first.encoder.assumed
+    again = evaluate(Small(), "knn.demo", data, name="mine", **where)  # type: ignore[arg-type]
+    assert again == first
+    with pytest.raises(InputError, match="no protocol"):
+        evaluate(Small(), "knn@7", data)
+
+
+def test_knn_record_equals_a_plain_count_over_the_stored_outcomes(data: Path, tmp_path: Path) -> None:
+    """The score in the record is the mean of what its side file says of every test item."""
+    assert run("knn", data, tmp_path) == 0
+    (path,) = (tmp_path / "records").rglob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    from results.store import StoredRecord, read_record
+
+    stored = read_record(path)
+    assert isinstance(stored, StoredRecord)
+    outcomes = stored.outcomes()
+    assert outcomes is not None
+    assert np.isclose(record["scores"]["k=20"]["value"], 100 * outcomes["correct/k=20"].mean())
+    assert len(outcomes["ids"]) == record["dataset"]["test_items"]
+
+
+def test_protocol_ids_are_unique_and_found_with_and_without_revision() -> None:
+    protocols = [p for h in HARNESSES for p in h.known()]
+    identifiers = [p.id for p in protocols]
+    assert len(set(identifiers)) == len(identifiers)
+    for protocol in protocols:
+        assert find_protocol(protocol.id) == protocol
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = "import sys; from benchmarks.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
