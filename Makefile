@@ -3,8 +3,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 PY := .venv/bin/python
-# Threads that wait give their core away: spinning ones made a busy two-core machine three times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 # Variables, each with the line that `make help` prints.
 ## root of the data sets, of an ImageFolder, or of images to pretrain on; empty: the embedded data
@@ -73,8 +71,8 @@ bench-low-shot-svm: $(CORE) ## VOC07 low-shot SVM
 bench-linear: $(CORE) ## linear probe
 	$(PY) -m benchmarks linear $(bench_flags)
 tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
-	$(PY) -m results tables --out work/tables.md
-	@cat work/tables.md
+	$(PY) -m results tables --out work/tables.md $(flags)
+	$(if $(DRY_RUN),,@cat work/tables.md)
 publish-records: $(CORE) ## copy this machine's records into results/records, and make results/MODEL_ZOO.md from them
 	$(PY) -m results publish-records $(flags)
 	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)

@@ -26,6 +26,7 @@ class Tables:
         rows: embedded or full data sets only. A csv never holds both.
         readme: file whose text between the table markers is replaced by the summary.
         check: write nothing; exit with 1 where --out or --readme differs from what the records give.
+        dry_run: say what would be read and written, and stop.
     """
 
     records: Path = LOCAL
@@ -34,6 +35,7 @@ class Tables:
     rows: Literal["all", "embedded", "full"] = "all"
     readme: Path | None = None
     check: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ def _tables(options: Tables) -> int:
     records, bad = _read(options.records)
     if options.rows != "all":
         records = [s for s in records if s.record.dataset.embedded == (options.rows == "embedded")]
+    if options.dry_run:
+        targets = [str(path) for path in (options.out, options.readme) if path is not None] or ["the terminal"]
+        size = sum(stored.path.stat().st_size for stored in records) / 2**20
+        sys.stdout.write(
+            f"would read {len(records)} records ({size:.1f} MiB) and leave out {len(bad)} unreadable files below "
+            f"{options.records}, and write {' and '.join(targets)}: seconds of bootstrap, no further disk\n"
+        )
+        return 0
     wanted: dict[Path, str] = {}
     if options.readme is not None:
         text = options.readme.read_text(encoding="utf-8")

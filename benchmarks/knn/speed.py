@@ -55,7 +55,9 @@ def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
     """The measurements of `make speed` by name."""
     return {
         "knn": lambda: measure("knn", loop_per_k, "100 query chunks, one-hot votes, once per k (DINO, mmselfsup)"),
-        "knn-faiss": lambda: measure("knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes"),
+        "knn-faiss": lambda: measure(
+            "knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes", rounds=5
+        ),
     }
 
 

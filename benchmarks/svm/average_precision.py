@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ELEVEN_RECALLS = np.linspace(0, 1, 11)
+_TENTHS = np.arange(11)
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ def _one(decisions: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[
     recall = hits / total
     change = np.diff(recall, prepend=0.0)
     best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
-    reached = recall.searchsorted(ELEVEN_RECALLS, side="left")
+    reached = (10 * hits).searchsorted(_TENTHS * total, side="left")  # in whole numbers, where 3/5 reaches 0.6
     return float(change @ best_beyond), float(change @ precision), float(best_beyond[reached].mean())

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 MAX_NEWTON = 100
 SMALL = 64  # images up to which factorising all of K for every problem costs less than arranging anything better
 _LINE_SEARCH_STEPS = 30
-_ROUNDING = 1e-6
+_ROUNDING = 2e-5
 _NOTHING = 1e-25  # coefficients fade when images leave the margin; single-precision denormals slow a product tenfold
 
 
@@ -98,8 +98,8 @@ def solve(
         b, o = b + length * step.beta, o + length * step.decisions
         b = torch.where(b.abs() < _NOTHING, 0.0, b)
         beta[:, columns] = b
-        # Rounding shows where large coefficients cancel out in w.
-        rounded = torch.finfo(torch.float32).eps * b.norm(dim=-1) > _ROUNDING * _norm(b, o)
+        # Rounding shows where large coefficients cancel out in w, the more the less the regulariser holds them.
+        rounded = torch.finfo(torch.float32).eps * c.amax(-1) * b.norm(dim=-1) > _ROUNDING * _norm(b, o)
         finished = finished | (step.final & (exact | ~rounded))
         exact = (exact | step.final) & rounded
         going = ~finished.all(0)

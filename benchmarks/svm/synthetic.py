@@ -14,9 +14,11 @@ VOC07_TRAIN, VOC07_TEST = 5011, 4952
 
 @dataclass(frozen=True)
 class SyntheticSplit:
-    """Attributes:
-    features: (N, D) float32, non-negative.
-    targets: (N, C) int8: 1 present, 0 absent, -1 ignored.
+    """Features with their labels.
+
+    Attributes:
+        features: (N, D) float32, non-negative.
+        targets: (N, C) int8: 1 present, 0 absent, -1 ignored.
     """
 
     features: NDArray[np.float32]
@@ -30,7 +32,7 @@ def synthetic_voc(
     *,
     seed: int = 0,
     positives: tuple[int, ...] = VOC07_POSITIVES,
-    signal: tuple[float, float] = (0.4, 1.8),
+    signal: tuple[float, float] = (0.7, 2.0),
 ) -> tuple[SyntheticSplit, SyntheticSplit]:
     """A training and a test split with the class frequencies of VOC07.
 

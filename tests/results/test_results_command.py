@@ -49,6 +49,17 @@ def test_tables_are_printed(records: Path, capsys: pytest.CaptureFixture[str]) -
     assert "## Full data sets\n\nNo records yet.\n" in page
 
 
+def test_dry_run_says_what_would_be_read_and_writes_nothing(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    assert main(["tables", "--records", str(records), "--out", str(page), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"would read {len(list(records.rglob('*.json')))} records" in printed
+    assert str(page) in printed
+    assert not page.exists()
+
+
 def test_the_same_records_give_the_same_page_wherever_they_lie(records: Path, tmp_path: Path) -> None:
     pages = []
     for name in ("a", "b"):

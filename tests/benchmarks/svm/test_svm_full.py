@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.contract import InputError, Split
+from benchmarks.svm.average_precision import average_precisions
+from benchmarks.svm.folds import NO_FOLD, assign_folds
+from benchmarks.svm.full import run
+from benchmarks.svm.protocols import PROTOCOLS
+from results.schema import Protocol
+from tests.reference import svm_protocol
+from tests.reference.svm_splits import CLASSES, splits
+
+COSTS = (1.0, 100.0, 0.0625, 0.5**8, 0.5**16)
+
+
+def protocol(**changes: object) -> Protocol:
+    known = next(p for p in PROTOCOLS if p.id == "voc07_svm.adaptive@1")
+    return known.with_overrides(**{"costs": COSTS, **changes})
+
+
+def with_labels(split: Split, **changes: object) -> Split:
+    return Split(replace(split.labels, **changes), split.features)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_agrees_with_scikit_learn_throughout(drop: bool) -> None:
+    train, test = splits(embed=60)
+    outcome = run(protocol(ignore_in_train="drop" if drop else "negative"), train, test, progress=False)
+    cv, chosen, decisions = svm_protocol.full(
+        train.features["embed"], train.labels.targets, test.features["embed"], COSTS, drop_ignored=drop
+    )
+    runs = {run["class"]: run for run in outcome.runs if "class" in run}
+    for c, name in enumerate(CLASSES):
+        ours = COSTS.index(runs[name]["cost"])
+        # Another cost only where the two are as good as each other in the reference.
+        assert cv[ours, c] == pytest.approx(cv[:, c].max(), abs=1e-6)
+        assert runs[name]["cv_ap"] == pytest.approx(100 * cv[:, c].max(), abs=0.02)
+        assert runs[name]["cost"] == chosen[c]
+    np.testing.assert_allclose(outcome.items["decision/embed"], decisions.T, atol=1e-3)
+    expected = 100 * average_precisions(decisions, test.labels.targets.T).envelope
+    assert outcome.scores["embed"].value == pytest.approx(expected.mean(), abs=0.02)
+    assert outcome.scores["embed"].n == 160
+    assert list(outcome.per_class["embed"].values()) == pytest.approx(list(expected), abs=0.1)
+
+
+def test_ignored_images_do_train_as_negatives_by_default() -> None:
+    train, test = splits()
+    targets = train.labels.targets.copy()
+    negatives = np.flatnonzero(targets[:, 0] == 0)
+    targets[negatives[:60], 0] = -1
+    ignoring = with_labels(train, targets=targets)
+    kept, same, dropped = (
+        run(protocol(ignore_in_train=how), split, test, progress=False).items["decision/embed"]
+        for split, how in ((train, "negative"), (ignoring, "negative"), (ignoring, "drop"))
+    )
+    np.testing.assert_allclose(kept[:, 0], same[:, 0], atol=1e-6)
+    assert np.abs(kept[:, 0] - dropped[:, 0]).max() > 0.01
+
+
+def test_ignored_test_images_take_no_part() -> None:
+    train, test = splits()
+    outcome = run(protocol(), train, test, progress=False)
+    decisions, targets = outcome.items["decision/embed"], test.labels.targets
+    assert (targets == -1).any()
+    for c, name in enumerate(CLASSES):
+        kept = targets[:, c] >= 0
+        ap = average_precisions(decisions[kept, c], targets[kept, c]).envelope
+        assert outcome.per_class["embed"][name] == pytest.approx(100 * ap, abs=1e-3)
+
+
+def test_saved_models_give_the_decisions() -> None:
+    train, test = splits(embed=60, feature5=80)
+    outcome = run(protocol(), train, test, progress=False)
+    for layer in ("embed", "feature5"):
+        x = svm_protocol.normalised(test.features[layer])
+        weight, bias = outcome.tensors[f"{layer}/weight"].numpy(), outcome.tensors[f"{layer}/bias"].numpy()
+        np.testing.assert_allclose(x @ weight.T + bias, outcome.items[f"decision/{layer}"], atol=1e-4)
+
+
+def test_best_looks_at_trainval_and_best_oracle_at_test() -> None:
+    """A layer that shines in training only: its test features belong to other images."""
+    train, test = splits(feature4=40, feature5=200)
+    spoilt = {**test.features, "feature5": test.features["feature5"][::-1].copy()}
+    outcome = run(protocol(), train, Split(test.labels, spoilt), progress=False)
+    layers = {run["column"]: run for run in outcome.runs if "class" not in run}
+    assert layers["feature5"]["cv_map"] > layers["feature4"]["cv_map"]
+    assert layers["feature5"]["map"] < layers["feature4"]["map"]
+    assert outcome.scores["best"].value == outcome.scores["feature5"].value
+    assert outcome.scores["best"].selection.startswith("feature5, layer by cross-validated")
+    assert outcome.scores["best_oracle"].value == outcome.scores["feature4"].value
+    assert "oracle" in outcome.scores["best_oracle"].selection
+
+
+def test_the_pooled_vector_is_no_layer_to_choose() -> None:
+    train, test = splits(embed=60)
+    assert set(run(protocol(), train, test, progress=False).scores) == {"embed"}
+
+
+def test_three_kinds_of_ap_are_reported_each_under_its_name() -> None:
+    train, test = splits()
+    outcome = run(protocol(), train, test, progress=False)
+    of_layer = outcome.runs[0]
+    found = average_precisions(outcome.items["decision/embed"].T, test.labels.targets.T)
+    assert of_layer["map"] == pytest.approx(100 * found.envelope.mean(), abs=1e-3)
+    assert of_layer["map_sklearn"] == pytest.approx(100 * found.step.mean(), abs=1e-3)
+    assert of_layer["map_11point"] == pytest.approx(100 * found.eleven_point.mean(), abs=1e-3)
+
+
+def test_ties_go_to_the_first_cost_of_the_list() -> None:
+    """Perfectly separable: every high cost has cross-validated AP 1."""
+    train, test = splits()
+    clean = {which.labels.ids: (which.labels.targets == 1).astype(np.float32) for which in (train, test)}
+    parts = [
+        with_labels(Split(which.labels, {"embed": clean[which.labels.ids] + 0.1}), targets=(t == 1).astype(np.int8))
+        for which, t in ((train, train.labels.targets), (test, test.labels.targets))
+    ]
+    runs = run(protocol(costs=(10.0, 100.0, 1.0)), *parts, progress=False).runs
+    assert [run["cost"] for run in runs if "class" in run] == [10.0] * 4
+    assert [run["cv_ap"] for run in runs if "class" in run] == pytest.approx([100.0] * 4)
+
+
+def test_single_label_targets_are_one_against_the_rest() -> None:
+    train, test = splits()
+    indices = [np.where((s.labels.targets == 1).any(1), (s.labels.targets == 1).argmax(1), 3) for s in (train, test)]
+    multi = [
+        with_labels(s, targets=(i[:, None] == np.arange(4)).astype(np.int8))
+        for s, i in zip((train, test), indices, strict=True)
+    ]
+    single = [with_labels(s, targets=i) for s, i in zip((train, test), indices, strict=True)]
+    scores = [run(protocol(), *parts, progress=False).scores["embed"].value for parts in (multi, single)]
+    assert scores[0] == scores[1]
+
+
+def test_constant_features_score_the_share_of_positives() -> None:
+    train, test = splits()
+    flat = [Split(which.labels, {"embed": np.ones((len(which.labels), 5), np.float32)}) for which in (train, test)]
+    outcome = run(protocol(), *flat, progress=False)
+    kept = test.labels.targets >= 0
+    share = (test.labels.targets == 1).sum(0) / kept.sum(0)
+    assert list(outcome.per_class["embed"].values()) == pytest.approx(list(100 * share))
+
+
+def test_folds_are_scikit_learns_per_class() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(-1, 2, (40, 3)).astype(np.int8)
+    kept = assign_folds(targets, "abc", 3, drop_ignored=False)
+    dropped = assign_folds(targets, "abc", 3, drop_ignored=True)
+    assert (kept != NO_FOLD).all()
+    np.testing.assert_array_equal(dropped == NO_FOLD, targets.T == -1)
+    for folds in (kept, dropped):
+        for c in range(3):
+            positives = [int((targets[folds[c] == fold, c] == 1).sum()) for fold in range(3)]
+            assert max(positives) - min(positives) <= 1
+
+
+def refusal(train: Split, test: Split, **changes: object) -> str:
+    with pytest.raises(InputError) as error:
+        run(protocol(**changes), train, test, progress=False)
+    return str(error.value)
+
+
+def test_refusals_name_what_is_wrong() -> None:
+    train, test = splits()
+    spoilt = train.features["embed"].copy()
+    spoilt[[7, 9], 3] = np.nan, np.inf
+    assert "embed of train is NaN or infinite for 2 of 240 images (000007, 000009)" in refusal(
+        Split(train.labels, {"embed": spoilt}), test
+    )
+    empty = with_labels(test, ids=(), paths=(), groups=(), targets=test.labels.targets[:0])
+    assert "test split is empty" in refusal(train, empty)
+    assert "none of" in refusal(Split(train.labels, {"head": spoilt}), test)
+    short = {"embed": test.features["embed"][:, :7]}
+    assert "60 numbers per image in train and 7 in test" in refusal(train, Split(test.labels, short))
+    fewer = {"embed": test.features["embed"][:9]}
+    assert "shape (9, 60) for 160 images" in refusal(train, Split(test.labels, fewer))
+    assert "differ in their classes" in refusal(train, with_labels(test, classes=("a", "b", "c", "d")))
+    rare = train.labels.targets.copy()
+    rare[:, 1] = 0
+    rare[:2, 1] = 1
+    assert "boat has 2 positive training images" in refusal(with_labels(train, targets=rare), test)
+    absent = test.labels.targets.copy()
+    absent[:, 2] = 0
+    assert "no image with cat" in refusal(train, with_labels(test, targets=absent))
+    assert "costs" in refusal(train, test, costs=(1.0, -1.0))
