@@ -57,7 +57,7 @@ lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml again; UP
 
 # ---- pretrain, benchmark, tables -------------------------------------------------------------------------------------
 
-.PHONY: demo-data pretrain bench-knn bench-voc-svm bench-low-shot-svm bench-linear tables publish-records speed
+.PHONY: demo-data pretrain bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead tables publish-records speed
 demo-data: $(CORE) ## compose the embedded data into work/data
 	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
 pretrain: $(CORE) ## pretrain an encoder: RECIPE, DATA, OUT
@@ -68,8 +68,10 @@ bench-voc-svm: $(CORE) ## VOC07 SVM
 	$(PY) -m benchmarks voc-svm $(bench_flags)
 bench-low-shot-svm: $(CORE) ## VOC07 low-shot SVM
 	$(PY) -m benchmarks low-shot-svm $(bench_flags)
-bench-linear: $(CORE) ## linear probe
+bench-linear: $(CORE) ## linear probe on the pooled features (AvgPool)
 	$(PY) -m benchmarks linear $(bench_flags)
+bench-multihead: $(CORE) ## linear probes on every stage in one pass (Feature1 … Feature5)
+	$(PY) -m benchmarks multihead $(bench_flags)
 tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
 	$(PY) -m results tables --out work/tables.md $(flags)
 	$(if $(DRY_RUN),,@cat work/tables.md)
