@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 # Trainval images of VOC07 with each class, from the lists of the data set in alphabetical order.
 VOC07_POSITIVES = (238, 243, 330, 181, 244, 186, 713, 337, 445, 141, 200, 421, 287, 245, 2008, 245, 96, 229, 261, 256)
 VOC07_TRAIN, VOC07_TEST = 5011, 4952
+_MAX_LATENT = 2048
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ def synthetic_voc(
     rng = np.random.default_rng(seed)
     count, classes = train + test, len(positives)
     present = rng.random((count, classes)) < np.array(positives) / VOC07_TRAIN
-    spectrum = 3 * np.arange(1, dim + 1, dtype=np.float32) ** -0.45
-    directions = rng.standard_normal((classes, dim), dtype=np.float32)
+    latent_dim = min(dim, _MAX_LATENT)
+    spectrum = 3 * np.arange(1, latent_dim + 1, dtype=np.float32) ** -0.45
+    directions = rng.standard_normal((classes, latent_dim), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     strength = rng.permutation(np.linspace(*signal, classes)) * rng.gamma(4, 0.25, (count, classes))
-    latent = rng.standard_normal((count, dim), dtype=np.float32) * spectrum
+    latent = rng.standard_normal((count, latent_dim), dtype=np.float32) * spectrum
     latent += (present * strength).astype(np.float32) @ directions
-    projection = rng.standard_normal((dim, dim), dtype=np.float32) * np.float32(2 / np.sqrt(dim))
+    projection = rng.standard_normal((latent_dim, dim), dtype=np.float32) * np.float32(2 / np.sqrt(latent_dim))
     offset = rng.standard_normal(dim, dtype=np.float32) * np.float32(0.3)
     features = np.maximum(latent @ projection + offset, 0)
     targets = present.astype(np.int8)

@@ -48,7 +48,7 @@ def test_adaptive_grid_and_global_average() -> None:
 
 
 def test_other_map_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="for 7x7 maps.*gives 3x3.*adaptive"):
+    with pytest.raises(InputError, match=r"for 7x7 maps.*gives 3x3.*adaptive"):
         pool(torch.zeros(1, 8, 3, 3), FixedPooling(size=7, kernel=6, stride=1))
 
 

@@ -1,0 +1,220 @@
+"""Time of whole protocols against scikit-learn's LinearSVC on all cores, the way the published scripts run it.
+
+Both sides do the same fits on the same seeded features. The baseline does a stated part of them, chosen so that every
+cost, fold and k is in it, and its time is extrapolated. The two sides take turns, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contract import Labels
+from benchmarks.svm.few_rows import AllPairs
+from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
+from benchmarks.svm.index_sets import NOT_DRAWN, Draw, draw_sets
+from benchmarks.svm.low_shot import fit, stacked_problems
+from benchmarks.svm.protocols import PROTOCOLS
+from benchmarks.svm.rows import NORM_OFFSET
+from benchmarks.svm.settings import FullParams, LowShotParams, params_of
+from benchmarks.svm.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
+
+_BASELINE_CLASSES = (3, 14)  # boat and person: a rare class and the most frequent one
+_CLASSES = 20
+
+
+def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
+    """What can be measured, by name."""
+    return {
+        "svm-2048": lambda: measure_full("svm-2048", 2048),
+        "svm-8192": lambda: measure_full("svm-8192", 8192),
+        "low-shot-svm": lambda: measure_low_shot("low-shot-svm", 8192),
+    }
+
+
+def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
+    """The protocol voc07_svm.mmselfsup on one layer: 20 classes, 19 costs, 3 folds, and the final models."""
+    params = params_of(_protocol("voc07_svm.mmselfsup@1"), FullParams)
+    train, _ = synthetic_voc(images, 1, dim)
+    classes = tuple(f"class{c}" for c in range(_CLASSES))
+    problem = FullProblem.of(train.targets, classes, params, "cpu")
+    ours: list[tuple[float, FullFit]] = []
+    theirs: list[tuple[float, NDArray[np.float64]]] = []
+    with FlopCounterMode(display=False) as counter:
+        fit_layer(train.features, problem, params, _phases(), iter(()))
+    for c in _BASELINE_CLASSES:
+        theirs.append(_timed(partial(_baseline_class, train.features, train.targets[:, c], params)))
+        ours.append(_timed(lambda: fit_layer(train.features, problem, params, _phases(), iter(()))))
+    ap = ours[0][1].cv_ap
+    gaps = [np.abs(ap[:, c] - cv_ap) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
+    same = [int(ap[:, c].argmax() == cv_ap.argmax()) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
+    worst = np.max(gaps, 0)
+    return _result(
+        name,
+        [seconds for seconds, _ in ours],
+        [seconds for seconds, _ in theirs],
+        _CLASSES,
+        counter.get_total_flops(),
+        (20, images * 2 // 3),
+        f"{images} x {dim}, 20 classes, 19 costs, 3 folds and final models; baseline: classes {_BASELINE_CLASSES}, "
+        f"times 10. LinearSVC so set is not converged: cross-validated AP of a class differs by up to "
+        f"{100 * worst.max():.2f} points (at C = {params.costs[int(worst.argmax())]:g}), the same cost is chosen for "
+        f"{sum(same)} of {len(same)} classes",
+    )
+
+
+def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
+    """All fits of voc07_low_shot_svm.mmselfsup on one layer: 20 classes, 5 sets, 8 values of k, 19 costs."""
+    params = params_of(_protocol("voc07_low_shot_svm.mmselfsup@1"), LowShotParams)
+    train, test = synthetic_voc(images, VOC07_TEST, dim)
+    targets = _with_enough_positives(train.targets, params.k[-1])
+    ids = tuple(f"{i:06d}" for i in range(images))
+    labels = Labels(
+        ids, tuple(map(Path, ids)), tuple(f"class{c}" for c in range(_CLASSES)), targets, tuple((i,) for i in ids)
+    )
+    draws = draw_sets(labels, params)
+
+    def all_fits() -> None:
+        source = AllPairs(train.features, test.features[:0], "cpu")
+        for problems in stacked_problems(targets, draws):
+            part, leading = source.gram(problems.images)
+            for _ in fit(part, leading, problems, params.costs, params, "cpu"):
+                pass
+
+    with FlopCounterMode(display=False) as counter:
+        all_fits()
+    ours, theirs = [], []
+    for c in _BASELINE_CLASSES:
+        theirs.append(_timed(partial(_baseline_draws, train.features, draws, c, params))[0])
+        ours.append(_timed(all_fits)[0])
+    return _result(
+        name,
+        ours,
+        theirs,
+        _CLASSES * params.sets,
+        counter.get_total_flops(),
+        (16, 1280),
+        f"{images} x {dim}, the layer that published figures use; {_CLASSES * len(draws) * len(params.costs):,} fits; "
+        f"baseline: classes {_BASELINE_CLASSES} in the first set, all k and costs, times 50",
+    )
+
+
+def _protocol(identifier: str) -> Any:
+    return next(protocol for protocol in PROTOCOLS if protocol.id == identifier)
+
+
+def _phases() -> dict[str, float]:
+    return {"gram": 0.0, "cross-validation": 0.0, "refit": 0.0}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    value = work()
+    return time.perf_counter() - began, value
+
+
+def _with_enough_positives(targets: NDArray[np.int8], least: int) -> NDArray[np.int8]:
+    """Random labels may fall short of the 96 images with sheep that VOC07 has."""
+    targets = targets.copy()
+    for c in range(targets.shape[1]):
+        missing = least - int((targets[:, c] == 1).sum())
+        targets[np.flatnonzero(targets[:, c] == 0)[: max(0, missing)], c] = 1
+    return targets
+
+
+def _normalised(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    doubled = features.astype(np.float64)
+    return doubled / (np.linalg.norm(doubled, axis=1, keepdims=True) + NORM_OFFSET)
+
+
+def _classifier(cost: float) -> Any:
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, max_iter=2000, dual=True, random_state=0)
+
+
+def _baseline_class(features: NDArray[np.float32], labels: NDArray[np.int8], params: FullParams) -> NDArray[np.float64]:
+    """(costs,) cross-validated AP of one class, a job per cost, and its final model."""
+    from joblib import Parallel, delayed
+
+    x, y = _normalised(features), np.where(labels == 1, 1, -1)
+    found = Parallel(n_jobs=os.cpu_count())(
+        delayed(_cross_validated)(x, y, cost, params.folds) for cost in params.costs
+    )
+    cv_ap = np.array(found)
+    _fit_quietly(_classifier(params.costs[int(cv_ap.argmax())]), x, y)
+    return cv_ap
+
+
+def _cross_validated(x: NDArray[np.float64], y: NDArray[np.int64], cost: float, folds: int) -> float:
+    from sklearn.model_selection import cross_val_score
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged in 2,000 iterations: that is what it is measured with
+        return float(cross_val_score(_classifier(cost), x, y, cv=folds, scoring="average_precision").mean())
+
+
+def _baseline_draws(features: NDArray[np.float32], draws: list[Draw], c: int, params: LowShotParams) -> None:
+    """One class in the first set, a job per k and cost."""
+    from joblib import Parallel, delayed
+
+    x = _normalised(features)
+
+    def problems() -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        for draw in draws:
+            if draw.index == 0:
+                used = draw.labels[:, c] != NOT_DRAWN
+                yield x[draw.rows[used]], np.where(draw.labels[used, c] == 1, 1, -1)
+
+    jobs = (delayed(_fit_quietly)(_classifier(cost), rows, y) for rows, y in problems() for cost in params.costs)
+    Parallel(n_jobs=os.cpu_count())(jobs)
+
+
+def _fit_quietly(classifier: Any, x: NDArray[np.float64], y: NDArray[np.int64]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier.fit(x, y)
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    """Rate of a single-precision product of (m, n) with (n, n), in operations per second."""
+
+    rate: float
+
+    @classmethod
+    def measured(cls, m: int, n: int) -> _Gemm:
+        a, b = torch.randn(m, n), torch.randn(n, n)
+        seconds = statistics.median(_timed(lambda: a @ b)[0] for _ in range(9))
+        return cls(2 * m * n * n / seconds)
+
+
+def _result(
+    name: str, ours: list[float], theirs: list[float], share: int, flops: int, shape: tuple[int, int], note: str
+) -> dict[str, Any]:
+    ours_s, baseline_s = statistics.median(ours), statistics.median(theirs) * share
+    gemm = _Gemm.measured(*shape)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "name": name,
+        "ours_s": ours_s,
+        "baseline_s": baseline_s,
+        "baseline": f"scikit-learn LinearSVC (tol 1e-4, 2,000 iterations) over {os.cpu_count()} cores with joblib",
+        "ratio": baseline_s / ours_s,
+        "limit_s": flops / gemm.rate,
+        "limit": f"the products alone: {flops / 1e12:.2f} TFLOP at {gemm.rate / 1e9:.0f} GFLOP/s",
+        "note": f"{note}; {torch.get_num_threads()} threads, peak memory of the process {peak:.1f} GiB",
+    }
