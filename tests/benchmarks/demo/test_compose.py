@@ -10,6 +10,7 @@ from benchmarks.data.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.demo.drawings import read_drawings
+from benchmarks.demo.singles import VIEWS_TRAIN, VIEWS_VAL
 
 SMALL = Counts(train=3, val=1, test=2, drawings_per_class=1)
 
@@ -100,7 +101,7 @@ def test_the_loaders_of_the_full_sets_read_it(composed: Path, counts: Counts) ->
     train = read_image_folder(composed / "drawings", "train")
     test = read_image_folder(composed / "drawings", "val")
     assert train.classes == test.classes
-    assert len(train) == len(test) == 24
+    assert (len(train), len(test)) == (24 * VIEWS_TRAIN, 24 * VIEWS_VAL)
     assert train.groups[0] == (groups[train.ids[0].removeprefix("train/").removesuffix("_0.png")],)
     assert not {g for found in train.groups for g in found} & {g for found in test.groups for g in found}
     trainval = read_voc_classification(composed / "VOCdevkit", "2007", "trainval")
