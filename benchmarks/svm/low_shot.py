@@ -85,11 +85,11 @@ def run(
     test_targets = one_hot(test.labels.targets, len(test.labels.classes))
     refuse_unmeasurable(test_targets, test.labels.classes)
     draws = draw_sets(train.labels, params, index_files)
-    problems = list(stacked_problems(train.labels.targets, draws))
+    few = train.labels.targets.ndim == 2 and len(train.labels) <= DENSE_ROWS
+    problems = list(stacked_problems(train.labels.targets, draws, _STACK_VALUES if few else 1))
 
     outcome = Outcome(scores={}, timing={"fit": 0.0, "score": 0.0, "models": 0.0}, seeds=(params.seed,))
     ticks = iter(with_progress(range(len(names) * len(problems)), protocol.id, show=progress))
-    few = train.labels.targets.ndim == 2 and len(train.labels) <= DENSE_ROWS
     results: dict[str, LayerResult] = {}
     for name in names:
         source = _source(train.features[name], test.features[name], device, few)
@@ -114,8 +114,10 @@ def run(
     return outcome
 
 
-def stacked_problems(targets: NDArray[np.integer], draws: Sequence[Draw]) -> Iterator[Problems]:
-    """All problems of the draws.
+def stacked_problems(
+    targets: NDArray[np.integer], draws: Sequence[Draw], most: int = _STACK_VALUES
+) -> Iterator[Problems]:
+    """All problems of the draws, in stacks of about `most` numbers in their Gram matrices.
 
     In a multi-label data set every class has images of its own, and costs are compared on all others. In a single-label
     one the classes share the images; costs are compared on what the other sets drew at the same k, since all others
@@ -131,7 +133,7 @@ def stacked_problems(targets: NDArray[np.integer], draws: Sequence[Draw]) -> Ite
             yield Problems(draw, classes, draw.rows[None], draw.labels.T[None] == 1, compared, labels)
             continue
         images = np.stack([draw.rows[draw.labels[:, c] != NOT_DRAWN] for c in range(count)])
-        for classes in np.array_split(np.arange(count), -(-count * images.shape[1] ** 2 // _STACK_VALUES)):
+        for classes in np.array_split(np.arange(count), min(count, -(-count * images.shape[1] ** 2 // most))):
             drawn = images[classes]
             labels = targets.T[classes].astype(np.int8)
             positive = np.take_along_axis(labels, drawn, 1) == 1

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 MAX_NEWTON = 100
 SMALL = 64  # images up to which factorising all of K for every problem costs less than arranging anything better
 _LINE_SEARCH_STEPS = 30
-_ROUNDING = 2e-5
+_ROUNDING = 5e-5
 _NOTHING = 1e-25  # coefficients fade when images leave the margin; single-precision denormals slow a product tenfold
 
 

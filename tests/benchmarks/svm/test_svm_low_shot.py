@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Labels, Split
+from benchmarks.svm import low_shot
 from benchmarks.svm.average_precision import average_precisions
 from benchmarks.svm.index_sets import Draw, draw_sets, sets_sha256
 from benchmarks.svm.low_shot import run
@@ -73,6 +74,17 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
             assert of_cost["map"] == pytest.approx(of_sets.mean(), abs=0.02)
             assert of_cost["map_min"] == pytest.approx(of_sets.min(), abs=0.02)
             assert of_cost["map_max"] == pytest.approx(of_sets.max(), abs=0.02)
+
+
+def test_many_images_are_read_draw_by_draw_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = splits()
+    together = run(protocol(), train, test, progress=False)
+    monkeypatch.setattr(low_shot, "DENSE_ROWS", 100)
+    apart = run(protocol(), train, test, progress=False)
+    assert apart.scores.keys() == together.scores.keys()
+    for column, score in together.scores.items():
+        assert apart.scores[column].value == pytest.approx(score.value, abs=0.02)
+        assert apart.scores[column].selection == score.selection
 
 
 def test_heldout_choice_never_sees_the_test_split() -> None:
