@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.data.imagefolder import read_image_folder
@@ -11,6 +13,8 @@ from benchmarks.data.transforms import Images
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
 from pretrain.backbone_file import write_backbone
 from results.schema import Geometry
+
+log = logging.getLogger(__name__)
 
 
 def write_random_encoder(architecture: str, images: Path, out: Path, *, seed: int, size: int) -> None:
@@ -24,3 +28,23 @@ def write_random_encoder(architecture: str, images: Path, out: Path, *, seed: in
     geometry = Geometry(mode="shorter", resize=size, crop=size)
     recalibrated(encoder, (batch for batch, _ in DataLoader(Images(paths, geometry), batch_size=128)))
     write_backbone(out, encoder.module.state_dict(), encoder.card)
+
+
+def command(
+    architecture: str, images: Path, out: Path, seed: int = 0, size: int = 64, threads: int | None = None
+) -> int:
+    """Writes an encoder at random initialisation, its batch-norm statistics taken from images: the fair control.
+
+    Args:
+        architecture: as resnet50, or resnet18-w32-k3-nopool.
+        images: image folder whose train split the statistics are taken from.
+        out: backbone file to write.
+        seed: of the initialisation.
+        size: images are reduced and centre-cropped to this many pixels.
+        threads: CPU threads; default torch's.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    write_random_encoder(architecture, images, out, seed=seed, size=size)
+    log.info("wrote %s", out)
+    return 0
