@@ -27,6 +27,7 @@ class Command:
 
 # What prepares for harnesses, looks into what they use, or runs several of them.
 COMMANDS = (
+    Command("all", "benchmarks.bench_all"),
     Command("demo-data", "benchmarks.demo.command"),
     Command("random-encoder", "benchmarks.encoders.random_file"),
 )

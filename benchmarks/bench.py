@@ -15,7 +15,6 @@ from benchmarks.encoders.load import expand
 from benchmarks.harnesses import find_protocol, harness
 from benchmarks.options import Bench
 from results.schema import Protocol, Record
-from results.store import find_record
 
 log = logging.getLogger("benchmarks")
 
@@ -31,9 +30,7 @@ def bench(command: str, options: Bench) -> int:
         raise InputError(f"--name names one encoder, and there are {len(encoders)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(options.device)
     if options.dry_run:
         from benchmarks.plan import plan
 
@@ -45,15 +42,14 @@ def bench(command: str, options: Bench) -> int:
             job = evaluation.prepare(
                 encoder, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed
             )
-            record = None if options.force else find_record(options.out, job.encoder.card, job.protocol, job.dataset,
-                                                            (job.seed,))  # fmt: skip
+            record = None if options.force else evaluation.find_done(job, options.out)
             started = time.monotonic()
             fresh = record is None
             if record is None:
                 record = evaluation.run(job, options.out, options.features, device=device, workers=options.workers)
             how = f"{time.monotonic() - started:.1f} s" if fresh else "has a record"
             log.info("%d of %d  %s  %s  %s (%s)", number, len(encoders), record.encoder.name, protocol.id,
-                     _headline(record), how)  # fmt: skip
+                     headline(record), how)  # fmt: skip
         except Exception as error:  # the next encoder may be sound
             failures.append((encoder, error))
             if not isinstance(error, InputError):
@@ -74,7 +70,15 @@ def _protocol(command: str, options: Bench) -> Protocol:
     return protocol
 
 
-def _headline(record: Record) -> str:
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def headline(record: Record) -> str:
+    """The primary column's figure, for a log line."""
     column = record.protocol.resolved.primary
     score = record.scores.get(column)
     if score is None or score.value is None:

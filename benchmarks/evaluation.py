@@ -81,7 +81,7 @@ def evaluate(
         Exception: the harness failed. A record with status `failed` says so.
     """
     job = prepare(encoder, protocol, data, dataset=dataset, name=name, seed=seed)
-    done = find_record(Path(out), job.encoder.card, job.protocol, job.dataset, (job.seed,))
+    done = find_done(job, Path(out))
     if done is not None and not force:
         log.info("%s: %s has a record", job.encoder.card.name, job.protocol.id)
         return done
@@ -114,6 +114,11 @@ def prepare(
         test_items=len(test),
     )
     return Job(loaded, resolved, harness(resolved.harness), train, test, reference, seed)
+
+
+def find_done(job: Job, out: Path) -> Record | None:
+    """The record that makes this job needless."""
+    return find_record(out, job.encoder.card, job.protocol, job.dataset, (job.seed,))
 
 
 def run(job: Job, out: Path, features: Path, *, device: str = "cpu", workers: int = 2, show: bool = True) -> Record:

@@ -10,7 +10,6 @@ from benchmarks import evaluation
 from benchmarks.contract import InputError
 from benchmarks.options import Bench
 from results.schema import Protocol
-from results.store import find_record
 
 PROBE_IMAGES = 16
 
@@ -29,7 +28,7 @@ def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -
         except InputError as error:
             lines.append(f"missing    {encoder}: {' '.join(str(error).split())}")
             continue
-        if not options.force and find_record(options.out, job.encoder.card, protocol, job.dataset, (job.seed,)):
+        if not options.force and evaluation.find_done(job, options.out):
             lines.append(f"done       {job.encoder.card.name} has a record")
             continue
         job.encoder.to(device)
