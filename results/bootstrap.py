@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 SPREAD = 0.25
-COLUMN_PREFIXES = ("correct/", "decision/")
+COLUMN_PREFIXES = ("correct/", "decision/", "iou/")
 BLOCK_VALUES = 4_000_000  # item weights held at once: 32 MB
 
 
@@ -74,8 +74,9 @@ def replicates(
     The weights depend on the seed and the sources alone, so replicates of two encoders on the same items are paired.
 
     Args:
-        outcomes: `correct/<column>` (N,) bool for accuracy or `decision/<column>` (N, C) for mean average precision
-            with `targets` (N, C) of 1, 0 and -1 (ignored); the sources of item i are
+        outcomes: `correct/<column>` (N,) bool for accuracy, `decision/<column>` (N, C) for mean average precision
+            with `targets` (N, C) of 1, 0 and -1 (ignored), or `iou/<column>` (N, 3, C) for mean intersection over
+            union: pixels of the intersection, the prediction and the truth; the sources of item i are
             `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
@@ -123,7 +124,7 @@ def paired_gain(
         aligned = [align(outcomes, reference) for outcomes in side]
         return mean_replicates([replicates(o, [column], resamples=resamples, seed=seed)[column] for o in aligned])
 
-    return gain_of(mean_of(sides[0]), mean_of(sides[1]), reference)
+    return gain_of(mean_of(sides[0]), mean_of(sides[1]), size_of(reference))
 
 
 def mean_replicates(encoders: Sequence[Replicates]) -> Replicates:
@@ -134,12 +135,17 @@ def mean_replicates(encoders: Sequence[Replicates]) -> Replicates:
     )
 
 
-def gain_of(a: Replicates, b: Replicates, outcomes: Outcomes) -> Gain:
-    """The paired gain of two replicates that were computed with the same weights; `outcomes` is either side's."""
+def gain_of(a: Replicates, b: Replicates, size: tuple[int, int]) -> Gain:
+    """The paired gain of two replicates that were computed with the same weights, on so many items and sources."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(a.resampled - b.resampled, [tail, 1 - tail])
+    return Gain(a.value - b.value, float(low), float(high), *size)
+
+
+def size_of(outcomes: Outcomes) -> tuple[int, int]:
+    """Test items, and the sources that they come from."""
     groups = _Groups.of(outcomes)
-    return Gain(a.value - b.value, float(low), float(high), groups.items, groups.sources)
+    return groups.items, groups.sources
 
 
 def align(outcomes: Outcomes, reference: Outcomes) -> Outcomes:
@@ -202,7 +208,9 @@ class _Groups:
             # one resample after the other, so that the block size changes no number
             drawn = generator.standard_exponential((min(block, resamples - start), self.sources)).T
             weights = 1 + SPREAD * (drawn - 1)
-            yield np.multiply.reduceat(np.ascontiguousarray(weights)[self.members], self.starts, axis=0)
+            each = np.ascontiguousarray(weights)[self.members]
+            alone = len(self.members) == self.items  # one source per item: nothing to multiply
+            yield each if alone else np.multiply.reduceat(each, self.starts, axis=0)
 
 
 class _Accuracy:
@@ -252,8 +260,32 @@ class _MeanAveragePrecision:
         return total / len(self.classes)
 
 
-def _metric(outcomes: Outcomes, column: str, items: int) -> _Accuracy | _MeanAveragePrecision:
+class _MeanIntersectionOverUnion:
+    """Of all pixels together, mean over the classes that prediction or truth have somewhere."""
+
+    def __init__(self, areas: NDArray[Any]) -> None:
+        pixels = areas.astype(np.float64)
+        self.intersection = pixels[:, 0]
+        self.union = pixels[:, 1] + pixels[:, 2] - pixels[:, 0]
+        present = self.union.any(axis=0)
+        if not present.any():
+            raise ValueError("intersection over union needs a class that is predicted or true somewhere")
+        self.intersection, self.union = self.intersection[:, present], self.union[:, present]
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(N, B) item weights to (B,) weighted means."""
+        return np.mean((self.intersection.T @ weights) / (self.union.T @ weights), axis=0)
+
+
+def _metric(
+    outcomes: Outcomes, column: str, items: int
+) -> _Accuracy | _MeanAveragePrecision | _MeanIntersectionOverUnion:
     correct, decision = outcomes.get(f"correct/{column}"), outcomes.get(f"decision/{column}")
+    areas = outcomes.get(f"iou/{column}")
+    if areas is not None:
+        if areas.ndim != 3 or areas.shape[:2] != (items, 3):
+            raise ValueError(f"iou/{column} has shape {areas.shape}, not ({items}, 3, classes)")
+        return _MeanIntersectionOverUnion(areas)
     if correct is not None:
         if correct.shape != (items,):
             raise ValueError(f"correct/{column} has shape {correct.shape}, but there are {items} items")

@@ -1,13 +1,11 @@
-"""Paired comparisons: pretrained encoders against their own random initialisation, or any two."""
+"""Pretrained encoders against the random initialisations of their own architecture."""
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from results.bootstrap import CONFIDENCE, Gain
+from results.cells import Cell, Row, Table
 from results.groups import Group
-from results.store import RecordsError, StoredRecord
-from results.tables import Cell, Row, Section, Table, headline
+from results.tables import Section, headline
 
 PAIRED_LINE = (
     f"In percentage points, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test "
@@ -41,48 +39,6 @@ def gain_over_random(section: Section) -> Table | None:
         columns=("Encoder", "Control", *(headline(group) for group in groups)),
         rows=tuple(rows),
     )
-
-
-def gain_between(section: Section, a: str, b: str) -> Table | None:
-    """One row per protocol and column that both encoders have outcomes for; None where there is none.
-
-    Args:
-        a, b: encoder names or row labels, or shell patterns of them. A pattern of several stands for their mean.
-    """
-    rows = []
-    for group in section.groups:
-        first, second = (_matching(section, group, pattern) for pattern in (a, b))
-        for column in group.columns:
-            gain = section.cache.gain(first, second, column)
-            if gain is not None:
-                text = _gain_text(gain, group)
-                size = (Cell(text=str(gain.n_items)), Cell(text=str(gain.n_sources)))
-                rows.append(Row(group.example.protocol.id, (Cell(text=column), Cell(text=text), *size)))
-    if not rows:
-        return None
-    return Table(
-        title=f"Gain of {a} over {b}",
-        lines=(PAIRED_LINE,),
-        columns=("Protocol", "Column", "Gain", "Items", "Sources"),
-        rows=tuple(rows),
-    )
-
-
-def require_known(sections: list[Section], pattern: str) -> None:
-    """Raises RecordsError where no encoder of any section matches."""
-    if not any(_matching(section, group, pattern) for section in sections for group in section.groups):
-        known = ", ".join(sorted({entry.label for section in sections for entry in section.entries})) or "none"
-        raise RecordsError(f"no encoder matches {pattern!r}; the records hold {known}")
-
-
-def _matching(section: Section, group: Group, pattern: str) -> list[StoredRecord]:
-    found = []
-    for entry in section.entries:
-        for stored in entry.records(group.records):
-            names = entry.label, stored.record.encoder.name
-            if pattern in names or any(fnmatchcase(name, pattern) for name in names):
-                found.append(stored)
-    return found
 
 
 def _gain_text(gain: Gain | None, group: Group) -> str:

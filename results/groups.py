@@ -11,13 +11,18 @@ from results.store import StoredRecord
 
 @dataclass(frozen=True)
 class Family:
-    """The benchmarks whose name begins with `prefix`, in the order and number format of a model-zoo page."""
+    """The benchmarks whose name begins with `prefix`, in the order and number format of a model-zoo page.
+
+    Attributes:
+        cells: its protocols may be grids with a record of every cell, which the grid's own record sums up.
+    """
 
     prefix: str
     title: str
     decimals: int = 2
     line: str = ""
     best_layer: bool = False
+    cells: bool = False
 
 
 _POOLED = "Features after global average pooling."
@@ -38,6 +43,17 @@ FAMILIES = (
     Family("linear_avgpool", "Linear evaluation, AvgPool", line=_POOLED),
     Family("linear_stored", "Linear evaluation on stored features", line=_POOLED),
     Family("knn", "Nearest-neighbour classification", decimals=1, line=_POOLED),
+    Family("semi_supervised_1pct", "Semi-supervised classification, 1% of the labels", cells=True),
+    Family("semi_supervised_10pct", "Semi-supervised classification, 10% of the labels", cells=True),
+    Family("finetune", "Fine-tuning", cells=True),
+    Family("voc0712_det", "VOC07+12 detection"),
+    Family("voc07_det", "VOC07 detection"),
+    Family("coco_mask_rcnn", "COCO detection and instance segmentation", decimals=1),
+    Family("coco_", "COCO", decimals=1),
+    Family("lvis", "LVIS", decimals=1),
+    Family("cityscapes_mask_rcnn", "Cityscapes instance segmentation", decimals=1),
+    Family("voc12aug_fcn", "VOC2012 semantic segmentation"),
+    Family("cityscapes_fcn", "Cityscapes semantic segmentation"),
 )
 SUMMARY = {"knn": "kNN", "linear_avgpool": "Linear", "voc07_svm": "VOC07 SVM"}
 
@@ -59,8 +75,7 @@ class Group:
 
     @property
     def family(self) -> Family:
-        matching = [family for family in FAMILIES if self.protocol.benchmark.startswith(family.prefix)]
-        return matching[0] if matching else Family(self.protocol.benchmark, self.protocol.benchmark)
+        return family_of(self.protocol)
 
     @property
     def title(self) -> str:
@@ -89,6 +104,46 @@ class Group:
             f"{self.example.protocol.id} on {dataset.id} ({items}, fingerprint {dataset.fingerprint[:8]}); "
             f"{protocol.metric}{unit}, {direction} is better; selection: {protocol.selection}."
         )
+
+
+def family_of(protocol: Protocol) -> Family:
+    """The first whose prefix fits; a benchmark of none is one of its own."""
+    matching = [family for family in FAMILIES if protocol.benchmark.startswith(family.prefix)]
+    return matching[0] if matching else Family(protocol.benchmark, protocol.benchmark)
+
+
+def without_cells(records: Sequence[StoredRecord]) -> list[StoredRecord]:
+    """Without the records of a grid's cells, where the record of the grid, which has their figures, is there.
+
+    A cell's protocol is the grid's with one of its own values for each field that differs.
+    """
+    grids: dict[tuple[str, ...], list[Protocol]] = {}
+    for stored in records:
+        protocol = stored.record.protocol.resolved
+        if not protocol.overrides and family_of(protocol).cells and stored.record.status == "ok":
+            grids.setdefault(_asked_of(stored.record), []).append(protocol)
+    return [
+        stored
+        for stored in records
+        if not any(_is_cell(stored.record.protocol.resolved, g) for g in grids.get(_asked_of(stored.record), []))
+    ]
+
+
+def _is_cell(protocol: Protocol, grid: Protocol) -> bool:
+    changed = {name: value for name, value in protocol.params.items() if value != grid.params.get(name)}
+    return bool(changed) and all(
+        isinstance(listed := grid.params.get(name), list | tuple)
+        and isinstance(value, list | tuple)
+        and len(value) == 1
+        and value[0] in listed
+        for name, value in changed.items()
+    )
+
+
+def _asked_of(record: Record) -> tuple[str, ...]:
+    protocol, card = record.protocol.resolved, record.encoder
+    about = protocol.benchmark, protocol.variant, str(protocol.revision), record.dataset.fingerprint
+    return card.name, card.init or "", card.weights_sha256 or "", *about
 
 
 def grouped(records: Sequence[StoredRecord], failures: Sequence[StoredRecord]) -> list[Group]:

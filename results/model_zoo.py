@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.cells import Table
 from results.gains import gain_over_random
+from results.noise import NOISE_LINE
 from results.render import escape_markdown, latex, markdown
 from results.store import BadRecord, RecordsError, StoredRecord
-from results.tables import SPREAD_LINE, Section, Table
+from results.tables import SPREAD_LINE, Section
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 HEADINGS = {
@@ -39,7 +41,7 @@ def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], roo
         "# Model zoo\n",
         "Written by `python -m results tables` from records; an edit here is lost. A table holds one protocol on one "
         "version of one data set, and a cell without a measurement is empty.\n",
-        SPREAD_LINE + "\n",
+        f"{SPREAD_LINE} {NOISE_LINE}\n",
     ]
     for section in sections(records):
         title, line = HEADINGS[section.embedded]

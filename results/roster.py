@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from results.schema import Architecture, EncoderCard, Record
 from results.store import StoredRecord
@@ -38,6 +39,27 @@ class Entry:
 def identity(card: EncoderCard) -> Identity:
     """What makes two records speak of the same encoder."""
     return card.name, card.init, card.weights_sha256
+
+
+def matching(
+    records: Iterable[StoredRecord],
+    *,
+    encoder: Sequence[str] = ("*",),
+    benchmark: Sequence[str] = ("*",),
+    source: Sequence[str] = ("*",),
+) -> list[StoredRecord]:
+    """The records whose encoder's name, benchmark or protocol id, and card's source match one of the patterns each."""
+    return [
+        stored
+        for stored in records
+        if _matches(encoder, stored.record.encoder.name)
+        and _matches(benchmark, stored.record.protocol.id, stored.record.protocol.resolved.benchmark)
+        and _matches(source, stored.record.encoder.source)
+    ]
+
+
+def _matches(patterns: Sequence[str], *names: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[StoredRecord]]:

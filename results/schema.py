@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the key leaves out what only describes an encoder
 
 Sha256 = str
 Triple = tuple[float, float, float]
@@ -33,6 +34,18 @@ def canonical_sha256(value: Any) -> Sha256:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_false(value: object) -> bool:
+    return value is False
+
+
+def _is_torch_eps(value: object) -> bool:
+    return value == 1e-5
+
+
 class Architecture(Frozen):
     """What must be known to build the network; the part of it that a checkpoint's keys cannot show included.
 
@@ -45,6 +58,11 @@ class Architecture(Frozen):
     stem_kernel: int = 7
     stem_stride: int = 2
     max_pool: bool = True
+    # Left out of the JSON where they are as they always were, so that older records and features keep their hashes.
+    stem_padding: int | None = Field(None, exclude_if=_is_none, description="half the kernel where it is None")
+    stride_in_1x1: bool = Field(False, exclude_if=_is_false, description="of a bottleneck, not in its 3x3")
+    bn_eps: float = Field(1e-5, exclude_if=_is_torch_eps)
+    num_heads: int | None = Field(None, exclude_if=_is_none, description="of a ViT; timm's for the model where None")
 
 
 class EncoderCard(Frozen):
@@ -60,6 +78,8 @@ class EncoderCard(Frozen):
         mean, std: per channel in the order of `channels`, in units of `value_range`.
         value_range: pixel value of white: 1.0 or 255.0.
         embed: how the one vector per image is formed.
+        head: how the projection is formed, with the first digits of its weights' hash, where the file has one.
+        interpolation: how its library resizes images. For the reader alone: the protocol owns the geometry.
         assumed: names of the fields above that nothing in the file or a known release confirms.
         published_as: the `model` of `results/published.csv` that this encoder is, where it is one.
     """
@@ -76,6 +96,8 @@ class EncoderCard(Frozen):
     value_range: float = 1.0
     channels: Literal["RGB", "BGR"] = "RGB"
     embed: str = "global average of the last stage"
+    head: str | None = Field(None, exclude_if=_is_none)
+    interpolation: str | None = Field(None, exclude_if=_is_none)
     method: str | None = None
     epochs: float | None = None
     pretrain_data: str | None = None
@@ -245,11 +267,21 @@ class Record(Frozen):
 
     @property
     def key(self) -> str:
-        """Eight hex digits that identify what was asked: protocol, card, data and seeds. The same key, no new run."""
+        """Eight hex digits that identify what was asked. The same key, no new run."""
         return record_key(self.protocol.resolved, self.encoder, self.dataset.fingerprint, self.seeds)
 
 
+# Of an encoder's card, what can move a number. Its name, its history and how its file was laid out cannot, so the same
+# weights under another name, or trained again, have the same key.
+DECISIVE = ("weights_sha256", "architecture", "mean", "std", "value_range", "channels", "embed", "head")
+
+
 def record_key(protocol: Protocol, card: EncoderCard, fingerprint: Sha256, seeds: tuple[int, ...]) -> str:
-    """See `Record.key`."""
-    asked = [protocol.model_dump(mode="json"), card.model_dump(mode="json"), fingerprint, list(seeds)]
-    return canonical_sha256(asked)[:8]
+    """See `Record.key`: over protocol, the decisive fields of the card, data and seeds."""
+    return asked_key(protocol.model_dump(mode="json"), card.model_dump(mode="json"), fingerprint, seeds)
+
+
+def asked_key(protocol: Any, card: Mapping[str, Any], fingerprint: Sha256, seeds: Sequence[int]) -> str:
+    """`record_key` of JSON as it stands in a file, which an older schema may have written with fewer fields."""
+    decisive = {name: card[name] for name in DECISIVE if name in card}
+    return canonical_sha256([protocol, decisive, fingerprint, list(seeds)])[:8]

@@ -7,6 +7,7 @@ which a rewrite takes effect, and the record's hash covers the side file too.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -17,12 +18,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from results.schema import SCHEMA_VERSION, DatasetRef, EncoderCard, Protocol, Record, canonical_sha256, record_key
+from results.schema import (
+    SCHEMA_VERSION,
+    DatasetRef,
+    EncoderCard,
+    Protocol,
+    Record,
+    asked_key,
+    canonical_sha256,
+    record_key,
+)
 from results.side_file import packed, unpacked, with_standard_errors
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
@@ -49,7 +60,10 @@ class StoredRecord:
         """The side file's arrays, as `write_record` stored them; None where there are none that can be believed."""
         if self.record.outcomes_file is None or not self.intact:
             return None
-        return unpacked(self.path.with_name(self.record.outcomes_file))
+        try:
+            return unpacked(self.path.with_name(self.record.outcomes_file))
+        except (OSError, ValueError, BadZipFile):  # no .npz, whatever its hash says
+            return None
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,9 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
     their class (equal decisions share one), which is all that ranking metrics use and a fraction of the size.
 
     Args:
-        outcomes: `ids` (N,), `targets` (N,) or (N, C), `correct/<column>` (N,) bool or `decision/<column>` (N, C) per
-            column, and the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+        outcomes: `ids` (N,), `targets` (N,) or (N, C); per column `correct/<column>` (N,) bool, `decision/<column>`
+            (N, C) or `iou/<column>` (N, 3, C), see `results.bootstrap`; and the source ids of item i as
+            `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
         ValueError: a score or decision is not a finite number, or an array holds Python objects.
@@ -97,14 +112,18 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
 def find_record(
     root: Path, card: EncoderCard, protocol: Protocol, dataset: DatasetRef, seeds: tuple[int, ...]
 ) -> Record | None:
-    """The record that makes a new run needless: same key, status ok, intact. Anything else is run again."""
+    """The record that makes a new run needless: same name and key, status ok, intact. Anything else is run again."""
     path = record_path(root, card, protocol, dataset, seeds)
-    if not path.is_file():
-        return None
-    found = read_record(path)
-    if isinstance(found, BadRecord) or not found.intact or found.record.status != "ok":
-        return None
-    return found.record
+    key = record_key(protocol, card, dataset.fingerprint, seeds)
+    # Older schemas gave the same question other file names, so the folder's records of this protocol are asked too.
+    others = sorted(path.parent.glob(f"{glob.escape(_slug(protocol.id))}-*.json"), reverse=True)
+    for place in (path, *(other for other in others if other != path)):
+        found = read_record(place) if place.is_file() else None
+        if not isinstance(found, StoredRecord) or not found.intact or found.record.status != "ok":
+            continue
+        if found.record.key == key and found.record.encoder.name == card.name:
+            return found.record
+    return None
 
 
 def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
@@ -170,7 +189,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _slug(name: str) -> str:
-    """A file name that every system takes. Two names may share one: weights, data and key still keep records apart."""
+    """A file name that every system takes. Two names may share one; of the same weights the last run stands."""
     return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).strip("._")[:120] or "unnamed"
 
 
@@ -190,8 +209,7 @@ def _faults(path: Path, raw: dict[str, Any], record: Record) -> Iterator[str]:
         yield "its protocol does not hash to what it says"
     if record.protocol.resolved.id != record.protocol.id:
         yield f"its protocol is not {record.protocol.id} but {record.protocol.resolved.id}"
-    asked = [raw["protocol"]["resolved"], raw["encoder"], record.dataset.fingerprint, list(record.seeds)]
-    if not path.stem.endswith(canonical_sha256(asked)[:8]):
+    if not path.stem.endswith(f"-{_key(raw, record)}"):
         yield "its encoder, protocol, data or seeds are not those that its file name stands for"
     if record.outcomes_file is not None:
         side = path.with_name(record.outcomes_file)
@@ -199,6 +217,14 @@ def _faults(path: Path, raw: dict[str, Any], record: Record) -> Iterator[str]:
             yield "its side file is missing"
         elif side.name != _side_name(path, side.read_bytes()):
             yield "its side file was changed after it was written"
+
+
+def _key(raw: dict[str, Any], record: Record) -> str:
+    """The key by the rules of the schema that the record was written under."""
+    protocol, card = raw["protocol"]["resolved"], raw["encoder"]
+    if record.schema_version == 1:
+        return canonical_sha256([protocol, card, record.dataset.fingerprint, list(record.seeds)])[:8]
+    return asked_key(protocol, card, record.dataset.fingerprint, record.seeds)
 
 
 @contextmanager

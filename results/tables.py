@@ -6,12 +6,13 @@ embedded data's tables are a section of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from results.groups import SUMMARY, Group, grouped
+from results.cells import Cell, Row, Table
+from results.groups import SUMMARY, Group, grouped, without_cells
+from results.noise import NOISE_LINE, detectable_line, mark_best, smallest_detectable
 from results.replicates import ReplicateCache
 from results.roster import Entry, architecture_text, current, roster
 from results.schema import EncoderCard
@@ -24,45 +25,11 @@ SPREAD_LINE = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A number with its standard error and its spread over initialisations or trials, or a text, or nothing."""
-
-    value: float | None = None
-    error: float | None = None
-    std: float | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    label: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text throughout; `results.render` escapes it for its format.
-
-    Attributes:
-        lines: what stands between title and table: protocol, data, size, how to read it.
-        columns: one more than a row has cells: the first names the row.
-        notes: what stands below: failures, records that cannot be believed.
-    """
-
-    title: str
-    lines: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    decimals: int = 2
-    notes: tuple[str, ...] = ()
-
-
 class Section:
     """The tables of the embedded data, or those of the full data sets. Never both."""
 
     def __init__(self, records: Iterable[StoredRecord], *, embedded: bool) -> None:
-        successes, failures = current([s for s in records if s.record.dataset.embedded == embedded])
+        successes, failures = current(without_cells([s for s in records if s.record.dataset.embedded == embedded]))
         self.embedded = embedded
         self.entries = roster(successes)
         self.groups = grouped(successes, failures)
@@ -70,7 +37,7 @@ class Section:
 
     def tables(self) -> list[Table]:
         """One per protocol and data, then one of the encoders."""
-        return [self._group_table(group) for group in self.groups] + self._encoder_table()
+        return [self.group_table(group) for group in self.groups] + self._encoder_table()
 
     def summary(self) -> Table | None:
         """One row per encoder, the primary column of each headline group; None without any."""
@@ -79,18 +46,24 @@ class Section:
         if not records:
             return None
         columns = tuple(headline(group) for group in groups)
-        rows = []
-        for entry in self.entries:
-            if own := entry.records(records):
-                cells = tuple(self._cell(entry, group, group.protocol.primary) for group in groups)
-                rows.append(Row(_row_label(entry, own, len(entry.cards)), cells))
+        entries = [entry for entry in self.entries if entry.records(records)]
+        filled = [self._column(entries, group, group.protocol.primary) for group in groups]
+        rows = [
+            Row(_row_label(entry, entry.records(records), len(entry.cards)), cells)
+            for entry, cells in zip(entries, zip(*filled, strict=True), strict=True)
+        ]
         lines = [f"{column}: {group.line}" for column, group in zip(columns, groups, strict=True)]
+        detectable = {
+            column: self._detectable(entries, group, group.protocol.primary)
+            for column, group in zip(columns, groups, strict=True)
+        }
+        decimals = max(group.decimals for group in groups)
         return Table(
             title="Summary",
-            lines=(*lines, SPREAD_LINE),
+            lines=(*lines, SPREAD_LINE, detectable_line(detectable, decimals), NOISE_LINE),
             columns=("Encoder", *columns),
             rows=tuple(rows),
-            decimals=max(group.decimals for group in groups),
+            decimals=decimals,
             notes=self._fault_notes(records),
         )
 
@@ -99,41 +72,39 @@ class Section:
         candidates = ([g for g in self.groups if g.protocol.benchmark == name and g.records] for name in SUMMARY)
         return [max(groups, key=lambda g: len(g.records)) for groups in candidates if groups]
 
-    def _group_table(self, group: Group) -> Table:
+    def group_table(self, group: Group) -> Table:
         layers = [column for column in group.columns if column.lower().startswith("feature")]
         best_layer = group.family.best_layer and len(layers) > 1
+        entries = [entry for entry in self.entries if entry.records(group.records)]
+        filled = {column: self._column(entries, group, column) for column in group.columns}
         rows = []
-        for entry in self.entries:
-            if own := entry.records(group.records):
-                cells = {column: self._cell(entry, group, column) for column in group.columns}
-                first = [_best(layers, cells)] if best_layer else []
-                rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
+        for i, entry in enumerate(entries):
+            own = entry.records(group.records)
+            cells = {column: filled[column][i] for column in group.columns}
+            first = [best_layer_cell(layers, cells)] if best_layer else []
+            rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
+        lines = [group.line, *([group.family.line] if group.family.line else [])]
+        if entries:
+            detectable = {column: self._detectable(entries, group, column) for column in group.columns}
+            lines.append(detectable_line(detectable, group.decimals))
         return Table(
             title=group.title,
-            lines=(group.line, *([group.family.line] if group.family.line else [])),
+            lines=tuple(lines),
             columns=("Encoder", *(["Best Layer"] if best_layer else []), *group.columns),
             rows=tuple(rows),
             decimals=group.decimals,
             notes=(*_failure_notes(group.failures), *self._fault_notes(group.records)),
         )
 
-    def _cell(self, entry: Entry, group: Group, column: str) -> Cell:
-        """One record's score, or the mean over initialisations; empty unless each of them has the column."""
-        own = entry.records(group.records)
-        scores = [stored.record.scores.get(column) for stored in own]
-        values = [score.value for score in scores if score is not None and score.value is not None]
-        if not values or len(values) < len(own):
-            return Cell()
-        if len(own) == 1:
-            score = own[0].record.scores[column]
-            return Cell(score.value, score.standard_error, score.std)
-        mean = self.cache.mean(own, column)
-        scale = 100.0 if group.protocol.unit == "%" else 1.0
-        return Cell(
-            value=float(np.mean(values)),
-            error=None if mean is None else scale * mean.standard_error,
-            std=float(np.std(values)),
-        )
+    def _column(self, entries: Sequence[Entry], group: Group, column: str) -> list[Cell]:
+        """One cell per row, the best in bold where the noise allows it."""
+        own = [entry.records(group.records) for entry in entries]
+        cells = [score_cell(self.cache, records, column) for records in own]
+        return mark_best(self.cache, own, cells, column, higher_is_better=group.protocol.higher_is_better)
+
+    def _detectable(self, entries: Sequence[Entry], group: Group, column: str) -> float | None:
+        own = [entry.records(group.records) for entry in entries]
+        return smallest_detectable(self.cache, [records for records in own if records], column)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(
@@ -169,7 +140,26 @@ def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:
     return entry.label + (f", mean of {encoders} initialisations" if encoders > 1 else "") + mark
 
 
-def _best(layers: Sequence[str], cells: dict[str, Cell]) -> Cell:
+def score_cell(cache: ReplicateCache, records: Sequence[StoredRecord], column: str) -> Cell:
+    """One record's score, or the mean over initialisations; empty unless each of them has the column."""
+    scores = [stored.record.scores.get(column) for stored in records]
+    values = [score.value for score in scores if score is not None and score.value is not None]
+    if not values or len(values) < len(records):
+        return Cell()
+    if len(records) == 1:
+        score = records[0].record.scores[column]
+        return Cell(score.value, score.standard_error, score.std)
+    mean = cache.mean(records, column)
+    scale = 100.0 if records[0].record.protocol.resolved.unit == "%" else 1.0
+    return Cell(
+        value=float(np.mean(values)),
+        error=None if mean is None else scale * mean.standard_error,
+        std=float(np.std(values)),
+    )
+
+
+def best_layer_cell(layers: Sequence[str], cells: Mapping[str, Cell]) -> Cell:
+    """The name of the layer with the highest figure."""
     values = {layer: value for layer in layers if (value := cells[layer].value) is not None}
     return Cell(text=max(values, key=lambda layer: values[layer])) if values else Cell()
 

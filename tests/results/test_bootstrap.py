@@ -228,3 +228,30 @@ def test_intervals_of_average_precision_cover_the_true_gain() -> None:
     coverage, overstated = simulated_coverage(simulate, truth, 100)
     assert 0.9 <= coverage <= 0.99
     assert 0.85 <= overstated <= 1.2
+
+
+def test_mean_intersection_over_union_is_of_all_pixels_together() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 3, (2, 30, 8, 8))
+    areas = np.zeros((30, 3, 4), dtype=np.int64)  # the fourth class is nowhere
+    for i in range(30):
+        for c in range(3):
+            one, other = predicted[i] == c, truth[i] == c
+            areas[i, :, c] = (one & other).sum(), one.sum(), other.sum()
+    outcomes = {"iou/mIoU": areas, **single_groups(30)}
+    plain = np.mean([
+        ((predicted == c) & (truth == c)).sum() / ((predicted == c) | (truth == c)).sum() for c in range(3)
+    ])  # fmt: skip
+    found = replicates(outcomes, ["mIoU"], resamples=4, seed=5)["mIoU"]
+    assert found.value == pytest.approx(plain, abs=1e-12)
+    drawn = np.random.default_rng(5).standard_exponential((4, 30))
+    weights = 1 + SPREAD * (drawn - 1)
+    for number, weight in enumerate(weights):
+        order = np.argsort(np.argsort([f"d{i}" for i in range(30)]))  # sources are drawn in the order of their names
+        summed = np.einsum("n,nkc->kc", weight[order], areas[:, :, :3].astype(float))
+        expected = np.mean(summed[0] / (summed[1] + summed[2] - summed[0]))
+        assert found.resampled[number] == pytest.approx(plain + (expected - plain) / SPREAD, abs=1e-9)
+    with pytest.raises(ValueError, match="not \\(30, 3, classes\\)"):
+        replicates({**outcomes, "iou/mIoU": areas[:, :2]}, ["mIoU"])
+    with pytest.raises(ValueError, match="predicted or true somewhere"):
+        replicates({**outcomes, "iou/mIoU": np.zeros_like(areas)}, ["mIoU"])

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from results.render import cell_text, escape_latex, escape_markdown, latex, markdown
-from results.tables import Cell, Row, Table
+from results.cells import Cell, Row, Table, cell_text
+from results.render import escape_latex, escape_markdown, latex, markdown
 
 TABLE = Table(
     title="kNN: a_b",
     lines=("On 100 % of <data>.",),
     columns=("Encoder", "k=10", "k=20"),
     rows=(
-        Row("net | one", (Cell(44.06, 3.349, 1.25), Cell())),
+        Row("net | one", (Cell(44.06, 3.349, 1.25, bold=True), Cell()), sources=(1, 2)),
         Row("two", (Cell(5.0), Cell(text="feature5"))),
     ),
     decimals=1,
     notes=("† two: edited",),
+    sources=("a_b [1]", "100 %"),
 )
 
 
@@ -26,12 +27,14 @@ def test_markdown_table() -> None:
         "\n"
         "On 100 % of &lt;data&gt;.\n"
         "\n"
-        "| Encoder    |                 k=10 | k=20     |\n"
-        "| ---------- | -------------------: | -------- |\n"
-        "| net \\| one | 44.1 ± 3.3 (std 1.2) |          |\n"
-        "| two        |                  5.0 | feature5 |\n"
+        "| Encoder                  |                     k=10 | k=20     |\n"
+        "| ------------------------ | -----------------------: | -------- |\n"
+        "| net \\| one<sup>1,2</sup> | **44.1 ± 3.3 (std 1.2)** |          |\n"
+        "| two                      |                      5.0 | feature5 |\n"
         "\n"
         "- † two: edited\n"
+        "- <sup>1</sup> a_b [1]\n"
+        "- <sup>2</sup> 100 %\n"
     )
 
 
@@ -44,11 +47,13 @@ def test_latex_table() -> None:
         "\\toprule\n"
         "Encoder & k=10 & k=20 \\\\\n"
         "\\midrule\n"
-        "net \\textbar{} one & 44.1 $\\pm$ 3.3 (std 1.2) &  \\\\\n"
+        "net \\textbar{} one\\textsuperscript{1,2} & \\textbf{44.1 $\\pm$ 3.3 (std 1.2)} &  \\\\\n"
         "two & 5.0 & feature5 \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}\n"
         "\\par \\dag{} two: edited\n"
+        "\\par \\textsuperscript{1} a\\_b [1]\n"
+        "\\par \\textsuperscript{2} 100 \\%\n"
         "\\end{table}\n"
     )
 
@@ -63,6 +68,10 @@ def test_latex_table() -> None:
         ("![a](b)", r"\![a\](b)"),
         ("snake_case_name", "snake_case_name"),
         ("_emphasis_", r"\_emphasis\_"),
+        ("[^1] and [x]: y", r"\[^1] and [x\]: y"),
+        ("# no title", r"\# no title"),
+        ("- no list", r"\- no list"),
+        ("1. no list", r"1\. no list"),
         ("a\\|b", r"a\\\|b"),
         ("two\nlines\r\n\tand\0more", "two lines and more"),
         ("Tom & Jerry &amp;", "Tom &amp; Jerry &amp;amp;"),
@@ -87,6 +96,7 @@ def test_latex_shows_text_as_it_is() -> None:
         (Cell(67.564, std=0.5), 1, "67.6 (std 0.5)"),
         (Cell(0.0), 1, "0.0"),
         (Cell(text="feature5"), 1, "feature5"),
+        (Cell(67.5, text="67.50"), 1, "67.50"),
     ],
 )
 def test_cells(cell: Cell, decimals: int, text: str) -> None:

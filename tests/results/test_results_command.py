@@ -11,13 +11,15 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
-from results.frame import frame
+from results.frame import frame, tables_frame
 from results.model_zoo import BEGIN, END
 from results.schema import Score
 from results.store import read_records, write_record
+from results.tables import Section
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
+    LINEAR,
     accuracy_outcomes,
     card,
     moco_card,
@@ -125,7 +127,7 @@ def test_the_readme_keeps_all_but_what_is_between_its_markers(records: Path, tmp
     assert text.startswith(f"# Title\n\n{BEGIN}\n")
     assert text.endswith(f"{END}\n\nThe rest.\n")
     assert " kNN (k=20) |" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert main([*command, "--check"]) == 0
     before = readme.stat().st_mtime_ns
     assert main(command) == 0
@@ -161,7 +163,9 @@ def test_a_readme_without_its_markers_is_refused(
         (["tables", "--records", ".", "--check"], "--check compares a file"),
         (["tables", "--records", ".", "--readme", "none.md"], "none.md"),
         (["publish-records", "--records", "nowhere"], "no folder of records at nowhere"),
-        (["gain", "a", "b", "--records", "."], "no encoder matches 'a'; the records hold none"),
+        (["diff", "a", "b", "--records", "."], "no encoder matches 'a'; the records hold none"),
+        (["paper-tables", "--source", "nobody"], "no table of the papers has a figure from nobody"),
+        (["published", "--source", "nobody"], "no published figure matches"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_2(
@@ -209,12 +213,39 @@ def test_records_are_published_and_what_was_left_out_is_said(
     assert len(read_records(tmp_path / "published")[0]) == 1
 
 
-def test_gain_prints_the_paired_gain(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["gain", "mocov2*", "random*", "--records", str(records)]) == 0
-    said = capsys.readouterr().out
-    assert "## Embedded data" in said
-    assert "| knn.demo@1 | k=20 " in said
-    assert main(["gain", "mocov2*", "nobody", "--records", str(records)]) == 2
+def test_tables_are_filtered_by_encoder_benchmark_and_source(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    linear = accuracy_outcomes(("AvgPool",), 0.5, 0)
+    write_record(records, record(card("elsewhere", source="somewhere else"), LINEAR, linear), linear)
+    for flags, shown, hidden in (
+        (["--encoder", "moco*", "else*"], ("mocov2", "elsewhere"), "random init"),
+        (["--benchmark", "linear_*"], ("elsewhere",), "mocov2"),
+        (["--benchmark", "knn.demo@1"], ("mocov2",), "elsewhere"),
+        (["--source", "some*"], ("elsewhere",), "mocov2"),
+    ):
+        assert main(["tables", "--records", str(records), *flags]) == 0
+        page = capsys.readouterr().out
+        assert all(name in page for name in shown)
+        assert hidden not in page
+
+
+def test_published_figures_come_with_their_places(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--source", "MoCo v2 page *", "--benchmark", "linear_avgpool"]
+    assert main(["published", *flags]) == 0
+    found = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert found["value"].tolist() == [67.56, 67.58]
+    assert set(found["protocol"]) == {"linear_avgpool.mmselfsup@1"}
+    assert main(["published", *flags, "--format", "latex"]) == 0
+    assert r"linear\_avgpool.mmselfsup@1" in capsys.readouterr().out
+    assert main(["published", "--benchmark", "hyperparameter", "--format", "markdown"]) == 0
+    assert "none: a setting, not a result" in capsys.readouterr().out
+
+
+def test_tables_as_a_frame_have_a_row_per_cell(records: Path) -> None:
+    tables = Section(read_records(records)[0], embedded=True).tables()
+    rows = tables_frame(tables)
+    assert len(rows[rows["table"].str.startswith("Nearest")]) == 2 * 4
+    mean = rows[rows["row"].str.startswith("random") & (rows["column"] == "k=20")].iloc[0]
+    assert mean["text"] == f"{mean['value']:.1f} ± {mean['standard_error']:.1f} (std {mean['std']:.1f})"
 
 
 def test_help_comes_without_the_heavy_libraries() -> None:

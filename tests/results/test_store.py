@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from results import store
-from results.schema import Record, Score
+from results.schema import DECISIVE, EncoderCard, Record, Score, record_key
 from results.side_file import packed, unpacked
 from results.store import BadRecord, StoredRecord, find_record, read_record, read_records, replace_file, write_record
 from tests.results.factory_records import (
@@ -28,6 +29,7 @@ from tests.results.factory_records import (
     record,
 )
 
+HISTORIC = Path(__file__).parent / "historic"
 OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
 
 
@@ -221,6 +223,48 @@ def test_only_what_succeeded_under_the_same_key_is_skipped(tmp_path: Path) -> No
 
     path.write_text(path.read_text().replace('"status": "ok"', '"status" : "ok"').replace("220", "221"))
     assert found_again(tmp_path, asked) is None
+
+
+def test_the_same_weights_trained_again_are_not_measured_again(tmp_path: Path) -> None:
+    written(tmp_path)
+    again = moco_card(0, pretrain_seconds=999.0, epochs=61, source="elsewhere", licence="MIT", keys_unused=3)
+    assert found_again(tmp_path, record(again, KNN, OUTCOMES)) is not None
+    path = write_record(tmp_path, record(again, KNN, OUTCOMES), OUTCOMES)
+    assert [p for p in contents(tmp_path) if p.endswith(".json")] == [path.relative_to(tmp_path).as_posix()]
+    for change in ({"mean": (0.5, 0.5, 0.5)}, {"channels": "BGR"}, {"embed": "class token"}, {"value_range": 255.0}):
+        assert found_again(tmp_path, record(moco_card(0, **change), KNN, OUTCOMES)) is None, change
+
+
+def test_every_field_of_the_card_moves_a_number_or_only_describes() -> None:
+    describes = {"name", "source", "layout", "keys_matched", "keys_unused", "method", "epochs", "pretrain_data",
+                 "pretrain_seconds", "init", "licence", "published_as", "assumed", "interpolation"}  # fmt: skip
+    assert set(EncoderCard.model_fields) == {*DECISIVE, *describes}, "put a new field into DECISIVE, or here"
+
+
+def test_a_record_of_an_older_schema_makes_a_new_run_needless(tmp_path: Path) -> None:
+    old = next(path for path in HISTORIC.rglob("*.json") if '"schema_version": 1,' in path.read_text())
+    there = tmp_path / old.relative_to(HISTORIC)
+    shutil.copytree(old.parent, there.parent)
+    asked = stored(there).record
+    assert record_key(asked.protocol.resolved, asked.encoder, asked.dataset.fingerprint, asked.seeds) not in there.name
+    assert found_again(tmp_path, asked) == asked
+    trained_again = asked.model_copy(
+        update={"encoder": asked.encoder.model_copy(update={"pretrain_seconds": 1.0, "epochs": 7.0})}
+    )
+    assert found_again(tmp_path, trained_again) == asked
+    there.write_text(there.read_text().replace('"pretrain_seconds": ', '"pretrain_seconds": 1'))
+    assert found_again(tmp_path, asked) is None
+
+
+def test_the_name_of_a_record_stands_for_what_it_holds(tmp_path: Path) -> None:
+    for path in (written(tmp_path), next(HISTORIC.rglob("*.json"))):
+        moved = path.with_name(f"{path.stem[:-8]}00000000.json")
+        target = tmp_path / "moved" / moved.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+        fault = "its encoder, protocol, data or seeds are not those that its file name stands for"
+        assert fault in stored(target).faults
+        assert stored(path).faults == ()
 
 
 def edited(path: Path, change: Any) -> StoredRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from results.bootstrap import paired_gain
-from results.gains import gain_between, gain_over_random
+from results.cells import Cell, Table
+from results.gains import gain_over_random
 from results.model_zoo import section_tables
 from results.schema import Architecture, EncoderCard, Protocol, Score
 from results.store import read_records, write_record
-from results.tables import Cell, Section, Table
+from results.tables import Section
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -245,11 +247,31 @@ def test_no_gain_without_a_control_of_the_same_architecture_or_without_outcomes(
     assert gain_over_random(section(tmp_path)) is None
 
 
-def test_two_encoders_can_be_compared_by_name_or_pattern(demo: Path) -> None:
-    found = gain_between(section(demo), "EfficientNet*", "mocov2_resnet18w32_demo (seed 0)")
-    assert found is not None
-    assert {row.label for row in found.rows} == {KNN.id, LINEAR.id, SVM.id}
-    assert gain_between(section(demo), "EfficientNet*", "nobody") is None
+def test_the_header_prints_the_smallest_detectable_difference(demo_tables: list[Table]) -> None:
+    found = titled(demo_tables, "Nearest")
+    (line,) = [line for line in found.lines if line.startswith("Smallest detectable difference between two rows (95%)")]
+    numbers = dict(re.findall(r"(k=\d+) (\d+\.\d)", line))
+    assert set(numbers) == set(found.columns[1:])
+    assert all(2 < float(number) < 20 for number in numbers.values())  # 220 items, no better
+
+
+def test_the_best_is_bold_only_where_it_is_better_than_each_by_more_than_the_noise(tmp_path: Path) -> None:
+    for name, skill, seed in (("low", 0.2, 0), ("high", 0.6, 1), ("higher", 0.605, 3)):
+        outcomes = accuracy_outcomes(KNN_COLUMNS, skill, seed)
+        write_record(tmp_path, record(card(name), KNN, outcomes), outcomes)
+    assert not any(c.bold for row in table(tmp_path, "Nearest").rows for c in row.cells)
+    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.95, 4)
+    write_record(tmp_path, record(card("highest"), KNN, outcomes), outcomes)
+    bold = [row.label for row in table(tmp_path, "Nearest").rows if all(c.bold for c in row.cells)]
+    assert bold == ["highest"]
+
+
+def test_nothing_is_bold_where_the_noise_is_not_known(tmp_path: Path) -> None:
+    write(tmp_path, card("low"), 1.0)
+    write(tmp_path, card("high"), 99.0)
+    found = table(tmp_path, "Nearest")
+    assert not any(c.bold for row in found.rows for c in row.cells)
+    assert any("Smallest detectable difference: not known" in line for line in found.lines)
 
 
 def test_the_summary_has_one_row_per_encoder_and_the_primary_columns(demo: Path) -> None:
@@ -279,3 +301,17 @@ def test_a_benchmark_of_no_family_has_its_own_name(tmp_path: Path) -> None:
 def test_svm_outcomes_of_the_factory_have_scenes_that_share_drawings() -> None:
     outcomes = decision_outcomes(LAYERS, 1.0, 0)
     assert len(np.unique(outcomes["group_members"])) < len(outcomes["group_members"]) / 3
+
+
+def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_path: Path) -> None:
+    grid = protocol("semi_supervised_1pct", ("Top-1", "Top-1 oracle"), "Top-1", params={"lrs": (0.1, 1.0), "epochs": 9})
+    cell_of_it = grid.with_overrides(lrs=(1.0,))
+    short = grid.with_overrides(epochs=3)
+    for asked in (cell_of_it, short):
+        write(tmp_path, card("net"), 20.0, asked)
+    titles = "Semi-supervised classification, 1%"
+    assert len([t for t in section(tmp_path).tables() if t.title.startswith(titles)]) == 2
+    write(tmp_path, card("net"), 30.0, grid)
+    write(tmp_path, card("other"), 10.0, cell_of_it)  # whose grid is not done
+    found = {t.lines[0].split(" on ")[0]: [r.label for r in t.rows] for t in section(tmp_path).tables()[:-1]}
+    assert found == {grid.id: ["net"], short.id: ["net"], cell_of_it.id: ["other"]}

@@ -1,0 +1,275 @@
+"""What each command of `python -m results` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from results.cells import Cell, Row, Table
+from results.options import AnyCommand, Diff, Format, PaperTables, PublishedFigures, PublishRecords, Tables, ZooPage
+from results.published import Figure, chosen, figures
+from results.roster import matching
+from results.store import BadRecord, RecordsError, StoredRecord, read_records, replace_file
+from results.zoo_page import Page
+
+PUBLISHED_PAGES = ("MoCo v2 page *",)
+
+
+def run(command: AnyCommand) -> int:
+    """Returns the exit code.
+
+    Raises:
+        RecordsError: what the user gave cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    match command:
+        case Tables():
+            return _tables(command)
+        case ZooPage():
+            return _published_pages(command) if command.published else _zoo_page(command)
+        case PaperTables():
+            return _paper_tables(command)
+        case PublishedFigures():
+            return _figures(command)
+        case PublishRecords():
+            return _publish(command)
+        case Diff():
+            return _diff(command)
+
+
+def _tables(options: Tables) -> int:
+    from results.model_zoo import readme_block, with_block
+
+    if options.check and options.out is None and options.readme is None:
+        raise RecordsError("--check compares a file with the records: name it with --out or --readme")
+    records, bad = _read(options.records)
+    records = matching(records, encoder=options.encoder, benchmark=options.benchmark, source=options.source)
+    if options.rows != "all":
+        records = [s for s in records if s.record.dataset.embedded == (options.rows == "embedded")]
+    if options.dry_run:
+        targets = [str(path) for path in (options.out, options.readme) if path is not None] or ["the terminal"]
+        size = sum(stored.path.stat().st_size for stored in records) / 2**20
+        sys.stdout.write(
+            f"would read {len(records)} records ({size:.1f} MiB) and leave out {len(bad)} unreadable files below "
+            f"{options.records}, and write {' and '.join(targets)}: seconds of bootstrap, no further disk\n"
+        )
+        return 0
+    wanted: dict[Path, str] = {}
+    if options.readme is not None:
+        text = options.readme.read_text(encoding="utf-8")
+        wanted[options.readme] = with_block(text, readme_block(records), options.readme.name)
+    if options.out is not None or options.readme is None:
+        page = _page(options, records, bad)
+        if options.out is None:
+            sys.stdout.write(page)
+        else:
+            wanted[options.out] = page
+    _name_bad(bad)
+
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if not options.check:
+        for path, text in wanted.items():
+            _write(path, text)
+        return 0
+    for path in wanted:
+        state = "differs from" if path in stale else "is"
+        sys.stderr.write(f"results: {path} {state} what the records in {options.records} give\n")
+    return 1 if stale else 0
+
+
+def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) -> str:
+    from results.model_zoo import latex_page, markdown_page
+
+    if options.format == "markdown":
+        return markdown_page(records, bad, options.records)
+    if options.format == "latex":
+        return latex_page(records)
+    if len({stored.record.dataset.embedded for stored in records}) > 1:
+        raise RecordsError(
+            f"{options.records} holds rows of the embedded data and of full data sets, which never share a table: "
+            "choose with --rows embedded or --rows full"
+        )
+    from results.frame import frame
+
+    return frame(records).to_csv(index=False, lineterminator="\n")
+
+
+def _published_pages(options: ZooPage) -> int:
+    from results.zoo_page import file_name, published_page
+
+    sources = list(dict.fromkeys(f.source for f in chosen(figures(), source=options.source or PUBLISHED_PAGES)))
+    if not sources:
+        raise RecordsError(f"published.csv has no source {' or '.join(options.source)}")
+    for source in sources:
+        page = published_page(chosen(figures(), source=[source], benchmark=options.benchmark))
+        text = _formatted_page(page, options.format)
+        if options.out is None:
+            sys.stdout.write(text)
+        else:
+            _write(options.out / f"{file_name(source)}{_SUFFIX[options.format]}", text)
+    return 0
+
+
+def _zoo_page(options: ZooPage) -> int:
+    from results.zoo_page import measured_page
+
+    if not options.encoder:
+        raise RecordsError("name the encoder with --encoder, or say --published")
+    found, bad = _read(options.records)
+    _name_bad(bad)
+    records = matching(found, encoder=options.encoder, benchmark=options.benchmark)
+    if not records:
+        known = ", ".join(sorted({stored.record.encoder.name for stored in found})) or "none"
+        raise RecordsError(f"no record matches {' or '.join(options.encoder)}; the records hold {known}")
+    page = measured_page(records, _beside(options, records), options.weights)
+    _put(options.out, _formatted_page(page, options.format))
+    return 0
+
+
+def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
+    """The published figures that a page sets beside the measured ones."""
+    source = options.source or ("*",)
+    if options.against:
+        against = chosen(figures(), source=source, model=options.against)
+        if not against:
+            raise RecordsError(f"published.csv has no model {' or '.join(options.against)}")
+        return against
+    cards = [stored.record.encoder for stored in records]
+    models = {card.published_as for card in cards if card.published_as}
+    unknown = models - {figure.model for figure in figures()}
+    if unknown:
+        sys.stderr.write(f"results: published.csv has no model {', '.join(sorted(unknown))}, which a card names\n")
+    return [f for f in chosen(figures(), source=source) if f.model in models]
+
+
+def _paper_tables(options: PaperTables) -> int:
+    from results.paper_tables import paper_tables
+
+    records: list[StoredRecord] = []
+    if options.records is not None:
+        found, bad = _read(options.records)
+        _name_bad(bad)
+        records = matching(found, encoder=options.encoder)
+    tables = paper_tables(chosen(figures(), source=options.source), records)
+    if not tables:
+        raise RecordsError(f"no table of the papers has a figure from {' or '.join(options.source)}")
+    if options.out is None:
+        sys.stdout.write(_formatted(list(tables.values()), options.format))
+        return 0
+    for name, table in tables.items():
+        _write(options.out / f"{name}{_SUFFIX[options.format]}", _formatted([table], options.format))
+    return 0
+
+
+def _figures(options: PublishedFigures) -> int:
+    found = chosen(figures(), source=options.source, model=options.encoder, benchmark=options.benchmark)
+    if not found:
+        raise RecordsError("no published figure matches")
+    if options.format == "csv":
+        from results.frame import figures_frame
+
+        _put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
+        return 0
+    sources = list(dict.fromkeys(figure.source for figure in found))
+    rows = [_figure_row(figure, sources.index(figure.source) + 1) for figure in found]
+    columns = ("Model", "Epochs", "Benchmark", "Data", "Metric", "Value", "Protocol", "Column")
+    _put(options.out, _formatted([Table("Published figures", (), columns, tuple(rows), sources=tuple(sources))],
+                                 options.format))  # fmt: skip
+    return 0
+
+
+def _figure_row(figure: Figure, source: int) -> Row:
+    epochs = "" if figure.epochs is None else f"{figure.epochs:g}"
+    place = (figure.place.protocol, figure.place.column) if figure.place else (f"none: {figure.reason}", "")
+    about = (epochs, figure.benchmark, figure.dataset, figure.metric)
+    value = Cell(figure.number, text=figure.text)
+    return Row(figure.model, (*(Cell(text=t) for t in about), value, *(Cell(text=t) for t in place)), (source,))
+
+
+def _publish(options: PublishRecords) -> int:
+    from results.publish import publish
+
+    _read(options.records)
+    done = publish(options.records, options.out, options.encoder, dry_run=options.dry_run)
+    for path in done.replaced:
+        sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
+    for path, reason in done.left_out:
+        sys.stdout.write(f"left out {path}: {reason}\n")
+    for path in done.copied:
+        sys.stdout.write(f"published {path}\n")
+    would = " (nothing was written)" if options.dry_run else ""
+    sys.stdout.write(
+        f"{len(done.copied)} published, {len(done.unchanged)} there already, {len(done.replaced)} removed, "
+        f"{len(done.left_out)} left out, in {options.out}{would}\n"
+    )
+    return 0
+
+
+def _diff(options: Diff) -> int:
+    from results.diff import diff, side
+    from results.model_zoo import HEADINGS
+
+    records: list[StoredRecord] = []
+    for root in options.records:
+        found, bad = _read(root)
+        records += found
+        _name_bad(bad)
+    tables = diff(side(records, options.a), side(records, options.b), options.benchmark)
+    if not tables:
+        raise RecordsError(f"{options.a} and {options.b} have no protocol and data in common")
+    if options.format == "markdown":
+        parts = [f"## {HEADINGS[embedded][0]}\n\n{_formatted([table], 'markdown')}" for embedded, table in tables]
+        _put(options.out, "\n".join(parts))
+    else:
+        _put(options.out, _formatted([table for _, table in tables], options.format))
+    return 0
+
+
+_SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+
+
+def _formatted(tables: Sequence[Table], form: Format) -> str:
+    from results.render import latex, markdown
+
+    if form == "csv":
+        from results.frame import tables_frame
+
+        return tables_frame(tables).to_csv(index=False, lineterminator="\n")
+    return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)
+
+
+def _formatted_page(page: Page, form: Format) -> str:
+    from results.zoo_page import latex_page, markdown_page
+
+    if form == "csv":  # the heading says which rows are of the embedded data
+        titled = [replace(table, title=f"{part.title}: {table.title}") for part in page.parts for table in part.tables]
+        return _formatted(titled, form)
+    return markdown_page(page) if form == "markdown" else latex_page(page)
+
+
+def _put(out: Path | None, text: str) -> None:
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write(out, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all; a file that is as it should be keeps its time."""
+    stale = not path.is_file() or path.read_text(encoding="utf-8") != text
+    if stale:
+        replace_file(path, text.encode())
+    sys.stderr.write(f"results: {'wrote' if stale else 'unchanged:'} {path}\n")
+
+
+def _name_bad(bad: Iterable[BadRecord]) -> None:
+    for found in bad:
+        sys.stderr.write(f"results: left out {found.path}: {found.reason}\n")
+
+
+def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
+    if not root.is_dir():
+        raise RecordsError(f"no folder of records at {root}: run a benchmark first, or name another with --records")
+    return read_records(root)
