@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.contract import InputError, Labels
 from benchmarks.data.groups import read_groups
+from benchmarks.data.paths import Below
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -29,22 +30,42 @@ def read_image_folder(root: Path, split: str) -> Labels:
         raise InputError(
             f"{folder / unknown[0]} is a class that {root / 'train'} does not have; the folders must match"
         )
-    files: list[Path] = []
-    targets: list[int] = []
+    index = {name: number for number, name in enumerate(classes)}
+    ids: list[str] = []
+    counts: list[int] = []
     for name in found:
         images = _images(folder / name)
         if not images:
             raise InputError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}); fill or remove the folder")
-        files += images
-        targets += [classes.index(name)] * len(images)
-    ids = tuple(file.relative_to(root).as_posix() for file in files)
-    return Labels(ids, tuple(files), tuple(classes), np.array(targets, dtype=np.int64), read_groups(root, ids))
+        prefix = f"{split}/{name}/"
+        ids += [prefix + image for image in images]
+        counts.append(len(images))
+    targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
+    names = tuple(ids)
+    return Labels(names, Below(root, names), tuple(classes), targets, read_groups(root, names))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders that may be classes, sorted; none where `folder` is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether a folder in `folder` has an image right inside; those of Places, sorted by initial, have none."""
+    for name in class_folders(folder):
+        with os.scandir(folder / name) as entries:
+            if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+                return True
+    return False
 
 
 def _class_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: an image folder is laid out as <root>/<split>/<class>/<image>")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = class_folders(folder)
     if not names:
         raise InputError(
             f"{folder} has no class folders: an image folder is laid out as <root>/<split>/<class>/<image>"
@@ -52,6 +73,18 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
-    inside = (Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(file for file in inside if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+def _images(folder: Path) -> list[str]:
+    """Images below `folder`, at any depth, in the order of their paths' parts."""
+    found: list[str] = []
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir():
+                    found.append(below + name)
+                elif entry.is_dir():
+                    waiting.append(f"{below}{name}/")
+    nested = any("/" in name for name in found)
+    return sorted(found, key=lambda name: name.split("/")) if nested else sorted(found)

@@ -31,7 +31,7 @@ def read_voc_classification(devkit: Path, year: str, split: str) -> Labels:
     lists = folder / "ImageSets" / "Main"
     ids = sorted(_read_ids(lists / f"{split}.txt"))
     suffix = f"_{split}"
-    classes = sorted(file.stem.removesuffix(suffix) for file in lists.glob(f"?*{suffix}.txt"))
+    classes = class_names(lists, split)
     if not classes:
         raise InputError(f"{lists} has no <class>{suffix}.txt, which hold the labels; unpack the whole devkit")
     targets = np.stack([_read_class(lists / f"{name}{suffix}.txt", ids) for name in classes], axis=1)
@@ -45,6 +45,12 @@ def read_voc_classification(devkit: Path, year: str, split: str) -> Labels:
         )
     paths = tuple(images / f"{id}.jpg" for id in ids)
     return Labels(tuple(ids), paths, tuple(classes), targets, read_groups(folder, ids))
+
+
+def class_names(lists: Path, split: str) -> list[str]:
+    """The classes that `ImageSets/Main` has a list of, in alphabetical order, which is VOC's own."""
+    suffix = f"_{split}"
+    return sorted(file.stem.removesuffix(suffix) for file in lists.glob(f"?*{suffix}.txt"))
 
 
 def _read_lines(file: Path) -> list[list[str]]:

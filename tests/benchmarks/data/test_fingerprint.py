@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Labels
+from benchmarks.data.cifar10 import read_cifar10
 from benchmarks.data.fingerprint import fingerprint
+from benchmarks.data.paths import Below
+from tests.layouts.cifar10 import write_cifar10
 
 
 @pytest.fixture
@@ -48,3 +51,44 @@ def test_a_missing_file_is_named(labels: Labels) -> None:
     labels.paths[2].unlink()
     with pytest.raises(InputError, match=r"2\.png does not exist"):
         fingerprint(labels)
+
+
+def test_it_is_the_one_that_published_records_hold(labels: Labels) -> None:
+    assert fingerprint(labels) == "8a322cb8606258566fe0f90997b53b00db2c3e0b9a583998ee00814b8373094e"
+
+
+def test_the_contents_of_annotations_count(labels: Labels, tmp_path: Path) -> None:
+    mask = tmp_path / "0.xml"
+    mask.write_text("one")
+    annotated = replace(labels, annotations=(mask,))
+    before = fingerprint(annotated)
+    assert before != fingerprint(labels)
+    mask.write_text("two")  # of the same size
+    assert fingerprint(annotated) != before
+    mask.unlink()
+    with pytest.raises(InputError, match=r"0\.xml does not exist"):
+        fingerprint(annotated)
+
+
+@pytest.mark.parametrize("layout", ["python", "binary"])
+def test_the_contents_of_batch_files_count(tmp_path: Path, layout) -> None:
+    write_cifar10(tmp_path, layout=layout)
+    batch = next(tmp_path.glob("cifar10/*/test_batch*"))
+    before = fingerprint(read_cifar10(tmp_path / "cifar10", "test"))
+    content = bytearray(batch.read_bytes())
+    content[3000] ^= 1  # of a pixel
+    batch.write_bytes(content)
+    assert fingerprint(read_cifar10(tmp_path / "cifar10", "test")) != before
+    labels = read_cifar10(tmp_path / "cifar10", "test")
+    batch.unlink()
+    with pytest.raises(InputError, match=r"test_batch.* does not exist"):
+        fingerprint(labels)
+
+
+def test_paths_made_when_asked_for_count_as_those_made_before(labels: Labels, tmp_path: Path) -> None:
+    lazy = Below(tmp_path, [path.name for path in labels.paths])
+    assert lazy == labels.paths
+    assert lazy[1:] == labels.paths[1:]
+    assert lazy != labels.paths[1:]
+    assert list(lazy.strings()) == [str(path) for path in labels.paths]
+    assert fingerprint(replace(labels, paths=lazy)) == fingerprint(labels)

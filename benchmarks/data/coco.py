@@ -1,0 +1,143 @@
+"""COCO 2017 and LVIS: images, what is on them, and the json with their boxes, masks and keypoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.contract import InputError, Labels
+from benchmarks.data.groups import read_groups
+from benchmarks.data.layout import contents, first_file, first_folder
+from benchmarks.data.lists import unique
+from benchmarks.data.paths import Below, require
+
+OWNER = "the COCO page (cocodataset.org)"
+LVIS_OWNER = "the LVIS page (lvisdataset.org)"
+
+
+class _Image(NamedTuple):
+    id: int
+    file_name: str
+    coco_url: str
+
+
+class _Category(NamedTuple):
+    id: int
+    name: str
+
+
+class _Annotation(NamedTuple):
+    image_id: int
+    category_id: int
+
+
+def read_coco(folder: Path, split: str, kind: str = "instances") -> Labels:
+    """Items of `train` or `val`, sorted by id (the number in the file name), the json as the one annotation.
+
+    Targets say which categories an image shows, crowds among them; categories are in the order of their ids.
+
+    Args:
+        kind: of annotations: instances (boxes and masks) or person_keypoints.
+
+    Raises:
+        InputError: no such split, a malformed json, or a missing image.
+    """
+    part = f"{split.removesuffix('2017')}2017"
+    names = [f"annotations/{kind}_{part}.json", f"{kind}_{part}.json"]
+    file = first_file(folder, names)
+    if file is None:
+        raise InputError(
+            f"{folder} has no split {split}: expected {names[0]} and the images in {part}/, found {contents(folder)}; "
+            f"unpack what {OWNER} publishes there"
+        )
+    images = first_folder(folder, (part, f"images/{part}"))
+    if images is None:
+        raise InputError(f"{folder} has {file.name} but no folder {part} with the images; unpack {part}.zip there")
+    return _labels(file, images, lambda image: image.file_name.rpartition("/")[2])
+
+
+def read_lvis(folder: Path, split: str, version: str = "v1") -> Labels:
+    """Items of `train` or `val` of LVIS, as `read_coco`. The images are COCO's, in ../coco or beside the json.
+
+    v1 names them by their URL at COCO; its val has images of COCO's train2017.
+
+    Args:
+        folder: lvis, with the json.
+        version: v1 or v0.5.
+
+    Raises:
+        InputError: no such split, a malformed json, no COCO, or a missing image.
+    """
+    names = [f"lvis_{version}_{split}.json", f"annotations/lvis_{version}_{split}.json"]
+    file = first_file(folder, names)
+    if file is None:
+        raise InputError(
+            f"{folder} has no split {split}: expected {names[0]}, found {contents(folder)}; take it from {LVIS_OWNER}"
+        )
+    images = next((at for at in (folder.parent / "coco", folder) if (at / "train2017").is_dir()), None)
+    if images is None:
+        raise InputError(f"{folder.parent / 'coco'} has no folder train2017 with LVIS's images; unpack COCO 2017 there")
+    return _labels(file, images, lambda image: _lvis_name(image, split))
+
+
+def _lvis_name(image: _Image, split: str) -> str:
+    if image.coco_url:
+        return "/".join(image.coco_url.split("/")[-2:])
+    # v0.5 has 2014's file names: COCO_val2014_000000000139.jpg
+    return f"{split}2017/{image.file_name.rpartition('_')[2]}"
+
+
+def _labels(file: Path, folder: Path, name_of: Callable[[_Image], str]) -> Labels:
+    images, categories, annotations = _read(file)
+    if not images:
+        raise InputError(f"{file} lists no image; take it from its owner again")
+    images.sort()
+    names = [name_of(image) for image in images]
+    unique(file, names)
+    row = {image.id: number for number, image in enumerate(images)}
+    if len(row) < len(images):
+        raise InputError(f"{file} gives several images the same id; take it from its owner again")
+    column = {category.id: number for number, category in enumerate(sorted(categories))}
+    targets = np.zeros((len(images), len(column)), dtype=np.int8)
+    try:
+        where = [(row[found.image_id], column[found.category_id]) for found in annotations]
+    except KeyError as error:
+        raise InputError(
+            f"{file} annotates the unknown image or category {error.args[0]}; take it from its owner again"
+        ) from error
+    if where:
+        targets[tuple(np.array(where).T)] = 1
+    require(folder, names, file.name, "unpack the images of COCO again")
+    ids = tuple(name.rpartition("/")[2].rpartition(".")[0] for name in names)
+    classes = tuple(category.name for category in sorted(categories))
+    return Labels(ids, Below(folder, names), classes, targets, read_groups(file.parent.parent, ids), (file,))
+
+
+def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:
+    """The lists, each object cut down as it is parsed: whole, the polygons of train2017 would take gigabytes."""
+    try:
+        content = json.loads(file.read_bytes(), object_hook=_cut)
+        lists = content["images"], content["categories"], content["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} is no json of COCO ({type(error).__name__}: {error}); take it from its owner again"
+        ) from error
+    for found, kind in zip(lists, (_Image, _Category, _Annotation), strict=True):
+        strange = [entry for entry in found if not isinstance(entry, kind)]
+        if strange:
+            raise InputError(f"{file} has malformed {kind.__name__[1:].lower()} entries; take it from its owner again")
+    return lists
+
+
+def _cut(found: dict[str, Any]) -> Any:
+    if "image_id" in found and "category_id" in found:
+        return _Annotation(found["image_id"], found["category_id"])
+    if "height" in found and "width" in found and "id" in found:
+        return _Image(found["id"], found.get("file_name", ""), found.get("coco_url", ""))
+    if "name" in found and "id" in found and "url" not in found:
+        return _Category(found["id"], found["name"])
+    return found

@@ -1,0 +1,123 @@
+"""Makes VOC 2012 aug: SegmentationClassAug and its lists from the .mat files of SBD (Hariharan et al. 2011)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.io import loadmat
+
+from benchmarks.contract import InputError
+from benchmarks.data.lists import read_lines
+from benchmarks.progress import progress
+
+log = logging.getLogger("prepare_voc12aug")
+
+CLASSES = 21
+
+
+@dataclass
+class Prepare:
+    """Converts SBD's masks for the images that it adds to VOC's train, and writes aug.txt and trainaug.txt.
+
+    The lists are those of mmsegmentation's converter: everything of SBD and of VOC's train that is not in VOC's val.
+    A run that was stopped goes on where it was.
+    """
+
+    data: Path = Path("work/data")
+    """root of the data sets, with VOCdevkit/VOC2012"""
+    sbd: Path | None = None
+    """folder with cls/, train.txt and val.txt; default VOCdevkit/VOCaug/dataset below the root"""
+    expected: int = 10_582
+    """images that train and SBD must come to without val"""
+
+
+def prepare(options: Prepare) -> int:
+    """Returns the number of masks written.
+
+    Raises:
+        InputError: a list or a mask is missing or malformed, or the lists come to another number.
+    """
+    voc = options.data / "VOCdevkit" / "VOC2012"
+    sbd = options.sbd or options.data / "VOCdevkit" / "VOCaug" / "dataset"
+    lists = voc / "ImageSets" / "Segmentation"
+    train, val = set(read_lines(lists / "train.txt")), set(read_lines(lists / "val.txt"))
+    added = {*read_lines(sbd / "train.txt"), *read_lines(sbd / "val.txt")} - train - val
+    together = len(train | added)
+    if together != options.expected:
+        raise InputError(
+            f"{sbd} and {lists} come to {together} images for training, not {options.expected}; take train.txt and "
+            "val.txt of SBD's benchmark_RELEASE and of VOC 2012 (another number on purpose: --expected)"
+        )
+    masks = voc / "SegmentationClassAug"
+    masks.mkdir(exist_ok=True)
+    todo = sorted(id for id in added if not (masks / f"{id}.png").is_file())
+    for id in progress(todo, "masks"):
+        _write_mask(_read_mask(sbd / "cls" / f"{id}.mat", voc / "JPEGImages" / f"{id}.jpg"), masks / f"{id}.png")
+    _write_list(lists / "aug.txt", sorted(added))
+    _write_list(lists / "trainaug.txt", sorted(train | added))
+    return len(todo)
+
+
+def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
+    """(H, W) class indices of one .mat file, checked against its image."""
+    try:
+        with file.open("rb") as opened, Image.open(image) as picture:
+            mask = loadmat(opened, simplify_cells=True)["GTcls"]["Segmentation"]
+            width, height = picture.size
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename or file} is missing; unpack SBD and VOC 2012 again") from error
+    except Exception as error:  # scipy raises nearly anything on a damaged file
+        raise InputError(f"{file} or {image.name} cannot be read ({error}); unpack SBD and VOC 2012 again") from error
+    mask = np.asarray(mask)
+    if mask.shape != (height, width) or mask.min() < 0 or mask.max() >= CLASSES:
+        raise InputError(
+            f"{file} is no mask of {width} by {height} pixels with values below {CLASSES}; unpack SBD again"
+        )
+    return mask.astype(np.uint8)
+
+
+def _write_mask(mask: NDArray[np.uint8], file: Path) -> None:
+    image = Image.fromarray(mask)
+    image.putpalette(_palette())
+    partial = file.with_suffix(".partial")
+    image.save(partial, format="PNG")
+    partial.replace(file)
+
+
+def _palette() -> list[int]:
+    """VOC's colours: the bits of the index, from the lowest, are dealt to red, green and blue from the highest down."""
+    return [
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for index in range(256)
+        for channel in range(3)
+    ]
+
+
+def _write_list(file: Path, lines: Iterable[str]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(file)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    options = tyro.cli(Prepare, args=arguments)
+    try:
+        written = prepare(options)
+    except InputError as error:
+        sys.stderr.write(f"prepare_voc12aug: {error}\n")
+        return 2
+    log.info("wrote %d masks to %s, and the lists", written, options.data / "VOCdevkit/VOC2012/SegmentationClassAug")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from benchmarks.data.registry import find_dataset
+from tests.layouts.voc12aug import write_voc12aug
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_voc12aug.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_voc12aug", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_voc12aug"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_it_writes_is_what_mm_publishes(tmp_path: Path, script: ModuleType) -> None:
+    expected = find_written(tmp_path / "aug", "aug")
+    write_voc12aug(tmp_path, layout="sbd")
+    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 0
+    labels = find_dataset("voc12aug", tmp_path).read("train_aug")
+    assert labels.ids == expected.ids
+    for mine, its in zip(labels.annotations, expected.annotations, strict=True):
+        with Image.open(mine) as one, Image.open(its) as other:
+            assert one.mode == other.mode == "P"
+            assert np.array_equal(np.asarray(one), np.asarray(other))
+            assert one.getpalette() == other.getpalette()
+    voc = tmp_path / "VOCdevkit" / "VOC2012"
+    lists = voc / "ImageSets" / "Segmentation"
+    assert len((lists / "aug.txt").read_text().split()) == 6
+    assert not list(voc.rglob("*.partial"))
+
+
+def find_written(root: Path, layout: str):
+    write_voc12aug(root, layout=layout)
+    return find_dataset("voc12aug", root).read("train_aug")
+
+
+def test_another_number_of_images_is_refused(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_voc12aug(tmp_path, layout="sbd")
+    assert script.main(["--data", str(tmp_path)]) == 2
+    assert "come to 14 images for training, not 10582" in capsys.readouterr().err
+    assert not (folder / "SegmentationClassAug").exists()
+    assert not (folder / "ImageSets" / "Segmentation" / "aug.txt").exists()
+
+
+def test_damaged_masks_are_named_and_a_second_run_goes_on(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_voc12aug(tmp_path, layout="sbd")
+    mat = tmp_path / "VOCdevkit" / "VOCaug" / "dataset" / "cls" / "2009_000103.mat"
+    good = mat.read_bytes()
+    arguments = ["--data", str(tmp_path), "--expected", "14"]
+    mat.write_bytes(b"nothing")
+    assert script.main(arguments) == 2
+    assert "2009_000103.mat or 2009_000103.jpg cannot be read" in capsys.readouterr().err
+    savemat(mat, {"GTcls": {"Segmentation": np.zeros((3, 3), np.uint8)}})
+    assert script.main(arguments) == 2
+    assert "2009_000103.mat is no mask of 64 by 48 pixels" in capsys.readouterr().err
+    mat.unlink()
+    assert script.main(arguments) == 2
+    assert "2009_000103.mat is missing; unpack" in capsys.readouterr().err
+    assert not (folder / "ImageSets" / "Segmentation" / "aug.txt").exists()
+    written = {file: file.stat().st_mtime_ns for file in (folder / "SegmentationClassAug").iterdir()}
+    assert len(written) == 2
+    mat.write_bytes(good)
+    assert script.main(arguments) == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in written.items())
+    assert len(find_dataset("voc12aug", tmp_path).read("train_aug")) == 14
