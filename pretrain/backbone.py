@@ -6,6 +6,7 @@ encoders (3x3 stem, no max-pool, as in the authors' CIFAR notebook) need both to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,14 +24,18 @@ STAGES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     "resnet152": (Bottleneck, (3, 8, 36, 3), 1, 64),
     "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3), 32, 4),
     "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": (Bottleneck, (3, 4, 23, 3), 64, 4),
+    "wide_resnet50_2": (Bottleneck, (3, 4, 6, 3), 1, 128),
+    "wide_resnet101_2": (Bottleneck, (3, 4, 23, 3), 1, 128),
 }
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier (He et al. 2016, Table 1; stride in the 3x3 convolution as in torchvision).
+    """A ResNet without its classifier (He et al. 2016, Table 1).
 
     Args:
-        architecture: name (a key of `STAGES`), `width` (channels of the first stage, 64 in the paper) and the stem.
+        architecture: name (a key of `STAGES`), `width` (channels of the first stage, 64 in the paper), the stem, and
+            whether a bottleneck strides in its first 1x1 convolution, as in the paper, or in its 3x3 (torchvision).
         split_bn: number of virtual devices into which every batch norm splits its batch while training; 1 is the
             ordinary batch norm. See `SplitBatchNorm`.
     """
@@ -40,9 +45,12 @@ class ResNet(nn.Module):
         if architecture.name not in STAGES:
             raise ValueError(f"unknown architecture {architecture.name!r}; known are {', '.join(STAGES)}")
         block, depths, groups, width_per_group = STAGES[architecture.name]
-        norm = nn.BatchNorm2d if split_bn == 1 else partial(SplitBatchNorm, splits=split_bn)
+        norm: Callable[[int], nn.Module] = partial(nn.BatchNorm2d, eps=architecture.bn_eps)
+        if split_bn > 1:
+            norm = partial(SplitBatchNorm, splits=split_bn, eps=architecture.bn_eps)
         width, kernel = architecture.width, architecture.stem_kernel
-        self.conv1 = nn.Conv2d(3, width, kernel, architecture.stem_stride, kernel // 2, bias=False)
+        padding = kernel // 2 if architecture.stem_padding is None else architecture.stem_padding
+        self.conv1 = nn.Conv2d(3, width, kernel, architecture.stem_stride, padding, bias=False)
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if architecture.max_pool else nn.Identity()
@@ -61,6 +69,8 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.channels = channels
         for module in self.modules():
+            if isinstance(module, Bottleneck) and architecture.stride_in_1x1:
+                module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -88,8 +98,8 @@ class SplitBatchNorm(nn.BatchNorm2d):
     mean over the parts. Evaluation is that of an ordinary batch norm, and so are the parameter names.
     """
 
-    def __init__(self, num_features: int, splits: int) -> None:
-        super().__init__(num_features)
+    def __init__(self, num_features: int, splits: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps)
         self.splits = splits
 
     def forward(self, input: Tensor) -> Tensor:

@@ -174,10 +174,9 @@ class Protocol(Frozen):
         if unknown:
             raise KeyError(f"{self.id} has no {', '.join(unknown)}; it has {', '.join(sorted(self.params))}")
         changed = {k: v for k, v in sorted(changes.items()) if v != self.params[k]}
-        labels = tuple(f"{k}={_short(v)}" for k, v in changed.items())
-        return self.model_copy(
-            update={"params": {**self.params, **changed}, "overrides": tuple(sorted({*self.overrides, *labels}))}
-        )
+        kept = {label for label in self.overrides if label.partition("=")[0] not in changed}
+        labels = {f"{k}={_short(v)}" for k, v in changed.items()}
+        return self.model_copy(update={"params": {**self.params, **changed}, "overrides": tuple(sorted(kept | labels))})
 
 
 def _short(value: Any) -> str:

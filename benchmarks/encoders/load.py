@@ -4,41 +4,79 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from benchmarks.contract import InputError
+from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.efficientnet_lite import efficientnet_lite0
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.layouts.facts import Facts, parse_facts
 from benchmarks.encoders.own_module import built_encoder, module_encoder
 from benchmarks.encoders.pixels import raw_pixels
-from benchmarks.encoders.resnet import load_resnet_file, parse_architecture, random_resnet
+from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from benchmarks.encoders.timm_models import pretrained_timm
+from benchmarks.encoders.torchvision_models import torchvision_encoder
 
 FORMS = (
-    "a backbone.safetensors file, random:ARCH[:SEED], package:efficientnet-lite0, pixels, or my_package.my_module:build"
+    "a checkpoint of any known layout, torchvision:ARCH[:FILE], timm:NAME[:FILE], random:ARCH[:SEED], "
+    "package:efficientnet-lite0, pixels, or my_package.my_module:build"
 )
 
 
-def load_encoder(encoder: str | Path | nn.Module | Encoder, name: str | None = None) -> Encoder:
-    """The encoder, frozen, on the CPU; `name` replaces the card's.
+def load_encoder(
+    encoder: str | Path | nn.Module | Encoder, name: str | None = None, facts: Sequence[str] = ()
+) -> Encoder:
+    """The encoder, frozen, on the CPU.
+
+    Args:
+        name: replaces the card's.
+        facts: what a checkpoint's keys cannot show, as `channels=BGR`, `stride_in_1x1=true`, `architecture=resnet50`,
+            or which of its encoders is meant, as `pick=teacher` (see `benchmarks.encoders.layouts.facts`).
 
     Raises:
-        InputError: the form is unknown, the file is missing or does not fit.
+        InputError: the form is unknown, the file is missing, unsafe or does not fit, or facts for what is no file.
     """
-    loaded = _load(encoder)
+    loaded = _load(encoder, parse_facts(facts))
     if name:
         loaded.card = loaded.card.model_copy(update={"name": name})
     return loaded
 
 
-def _load(encoder: str | Path | nn.Module | Encoder) -> Encoder:
+def _load(encoder: str | Path | nn.Module | Encoder, facts: Facts) -> Encoder:
     if isinstance(encoder, Encoder):
         return encoder
+    text = str(encoder) if isinstance(encoder, str | Path) else ""
+    if text.startswith("torchvision:"):
+        return torchvision_encoder(text, facts)
+    if text.startswith("timm:"):
+        model, _, file = text.removeprefix("timm:").partition(":")
+        if not file:
+            return pretrained_timm(model, facts)
+        return load_checkpoint(_file(file), Facts({**facts.values, "architecture": f"timm:{model}"}))
+    if text and not text.startswith("random:") and text not in _PLAIN and not _IMPORTED.fullmatch(text):
+        return load_checkpoint(_file(text), facts)
+    if facts.values:
+        raise InputError(f"--facts {', '.join(facts.values)} describe a checkpoint, and {text or 'a module'} is none")
+    return _without_file(encoder, text)
+
+
+_PLAIN = ("pixels", "package:efficientnet-lite0")
+_IMPORTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise InputError(f"no encoder {text!r}: there is no such file; give {FORMS}")
+    return path
+
+
+def _without_file(encoder: str | Path | nn.Module, text: str) -> Encoder:
     if isinstance(encoder, nn.Module):
         return module_encoder(encoder)
-    text = str(encoder)
     if text == "pixels":
         return raw_pixels()
     if text == "package:efficientnet-lite0":
@@ -48,12 +86,7 @@ def _load(encoder: str | Path | nn.Module | Encoder) -> Encoder:
         if not re.fullmatch(r"\d*", seed):
             raise InputError(f"{text}: the seed is {seed!r}, and should be a number")
         return random_resnet(parse_architecture(architecture), int(seed or 0))
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        return built_encoder(text)
-    path = Path(text)
-    if not path.is_file():
-        raise InputError(f"no encoder {text!r}: there is no such file; give {FORMS}")
-    return load_resnet_file(path)
+    return built_encoder(text)
 
 
 def expand(encoders: Iterable[str]) -> list[str]:

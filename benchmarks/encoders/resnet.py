@@ -1,10 +1,9 @@
-"""Encoders around `pretrain.backbone.ResNet`: from a backbone file, or at random initialisation."""
+"""Encoders around `pretrain.backbone.ResNet`: strictly filled, or at random initialisation."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,44 +11,40 @@ from torch import Tensor, nn
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import FEATURES, Encoder
 from pretrain.backbone import STAGES, ResNet
-from pretrain.backbone_file import read_backbone, weights_sha256
+from pretrain.backbone_file import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 
-def resnet_encoder(card: EncoderCard, backbone: ResNet) -> Encoder:
-    """Stem and stages as feature1 … feature5, their last global average as embed."""
+class ProjectedResNet(nn.Module):
+    """A backbone and its projection head in one module, so that both move together."""
+
+    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+
+def resnet_encoder(card: EncoderCard, backbone: ResNet, head: nn.Module | None = None) -> Encoder:
+    """Stem and stages as feature1 … feature5, their last global average as embed, and the projection of it as head."""
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         stages = backbone.stages(images)
         outputs = dict(zip(FEATURES, stages, strict=True))
         outputs["embed"] = stages[-1].mean(dim=(2, 3))
+        if head is not None and "head" in names:
+            outputs["head"] = head(outputs["embed"])
         return {name: outputs[name] for name in names}
 
-    return Encoder(card, backbone, forward, (*FEATURES, "embed"))
+    if head is None:
+        return Encoder(card, backbone, forward, (*FEATURES, "embed"))
+    return Encoder(card, ProjectedResNet(backbone, head), forward, (*FEATURES, "embed", "head"))
 
 
-def load_resnet_file(path: Path) -> Encoder:
-    """A backbone that this project wrote.
-
-    Raises:
-        InputError: no card, or any tensor of the backbone missing, left over or of another shape.
-    """
-    try:
-        tensors, card = read_backbone(path)
-    except (OSError, ValueError) as error:
-        raise InputError(str(error)) from error
-    if card is None:
-        raise InputError(f"{path} carries no encoder card; give the file that `python -m pretrain` wrote")
-    backbone = ResNet(card.architecture)
-    fill(backbone, tensors, str(path))
-    return resnet_encoder(card, backbone)
-
-
-def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Loads every tensor of `module`, or nothing at all. Only `num_batches_tracked` may be absent.
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> int:
+    """Loads every tensor of `module`, or nothing, and returns how many. Only `num_batches_tracked` may be absent.
 
     Raises:
-        InputError: with counts and the first few names, unless names and shapes agree one to one.
+        InputError: with counts and the first few names, unless names and shapes agree one to one; or a weight that is
+            not a floating-point number.
     """
     own = module.state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
@@ -67,7 +62,13 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
             f"{source} fills {good} of the backbone's {len(needed)} tensors: {'; '.join(faults)}; "
             "it is a checkpoint of another architecture"
         )
-    module.load_state_dict(tensors, strict=False)
+    whole = [n for n in sorted(needed) if own[n].is_floating_point() and not tensors[n].is_floating_point()]
+    if whole:
+        raise InputError(
+            f"{source} holds whole numbers in {len(whole)} tensors ({', '.join(whole[:3])}); it is quantised"
+        )
+    module.load_state_dict(dict(tensors), strict=False)
+    return len(tensors)
 
 
 def parse_architecture(text: str) -> Architecture:

@@ -1,0 +1,18 @@
+"""Encoders as this project's own file: safetensors, with the card in its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.export.resnet_facts import backbone_tensors, written_card
+from pretrain.backbone_file import write_backbone
+
+
+def write_safetensors(encoder: Encoder, path: Path) -> None:
+    """Writes the backbone and its card.
+
+    Raises:
+        InputError: the encoder is no ResNet.
+    """
+    write_backbone(path, backbone_tensors(encoder, "this project's file"), written_card(encoder))

@@ -1,0 +1,148 @@
+"""What a checkpoint's keys cannot show: from the user, the file's card, the table of releases, or assumed."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmarks.contract import InputError
+from results.schema import Architecture, EncoderCard
+
+NETWORK = ("stem_stride", "stem_padding", "max_pool", "stride_in_1x1", "bn_eps", "num_heads")
+PIXELS = ("mean", "std", "value_range", "channels")
+HISTORY = ("method", "epochs", "pretrain_data", "licence", "published_as")
+NAMES = ("architecture", "pick", *NETWORK, *PIXELS, *HISTORY)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known, by field of `Architecture` and `EncoderCard`; what is not there is assumed.
+
+    `architecture` and `pick` are the user's alone.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str | None:
+        return self.values.get("architecture")
+
+    @property
+    def pick(self) -> str | None:
+        return self.values.get("pick")
+
+    def under(self, stronger: Facts) -> Facts:
+        """Both, `stronger` where they differ."""
+        return Facts({**self.values, **stronger.values})
+
+    def network(self, architecture: Architecture) -> Architecture:
+        """The architecture with what is known of it."""
+        known = {name: self.values[name] for name in NETWORK if name in self.values}
+        if known.get("stem_padding") == architecture.stem_kernel // 2:
+            known["stem_padding"] = None  # the same network, said in the same way
+        return architecture.model_copy(update=known)
+
+    def card(self, card: EncoderCard, asked: Sequence[str]) -> EncoderCard:
+        """The card with what is known; of the fields `asked` the others are marked as assumed."""
+        known = {name: self.values[name] for name in (*PIXELS, *HISTORY) if name in self.values}
+        assumed = tuple(name for name in asked if name not in self.values)
+        return card.model_copy(update={**known, "assumed": assumed})
+
+    def require(self, needed: Sequence[str], what: str) -> None:
+        """Raises InputError, naming the flags, where one of them is not known."""
+        missing = [name for name in needed if name not in self.values]
+        if missing:
+            examples = " ".join(f"{name}={_EXAMPLES[name]}" for name in missing)
+            raise InputError(f"{what}, and its keys do not show {', '.join(missing)}; give them, as --facts {examples}")
+
+
+_EXAMPLES = {
+    "channels": "BGR", "mean": "103.53,116.28,123.675", "std": "1,1,1", "value_range": "255", "stride_in_1x1": "true",
+    "max_pool": "false", "stem_stride": "1", "num_heads": "6",
+}  # fmt: skip
+
+
+def parse_facts(texts: Sequence[str]) -> Facts:
+    """`name=value` texts, one or several (between blanks) in each.
+
+    Raises:
+        InputError: an unknown name, or a value that does not fit it.
+    """
+    values: dict[str, Any] = {}
+    for text in " ".join(texts).split():
+        name, equals, value = text.partition("=")
+        if not equals or name not in NAMES:
+            raise InputError(f"--facts {text}: write name=value, with a name of {', '.join(NAMES)}")
+        values[name] = value.split(",") if name in ("mean", "std") else value
+    blank = {"name": "", "source": "", "architecture": {"name": ""}}
+    fields = {name: value for name, value in values.items() if name in (*PIXELS, *HISTORY)}
+    network = {name: value for name, value in values.items() if name in NETWORK}
+    try:
+        card = EncoderCard.model_validate({**blank, **fields})
+        architecture = Architecture.model_validate({"name": "", **network})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--facts {first['loc'][0]}={first['input']}: {first['msg']}") from error
+    typed = {name: getattr(card if name in fields else architecture, name) for name in (*fields, *network)}
+    return Facts({**values, **typed})
+
+
+def card_facts(card: EncoderCard, *, assumed: bool = False) -> Facts:
+    """What a file's own card says, with or without what it marks as assumed."""
+    named = {
+        **{n: getattr(card.architecture, n) for n in NETWORK},
+        **{n: getattr(card, n) for n in (*PIXELS, *HISTORY)},
+    }
+    return Facts(
+        {name: value for name, value in named.items() if value is not None and (assumed or name not in card.assumed)}
+    )
+
+
+def recipe_facts(text: str) -> Facts:
+    """What the resolved recipe in this project's own resume file says."""
+    recipe = json.loads(text)
+    network = {name: recipe["architecture"][name] for name in NETWORK if name in recipe["architecture"]}
+    known = {"bn_eps": 1e-5, "stride_in_1x1": False, "stem_padding": None, "value_range": 1.0, "channels": "RGB"}
+    return Facts({**known, **network, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("releases.toml").read_text(encoding="utf-8"))
+
+
+def release_facts(
+    layout: str, architecture: Architecture, keys: Sequence[str], author: object, stem_kernel: int | None
+) -> Facts:
+    """Every row of releases.toml that fits, later rows over earlier ones.
+
+    Args:
+        stem_kernel: of a ResNet; None for other networks.
+    """
+    table = _table()
+    values: dict[str, Any] = {}
+    for row in table["release"]:
+        fits = (
+            layout in row["layout"]
+            and stem_kernel == row.get("stem_kernel", stem_kernel)
+            and architecture.name in row.get("architecture", [architecture.name])
+            and author in row.get("author", [author])
+            and ("has" not in row or any(fnmatchcase(key, row["has"]) for key in keys))
+        )
+        if fits:
+            values |= table["network"].get(row.get("network"), {}) | table["pixels"].get(row.get("pixels"), {})
+            values |= row.get("facts", {})
+    for name in ("mean", "std"):
+        if name in values:
+            values[name] = tuple(values[name])
+    if values.get("num_heads") == "standard":  # known to be what timm has
+        values["num_heads"] = None
+    return Facts(values)
