@@ -1,0 +1,220 @@
+"""A wrong card is found and a right one is not, dead channels and NaN are seen, and nothing is changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.__main__ import main
+from benchmarks.audit.activations import ChannelRanges
+from benchmarks.audit.batch_statistics import using_batch_statistics
+from benchmarks.audit.examine import examine
+from benchmarks.audit.report import Audit, text
+from benchmarks.audit.sample import draw_sample
+from benchmarks.audit.variations import levels, variations
+from benchmarks.contract import InputError
+from benchmarks.encoders.load import load_encoder
+from benchmarks.encoders.own_module import module_encoder
+from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from results.schema import Architecture, EncoderCard
+
+HUES = ((200, 60, 60), (60, 60, 200), (120, 200, 60), (60, 200, 120))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes that differ in hue, 20 noisy pictures each."""
+    root = tmp_path_factory.mktemp("hues")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 8)):
+        for index, hue in enumerate(HUES):
+            (root / split / f"class{index}").mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(hue, 55, (16, 16, 3)) + rng.normal(0, 45, 3), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / f"class{index}" / f"{split}{number}.png")
+    return root
+
+
+class HueNet(nn.Module):
+    """One batch norm, three channels, the last of them dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.running_mean = torch.tensor([0.1, -0.2, 0.3])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.norm(images)
+        maps = torch.stack([2 * x[:, 0] - x[:, 1] - x[:, 2], x[:, 1] - x[:, 0], x[:, 0].mul(0)], dim=1).relu()
+        return {"feature5": maps, "embed": maps.mean((2, 3))}
+
+
+def card(**fields: object) -> EncoderCard:
+    return EncoderCard(name="hue", source="test", architecture=Architecture(name="module:hue")).model_copy(
+        update=fields
+    )
+
+
+def test_dead_channels_are_counted(folder: Path) -> None:
+    sample = draw_sample(folder, 16, 0)
+    audit = examine(module_encoder(HueNet(), card()), sample, seconds=600, seed=0, show=False)
+    by_name = {o.output: o for o in audit.outputs}
+    assert (by_name["embed"].channels, by_name["embed"].dead, by_name["embed"].constant) == (3, 1, 0)
+    assert by_name["feature5"].dead == 1
+    assert audit.batch_norms == 1
+
+
+class FirstChannels(nn.Module):
+    """Passes over the third channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))[:, :2]
+
+
+def red_or_not(tmp_path: Path) -> Path:
+    """Two classes that differ in red alone."""
+    rng = np.random.default_rng(0)
+    for index, mean in enumerate(((220, 100, 120), (60, 100, 120))):
+        (tmp_path / "train" / f"class{index}").mkdir(parents=True)
+        for number in range(40):
+            pixels = np.clip(rng.normal(mean, 40, (16, 16, 3)) + rng.normal(0, 30, 3), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / f"class{index}" / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("channels", "found"), [("RGB", False), ("BGR", True)])
+def test_the_wrong_channel_order_is_said_and_the_right_one_is_not(tmp_path: Path, channels: str, found: bool) -> None:
+    encoder = module_encoder(FirstChannels(), card(channels=channels))
+    audit = examine(encoder, draw_sample(red_or_not(tmp_path), 16, 0), seconds=600, seed=0, show=False)
+    said = [s for s in audit.findings if s.endswith("the card is probably wrong")]
+    assert bool(said) is found
+    if found:
+        assert said[0].startswith("scores ")
+        assert "points higher as RGB (± " in said[0]
+
+
+def test_the_audit_changes_nothing(folder: Path) -> None:
+    encoder = random_resnet(parse_architecture("resnet18-w8-k3-s1-nopool"), 0)
+    before, described = copy.deepcopy(encoder.module.state_dict()), encoder.card
+    audit = examine(encoder, draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert encoder.card == described
+    assert audit.encoder == described
+    assert all(torch.equal(t, before[n]) for n, t in encoder.module.state_dict().items())
+    assert {t.name for t in audit.trials} == {
+        "channels", "mean", "std", "range", "-1 to 1", "0 to 1", "0 to 255", "Caffe", "batch statistics",
+    }  # fmt: skip
+
+
+def test_a_net_without_batch_norms_says_not_applicable(folder: Path) -> None:
+    audit = examine(load_encoder("pixels"), draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert "batch norms   none, so their mode is not applicable" in text(audit)
+    assert "batch statistics" not in {t.name for t in audit.trials}
+
+
+def test_nan_is_found_in_weights_and_outputs(folder: Path) -> None:
+    encoder = random_resnet(parse_architecture("resnet18-w8-k3-s1-nopool"), 0)
+    encoder.module.get_parameter("layer4.1.bn2.weight").data[0] = torch.nan
+    audit = examine(encoder, draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert audit.nonfinite_tensors == ("layer4.1.bn2.weight",)
+    assert audit.findings[0] == "1 tensors hold NaN or infinite numbers (layer4.1.bn2.weight): the file is damaged"
+    assert "feature5 is not finite on 80 of 80 images" in audit.findings
+    assert (audit.score, audit.trials) == (None, ())
+    assert "nothing (the card)" in text(audit)
+
+
+def test_silent_channels_are_said(folder: Path) -> None:
+    encoder = random_resnet(parse_architecture("resnet18-w8-k3-s1-nopool"), 0)
+    for name in ("weight", "bias"):
+        encoder.module.get_parameter(f"bn1.{name}").data.zero_()
+    audit = examine(encoder, draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert "8 of 8 channels of feature1 never change: weights are probably missing" in audit.findings
+
+
+def test_a_mean_of_another_range_is_said(folder: Path) -> None:
+    encoder = load_encoder("pixels")
+    encoder.card = encoder.card.model_copy(update={"mean": (123.675, 116.28, 103.53)})
+    audit = examine(encoder, draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert any("lies outside its range of 0 to 1" in s for s in audit.findings)
+
+
+def test_assumed_fields_are_said(folder: Path) -> None:
+    audit = examine(module_encoder(HueNet()), draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
+    assert any(s.startswith("assumed") and "mean, std, value_range, channels" in s for s in audit.findings)
+
+
+def test_little_time_means_fewer_images_but_never_none(folder: Path) -> None:
+    audit = examine(load_encoder("pixels"), draw_sample(folder, 16, 0), seconds=1e-6, seed=0, show=False)
+    assert 0 < audit.images <= 128
+    assert audit.trials
+
+
+def test_channel_ranges_over_batches() -> None:
+    ranges = ChannelRanges()
+    for value in (0.0, 1.0):
+        batch = torch.zeros(2, 4, 3, 3)
+        batch[:, 1], batch[:, 2], batch[0, 3, 0, 0] = 2.0, value, torch.inf if value else 0.0
+        ranges.add({"feature1": batch})
+    (found,) = ranges.report()
+    assert (found.channels, found.dead, found.constant, found.nonfinite_images) == (4, 1, 1, 1)
+
+
+def test_batch_statistics_are_those_of_the_batch_and_are_put_back() -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_mean.fill_(5.0)
+    images = torch.randn(16, 3, 4, 4)
+    with using_batch_statistics(nn.Sequential(norm)):
+        inside = norm(images)
+    torch.testing.assert_close(inside.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    assert norm.running_mean.tolist() == [5.0] * 3
+    assert norm(images).mean() < -4
+
+
+def test_variations_leave_out_what_the_card_says_already() -> None:
+    assert "ImageNet" not in {v.name for v in variations(card(), batch_norms=False)}
+    halves = (0.5, 0.5, 0.5)
+    assert "-1 to 1" not in {v.name for v in variations(card(mean=halves, std=halves), batch_norms=False)}
+    caffe = card(channels="BGR", value_range=255.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
+    found = {v.name: v for v in variations(caffe, batch_norms=True)}
+    assert "Caffe" not in found
+    assert found["channels"].card.mean == (123.675, 116.28, 103.53)
+    assert found["batch statistics"].card == caffe
+    assert sum(levels(list(found.values()))) == pytest.approx(0.05)
+
+
+def test_the_sample_takes_every_source_once_before_any_twice(folder: Path) -> None:
+    groups = {}
+    for path in sorted(folder.rglob("*.png")):
+        id = path.relative_to(folder).as_posix()
+        groups[id] = [f"{path.parent.name}/{int(path.stem.removeprefix('train').removeprefix('val')) // 2}"]
+    (folder / "groups.json").write_text(json.dumps(groups))
+    try:
+        sample = draw_sample(folder, 8, 0)
+    finally:
+        (folder / "groups.json").unlink()
+    distinct = len(set(sample.sources.tolist()))
+    assert distinct == 4 * 6  # val 0-7 share their sources with train 0-7
+    assert len(set(sample.sources[:distinct].tolist())) == distinct
+    assert sample.images.shape == (80, 3, 8, 8)
+
+
+def test_the_command_prints_and_writes_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["audit", "--encoder", "pixels", "--data", str(folder), "--out", str(tmp_path), "--size", "16"]
+    assert main(arguments) == 0
+    (file,) = tmp_path.iterdir()
+    audit = Audit.model_validate_json(file.read_text())
+    assert audit.encoder.name == "raw pixels"
+    assert capsys.readouterr().out == text(audit)
+
+
+def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--encoder", "pixels", "--data", str(tmp_path)]) == 2
+    assert "make demo-data" in capsys.readouterr().err
+    with pytest.raises(InputError, match="train/"):
+        draw_sample(tmp_path / "none", 16, 0)

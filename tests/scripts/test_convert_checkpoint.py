@@ -1,0 +1,79 @@
+"""`scripts/convert_checkpoint.py` as a person runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.encoders.export.safetensors import write_safetensors
+from benchmarks.encoders.resnet import parse_architecture, random_resnet
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["convert_checkpoint"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.safetensors"
+    write_safetensors(random_resnet(parse_architecture("resnet18-w8"), 0), path)
+    return path
+
+
+def test_the_script_writes_and_says_what_must_be_told(source: Path) -> None:
+    out = source.with_name("out.pkl")
+    command = [sys.executable, str(SCRIPT), str(source), str(out), "--to", "detectron2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'INPUT.FORMAT': 'RGB'" in done.stderr
+    assert "detectron2's own builder cannot make this network (width 8)" in done.stderr
+    assert "stem.conv1.norm.weight" in pickle.loads(out.read_bytes())["model"]
+
+
+def test_it_does_not_overwrite_unless_forced(
+    main: Callable[[list[str]], int], source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = source.with_name("out.pth")
+    out.write_text("mine")
+    assert main([str(source), str(out), "--to", "openmmlab"]) == 2
+    assert out.read_text() == "mine"
+    assert "--force" in capsys.readouterr().err
+    assert main([str(source), str(out), "--to", "openmmlab", "--force"]) == 0
+    assert "layer1.0.conv1.weight" in torch.load(out, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "to", "sentence"),
+    [
+        ("missing.pth", "out.pkl", "detectron2", "there is no such file"),
+        ("notes.txt", "out.pkl", "detectron2", "notes.txt"),
+        ("in.safetensors", "out.pth", "detectron2", "out.pth must end in .pkl for detectron2"),
+        ("in.safetensors", "out.pth", "torchvision", "torchvision's resnet18 cannot be"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    main: Callable[[list[str]], int], source: Path, capsys: pytest.CaptureFixture[str],
+    given: str, out: str, to: str, sentence: str,
+) -> None:  # fmt: skip
+    (source.parent / "notes.txt").write_text("no checkpoint")
+    assert main([str(source.parent / given), str(source.parent / out), "--to", to]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert sentence in said
+    assert not (source.parent / out).exists()
