@@ -1,57 +1,71 @@
-"""One pass of a frozen encoder over a list of images."""
+"""The frozen encoder's side of a pass: from a batch of images to one vector per image and output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from benchmarks.data.transforms import Images
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.features.fold import folded
 from benchmarks.features.pool import Pooling, pool
-from benchmarks.progress import progress
+from benchmarks.options import Precision
 from results.schema import Geometry
 
+Outputs = Mapping[str, tuple[str, Pooling | None]]  # key -> encoder output, pooling of its maps or None for a vector
+Extract = Callable[[Tensor, Outputs], dict[str, Tensor]]
 
-def extract(
-    encoder: Encoder,
-    paths: Iterable[Path],
-    geometry: Geometry,
-    outputs: Mapping[str, tuple[str, Pooling | None]],
-    allocate: Callable[[str, tuple[int, int]], NDArray[np.float32]],
-    *,
-    precision: str = "fp32",
-    batch_size: int = 64,
-    workers: int = 2,
-    show: bool = True,
-) -> dict[str, NDArray[np.float32]]:
-    """Fills one (N, D) array per requested output, in the order of `paths`.
+_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Pixels of a batch. On a CPU the maps of a batch this small stay in the last-level cache (ResNet-50 at 224 pixels: 8
+# images); it must not follow the number of threads, as sums may be ordered otherwise in a batch of another size.
+_BATCH_PIXELS = {"cpu": 8 * 224**2}
+_GPU_BATCH_PIXELS = 256 * 224**2
 
-    Args:
-        outputs: key -> (encoder output, pooling of its maps or None for a vector).
-        allocate: makes the array for a key once its shape is known (a memory map, or plain memory).
-        precision: fp32 or bf16; the arrays are float32 either way.
+
+def default_batch_size(device: torch.device, crop: int) -> int:
+    """Images at a time, by the kind of device and the size of the images alone."""
+    return max(1, _BATCH_PIXELS.get(device.type, _GPU_BATCH_PIXELS) // crop**2)
+
+
+@contextmanager
+def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision: Precision) -> Iterator[Extract]:
+    """A function of (N, 3, crop, crop) uint8 images and some of `outputs` that gives (N, D) float32 per key.
+
+    fp32 is float32 throughout, TF32 off. bf16 and fp16 are torch's autocast; pooling to fixed grids is float32 always.
+    Batch norms are folded while the context lasts.
     """
-    paths = list(paths)
-    loader = DataLoader(
-        Images(paths, geometry),
-        batch_size=batch_size,
-        num_workers=workers if len(paths) > 2 * batch_size else 0,
-        pin_memory=encoder.device.type == "cuda",
-    )
-    wanted = {output for output, _ in outputs.values()}
-    arrays: dict[str, NDArray[np.float32]] = {}
-    for images, indices in progress(loader, f"features of {encoder.card.name}", show=show):
-        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found = encoder.outputs(encoder.normalise(images), wanted)
-        for key, (output, pooling) in outputs.items():
-            value = found[output].float()
-            vector = value if pooling is None else pool(value, pooling)
-            if key not in arrays:
-                arrays[key] = allocate(key, (len(paths), vector.shape[1]))
-            arrays[key][indices.numpy()] = vector.cpu().numpy()
-    return arrays
+    names = {output for output, _ in outputs.values()}
+
+    def run(images: Tensor, wanted: Outputs) -> dict[str, Tensor]:
+        # The context of a generator would leak these modes, which belong to the thread, into its caller.
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(deterministic=True, allow_tf32=False),
+            torch.autocast(encoder.device.type, _LOW.get(precision), enabled=precision in _LOW),
+        ):
+            found = encoder.outputs(encoder.normalise(images), {output for output, _ in wanted.values()})
+            vectors = {}
+            for key, (output, pooling) in wanted.items():
+                value = found[output].float()
+                vectors[key] = value if pooling is None else pool(value, pooling)
+            return vectors
+
+    with folded(encoder, names, geometry.crop):
+        yield run
+
+
+def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, int]:
+    """D of each output's (N, D) features, from one blank image.
+
+    Raises:
+        InputError: a pooling kernel that the encoder's maps do not fit.
+    """
+    blank = torch.zeros(1, 3, geometry.crop, geometry.crop, dtype=torch.uint8)
+    with torch.inference_mode():
+        found = encoder.outputs(encoder.normalise(blank), {output for output, _ in outputs.values()})
+        return {
+            key: (found[output] if pooling is None else pool(found[output], pooling)).shape[1]
+            for key, (output, pooling) in outputs.items()
+        }

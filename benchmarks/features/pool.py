@@ -45,6 +45,19 @@ class GlobalAverage(Frozen):
 Pooling = Annotated[FixedPooling | AdaptivePooling | GlobalAverage, Field(discriminator="kind")]
 
 
+STAGES = ("feature1", "feature2", "feature3", "feature4", "feature5")
+# For the maps of a 224-pixel image; of a ResNet-50 they leave 9216, 9216, 8192, 9216 and 8192 numbers.
+FIXED_224 = {
+    "feature1": FixedPooling(size=112, kernel=10, stride=10, padding=4),
+    "feature2": FixedPooling(size=56, kernel=16, stride=8),
+    "feature3": FixedPooling(size=28, kernel=13, stride=5),
+    "feature4": FixedPooling(size=14, kernel=8, stride=3),
+    "feature5": FixedPooling(size=7, kernel=6, stride=1),
+}
+# The same grids from maps of any size.
+ADAPTIVE_GRIDS = {name: AdaptivePooling(grid=grid) for name, grid in zip(STAGES, (12, 6, 4, 3, 2), strict=True)}
+
+
 def pool(maps: Tensor, pooling: Pooling) -> Tensor:
     """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major.
 

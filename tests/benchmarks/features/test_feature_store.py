@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,82 +15,132 @@ from benchmarks.contract import InputError, Labels
 from benchmarks.data.transforms import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
+from benchmarks.features import batches
+from benchmarks.features.address import Wanted
+from benchmarks.features.fill import Settings
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.store import FeatureStore
 from results.schema import Architecture, EncoderCard, Geometry
 
 GEOMETRY = Geometry(mode="shorter", resize=24, crop=24)
+EMBED = {"embed": ("embed", None)}
+SETTINGS = Settings(workers=0, show=False)
+ENCODER = "random:resnet18-w8-k3-nopool:0"
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Labels:
-    random = np.random.default_rng(0)
-    paths = []
-    for number in range(7):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
-        paths.append(path)
-    ids = tuple(p.name for p in paths)
-    return Labels(ids, tuple(paths), ("a", "b"), np.array([0, 1, 0, 1, 0, 1, 0]), tuple((i,) for i in ids))
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that were read from files, as they come."""
+    rows: list[int] = []
+    one = batches.Reader._one
+
+    def counted(self: batches.Reader, row: int) -> Tensor | str:
+        rows.append(row)
+        return one(self, row)
+
+    monkeypatch.setattr(batches.Reader, "_one", counted)
+    return rows
 
 
-class Counting(Encoder):
-    """Counts the images that pass through."""
-
-    seen = 0
-
-    def outputs(self, images: Tensor, names) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-        self.seen += len(images)
-        return super().outputs(images, names)
+def wanted(labels: Labels, outputs=EMBED, encoder: str | Encoder = ENCODER, **rest) -> Wanted:  # type: ignore[no-untyped-def]
+    loaded = load_encoder(encoder)
+    return Wanted(loaded, labels, rest.pop("geometry", GEOMETRY), outputs, **rest)
 
 
-def counting() -> Counting:
-    inner = load_encoder("random:resnet18-w8-k3-nopool:0")
-    return Counting(inner.card, inner.module, inner._forward, inner.names)
-
-
-def test_equals_a_plain_loop_over_single_images(labels: Labels, tmp_path: Path) -> None:
-    encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
-    pooling = AdaptivePooling(grid=2)
-    outputs = {"embed": ("embed", None), "feature5": ("feature5", pooling)}
-    got = FeatureStore(tmp_path / "store").get(encoder, labels, GEOMETRY, outputs, workers=0, show=False)
+def test_equals_a_plain_loop_over_single_images(labels: Labels, tmp_path: Path, small_shards: int) -> None:
+    outputs = {"embed": ("embed", None), "feature5": ("feature5", AdaptivePooling(grid=2))}
+    encoder = load_encoder(ENCODER)
+    (split,) = FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels, outputs)])
+    assert split.labels is not None
     images = Images(labels.paths, GEOMETRY)
     for row in range(len(labels)):
         found = encoder.outputs(encoder.normalise(images[row][0][None]), ["embed", "feature5"])
-        assert np.allclose(got["embed"][row], found["embed"][0], atol=1e-5)
+        assert np.allclose(split.features["embed"][row], found["embed"][0], atol=1e-5)
         plain = torch.nn.functional.adaptive_avg_pool2d(found["feature5"], 2).flatten()
-        assert np.allclose(got["feature5"][row], plain, atol=1e-5)
+        assert np.allclose(split.features["feature5"][row], plain, atol=1e-5)
+    assert all(isinstance(array, np.memmap) for array in split.features.values())
 
 
-def test_the_same_address_costs_nothing_and_a_new_output_costs_only_itself(labels: Labels, tmp_path: Path) -> None:
-    encoder, store = counting(), FeatureStore(tmp_path / "store")
-    store.get(encoder, labels, GEOMETRY, {"embed": ("embed", None)}, workers=0, show=False)
-    assert encoder.seen == 7
-    store.get(encoder, labels, GEOMETRY, {"embed": ("embed", None)}, workers=0, show=False)
-    assert encoder.seen == 7
-    both = {"embed": ("embed", None), "f": ("feature4", AdaptivePooling(grid=1))}
-    store.get(encoder, labels, GEOMETRY, both, workers=0, show=False)
-    assert encoder.seen == 14
-    store.get(encoder, labels, GEOMETRY, both, workers=0, show=False)
-    assert encoder.seen == 14
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_way_of_reading_changes_nothing(
+    labels: Labels, tmp_path: Path, small_shards: int, workers: int, batch_size: int
+) -> None:
+    (plain,) = FeatureStore(tmp_path / "a", SETTINGS).get([wanted(labels)])
+    settings = Settings(batch_size=batch_size, workers=workers, show=False)
+    (other,) = FeatureStore(tmp_path / "b", settings).get([wanted(labels)])
+    assert np.allclose(plain.features["embed"], other.features["embed"], rtol=1e-5, atol=1e-6)
 
 
-def test_anything_that_could_change_a_number_changes_the_address(labels: Labels, tmp_path: Path) -> None:
-    store, encoder = FeatureStore(tmp_path), load_encoder("random:resnet18-w8-k3-nopool:0")
-    base = store.address(encoder, labels, GEOMETRY, "fp32")
-    named = load_encoder("random:resnet18-w8-k3-nopool:0", name="other name")
-    assert store.address(named, labels, GEOMETRY, "fp32") == base
+def test_the_same_address_costs_nothing_and_a_new_output_costs_only_itself(
+    labels: Labels, tmp_path: Path, reads: list[int]
+) -> None:
+    store = FeatureStore(tmp_path / "store", SETTINGS)
+    store.get([wanted(labels)])
+    assert len(reads) == 22
+    store.get([wanted(labels)])
+    assert len(reads) == 22
+    both = wanted(labels, {**EMBED, "f": ("feature4", AdaptivePooling(grid=1))})
+    assert set(store.bytes_to_write([both])) == {key for key in both.files if key != "embed"}
+    store.get([both])
+    assert len(reads) == 44
+    store.get([both])
+    assert len(reads) == 44
+    assert store.bytes_to_write([both]) == {}
+
+
+def test_one_pass_gives_what_several_ask_for(labels: Labels, tmp_path: Path, reads: list[int]) -> None:
+    store = FeatureStore(tmp_path / "store", SETTINGS)
+    grids = [wanted(labels, {"f": ("feature4", AdaptivePooling(grid=grid))}) for grid in (1, 2)]
+    assert sorted(store.bytes_to_write([*grids, wanted(labels)]).values()) == [22 * 4 * d for d in (32, 64, 128)]
+    store.fill([*grids, wanted(labels)])
+    assert sorted(reads) == list(range(22))
+    one, two = store.get(grids)
+    assert len(reads) == 22
+    assert (one.features["f"].shape, two.features["f"].shape) == ((22, 32), (22, 128))
+
+
+def test_rows_are_joined_on_ids_not_on_order(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the same address ever asked for with another order of the items, each would still get its own row."""
+    store = FeatureStore(tmp_path / "store", SETTINGS)
+    first = wanted(labels)
+    (straight,) = store.get([first])
+    order = np.random.default_rng(1).permutation(len(labels))
+    shuffled = replace(
+        labels,
+        ids=tuple(labels.ids[i] for i in order),
+        paths=tuple(labels.paths[i] for i in order),
+        targets=labels.targets[order],
+        groups=tuple(labels.groups[i] for i in order),
+    )
+    monkeypatch.setattr(Wanted, "address", first.address)
+    (other,) = store.get([wanted(shuffled)])
+    assert other.labels.ids == shuffled.ids
+    assert np.array_equal(other.features["embed"], straight.features["embed"][order])
+
+
+def test_features_of_other_images_are_refused(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, first = FeatureStore(tmp_path / "store", SETTINGS), wanted(labels)
+    store.get([first])
+    monkeypatch.setattr(Wanted, "address", first.address)
+    with pytest.raises(InputError, match=r"embed\.npy does not hold the images that it should; remove"):
+        store.get([wanted(replace(labels, ids=("other.png", *labels.ids[1:])))])
+
+
+def test_anything_that_could_change_a_number_changes_the_address(labels: Labels) -> None:
+    base = wanted(labels).address
+    assert wanted(labels, encoder=load_encoder(ENCODER, name="other name")).address == base
     others = [
-        store.address(load_encoder("random:resnet18-w8-k3-nopool:1"), labels, GEOMETRY, "fp32"),
-        store.address(encoder, labels, GEOMETRY.model_copy(update={"interpolation": "bicubic"}), "fp32"),
-        store.address(encoder, labels, GEOMETRY, "bf16"),
+        wanted(labels, encoder="random:resnet18-w8-k3-nopool:1").address,
+        wanted(labels, geometry=GEOMETRY.model_copy(update={"interpolation": "bicubic"})).address,
+        wanted(labels, precision="bf16").address,
     ]
     for field, value in (("mean", (0.5, 0.5, 0.5)), ("channels", "BGR"), ("value_range", 255.0)):
-        changed = load_encoder("random:resnet18-w8-k3-nopool:0")
+        changed = load_encoder(ENCODER)
         changed.card = changed.card.model_copy(update={field: value})
-        others.append(store.address(changed, labels, GEOMETRY, "fp32"))
+        others.append(wanted(labels, encoder=changed).address)
     Image.new("RGB", (30, 40)).save(labels.paths[0])  # another picture under the same name
-    others.append(store.address(encoder, labels, GEOMETRY, "fp32"))
+    others.append(wanted(labels).address)
     assert len({base, *others}) == len(others) + 1
 
 
@@ -98,34 +149,58 @@ def test_features_that_are_not_numbers_are_refused_by_image_and_leave_nothing(la
 
     def forward(images: Tensor, names) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
         vector = images.mean((2, 3))
-        vector[3] = float("nan")
+        vector[3:4] = float("nan")
         return {"embed": vector}
 
     store = tmp_path / "store"
-    with pytest.raises(InputError, match=r"broken: 1 of 7 images have NaN .*3\.png"):
-        FeatureStore(store).get(Encoder(card, nn.Identity(), forward, ["embed"]), labels, GEOMETRY,
-                                {"embed": ("embed", None)}, workers=0, show=False)  # fmt: skip
+    broken = Encoder(card, nn.Identity(), forward, ["embed"])
+    with pytest.raises(InputError, match=r"broken: 1 of 22 images have NaN .*03\.png; check the weights$"):
+        FeatureStore(store, SETTINGS).get([wanted(labels, encoder=broken)])
+    with pytest.raises(InputError, match="--precision fp32"):
+        FeatureStore(store, SETTINGS).get([wanted(labels, encoder=broken, precision="bf16")])
     assert list(store.iterdir()) == []
 
 
-def test_too_little_disk_is_refused(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_before_the_work(
+    labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int]
+) -> None:
     from benchmarks.features import store as module
 
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(InputError, match="make room"):
-        FeatureStore(tmp_path / "store").get(
-            load_encoder("pixels"), labels, GEOMETRY, {"embed": ("embed", None)}, workers=0, show=False
-        )
-    assert list((tmp_path / "store").iterdir()) == []
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 64 * 4 - 1})())
+    with pytest.raises(InputError, match=r"need 0\.0 MiB in .*store, where .* are free; make room"):
+        FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
+    assert (list((tmp_path / "store").iterdir()), reads) == ([], [])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 64 * 4})())
+    FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
 
 
-def test_golden_vector() -> None:
-    """Guards FEATURES_VERSION: whoever changes extraction so that this changes must raise it."""
-    encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
-    ramp = torch.arange(3 * 24 * 24, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 3, 24, 24)
-    embed = encoder.outputs(encoder.normalise(ramp), ["embed"])["embed"][0]
-    assert embed.shape == (64,)
-    assert np.allclose(embed[:4], GOLDEN, rtol=1e-3), embed[:4].tolist()
+def test_the_size_is_told_before_the_work(
+    labels: Labels, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(batches.Reader, "read", lambda *_: told.extend(caplog.messages) or 1 / 0)
+    with caplog.at_level("INFO"), pytest.raises(ZeroDivisionError):
+        FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
+    assert any("features to compute: 0.0 MiB in" in message for message in told)
 
 
-GOLDEN = [0.281797, 0.990943, 0.347718, 0.817178]
+def test_golden_vectors(tmp_path: Path) -> None:
+    """Guards FEATURES_VERSION: whoever changes extraction so that these change must raise it."""
+    columns, rows = np.meshgrid(np.arange(40), np.arange(30))
+    ramp = np.stack([columns * 6, rows * 8, (columns * rows) % 256], axis=2).astype(np.uint8)
+    path = tmp_path / "ramp.png"
+    Image.fromarray(ramp).save(path)
+    labels = Labels(("ramp",), (path,), ("a",), np.zeros(1, np.int64), (("ramp",),))
+    outputs = {"embed": ("embed", None), "f": ("feature3", AdaptivePooling(grid=2))}
+    for mode in ("shorter", "warp"):
+        geometry = Geometry(mode=mode, resize=28, crop=24)
+        (split,) = FeatureStore(tmp_path / mode, SETTINGS).get([wanted(labels, outputs, geometry=geometry)])
+        found = {key: array[0, 3:7].tolist() for key, array in split.features.items()}
+        for key, values in found.items():
+            assert values == pytest.approx(GOLDEN[mode][key], rel=2e-5, abs=2e-6), found
+
+
+GOLDEN = {
+    "shorter": {"embed": [0.490417, 0.794272, 0.420030, 1.648121], "f": [0.0, 0.155922, 0.013172, 0.041729]},
+    "warp": {"embed": [0.602685, 0.912570, 0.511292, 1.842279], "f": [0.0, 0.066455, 0.076520, 0.023525]},
+}

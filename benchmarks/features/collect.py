@@ -1,0 +1,133 @@
+"""`python -m benchmarks features-gc`: what the feature store holds, what uses it, and room made of the rest."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.encoders.load import expand, load_encoder
+from benchmarks.features.address import FEATURES_VERSION
+from benchmarks.features.shards import Claims, read_json
+from benchmarks.features.store import gib
+from results.schema import Record, canonical_sha256
+from results.store import read_records
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One folder of the store.
+
+    Attributes:
+        meta: what it is of; None where that cannot be read.
+        size: bytes on the disk; of what is complete, and of what a process left unfinished.
+        busy: another process is filling it.
+    """
+
+    folder: Path
+    meta: dict[str, Any] | None
+    size: int
+    unfinished: int
+    used: float
+    busy: bool
+
+
+def command(
+    features: Path = Path("work/features"),
+    records: Path = Path("work/records"),
+    encoder: tuple[str, ...] = (),
+    delete: bool = False,
+) -> int:
+    """Lists the stored features, and removes those that nothing uses.
+
+    Used is what a record was measured on: its encoder, precise data, transform and precision; and all of the given
+    encoders. What a process that is no longer alive left unfinished goes too; the next run would have gone on from it.
+
+    Args:
+        features: folder of the stored features.
+        records: folder of the records that say what is used.
+        encoder: encoders (or globs) whose features are used too, as of a run that has no record yet.
+        delete: remove, and not only list.
+    """
+    stored = scan(features)
+    found, _ = read_records(records) if records.is_dir() else ((), ())
+    weights = {load_encoder(each).card.weights_sha256 for each in expand(encoder)}
+    unused = {entry.folder for entry in stored} - in_use(stored, [each.record for each in found], weights)
+    freed = 0
+    for entry in stored:
+        remove = entry.folder in unused and not entry.busy
+        state = "busy" if entry.busy else "unused" if remove else "used"
+        left = f", and {gib(entry.unfinished)} unfinished" if entry.unfinished and not entry.busy else ""
+        sys.stdout.write(f"{state:6}  {gib(entry.size):>10}{left}  {_described(entry)}\n")
+        if entry.busy:
+            continue
+        freed += entry.size + entry.unfinished if remove else entry.unfinished
+        if delete:
+            shutil.rmtree(entry.folder if remove else entry.folder / "partial", ignore_errors=True)
+    verb = "removed" if delete else "can be removed with --delete"
+    sys.stdout.write(f"{gib(sum(e.size + e.unfinished for e in stored))} in {features}, {gib(freed)} {verb}\n")
+    return 0
+
+
+def scan(root: Path) -> list[Stored]:
+    """What lies in the store, by the time of its last use."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    entries = []
+    for folder in folders:
+        try:
+            meta = read_json(folder / "meta.json")
+            used = (folder / "meta.json").stat().st_mtime
+        except (OSError, ValueError):
+            meta, used = None, folder.stat().st_mtime
+        busy = False
+        if (folder / "claims").is_file():
+            with Claims(folder) as claims:
+                busy = not claims.take_all()
+        unfinished = _on_disk(folder / "partial")
+        entries.append(Stored(folder, meta, _on_disk(folder) - unfinished, unfinished, used, busy))
+    return sorted(entries, key=lambda entry: entry.used)
+
+
+def in_use(stored: Collection[Stored], records: Collection[Record], weights: Collection[str | None]) -> set[Path]:
+    """Folders that a record or one of the encoders reads."""
+    valid = [(entry.folder, entry.meta) for entry in stored if entry.meta and entry.meta["version"] == FEATURES_VERSION]
+    used = {folder for folder, meta in valid if meta["weights"] in weights}
+    for record in records:
+        protocol = record.protocol.resolved
+        precision = next((o.partition("=")[2] for o in protocol.overrides if o.startswith("precision=")), "fp32")
+        kind = (record.encoder.weights_sha256, protocol.geometry.model_dump(mode="json"), precision)
+        same = [(f, meta) for f, meta in valid if (meta["weights"], meta["geometry"], meta["precision"]) == kind]
+        if any(override.startswith("unreadable=") for override in protocol.overrides):
+            # Its fingerprint is that of the images which could be read; the names of the splits must do.
+            splits = {f"{record.dataset.id} {name}" for name in (protocol.train_split, protocol.test_split)}
+            used |= {folder for folder, meta in same if meta["about"] in splits}
+            continue
+        for train, test in product(same, same):
+            if canonical_sha256([train[1]["images"], test[1]["images"]]) == record.dataset.fingerprint:
+                used |= {train[0], test[0]}
+    return used
+
+
+def _described(entry: Stored) -> str:
+    last = datetime.fromtimestamp(entry.used, UTC).date()
+    meta = entry.meta
+    if meta is None:
+        return f"{entry.folder.name}  of an unknown kind, {last}"
+    geometry = meta["geometry"]
+    outputs = ", ".join(sorted(file.stem for file in entry.folder.glob("*.npy"))) or "nothing complete"
+    version = "" if meta["version"] == FEATURES_VERSION else f"  made by version {meta['version']}"
+    return (
+        f"{entry.folder.name}  {meta['encoder']['name']}  {meta['about']}, {meta['count']:,} images  "
+        f"{geometry['mode']} {geometry['resize']} to {geometry['crop']} {geometry['interpolation']}  "
+        f"{meta['precision']}  {outputs}  last used {last}{version}"
+    )
+
+
+def _on_disk(folder: Path) -> int:
+    """Bytes that the files below a folder occupy; a file that is being filled occupies less than its length."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

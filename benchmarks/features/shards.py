@@ -1,0 +1,203 @@
+"""One address of the store on disk: outputs that are complete, and outputs that are being filled shard by shard.
+
+    meta.json              what the address stands for; its time is that of the last use
+    ids.json               the images' ids, row by row
+    embed.npy              a complete output, with
+    embed.json             the images that could not be read, which have no row in it: id -> why
+    lock, claims           taken by the processes at work; the system frees both when a process dies, however it dies
+    partial/embed.npy      an output that is being filled, at its full (sparse) size from the start
+    partial/embed.00012    shard 12 of it is on the disk; holds its unreadable rows: row -> why
+
+A shard's mark is written after its rows were synced, so what a mark says is true after any kill.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from benchmarks.contract import InputError
+
+SHARD_ROWS = 512
+_COPIED_ROWS = 4096
+
+
+def shard_rows(shard: int, rows: int) -> range:
+    """The rows of one shard of a split of `rows`."""
+    return range(shard * SHARD_ROWS, min(rows, (shard + 1) * SHARD_ROWS))
+
+
+def shard_of(row: int) -> int:
+    """The shard that a row lies in."""
+    return row // SHARD_ROWS
+
+
+class Claims:
+    """Which shards of an address this process works on: a byte-range lock on byte `shard` of the file `claims`.
+
+    Such locks belong to the process. Loader workers that are forked from it do not inherit them, and the system
+    frees them when it dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self, shard: int) -> bool:
+        """Whether the shard is this process's now; False while another has it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def take_all(self) -> bool:
+        """Whether no other process is at work, and none can begin."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self, shard: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, shard)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        os.close(self._file)
+
+
+class Partial:
+    """An output that is being filled, by one process or several.
+
+    Args:
+        folder: of the address.
+        key: file name of the output, without suffix.
+        rows, width: its shape.
+    """
+
+    def __init__(self, folder: Path, key: str, rows: int, width: int) -> None:
+        self.folder, self.key, self.rows, self.width = folder, key, rows, width
+        self.shards = -(-rows // SHARD_ROWS)
+        self.path = folder / "partial" / f"{key}.npy"
+        self.final = folder / f"{key}.npy"
+        self._file = self._offset = -1
+
+    def bytes_to_write(self) -> int:
+        """Disk that the missing shards will take. Shards that were left unfinished count as missing."""
+        if self.final.is_file():
+            return 0
+        return sum(len(shard_rows(s, self.rows)) for s in range(self.shards) if not self.done(s)) * self.width * 4
+
+    def allocate(self) -> None:
+        """Makes the file unless it is there.
+
+        Raises:
+            InputError: a file of another shape is there.
+        """
+        with _locked(self.folder):
+            if self.final.is_file():
+                return
+            if not self.path.is_file():
+                self.path.parent.mkdir(exist_ok=True)
+                temporary = self.path.with_suffix(f".{uuid4().hex[:6]}.new")
+                np.lib.format.open_memmap(temporary, "w+", np.float32, (self.rows, self.width))
+                temporary.replace(self.path)
+            stored = np.load(self.path, mmap_mode="r")
+            if stored.shape != (self.rows, self.width):
+                raise InputError(
+                    f"{self.path} has shape {stored.shape}, where {(self.rows, self.width)} is expected; remove it"
+                )
+            self._offset = stored.offset
+            self._file = os.open(self.path, os.O_RDWR)
+
+    def done(self, shard: int) -> bool:
+        """Whether the shard is on the disk."""
+        return self._mark(shard).is_file() or self.final.is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether any shard is on the disk."""
+        return any(self.done(shard) for shard in range(self.shards))
+
+    def write(self, start: int, vectors: NDArray[np.float32]) -> None:
+        """Rows from `start` on. Not through a memory map, where a full disk would kill the process.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        content, at = memoryview(vectors.tobytes()), self._offset + start * self.width * 4
+        while content:
+            written = os.pwrite(self._file, content, at)
+            content, at = content[written:], at + written
+
+    def finish(self, shard: int, unreadable: dict[int, str]) -> None:
+        """The shard's rows are all written."""
+        os.fsync(self._file)
+        write_json(self._mark(shard), unreadable)
+
+    def complete(self, ids: Sequence[str]) -> None:
+        """Puts the output in its place once every shard is done, without the rows of unreadable images."""
+        self.close()
+        with _locked(self.folder):
+            if self.final.is_file():
+                return
+            marks = [self._mark(shard) for shard in range(self.shards)]
+            unreadable = {int(row): why for mark in marks for row, why in read_json(mark).items()}
+            source = self._without(unreadable) if unreadable else self.path
+            write_json(self.folder / f"{self.key}.json", {ids[row]: why for row, why in sorted(unreadable.items())})
+            source.replace(self.final)
+            for left in (self.path, *marks):
+                left.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _mark(self, shard: int) -> Path:
+        return self.path.with_suffix(f".{shard:05}")
+
+    def _without(self, unreadable: Collection[int]) -> Path:
+        """A copy that lacks these rows."""
+        keep = np.ones(self.rows, dtype=bool)
+        keep[list(unreadable)] = False
+        source = np.load(self.path, mmap_mode="r")
+        copy = self.path.with_suffix(".readable")
+        with copy.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (int(keep.sum()), self.width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, self.rows, _COPIED_ROWS):
+                part = slice(start, start + _COPIED_ROWS)
+                file.write(source[part][keep[part]].tobytes())
+            os.fsync(file.fileno())
+        return copy
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:6]}.new")
+    temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with FileLock(folder / "lock"):
+        yield

@@ -1,0 +1,158 @@
+"""Features of a ResNet-50 from JPEG files, against the loop that people write."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models, transforms
+
+from benchmarks.contract import Labels
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.load import load_encoder
+from benchmarks.features.address import Wanted
+from benchmarks.features.batches import Reader, batches
+from benchmarks.features.extract import Extract, Outputs, default_batch_size, extractor
+from benchmarks.features.fill import Settings
+from benchmarks.features.store import FeatureStore
+from benchmarks.options import Precision
+from results.schema import Geometry
+
+IMAGES, WIDTH, HEIGHT = 128, 500, 375
+GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)
+EMBED: Outputs = {"embed": ("embed", None)}
+BATCH, WORKERS, ROUNDS = 64, 2, 3
+
+
+def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
+    """The measurements of `make speed` by name."""
+    return {
+        "extract": lambda: measure("extract", "fp32"),
+        "extract-bf16": lambda: measure("extract-bf16", "bf16"),
+    }
+
+
+def measure(
+    name: str, precision: Precision, *, encoder: Encoder | None = None, images: int = IMAGES, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """From files to features on disk and the loop's to features in memory, alternately; ours in parts beside.
+
+    The limit is what no overlap can beat where reading and computing share the cores: the seconds of reading alone
+    and of the model alone, added.
+    """
+    encoder = (encoder or load_encoder("random:resnet50")).to("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = compose(Path(folder), images)
+        network = models.resnet50()
+        network.fc = torch.nn.Identity()
+        network.load_state_dict(encoder.module.state_dict())
+        network.eval()
+        plain_loop(network, paths[:BATCH])  # warms up
+        seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "reading": [], "model": []}
+        for number in range(rounds):
+            taken, ours = timed(partial(stored, encoder, paths, Path(folder, str(number)), precision))
+            seconds["ours"].append(taken)
+            taken, theirs = timed(partial(plain_loop, network, paths))
+            seconds["baseline"].append(taken)
+            taken, decoded = timed(partial(_batches, paths))
+            seconds["reading"].append(taken)
+            with extractor(encoder, GEOMETRY, EMBED, precision) as extract:
+                taken, _ = timed(partial(_each, extract, decoded))
+            seconds["model"].append(taken)
+    median = {part: statistics.median(values) for part, values in seconds.items()}
+    limit = median["reading"] + median["model"]
+    cosine = F.cosine_similarity(torch.from_numpy(np.array(ours)), torch.from_numpy(theirs)).min()
+    rates = {part: images / value for part, value in median.items()}
+    return {
+        "name": name,
+        "ours_s": median["ours"],
+        "baseline_s": median["baseline"],
+        "baseline": f"fp32, NCHW, PIL, torchvision transforms, DataLoader with {WORKERS} workers, batch {BATCH}",
+        "ratio": median["baseline"] / median["ours"],
+        "limit_s": limit,
+        "limit": f"reading alone at {rates['reading']:.0f} images/s, then the model alone at {rates['model']:.1f}",
+        "note": f"ResNet-50 at its initialisation, {precision}, {images} JPEGs of {WIDTH}x{HEIGHT}: "
+        f"{rates['ours']:.1f} images/s against {rates['baseline']:.1f}, {limit / median['ours']:.1%} of the limit; "
+        f"least cosine to the loop's features {cosine:.6f}",
+    }
+
+
+def stored(encoder: Encoder, paths: list[Path], root: Path, precision: Precision) -> NDArray[np.float32]:
+    """Ours: through the store, onto the disk."""
+    ids = tuple(path.name for path in paths)
+    labels = Labels(ids, tuple(paths), ("none",), np.zeros(len(ids), np.int64), tuple((id,) for id in ids))
+    store = FeatureStore(root, Settings(show=False))
+    (split,) = store.get([Wanted(encoder, labels, GEOMETRY, EMBED, precision)])
+    return split.features["embed"]
+
+
+class _Files(Dataset[torch.Tensor]):
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(GEOMETRY.resize),
+                transforms.CenterCrop(GEOMETRY.crop),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+@torch.no_grad()
+def plain_loop(network: torch.nn.Module, paths: list[Path]) -> NDArray[np.float32]:
+    """The loop of a feature script."""
+    loader = DataLoader(_Files(paths), batch_size=BATCH, num_workers=WORKERS)
+    return torch.cat([network(images) for images in loader]).numpy()
+
+
+def compose(folder: Path, count: int) -> list[Path]:
+    """JPEGs of noise in seven octaves, about 100 kB each as ImageNet's are; the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random, paths = np.random.default_rng(0), []
+    for number in range(count):
+        image = np.full((HEIGHT, WIDTH, 3), 128, np.float32)
+        for size in (4, 8, 16, 32, 64, 128, 256):
+            noise = random.standard_normal((size * 3 // 4, size, 3), dtype=np.float32)
+            large = F.interpolate(torch.from_numpy(noise).permute(2, 0, 1)[None], (HEIGHT, WIDTH), mode="bicubic")
+            image += large[0].permute(1, 2, 0).numpy() * 96 / size**0.4
+        paths.append(folder / f"{number:05}.jpg")
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=92)
+    return paths
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what it gave."""
+    began = time.perf_counter()
+    found = run()
+    return time.perf_counter() - began, found
+
+
+def _batches(paths: list[Path]) -> list[torch.Tensor]:
+    device = torch.device("cpu")
+    size, rows = default_batch_size(device, GEOMETRY.crop), range(len(paths))
+    requests = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [batch.images for batch in batches(Reader(paths, GEOMETRY), requests, device, WORKERS)]
+
+
+def _each(extract: Extract, decoded: list[torch.Tensor]) -> None:
+    for batch in decoded:
+        extract(batch, EMBED)
