@@ -65,8 +65,7 @@ def run(protocol: Protocol, train: Split, test: Split, *, device: str = "cpu", p
 
     outcome = Outcome(scores={}, timing={"gram": 0.0, "cross-validation": 0.0, "refit": 0.0, "test": 0.0})
     layers: dict[str, _Layer] = {}
-    fits = params.folds * len(params.costs) + 1
-    ticks = iter(with_progress(range(len(names) * fits), protocol.id, show=progress))
+    ticks = iter(with_progress(range(len(names) * (params.folds + 1)), protocol.id, show=progress))
     for name in names:
         fit = fit_layer(train.features[name], problem, params, outcome.timing, ticks)
         layers[name] = _test(fit, test.features[name], test_targets, params, outcome.timing)

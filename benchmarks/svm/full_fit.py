@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from benchmarks.svm.gram import Gram, gram
 from benchmarks.svm.preconditioner import Preconditioner, preconditioner
 from benchmarks.svm.rows import Rows, normalised_rows
 from benchmarks.svm.settings import FullParams
-from benchmarks.svm.solver import solve
+from benchmarks.svm.solver import Solution, solve
+from benchmarks.svm.threads import map_on_cores
 
 
 @dataclass(frozen=True)
@@ -80,51 +83,91 @@ def fit_layer(
     cv_ap, starts = _cross_validate(kernel, leading, problem, params, ticks)
     chosen = cv_ap.argmax(0)
     clock.lap("cross-validation")
-    cost = torch.tensor(params.costs, dtype=torch.float64)[chosen].to(problem.signs.device)
-    start = starts[chosen, np.arange(len(chosen))].double()[None]
-    solution = solve(
+    finals = list(
+        map_on_cores(
+            partial(_final, kernel, leading, problem, params, chosen, starts),
+            _halves(len(chosen)),
+            problem.signs.device,
+        )
+    )
+    next(ticks, None)
+    clock.lap("refit")
+    steps = torch.cat([final.newton_steps[0] for final in finals]).cpu().numpy()
+    return FullFit(rows, torch.cat([final.beta[0] for final in finals]), cv_ap, chosen, steps)
+
+
+def _halves(classes: int) -> list[slice]:
+    """Classes in as many pieces as keep two cores busy: three folds alone would leave one idle a third of the time."""
+    edges = np.linspace(0, classes, 1 + min(2, torch.get_num_threads(), classes)).round().astype(int).tolist()
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
+def _final(
+    kernel: Gram,
+    leading: Preconditioner,
+    problem: FullProblem,
+    params: FullParams,
+    chosen: NDArray[np.int64],
+    starts: Tensor,
+    classes: slice,
+) -> Solution:
+    """The models of some classes at their chosen costs, from (costs, C, N) starts."""
+    cost = torch.tensor(params.costs, dtype=torch.float64)[chosen[classes]].to(problem.signs.device)
+    start = starts[chosen, np.arange(len(chosen))][classes].double()[None]
+    return solve(
         kernel,
-        problem.signs[None],
-        (problem.weights * cost[:, None])[None],
+        problem.signs[classes][None],
+        (problem.weights[classes] * cost[:, None])[None],
         (start, kernel.product(start)),
         leading,
         tolerance=params.tolerance,
     )
-    next(ticks, None)
-    clock.lap("refit")
-    return FullFit(rows, solution.beta[0], cv_ap, chosen, solution.newton_steps[0].cpu().numpy())
 
 
 def _cross_validate(
     kernel: Gram, leading: Preconditioner, problem: FullProblem, params: FullParams, ticks: Iterator[Any]
 ) -> tuple[NDArray[np.float64], Tensor]:
-    """(costs, C) mean average precision over the held-out folds, and (costs, C, N) starts for the refit.
-
-    The classes' folds differ a little, so a fold is solved on the images that any class trains on.
-    """
+    """(costs, C) mean average precision over the held-out folds, and (costs, C, N) starts for the final models."""
     shape = (len(params.costs), *problem.fold.shape)
     cv_ap = np.zeros(shape[:2])
     starts = torch.zeros(shape, device=problem.signs.device)
-    signs = problem.signs.cpu().numpy()
-    for fold in range(params.folds):
-        member = (problem.fold != fold) & (problem.fold != NO_FOLD)
-        images = torch.from_numpy(np.flatnonzero(member.any(0))).to(problem.signs.device)
-        weights = problem.weights[:, images] * torch.from_numpy(member).to(problem.signs.device)[:, images]
-        held_out = np.where(problem.fold == fold, signs > 0, -1).astype(np.int8)
-        part = kernel.select(images[None])
-        path = solve_costs(
-            part,
-            problem.signs[None, :, images],
-            weights[None],
-            params.costs,
-            leading=preconditioner(part, leading.restricted(images[None])),
-            tolerance=params.tolerance,
-        )
-        for i, coefficients in path:
-            beta = torch.zeros_like(problem.weights)
-            beta[:, images] = coefficients[0]
-            cv_ap[i] += step_ap(kernel.product(beta[None])[0].cpu().numpy(), held_out) / params.folds
-            # An image trains in all folds but one, so this is the mean of its coefficients.
-            starts[i] += (beta / (params.folds - 1)).float()
+    work = partial(_fold, kernel, leading, problem, params)
+    pieces = [(fold, classes) for classes in _halves(shape[1]) for fold in range(params.folds)]
+    for (_, classes), (ap, beta) in zip(pieces, map_on_cores(work, pieces, problem.signs.device), strict=True):
+        cv_ap[:, classes] += ap / params.folds
+        # An image trains in all folds but one, so this is the mean of its coefficients.
+        starts[:, classes] += beta / (params.folds - 1)
+        if classes.stop == shape[1]:
             next(ticks, None)
     return cv_ap, starts
+
+
+def _fold(
+    kernel: Gram, leading: Preconditioner, problem: FullProblem, params: FullParams, piece: tuple[int, slice]
+) -> tuple[NDArray[np.float64], Tensor]:
+    """(costs, C') average precision of some classes on the held-out fold, (costs, C', N) float32 coefficients.
+
+    The classes' folds differ a little, so it is solved on the images that any of them trains on.
+    """
+    device = problem.signs.device
+    fold, classes = piece
+    signs, of_class = problem.signs[classes], problem.fold[classes]
+    member, held_out = (of_class != fold) & (of_class != NO_FOLD), of_class == fold
+    images, others = (torch.from_numpy(np.flatnonzero(which.any(0))).to(device) for which in (member, held_out))
+    part = kernel.select(images[None])
+    path = solve_costs(
+        part,
+        signs[None, :, images],
+        (problem.weights[classes] * torch.from_numpy(member).to(device))[None, :, images],
+        params.costs,
+        tolerance=params.tolerance,
+        leading=preconditioner(part, leading.restricted(images[None])),
+    )
+    coefficients = torch.zeros(len(params.costs), *member.shape, device=device)
+    found = torch.zeros(len(params.costs), len(member), len(images), dtype=torch.float64, device=device)
+    for i, beta in path:
+        found[i] = beta[0]
+    coefficients[:, :, images] = found.float()
+    decisions = kernel.across(found.flatten(0, 1), images, others).unflatten(0, found.shape[:2])
+    labels = np.where(held_out, signs.cpu().numpy() > 0, -1).astype(np.int8)[:, others.cpu().numpy()]
+    return step_ap(decisions.cpu().numpy(), labels), coefficients

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.svm.rows import CHUNK_ROWS, Rows
 
 DENSE_ROWS = 8192  # 268 MB; sub-matrices of it then cost a copy, not a product
+_SYMMETRIC_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,24 @@ class Gram:
         """vectors @ K for (g, m, n) vectors: C in single precision, the rest in the precision of the vectors."""
         single, dtype = vectors.float(), vectors.dtype
         if self.dense is not None:
-            centred = single @ self.dense
+            centred = single @ self.dense.mT  # symmetric; the transpose is read in the order in which it lies
         else:
             rows = self.rows().centred
             centred = single @ rows @ rows.T
         shift, total = self.shift.to(dtype)[:, None], vectors.sum(-1, keepdim=True)
         common = (vectors * shift).sum(-1, keepdim=True) + self.constant.to(dtype) * total
         return torch.addcmul(centred.to(dtype), total, shift).add_(common)
+
+    def across(self, vectors: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """vectors @ K[rows][:, columns] for (m, a) vectors of a single matrix: decisions on other images."""
+        single = vectors.float()
+        if self.dense is not None:
+            centred = single @ _pick(self.dense[0], columns, rows).mT
+        else:
+            centred = single @ self.rows().centred[rows] @ self.rows().centred[columns].T
+        shift, total = self.shift[0].to(vectors.dtype), vectors.sum(-1, keepdim=True)
+        common = vectors @ shift[rows, None] + self.constant.to(vectors.dtype) * total
+        return torch.addcmul(centred.to(vectors.dtype), total, shift[columns]).add_(common)
 
     def exact_product(self, vectors: Tensor) -> Tensor:
         """vectors @ K for (g, m, n) vectors, in double precision."""
@@ -94,8 +106,18 @@ class Gram:
 def gram(rows: Rows) -> Gram:
     """The Gram matrix of `rows`: dense while it is small or makes a product no dearer than two passes over the rows."""
     shift = torch.cat([block.double() @ rows.mean for block in rows.centred.split(CHUNK_ROWS)])
-    dense = (rows.centred @ rows.centred.T)[None] if len(rows) <= max(2 * rows.dim, DENSE_ROWS) else None
+    dense = _symmetric_product(rows.centred)[None] if len(rows) <= max(2 * rows.dim, DENSE_ROWS) else None
     return Gram(rows, None, dense, shift[None], rows.mean @ rows.mean + 1)
+
+
+def _symmetric_product(rows: Tensor) -> Tensor:
+    """rows @ rows', each half of it from the other."""
+    product = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), _SYMMETRIC_ROWS):
+        block = slice(start, start + _SYMMETRIC_ROWS)
+        product[block, : block.stop] = rows[block] @ rows[: block.stop].T
+        product[:start, block] = product[block, :start].T
+    return product
 
 
 def _pick(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

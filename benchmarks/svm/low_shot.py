@@ -8,9 +8,9 @@ which uses more labels than the k.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from benchmarks.svm.inputs import one_hot, refuse_unmeasurable, usable_outputs
 from benchmarks.svm.low_shot_report import LayerResult, choose, report
 from benchmarks.svm.preconditioner import Preconditioner
 from benchmarks.svm.settings import LowShotParams, params_of, required_outputs
+from benchmarks.svm.threads import map_on_cores
 from results.schema import Protocol
 
 __all__ = ["required_outputs", "run"]
@@ -88,24 +89,25 @@ def run(
     few = train.labels.targets.ndim == 2 and len(train.labels) <= DENSE_ROWS
     problems = list(stacked_problems(train.labels.targets, draws, _STACK_VALUES if few else 1))
 
-    outcome = Outcome(scores={}, timing={"fit": 0.0, "score": 0.0, "models": 0.0}, seeds=(params.seed,))
+    outcome = Outcome(scores={}, timing={"fit and score": 0.0, "models": 0.0}, seeds=(params.seed,))
     ticks = iter(with_progress(range(len(names) * len(problems)), protocol.id, show=progress))
+    clock = Clock(outcome.timing)
     results: dict[str, LayerResult] = {}
     for name in names:
         source = _source(train.features[name], test.features[name], device, few)
-        results[name] = _measure(source, problems, test_targets, params, device, outcome.timing, ticks)
+        results[name] = _measure(source, problems, test_targets, params, device, ticks)
     for _ in ticks:  # closes the bar
         pass
+    clock.lap("fit and score")
 
     chosen = choose(results, params)
     report(params, results, chosen, train.labels.classes, len(test.labels), outcome)
-    began = time.perf_counter()
     for name in {choice.layer for choice in chosen}:
         source = _source(train.features[name], test.features[name], device, few)
         costs = {k: {choice.cost for choice in chosen if (choice.layer, choice.k) == (name, k)} for k in params.k}
         models = _models(source, problems, costs, params, device)
         outcome.tensors |= {f"{name}/{key}": value for key, value in models.items()}
-    outcome.timing["models"] = time.perf_counter() - began
+    clock.lap("models")
     for draw in draws:
         key = f"sets/sample{draw.index + 1}_k{draw.k}"
         outcome.tensors[f"{key}/rows"] = torch.from_numpy(draw.rows)
@@ -171,30 +173,39 @@ def _measure(
     test_targets: NDArray[np.int8],
     params: LowShotParams,
     device: str,
-    timing: dict[str, float],
     ticks: Iterator[int],
 ) -> LayerResult:
     result = LayerResult.empty(params, test_targets.shape[1])
-    for problems in stacks:
-        clock = Clock(timing)
-        part, leading = source.gram(problems.images)
-        path = fit(part, leading, problems, params.costs, params, device)
-        while solved := list(islice(path, max(1, _SCORE_TOGETHER // problems.classes.shape[1]))):
-            clock.lap("fit")
-            costs = np.array([cost for cost, _ in solved])
-            found = source.decisions(
-                part, torch.cat([beta for _, beta in solved], 1), problems.images, problems.compared
-            )
-            shape = len(problems.classes), len(solved), problems.classes.shape[1], -1
-            test = average_precisions(found.test.reshape(shape), test_targets.T[problems.classes][:, None])
-            heldout = envelope_ap(found.train.reshape(shape), problems.compared_labels[:, None])
-            cell = problems.draw.index, params.k.index(problems.draw.k)
-            at = costs[:, None], problems.classes[:, None]
-            result.test[(slice(None), *cell)][:, *at] = test.envelope, test.step, test.eleven_point
-            result.heldout[cell][at] = heldout
-            clock.lap("score")
+    work = partial(_measure_stack, source, test_targets, params, device)
+    for problems, (test, heldout) in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+        cell = problems.draw.index, params.k.index(problems.draw.k)
+        result.test[(slice(None), *cell)][..., problems.classes] = test
+        result.heldout[cell][:, problems.classes] = heldout
         next(ticks, None)
     return result
+
+
+def _measure_stack(
+    source: Source, test_targets: NDArray[np.int8], params: LowShotParams, device: str, problems: Problems
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(3, costs, g, m) average precisions on test and (costs, g, m) on the compared images."""
+    part, leading = source.gram(problems.images)
+    path = fit(part, leading, problems, params.costs, params, device)
+    count, m = problems.classes.shape
+    test, heldout = np.zeros((3, len(params.costs), count, m)), np.zeros((len(params.costs), count, m))
+    while solved := list(islice(path, max(1, _SCORE_TOGETHER // m))):
+        costs = [cost for cost, _ in solved]
+        betas = torch.cat([beta for _, beta in solved], 1)
+        found = source.decisions(part, betas, problems.images, problems.compared)
+        # From (g, costs m, images) to (costs, g, m, images).
+        on_test, on_compared = (
+            values.reshape(count, len(costs), m, values.shape[-1]).swapaxes(0, 1)
+            for values in (found.test, found.train)
+        )
+        ap = average_precisions(on_test, test_targets.T[problems.classes])
+        test[:, costs] = ap.envelope, ap.step, ap.eleven_point
+        heldout[costs] = envelope_ap(on_compared, problems.compared_labels)
+    return test, heldout
 
 
 def _models(
@@ -203,18 +214,28 @@ def _models(
     """(sets, C, D) weights and (sets, C) intercepts of the chosen costs, solved again: to keep all is too much."""
     classes = 1 + max(int(problems.classes.max()) for problems in stacks)
     models: dict[str, Tensor] = {}
-    for problems in stacks:
-        wanted = tuple(sorted(costs[problems.draw.k]))
-        if not wanted:
-            continue
-        part, leading = source.gram(problems.images)
-        for i, beta in fit(part, leading, problems, wanted, params, device):
-            key = f"k={problems.draw.k}/cost={wanted[i]:g}"
-            for place, of_place in enumerate(beta):
-                weights = part.rows(place).weights(of_place).float().cpu()
-                if f"{key}/weight" not in models:
-                    models[f"{key}/weight"] = torch.zeros(params.sets, classes, weights.shape[1] - 1)
-                    models[f"{key}/bias"] = torch.zeros(params.sets, classes)
-                models[f"{key}/weight"][problems.draw.index, problems.classes[place]] = weights[:, :-1]
-                models[f"{key}/bias"][problems.draw.index, problems.classes[place]] = weights[:, -1]
+    work = partial(_stack_models, source, costs, params, device)
+    for problems, found in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+        for cost, of_cost in found.items():
+            key = f"k={problems.draw.k}/cost={cost:g}"
+            if f"{key}/weight" not in models:
+                models[f"{key}/weight"] = torch.zeros(params.sets, classes, of_cost.shape[-1] - 1)
+                models[f"{key}/bias"] = torch.zeros(params.sets, classes)
+            models[f"{key}/weight"][problems.draw.index, problems.classes] = of_cost[..., :-1]
+            models[f"{key}/bias"][problems.draw.index, problems.classes] = of_cost[..., -1]
     return models
+
+
+def _stack_models(
+    source: Source, costs: dict[int, set[float]], params: LowShotParams, device: str, problems: Problems
+) -> dict[float, Tensor]:
+    """Cost -> (g, m, D + 1) float32 weights, the intercept last."""
+    wanted = sorted(costs[problems.draw.k])
+    if not wanted:
+        return {}
+    part, leading = source.gram(problems.images)
+    rows = [part.rows(place) for place in range(len(problems.images))]
+    return {
+        wanted[i]: torch.stack([of.weights(of_place).float().cpu() for of, of_place in zip(rows, beta, strict=True)])
+        for i, beta in fit(part, leading, problems, wanted, params, device)
+    }

@@ -101,6 +101,7 @@ def report(
         "fixed": "layer by mAP outside the set, cost fixed",
         "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
     }
+    chosen: list[dict[str, object]] = []
     for choice in choices:
         column = low_shot_column(choice.k, choice.selection)
         ap = _at(results[choice.layer], params, choice)
@@ -111,25 +112,41 @@ def report(
             selection=f"{choice.layer}, C={choice.cost:g}; {how[choice.selection]}",
         )
         outcome.per_class[column] = dict(zip(classes, map(float, 100 * ap.mean(0)), strict=True))
+        chosen.append(
+            {
+                "score": column,
+                "column": choice.layer,
+                "k": choice.k,
+                "cost": choice.cost,
+                **_over_sets(100 * ap.mean(-1)),
+            }
+        )
     for name, result in results.items():
         for ki, k in enumerate(params.k):
             for i, cost in enumerate(params.costs):
-                of_sets = 100 * result.test_map[:, ki, i]
                 heldout = float(result.heldout_map[ki, i])
                 outcome.runs.append(
                     {
                         "column": name,
                         "k": k,
                         "cost": cost,
-                        "map": float(of_sets.mean()),
-                        "map_min": float(of_sets.min()),
-                        "map_max": float(of_sets.max()),
-                        "map_std": float(of_sets.std()),
+                        **_over_sets(100 * result.test_map[:, ki, i]),
                         "map_sklearn": 100 * float(result.test[1, :, ki, i].mean()),
                         "map_11point": 100 * float(result.test[2, :, ki, i].mean()),
                         "heldout_map": 100 * heldout if np.isfinite(heldout) else None,
                     }
                 )
+    outcome.runs += chosen
+
+
+def _over_sets(of_sets: Floats) -> dict[str, float]:
+    """Of (sets,) mean average precisions; the spread is that of the population, as the published script has it."""
+    return {
+        "map": float(of_sets.mean()),
+        "map_min": float(of_sets.min()),
+        "map_max": float(of_sets.max()),
+        "map_std": float(of_sets.std()),
+    }
 
 
 def _at(result: LayerResult, params: LowShotParams, choice: Choice) -> Floats:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.svm.active_factors import ActiveFactors
 from benchmarks.svm.gram import Gram
 from benchmarks.svm.preconditioner import Preconditioner
 
 _MAX_CG = 300
 _CG_REDUCTION = 0.1
-_EFFICIENT_BATCH = 8
+_MATRIX_IN_VECTORS = 20
 _PICKED = 0.04  # time of one operation in a product over that of picking one number out of the matrix
 _DOUBLE_PRECISION = 3  # how much dearer an operation is in double precision
 _TOGETHER = 256  # images up to which factorising a whole stack is better than picking the active images of each problem
@@ -50,6 +51,8 @@ class System:
     """Newton systems (I + D K) step = residual, in coordinates beta, D = diag(curvature).
 
     Attributes:
+        factors: of earlier steps.
+        names: (m,) what the columns are called there.
         curvature: (g, m, n), twice the weight of an active image, else 0.
         residual: (g, m, n) minus the gradient.
         slack: (g, m, n), 1 - y o; positive where the image is active.
@@ -59,6 +62,8 @@ class System:
 
     gram: Gram
     preconditioner: Preconditioner
+    factors: ActiveFactors
+    names: Tensor
     targets: Tensor
     curvature: Tensor
     residual: Tensor
@@ -69,7 +74,9 @@ class System:
     def columns(self, which: Tensor) -> System:
         """The problems of some of the m columns."""
         parts = (self.targets, self.curvature, self.residual, self.slack, self.goal, self.open)
-        return System(self.gram, self.preconditioner, *(part[:, which] for part in parts))
+        return System(
+            self.gram, self.preconditioner, self.factors, self.names[which], *(part[:, which] for part in parts)
+        )
 
     @property
     def scale(self) -> Tensor:
@@ -77,13 +84,16 @@ class System:
         return self.curvature.mean(-1).float()
 
     def solve(self) -> Step:
-        active, dim, n = (self.curvature > 0).sum(-1).double(), self.gram.whole.dim, self.gram.size
-        # A product with few vectors takes as long as one with several: it waits for the matrix.
-        flops = self.gram.flops * max(1.0, _EFFICIENT_BATCH / active.shape[1])
+        inside = self.curvature > 0
+        active, dim, n = inside.sum(-1).double(), self.gram.whole.dim, self.gram.size
+        # Reading the matrix takes as long as multiplying it with so many vectors.
+        flops = self.gram.flops * (1 + _MATRIX_IN_VECTORS / active.shape[1])
         together = self.gram.dense is not None and n <= _TOGETHER
         cost = {
             System._conjugate_gradients: self.preconditioner.expected_steps(self.scale).double() * flops,
-            System._in_dual_together if together else System._in_dual: active**3 / 3,
+            System._in_dual_together if together else System._in_dual: (
+                active**3 / 3 if together else self.factors.operations(inside, self.names)
+            ),
             System._in_primal: _DOUBLE_PRECISION * (active * dim**2 + dim**3 / 3),
         }
         methods = list(cost)
@@ -103,12 +113,12 @@ class System:
         return (((after > 0) == (self.slack > 0)) | (self.curvature.amax(-1, keepdim=True) == 0)).all(-1)
 
     def _in_dual(self) -> Step:
-        """One Cholesky factorisation per problem, of K + 1/D on its active images."""
-        active = self.curvature > 0
+        """One solve per problem, with K + 1/D on its active images."""
+        active, names = self.curvature > 0, self.names.tolist()
         step = torch.where(active | ~self.open[..., None], 0.0, self.residual)
         leaving = step != 0  # images that fall out of the margin, and what they take with them
         count, columns = int(leaving.sum()), step.shape[1]
-        few = count <= _PICKED * self.gram.size * len(step) * max(_EFFICIENT_BATCH, columns)
+        few = count <= _PICKED * self.gram.size * len(step) * max(_MATRIX_IN_VECTORS, columns)
         reach = torch.zeros_like(step) if few else self.gram.product(step)
         for place, j in self.open.nonzero().tolist():
             images, gone = active[place, j].nonzero()[:, 0], leaving[place, j].nonzero()[:, 0]
@@ -116,9 +126,7 @@ class System:
             right = inverse * self.residual[place, j, images] - reach[place, j, images]
             if few and len(gone):
                 right -= (step[place, j, gone].float() @ self.gram.block(place, gone, images)).double()
-            matrix = self.gram.block(place, images, images)
-            matrix.diagonal().add_(inverse.float())
-            step[place, j, images] = _solve_positive(matrix, right)
+            step[place, j, images] = self.factors.solve(place, names[j], images, inverse, right)
         return self._after_direct(step, self.gram.product(step), 1 if few else 2)
 
     def _in_dual_together(self) -> Step:
@@ -139,6 +147,7 @@ class System:
             right = rows.weights(residual)
             for j, curvature in enumerate(self.curvature[place]):
                 if not self.open[place, j]:
+                    right[j] = 0
                     continue
                 images = curvature.nonzero()[:, 0]
                 active = rows.select(images).extended()
@@ -146,7 +155,8 @@ class System:
                 hessian.diagonal().add_(1)
                 right[j] = torch.cholesky_solve(right[j, :, None], torch.linalg.cholesky(hessian))[:, 0]
             decisions[place] = rows.decisions(right)
-        return self._after_direct(self.residual - self.curvature * decisions, decisions, 2)
+        step = torch.where(self.open[..., None], self.residual - self.curvature * decisions, 0.0)
+        return self._after_direct(step, decisions, 2)
 
     def _after_direct(self, step: Tensor, decisions: Tensor, products: int) -> Step:
         decrement = (decisions * self.residual).sum(-1).clamp(min=0).sqrt()
@@ -201,11 +211,3 @@ class System:
             length = torch.where(done, 0.0, rz / (hp * kp).sum(-1).clamp(min=1e-30))[..., None]
             step, decisions, r = step + length * p, decisions + length * kp, r - length * hp
         return Step(out.beta, out.decisions, out.final, products)
-
-
-def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solution of a symmetric positive definite system by its Cholesky factor, in double precision if need be."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
-        factor = torch.linalg.cholesky(matrix.double())
-    return torch.cholesky_solve(right.to(factor.dtype)[:, None], factor)[:, 0].double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 NORM_OFFSET = 1e-5  # added to the L2 norm before the division, by every published variant
 CHUNK_ROWS = 1024
+_DOUBLE_ROWS = 128  # a block in double precision that stays in the cache
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,21 @@ class Rows:
         """(m, d + 1) float64 primal weights, the intercept last, of m expansions `beta` (m, n) over the rows."""
         beta = beta.double()
         total = beta.sum(1, keepdim=True)
-        pairs = zip(beta.split(CHUNK_ROWS, 1), self.centred.split(CHUNK_ROWS), strict=True)
-        centred = torch.stack([part @ block.double() for part, block in pairs]).sum(0)
+        centred = beta.new_zeros(len(beta), self.centred.shape[1])
+        for part, block in zip(beta.split(_DOUBLE_ROWS, 1), self._in_double(), strict=True):
+            centred.addmm_(part, block)
         return torch.cat([centred + total * self.mean, total], 1)
 
     def decisions(self, weights: Tensor) -> Tensor:
         """(m, n) float64 decision values of (m, d + 1) primal weights."""
         signal, constant = weights[:, :-1], weights[:, :-1] @ self.mean + weights[:, -1]
-        return torch.cat([signal @ block.double().T for block in self.centred.split(CHUNK_ROWS)], 1) + constant[:, None]
+        return torch.cat([signal @ block.T for block in self._in_double()], 1) + constant[:, None]
+
+    def _in_double(self) -> Iterator[Tensor]:
+        """Blocks of `centred` in double precision, each in the place of the last."""
+        place = self.centred.new_empty(_DOUBLE_ROWS, self.centred.shape[1], dtype=torch.float64)
+        for block in self.centred.split(_DOUBLE_ROWS):
+            yield place[: len(block)].copy_(block)
 
 
 def normalised_rows(

@@ -7,26 +7,15 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from benchmarks.contract import InputError
-from benchmarks.features.pool import AdaptivePooling, FixedPooling, Pooling
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES, Pooling
 from results.schema import Frozen, Protocol
 
-LAYERS = ("feature1", "feature2", "feature3", "feature4", "feature5")
+LAYERS = STAGES
 
 Outputs = dict[str, Pooling | None]
 
-# For the maps of a ResNet at 224 pixels: 9216, 9216, 8192, 9216 and 8192 numbers per image of a ResNet-50.
-FIXED_POOLING: Outputs = {
-    "feature1": FixedPooling(size=112, kernel=10, stride=10, padding=4),
-    "feature2": FixedPooling(size=56, kernel=16, stride=8),
-    "feature3": FixedPooling(size=28, kernel=13, stride=5),
-    "feature4": FixedPooling(size=14, kernel=8, stride=3),
-    "feature5": FixedPooling(size=7, kernel=6, stride=1),
-    "embed": None,
-}
-ADAPTIVE_POOLING: Outputs = {
-    **{layer: AdaptivePooling(grid=grid) for layer, grid in zip(LAYERS, (12, 6, 4, 3, 2), strict=True)},
-    "embed": None,
-}
+FIXED_POOLING: Outputs = {**FIXED_224, "embed": None}
+ADAPTIVE_POOLING: Outputs = {**ADAPTIVE_GRIDS, "embed": None}
 
 
 class SvmParams(Frozen):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.svm.active_factors import ActiveFactors
 from benchmarks.svm.gram import Gram
 from benchmarks.svm.newton_step import System
 from benchmarks.svm.preconditioner import Preconditioner, preconditioner
@@ -84,17 +85,18 @@ def solve(
     leading = leading or preconditioner(gram)
     beta = torch.zeros_like(c)
     steps = torch.zeros(c.shape[:2], dtype=torch.int64, device=c.device)
-    columns = torch.arange(c.shape[1], device=c.device)
+    columns, factors = torch.arange(c.shape[1], device=c.device), ActiveFactors(gram, c.shape[1])
     finished = exact = torch.zeros_like(steps, dtype=torch.bool)  # exact: whose o are in double precision
     products = 0
     for _ in range(MAX_NEWTON):
         slack = 1 - y * o
         curvature = torch.where(slack > 0, 2 * c, 0.0)
         goal = tolerance * _norm(b, o)
-        step = System(gram, leading, y, curvature, curvature * slack * y - b, slack, goal, ~finished).solve()
+        residual = curvature * slack * y - b
+        step = System(gram, leading, factors, columns, y, curvature, residual, slack, goal, ~finished).solve()
         products += step.products
         steps[:, columns] += ~finished
-        length = _line_search(y, c, b, o, step.beta, step.decisions)
+        length = torch.where(finished[..., None], 0.0, _line_search(y, c, b, o, step.beta, step.decisions))
         b, o = b + length * step.beta, o + length * step.decisions
         b = torch.where(b.abs() < _NOTHING, 0.0, b)
         beta[:, columns] = b

@@ -259,3 +259,21 @@ def test_the_fixed_cost_must_be_among_the_costs() -> None:
     train, test = splits()
     with pytest.raises(InputError, match="fixed_cost 3 is not among the costs"):
         run(protocol(fixed_cost=3.0), train, test, progress=False)
+
+
+def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
+    """One image set for all classes: k positives, and k of every other class as negatives."""
+    known = next(p for p in PROTOCOLS if p.id == "places205_low_shot_svm.fssb@1")
+    assert (known.dataset, known.train_split, known.test_split) == ("places205", "train", "val")
+    small = known.with_overrides(k=(1, 4), sets=2, costs=(1.0, 0.01))
+    train, test = (single_label(split) for split in splits(embed=30, feature5=50))
+    outcome = run(small, train, test, progress=False)
+    assert {f"k={k}{how}" for k in (1, 4) for how in ("", " fixed", " heldout")} == set(outcome.scores)
+    for column in ("k=4", "k=4 fixed", "k=4 heldout"):
+        assert set(outcome.per_class[column]) == set(CLASSES)
+        assert outcome.scores[column].std is not None
+    matrix = outcome.tensors["sets/sample1_k4/labels"].numpy()
+    assert ((matrix == 1).sum(0) == 4).all()
+    assert ((matrix == 0).sum(0) == (len(CLASSES) - 1) * 4).all()
+    chance = 100 * np.bincount(test.labels.targets).mean() / len(test.labels)
+    assert outcome.scores["k=4"].value > chance

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.svm import speed
+
+FIELDS = {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note"}
+
+
+def check(result: dict[str, Any]) -> None:
+    assert set(result) == FIELDS
+    assert result["ratio"] == pytest.approx(result["baseline_s"] / result["ours_s"])
+    assert 0 < result["limit_s"] < float("inf")
+
+
+def test_names() -> None:
+    assert list(speed.pairs()) == ["svm-2048", "svm-8192", "low-shot-svm"]
+
+
+@pytest.mark.slow
+def test_a_small_full_protocol_is_measured() -> None:
+    result = speed.measure_full("small", 40, images=400)
+    check(result)
+    assert "the same cost is chosen for 2 of 2 classes" in result["note"]
+
+
+@pytest.mark.slow
+def test_a_small_low_shot_protocol_is_measured() -> None:
+    result = speed.measure_low_shot("small", 16, images=5011)
+    check(result)
+    assert "15,200 fits" in result["note"]
