@@ -41,6 +41,12 @@ def column(k: int, top: int) -> str:
     return f"k={k}" if top == 1 else f"k={k} top-{top}"
 
 
+def columns(protocol: Protocol) -> tuple[str, ...]:
+    """Those that the protocol's `params` give, which an override may have changed."""
+    params = KnnParams.model_validate(protocol.params)
+    return tuple(column(k, top) for top in params.top for k in params.k)
+
+
 def _protocol(
     variant: str, params: KnnParams, *, source: Source, primary: str, dataset: str, test_split: str, geometry: Geometry
 ) -> Protocol:

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.features.pool import AdaptivePooling, FixedPooling
 from benchmarks.linear.settings import ProbeSettings
 from results.schema import Geometry, Protocol, Source
 
-FEATURES = ("feature1", "feature2", "feature3", "feature4", "feature5")
-
-FIXED = {  # for the maps of a 224-pixel image; of a ResNet-50 they leave 9216, 9216, 8192, 9216 and 8192 numbers
-    "feature1": FixedPooling(size=112, kernel=10, stride=10, padding=4),
-    "feature2": FixedPooling(size=56, kernel=16, stride=8),
-    "feature3": FixedPooling(size=28, kernel=13, stride=5),
-    "feature4": FixedPooling(size=14, kernel=8, stride=3),
-    "feature5": FixedPooling(size=7, kernel=6, stride=1),
-}
-ADAPTIVE = {  # the same grids from maps of any size
-    name: AdaptivePooling(grid=grid) for name, grid in zip(FEATURES, (12, 6, 4, 3, 2), strict=True)
-}
-
 AVGPOOL = ("AvgPool", "AvgPool last", "AvgPool best", "AvgPool top-5", "AvgPool last top-5", "AvgPool best top-5")
 ORACLE = "AvgPool oracle"
-MULTIHEAD = tuple(name.capitalize() for name in FEATURES)
 
 BEST = "best epoch on test"
 LAST = "last epoch"
@@ -35,6 +20,13 @@ SMALL = Geometry(
 OWN = "this project"
 
 
+def probe_columns(settings: ProbeSettings) -> tuple[str, ...]:
+    """Feature1 … for heads on maps; for the one on the vector also the last and best epoch, and a grid's best head."""
+    if "embed" not in settings.outputs:
+        return tuple(name.capitalize() for name in settings.outputs)
+    return (*AVGPOOL, ORACLE) if len(settings.grid) > 1 else AVGPOOL
+
+
 def probe_protocol(
     benchmark: str,
     variant: str,
@@ -43,7 +35,6 @@ def probe_protocol(
     *,
     dataset: str,
     geometry: Geometry = RESIZE_256,
-    columns: tuple[str, ...],
     selection: str,
 ) -> Protocol:
     """A protocol of heads that are trained on views; data sets with tables of their own show in the benchmark."""
@@ -56,8 +47,8 @@ def probe_protocol(
         train_split="train",
         test_split="test" if dataset == "cifar10" else "val",
         geometry=geometry,
-        columns=columns,
-        primary="AvgPool" if "AvgPool" in columns else "Feature5",
+        columns=probe_columns(settings),
+        primary="AvgPool" if benchmark == "linear_avgpool" else "Feature5",
         metric="top-1 accuracy",
         selection=selection,
         params=settings.model_dump(),

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.linear import distributed
 from benchmarks.linear.frozen import FrozenFeatures
-from benchmarks.linear.heads import HeadBank, bank_loss, target_ranks
-from benchmarks.linear.loader import FixedBatches, Views, batches
+from benchmarks.linear.heads import HeadBank, bank_loss
+from benchmarks.training import distributed
+from benchmarks.training.loader import FixedBatches, Views, batches
+from benchmarks.training.ranking import target_ranks
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.features.pool import pool
 from benchmarks.linear.settings import ProbeSettings
+from benchmarks.training.network_input import network_input
 from results.schema import EncoderCard
 
 
@@ -59,7 +60,6 @@ class FrozenFeatures:
         self.encoder, self.settings, self.device = encoder, settings, device
         self.outputs = tuple(name for name in settings.outputs if encoder.has(name))
         encoder.to(device)
-        self._lighting_scale = encoder.card.value_range / torch.tensor(encoder.card.std, device=device)
         self.channels: dict[str, int] = {}
         self.dims: dict[str, int] = {}
         with torch.inference_mode():
@@ -73,20 +73,14 @@ class FrozenFeatures:
     def __call__(self, images: Tensor, lighting: Tensor | None = None) -> dict[str, Tensor]:
         """Args:
             images: (N, 3, H, W) uint8 on any device.
-            lighting: (N, 3) RGB offsets to pixels in [0, 1]. They are added after normalisation, which being affine
-                gives what adding them before would.
+            lighting: see `network_input`.
 
         Returns:
             Output name to (N, D) float32. No rows for no images: a rank may have none of a last small batch.
         """
         if not len(images):
             return {name: torch.zeros(0, self.dims[name], device=self.device) for name in self.outputs}
-        x = self.encoder.normalise(images.to(self.device, non_blocking=True))
-        if lighting is not None:
-            offset = lighting.to(self.device, non_blocking=True)
-            offset = offset.flip(1) if self.encoder.card.channels == "BGR" else offset
-            x = x + (offset * self._lighting_scale)[:, :, None, None]
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             maps = self.encoder.outputs(x, self.outputs)
         return {name: self._pooled(name, maps[name].float()) for name in self.outputs}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.linear import distributed
+from benchmarks.training import distributed
 
 
 class ChannelNorm(nn.Module):
@@ -118,22 +118,3 @@ def bank_loss(logits: Tensor, targets: Tensor, batch_length: int) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
     losses = F.cross_entropy(logits, targets.repeat_interleave(heads), reduction="none")
     return losses.view(-1, heads).sum(dim=0) / batch_length
-
-
-@torch.no_grad()
-def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many classes each head puts before the true one: top-k is right where this is below k.
-
-    Ties go to the class of the lower number. A head that has diverged to NaN is wrong everywhere.
-
-    Args:
-        logits: (N, heads, classes).
-        targets: (N,).
-
-    Returns:
-        (heads, N) int64.
-    """
-    own = logits.gather(2, targets[:, None, None].expand(-1, logits.shape[1], 1))
-    equal = logits == own
-    behind = torch.arange(logits.shape[2], device=logits.device) >= targets[:, None, None]
-    return (~((logits < own) | (equal & behind))).sum(dim=2).T

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.linear.declare import ADAPTIVE, CIFAR, FEATURES, FIXED, LAST, MULTIHEAD, OWN, RESIZE_256, probe_protocol
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES
+from benchmarks.linear.declare import CIFAR, LAST, OWN, RESIZE_256, probe_protocol
 from benchmarks.linear.settings import ProbeSettings
 from results.schema import Geometry, Protocol, Source
 
@@ -19,12 +20,11 @@ def _multihead(
         source,
         dataset=dataset,
         geometry=geometry,
-        columns=MULTIHEAD,
         selection=LAST,
     )
 
 
-_NESTEROV: dict[str, Any] = {"outputs": FEATURES, "pooling": FIXED, "lrs": (0.01,), "nesterov": True}
+_NESTEROV: dict[str, Any] = {"outputs": STAGES, "pooling": FIXED_224, "lrs": (0.01,), "nesterov": True}
 _NO_COLOUR = {"jitter": 0.0, "lighting": 0.0}
 
 _MMSELFSUP = ProbeSettings(
@@ -104,7 +104,7 @@ MULTIHEAD_PROTOCOLS = (
     ),
     _multihead(
         "mmselfsup",
-        _MMSELFSUP.changed(pooling=ADAPTIVE, **_NO_COLOUR),
+        _MMSELFSUP.changed(pooling=ADAPTIVE_GRIDS, **_NO_COLOUR),
         Source(
             repository=OWN,
             note="linear_multihead.mmselfsup@1 on CIFAR-10 at its own 32 pixels, measured on its test split: "

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.linear import distributed
 from benchmarks.linear.settings import ProbeSettings
+from benchmarks.training import distributed
 
 LARS_EPS = 1e-8
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from benchmarks.features.pool import ADAPTIVE_GRIDS, STAGES
 from benchmarks.linear.avgpool_protocols import AVGPOOL_PROTOCOLS
 from benchmarks.linear.declare import (
-    ADAPTIVE,
-    AVGPOOL,
-    FEATURES,
-    MULTIHEAD,
-    ORACLE,
     OWN,
     RESIZE_256,
     SMALL,
+    probe_columns,
     probe_protocol,
 )
 from benchmarks.linear.multihead_protocols import MULTIHEAD_PROTOCOLS
@@ -38,15 +35,14 @@ AVGPOOL_DEMO = probe_protocol(
     ),
     dataset="drawings",
     geometry=SMALL,
-    columns=(*AVGPOOL, ORACLE),
     selection=HELD_OUT,
 )
 MULTIHEAD_DEMO = probe_protocol(
     "linear_multihead",
     "demo",
     _SMALL_HEADS.changed(
-        outputs=FEATURES,
-        pooling=ADAPTIVE,
+        outputs=STAGES,
+        pooling=ADAPTIVE_GRIDS,
         batch_norm="plain",
         nesterov=True,
         weight_decays=(1e-4,),
@@ -59,7 +55,6 @@ MULTIHEAD_DEMO = probe_protocol(
     ),
     dataset="drawings",
     geometry=SMALL,
-    columns=MULTIHEAD,
     selection=HELD_OUT,
 )
 
@@ -105,3 +100,11 @@ PROTOCOLS: tuple[Protocol, ...] = (
     *(*MULTIHEAD_PROTOCOLS, MULTIHEAD_DEMO),
     *STORED_PROTOCOLS,
 )
+
+
+def columns(protocol: Protocol) -> tuple[str, ...]:
+    """Those that the protocol's `params` give, which an override may have changed."""
+    if protocol.harness == "linear-stored":
+        return protocol.columns
+    settings = ProbeSettings.model_validate(protocol.params)
+    return probe_columns(settings)

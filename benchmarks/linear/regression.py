@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.contract import InputError, Split
-from benchmarks.linear.heads import target_ranks
 from benchmarks.linear.settings import StoredSettings
+from benchmarks.training.ranking import target_ranks
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from benchmarks.contract import InputError, Outcome, Split
-from benchmarks.linear.check import check_single_label
-from benchmarks.linear.held_out import held_out
 from benchmarks.linear.regression import Regression
 from benchmarks.linear.settings import stored_settings
 from benchmarks.progress import progress as bar
+from benchmarks.training.check import check_single_label
+from benchmarks.training.held_out import held_out
 from results.schema import Protocol, Score
 
 SPLIT_SEED = 0  # which items of train are held out: part of the protocol, as the solver draws nothing

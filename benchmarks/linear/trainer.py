@@ -1,4 +1,4 @@
-"""One step of training: a pass of the frozen encoder over a batch feeds the bank of every output."""
+"""A bank of heads on every output that a protocol reads, and one update of them all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class HeadTrainer:
         self.settings, self.frozen = settings, frozen
         self.banks: dict[str, HeadBank] = {}
         self.optimisers: dict[str, BankOptimiser] = {}
-        for output in frozen.outputs:
+        for output in settings.outputs:
+            if output not in frozen.outputs:
+                continue
             draws = seed * len(settings.outputs) + settings.outputs.index(output)
             bank = HeadBank(
                 frozen.dims[output],
@@ -34,14 +36,13 @@ class HeadTrainer:
             self.banks[output] = bank
             self.optimisers[output] = BankOptimiser(list(bank.parameters()), bank.decayed(), settings)
 
-    def step(
-        self, images: Tensor, lighting: Tensor, targets: Tensor, factor: float, batch_length: int
+    def update(
+        self, features: Mapping[str, Tensor], targets: Tensor, factor: float, batch_length: int
     ) -> dict[str, Tensor]:
-        """One pass of the encoder and one update of every bank.
+        """One update of every bank.
 
         Args:
-            images: (N, 3, H, W) uint8, this rank's part of the batch.
-            lighting: (N, 3), see `FrozenFeatures`.
+            features: output to (N, D), of this rank's part of the batch.
             targets: (N,).
             factor: of every head's rate.
             batch_length: images of the batch over all ranks.
@@ -49,13 +50,6 @@ class HeadTrainer:
         Returns:
             Output to (heads,) losses before the update: this rank's share of the mean.
         """
-        features = self.frozen(images, lighting if self.settings.lighting else None)
-        return self.update(features, targets.to(self.frozen.device, non_blocking=True), factor, batch_length)
-
-    def update(
-        self, features: Mapping[str, Tensor], targets: Tensor, factor: float, batch_length: int
-    ) -> dict[str, Tensor]:
-        """As `step`, from the encoder's outputs."""
         device, losses = self.frozen.device, {}
         for output, bank in self.banks.items():
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):

@@ -19,11 +19,11 @@ from benchmarks.data.transforms import apply_geometry, decode
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.linear.declare import AVGPOOL, ORACLE
 from benchmarks.linear.frozen import FrozenFeatures
-from benchmarks.linear.harness import run
+from benchmarks.linear.harness import can_share, run, run_together
 from benchmarks.linear.heads import HeadBank
-from benchmarks.linear.loader import TrainingBatches
 from benchmarks.linear.settings import ProbeSettings
-from benchmarks.linear.views import draw, training_view
+from benchmarks.training.loader import TrainingBatches
+from benchmarks.training.views import draw, training_view
 from results.schema import Protocol
 from tests.reference.linear_plain import PlainHead, train_plain_sgd
 from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels, tiny_protocol
@@ -243,7 +243,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.reference.linear_tiny import TinyEncoder, tiny_labels
-from benchmarks.linear.harness import run
+from benchmarks.linear.harness import can_share, run, run_together
 from results.schema import Protocol
 
 class Killed(TinyEncoder):
@@ -276,7 +276,7 @@ RANK = """
 import sys, torch
 from pathlib import Path
 from tests.reference.linear_tiny import TinyEncoder, tiny_labels
-from benchmarks.linear.harness import run
+from benchmarks.linear.harness import can_share, run, run_together
 from results.schema import Protocol
 folder = Path(sys.argv[1])
 data = tiny_labels(folder / "data", "train", 9, seed=0), tiny_labels(folder / "data", "val", 5, seed=1)
@@ -329,3 +329,29 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(data: tuple[Labels, Label
         probe(ONE.changed(heldout=0.25), (few, test), tmp_path)
     with pytest.raises(InputError, match="none of embed"):
         probe(ONE, data, tmp_path, TinyEncoder(names=("feature1",)))
+
+
+def test_two_probes_in_one_pass_are_what_each_is_alone(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    together = ONE.changed(lrs=(0.1, 1.0), heldout=0.25, epochs=3, drops=(), jitter=0.4, lighting=0.1)
+    asked = [protocol(together), protocol(MAPS, evaluate_every=1)]
+    assert can_share(asked)
+    encoder = TinyEncoder()
+    where = [tmp_path / "a", tmp_path / "b"]
+    how = {"workers": 0, "seed": 3, "progress": False}
+    found = run_together(asked, encoder, *data, workdirs=where, **how)
+    alone = [run(each, TinyEncoder(), *data, workdir=tmp_path / str(n), **how) for n, each in enumerate(asked)]
+    assert all(same(a, b) for a, b in zip(found, alone, strict=True))
+    assert encoder.passes == 3 * 3 + 1 + 2  # of one run, not of two
+    assert not can_share([asked[0], protocol(MAPS, epochs=4)])
+    assert not can_share([asked[0], protocol(MAPS, jitter=0.0)])
+    assert not can_share([asked[1], protocol(MAPS, pooling={"feature1": AdaptivePooling(grid=4)})])
+
+
+def test_probes_that_were_stopped_apart_go_on_together(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    asked = [protocol(MAPS), protocol(MAPS.changed(outputs=("feature2",), lrs=(0.02,)))]
+    how = {"workers": 0, "seed": 3, "progress": False}
+    reference = run_together(asked, TinyEncoder(), *data, workdirs=[tmp_path / "a", tmp_path / "b"], **how)
+    finished = run(asked[0], TinyEncoder(), *data, workdir=tmp_path / "c", **how)  # the other has yet to begin
+    found = run_together(asked, TinyEncoder(), *data, workdirs=[tmp_path / "c", tmp_path / "d"], **how)
+    assert same(found[0], finished)
+    assert all(same(a, b) for a, b in zip(found, reference, strict=True))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.linear.heads import ChannelNorm, HeadBank, bank_loss, target_ranks
+from benchmarks.linear.heads import ChannelNorm, HeadBank, bank_loss
 from benchmarks.linear.optimiser import BankOptimiser
 from benchmarks.linear.settings import ProbeSettings
+from benchmarks.training.ranking import target_ranks
 from tests.reference.linear_plain import PlainHead, train_plain_lars, train_plain_sgd
 
 CLASSES, CHANNELS, POSITIONS, STEPS = 5, 3, 4, 25

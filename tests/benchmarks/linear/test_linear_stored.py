@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.contract import InputError, Labels, Split
 from benchmarks.linear import regression
-from benchmarks.linear.held_out import held_out
 from benchmarks.linear.protocols import STORED, STORED_PROTOCOLS
 from benchmarks.linear.regression import Regression
 from benchmarks.linear.settings import StoredSettings, stored_settings
 from benchmarks.linear.stored import SPLIT_SEED, required_outputs, run
+from benchmarks.training.held_out import held_out
 from results.schema import Protocol
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3)

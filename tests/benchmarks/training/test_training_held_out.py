@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.contract import Labels
-from benchmarks.linear.held_out import held_out
+from benchmarks.training.held_out import held_out
 
 
 def labels(targets: list[int], groups: list[tuple[str, ...]]) -> Labels:

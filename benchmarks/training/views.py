@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from benchmarks.linear.settings import ProbeSettings
+from benchmarks.training.settings import ViewSettings
 from results.schema import Geometry
 
 # The eigenvalues and eigenvectors of ImageNet's RGB pixels in [0, 1], as fb.resnet.torch published them; the noise
@@ -34,7 +34,7 @@ def order(seed: int, epoch: int) -> np.random.Generator:
 
 
 def training_view(
-    image: Image.Image, settings: ProbeSettings, geometry: Geometry, rng: np.random.Generator
+    image: Image.Image, settings: ViewSettings, geometry: Geometry, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """A random view of an RGB image.
 

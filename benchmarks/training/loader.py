@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.data.cifar10 import container
+from benchmarks.data.paths import strings
 from benchmarks.data.transforms import apply_geometry, decode
-from benchmarks.linear import distributed
-from benchmarks.linear.settings import ProbeSettings
-from benchmarks.linear.views import draw, order, training_view
+from benchmarks.training import distributed
+from benchmarks.training.settings import ViewSettings
+from benchmarks.training.views import draw, order, training_view
 from results.schema import Geometry
 
 CACHE_BYTES = 512 * 2**20
+VIEW_BYTES = 256 * 2**20
 SAMPLED_SIZES = 32
 
 Request = tuple[int, int]  # epoch, index of the image
@@ -30,17 +36,17 @@ class Images:
     """Decoded RGB images, kept in memory where all of them fit in `limit` bytes."""
 
     def __init__(self, paths: Sequence[Path], limit: int = CACHE_BYTES) -> None:
-        self.paths = tuple(paths)
-        self._kept: list[Image.Image] | None = None
+        self.paths = paths
+        self.kept: Kept | None = None
         if self._estimated_bytes() <= limit:
-            self._kept = [decode(path) for path in self.paths]
+            self.kept = _kept(tuple(paths), tuple(map(_changed, strings(paths))))
 
     @property
     def in_memory(self) -> bool:
-        return self._kept is not None
+        return self.kept is not None
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self._kept[index] if self._kept is not None else decode(self.paths[index])
+        return self.kept.images[index] if self.kept is not None else decode(self.paths[index])
 
     def _estimated_bytes(self) -> float:
         some = self.paths[:: max(1, len(self.paths) // SAMPLED_SIZES)]
@@ -48,23 +54,58 @@ class Images:
         return total / max(1, len(some)) * len(self.paths)
 
 
+@dataclass
+class Kept:
+    """Decoded images, and views of them that were drawn before, for the next encoder that is trained on these.
+
+    Attributes:
+        views: how they are drawn, epoch and index -> image and lighting.
+        room: bytes that more views may take.
+    """
+
+    images: tuple[Image.Image, ...]
+    views: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    room: int = VIEW_BYTES
+
+
+@lru_cache(maxsize=2)
+def _kept(paths: tuple[Path, ...], changed: tuple[int, ...]) -> Kept:
+    """The decoded images, once for all encoders; `changed` tells when a file is another one."""
+    return Kept(tuple(decode(path) for path in paths))
+
+
+def _changed(path: str) -> int:
+    return os.stat(container(path) or path).st_mtime_ns  # noqa: PTH116 - a million Paths are slow
+
+
 class Views(Dataset[Any]):
-    """Random views under a probe's settings, or the deterministic one of `geometry` where `settings` is None."""
+    """Random views under `settings`, or the deterministic one of `geometry` where `settings` is None."""
 
     def __init__(
-        self, images: Images, targets: NDArray[np.int64], geometry: Geometry, settings: ProbeSettings | None, seed: int
+        self, images: Images, targets: NDArray[np.int64], geometry: Geometry, settings: ViewSettings | None, seed: int
     ) -> None:
         self.images, self.targets, self.geometry, self.settings, self.seed = images, targets, geometry, settings, seed
+        drawn = None if settings is None else tuple(getattr(settings, name) for name in ViewSettings.model_fields)
+        self._how: Hashable = (drawn, geometry, seed)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor, int]:
-        epoch, index = request
+        kept, key = self.images.kept, (self._how, request)
+        view = kept.views.get(key) if kept is not None else None
+        if view is None:
+            view = self._drawn(*request)
+            size = view[0].numel()
+            if kept is not None and size <= kept.room:
+                kept.views[key] = view
+                kept.room -= size
+        return *view, int(self.targets[request[1]])
+
+    def _drawn(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index]
         if self.settings is None:
             pixels, lighting = np.asarray(apply_geometry(image, self.geometry)), np.zeros(3, np.float32)
         else:
             pixels, lighting = training_view(image, self.settings, self.geometry, draw(self.seed, epoch, index))
-        chw = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        return chw, torch.from_numpy(lighting), int(self.targets[index])
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(lighting)
 
     def collate(self, samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
         if not samples:

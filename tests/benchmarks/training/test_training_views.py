@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from benchmarks.linear.loader import Images, TrainingBatches, Views, batches
 from benchmarks.linear.settings import ProbeSettings
-from benchmarks.linear.views import (
+from benchmarks.training.loader import Images, TrainingBatches, Views, batches
+from benchmarks.training.views import (
     PCA_VALUES,
     PCA_VECTORS,
     draw,

@@ -1,0 +1,117 @@
+"""`--set name=value`: typed by the protocol's params, refused by name, shown in the id, with columns that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import InputError, evaluate
+from benchmarks.__main__ import main
+from benchmarks.demo.compose import Counts, compose
+from benchmarks.harnesses import HARNESSES, find_protocol, harness
+from results.schema import Protocol
+from results.store import read_records
+
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    compose(root, progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
+    return root
+
+
+def changed(identifier: str, *texts: str) -> Protocol:
+    protocol = find_protocol(identifier)
+    return harness(protocol.harness).override(protocol, texts)
+
+
+def test_values_are_typed_and_the_id_says_what_differs() -> None:
+    protocol = changed(
+        "linear_avgpool.moco", "epochs=10", "batch_size=128", "lrs=0.1,1,10", "heldout=0.2", "nesterov=yes"
+    )
+    assert protocol.id == "linear_avgpool.moco@1+batch_size=128+epochs=10+heldout=0.2+lrs=0.1,1.0,10.0+nesterov=True"
+    assert protocol.params["lrs"] == (0.1, 1.0, 10.0)
+    assert (protocol.params["epochs"], protocol.params["nesterov"]) == (10, True)
+    assert changed("linear_avgpool.moco", "epochs=100").id == "linear_avgpool.moco@1"  # as it was
+    assert changed("linear_multihead.fssb", "iterations=none").params["iterations"] is None
+    assert changed("linear_avgpool.moco", "crop_area=[0.2,1]").params["crop_area"] == (0.2, 1.0)
+
+
+def test_a_second_override_takes_the_place_of_the_first() -> None:
+    first = changed("linear_avgpool.moco", "epochs=10", "momentum=0.5")
+    assert harness("linear").override(first, {"epochs": 5}).id == "linear_avgpool.moco@1+epochs=5+momentum=0.5"
+
+
+def test_columns_follow() -> None:
+    knn = changed("knn.demo", "k=5,1", "top=1")
+    assert (knn.columns, knn.primary) == (("k=1", "k=5"), "k=1")
+    assert changed("knn.demo", "k=20,40").primary == "k=20"
+    assert "AvgPool oracle" in changed("linear_avgpool.moco", "lrs=1,30", "heldout=0.1").columns
+    assert "AvgPool oracle" not in changed("linear_avgpool.demo", "lrs=1").columns
+    assert changed("linear_multihead.demo", "outputs=feature4,feature5").columns == ("Feature4", "Feature5")
+    for known in HARNESSES:
+        for protocol in known.known():
+            assert known.override(protocol, {}) == protocol
+
+
+@pytest.mark.parametrize(
+    ("identifier", "text", "sentence"),
+    [
+        ("knn.demo", "epochs=10", "knn.demo@1 has no epochs to set; it has exclude_self, features, k, "),
+        ("knn.demo", "k", "write name=value"),
+        ("knn.demo", "=3", "no setting without a name"),
+        ("knn.demo", "k=ten", "'k=..ten'.*valid integer"),
+        ("knn.demo", "temperature=0", "greater than 0"),
+        ("linear_avgpool.moco", "epochs=1.5", "epochs='1.5': Input should be a valid integer"),
+        ("linear_avgpool.moco", "schedule=linear", "schedule='linear': Input should be 'step' or 'cosine'"),
+        ("linear_avgpool.moco", "lrs=1,30", "set heldout > 0"),
+        ("linear_avgpool.moco", "crop_area=[0.2", "this is not JSON"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(identifier: str, text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence.replace("'k=..ten'", r"k=\['ten'\]")) as caught:
+        changed(identifier, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_name_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="k is set twice"):
+        changed("knn.demo", "k=5", "k=6")
+
+
+def run(command: str, data: Path, out: Path, *flags: str) -> int:
+    return main([command, "--encoder", ENCODER, "--data", str(data), "--out", str(out / "records"), "--features",
+                 str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
+
+
+def test_the_command_takes_them(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("knn", data, tmp_path, "--set", "k=3,7", "top=1") == 0
+    ((stored,), bad) = read_records(tmp_path / "records")
+    assert not bad
+    assert stored.record.protocol.id == "knn.demo@1+k=3,7+top=1"
+    assert set(stored.record.scores) == set(stored.record.protocol.resolved.columns) == {"k=3", "k=7"}
+    capsys.readouterr()
+    assert run("knn", data, tmp_path, "--set", "epochs=10") == 2
+    error = capsys.readouterr().err
+    assert "has no epochs to set" in error
+    assert len(error.splitlines()) == 1
+    assert run("linear", data, tmp_path, "--set", "epochs=soon") == 2
+    assert "epochs='soon'" in capsys.readouterr().err
+
+
+def test_python_takes_values_by_name(data: Path, tmp_path: Path) -> None:
+    where = {"out": tmp_path / "records", "features": tmp_path / "features", "workers": 0, "show": False}
+    record = evaluate(ENCODER, "knn.demo", data, overrides={"k": (4,)}, **where)  # type: ignore[arg-type]
+    assert record.protocol.id == "knn.demo@1+k=4"
+
+
+def test_a_data_set_with_a_protocol_of_its_own_gets_it() -> None:
+    multihead, linear = harness("multihead"), harness("linear")
+    assert multihead.default(False, "places205").id == "linear_multihead_places205.mmselfsup@1"
+    assert multihead.default(False, "inat18").params["epochs"] == 84
+    assert linear.default(False, "cifar10").test_split == "test"
+    assert linear.default(False, "imagefolder").id == "linear_avgpool.moco@1"
+    assert harness("knn").default(True).id == "knn.demo@1"
