@@ -1,0 +1,1 @@
+"""Semantic segmentation with an FCN on the encoder, trained and run by mmsegmentation."""
