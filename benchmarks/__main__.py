@@ -27,9 +27,12 @@ class Command:
 
 # What prepares for harnesses, looks into what they use, or runs several of them.
 COMMANDS = (
+    Command("audit", "benchmarks.audit.command"),
     Command("all", "benchmarks.bench_all"),
+    Command("check-data", "benchmarks.data.check_command"),
     Command("demo-data", "benchmarks.demo.command"),
     Command("random-encoder", "benchmarks.encoders.random_file"),
+    Command("features-gc", "benchmarks.features.collect"),
 )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from benchmarks import evaluation
-from benchmarks.contract import InputError
+from benchmarks.contract import InputError, NotApplicableError
 from benchmarks.data.registry import is_embedded
+from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import expand
 from benchmarks.harnesses import find_protocol, harness
+from benchmarks.jobs import Job, find_done, prepare
 from benchmarks.options import Bench
 from results.schema import Protocol, Record
 
@@ -24,7 +28,7 @@ def bench(command: str, options: Bench) -> int:
 
     One that fails does not stop the others. Returns 0, or 1 where a run failed, or 2 where nothing could be run.
     """
-    protocol = _protocol(command, options)
+    protocols = _protocols(command, options)
     encoders = expand(options.encoder)
     if options.name and len(encoders) > 1:
         raise InputError(f"--name names one encoder, and there are {len(encoders)}")
@@ -34,40 +38,99 @@ def bench(command: str, options: Bench) -> int:
     if options.dry_run:
         from benchmarks.plan import plan
 
-        sys.stdout.write(plan(protocol, encoders, options, device))
+        sys.stdout.write("\n".join(plan(protocol, encoders, options, device) for protocol in protocols))
         return 0
-    failures: list[tuple[str, Exception]] = []
+    tally = _Tally()
     for number, encoder in enumerate(encoders, start=1):
-        try:
-            job = evaluation.prepare(
-                encoder, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed
-            )
-            record = None if options.force else evaluation.find_done(job, options.out)
-            started = time.monotonic()
-            fresh = record is None
+        _measure(f"{number} of {len(encoders)}", encoder, protocols, options, device, tally)
+    for kind, of_kind in (("skipped: ", tally.skipped), ("", tally.failures)):
+        for encoder, fault in of_kind:
+            sys.stderr.write(f"benchmarks: {encoder}: {kind}{' '.join(str(fault).split())}\n")
+    return tally.exit_code
+
+
+@dataclass
+class _Tally:
+    """What became of the encoders: each fault stands with what the user wrote."""
+
+    done: int = 0
+    skipped: list[tuple[str, Exception]] = field(default_factory=list)
+    failures: list[tuple[str, Exception]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        if self.failures:
+            return 2 if all(isinstance(fault, InputError) for _, fault in self.failures) else 1
+        return 0 if self.done or not self.skipped else 2
+
+
+def _measure(
+    position: str, encoder: str, protocols: list[Protocol], options: Bench, device: str, tally: _Tally
+) -> None:
+    """One encoder under every protocol; what goes wrong is put down, as the next encoder may be sound."""
+    jobs: list[Job] = []
+    loaded: str | Encoder = encoder
+    try:
+        for protocol in protocols:
+            try:
+                job = prepare(
+                    loaded, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed,
+                    precision=options.precision, facts=options.facts,
+                    index_files=options.index_files,
+                )  # fmt: skip
+            except NotApplicableError as reason:
+                tally.skipped.append((encoder, reason))
+                continue
+            loaded = job.encoder
+            record = None if options.force else find_done(job, options.out)
             if record is None:
-                record = evaluation.run(job, options.out, options.features, device=device, workers=options.workers)
-            how = f"{time.monotonic() - started:.1f} s" if fresh else "has a record"
-            log.info("%d of %d  %s  %s  %s (%s)", number, len(encoders), record.encoder.name, protocol.id,
-                     headline(record), how)  # fmt: skip
-        except Exception as error:  # the next encoder may be sound
-            failures.append((encoder, error))
-            if not isinstance(error, InputError):
-                log.exception("%s failed under %s", encoder, protocol.id)
-    for encoder, fault in failures:
-        sys.stderr.write(f"benchmarks: {encoder}: {' '.join(str(fault).split())}\n")
-    unusable = failures and all(isinstance(fault, InputError) for _, fault in failures)
-    return 2 if unusable else 1 if failures else 0
+                jobs.append(job)
+                continue
+            tally.done += 1
+            log.info("%s  %s  %s  %s (has a record)", position, record.encoder.name, protocol.id, headline(record))
+        if not jobs:
+            return
+        started = time.monotonic()
+        how: dict[str, Any] = {"device": device, "workers": options.workers, "force": options.force}
+        how |= {"batch_size": options.batch_size, "strict": options.strict}
+        if len(jobs) > 1:
+            records = evaluation.run_together(jobs, options.out, options.features, **how)
+        else:
+            records = [evaluation.run(jobs[0], options.out, options.features, **how)]
+        seconds = time.monotonic() - started
+        for record in records:
+            tally.done += 1
+            log.info("%s  %s  %s  %s (%.1f s)", position, record.encoder.name, record.protocol.id, headline(record),
+                     seconds)  # fmt: skip
+    except NotApplicableError as reason:
+        tally.skipped.append((encoder, reason))
+    except Exception as error:
+        tally.failures.append((encoder, error))
+        if not isinstance(error, InputError):
+            log.exception("%s failed under %s", encoder, ", ".join(protocol.id for protocol in protocols))
+
+
+def _protocols(command: str, options: Bench) -> list[Protocol]:
+    """What a command runs: one protocol, or one for each of its parts."""
+    family = harness(command)
+    if family.parts:
+        if options.protocol:
+            raise InputError(
+                f"--protocol: {command} runs those of {', '.join(family.parts)}; name one of these instead"
+            )
+        return [_protocol(part, options) for part in family.parts]
+    return [_protocol(command, options)]
 
 
 def _protocol(command: str, options: Bench) -> Protocol:
     family = harness(command)
     if options.protocol is None:
-        return family.default(is_embedded(options.data) and options.dataset is None)
-    protocol = find_protocol(options.protocol)
+        protocol = family.default(is_embedded(options.data) and options.dataset is None, options.dataset)
+    else:
+        protocol = find_protocol(options.protocol)
     if protocol.harness != command:
         raise InputError(f"{protocol.id} is run by `python -m benchmarks {protocol.harness}`, not {command}")
-    return protocol
+    return family.override(protocol, options.overrides) if options.overrides else protocol
 
 
 def resolve_device(device: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from benchmarks.contract import InputError
-from results.schema import Protocol
+from benchmarks.contract import InputError, Items, Outcome
+from benchmarks.overrides import override, parse
+from results.schema import Protocol, Record
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Harness:
         runner: module with `run`.
         on_features: `run` takes stored features of both splits; otherwise the encoder and the images.
         parity: variant that runs when the user names none.
+        params: module and class, as `module:Class`, that type the protocols' `params`.
         embedded: variant for the embedded data.
+        parts: commands whose protocols this one runs, in one pass over the images where they allow it.
     """
 
     command: str
@@ -30,7 +33,9 @@ class Harness:
     benchmark: str
     on_features: bool
     parity: str
+    params: str
     embedded: str = "demo"
+    parts: tuple[str, ...] = ()
 
     def run(self) -> Callable[..., Any]:
         """The harness's function, imported now."""
@@ -40,27 +45,83 @@ class Harness:
         """Feature key -> (encoder output, pooling or None) that `protocol` reads."""
         return dict(import_module(self.runner).required_outputs(protocol))
 
+    def together(self, protocols: Sequence[Protocol]) -> Callable[..., Any] | None:
+        """What runs these protocols in one pass, for one outcome each; None where nothing can."""
+        runner = import_module(self.runner)
+        shared = len(protocols) > 1 and hasattr(runner, "can_share") and runner.can_share(protocols)
+        return runner.run_together if shared else None
+
+    def cells(self, protocol: Protocol) -> list[Protocol]:
+        """The protocols, one for each cell, of a grid that gets a record per cell; none where it is no such grid."""
+        find = getattr(import_module(self.runner), "cells", None)
+        return find(protocol) if find else []
+
+    def summary(self, protocol: Protocol, records: Sequence[Record], items: Callable[[int], Items]) -> Outcome:
+        """The outcome of a grid, from the records of its cells and the per-item arrays of those that are asked for."""
+        outcome: Outcome = import_module(self.runner).summary(protocol, records, items)
+        return outcome
+
     def known(self) -> Iterator[Protocol]:
         """The protocols of this harness's benchmark."""
         for protocol in import_module(self.protocols).PROTOCOLS:
             if protocol.harness == self.command:
                 yield protocol
 
-    def default(self, embedded: bool) -> Protocol:
-        """The protocol for a data root when the user names none."""
+    def default(self, embedded: bool, dataset: str | None = None) -> Protocol:
+        """The protocol when the user names none: that of the data set where it has one, else the benchmark's own."""
         variant = self.embedded if embedded else self.parity
-        return next(p for p in self.known() if p.benchmark == self.benchmark and p.variant == variant)
+        known = list(self.known())
+        own = (p for p in known if p.dataset == dataset and p.variant == variant)
+        same = (p for p in known if p.benchmark == self.benchmark and p.variant == variant)
+        found = next(own, None) or next(same, None) or next((p for p in known if p.variant == variant), None)
+        if found is None:
+            raise InputError(f"{self.command} has no protocol for the embedded data; name one with --protocol")
+        return found
+
+    def override(self, protocol: Protocol, changes: Sequence[str] | Mapping[str, Any]) -> Protocol:
+        """The protocol with some of its `params` changed, and its id saying so.
+
+        Args:
+            changes: texts as `epochs=10`, or values by name.
+
+        Raises:
+            InputError: a name that the protocol does not have, or a value that cannot be.
+        """
+        module, _, name = self.params.partition(":")
+        model = getattr(import_module(module), name)
+        values = changes if isinstance(changes, Mapping) else parse(protocol, changes, model)
+        columns = getattr(import_module(self.protocols), "columns", None)
+        return override(protocol, values, model, columns)
 
 
-_SVM, _LINEAR = "benchmarks.svm.protocols", "benchmarks.linear.protocols"
+_SVM, _LINEAR, _KNN = "benchmarks.svm.protocols", "benchmarks.linear.protocols", "benchmarks.knn.protocols"
+_PROBE, _STORED = "benchmarks.linear.settings:ProbeSettings", "benchmarks.linear.settings:StoredSettings"
+_SEG, _SEGMENTED = "benchmarks.segmentation.protocols", "benchmarks.segmentation.settings:SegmentationSettings"
+_TUNE, _TUNED = "benchmarks.finetune.protocols", "benchmarks.finetune.settings:FineTuneSettings"
+_DET, _DETECTED = "benchmarks.detection.protocols", "benchmarks.detection.settings:DetectionSettings"
 HARNESSES = (
-    Harness("knn", "benchmarks.knn.protocols", "benchmarks.knn.harness", "knn", True, "mmselfsup"),
-    Harness("linear", _LINEAR, "benchmarks.linear.harness", "linear_avgpool", False, "moco"),
-    Harness("multihead", _LINEAR, "benchmarks.linear.harness", "linear_multihead", False, "mmselfsup"),
-    Harness("linear-stored", _LINEAR, "benchmarks.linear.stored", "linear_stored", True, "imagefolder"),
-    Harness("voc-svm", _SVM, "benchmarks.svm.full", "voc07_svm", True, "mmselfsup"),
-    Harness("low-shot-svm", _SVM, "benchmarks.svm.low_shot", "voc07_low_shot_svm", True, "mmselfsup"),
-)
+    Harness("knn", _KNN, "benchmarks.knn.harness", "knn", True, "mmselfsup", f"{_KNN}:KnnParams"),
+    Harness("linear", _LINEAR, "benchmarks.linear.harness", "linear_avgpool", False, "moco", _PROBE),
+    Harness("multihead", _LINEAR, "benchmarks.linear.harness", "linear_multihead", False, "mmselfsup", _PROBE),
+    Harness("linear-stored", _LINEAR, "benchmarks.linear.stored", "linear_stored", True, "imagefolder", _STORED),
+    Harness("voc-svm", _SVM, "benchmarks.svm.full", "voc07_svm", True, "mmselfsup",
+            "benchmarks.svm.settings:FullParams"),
+    Harness("low-shot-svm", _SVM, "benchmarks.svm.low_shot", "voc07_low_shot_svm", True, "mmselfsup",
+            "benchmarks.svm.settings:LowShotParams"),
+    Harness("semi-1pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_1pct", False, "mmselfsup", _TUNED),
+    Harness("semi-10pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_10pct", False, "mmselfsup", _TUNED),
+    Harness("finetune", _TUNE, "benchmarks.finetune.harness", "finetune_imagenet", False, "mocov1", _TUNED),
+    Harness("voc-seg", _SEG, "benchmarks.segmentation.harness", "voc12aug_fcn", False, "mmselfsup", _SEGMENTED),
+    Harness("cityscapes-seg", _SEG, "benchmarks.segmentation.harness", "cityscapes_fcn", False, "mmselfsup",
+            _SEGMENTED),
+    Harness("voc-det", _DET, "benchmarks.detection.harness", "voc0712_det", False, "moco", _DETECTED),
+    Harness("coco-det", _DET, "benchmarks.detection.harness", "coco_mask_rcnn_fpn_1x", False, "mmselfsup", _DETECTED),
+    Harness("coco-keypoints", _DET, "benchmarks.detection.harness", "coco_keypoint_fpn_2x", False, "moco", _DETECTED),
+    Harness("lvis-det", _DET, "benchmarks.detection.harness", "lvis_v1_mask_rcnn_fpn_2x", False, "moco", _DETECTED),
+    Harness("cityscapes-det", _DET, "benchmarks.detection.harness", "cityscapes_mask_rcnn_fpn", False, "moco",
+            _DETECTED),
+    Harness("probes", _LINEAR, "benchmarks.linear.harness", "", False, "", _PROBE, parts=("linear", "multihead")),
+)  # fmt: skip
 
 
 def harness(command: str) -> Harness:

@@ -6,8 +6,9 @@ import time
 
 import torch
 
-from benchmarks import evaluation
 from benchmarks.contract import InputError
+from benchmarks.features.store import FeatureStore, gib
+from benchmarks.jobs import find_done, prepare, wanted_features
 from benchmarks.options import Bench
 from results.schema import Protocol
 
@@ -22,13 +23,14 @@ def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -
     ]
     for encoder in encoders:
         try:
-            job = evaluation.prepare(
-                encoder, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed
-            )
+            job = prepare(
+                encoder, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed,
+                precision=options.precision, facts=options.facts,
+            )  # fmt: skip
         except InputError as error:
             lines.append(f"missing    {encoder}: {' '.join(str(error).split())}")
             continue
-        if not options.force and evaluation.find_done(job, options.out):
+        if not options.force and find_done(job, options.out):
             lines.append(f"done       {job.encoder.card.name} has a record")
             continue
         job.encoder.to(device)
@@ -40,12 +42,14 @@ def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -
             width = len(found.cpu()[0])
             seconds = (time.monotonic() - started) / PROBE_IMAGES
         count = len(job.train) + len(job.test)
-        passes = len(job.train) * int(protocol.params.get("epochs", 1)) + len(job.test)
+        cells = max(1, len(job.harness.cells(protocol)))
+        passes = cells * (len(job.train) * int(protocol.params.get("epochs", 1)) + len(job.test))
         if job.harness.on_features:
-            stored = job.harness.required_outputs(protocol)
-            disk = f"up to {len(stored)} outputs of {count:,} images; {count * width * 4 / 2**20:.0f} MiB for embed"
+            sizes = FeatureStore(options.features).bytes_to_write(wanted_features(job))
+            each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(sizes.items()))
+            disk = f"{gib(sum(sizes.values()))} in {options.features}" + (f": {each}" if each else ", all there")
         else:
-            disk = "the heads only"
+            disk = "the heads only" if cells == 1 else f"a record for each of {cells} cells, and one for the choice"
         lines += [
             f"would run  {job.encoder.card.name} on {len(job.train):,} + {len(job.test):,} images",
             f"  time     about {passes * seconds:.0f} s of encoder passes on {device}",

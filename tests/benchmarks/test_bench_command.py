@@ -16,7 +16,8 @@ from benchmarks import InputError, evaluate
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.harnesses import HARNESSES, find_protocol
-from results.schema import Record
+from pretrain.backbone import ResNet
+from results.schema import Architecture, Record
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
@@ -57,6 +58,19 @@ def test_every_harness_writes_a_whole_record_on_embedded_data(command: str, data
     assert str(tmp_path) not in record.model_dump_json()  # no path of this machine
     assert record.outcomes_file is not None
     assert primary.standard_error is not None
+
+
+def test_facts_on_the_command_line_reach_the_card(data: Path, tmp_path: Path) -> None:
+    net = ResNet(Architecture(name="resnet18", width=8, stem_kernel=3, stem_stride=2, max_pool=False))
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "plain.pth")
+    encoder = (str(tmp_path / "plain.pth"),)
+    assert run("knn", data, tmp_path, encoder=encoder) == 2
+    flags = ("--facts", "max_pool=false", "stem_stride=2", "channels=BGR")
+    assert run("knn", data, tmp_path, *flags, encoder=encoder) == 0
+    (record,) = records(tmp_path)
+    assert (record.encoder.channels, record.encoder.architecture.stem_stride) == ("BGR", 2)
+    assert "mean" in record.encoder.assumed
+    assert run("knn", data, tmp_path, *flags, "--dry-run", encoder=encoder) == 0
 
 
 def test_what_has_a_record_is_skipped_and_force_measures_again(data: Path, tmp_path: Path) -> None:
@@ -131,7 +145,7 @@ def test_a_damaged_image_is_named_with_loader_workers_too(tmp_path: Path, capsys
     compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
     victim = sorted((tmp_path / "data" / "drawings" / "val").rglob("*.png"))[0]
     victim.write_bytes(victim.read_bytes()[:40])
-    assert run("knn", tmp_path / "data", tmp_path, "--workers", "1") == 2
+    assert run("knn", tmp_path / "data", tmp_path, "--workers", "1", "--strict") == 2
     error = capsys.readouterr().err
     assert victim.name in error
     assert len(error.splitlines()) == 1
@@ -189,3 +203,31 @@ def test_protocol_ids_are_unique_and_found_with_and_without_revision() -> None:
 def test_help_is_quick_and_imports_no_torch() -> None:
     code = "import sys; from benchmarks.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_probes_runs_both_linear_benchmarks_and_skips_what_an_encoder_has_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("probes", data, tmp_path, "--set", "epochs=2", encoder=(ENCODER, "pixels")) == 0
+    found = {(r.encoder.name, r.protocol.resolved.benchmark) for r in records(tmp_path)}
+    assert found == {
+        ("random init (resnet18, seed 0)", "linear_avgpool"),
+        ("random init (resnet18, seed 0)", "linear_multihead"),
+        ("raw pixels", "linear_avgpool"),
+    }
+    error = capsys.readouterr().err
+    assert "pixels: skipped: raw pixels has none of feature1" in error
+    assert len(error.splitlines()) == 1
+    both = {r.protocol.resolved.benchmark: r.scores for r in records(tmp_path)}
+    assert run("multihead", data, tmp_path / "alone", "--set", "epochs=2") == 0
+    (alone,) = records(tmp_path / "alone")
+    assert alone.scores == both["linear_multihead"]
+    assert run("probes", data, tmp_path, "--protocol", "knn.demo@1") == 2
+
+
+def test_an_encoder_that_no_protocol_can_be_asked_of_is_not_success(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("multihead", data, tmp_path, encoder=("pixels",)) == 2
+    assert "skipped" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*.json")) == []

@@ -1,0 +1,97 @@
+"""`python -m benchmarks all`: what runs, what is skipped and why, and that nothing stops the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.bench_all import distinct, suite
+from benchmarks.contract import InputError
+from benchmarks.demo.compose import Counts, compose
+from results.schema import Architecture, EncoderCard
+from results.store import read_records
+
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
+    return root
+
+
+def run(data: Path, out: Path, *flags: str, encoder: tuple[str, ...] = (ENCODER,)) -> int:
+    return main(["all", "--encoder", *encoder, "--data", str(data), "--out", str(out / "records"),
+                 "--features", str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
+
+
+def test_the_suite_is_the_published_variant_of_every_benchmark_and_the_small_one_on_embedded_data(
+    data: Path, tmp_path: Path
+) -> None:
+    published = {p.id for p in suite(tmp_path)}
+    assert {"knn.mmselfsup@1", "voc07_svm.mmselfsup@1", "linear_avgpool.moco@1", "linear_avgpool_places205.moco@1",
+            "linear_multihead.mmselfsup@1", "voc07_low_shot_svm.mmselfsup@1"} <= published  # fmt: skip
+    assert not any(".demo@" in p for p in published)
+    assert all(p.variant == "demo" for p in suite(data))
+
+
+def test_patterns_choose_and_one_that_names_nothing_is_refused(tmp_path: Path) -> None:
+    assert [p.id for p in suite(tmp_path, ["knn.d*"])] == ["knn.dino@1", "knn.demo@1"]
+    assert [p.id for p in suite(tmp_path, ["knn.dino"])] == ["knn.dino@1"]
+    with pytest.raises(InputError, match=r"no protocol is called 'knm\.\*'"):
+        suite(tmp_path, ["knm.*"])
+
+
+def test_it_runs_skips_retries_and_sums_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = ("--only", "knn.demo", "linear_stored.demo", "linear_avgpool_cifar10.moco")
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the optimiser exploded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.linear.stored.run", broken)
+        assert run(data, tmp_path, *only, encoder=(ENCODER, "no_such_file.pth")) == 1
+    told = capsys.readouterr().out
+    assert "done: 1" in told
+    assert "skipped: 1" in told  # CIFAR-10 is not there
+    assert "cifar10" in told
+    assert "failed: 2" in told
+    assert "the optimiser exploded" in told
+    assert "no_such_file.pth" in told
+
+    assert run(data, tmp_path, *only) == 0
+    told = capsys.readouterr().out
+    assert "has a record" in told
+    assert "done: 1" in told
+    records, bad = read_records(tmp_path / "records")
+    assert not bad
+    assert {(r.record.protocol.id, r.record.status) for r in records} == {
+        ("knn.demo@1", "ok"), ("linear_stored.demo@1", "ok"),
+    }  # fmt: skip
+
+
+def test_a_dry_run_names_what_would_run_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path, "--dry-run", "--only", "knn.demo", "linear_avgpool_cifar10.moco") == 0
+    told = capsys.readouterr().out
+    assert "would run" in told
+    assert "cifar10" in told
+    assert not (tmp_path / "records").exists()
+
+
+def test_nothing_to_run_is_exit_code_2(data: Path, tmp_path: Path) -> None:
+    assert run(data, tmp_path, "--only", "linear_avgpool_cifar10.moco") == 2
+
+
+def test_checkpoints_of_one_run_are_told_apart_by_epoch_and_repetitions_are_not() -> None:
+    def card(name: str, epochs: float | None) -> EncoderCard:
+        return EncoderCard(name=name, source="test", architecture=Architecture(name="resnet18"), epochs=epochs)
+
+    cards = [("a", card("moco", 100)), ("b", card("moco", 200)), ("c", card("swav", 400)), ("d", card("swav", 400))]
+    assert list(distinct(cards)) == [("a", "moco, epoch 100"), ("b", "moco, epoch 200"), ("c", "swav"), ("d", "swav")]

@@ -1,0 +1,112 @@
+"""The submit script as a user runs it: local jobs, preemption, and Slurm with a stand-in for its commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "submit.py"
+
+
+def submit(folder: Path, *flags: str, command: list[str], then: str = "", **env: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(SCRIPT), "--folder", str(folder / "jobs"), "--then", then, *flags]
+    return subprocess.Popen(
+        [*arguments, "--", *command],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **env},
+    )
+
+
+def test_a_job_runs_and_the_last_command_follows(tmp_path: Path) -> None:
+    job = [sys.executable, "-c", f"open({str(tmp_path / 'job')!r}, 'w')"]
+    then = f'{sys.executable} -c "import os; os.rename({str(tmp_path / "job")!r}, {str(tmp_path / "page")!r})"'
+    process = submit(tmp_path, command=job, then=then)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "page").exists()
+
+
+def test_a_failed_job_is_told_with_its_log_and_the_page_is_written_all_the_same(tmp_path: Path) -> None:
+    then = f"{sys.executable} -c \"open({str(tmp_path / 'page')!r}, 'w')\""
+    process = submit(tmp_path, command=[sys.executable, "-c", "raise SystemExit('no weights')"], then=then)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert (tmp_path / "page").exists()
+    (log,) = re.findall(r"its log is (\S+)", errors)
+    assert "no weights" in Path(log).read_text()
+
+
+def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    """The job counts its starts in a file and hangs at the first."""
+    starts = tmp_path / "starts"
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import pathlib, sys, time, os\n"
+        "p = pathlib.Path(sys.argv[1])\n"
+        "n = len(p.read_text().split()) if p.exists() else 0\n"
+        "open(p, 'a').write(f'{os.getppid()} ')\n"
+        "if n == 0: time.sleep(300)\n"
+    )
+    process = submit(tmp_path, command=[sys.executable, str(job), str(starts)])
+    deadline = time.monotonic() + 60
+    while not (starts.exists() and starts.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(int(starts.read_text().split()[0]), signal.SIGUSR2)  # as Slurm tells a job that it is preempted
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(starts.read_text().split()) == 2
+
+
+def test_no_command_is_one_sentence(tmp_path: Path) -> None:
+    process = submit(tmp_path, command=[])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "there is no command" in errors
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Path:
+    """A folder with an `sbatch` that keeps what it was given, and a `srun` for submitit to find."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        "#!/bin/sh\n"
+        f"n=$(ls {tmp_path}/sent.* 2>/dev/null | wc -l)\n"
+        f'for last; do :; done; cp "$last" {tmp_path}/sent.$n\n'
+        'echo "Submitted batch job $((100 + n))"\n'
+    )
+    (folder / "srun").write_text("#!/bin/sh\n")
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    return folder
+
+
+def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_waits_for_it(
+    tmp_path: Path, slurm: Path
+) -> None:
+    process = submit(
+        tmp_path, "--cluster", "slurm", "--partition", "gpu", "--gpus", "1", "--parallel", "3",
+        command=["python", "-m", "benchmarks", "all", "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0",
+                 "--only", "knn.mmselfsup", "voc07_svm.*", "--data", "/data"],
+        then="make tables", PATH=f"{slurm}:{os.environ['PATH']}",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    array, page = (Path(tmp_path / f"sent.{n}").read_text() for n in (0, 1))
+    variants = len(re.findall(r"--only voc07_svm\.\w+@1", errors)) // 2
+    assert variants >= 4
+    assert f"#SBATCH --array=0-{2 * (1 + variants) - 1}%3" in array
+    assert "#SBATCH --partition=gpu" in array
+    assert "#SBATCH --gpus-per-node=1" in array
+    assert "#SBATCH --dependency=afterany:100" in page
+    assert errors.count("--encoder pixels --name 'raw pixels' --only knn.mmselfsup@1") == 1
