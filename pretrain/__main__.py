@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pretrain.images import find_images
+from pretrain.distributed import own_device, process_group
+from pretrain.monitor import Features, KnnMonitor
+from pretrain.plan import plan
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.train import RESUME, Run, process_group
+from pretrain.train import Run
 
 log = logging.getLogger("pretrain")
+
+MONITOR_K, MONITOR_TEMPERATURE = 20, 0.07  # the best k of the published protocol, and its temperature
 
 
 @dataclass
 class Command:
-    """Pretrains an encoder with momentum contrast and writes OUT/backbone.safetensors with its card.
+    """Pretrains an encoder and writes OUT/backbone.safetensors with its card.
 
     Started again, a killed run goes on where it was.
     """
 
     data: Path
-    """folder of images, with or without train/ in it; labels are not used"""
+    """folder of images or of tar shards, with or without train/ in it; a .txt list; a .json index of shards"""
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     """folder of this run; default work/pretrain/RECIPE"""
@@ -42,11 +48,16 @@ class Command:
     """CPU threads of this process; default torch's"""
     warm_start: Path | None = None
     """backbone.safetensors to start the weights from: a warm start, not a resume"""
+    monitor: Path | None = None
+    """labelled image folder with train/ and val/ or test/: kNN accuracy of the latter, now and then"""
+    monitor_every: int = 10
+    """epochs between two of these"""
     dry_run: bool = False
     """say what would run and what it needs, and stop"""
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 2 and one sentence on stderr when it cannot work."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -66,49 +77,56 @@ def _run(command: Command) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
     if command.threads:
         torch.set_num_threads(command.threads)
-    device = torch.device(command.device)
+    device = own_device(torch.device(command.device))
     if command.dry_run:
-        sys.stdout.write(_plan(recipe, command.data, out, device))
+        sys.stdout.write(plan(recipe, command.data, out, device))
         return 0
     with process_group(device):
-        run = Run(recipe, command.data, out, device=device, workers=command.workers, warm_start=command.warm_start)
+        run = Run(
+            recipe,
+            command.data,
+            out,
+            device=device,
+            workers=command.workers,
+            warm_start=command.warm_start,
+            monitor=_monitor(command.monitor, recipe, device, command.workers) if command.monitor else None,
+            monitor_every=command.monitor_every,
+        )
         path = run.run()
     log.info("wrote %s (%.0f s of training, %.0f images/s)", path, run.seconds,
-             run.step * recipe.batch_size / max(run.seconds, 1e-9))  # fmt: skip
+             run.trainer.step * recipe.batch_size / max(run.seconds, 1e-9))  # fmt: skip
     return 0
 
 
-def _plan(recipe: Recipe, data: Path, out: Path, device: torch.device) -> str:
-    """What would run. The time is measured on a small batch of noise, without the augmentation."""
-    paths = find_images(data)
-    steps = recipe.epochs * (len(paths) // recipe.batch_size)
-    from pretrain.moco import MoCo
+def _monitor(root: Path, recipe: Recipe, device: torch.device, workers: int) -> KnnMonitor:
+    from benchmarks.contract import InputError
+    from benchmarks.data.imagefolder import read_image_folder
 
-    batch = min(recipe.batch_size, max(8, recipe.split_bn * 2))
-    small = recipe.model_copy(update={"queue_size": batch})
-    model = MoCo(small, torch.Generator(device)).to(device).to(memory_format=torch.channels_last)
-    crop = recipe.augmentation.crop
-    images = torch.randn(batch, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
-    for attempt in range(2):  # the first one warms up
-        started = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = model(images, images).loss
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - started
-        log.debug("attempt %d: %.3f s", attempt, seconds)
-    parameters = sum(p.numel() for p in model.encoder_q.parameters())
-    disk = (parameters * 3 + recipe.dim * recipe.queue_size) * 4
-    hours = seconds / batch * recipe.batch_size * steps / 3600
-    return (
-        f"recipe      {recipe.name}: {recipe.architecture.name}, {recipe.epochs} epochs, batch {recipe.batch_size}\n"
-        f"data        {data}: {len(paths):,} images, {steps:,} steps\n"
-        f"out         {out}: {disk / 2**20:.0f} MiB for the resume file"
-        f"{', which is there: the run would go on' if (out / RESUME).is_file() else ''}\n"
-        f"memory      {parameters * 16 / 2**20:.0f} MiB for weights, gradients and optimiser, and the activations\n"
-        f"time        about {hours:.2g} hours on this {device.type}, measured on one batch of {batch}\n"
+    held_out = "val" if (root / "val").is_dir() else "test"
+    try:
+        gallery, queries = read_image_folder(root, "train"), read_image_folder(root, held_out)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return KnnMonitor(
+        (gallery.paths, gallery.targets), (queries.paths, queries.targets), _classify, recipe, device, workers
     )
+
+
+def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64]) -> float:
+    from benchmarks.knn.search import search
+    from benchmarks.knn.vote import true_class_ranks
+
+    k = min(MONITOR_K, len(gallery))
+    found = search(gallery, queries, k)
+    ranks = true_class_ranks(
+        found.similarities,
+        classes[found.indices],
+        targets,
+        ks=(k,),
+        temperature=MONITOR_TEMPERATURE,
+        num_classes=int(classes.max()) + 1,
+    )
+    return float((ranks[k] == 0).mean())
 
 
 def _sentence(error: Exception) -> str:
@@ -116,7 +134,8 @@ def _sentence(error: Exception) -> str:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or error.title
         return f"{where}: {first['msg']}"
-    return " ".join(str(error).split())
+    # A loader's worker hands its error over with the whole traceback as the text.
+    return " ".join(re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", str(error))[-1].split())
 
 
 if __name__ == "__main__":

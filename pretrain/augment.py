@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as T
 
-from pretrain.recipe import Augmentation
+from pretrain.recipe import Augmentation, Recipe
 
 
 class GaussianBlur:
@@ -22,24 +22,60 @@ class GaussianBlur:
 
 
 class PilViews:
-    """Two independent random views of one image.
+    """Independent random views of one image, by the whole list.
 
     MoCo v1's list is crop, grayscale, jitter, flip; v2's is crop, jitter (p 0.8), grayscale, blur (p 0.5), flip
     (section 3.3 of v1; main_moco.py of the reference for the order).
+
+    Args:
+        views: number of views.
     """
 
     def __init__(
-        self, augmentation: Augmentation, mean: tuple[float, float, float], std: tuple[float, float, float]
+        self,
+        augmentation: Augmentation,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        views: int = 2,
     ) -> None:
-        a = augmentation
-        crop = T.RandomResizedCrop(a.crop, scale=a.crop_area, ratio=a.crop_aspect)
+        a, self.views = augmentation, views
         jitter = T.RandomApply([T.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)], p=a.jitter_p)
         gray = T.RandomGrayscale(p=a.grayscale_p)
         colours = [gray, jitter] if a.grayscale_first else [jitter, gray]
         blur = [T.RandomApply([GaussianBlur(a.blur_sigma)], p=a.blur_p)] if a.blur_p else []
         end = [T.RandomHorizontalFlip(a.flip_p), T.ToTensor(), T.Normalize(mean, std)]
-        self.view = T.Compose([crop, *colours, *blur, *end])
+        self.view = T.Compose([_crop(a), *colours, *blur, *end])
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """To two (3, crop, crop) float32 tensors, normalised."""
-        return self.view(image), self.view(image)
+    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
+        """To (3, crop, crop) float32 tensors, normalised."""
+        return tuple(self.view(image) for _ in range(self.views))
+
+
+class PilCrops:
+    """Independent random crops of one image, for the rest of the list to run on batches of tensors."""
+
+    def __init__(self, augmentation: Augmentation, views: int = 2) -> None:
+        self.view = T.Compose([_crop(augmentation), T.PILToTensor()])
+        self.views = views
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
+        """To (3, crop, crop) uint8 tensors."""
+        return tuple(self.view(image) for _ in range(self.views))
+
+
+def in_workers(recipe: Recipe, views: int) -> PilViews | PilCrops:
+    """What loader workers do to a decoded image: all of the list, or the crops."""
+    if recipe.augmentation.engine == "pil":
+        return PilViews(recipe.augmentation, recipe.mean, recipe.std, views)
+    return PilCrops(recipe.augmentation, views)
+
+
+def drawn(work: PilViews | PilCrops, image: Image.Image, seed: int, number: int, index: int) -> tuple[Tensor, ...]:
+    """The views of image `index` in pass `number`: they depend on these and the seed, not on who makes them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed * 1_000_003 + number) * 2_147_483_659 + index)
+        return work(image)
+
+
+def _crop(a: Augmentation) -> T.RandomResizedCrop:
+    return T.RandomResizedCrop(a.crop, scale=a.crop_area, ratio=a.crop_aspect)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pretrain.augment_one_by_one import GRAY, Draws, recolour_one_by_one
 from pretrain.recipe import Augmentation
 
-GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as PIL converts to "L"
+ONE_BY_ONE = 96 * 96  # pixels from which a CPU works through images one by one: then all steps run in its cache
 
 
 def random_resized_crop(
@@ -66,18 +67,14 @@ def _resize_matrix(start: Tensor, length: Tensor, full: int, size: int) -> Tenso
     return weight / weight.sum(dim=2, keepdim=True)
 
 
-def color_jitter(
-    images: Tensor, brightness: float, contrast: float, saturation: float, hue: float, generator: torch.Generator
-) -> Tensor:
-    """torchvision's ColorJitter: factors in [1 - x, 1 + x], hue shift in [-hue, hue], in a random order per image.
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """torchvision's ColorJitter on a batch.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
+        factors: (4, N): of brightness, contrast and saturation, and one plus the shift of hue in turns.
+        order: (N, 4): which of the four comes first, second …
     """
-    n, device = len(images), images.device
-    spread = torch.tensor([brightness, contrast, saturation, hue], device=device)[:, None]
-    factors = 1 + (2 * torch.rand(4, n, generator=generator, device=device) - 1) * spread
-    order = torch.rand(n, 4, generator=generator, device=device).argsort(dim=1)
     operations = (_blend_black, _blend_mean, _blend_gray, _shift_hue)
     images = images.clone()
     for position in range(4):
@@ -164,28 +161,46 @@ class BatchedViews:
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 to (N, 3, crop, crop) float32, normalised."""
         a = self.augmentation
-        x = random_resized_crop(images.float() / 255, a.crop, a.crop_area, a.crop_aspect, self.generator)
-        if a.grayscale_first:  # v1
-            x = self._sometimes(x, a.grayscale_p, lambda part: _gray(part).expand_as(part))
-            x = self._sometimes(x, a.jitter_p, self._jitter)
-        else:
-            x = self._sometimes(x, a.jitter_p, self._jitter)
-            x = self._sometimes(x, a.grayscale_p, lambda part: _gray(part).expand_as(part))
-        x = self._sometimes(x, a.blur_p, self._blur)
-        x = self._sometimes(x, a.flip_p, lambda part: part.flip(3))
-        return (x - self.mean) / self.std
+        return self.recoloured(
+            random_resized_crop(images.float() / 255, a.crop, a.crop_area, a.crop_aspect, self.generator)
+        )
 
-    def _sometimes(self, images: Tensor, p: float, operation: Callable[[Tensor], Tensor]) -> Tensor:
-        if p == 0:
-            return images
-        chosen = (torch.rand(len(images), generator=self.generator, device=images.device) < p).nonzero()[:, 0]
-        return images.index_copy(0, chosen, operation(images[chosen]))
+    def recoloured(self, images: Tensor) -> Tensor:
+        """All of the list but the crop: (N, 3, crop, crop), uint8 or in [0, 1], to float32, normalised."""
+        draws = self._draw(len(images))
+        if images.device.type == "cpu" and images.shape[2] * images.shape[3] >= ONE_BY_ONE:
+            return recolour_one_by_one(images, draws, self.augmentation.grayscale_first, self.mean, self.std)
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        if self.augmentation.grayscale_first:
+            x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
+        x = _where(draws.jitter, x, lambda part: color_jitter(part, draws.factors, draws.order))
+        if not self.augmentation.grayscale_first:
+            x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
+        x = _where(draws.blur, x, lambda part: gaussian_blur(part, draws.sigma, self.augmentation.blur_sigma[1]))
+        x = _where(draws.flip, x, lambda part: part.flip(3))
+        return (x - self.mean).div_(self.std)
 
-    def _jitter(self, images: Tensor) -> Tensor:
-        a = self.augmentation
-        return color_jitter(images, a.brightness, a.contrast, a.saturation, a.hue, self.generator)
+    def _draw(self, n: int) -> Draws:
+        """In the order of the list."""
+        a, none = self.augmentation, torch.zeros(0, dtype=torch.long, device=self.generator.device)
+        gray = self._chosen(n, a.grayscale_p) if a.grayscale_first else none
+        jitter = self._chosen(n, a.jitter_p)
+        ranges = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue], device=none.device)[:, None]
+        factors = 1 + (2 * self._uniform(4, len(jitter)) - 1) * ranges
+        order = self._uniform(len(jitter), 4).argsort(dim=1)
+        gray = gray if a.grayscale_first else self._chosen(n, a.grayscale_p)
+        blur = self._chosen(n, a.blur_p)
+        low, high = a.blur_sigma
+        sigma = low + (high - low) * self._uniform(len(blur))
+        return Draws(jitter, factors, order, gray, blur, sigma, self._chosen(n, a.flip_p))
 
-    def _blur(self, images: Tensor) -> Tensor:
-        low, high = self.augmentation.blur_sigma
-        sigma = low + (high - low) * torch.rand(len(images), generator=self.generator, device=images.device)
-        return gaussian_blur(images, sigma, high)
+    def _chosen(self, n: int, p: float) -> Tensor:
+        """The numbers of the images that an operation of probability p is for."""
+        return (self._uniform(n if p else 0) < p).nonzero()[:, 0]
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, device=self.generator.device)
+
+
+def _where(chosen: Tensor, images: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    return images.index_copy(0, chosen, operation(images[chosen])) if len(chosen) else images

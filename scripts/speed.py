@@ -12,7 +12,13 @@ from typing import Any
 
 import tyro
 
-ROOMS = ("benchmarks.svm.speed", "benchmarks.knn.speed", "benchmarks.linear.speed")
+ROOMS = (
+    "benchmarks.svm.speed",
+    "benchmarks.knn.speed",
+    "benchmarks.linear.speed",
+    "benchmarks.features.speed",
+    "pretrain.speed",
+)
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from pretrain import augment_batched as batched
+from pretrain import augment_one_by_one as one_by_one
 from pretrain.augment import PilViews
 from pretrain.recipe import Augmentation
 
@@ -30,6 +33,13 @@ def error(ours: Tensor, theirs: list[Image.Image]) -> float:
     """Mean absolute difference in units of 1/255."""
     reference = torch.stack([TF.pil_to_tensor(image) for image in theirs]).float()
     return (ours * 255 - reference).abs().mean().item()
+
+
+def kolmogorov_smirnov(one: np.ndarray, two: np.ndarray) -> float:  # type: ignore[type-arg]
+    """Largest gap between the two samples' distribution functions."""
+    grid = np.unique(np.concatenate([one, two]))
+    shares = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (one, two)]
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 @pytest.mark.parametrize(
@@ -50,6 +60,28 @@ def test_colour_operations_equal_pil(ours, theirs) -> None:  # type: ignore[no-u
     assert error(got, want) < 1.5
 
 
+@pytest.mark.parametrize("kind", range(4), ids=["brightness", "contrast", "saturation", "hue"])
+def test_colour_operations_one_by_one_equal_pil(kind: int) -> None:
+    theirs = (
+        TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, lambda image, f: TF.adjust_hue(image, f - 1),
+    )[kind]  # fmt: skip
+    images = pictures(16)
+    factors = torch.linspace(0.6, 1.4, 16).tolist()
+    got = images.float() / 255
+    for image, factor in zip(got, factors, strict=True):
+        one_by_one._jitter(image, [kind], [factor] * 4)
+    want = [theirs(TF.to_pil_image(image), factor) for image, factor in zip(images, factors, strict=True)]
+    assert error(got, want) < 1.5
+
+
+def test_blur_one_by_one_equals_pil() -> None:
+    images, sigma = pictures(8), torch.linspace(0.1, 2.0, 8).tolist()
+    got = torch.stack([one_by_one.blur_one(i, s) for i, s in zip(images.float() / 255, sigma, strict=True)])
+    blurs = (ImageFilter.GaussianBlur(s) for s in sigma)
+    want = [TF.to_pil_image(image).filter(blur) for image, blur in zip(images, blurs, strict=True)]
+    assert error(got, want) < 1.5
+
+
 def test_blur_equals_pil() -> None:
     images = pictures(8)
     sigma = torch.linspace(0.1, 2.0, 8)
@@ -59,6 +91,68 @@ def test_blur_equals_pil() -> None:
         for image, s in zip(images, sigma, strict=True)
     ]
     assert error(got, want) < 1.5
+
+
+@pytest.mark.parametrize("grayscale_first", [False, True])
+def test_images_one_by_one_are_those_of_the_batch(monkeypatch: pytest.MonkeyPatch, grayscale_first: bool) -> None:
+    settings = Augmentation(engine="tensor", crop=128, grayscale_first=grayscale_first)
+    images = pictures(24, 128)
+    found = []
+    for pixels in (batched.ONE_BY_ONE, 1 << 30):
+        monkeypatch.setattr(batched, "ONE_BY_ONE", pixels)
+        found.append(batched.BatchedViews(settings, MEAN, STD, torch.Generator().manual_seed(5)).recoloured(images))
+    assert torch.allclose(found[0], found[1], atol=2e-2)  # the tails of the blur are cut at 3 of its own sigmas
+    assert (found[0] - found[1]).abs().mean() < 1e-3
+
+
+def test_drawn_parameters_have_torchvisions_distributions() -> None:
+    """Jitter factors, hue, order, sigma, and every probability, of v2 and of v1."""
+    n = 4000
+    for a in (Augmentation(engine="tensor"), Augmentation(engine="tensor", grayscale_first=True, hue=0.4, jitter_p=1)):
+        draws = batched.BatchedViews(a, MEAN, STD, torch.Generator().manual_seed(0))._draw(n)
+        torch.manual_seed(0)
+        jitter = T.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)
+        drawn = [
+            T.ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+            for _ in range(n)
+        ]
+        for kind in range(4):
+            theirs = np.array([float(d[kind + 1]) + (kind == 3) for d in drawn])  # hue is a shift there
+            ours = draws.factors[kind].numpy()
+            assert kolmogorov_smirnov(ours, theirs) < 1.95 * math.sqrt(1 / len(ours) + 1 / n)
+        orders = torch.stack([d[0] for d in drawn])
+        for place in range(4):
+            shares = (torch.bincount(o[:, place], minlength=4) / len(o) for o in (draws.order, orders))
+            assert all(((share - 0.25).abs() < 0.035).all() for share in shares)
+        uniform = np.random.default_rng(0).uniform(*a.blur_sigma, n)
+        bound = 1.95 * math.sqrt(1 / len(draws.sigma) + 1 / n)
+        assert kolmogorov_smirnov(draws.sigma.numpy(), uniform) < bound
+        for chosen, p in (
+            (draws.jitter, a.jitter_p), (draws.gray, a.grayscale_p), (draws.blur, a.blur_p), (draws.flip, a.flip_p),
+        ):  # fmt: skip
+            assert abs(len(chosen) / n - p) < 3.3 * math.sqrt(p * (1 - p) / n) + 1e-9
+
+
+def test_pil_applies_each_operation_as_often_as_its_list_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+    sigmas: list[float] = []
+
+    def counted(name, operation, image, *arguments, **named):  # type: ignore[no-untyped-def]
+        seen[name] += 1
+        return operation(image, *arguments, **named)
+
+    for name in ("adjust_brightness", "rgb_to_grayscale", "hflip"):
+        monkeypatch.setattr(TF, name, partial(counted, name, getattr(TF, name)))
+    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda radius: sigmas.append(radius) or ImageFilter.BoxBlur(0))
+    torch.manual_seed(0)
+    n = 2000
+    views = PilViews(Augmentation(crop=4), MEAN, STD, views=n)
+    views(Image.new("RGB", (8, 8), (10, 200, 90)))
+    shares = (seen["adjust_brightness"], seen["rgb_to_grayscale"], len(sigmas), seen["hflip"])
+    for count, p in zip(shares, (0.8, 0.2, 0.5, 0.5), strict=True):
+        assert abs(count / n - p) < 3.3 * math.sqrt(p * (1 - p) / n)
+    uniform = np.random.default_rng(0).uniform(0.1, 2.0, n)
+    assert kolmogorov_smirnov(np.array(sigmas), uniform) < 1.95 * math.sqrt(1 / len(sigmas) + 1 / n)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
@@ -91,13 +185,8 @@ def test_crop_boxes_have_torchvisions_distribution(monkeypatch: pytest.MonkeyPat
     image = Image.new("RGB", (80, 60))
     theirs = np.array([T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], float)
     for ours, reference in ((top, theirs[:, 0]), (left, theirs[:, 1]), (h, theirs[:, 2]), (w, theirs[:, 3])):
-        sorted_ours, sorted_theirs = np.sort(ours.numpy()), np.sort(reference)
-        # the quantiles of both samples, apart by no more than sampling makes them (Kolmogorov-Smirnov at 0.1 %)
-        grid = np.unique(np.concatenate([sorted_ours, sorted_theirs]))
-        gap = np.abs(
-            np.searchsorted(sorted_ours, grid, side="right") - np.searchsorted(sorted_theirs, grid, side="right")
-        )
-        assert gap.max() / n < 1.95 * math.sqrt(2 / n)
+        # apart by no more than sampling makes them: the test at 0.1 %
+        assert kolmogorov_smirnov(ours.numpy(), reference) < 1.95 * math.sqrt(2 / n)
     assert bool((left >= 0).all() and (left + w <= 80).all() and (top >= 0).all() and (top + h <= 60).all())
 
 

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from pretrain.recipe import RECIPES, Recipe, load_recipe, merged
-from pretrain.train import learning_rate
 
 
 def test_defaults_are_moco_v2_as_published() -> None:
@@ -29,18 +28,6 @@ def test_defaults_are_moco_v2_as_published() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_loads_under_its_name(path: Path) -> None:
     assert load_recipe(path.stem).name == path.stem
-
-
-def test_cosine_schedule_moves_once_an_epoch_as_published() -> None:
-    r = Recipe()
-    assert learning_rate(r, 0) == 0.03
-    assert learning_rate(r, 100) == pytest.approx(0.015)
-    assert learning_rate(r, 199) == pytest.approx(0.03 * 0.5 * (1 - 0.99987663), rel=1e-3)
-
-
-def test_step_schedule_of_v1() -> None:
-    r = Recipe(schedule="step", steps_at=(120, 160))
-    assert [learning_rate(r, e) for e in (0, 119, 120, 160)] == pytest.approx([0.03, 0.03, 0.003, 0.0003])
 
 
 def test_a_file_inherits_from_its_parent_and_overrides_nested_fields(tmp_path: Path) -> None:
@@ -69,3 +56,26 @@ def test_merged_leaves_its_arguments_alone() -> None:
     base = {"a": {"x": 1, "y": 2}, "b": 3}
     assert merged(base, {"a": {"y": 5}}) == {"a": {"x": 1, "y": 5}, "b": 3}
     assert base == {"a": {"x": 1, "y": 2}, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"queue_size": 300, "batch_size": 256}, "not a multiple of batch_size 256"),
+        ({"queue_size": 128, "batch_size": 256}, "brings 256 keys and the queue .* holds 128"),
+        ({"queue_size": 256, "batch_size": 256, "symmetric": True}, "brings 512 keys"),
+        ({"queue_size": 768, "batch_size": 256, "symmetric": True}, "twice for both views"),
+        ({"mechanism": "simclr", "symmetric": True}, "symmetric is for mechanism = 'momentum'"),
+        ({"sync_bn": True, "split_bn": 8}, "leave one of them out"),
+        ({"schedule": "exponential", "warmup_epochs": 1}, "cosine and step"),
+        ({"augmentation": {"stored_size": 32}}, "engine = 'tensor'"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_other_mechanisms_need_no_queue_that_fits() -> None:
+    assert Recipe(mechanism="end-to-end", queue_size=3).queue_size == 3

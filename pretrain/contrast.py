@@ -1,0 +1,104 @@
+"""What every mechanism shares: the encoder with its head, the shape of a step, and InfoNCE."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.backbone import ResNet
+from pretrain.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """This rank's images of one step.
+
+    Attributes:
+        views: as many as the mechanism's `views`, each (N, 3, H, W).
+        indices: (N,) int64, each image's number in the data set.
+    """
+
+    views: tuple[Tensor, ...]
+    indices: Tensor
+
+
+class Loss(NamedTuple):
+    """What one step gives, over this rank's queries.
+
+    Attributes:
+        loss: to minimise.
+        accuracy: share of queries whose positive outscores every negative.
+        spread: standard deviation of the embedding's coordinates times sqrt(dim): 1 where embeddings are spread over
+            the whole sphere, 0 where they have collapsed into one point.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    spread: Tensor
+
+
+class ProjectedEncoder(nn.Module):
+    """Backbone and projection head; the output is L2-normalised, (N, dim).
+
+    v1's head is one linear layer, v2's has a hidden layer as wide as the features. Neither has a batch norm; both keep
+    torch's default initialisation, as the reference does.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.backbone = ResNet(recipe.architecture, recipe.split_bn)
+        width = self.backbone.channels
+        self.head: nn.Module = nn.Linear(width, recipe.dim)
+        if recipe.head == "mlp":
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.head(self.backbone(images))
+        return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
+
+
+class Mechanism(nn.Module, ABC):
+    """A contrastive mechanism: views of a batch in, loss out (MoCo v1, Figure 2, compares three).
+
+    `encoder_q` is the encoder whose backbone is the result. `views` is the number of views per image, and `trained`
+    names the encoders that the optimiser moves.
+    """
+
+    encoder_q: nn.Module
+    views: ClassVar[int] = 2
+    trained: ClassVar[tuple[str, ...]] = ("encoder_q",)
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Loss:
+        """One step's loss; memories of the mechanism are up to date afterwards."""
+
+    @property
+    @abstractmethod
+    def chance_loss(self) -> float:
+        """The loss of an encoder that tells nothing apart."""
+
+    def fill(self, images_seen: int) -> float:
+        """Share of the negatives' memory that holds embeddings of images, after that many images."""
+        return 1.0
+
+
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(K+1)-way cross entropy with the positive as class 0 (MoCo v1, equation 1), and its accuracy.
+
+    Args:
+        q, k: (N, dim), positives row by row.
+        negatives: (dim, K), the same for every query.
+    """
+    positive = (q * k).sum(dim=1, keepdim=True)  # N x 1
+    logits = torch.cat([positive, q @ negatives], dim=1) / temperature  # N x (1 + K)
+    loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
+    return loss, (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
+
+
+@torch.no_grad()
+def spread(embeddings: Tensor) -> Tensor:
+    """See `Loss.spread`; (N, dim) to a scalar."""
+    return embeddings.std(dim=0, correction=0).mean().float() * embeddings.shape[1] ** 0.5

@@ -1,0 +1,154 @@
+"""Where the unlabelled images are: files in a folder, files in a list, or tar shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+SHARD_INDEX = "shards.json"
+_METADATA = re.compile("__[^/]*__(/|$)")  # names that webdataset passes over
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are files of their own, in a fixed order."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Tar files of images in webdataset's layout, with the number of images in each.
+
+    Attributes:
+        urls: what webdataset opens: paths, or pipe:, http: and other addresses.
+        counts: images per shard.
+    """
+
+    urls: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+
+def find_images(data: Path) -> Files | Shards:
+    """The images of `--data`; labels are not used.
+
+    A folder means every image under its train/ if there is one, else under it, sorted; or its tar shards, with
+    shards.json or, without, counted here. A .txt file lists one image per line, relative to the list, and may have a
+    label behind each. A .json file is an index of shards as `scripts/index_shards.py` and webdataset's widsindex write
+    it: its addresses may lie anywhere.
+
+    Raises:
+        FileNotFoundError: no such folder or file, or no image in it.
+        ValueError: a list or index that cannot be read.
+    """
+    if data.suffix == ".txt":
+        return _listed(data)
+    if data.suffix == ".json":
+        return _indexed(data)
+    folder = data / "train" if (data / "train").is_dir() else data
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: --data takes a folder of images or tar shards, a .txt list or a shard index (.json)"
+        )
+    if (folder / SHARD_INDEX).is_file():
+        return _indexed(folder / SHARD_INDEX)
+    shards = sorted(folder.glob("*.tar"))
+    if shards:
+        return _filled({str(shard): count_images(shard) for shard in shards}, folder)
+    paths = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
+    if not paths:
+        raise FileNotFoundError(
+            f"no image below {folder}: --data takes a folder of {', '.join(sorted(SUFFIXES))} files or of .tar shards"
+        )
+    return Files(paths)
+
+
+def _listed(path: Path) -> Files:
+    if not path.is_file():
+        raise FileNotFoundError(f"no list {path}: --data takes a .txt file with an image per line")
+    names = []
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+        named = line if is_image(line) else line.rsplit(maxsplit=1)[0]
+        if not is_image(named):
+            raise ValueError(f"{path}: {line!r} names no image ({', '.join(sorted(SUFFIXES))}); correct the line")
+        names.append(named)
+    if not names:
+        raise FileNotFoundError(f"{path} lists no image: write one path per line")
+    first = path.parent / names[0]
+    if not first.is_file():
+        raise FileNotFoundError(f"no file {first}: the paths in {path} are relative to the folder of the list")
+    return Files(tuple(path.parent / name for name in names))
+
+
+def _indexed(path: Path) -> Shards:
+    if not path.is_file():
+        raise FileNotFoundError(f"no shard index {path}: scripts/index_shards.py writes one")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
+        urls, counts = [str(e["url"]) for e in entries], [int(e["nsamples"]) for e in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no shard index (a 'shardlist' of url and nsamples, {error!r} is wrong): write it again with "
+            "scripts/index_shards.py"
+        ) from error
+    here = [url if ":" in url or Path(url).is_absolute() else str(path.parent / url) for url in urls]
+    return _filled(dict(zip(here, counts, strict=True)), path)
+
+
+def _filled(counts: dict[str, int], where: Path) -> Shards:
+    filled = {url: count for url, count in counts.items() if count}
+    if not filled:
+        raise FileNotFoundError(f"no image in the shards of {where}: --data takes webdataset's layout, images in tars")
+    return Shards(tuple(filled), tuple(filled.values()))
+
+
+def is_image(name: str) -> bool:
+    """By its suffix."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def count_images(shard: Path) -> int:
+    """Images in one tar file, from its headers alone.
+
+    Raises:
+        ValueError: not a whole tar file.
+    """
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            return sum(member.isreg() and is_image(member.name) and not _METADATA.match(member.name) for member in tar)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{shard} is not a whole tar file ({error}); copy it again") from error
+
+
+def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
+    """Decodes one file, upright, in RGB; transparency is laid on white.
+
+    Args:
+        file: a path, or the file's bytes with the `name` to call it by.
+
+    Raises:
+        ValueError: the file is not a whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        what = name if isinstance(file, bytes) else str(file)
+        raise ValueError(f"{what} is not a readable image ({error}); repair or remove it") from error

@@ -1,0 +1,123 @@
+"""`make cost-table`: seconds and peak memory of a training step of each mechanism, printed and written as a record."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from pydantic import ValidationError
+
+from benchmarks.provenance import commit, hardware, versions
+from pretrain.cost import Cost, measure
+from pretrain.mechanisms import method
+from pretrain.recipe import Recipe, load_recipe
+from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
+from results.schema import canonical_sha256 as sha256
+from results.store import write_record
+
+Mechanism = Literal["momentum", "end-to-end", "memory-bank", "simclr"]
+
+
+@dataclass
+class CostTable:
+    """As Table 3 of the MoCo v2 note, for any recipe on this machine: a step on noise, without the input pipeline."""
+
+    recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
+    """name in pretrain/recipes, or a .toml file"""
+    batch: int = 32
+    """images of this one process"""
+    mechanisms: tuple[Mechanism, ...] = ("momentum", "end-to-end")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    steps: int = 3
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    records: Path = Path("work/records")
+
+
+def main() -> int:
+    """Measures each mechanism in a process of its own."""
+    options = tyro.cli(CostTable)
+    try:
+        base = load_recipe(options.recipe).model_dump()
+        recipes = [
+            Recipe(**{**base, "batch_size": options.batch, "precision": options.precision, "mechanism": mechanism})
+            for mechanism in options.mechanisms
+        ]
+    except (FileNotFoundError, ValidationError) as error:
+        sys.stderr.write(f"cost-table: {' '.join(str(error).split())}\n")
+        return 2
+    costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
+    sys.stdout.write(_table(costs))
+    path = write_record(options.records, _record(recipes[0], costs, options))
+    sys.stdout.write(f"wrote {path}\n")
+    return 0
+
+
+def _table(costs: list[Cost]) -> str:
+    first = costs[0]
+    lines = [f"{'mechanism':14}{'batch':>7}{'s/step':>10}{'images/s':>10}{'peak GiB':>10}{'time':>8}{'memory':>8}"]
+    for cost in costs:
+        lines.append(
+            f"{cost.mechanism:14}{cost.batch:7d}{cost.seconds:10.3f}{cost.batch / cost.seconds:10.1f}"
+            f"{cost.peak_gib:10.2f}{cost.seconds / first.seconds:8.2f}{cost.peak_gib / first.peak_gib:8.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
+    """One record: a column per ratio to the first mechanism, a run per mechanism."""
+    first = costs[0]
+    selection = f"median of {options.steps} steps"
+    scores = {
+        f"{quantity} of {cost.mechanism} to {first.mechanism}": Score(value=value, unit="1", selection=selection)
+        for cost in costs[1:] or costs
+        for quantity, value in (
+            ("time", cost.seconds / first.seconds), ("memory", cost.peak_gib / first.peak_gib),
+        )
+    }  # fmt: skip
+    protocol = Protocol(
+        benchmark="pretrain_cost",
+        variant="step",
+        harness="pretrain",
+        dataset="noise",
+        train_split="none",
+        test_split="none",
+        geometry=Geometry(mode="warp", resize=0, crop=recipe.augmentation.crop),
+        columns=tuple(scores),
+        primary=next(iter(scores)),
+        metric="ratio",
+        unit="1",
+        higher_is_better=False,
+        selection=selection,
+        params={
+            "recipe": recipe.name, "batch": options.batch, "precision": options.precision, "device": options.device,
+        },
+        source=Source(repository="arXiv 2003.04297", note="Table 3"),
+    )  # fmt: skip
+    return Record(
+        status="ok",
+        encoder=EncoderCard(
+            name=recipe.name, source=f"recipe {recipe.name}", architecture=recipe.architecture, method=method(recipe)
+        ),
+        protocol=ProtocolRef(id=protocol.id, sha256=protocol.content_sha256(), resolved=protocol),
+        dataset=DatasetRef(id="noise", fingerprint=sha256("noise"), embedded=True, train_items=0, test_items=0),
+        scores=scores,
+        runs=tuple(
+            {"mechanism": c.mechanism, "batch": c.batch, "seconds": c.seconds, "images_per_second": c.batch / c.seconds,
+             "peak_gib": c.peak_gib}
+            for c in costs
+        ),
+        peak_memory_gib=max(cost.peak_gib for cost in costs),
+        versions=versions(),
+        commit=commit(),
+        hardware=hardware(options.device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

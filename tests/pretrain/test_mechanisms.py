@@ -1,0 +1,157 @@
+"""Every mechanism against its plain version, step by step in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain import mechanisms
+from pretrain.contrast import Batch, Mechanism
+from pretrain.memory_bank import MemoryBank
+from pretrain.moco import MoCo
+from pretrain.recipe import Recipe
+from pretrain.schedule import build_optimizer
+from results.schema import Architecture
+from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
+from tests.reference.moco_plain import PlainMoCo
+
+TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)
+V1: dict[str, Any] = {"head": "linear", "temperature": 0.07}
+V2: dict[str, Any] = {"head": "mlp", "temperature": 0.2}
+IMAGES, N, SEED = 96, 8, 1
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "moco v1": V1,
+    "moco v2": V2,
+    "moco v2 symmetric": {**V2, "symmetric": True},
+    "end-to-end v1": {**V1, "mechanism": "end-to-end"},
+    "end-to-end v2": {**V2, "mechanism": "end-to-end"},
+    "memory bank v1": {**V1, "mechanism": "memory-bank"},
+    "memory bank v2": {**V2, "mechanism": "memory-bank"},
+    "memory bank, NCE": {**V1, "temperature": 0.2, "mechanism": "memory-bank", "bank_loss": "nce", "queue_size": 16},
+    "simclr": {**V2, "mechanism": "simclr"},
+}
+
+
+def recipe_of(name: str, architecture: Architecture = TINY) -> Recipe:
+    fields = {"architecture": architecture, "queue_size": 32, "batch_size": N, "dim": 16, **SETTINGS[name]}
+    return Recipe(**fields)
+
+
+def build(recipe: Recipe, dtype: torch.dtype) -> Mechanism:
+    torch.manual_seed(0)
+    return mechanisms.build(recipe, torch.Generator().manual_seed(SEED), IMAGES).to(dtype)
+
+
+def plain_of(recipe: Recipe, model: Mechanism) -> Any:
+    encoder = copy.deepcopy(model.encoder_q)
+    if isinstance(model, MoCo):
+        return PlainMoCo(encoder, model.queue, recipe.key_momentum, recipe.temperature, recipe.symmetric)
+    if isinstance(model, MemoryBank):
+        nce = recipe.bank_loss == "nce"
+        return PlainMemoryBank(encoder, model.bank, recipe.queue_size, recipe.temperature, nce, SEED)
+    kind = PlainEndToEnd if recipe.mechanism == "end-to-end" else PlainSimCLR
+    return kind(encoder, recipe.temperature)
+
+
+def parameters_of(plain: Any) -> list[Tensor]:
+    encoders = [plain.f_q, plain.f_k] if isinstance(plain, PlainEndToEnd) else [getattr(plain, "f_q", None) or plain.f]
+    return [p for encoder in encoders for p in encoder.parameters()]
+
+
+def run_beside(recipe: Recipe, steps: int, size: int, dtype: torch.dtype, tolerance: float) -> None:
+    """The core and the plain version on the same views; every loss, and at the end every weight and memory."""
+    model = build(recipe, dtype)
+    plain = plain_of(recipe, model)
+    ours = build_optimizer(recipe, [model.get_submodule(name) for name in model.trained])
+    theirs = torch.optim.SGD(parameters_of(plain), recipe.lr, momentum=0.9, weight_decay=1e-4)
+    draws = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        views = torch.randn(model.views, N, 3, size, size, generator=draws, dtype=dtype)
+        indices = torch.randperm(IMAGES, generator=draws)[:N]
+        loss = model(Batch(tuple(views), indices)).loss
+        reference = plain.loss(*views, *([indices.tolist()] if model.views == 1 else []))
+        for optimizer, value in ((ours, loss), (theirs, reference)):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        assert abs(loss.item() - reference.item()) < tolerance
+    for mine, other in zip((p for g in ours.param_groups for p in g["params"]), parameters_of(plain), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=tolerance)
+    if isinstance(model, MoCo):
+        assert torch.allclose(model.queue, torch.stack(plain.queue, dim=1), rtol=0, atol=tolerance)
+        assert int(model.queue_ptr) == plain.at
+        for mine, other in zip(model.encoder_k.parameters(), plain.f_k.parameters(), strict=True):
+            assert torch.allclose(mine, other, rtol=0, atol=tolerance)
+    if isinstance(model, MemoryBank):
+        assert torch.allclose(model.bank, torch.stack(plain.bank), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_fifty_float64_steps_equal_the_plain_version(name: str) -> None:
+    run_beside(recipe_of(name), 50, 16, torch.float64, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moco v1", "moco v2"])
+def test_fifty_float64_steps_of_resnet18_at_full_width_equal_the_plain_version(name: str) -> None:
+    run_beside(recipe_of(name, Architecture(name="resnet18")), 50, 32, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_one_float32_step_equals_the_plain_version(name: str) -> None:
+    run_beside(recipe_of(name), 1, 16, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_chance_loss_is_that_of_embeddings_that_tell_nothing_apart(name: str) -> None:
+    model = build(recipe_of(name), torch.float64)
+    one = torch.nn.functional.normalize(torch.ones(1, 16, dtype=torch.float64))
+
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return one.expand(len(images), -1)
+
+    model.encoder_q = Constant()
+    if hasattr(model, "encoder_k"):
+        model.encoder_k = Constant()
+    for memory in ("queue", "bank"):
+        if hasattr(model, memory):
+            getattr(model, memory).copy_(one.T if memory == "queue" else one)
+    loss = model(Batch(tuple(torch.zeros(model.views, N, 3, 4, 4)), torch.arange(N)))
+    assert math.isclose(loss.loss.item(), model.chance_loss, rel_tol=1e-4)
+    assert loss.spread.item() < 1e-6  # collapsed
+
+
+def test_end_to_end_trains_both_encoders() -> None:
+    model = build(recipe_of("end-to-end v1"), torch.float32)
+    model(Batch(tuple(torch.randn(2, N, 3, 16, 16)), torch.arange(N))).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_memory_bank_moves_only_the_vectors_of_the_batch() -> None:
+    model = build(recipe_of("memory bank v1"), torch.float32)
+    assert isinstance(model, MemoryBank)
+    assert float(model.bank.abs().max()) <= math.sqrt(3 / 16)
+    before = model.bank.clone()
+    indices = torch.tensor([3, 1, 5, 7, 9, 11, 13, 15])
+    model(Batch((torch.randn(N, 3, 16, 16),), indices))
+    moved = (model.bank != before).any(dim=1).nonzero()[:, 0]
+    assert moved.tolist() == sorted(indices.tolist())
+    assert torch.allclose(model.bank[indices].norm(dim=1), torch.ones(N))
+
+
+def test_spread_is_one_on_the_whole_sphere() -> None:
+    from pretrain.contrast import spread
+
+    embeddings = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)))
+    assert math.isclose(spread(embeddings).item(), 1.0, abs_tol=0.02)
