@@ -11,6 +11,18 @@ DATA ?=
 ENCODER ?= package:efficientnet-lite0
 ## protocol id; empty: what suits the data
 PROTOCOL ?=
+## numbers of the protocol to change, as SET="epochs=10 batch_size=128"; the id in the record says so
+SET ?=
+## what a checkpoint's keys cannot show, as FACTS="channels=BGR stride_in_1x1=true"
+FACTS ?=
+## data set id, as imagenet; empty: the protocol's own, and for check-data all of them
+DATASET ?=
+## name of the encoder in records and tables
+NAME ?=
+## an encoder, or NAME@COMMIT, for make diff
+A ?=
+## the encoder that it is compared with
+B ?=
 ## name in pretrain/recipes, or a .toml file
 RECIPE ?= mocov2_resnet18w32_demo
 ## folder of a pretraining run; empty: work/pretrain/RECIPE
@@ -24,7 +36,9 @@ ONLY ?=
 
 flags = $(if $(DRY_RUN),--dry-run) $(ARGS)
 encoders = --encoder $(foreach e,$(1),'$(e)')
-bench_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(flags)
+common_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) \
+	$(if $(NAME),--name '$(NAME)') $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) $(flags)
+bench_flags = $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(common_flags)
 # A stamp's name holds the hash of what it was made from: the same locks, nothing to do.
 stamp = .venv/.$(1)-$(shell cat $(2:%=requirements/%.txt) scripts/setup.sh | git hash-object --stdin)
 CORE := $(call stamp,core,core)
@@ -35,7 +49,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables, as in make bench-knn ENCODER=checkpoint.pth DATA=/data\n'
 	@awk -F ' [?]= ?' '/^[A-Z_]+ [?]=/ { printf "  %-22s%s%s\n", $$1, about, $$2 ? " (" $$2 ")" : "" } { about = substr($$0, 4) }' \
 		$(MAKEFILE_LIST)
@@ -55,14 +69,26 @@ $(DEV) $(TRANSFER): | $(CORE)
 lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml again; UPGRADE=1 takes newer releases
 	scripts/lock.sh $(if $(UPGRADE),--upgrade)
 
-# ---- pretrain, benchmark, tables -------------------------------------------------------------------------------------
+# ---- pretrain --------------------------------------------------------------------------------------------------------
 
-.PHONY: demo-data pretrain bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead tables publish-records speed
-demo-data: $(CORE) ## compose the embedded data into work/data
-	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
+.PHONY: pretrain cost-table bench-loader
 pretrain: $(CORE) ## pretrain an encoder: RECIPE, DATA, OUT
 	$(PY) -m pretrain --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(if $(OUT),--out $(OUT)) $(flags)
-bench-knn: $(CORE) ## kNN of an encoder: ENCODER, DATA
+
+cost-table: $(CORE) ## time and memory of each mechanism's step: RECIPE
+	$(PY) scripts/cost_table.py --recipe $(RECIPE) $(ARGS)
+bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, DATA
+	$(PY) scripts/bench_loader.py --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(ARGS)
+
+# ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, FACTS, NAME, DRY_RUN -----------------------------------------
+
+.PHONY: bench-all pages bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead bench-linear-stored
+bench-all: $(CORE) ## every benchmark whose data is there, then tables and zoo page
+	$(PY) -m benchmarks all $(common_flags); code=$$?; $(if $(DRY_RUN),,$(MAKE) --no-print-directory pages;) exit $$code
+pages: $(CORE) ## tables and zoo page of what this machine measured: work/tables.md, work/zoo_page.md
+	$(PY) -m results tables --out work/tables.md
+	$(PY) -m results zoo-page --encoder '*' --out work/zoo_page.md
+bench-knn: $(CORE) ## kNN
 	$(PY) -m benchmarks knn $(bench_flags)
 bench-voc-svm: $(CORE) ## VOC07 SVM
 	$(PY) -m benchmarks voc-svm $(bench_flags)
@@ -72,9 +98,54 @@ bench-linear: $(CORE) ## linear probe on the pooled features (AvgPool)
 	$(PY) -m benchmarks linear $(bench_flags)
 bench-multihead: $(CORE) ## linear probes on every stage in one pass (Feature1 … Feature5)
 	$(PY) -m benchmarks multihead $(bench_flags)
+bench-linear-stored: $(CORE) ## a linear classifier on stored features, in seconds
+	$(PY) -m benchmarks linear-stored $(bench_flags)
+
+.PHONY: bench-places205 bench-inat18 bench-cifar10 bench-semi bench-finetune bench-voc-seg bench-cityscapes-seg
+bench-places205: $(CORE) ## linear probes on Places205
+	$(PY) -m benchmarks multihead --protocol linear_multihead_places205.mmselfsup $(common_flags)
+	$(PY) -m benchmarks linear --protocol linear_avgpool_places205.moco $(common_flags)
+bench-inat18: $(CORE) ## linear probes on iNaturalist 2018
+	$(PY) -m benchmarks multihead --protocol linear_multihead_inat18.mmselfsup $(common_flags)
+	$(PY) -m benchmarks linear --protocol linear_avgpool_inat18.moco $(common_flags)
+bench-cifar10: $(CORE) ## linear probes on CIFAR-10
+	$(PY) -m benchmarks multihead --protocol linear_multihead_cifar10.mmselfsup $(common_flags)
+	$(PY) -m benchmarks linear --protocol linear_avgpool_cifar10.moco $(common_flags)
+bench-semi: $(CORE) ## fine-tuning on 1 % and 10 % of ImageNet's labels
+	$(PY) -m benchmarks semi-1pct $(common_flags)
+	$(PY) -m benchmarks semi-10pct $(common_flags)
+bench-finetune: $(CORE) ## end-to-end fine-tuning on ImageNet, or with PROTOCOL=finetune_inat18.mocov1
+	$(PY) -m benchmarks finetune $(bench_flags)
+bench-voc-seg: $(CORE) $(TRANSFER) ## FCN segmentation on VOC 2012 + aug
+	$(PY) -m benchmarks voc-seg $(bench_flags)
+bench-cityscapes-seg: $(CORE) $(TRANSFER) ## FCN segmentation on Cityscapes
+	$(PY) -m benchmarks cityscapes-seg $(bench_flags)
+
+# ---- data and encoders -----------------------------------------------------------------------------------------------
+
+.PHONY: demo-data check-data audit features-gc
+demo-data: $(CORE) ## compose the embedded data into work/data
+	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
+check-data: $(CORE) ## what of the data sets is there, missing or damaged: DATA, DATASET
+	$(PY) -m benchmarks check-data --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) $(ARGS)
+audit: $(CORE) ## whether an encoder is what its card says: ENCODER, DATA, FACTS
+	$(PY) -m benchmarks audit $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(FACTS),--facts $(FACTS)) $(ARGS)
+features-gc: $(CORE) ## what of the stored features nothing uses; ARGS=--delete removes it
+	$(PY) -m benchmarks features-gc $(ARGS)
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+.PHONY: tables zoo-page published-pages diff publish-records speed
 tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
 	$(PY) -m results tables --out work/tables.md $(flags)
 	$(if $(DRY_RUN),,@cat work/tables.md)
+zoo-page: $(CORE) ## the page that a model zoo shows of an encoder: NAME, OUT
+	$(PY) -m results zoo-page --encoder '$(NAME)' $(if $(OUT),--out $(OUT)) $(ARGS)
+published-pages: $(CORE) ## both published MoCo v2 pages and the papers' tables, from results/published.csv alone
+	$(PY) -m results zoo-page --published --out work/published
+	$(PY) -m results paper-tables --out work/published/papers
+diff: $(CORE) ## two encoders, or NAME@COMMIT twice, with intervals: A, B
+	$(PY) -m results diff '$(A)' '$(B)' $(ARGS)
 publish-records: $(CORE) ## copy this machine's records into results/records, and make results/MODEL_ZOO.md from them
 	$(PY) -m results publish-records $(flags)
 	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)
@@ -92,13 +163,13 @@ DEMO_MOCO := work/pretrain/$(DEMO_RECIPE)/backbone.safetensors
 DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO) package:efficientnet-lite0)
 timed = @scripts/timed.sh $(DEMO)/times.tsv
 
-demo: $(addprefix $(DEMO)/,knn linear voc-svm) ## everything once on the embedded data, in minutes
+demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm) ## everything once on the embedded data, in minutes
 	@$(MAKE) --no-print-directory tables
 	@scripts/timed.sh $(DEMO)/times.tsv
 demo-seeds: demo ## the demo's pretraining in three seeds; their records are the committed ones
 	printf '%s\n' 1 2 | xargs -P 2 -I{} $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings \
 		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1
-	for harness in knn linear voc-svm; do $(PY) -m benchmarks $$harness --data work/data \
+	for harness in knn probes voc-svm low-shot-svm; do $(PY) -m benchmarks $$harness --data work/data \
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
 	@$(MAKE) --no-print-directory tables
 
@@ -110,7 +181,8 @@ $(DEMO)/random-%.safetensors: $(DEMO)/data
 $(DEMO_MOCO): $(DEMO)/data
 	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D)
 	@touch $@
-$(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/linear: $(DEMO_RANDOM) $(DEMO_MOCO)
+$(DEMO)/low-shot-svm: $(DEMO)/voc-svm
+$(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes: $(DEMO_RANDOM) $(DEMO_MOCO)
 	$(timed) $(@F) $(PY) -m benchmarks $(@F) $(DEMO_BENCH)
 	@touch $@
 

@@ -49,7 +49,7 @@ class Options:
     """how many jobs run at the same time"""
     together: bool = False
     """do not split `python -m benchmarks all` up"""
-    then: str = "make tables"
+    then: str = "make pages"
     """command that runs when the last job has ended; empty for none"""
 
 
