@@ -102,7 +102,7 @@ def draw(found: Sequence[Panel], out: Path, *, across: str, ticks: dict[float, s
         raise ValueError("no record has a column for this picture")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 0.6 + 3.6 * len(found)), layout="constrained")
+    figure = Figure(figsize=(6.5, 0.6 + sum(3.6 + 0.2 * len(panel.curves) for panel in found)), layout="constrained")
     every = list(dict.fromkeys(curve.label for panel in found for curve in panel.curves))
     for axes, panel in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
         for curve in panel.curves:
@@ -127,8 +127,8 @@ def draw(found: Sequence[Panel], out: Path, *, across: str, ticks: dict[float, s
         axes.set_ylabel(f"{panel.protocol.metric} ({panel.protocol.unit})")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.set_xlabel(across)
+        axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.16))
     figure.supxlabel(
         "bars: standard deviation over runs where there are several, else standard error of the test images",
         fontsize="x-small",
