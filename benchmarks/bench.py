@@ -76,7 +76,7 @@ def _measure(
                 job = prepare(
                     loaded, protocol, options.data, dataset=options.dataset, name=options.name, seed=options.seed,
                     precision=options.precision, facts=options.facts,
-                    index_files=options.index_files,
+                    index_files=options.index_files, engine=options.engine,
                 )  # fmt: skip
             except NotApplicableError as reason:
                 tally.skipped.append((encoder, reason))

@@ -176,6 +176,7 @@ def _prepared(encoder: Encoder, protocol: Protocol, options: BenchAll) -> Job | 
         job = prepare(
             encoder, protocol, options.data, dataset=options.dataset, seed=options.seed, precision=options.precision,
             index_files=options.index_files if "index_sets" in protocol.params else None,
+            engine=options.engine if protocol.harness == "knn" else "auto",
         )  # fmt: skip
     except InputError as error:  # the data is not there, or the encoder has not what the protocol reads
         return Attempt(name, protocol.id, "skipped", _one_line(error))

@@ -20,7 +20,7 @@ from benchmarks import provenance
 from benchmarks.contract import InputError, Items, Labels, Outcome, Split
 from benchmarks.harnesses import find_protocol, harness
 from benchmarks.jobs import Job, dataset_reference, find_done, marked, prepare, wanted_features
-from benchmarks.options import Precision
+from benchmarks.options import Engine, Precision
 from results.schema import Protocol, ProtocolRef, Record
 from results.store import StoredRecord, read_record, record_path, replace_file, write_record
 
@@ -42,6 +42,7 @@ def evaluate(
     name: str | None = None,
     facts: Sequence[str] = (),
     index_files: Path | None = None,
+    engine: Engine = "auto",
     out: str | Path = "work/records",
     features: str | Path = "work/features",
     device: str = "cpu",
@@ -64,6 +65,7 @@ def evaluate(
         name: of the encoder, in records and tables.
         facts: what a checkpoint's keys cannot show, as `channels=BGR` (see `benchmarks.encoders.layouts.facts`).
         index_files: folder of published low-shot sets, for the protocol that uses them.
+        engine: what proposes neighbours for kNN.
         out: folder of the records.
         features: folder of the stored features.
         batch_size: images at a time in a pass for features; default by the device and the size of the images.
@@ -81,7 +83,7 @@ def evaluate(
         asked = harness(asked.harness).override(asked, overrides)
     job = prepare(
         encoder, asked, data, dataset=dataset, name=name, seed=seed, precision=precision, facts=facts,
-        index_files=index_files,
+        index_files=index_files, engine=engine,
     )  # fmt: skip
     done = find_done(job, Path(out))
     if done is not None and not force:
@@ -155,8 +157,9 @@ def run_together(
             if done is not None:
                 return [done]
             jobs, extraction = [job], time.monotonic() - started
-            sets = {} if job.index_files is None else {"index_files": job.index_files}
-            outcomes = [job.harness.run()(job.protocol, train, test, device=device, progress=show, **sets)]
+            own: dict[str, Any] = {} if job.index_files is None else {"index_files": job.index_files}
+            own |= {"engine": job.engine} if job.engine != "auto" else {}
+            outcomes = [job.harness.run()(job.protocol, train, test, device=device, progress=show, **own)]
             outcomes[0].timing["extract"] = extraction
         else:
             runner: Callable[..., Outcome] = job.harness.run()

@@ -72,8 +72,15 @@ class Harness:
         variant = self.embedded if embedded else self.parity
         known = list(self.known())
         own = (p for p in known if p.dataset == dataset and p.variant == variant)
+        # A data set that the published variant knows nothing of may have a protocol of another variant.
+        other = (p for p in known if p.dataset == dataset and p.variant != self.embedded)
         same = (p for p in known if p.benchmark == self.benchmark and p.variant == variant)
-        found = next(own, None) or next(same, None) or next((p for p in known if p.variant == variant), None)
+        found = (
+            next(own, None)
+            or next(other, None)
+            or next(same, None)
+            or next((p for p in known if p.variant == variant), None)
+        )
         if found is None:
             raise InputError(f"{self.command} has no protocol for the embedded data; name one with --protocol")
         return found
@@ -90,8 +97,9 @@ class Harness:
         module, _, name = self.params.partition(":")
         model = getattr(import_module(module), name)
         values = changes if isinstance(changes, Mapping) else parse(protocol, changes, model)
-        columns = getattr(import_module(self.protocols), "columns", None)
-        return override(protocol, values, model, columns)
+        declared = import_module(self.protocols)
+        hooks = (getattr(declared, name, None) for name in ("columns", "selection"))
+        return override(protocol, values, model, *hooks)
 
 
 _SVM, _LINEAR, _KNN = "benchmarks.svm.protocols", "benchmarks.linear.protocols", "benchmarks.knn.protocols"

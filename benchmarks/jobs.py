@@ -11,7 +11,7 @@ from benchmarks.contract import InputError, Labels, NotApplicableError
 from benchmarks.data.fingerprint import fingerprint
 from benchmarks.data.registry import find_dataset, is_embedded
 from benchmarks.harnesses import Harness, find_protocol, harness
-from benchmarks.options import Precision
+from benchmarks.options import Engine, Precision
 from results.schema import DatasetRef, Protocol, Record, canonical_sha256, record_key
 from results.store import find_record
 
@@ -35,6 +35,7 @@ class Job:
     seed: int
     precision: Precision = "fp32"  # of stored features
     index_files: Path | None = None  # of low-shot sets that somebody published
+    engine: Engine = "auto"  # of kNN; no part of the key, as it changes no neighbour
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +54,7 @@ def prepare(
     precision: Precision | None = None,
     facts: Sequence[str] = (),
     index_files: Path | None = None,
+    engine: Engine = "auto",
 ) -> Job:
     """Loads the encoder and the lists of the data, and refuses what cannot work.
 
@@ -72,6 +74,8 @@ def prepare(
         raise NotApplicableError(f"{loaded.card.name} has none of {', '.join(sorted(read))}, which {resolved.id} reads")
     if index_files is not None and "index_sets" not in resolved.params:
         raise InputError(f"{resolved.id} draws no low-shot sets, and --index-files are for those")
+    if engine != "auto" and resolved.harness != "knn":
+        raise InputError(f"{resolved.id} searches no neighbours, and --engine is for that")
     if dataset not in (None, resolved.dataset):
         resolved = marked(resolved, f"dataset={dataset}").model_copy(update={"dataset": dataset})
     if precision is not None:
@@ -79,7 +83,7 @@ def prepare(
     spec = find_dataset(resolved.dataset, Path(data))
     train, test = spec.read(resolved.train_split), spec.read(resolved.test_split)
     reference = dataset_reference(resolved.dataset, train, test, embedded=is_embedded(Path(data)))
-    return Job(loaded, resolved, family, train, test, reference, seed, precision or "fp32", index_files)
+    return Job(loaded, resolved, family, train, test, reference, seed, precision or "fp32", index_files, engine)
 
 
 def _at_precision(protocol: Protocol, family: Harness, precision: Precision) -> Protocol:

@@ -10,6 +10,7 @@ import tyro
 
 DATA = Path("work/data")
 Precision = Literal["fp32", "bf16", "fp16"]
+Engine = Literal["auto", "faiss", "torch"]
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Bench:
     """images at a time in a pass for features; default by the device and the size of the images"""
     index_files: Path | None = None
     """folder of published low-shot sets, for the protocol that uses them (fssb)"""
+    engine: Engine = "auto"
+    """what proposes neighbours for knn, which are exact whatever it is; auto is the quicker one on this hardware"""
     strict: bool = False
     """stop at the first image that cannot be read, instead of leaving it out and marking the record"""
     threads: int | None = None

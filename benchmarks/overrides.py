@@ -12,6 +12,7 @@ from benchmarks.contract import InputError
 from results.schema import Protocol
 
 Columns = Callable[[Protocol], tuple[str, ...]]
+Selection = Callable[[Protocol], str]
 
 
 def parse(protocol: Protocol, texts: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
@@ -33,14 +34,19 @@ def parse(protocol: Protocol, texts: Sequence[str], model: type[BaseModel]) -> d
 
 
 def override(
-    protocol: Protocol, changes: Mapping[str, Any], model: type[BaseModel], columns: Columns | None = None
+    protocol: Protocol,
+    changes: Mapping[str, Any],
+    model: type[BaseModel],
+    columns: Columns | None = None,
+    selection: Selection | None = None,
 ) -> Protocol:
-    """The protocol with some `params` changed; its columns follow.
+    """The protocol with some `params` changed; its columns, and what it says of its selection, follow.
 
     Args:
         changes: what `parse` gives, or values as they are.
         model: what the harness reads `params` with.
         columns: the columns of a protocol, where they depend on its `params`.
+        selection: how its figures are chosen, where that depends on them.
 
     Raises:
         InputError: a name that the protocol does not have, or a value that cannot be.
@@ -56,7 +62,11 @@ def override(
         raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{first['msg']}") from error
     new = {name: checked[name] for name in changes if checked[name] != protocol.params[name]}
     changed = protocol.with_overrides(**new)
-    if columns is None or not changed.overrides:
+    if not changed.overrides:
+        return changed
+    if selection is not None:
+        changed = changed.model_copy(update={"selection": selection(changed)})
+    if columns is None:
         return changed
     own = columns(changed)
     return changed.model_copy(update={"columns": own, "primary": changed.primary if changed.primary in own else own[0]})

@@ -16,7 +16,7 @@ from benchmarks.contract import InputError, Items, Labels, Outcome
 from benchmarks.data.fingerprint import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.finetune.checkpoint import State
-from benchmarks.finetune.protocols import columns
+from benchmarks.finetune.protocols import BEST, HELD_OUT, LAST, ON_TEST, columns, selection
 from benchmarks.finetune.settings import FineTuneSettings, finetune_settings
 from benchmarks.finetune.train import FineTuning
 from benchmarks.overrides import override
@@ -41,7 +41,7 @@ def cells(protocol: Protocol) -> list[Protocol]:
     if len(grid) == 1:
         return []
     return [
-        override(protocol, {"lrs": (lr,), "head_multipliers": (multiplier,)}, FineTuneSettings, columns)
+        override(protocol, {"lrs": (lr,), "head_multipliers": (multiplier,)}, FineTuneSettings, columns, selection)
         for lr, multiplier in grid
     ]
 
@@ -116,12 +116,12 @@ def run(
     row |= {f"last_top{k}": percent(state.last, k) for k in (1, 5)}
     row |= {f"best_top{k}": percent(state.best, k) for k in (1, 5)}
     outcome.runs.append(row | {"best_epoch": state.best_epoch, "train_loss": _finite(state.train_loss)})
-    for title, ranks, k, selection in (
-        ("Top-1", state.last, 1, "last epoch"),
-        ("Top-5", state.last, 5, "last epoch"),
-        ("Top-1 best", state.best, 1, "best epoch on test (oracle)"),
+    for title, ranks, k, how in (
+        ("Top-1", state.last, 1, LAST),
+        ("Top-5", state.last, 5, LAST),
+        ("Top-1 best", state.best, 1, BEST),
     ):
-        _score(outcome, title, ranks, k, selection)
+        _score(outcome, title, ranks, k, how)
     return outcome
 
 
@@ -140,9 +140,9 @@ def summary(protocol: Protocol, records: Sequence[Record], items: Callable[[int]
     if all("heldout_top1" in row for row in rows):
         loss = [math.inf if row["heldout_loss"] is None else row["heldout_loss"] for row in rows]
         chosen = min(range(len(rows)), key=lambda cell: (-rows[cell]["heldout_top1"], loss[cell], cell))
-        _copy(outcome, records[chosen], items(chosen), "", protocol.selection)
+        _copy(outcome, records[chosen], items(chosen), "", HELD_OUT)
     oracle = max(range(len(rows)), key=lambda cell: (rows[cell]["last_top1"], -cell))
-    _copy(outcome, records[oracle], items(oracle), " oracle", "last epoch; rates chosen on test (oracle)")
+    _copy(outcome, records[oracle], items(oracle), " oracle", ON_TEST)
     outcome.scores = {title: score for title, score in outcome.scores.items() if title in protocol.columns}
     outcome.items = {key: array for key, array in outcome.items.items() if key.partition("/")[2] in protocol.columns}
     outcome.runs = [row | {"chosen": cell == chosen, "oracle": cell == oracle} for cell, row in enumerate(rows)]
@@ -152,9 +152,10 @@ def summary(protocol: Protocol, records: Sequence[Record], items: Callable[[int]
     return outcome
 
 
-def _copy(outcome: Outcome, record: Record, items: Items, suffix: str, selection: str) -> None:
+def _copy(outcome: Outcome, record: Record, items: Items, suffix: str, cell: str) -> None:
+    """The cell's scores; how its epoch was chosen stays, and how the cell was is added."""
     for title, score in record.scores.items():
-        outcome.scores[title + suffix] = score.model_copy(update={"selection": selection})
+        outcome.scores[title + suffix] = score.model_copy(update={"selection": score.selection + cell})
         if f"correct/{title}" in items:
             outcome.items[f"correct/{title}{suffix}"] = items[f"correct/{title}"]
 

@@ -15,6 +15,7 @@ from benchmarks.finetune.settings import FineTuneSettings
 
 HEAD_STD = 0.01
 _PROBE_IMAGES = 2
+_ONEDNN_BLOCK = 16  # channels that its widest vectors, of 512 bits, hold in float32
 
 Way = Callable[[Any, Tensor], Any]
 
@@ -29,6 +30,24 @@ def _before_classifier(module: Any, x: Tensor) -> Any:
 
 
 _WAYS: tuple[Way, ...] = (_called, _before_classifier)
+
+
+def safe_memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
+    """channels_last, which convolutions are fastest in, unless its backward pass would go wrong.
+
+    On x86 CPUs, oneDNN's gradient of the weights of a strided 1x1 convolution on channels_last maps writes past its
+    workspace where there are fewer channels than one of its blocks holds (uxlfoundation/oneDNN issue 6035; torch 2.14
+    has it). The outcome is a crash, or wrong gradients without one. ResNets have such convolutions in their shortcuts;
+    those of the published widths have 64 channels there and more.
+    """
+    narrow = any(
+        isinstance(m, nn.Conv2d)
+        and max(m.kernel_size) == 1
+        and max(m.stride) > 1
+        and m.in_channels // m.groups < _ONEDNN_BLOCK
+        for m in module.modules()
+    )
+    return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last
 
 
 class Classifier(nn.Module):
@@ -51,6 +70,9 @@ class Classifier(nn.Module):
         images = torch.randint(0, 256, (_PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8, generator=noise)
         x = encoder.normalise(images)
         expected = encoder.outputs(x, ("embed",))["embed"]
+        self.memory_format = safe_memory_format(self.backbone, encoder.device)
+        self.backbone.to(memory_format=self.memory_format)
+        x = x.contiguous(memory_format=self.memory_format)
         self._way = self._find_way(x, expected, encoder.card.name)
         self._thaw(x)
         with torch.random.fork_rng(devices=[]):
@@ -63,7 +85,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised (N, 3, H, W) images to (N, classes)."""
-        logits: Tensor = self.fc(self._way(self.backbone, x))
+        logits: Tensor = self.fc(self._way(self.backbone, x.contiguous(memory_format=self.memory_format)))
         return logits
 
     def groups(self) -> Iterator[list[nn.Parameter]]:

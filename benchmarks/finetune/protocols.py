@@ -14,13 +14,27 @@ ORACLE = ("Top-1 oracle", "Top-5 oracle")
 RESIZE_256 = Geometry(mode="shorter", resize=256, crop=224)
 SMALL = Geometry(mode="shorter", resize=48, crop=48)  # uncropped: a drawing may lie anywhere in its picture
 
-CHOSEN = "last epoch; rates chosen on a held-out part of train, then trained on all of it"
 LAST = "last epoch"
+BEST = "best epoch on test (oracle)"
+HELD_OUT = "; rates chosen on a held-out part of train, then trained on all of it"
+ON_TEST = "; rates chosen on test (oracle)"
 
 
 def columns(protocol: Protocol) -> tuple[str, ...]:
     """Those that the protocol's `params` give, which an override may have changed."""
     return _columns(FineTuneSettings.model_validate(protocol.params))
+
+
+def selection(protocol: Protocol) -> str:
+    """How the figures are chosen, by the protocol's `params`, which an override may have changed."""
+    return _selection(FineTuneSettings.model_validate(protocol.params))
+
+
+def _selection(settings: FineTuneSettings) -> str:
+    """One cell leaves nothing to choose; without a held-out part the only choice is that on test."""
+    if len(settings.grid) == 1:
+        return LAST
+    return LAST + (HELD_OUT if settings.heldout else ON_TEST)
 
 
 def _columns(settings: FineTuneSettings) -> tuple[str, ...]:
@@ -49,7 +63,7 @@ def _protocol(
         columns=_columns(settings),
         primary="Top-1",
         metric="top-1 accuracy",
-        selection=CHOSEN if settings.heldout else LAST,
+        selection=_selection(settings),
         params=settings.model_dump(),
         source=source,
     )

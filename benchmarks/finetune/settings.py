@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from benchmarks.training.settings import TrainingSettings, typed
+from benchmarks.training.settings import NotNegative, Rates, TrainingSettings, typed
 from results.schema import Protocol
 
 
@@ -26,17 +26,11 @@ class FineTuneSettings(TrainingSettings):
             choice, and on all; with 0 a cell is trained once, and only the choice on test is left.
     """
 
-    lrs: tuple[float, ...] = Field(min_length=1)
-    head_multipliers: tuple[float, ...] = Field((1.0,), min_length=1)
-    weight_decay: float = Field(ge=0.0)
+    lrs: Rates
+    head_multipliers: Rates = (1.0,)
+    weight_decay: NotNegative
     head_init: Literal["normal", "default"] = "normal"
     labelled: float = Field(1.0, gt=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _grid_is_distinct(self) -> Self:
-        if len(set(self.grid)) < len(self.grid) or min(min(pair) for pair in self.grid) <= 0:
-            raise ValueError("rates and multipliers must be positive and without repeats")
-        return self
 
     @property
     def grid(self) -> tuple[tuple[float, float], ...]:

@@ -80,7 +80,7 @@ MMSELFSUP = _protocol(
     primary="k=20",
     source=Source(
         repository="open-mmlab/mmselfsup",
-        revision="0.x",
+        revision="0.x@6faad81",
         note="tools/benchmarks/classification/knn_imagenet/test_knn.py, mmselfsup/models/utils/knn_classifier.py: "
         "features of the last stage after global average pooling",
     ),
@@ -93,7 +93,11 @@ DINO = _protocol(
     test_split="val",
     geometry=_SHORTER_256.model_copy(update={"interpolation": "bicubic"}),  # Resize(256, interpolation=3)
     primary="k=20",
-    source=Source(repository="facebookresearch/dino", note="eval_knn.py: backbone output with fc removed"),
+    source=Source(
+        repository="facebookresearch/dino",
+        revision="7c446df",
+        note="eval_knn.py: backbone output with fc removed",
+    ),
 )
 
 LEMNISCATE = _protocol(
@@ -105,6 +109,7 @@ LEMNISCATE = _protocol(
     primary="k=200",
     source=Source(
         repository="zhirongw/lemniscate.pytorch",
+        revision="f7cfe29",
         note="test.py kNN with recompute_memory: 128-d normalised head, K 200, sigma 0.07 on ImageNet. Its default "
         "compares with the memory bank of training, which a checkpoint does not hold",
     ),
@@ -119,6 +124,7 @@ VISSL = _protocol(
     primary="k=200",
     source=Source(
         repository="facebookresearch/vissl",
+        revision="09270ed",
         note="vissl/config/defaults.yaml NEAREST_NEIGHBOR: TOPK 200, SIGMA 0.1, L2_NORM_FEATS False; the shipped "
         "configuration compares 128-d outputs of the MLP head",
     ),
@@ -133,6 +139,7 @@ CIFAR_NOTEBOOK = _protocol(
     primary="k=200",
     source=Source(
         repository="facebookresearch/moco",
+        revision="colab-notebook",
         note="colab/moco_cifar10_demo.ipynb: --knn-k 200, --knn-t 0.1, 128-d normalised head",
     ),
 )

@@ -7,7 +7,7 @@ another roof. Every one of them reports the best epoch on the set that it evalua
 
 from __future__ import annotations
 
-from benchmarks.linear.declare import BEST, CIFAR, OWN, RESIZE_256, probe_protocol
+from benchmarks.linear.declare import CIFAR, OWN, RESIZE_256, probe_protocol
 from benchmarks.linear.settings import ProbeSettings
 from results.schema import Geometry, Protocol, Source
 
@@ -28,7 +28,6 @@ def _avgpool(
         source,
         dataset=dataset,
         geometry=geometry,
-        selection=BEST,
     )
 
 

@@ -10,6 +10,7 @@ ORACLE = "AvgPool oracle"
 
 BEST = "best epoch on test"
 LAST = "last epoch"
+RATE = ", rate chosen on a held-out part of train"
 
 RESIZE_256 = Geometry(mode="shorter", resize=256, crop=224)
 CIFAR = Geometry(mode="shorter", resize=32, crop=32)  # the images as they are
@@ -27,6 +28,12 @@ def probe_columns(settings: ProbeSettings) -> tuple[str, ...]:
     return (*AVGPOOL, ORACLE) if len(settings.grid) > 1 else AVGPOOL
 
 
+def selection(settings: ProbeSettings) -> str:
+    """How the main column's figure is chosen, by the settings as they are, which an override may have changed."""
+    epoch = BEST if settings.choose_epoch == "best" else LAST
+    return epoch + (RATE if len(settings.grid) > 1 else "")
+
+
 def probe_protocol(
     benchmark: str,
     variant: str,
@@ -35,7 +42,6 @@ def probe_protocol(
     *,
     dataset: str,
     geometry: Geometry = RESIZE_256,
-    selection: str,
 ) -> Protocol:
     """A protocol of heads that are trained on views; data sets with tables of their own show in the benchmark."""
     named = dataset in ("places205", "inat18", "cifar10")
@@ -50,7 +56,7 @@ def probe_protocol(
         columns=probe_columns(settings),
         primary="AvgPool" if benchmark == "linear_avgpool" else "Feature5",
         metric="top-1 accuracy",
-        selection=selection,
+        selection=selection(settings),
         params=settings.model_dump(),
         source=source,
     )

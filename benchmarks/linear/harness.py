@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.contract import Labels, NotApplicableError, Outcome
 from benchmarks.data.fingerprint import fingerprint
 from benchmarks.linear.checkpoint import ProbeState
+from benchmarks.linear.declare import BEST, LAST, RATE, selection
 from benchmarks.linear.frozen import Encoder, FrozenFeatures, module_sha256
 from benchmarks.linear.settings import ProbeSettings, probe_settings
 from benchmarks.linear.train import Pass, Probe, shareable, train_probes
@@ -171,18 +172,18 @@ def _fill(
     last, best = state.last[output][chosen], state.best[output][chosen]
     oracle = state.best[output][int((state.best[output] < 1).sum(dim=1).argmax())]
     column, several = COLUMN[output], len(settings.grid) > 1
-    chosen_by = ", rate chosen on a held-out part of train" if several else ""
+    chosen_by = RATE if several else ""
     candidates = [
-        (column, best if settings.choose_epoch == "best" else last, protocol.selection),
-        (f"{column} last", last, f"last epoch{chosen_by}"),
-        (f"{column} best", best, f"best epoch on test (oracle){chosen_by}"),
+        (column, best if settings.choose_epoch == "best" else last, selection(settings)),
+        (f"{column} last", last, LAST + chosen_by),
+        (f"{column} best", best, f"{BEST} (oracle){chosen_by}"),
     ]
     if several:
         candidates.append((f"{column} oracle", oracle, "best head and epoch on test (oracle)"))
-    for name, ranks, selection in candidates:
+    for name, ranks, how in candidates:
         for title, k in ((name, 1), (f"{name} top-5", 5)):
             if title in protocol.columns:
-                outcome.scores[title] = Score(value=percent(ranks, k), n=len(ranks), selection=selection)
+                outcome.scores[title] = Score(value=percent(ranks, k), n=len(ranks), selection=how)
                 outcome.items[f"correct/{title}"] = (ranks < k).numpy()
 
 

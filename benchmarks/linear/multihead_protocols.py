@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES
-from benchmarks.linear.declare import CIFAR, LAST, OWN, RESIZE_256, probe_protocol
+from benchmarks.linear.declare import CIFAR, OWN, RESIZE_256, probe_protocol
 from benchmarks.linear.settings import ProbeSettings
 from results.schema import Geometry, Protocol, Source
 
@@ -20,7 +20,6 @@ def _multihead(
         source,
         dataset=dataset,
         geometry=geometry,
-        selection=LAST,
     )
 
 

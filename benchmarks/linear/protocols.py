@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, STAGES
+from benchmarks.linear import declare
 from benchmarks.linear.avgpool_protocols import AVGPOOL_PROTOCOLS
 from benchmarks.linear.declare import (
     OWN,
@@ -16,7 +17,6 @@ from benchmarks.linear.settings import ProbeSettings, StoredSettings
 from results.schema import Geometry, Protocol, Source
 
 STORED = ("Stored", "Stored oracle", "Stored top-5", "Stored oracle top-5")
-HELD_OUT = "last epoch, rate chosen on a held-out part of train"
 
 _SMALL_HEADS = ProbeSettings(
     outputs=("embed",),
@@ -35,7 +35,6 @@ AVGPOOL_DEMO = probe_protocol(
     ),
     dataset="drawings",
     geometry=SMALL,
-    selection=HELD_OUT,
 )
 MULTIHEAD_DEMO = probe_protocol(
     "linear_multihead",
@@ -55,7 +54,6 @@ MULTIHEAD_DEMO = probe_protocol(
     ),
     dataset="drawings",
     geometry=SMALL,
-    selection=HELD_OUT,
 )
 
 
@@ -108,3 +106,10 @@ def columns(protocol: Protocol) -> tuple[str, ...]:
         return protocol.columns
     settings = ProbeSettings.model_validate(protocol.params)
     return probe_columns(settings)
+
+
+def selection(protocol: Protocol) -> str:
+    """How the figures are chosen, by the protocol's `params`, which an override may have changed."""
+    if protocol.harness == "linear-stored":
+        return protocol.selection
+    return declare.selection(ProbeSettings.model_validate(protocol.params))

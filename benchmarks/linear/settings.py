@@ -6,8 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.features.pool import Pooling
-from benchmarks.training.settings import TrainingSettings, typed
+from benchmarks.contract import InputError
+from benchmarks.features.pool import STAGES, Pooling
+from benchmarks.training.settings import Decays, NotNegative, Positive, Rates, TrainingSettings, typed
 from results.schema import Frozen, Protocol
 
 
@@ -25,23 +26,29 @@ class ProbeSettings(TrainingSettings):
         choose_epoch: which evaluation the primary figure is: the last, or the best on test as the field often reports.
     """
 
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] = Field(min_length=1)
     pooling: dict[str, Pooling] = Field(default_factory=dict)
     batch_norm: Literal["none", "plain", "affine"] = "none"
     optimiser: Literal["sgd", "lars"] = "sgd"
-    lrs: tuple[float, ...]
-    weight_decays: tuple[float, ...] = (0.0,)
-    lars_eta: float = 1e-3
-    init_std: float = 0.01
-    iterations: int | None = None
+    lrs: Rates
+    weight_decays: Decays = (0.0,)
+    lars_eta: Positive = 1e-3
+    init_std: NotNegative = 0.01
+    iterations: int | None = Field(None, gt=0)
     choose_epoch: Literal["best", "last"] = "last"
 
     @model_validator(mode="after")
-    def _bank_needs_heldout(self) -> Self:
+    def _fits_together(self) -> Self:
         if len(self.grid) > 1 and self.heldout == 0:
             raise ValueError(
                 "several rates or weight decays are chosen among on a held-out part of train: set heldout > 0"
             )
+        known = ("embed", *STAGES)
+        if len(set(self.outputs)) < len(self.outputs) or not set(self.outputs) <= set(known):
+            raise ValueError(f"outputs {', '.join(self.outputs)} must be among {', '.join(known)} and without repeats")
+        unpooled = [name for name in self.outputs if name != "embed" and name not in self.pooling]
+        if unpooled:
+            raise ValueError(f"{', '.join(unpooled)} are maps, and pooling does not say how they become vectors")
         if self.schedule == "cosine" and self.iterations is not None:
             raise ValueError("the cosine schedule is per epoch: leave iterations unset")
         return self
@@ -69,19 +76,25 @@ class StoredSettings(Frozen):
     features whose every dimension is standardised by train's mean and deviation.
     """
 
-    output: str = "embed"
-    penalties: tuple[float, ...]
+    output: Literal["embed", "head"] = "embed"
+    penalties: Decays
     heldout: float = Field(gt=0.0, lt=1.0)
-    max_iterations: int = 500
-    tolerance: float = 1e-5
-    history: int = 10
+    max_iterations: int = Field(500, gt=0)
+    tolerance: Positive = 1e-5
+    history: int = Field(10, gt=0)
     dtype: Literal["float32", "float64"] = "float32"
     chunk: int = Field(65536, gt=0, description="rows on the device at a time")
 
 
 def probe_settings(protocol: Protocol) -> ProbeSettings:
     """The typed `params` of a probe's protocol; raises as `typed`."""
-    return typed(ProbeSettings, protocol)
+    settings = typed(ProbeSettings, protocol)
+    if "embed" in settings.outputs and len(settings.outputs) > 1:
+        raise InputError(
+            f"{protocol.id}: embed and maps have columns of their own: ask for them by two protocols, which `probes` "
+            "trains in one pass"
+        )
+    return settings
 
 
 def stored_settings(protocol: Protocol) -> StoredSettings:

@@ -75,7 +75,7 @@ MOCO_CITYSCAPES = MOCO.model_copy(
         "drops": (63_000, 81_000),
     }
 )
-# The embedded scenes: 192 pixels, 12 classes of drawings and the background.
+# The embedded scenes, reduced to 128 pixels: 12 classes of drawings and the background.
 DEMO = MMSELFSUP.model_copy(
     update={
         "classes": 13,
@@ -87,9 +87,9 @@ DEMO = MMSELFSUP.model_copy(
         "ratio": (0.75, 1.5),
         "crop": 96,
         "photometric": False,
-        "batch_size": 16,
-        "iterations": 300,
-        "lr": 0.05,
+        "batch_size": 8,
+        "iterations": 700,
+        "lr": 0.08,
         "trials": 3,
         "checkpoint_every": 100,
     }

@@ -18,7 +18,7 @@ from benchmarks.svm.clock import Clock
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
 from benchmarks.svm.inputs import one_hot, refuse_unmeasurable, usable_outputs
 from benchmarks.svm.rows import normalised_rows
-from benchmarks.svm.settings import LAYERS, FullParams, params_of, required_outputs
+from benchmarks.svm.settings import LAYERS, FullParams, cost_selection, params_of, required_outputs
 from results.schema import Protocol, Score
 
 __all__ = ["required_outputs", "run"]
@@ -71,7 +71,7 @@ def run(protocol: Protocol, train: Split, test: Split, *, device: str = "cpu", p
         layers[name] = _test(fit, test.features[name], test_targets, params, outcome.timing)
     for _ in ticks:  # closes the bar
         pass
-    _report(protocol, layers, classes, outcome)
+    _report(params, layers, classes, outcome)
     return outcome
 
 
@@ -94,9 +94,9 @@ def _test(
     return layer
 
 
-def _report(protocol: Protocol, layers: dict[str, _Layer], classes: tuple[str, ...], outcome: Outcome) -> None:
+def _report(params: FullParams, layers: dict[str, _Layer], classes: tuple[str, ...], outcome: Outcome) -> None:
     for name, layer in layers.items():
-        _add_column(outcome, name, layer, classes, protocol.selection)
+        _add_column(outcome, name, layer, classes, cost_selection(params))
         outcome.tensors[f"{name}/weight"] = layer.weights[:, :-1].contiguous()
         outcome.tensors[f"{name}/bias"] = layer.weights[:, -1].contiguous()
         outcome.runs.append(

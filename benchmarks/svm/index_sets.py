@@ -49,8 +49,8 @@ def draw_sets(labels: Labels, params: LowShotParams, files: Path | None = None) 
     if params.index_sets == "files":
         if files is None:
             raise InputError(
-                "this protocol trains on the published label files train_targets_sample1_k1.npy …: name their folder, "
-                "or choose a protocol with seeded sets"
+                "this protocol trains on the published label files train_targets_sample1_k1.npy …: name their folder "
+                "with --index-files, or choose a protocol with seeded sets"
             )
         return [read_draw(files, index, k, labels) for index in range(params.sets) for k in params.k]
     _refuse_too_few(labels, params)

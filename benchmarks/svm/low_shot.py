@@ -76,12 +76,16 @@ def run(
         index_files: folder of the published label files, for the protocols that use them.
 
     Raises:
-        InputError: see `usable_outputs` and `draw_sets`; also a class without a positive test image, and a fixed cost
-            that is not among the costs.
+        InputError: see `usable_outputs` and `draw_sets`; also a class without a positive test image, a fixed cost
+            that is not among the costs, and a single set of a single-label data set.
     """
     params = params_of(protocol, LowShotParams)
     if params.fixed_cost not in params.costs:
         raise InputError(f"{protocol.id}: fixed_cost {params.fixed_cost:g} is not among the costs: choose one of them")
+    if train.labels.targets.ndim == 1 and params.sets == 1:
+        raise InputError(
+            f"{protocol.id}: with one set there are no other sets' images to compare costs on: draw two or more (sets)"
+        )
     names = usable_outputs(params, train, test)
     test_targets = one_hot(test.labels.targets, len(test.labels.classes))
     refuse_unmeasurable(test_targets, test.labels.classes)

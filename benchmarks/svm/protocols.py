@@ -5,10 +5,12 @@ from __future__ import annotations
 from benchmarks.svm.settings import (
     ADAPTIVE_POOLING,
     FIXED_POOLING,
+    LAYERS,
     SELECTIONS,
     FullParams,
     LowShotParams,
     Outputs,
+    cost_selection,
     low_shot_column,
     params_of,
 )
@@ -54,7 +56,20 @@ def columns(protocol: Protocol) -> tuple[str, ...]:
     """Those that the protocol's `params` give, which an override may have changed."""
     if protocol.harness == "low-shot-svm":
         return _low_shot_columns(params_of(protocol, LowShotParams).k)
-    return (*params_of(protocol, FullParams).outputs, "best", "best_oracle")
+    return _full_columns(params_of(protocol, FullParams))
+
+
+def selection(protocol: Protocol) -> str:
+    """How the figures are chosen, by the protocol's `params`, which an override may have changed."""
+    if protocol.harness == "low-shot-svm":
+        return protocol.selection
+    return cost_selection(params_of(protocol, FullParams))
+
+
+def _full_columns(params: FullParams) -> tuple[str, ...]:
+    """Where no layer is read, there is none to be the best."""
+    best = ("best", "best_oracle") if any(name in LAYERS for name in params.outputs) else ()
+    return (*params.outputs, *best)
 
 
 def _low_shot_columns(k: tuple[int, ...]) -> tuple[str, ...]:
@@ -70,6 +85,7 @@ def _full(
     outputs: Outputs = FIXED_POOLING,
     primary: str = "best_oracle",
 ) -> Protocol:
+    params = FullParams(costs=costs, outputs=outputs)
     return Protocol(
         benchmark="voc07_svm",
         variant=variant,
@@ -78,11 +94,11 @@ def _full(
         train_split="trainval",
         test_split="test",
         geometry=geometry,
-        columns=(*outputs, "best", "best_oracle"),
+        columns=_full_columns(params),
         primary=primary,
         metric="mAP (precision envelope)",
-        selection="cost per class by 3-fold CV on trainval",
-        params=FullParams(costs=costs, outputs=outputs).model_dump(mode="json"),
+        selection=cost_selection(params),
+        params=params.model_dump(mode="json"),
         source=source,
     )
 

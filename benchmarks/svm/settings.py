@@ -41,6 +41,14 @@ class SvmParams(Frozen):
             raise ValueError(f"{value} must be positive, finite and without repeats")
         return value
 
+    @field_validator("outputs")
+    @classmethod
+    def _maps_are_pooled(cls, value: Outputs) -> Outputs:
+        unpooled = [name for name, pooling in value.items() if name in LAYERS and pooling is None]
+        if unpooled:
+            raise ValueError(f"{', '.join(unpooled)} are maps: say how they are pooled to vectors")
+        return value
+
 
 class FullParams(SvmParams):
     """All of trainval.
@@ -53,6 +61,11 @@ class FullParams(SvmParams):
 
     folds: int = Field(3, ge=2)
     ignore_in_train: Literal["negative", "drop"] = "negative"
+
+
+def cost_selection(params: FullParams) -> str:
+    """How each class's cost is chosen, by the params as they are, which an override may have changed."""
+    return f"cost per class by {params.folds}-fold CV on trainval"
 
 
 class LowShotParams(SvmParams):
@@ -69,7 +82,7 @@ class LowShotParams(SvmParams):
 
     k: tuple[int, ...] = Field(min_length=1)
     sets: int = Field(5, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     index_sets: Literal["seeded", "files"] = "seeded"
     fixed_cost: float = Field(1.0, gt=0)
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from benchmarks.contract import InputError
 from results.schema import Frozen, Protocol
+
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values} has a value twice")
+    return values
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
+Decays = Annotated[tuple[NotNegative, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class ViewSettings(Frozen):
@@ -22,11 +34,19 @@ class ViewSettings(Frozen):
     """
 
     view: Literal["resized_crop", "stored_crop"] = "resized_crop"
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: float = 0.0
-    lighting: float = 0.0
-    flip_p: float = 0.5
+    crop_area: tuple[Positive, Positive] = (0.08, 1.0)
+    crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    jitter: NotNegative = 0.0
+    lighting: NotNegative = 0.0
+    flip_p: float = Field(0.5, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        if not self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ValueError(f"crop_area {self.crop_area} must ascend and end at 1 at most")
+        if self.crop_aspect[0] > self.crop_aspect[1]:
+            raise ValueError(f"crop_aspect {self.crop_aspect} must ascend")
+        return self
 
 
 class TrainingSettings(ViewSettings):
@@ -39,13 +59,13 @@ class TrainingSettings(ViewSettings):
         precision: bf16 is autocast; the weights that are trained stay float32.
     """
 
-    momentum: float = 0.9
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
     nesterov: bool = False
     batch_size: int = Field(256, gt=0)
     epochs: int = Field(gt=0)
     schedule: Literal["step", "cosine"] = "step"
     drops: tuple[int, ...] = ()
-    gamma: float = 0.1
+    gamma: Positive = 0.1
     evaluate_every: int = Field(1, gt=0)
     heldout: float = Field(0.0, ge=0.0, lt=1.0)
     precision: Literal["fp32", "bf16"] = "fp32"

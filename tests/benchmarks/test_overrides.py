@@ -52,6 +52,12 @@ def test_columns_follow() -> None:
     assert "AvgPool oracle" in changed("linear_avgpool.moco", "lrs=1,30", "heldout=0.1").columns
     assert "AvgPool oracle" not in changed("linear_avgpool.demo", "lrs=1").columns
     assert changed("linear_multihead.demo", "outputs=feature4,feature5").columns == ("Feature4", "Feature5")
+    assert changed("linear_avgpool.moco", "choose_epoch=last").selection == "last epoch"
+    assert changed("linear_multihead.demo", "lrs=0.01").selection == "last epoch"
+    assert changed("voc07_svm.mmselfsup", "folds=5").selection == "cost per class by 5-fold CV on trainval"
+    assert changed("semi_supervised_1pct.mmselfsup", "lrs=0.1", "head_multipliers=1").selection == "last epoch"
+    assert "on test (oracle)" in changed("semi_supervised_1pct.mmselfsup", "heldout=0").selection
+    assert changed("knn.demo", "k=5").selection == "fixed k"
     for known in HARNESSES:
         for protocol in known.known():
             assert known.override(protocol, {}) == protocol

@@ -114,3 +114,13 @@ def test_every_knn_variant_runs(
     (record,) = records(tmp_path / "out", "knn", protocol, *changes, data=tmp_path, encoder=HEADED)
     assert set(record.scores) == set(record.protocol.resolved.columns)
     assert "k=12" in record.scores
+
+
+def test_low_shot_runs_on_places205_in_its_own_layout(tmp_path: Path) -> None:
+    write_places205(tmp_path)
+    protocol = "places205_low_shot_svm.fssb@1"
+    changes = ("k=1,2", "sets=2", "costs=1,0.01")
+    (record,) = records(tmp_path / "out", "low-shot-svm", protocol, *changes, data=tmp_path)
+    assert set(record.scores) == {f"k={k}{how}" for k in (1, 2) for how in ("", " fixed", " heldout")}
+    assert all(score.std is not None and score.n == 12 for score in record.scores.values())
+    assert len(record.per_class["k=2"]) == 3

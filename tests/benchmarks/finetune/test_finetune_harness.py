@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from benchmarks.contract import InputError, Labels, NotApplicableError, Outcome
 from benchmarks.data.transforms import apply_geometry, decode
 from benchmarks.encoders.load import load_encoder
 from benchmarks.finetune import harness, train
-from benchmarks.finetune.network import Classifier
+from benchmarks.finetune.network import Classifier, safe_memory_format
 from benchmarks.finetune.protocols import TOP
 from benchmarks.finetune.settings import FineTuneSettings
 from benchmarks.training.loader import TrainingBatches
@@ -244,6 +245,35 @@ def test_a_module_that_is_called_in_another_way_is_found_or_refused() -> None:
     odd._forward = lambda x, names: {"embed": 2 * odd.module(x)}
     with pytest.raises(NotApplicableError, match="does not give its embedding"):
         Classifier(odd, 4, 16, SETTINGS, 0)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(4, torch.contiguous_format), (16, torch.channels_last)])
+def test_a_narrow_network_is_trained_in_a_layout_whose_gradients_are_right(
+    width: int, expected: torch.memory_format
+) -> None:
+    encoder = load_encoder(f"random:resnet18-w{width}").to("cpu")
+    classifier = Classifier(encoder, 3, 64, SETTINGS, 0)
+    assert classifier.memory_format == expected
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact = deepcopy(classifier).double()  # in double precision, which oneDNN does not know
+    classifier.train()(encoder.normalise(images)).square().sum().backward()
+    exact.train()(encoder.normalise(images).double()).square().sum().backward()
+    own = {name: p.grad for name, p in classifier.named_parameters() if "downsample.0" in name}
+    assert len(own) == 3
+    for name, parameter in exact.named_parameters():
+        if name in own:
+            assert parameter.grad is not None
+            scale = float(parameter.grad.abs().max())
+            torch.testing.assert_close(own[name], parameter.grad.float(), rtol=0, atol=1e-2 * scale)
+
+
+def test_only_a_narrow_strided_shortcut_on_a_cpu_gives_up_channels_last() -> None:
+    cpu, narrow = torch.device("cpu"), nn.Conv2d(8, 16, 1, stride=2)
+    assert safe_memory_format(narrow, cpu) == torch.contiguous_format
+    assert safe_memory_format(nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, groups=4)), cpu) == torch.contiguous_format
+    assert safe_memory_format(narrow, torch.device("cuda")) == torch.channels_last
+    for fine in (nn.Conv2d(16, 32, 1, stride=2), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, stride=2)):
+        assert safe_memory_format(fine, cpu) == torch.channels_last
 
 
 def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(

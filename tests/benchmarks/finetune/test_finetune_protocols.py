@@ -60,13 +60,18 @@ def test_every_cell_is_a_protocol_of_its_own_that_an_override_gives_too() -> Non
 
 
 def test_a_grid_has_no_cell_twice_and_no_rate_of_zero() -> None:
-    for lrs in ((0.1, 0.1), (0.0,)):
-        with pytest.raises(ValidationError, match="positive and without repeats"):
-            FineTuneSettings(lrs=lrs, weight_decay=0, epochs=1)
+    for lrs, sentence in (((0.1, 0.1), "a value twice"), ((0.0,), "greater than 0"), ((float("nan"),), "finite")):
+        for name in ("lrs", "head_multipliers"):
+            with pytest.raises(ValidationError, match=sentence):
+                FineTuneSettings.model_validate({"lrs": (0.1,), name: lrs, "weight_decay": 0, "epochs": 1})
 
 
 def cell_record(cell: int, top1: float, **row: Any) -> tuple[Record, Items]:
-    scores = {"Top-1": Score(value=top1, n=4, selection="last epoch"), "Top-5": Score(value=100, n=4, selection="last")}
+    scores = {
+        "Top-1": Score(value=top1, n=4, selection="last epoch"),
+        "Top-5": Score(value=100, n=4, selection="last epoch"),
+        "Top-1 best": Score(value=100, n=4, selection="best epoch on test (oracle)"),
+    }
     own = {"lr": 0.1 * (cell + 1), "last_top1": top1, **row}
     hits = {"correct/Top-1": np.arange(4) < top1 / 25, "correct/Top-5": np.ones(4, bool)}
     return record(moco_card(0), cells(ONE_PERCENT)[cell], scores=scores, runs=(own,), timing={"train": 2.0}), hits
@@ -81,9 +86,10 @@ def test_the_choice_is_by_the_held_out_part_and_apart_by_the_test() -> None:
     ]
     outcome = summary(ONE_PERCENT, [r for r, _ in made], lambda cell: made[cell][1])
     assert outcome.scores["Top-1"].value == 50.0
-    assert "held-out" in outcome.scores["Top-1"].selection
+    assert outcome.scores["Top-1"].selection == ONE_PERCENT.selection
+    assert outcome.scores["Top-1 best"].selection.startswith("best epoch on test (oracle); rates chosen on a held-out")
     assert outcome.scores["Top-1 oracle"].value == 75.0
-    assert "oracle" in outcome.scores["Top-1 oracle"].selection
+    assert outcome.scores["Top-1 oracle"].selection == "last epoch; rates chosen on test (oracle)"
     assert [row["chosen"] for row in outcome.runs] == [False, False, True, False]
     assert [row["oracle"] for row in outcome.runs] == [True, False, False, False]
     assert outcome.items["correct/Top-1"].sum() == 2

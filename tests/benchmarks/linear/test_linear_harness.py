@@ -34,7 +34,7 @@ ONE = ProbeSettings(
 )
 MAPS = ProbeSettings(
     outputs=("feature1", "feature2", "feature3"),
-    pooling={"feature1": AdaptivePooling(grid=3), "feature2": AdaptivePooling(grid=2)},
+    pooling={f"feature{n}": AdaptivePooling(grid=4 - n) for n in (1, 2, 3)},
     batch_norm="affine",
     lrs=(0.01, 0.1),
     nesterov=True,
@@ -142,6 +142,7 @@ def test_the_head_is_chosen_on_the_held_out_part_and_apart_by_the_oracle(
     assert outcome.scores["AvgPool best"].value == chosen[0]["best_top1"]
     assert outcome.scores[ORACLE].value == max(row["best_top1"] for row in outcome.runs)
     assert "oracle" in outcome.scores[ORACLE].selection
+    assert outcome.scores["AvgPool"].selection == "last epoch, rate chosen on a held-out part of train"
 
 
 def test_features_get_a_column_each_and_missing_ones_none(data: tuple[Labels, Labels], tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_two_probes_in_one_pass_are_what_each_is_alone(data: tuple[Labels, Label
     assert encoder.passes == 3 * 3 + 1 + 2  # of one run, not of two
     assert not can_share([asked[0], protocol(MAPS, epochs=4)])
     assert not can_share([asked[0], protocol(MAPS, jitter=0.0)])
-    assert not can_share([asked[1], protocol(MAPS, pooling={"feature1": AdaptivePooling(grid=4)})])
+    assert not can_share([asked[1], protocol(MAPS, pooling={**MAPS.pooling, "feature1": AdaptivePooling(grid=4)})])
 
 
 def test_probes_that_were_stopped_apart_go_on_together(data: tuple[Labels, Labels], tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from benchmarks.contract import InputError
+from benchmarks.linear.declare import selection
 from benchmarks.linear.protocols import AVGPOOL_DEMO, PROTOCOLS
-from benchmarks.linear.settings import ProbeSettings, probe_settings
+from benchmarks.linear.settings import ProbeSettings, probe_settings, stored_settings
 
 STEPS = 7
 
@@ -65,3 +66,68 @@ def test_several_heads_need_something_to_choose_by() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         probe_settings(AVGPOOL_DEMO).changed(learning_rate=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lrs": ()}, "at least 1 item"),
+        ({"lrs": (0.0,)}, "greater than 0"),
+        ({"lrs": (-1.0,)}, "greater than 0"),
+        ({"lrs": (float("nan"),)}, "finite"),
+        ({"lrs": (0.1, 0.1), "heldout": 0.1}, "a value twice"),
+        ({"weight_decays": ()}, "at least 1 item"),
+        ({"weight_decays": (-1e-4,)}, "greater than or equal to 0"),
+        ({"momentum": 1.0}, "less than 1"),
+        ({"gamma": 0.0}, "greater than 0"),
+        ({"iterations": 0}, "greater than 0"),
+        ({"outputs": ()}, "at least 1 item"),
+        ({"outputs": ("feature6",)}, "feature6 must be among embed, feature1"),
+        ({"outputs": ("embed", "embed")}, "without repeats"),
+        ({"outputs": ("feature5",)}, "feature5 are maps"),
+        ({"crop_area": (1.0, 0.5)}, "crop_area .* must ascend"),
+        ({"crop_area": (0.5, 2.0)}, "end at 1"),
+        ({"crop_aspect": (2.0, 1.0)}, "crop_aspect .* must ascend"),
+        ({"flip_p": 2.0}, "less than or equal to 1"),
+    ],
+)
+def test_what_means_nothing_is_refused(changes: dict[str, object], sentence: str) -> None:
+    moco = next(p for p in PROTOCOLS if p.id == "linear_avgpool.moco@1")
+    with pytest.raises(InputError, match=sentence):
+        probe_settings(moco.with_overrides(**changes))
+
+
+def test_the_vector_and_maps_are_two_protocols() -> None:
+    demo = next(p for p in PROTOCOLS if p.id == "linear_multihead.demo@1")
+    with pytest.raises(InputError, match="two protocols"):
+        probe_settings(demo.with_overrides(outputs=("embed", "feature5")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"penalties": ()}, "at least 1 item"),
+        ({"penalties": (-1.0,)}, "greater than or equal to 0"),
+        ({"output": "feature5"}, "'embed' or 'head'"),
+        ({"max_iterations": 0}, "greater than 0"),
+    ],
+)
+def test_the_fast_variant_refuses_what_means_nothing(changes: dict[str, object], sentence: str) -> None:
+    demo = next(p for p in PROTOCOLS if p.id == "linear_stored.demo@1")
+    with pytest.raises(InputError, match=sentence):
+        stored_settings(demo.with_overrides(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({}, "best epoch on test"),
+        ({"choose_epoch": "last"}, "last epoch"),
+        ({"lrs": (1.0, 30.0), "heldout": 0.1}, "best epoch on test, rate chosen on a held-out part of train"),
+        ({"lrs": (1.0, 30.0), "heldout": 0.1, "choose_epoch": "last"},
+         "last epoch, rate chosen on a held-out part of train"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_choice_follows_the_settings(changes: dict[str, object], how: str) -> None:
+    moco = next(p for p in PROTOCOLS if p.id == "linear_avgpool.moco@1")
+    assert selection(probe_settings(moco.with_overrides(**changes))) == how

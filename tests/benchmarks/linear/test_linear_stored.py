@@ -109,6 +109,14 @@ def test_scores_are_those_of_a_choice_made_without_test(data: tuple[Split, Split
     assert outcome.scores["Stored oracle"].value == pytest.approx(100 * max(final))
     assert set(outcome.scores) == set(STORED)
     assert outcome.items["correct/Stored"].mean() == pytest.approx(final[chosen])
+    assert all(row["converged"] for row in outcome.runs)
+    assert not any("converged" in score.selection for score in outcome.scores.values())
+
+
+def test_a_fit_that_stopped_at_its_limit_is_told(data: tuple[Split, Split]) -> None:
+    outcome = run(protocol(max_iterations=2), *data, progress=False)
+    assert not any(row["converged"] for row in outcome.runs)
+    assert all("(not converged: gradient " in score.selection for score in outcome.scores.values())
 
 
 def test_the_saved_classifier_takes_features_as_they_are(data: tuple[Split, Split]) -> None:

@@ -261,6 +261,12 @@ def test_the_fixed_cost_must_be_among_the_costs() -> None:
         run(protocol(fixed_cost=3.0), train, test, progress=False)
 
 
+def test_one_set_of_a_single_label_data_set_leaves_nothing_to_compare_on() -> None:
+    train, test = (single_label(split) for split in splits())
+    with pytest.raises(InputError, match="draw two or more"):
+        run(protocol(sets=1), train, test, progress=False)
+
+
 def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
     """One image set for all classes: k positives, and k of every other class as negatives."""
     known = next(p for p in PROTOCOLS if p.id == "places205_low_shot_svm.fssb@1")

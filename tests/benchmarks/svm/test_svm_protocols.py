@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.contract import InputError
+from benchmarks.harnesses import harness
 from benchmarks.svm.protocols import PROTOCOLS
-from benchmarks.svm.settings import FullParams, LowShotParams, params_of, required_outputs
+from benchmarks.svm.settings import FullParams, LowShotParams, cost_selection, params_of, required_outputs
 from results.schema import Protocol
 
 BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
@@ -83,6 +85,18 @@ def test_adaptive_grids() -> None:
 def test_an_override_makes_another_id() -> None:
     dropped = BY_ID["voc07_svm.mmselfsup@1"].with_overrides(ignore_in_train="drop")
     assert dropped.id == "voc07_svm.mmselfsup@1+ignore_in_train=drop"
+
+
+def test_columns_and_the_choice_that_is_told_follow_an_override() -> None:
+    pooled = harness("voc-svm").override(BY_ID["voc07_svm.mmselfsup@1"], {"outputs": {"embed": None}, "folds": 5})
+    assert (pooled.columns, pooled.primary) == (("embed",), "embed")
+    assert cost_selection(params_of(pooled, FullParams)) == "cost per class by 5-fold CV on trainval"
+    assert BY_ID["voc07_svm.mmselfsup@1"].selection == "cost per class by 3-fold CV on trainval"
+
+
+def test_maps_that_nobody_pools_are_refused() -> None:
+    with pytest.raises(InputError, match="feature5 are maps"):
+        harness("voc-svm").override(BY_ID["voc07_svm.mmselfsup@1"], {"outputs": {"feature5": None}})
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.id)

@@ -1,0 +1,250 @@
+"""The report: what stands in it, that nothing in it can run or load, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from results.__main__ import main
+from results.pictures.pretraining import draw_pretraining, read_logs
+from results.published import chosen, figures
+from results.report.charts import chart, inline_svg
+from results.report.page import report_html
+from results.schema import Score
+from results.store import RecordsError, read_records, write_record
+from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "<script>document.title='owned'</script> & $x$ \"q\""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of every kind, a run of pretraining, and a picture beside a record."""
+    root = tmp_path_factory.mktemp("report")
+    write_demo(root / "records")
+    outcomes = accuracy_outcomes(("k=10", "k=20"), 0.5, 3)
+    path = write_record(root / "records", record(card(EVIL), KNN, outcomes, commit="0123abc"), outcomes)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path.with_suffix(".sheet.png"))
+    classes = {"SVM": {"<b>cat</b>": 30.0, "dog": 50.0}}
+    write_record(root / "records", record(card("with classes"), SVM, scores={"SVM": Score(value=40.0, selection="cv")},
+                                          per_class=classes))  # fmt: skip
+    few = protocol("voc07_low_shot_svm", ("k=1", "k=2"), "k=2", dataset="scenes", params={"sets": 2})
+    runs = tuple({"score": f"k={k}", "map": 20.0 + k, "map_min": 19.0, "map_max": 24.0} for k in (1, 2))
+    write_record(root / "records", record(card("few"), few, scores={"k=2": Score(value=22.0, selection="oracle")},
+                                          runs=runs))  # fmt: skip
+    big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
+    write_record(root / "records", record(card("full"), big, scores={"k=20": Score(value=55.5, selection="fixed")},
+                                          embedded=False))  # fmt: skip
+    (root / "records" / "broken.json").write_text("{")
+    log = root / "pretrain" / "run <i>" / "log.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch,loss,chance_loss,accuracy,knn\n1,5.5,5.6,0.1,\n2,5.0,5.6,0.2,31.5\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    records, bad = read_records(folder / "records")
+    some = chosen(figures(), source=("MoCo v2 page *", "*/swav/*", "*/npid/*", "*/odc/*", "*/densecl/*"))
+    return report_html(records, bad, read_logs(folder / "pretrain"), some)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_every_part_is_there(page: str) -> None:
+    titles = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
+    assert [title for title in titles if title in ("Full data sets", "Embedded data")] == [
+        "Full data sets",
+        "Embedded data",
+    ]
+    for title in (
+        "Summary", "Gain over random initialisation", "Score by layer", "kNN accuracy against the number of neighbours",
+        "Class by class", "Low-shot mAP against k, voc07_low_shot_svm.demo@1", "Pretraining curves",
+        "Which cheap number predicts transfer?", "Rank correlations", "Published figures", "Files that are not records",
+    ):  # fmt: skip
+        assert title in titles, title
+    assert "Contact sheet: " in page
+    assert "broken.json: cannot be read" in page
+    assert ">67.56<" in page
+    assert ">67.58<" in page
+
+
+def test_names_are_text(page: str) -> None:
+    tags = Elements(page)
+    assert len(tags.named("script")) == 1
+    assert "<b>cat" not in page
+    assert "run <i>" not in page
+    assert "&lt;script&gt;document.title=" in page
+
+
+def test_nothing_is_loaded_and_ids_are_unique(page: str) -> None:
+    tags = Elements(page)
+    for tag, attributes in tags.found:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,")), (tag, value)
+    assert "@import" not in page
+    assert tags.named("link") == []
+    ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {str(a["popovertarget"]) for a in tags.named("button") if "popovertarget" in a}
+    assert targets <= set(ids)
+    referred = set(re.findall(r"url\(#([^)]+)\)", page)) | {h["href"][1:] for h in tags.named("a") if h["href"]}
+    assert referred <= set(ids)
+
+
+def test_a_policy_allows_one_script_alone(page: str) -> None:
+    policy = next(str(m["content"]) for m in Elements(page).named("meta") if m.get("http-equiv"))
+    assert policy.startswith("default-src 'none';")
+    assert re.search(r"script-src 'sha256-[\w+/]{43}='$", policy)
+
+
+def test_tables_tell_a_screen_reader_what_they_are(page: str) -> None:
+    tags = Elements(page)
+    assert len(tags.named("caption")) == len(tags.named("table"))
+    assert all(header.get("scope") in ("col", "row") for header in tags.named("th"))
+    regions = [div for div in tags.named("div") if div.get("role") == "region"]
+    assert regions
+    assert all(region.get("tabindex") == "0" and region.get("aria-labelledby") for region in regions)
+    assert all(image.get("alt") for image in tags.named("img"))
+    assert all(svg.get("aria-hidden") == "true" for svg in tags.named("svg"))
+    assert all(div.get("aria-label") for div in tags.named("div") if div.get("role") == "img")
+
+
+def test_a_number_says_where_it_comes_from(page: str) -> None:
+    button = re.search(r'popovertarget="(origin-\d+)">(?:<strong>)?55\.50', page)
+    assert button is not None
+    origin = page[page.index(f'id="{button[1]}"') :].partition("</div>\n</div>")[0]
+    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", origin[: origin.index("</dl>")]))
+    assert told["Protocol"].startswith("knn.mmselfsup@1, sha256 ")
+    assert told["Selection"] == "fixed"
+    assert told["Seed"] == "0"
+    assert told["Hardware"] == "synthetic, 2 cores, 8 GiB"
+    assert told["Commit"] == "not known"
+    assert "0123abc" in page
+    assert {"Data", "Weights", "Metric", "Written", "Record"} <= told.keys()
+
+
+def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
+    svg = re.search(r'id="embedded-neighbours".*?</svg>', page, re.DOTALL)
+    assert svg is not None
+    assert re.search(r"<text[^>]*>neighbours k</text>", svg[0])
+    assert "#000000" not in svg[0]
+    assert "currentColor" in svg[0]
+
+
+def test_a_chart_without_anything_to_draw() -> None:
+    def nothing(out: Path) -> None:
+        raise ValueError("nothing")
+
+    assert chart("c", "t", "s", nothing) is None
+    text = '<?xml?><!DOCTYPE x><svg id="a"><metadata>m</metadata><use href="#b" clip-path="url(#b)"/></svg>'
+    assert inline_svg(text, "p").endswith('id="p-a"><use href="#p-b" clip-path="url(#p-b)"/></svg>')
+
+
+def test_logs(folder: Path, tmp_path: Path) -> None:
+    (log,) = read_logs(folder / "pretrain")
+    assert log.columns["loss"] == [(1.0, 5.5), (2.0, 5.0)]
+    assert log.columns["knn"] == [(2.0, 31.5)]
+    draw_pretraining([log], tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[1] > 900  # three panels
+    with pytest.raises(ValueError, match="no log"):
+        draw_pretraining([], tmp_path / "none.png")
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(RecordsError, match=r"log\.csv is no log"):
+        read_logs(tmp_path)
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "report.html"
+    flags = ["--records", str(folder / "records"), "--pretrain", str(tmp_path), "--out", str(out)]
+    assert main(["report", *flags, "--dry-run"]) == 0
+    assert "would read" in capsys.readouterr().out
+    assert not out.exists()
+    assert main(["report", "--records", str(tmp_path / "none"), "--out", str(out)]) == 2
+
+
+SCRIPT = """<script>
+addEventListener("load", () => {
+  const seen = {width: document.documentElement.scrollWidth, window: innerWidth, title: document.title};
+  const table = [...document.querySelectorAll("table.sortable")].find(t => t.tHead.rows[0].cells[1].textContent == "k=10");
+  const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.sort);
+  const header = table.tHead.rows[0].cells[1];
+  seen.before = column();
+  header.querySelector("button").click();
+  setTimeout(() => {
+    seen.down = column(); seen.sorted = header.getAttribute("aria-sort");
+    header.querySelector("button").click();
+    setTimeout(() => {
+      seen.up = column();
+      const button = document.querySelector("td button[popovertarget]");
+      button.click();
+      const origin = document.getElementById(button.getAttribute("popovertarget"));
+      seen.open = origin.matches(":popover-open");
+      origin.querySelector(".close").click();
+      seen.closed = !origin.matches(":popover-open");
+      seen.ink = getComputedStyle(document.body).color;
+      document.body.innerHTML = "";
+      document.body.dataset.seen = JSON.stringify(seen);
+    }, 200);
+  }, 200);
+});
+</script>"""
+
+
+def browse(page: Path, *flags: str) -> str:
+    """What a headless browser holds of a page after some seconds of its own time."""
+    if BROWSER is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}",
+               "--virtual-time-budget=3000", *flags, "--dump-dom", page.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("flags", "dark"), [(("--window-size=500,900",), False),
+                                             (("--window-size=1300,900", "--blink-settings=preferredColorScheme=0"), True)])  # fmt: skip
+def test_in_a_browser(page: str, tmp_path: Path, flags: tuple[str, ...], dark: bool) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(re.sub(r"script-src '[^']+'", "script-src 'unsafe-inline'", page).replace("</body>", SCRIPT))
+    held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, *flags).replace("&quot;", '"'))
+    assert held is not None
+    seen = json.loads(held[1])
+    assert seen["title"] == "Benchmark report"
+    assert seen["width"] <= seen["window"], "the page scrolls sideways"
+    values = [float(value) for value in seen["before"] if value]
+    assert [float(value) for value in seen["down"] if value] == sorted(values, reverse=True)
+    assert [float(value) for value in seen["up"] if value] == sorted(values)
+    assert seen["sorted"] == "descending"
+    assert seen["open"] is True
+    assert seen["closed"] is True
+    bright = sum(map(int, re.findall(r"\d+", seen["ink"])[:3])) > 384
+    assert bright == dark
+
+
+def test_the_policy_stops_other_scripts(page: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page.replace("</body>", "<script>document.title = 'owned'</script></body>"))
+    assert "<title>Benchmark report</title>" in browse(file)
