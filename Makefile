@@ -135,10 +135,12 @@ features-gc: $(CORE) ## what of the stored features nothing uses; ARGS=--delete 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
-.PHONY: tables zoo-page published-pages diff publish-records speed
+.PHONY: tables pictures zoo-page published-pages diff publish-records speed
 tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
 	$(PY) -m results tables --out work/tables.md $(flags)
 	$(if $(DRY_RUN),,@cat work/tables.md)
+pictures: $(CORE) ## curves and per-class tables of what this machine measured: work/pictures
+	$(PY) -m results pictures --out work/pictures $(ARGS)
 zoo-page: $(CORE) ## the page that a model zoo shows of an encoder: NAME, OUT
 	$(PY) -m results zoo-page --encoder '$(NAME)' $(if $(OUT),--out $(OUT)) $(ARGS)
 published-pages: $(CORE) ## both published MoCo v2 pages and the papers' tables, from results/published.csv alone
@@ -154,7 +156,7 @@ speed: $(CORE) ## measure the hot loops against plain ones, into work/speed.json
 
 # ---- the demo: a chain of stamps, so that a killed run goes on where it was ------------------------------------------
 
-.PHONY: demo demo-seeds
+.PHONY: demo demo-seeds demo-transfer
 DEMO := work/demo
 DEMO_RECIPE := mocov2_resnet18w32_demo
 DEMO_ARCH := resnet18-w32-k3-nopool
@@ -164,13 +166,16 @@ DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO
 timed = @scripts/timed.sh $(DEMO)/times.tsv
 
 demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm) ## everything once on the embedded data, in minutes
-	@$(MAKE) --no-print-directory tables
+	@$(MAKE) --no-print-directory tables pictures
 	@scripts/timed.sh $(DEMO)/times.tsv
 demo-seeds: demo ## the demo's pretraining in three seeds; their records are the committed ones
 	printf '%s\n' 1 2 | xargs -P 2 -I{} $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings \
 		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1
 	for harness in knn probes voc-svm low-shot-svm; do $(PY) -m benchmarks $$harness --data work/data \
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
+	@$(MAKE) --no-print-directory tables
+
+demo-transfer: $(addprefix $(DEMO)/,voc-seg) ## fine-tuning on the embedded scenes, from pretraining and from nothing
 	@$(MAKE) --no-print-directory tables
 
 $(DEMO)/data: | $(CORE)
@@ -184,6 +189,9 @@ $(DEMO_MOCO): $(DEMO)/data
 $(DEMO)/low-shot-svm: $(DEMO)/voc-svm
 $(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes: $(DEMO_RANDOM) $(DEMO_MOCO)
 	$(timed) $(@F) $(PY) -m benchmarks $(@F) $(DEMO_BENCH)
+	@touch $@
+$(DEMO)/voc-seg: $(DEMO)/random-0.safetensors $(DEMO_MOCO) | $(TRANSFER)
+	$(timed) $(@F) $(PY) -m benchmarks $(@F) --data work/data $(call encoders,$(filter %.safetensors,$^))
 	@touch $@
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
