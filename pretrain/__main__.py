@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
 from pretrain.distributed import own_device, process_group
-from pretrain.monitor import Features, KnnMonitor
+from pretrain.monitor import Features, KnnMonitor, Labelled
 from pretrain.plan import plan
 from pretrain.recipe import Recipe, load_recipe
+from pretrain.sources import Files, Shards, find_images
 from pretrain.train import Run
 
 log = logging.getLogger("pretrain")
@@ -35,7 +37,8 @@ class Command:
     """
 
     data: Path
-    """folder of images or of tar shards, with or without train/ in it; a .txt list; a .json index of shards"""
+    """folder of images or of tar shards, with or without train/ in it, or of CIFAR-10's batches; a .txt list; a .json
+    index of shards"""
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     """folder of this run; default work/pretrain/RECIPE"""
@@ -49,7 +52,8 @@ class Command:
     warm_start: Path | None = None
     """backbone.safetensors to start the weights from: a warm start, not a resume"""
     monitor: Path | None = None
-    """labelled image folder with train/ and val/ or test/: kNN accuracy of the latter, now and then"""
+    """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: kNN accuracy of the held-out split,
+    now and then"""
     monitor_every: int = 10
     """epochs between two of these"""
     dry_run: bool = False
@@ -78,8 +82,9 @@ def _run(command: Command) -> int:
     if command.threads:
         torch.set_num_threads(command.threads)
     device = own_device(torch.device(command.device))
+    images = _images(command.data)
     if command.dry_run:
-        sys.stdout.write(plan(recipe, command.data, out, device))
+        sys.stdout.write(plan(recipe, command.data, len(images), out, device))
         return 0
     with process_group(device):
         run = Run(
@@ -87,6 +92,7 @@ def _run(command: Command) -> int:
             command.data,
             out,
             device=device,
+            images=images,
             workers=command.workers,
             warm_start=command.warm_start,
             monitor=_monitor(command.monitor, recipe, device, command.workers) if command.monitor else None,
@@ -98,18 +104,42 @@ def _run(command: Command) -> int:
     return 0
 
 
-def _monitor(root: Path, recipe: Recipe, device: torch.device, workers: int) -> KnnMonitor:
+def _images(data: Path) -> Files | Shards:
+    """What `find_images` finds, or CIFAR-10's training images in the batches of its owner."""
+    return _labelled(data, "train")[0] if _is_cifar10(data) else find_images(data)
+
+
+def _is_cifar10(folder: Path) -> bool:
+    from benchmarks.data.cifar10 import LAYOUTS
+
+    return any(layout.fits(folder, "train") for layout in LAYOUTS)
+
+
+def _labelled(root: Path, split: str) -> Labelled:
     from benchmarks.contract import InputError
+    from benchmarks.data.cifar10 import read_cifar10
     from benchmarks.data.imagefolder import read_image_folder
 
-    held_out = "val" if (root / "val").is_dir() else "test"
     try:
-        gallery, queries = read_image_folder(root, "train"), read_image_folder(root, held_out)
+        found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
     except InputError as error:
         raise ValueError(str(error)) from error
-    return KnnMonitor(
-        (gallery.paths, gallery.targets), (queries.paths, queries.targets), _classify, recipe, device, workers
-    )
+    return Files(tuple(found.paths), _decode), found.targets
+
+
+def _decode(path: Path) -> Image.Image:
+    from benchmarks.contract import InputError
+    from benchmarks.data.images import decode
+
+    try:
+        return decode(path)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _monitor(root: Path, recipe: Recipe, device: torch.device, workers: int) -> KnnMonitor:
+    held_out = "val" if (root / "val").is_dir() else "test"
+    return KnnMonitor(_labelled(root, "train"), _labelled(root, held_out), _classify, recipe, device, workers)
 
 
 def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64]) -> float:
@@ -132,8 +162,8 @@ def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, 
 def _sentence(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or error.title
-        return f"{where}: {first['msg']}"
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        return f"{where}: {what}" if where else what
     # A loader's worker hands its error over with the whole traceback as the text.
     return " ".join(re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", str(error))[-1].split())
 

@@ -1,6 +1,6 @@
 """The ResNets that are pretrained and benchmarked, built from torchvision's blocks with torchvision's parameter names.
 
-torchvision fixes 64 channels and a 7x7 stem; wide encoders (R50w2x, R50w4x of MoCo v1, appendix) and small-image
+torchvision fixes 64 channels and a 7x7 stem; wide encoders (R50w2x, R50w4x of MoCo v1, section 4.1) and small-image
 encoders (3x3 stem, no max-pool, as in the authors' CIFAR notebook) need both to vary.
 """
 
@@ -23,6 +23,7 @@ STAGES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     "resnet101": (Bottleneck, (3, 4, 23, 3), 1, 64),
     "resnet152": (Bottleneck, (3, 8, 36, 3), 1, 64),
     "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3), 32, 4),
+    "resnext50_32x8d": (Bottleneck, (3, 4, 6, 3), 32, 8),
     "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3), 32, 8),
     "resnext101_64x4d": (Bottleneck, (3, 4, 23, 3), 64, 4),
     "wide_resnet50_2": (Bottleneck, (3, 4, 6, 3), 1, 128),

@@ -16,7 +16,7 @@ from pretrain.contrast import Batch
 from pretrain.mechanisms import views as views_of
 from pretrain.recipe import Recipe
 from pretrain.shards import ShardStream, check_split
-from pretrain.sources import Files, Shards, read_rgb
+from pretrain.sources import Files, Shards
 
 Item = tuple[int, tuple[Tensor, ...]]  # the image's number, and its views or crops
 
@@ -31,8 +31,8 @@ class _Stored(Dataset[Tensor]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = TF.center_crop(TF.resize(read_rgb(self.files.paths[index]), self.size), [self.size, self.size])
-        return TF.pil_to_tensor(image)
+        image = TF.resize(self.files.read(self.files.paths[index]), self.size)
+        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size]))
 
 
 class _Views(Dataset[Item]):
@@ -45,7 +45,8 @@ class _Views(Dataset[Item]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Item:
-        return index, drawn(self.work, read_rgb(self.files.paths[index]), self.seed, self.number, index)
+        image = self.files.read(self.files.paths[index])
+        return index, drawn(self.work, image, self.seed, self.number, index)
 
 
 class Loader:

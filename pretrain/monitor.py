@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
 from pretrain.recipe import Recipe
-from pretrain.sources import read_rgb
+from pretrain.sources import Files
 
-Labelled = tuple[Sequence[Path], NDArray[np.int64]]  # image files and their classes
+Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
 # Gallery features and classes, query features and classes, to the share of queries that are classified right.
 Classifier = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64]], float]
@@ -25,14 +25,14 @@ MARGIN = 256 / 224  # of the shorter side over the crop, as in the frozen-featur
 class _Centre(Dataset[Tensor]):
     """(3, crop, crop) uint8. An image that is as small as the crop already is only cut."""
 
-    def __init__(self, paths: Sequence[Path], crop: int) -> None:
-        self.paths, self.crop = paths, crop
+    def __init__(self, files: Files, crop: int) -> None:
+        self.files, self.crop = files, crop
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_rgb(self.paths[index])
+        image = self.files.read(self.files.paths[index])
         if min(image.size) != self.crop:
             image = TF.resize(image, round(self.crop * MARGIN))
         return TF.pil_to_tensor(TF.center_crop(image, [self.crop, self.crop]))
@@ -67,16 +67,16 @@ class KnnMonitor:
         was_training = backbone.training
         backbone.eval()
         try:
-            features = [self._features(backbone, paths) for paths, _ in (self.gallery, self.queries)]
+            features = [self._features(backbone, files) for files, _ in (self.gallery, self.queries)]
         finally:
             backbone.train(was_training)
         return 100 * self.classify(features[0], self.gallery[1], features[1], self.queries[1])
 
     @torch.inference_mode()
-    def _features(self, backbone: nn.Module, paths: Sequence[Path]) -> Features:
+    def _features(self, backbone: nn.Module, files: Files) -> Features:
         generator = torch.Generator()  # else the loader draws its workers' seed from the run's
         images = DataLoader(
-            _Centre(paths, self.recipe.augmentation.crop),
+            _Centre(files, self.recipe.augmentation.crop),
             batch_size=256,
             num_workers=self.workers,
             generator=generator,
@@ -90,8 +90,8 @@ class KnnMonitor:
 
 
 def _thinned(labelled: Labelled, limit: int) -> Labelled:
-    paths, classes = labelled
-    if len(paths) <= limit:
+    files, classes = labelled
+    if len(files) <= limit:
         return labelled
-    kept = np.linspace(0, len(paths) - 1, limit).round().astype(int)
-    return [paths[i] for i in kept], classes[kept]
+    kept = np.linspace(0, len(files) - 1, limit).round().astype(int)
+    return replace(files, paths=tuple(files.paths[i] for i in kept)), classes[kept]

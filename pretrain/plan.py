@@ -11,16 +11,14 @@ from pretrain import mechanisms
 from pretrain.checkpoint import RESUME
 from pretrain.contrast import Batch
 from pretrain.recipe import Recipe
-from pretrain.sources import find_images
 
-SMALL_BATCH = 8
+SMALL_BATCH = 8 * 224**2  # pixels of the batch that is measured
 
 
-def plan(recipe: Recipe, data: Path, out: Path, device: torch.device) -> str:
+def plan(recipe: Recipe, data: Path, images: int, out: Path, device: torch.device) -> str:
     """Lines for a reader. The time is measured on a small batch of noise, without the augmentation."""
-    images = len(find_images(data))
     steps = recipe.epochs * (recipe.epoch_steps or images // recipe.batch_size)
-    batch = min(recipe.batch_size, max(SMALL_BATCH, recipe.split_bn * 2))
+    batch = _small_batch(recipe)
     seconds, parameters, memory = _measure(recipe, batch, images, device)
     disk = parameters * 8 + memory  # weights and momentum; the memory of keys, and weights without momentum
     hours = seconds / batch * recipe.batch_size * steps / 3600
@@ -34,6 +32,14 @@ def plan(recipe: Recipe, data: Path, out: Path, device: torch.device) -> str:
         "activations\n"
         f"time        about {hours:.2g} hours on this {device.type}, measured on one batch of {batch}\n"
     )
+
+
+def _small_batch(recipe: Recipe) -> int:
+    """A part of the recipe's batch that the queue and split batch norms can take, of about SMALL_BATCH pixels."""
+    total, parts = recipe.batch_size, recipe.split_bn
+    possible = [n for n in range(2 * parts, total + 1, parts) if total % n == 0] or [total]
+    wanted = SMALL_BATCH // recipe.augmentation.crop**2
+    return max((n for n in possible if n <= wanted), default=possible[0])
 
 
 def _measure(recipe: Recipe, batch: int, images: int, device: torch.device) -> tuple[float, int, int]:

@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Augmentation(Frozen):
-    """One random view. The defaults are MoCo v2's list, "aug+" (section 2 of the note; main_moco.py).
+    """One random view. The defaults are MoCo v2's list, "aug+" (section 3 of the note; main_moco.py --aug-plus).
 
     `engine` pil runs all of it per image in loader workers, as the reference does. tensor leaves only decoding and
     cropping there and runs the rest on whole batches on the device; with `stored_size` the images are decoded once for

@@ -5,22 +5,62 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
 _METADATA = re.compile("__[^/]*__(/|$)")  # names that webdataset passes over
 
 
+# What Pillow's decoders raise on files that are damaged in one way or another.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
+    """Decodes one file to the pixels that Pillow's `convert("RGB")`, and so torchvision's loader, gives.
+
+    One rule with `benchmarks.data.images.decode`, so that an encoder is pretrained on what it is evaluated on, and the
+    rule of MoCo's reference: the EXIF orientation is not applied, an alpha channel is dropped, CMYK is converted, of an
+    animation the first frame is taken. 16-bit grey is scaled to 8 bits, where Pillow would clip it to white.
+
+    Args:
+        file: a path, or the file's bytes with the `name` to call it by.
+
+    Raises:
+        ValueError: the file is not a whole image, or of 32-bit pixels, whose range nothing tells.
+    """
+    what = name if isinstance(file, bytes) else str(file)
+    try:
+        image: Image.Image
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            image.load()
+    except _DAMAGED as error:
+        raise ValueError(f"{what} is not a readable image ({error}); repair or remove it") from error
+    if image.mode in ("F", "I"):
+        raise ValueError(f"{what} has 32-bit pixels of unknown range; save it with 8 or 16 bits per channel")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))  # 257 steps of 16 bits to one of 8
+    image.info.pop("transparency", None)  # has no part in the conversion, and Pillow warns about it
+    return image.convert("RGB")
+
+
 @dataclass(frozen=True)
 class Files:
-    """Images that are files of their own, in a fixed order."""
+    """Images with a path each, in a fixed order.
+
+    Attributes:
+        read: opens what a path stands for, in RGB.
+    """
 
     paths: tuple[Path, ...]
+    read: Callable[[Path], Image.Image] = read_rgb
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -131,24 +171,3 @@ def count_images(shard: Path) -> int:
             return sum(member.isreg() and is_image(member.name) and not _METADATA.match(member.name) for member in tar)
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{shard} is not a whole tar file ({error}); copy it again") from error
-
-
-def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
-    """Decodes one file, upright, in RGB; transparency is laid on white.
-
-    Args:
-        file: a path, or the file's bytes with the `name` to call it by.
-
-    Raises:
-        ValueError: the file is not a whole image.
-    """
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        what = name if isinstance(file, bytes) else str(file)
-        raise ValueError(f"{what} is not a readable image ({error}); repair or remove it") from error

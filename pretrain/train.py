@@ -18,7 +18,7 @@ from pretrain.backbone_file import write_backbone
 from pretrain.checkpoint import RESUME, keep, load_resume, numbered, remove_partials, save_resume, write_text
 from pretrain.contrast import Batch
 from pretrain.recipe import Recipe
-from pretrain.sources import find_images
+from pretrain.sources import Files, Shards, find_images
 from pretrain.trainer import Trainer, finite
 from pretrain.watch import CURVES, EVENTS, KNN, LOG, Events, Row, as_text, draw_curves, write_log
 from results.schema import EncoderCard
@@ -36,7 +36,8 @@ class Run:
 
     Args:
         recipe: what to do.
-        data: the images, see `find_images`.
+        data: where the images are, see `find_images`; the card names it.
+        images: what to learn from, where `data` need not be looked into.
         out: takes recipe.json, log.csv, tensorboard/, resume.pt, numbered checkpoints, backbone.safetensors and, at the
             end, curves.png.
         workers: loader processes of this rank.
@@ -54,6 +55,7 @@ class Run:
         out: Path,
         *,
         device: torch.device,
+        images: Files | Shards | None = None,
         workers: int = 2,
         warm_start: Path | None = None,
         monitor: Callable[[nn.Module], float] | None = None,
@@ -62,7 +64,8 @@ class Run:
         self.recipe, self.data, self.out = recipe, data, out
         self.monitor, self.monitor_every = monitor, monitor_every
         self.first = distributed.rank() == 0
-        self.trainer = Trainer(recipe, find_images(data), device, workers, warm_start)
+        found = find_images(data) if images is None else images
+        self.trainer = Trainer(recipe, found, device, workers, warm_start)
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.told = self.saved = time.monotonic()

@@ -39,6 +39,8 @@ class Events:
             from torch.utils.tensorboard import SummaryWriter  # a second to import
 
             self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            # Not add_scalars, whose writers of their own would not hide what a killed process wrote.
+            self.writer.add_custom_scalars({"pretraining": {"loss": ["Multiline", ["^loss$", "^chance_loss$"]]}})
 
     def __enter__(self) -> Self:
         return self
@@ -50,11 +52,10 @@ class Events:
             self.writer.close()
 
     def add(self, row: Row, step: int) -> None:
-        """The row's values at the global step; the loss and its chance line in one diagram."""
+        """The row's values at the global step; the loss and its chance line share a diagram under custom scalars."""
         if self.writer is None:
             return
-        self.writer.add_scalars("loss", {"loss": row["loss"], "chance": row["chance_loss"]}, step)
-        for name in row.keys() - {"epoch", "loss", "chance_loss"}:
+        for name in row.keys() - {"epoch"}:
             self.writer.add_scalar(name, row[name], step)
 
 

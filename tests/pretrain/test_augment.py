@@ -29,10 +29,16 @@ def pictures(n: int, size: int = 48) -> Tensor:
     return (smooth.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def error(ours: Tensor, theirs: list[Image.Image]) -> float:
-    """Mean absolute difference in units of 1/255."""
+# Largest difference of one channel of one pixel from PIL, in units of 1/255, on `pictures`; the mean is below 1.5.
+# Hue: PIL turns it in HSV of 8 bits. Blur: PIL's is three box blurs, which is furthest from a Gaussian at small sigma.
+LARGEST = {"crop": 1.1, "brightness": 1.1, "contrast": 1.3, "saturation": 1.3, "hue": 18, "gray": 0.6, "blur": 2.8}
+
+
+def assert_close_to_pil(operation: str, ours: Tensor, theirs: list[Image.Image]) -> None:
     reference = torch.stack([TF.pil_to_tensor(image) for image in theirs]).float()
-    return (ours * 255 - reference).abs().mean().item()
+    difference = (ours * 255 - reference).abs()
+    assert difference.mean() < 1.5, operation
+    assert difference.max() < LARGEST[operation], operation
 
 
 def kolmogorov_smirnov(one: np.ndarray, two: np.ndarray) -> float:  # type: ignore[type-arg]
@@ -43,25 +49,25 @@ def kolmogorov_smirnov(one: np.ndarray, two: np.ndarray) -> float:  # type: igno
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("name", "ours", "theirs"),
     [
-        (batched._blend_black, TF.adjust_brightness),
-        (batched._blend_mean, TF.adjust_contrast),
-        (batched._blend_gray, TF.adjust_saturation),
-        (batched._shift_hue, lambda image, factor: TF.adjust_hue(image, factor - 1)),
+        ("brightness", batched._blend_black, TF.adjust_brightness),
+        ("contrast", batched._blend_mean, TF.adjust_contrast),
+        ("saturation", batched._blend_gray, TF.adjust_saturation),
+        ("hue", batched._shift_hue, lambda image, factor: TF.adjust_hue(image, factor - 1)),
+        ("gray", lambda x, _: batched._gray(x).expand_as(x), lambda image, _: TF.rgb_to_grayscale(image, 3)),
     ],
-    ids=["brightness", "contrast", "saturation", "hue"],
 )
-def test_colour_operations_equal_pil(ours, theirs) -> None:  # type: ignore[no-untyped-def]
+def test_colour_operations_equal_pil(name, ours, theirs) -> None:  # type: ignore[no-untyped-def]
     images = pictures(16)
     factors = torch.linspace(0.6, 1.4, 16)
     got = ours(images.float() / 255, factors[:, None, None, None])
     want = [theirs(TF.to_pil_image(image), float(f)) for image, f in zip(images, factors, strict=True)]
-    assert error(got, want) < 1.5
+    assert_close_to_pil(name, got, want)
 
 
-@pytest.mark.parametrize("kind", range(4), ids=["brightness", "contrast", "saturation", "hue"])
-def test_colour_operations_one_by_one_equal_pil(kind: int) -> None:
+@pytest.mark.parametrize(("kind", "name"), list(enumerate(["brightness", "contrast", "saturation", "hue"])))
+def test_colour_operations_one_by_one_equal_pil(kind: int, name: str) -> None:
     theirs = (
         TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, lambda image, f: TF.adjust_hue(image, f - 1),
     )[kind]  # fmt: skip
@@ -71,7 +77,7 @@ def test_colour_operations_one_by_one_equal_pil(kind: int) -> None:
     for image, factor in zip(got, factors, strict=True):
         one_by_one._jitter(image, [kind], [factor] * 4)
     want = [theirs(TF.to_pil_image(image), factor) for image, factor in zip(images, factors, strict=True)]
-    assert error(got, want) < 1.5
+    assert_close_to_pil(name, got, want)
 
 
 def test_blur_one_by_one_equals_pil() -> None:
@@ -79,7 +85,7 @@ def test_blur_one_by_one_equals_pil() -> None:
     got = torch.stack([one_by_one.blur_one(i, s) for i, s in zip(images.float() / 255, sigma, strict=True)])
     blurs = (ImageFilter.GaussianBlur(s) for s in sigma)
     want = [TF.to_pil_image(image).filter(blur) for image, blur in zip(images, blurs, strict=True)]
-    assert error(got, want) < 1.5
+    assert_close_to_pil("blur", got, want)
 
 
 def test_blur_equals_pil() -> None:
@@ -90,7 +96,25 @@ def test_blur_equals_pil() -> None:
         TF.to_pil_image(image).filter(ImageFilter.GaussianBlur(float(s)))
         for image, s in zip(images, sigma, strict=True)
     ]
-    assert error(got, want) < 1.5
+    assert_close_to_pil("blur", got, want)
+
+
+def test_blur_of_white_noise_stays_near_pil() -> None:
+    """The hardest picture for PIL's three box blurs, in place of which ours is a Gaussian: above the 1.5 of others."""
+    images = torch.randint(0, 256, (8, 3, 48, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sigma = torch.linspace(0.1, 2.0, 8)
+    got = batched.gaussian_blur(images.float() / 255, sigma, 2.0) * 255
+    blurs = (ImageFilter.GaussianBlur(float(s)) for s in sigma)
+    want = [TF.pil_to_tensor(TF.to_pil_image(image).filter(b)) for image, b in zip(images, blurs, strict=True)]
+    difference = (got - torch.stack(want)).abs()
+    assert difference.mean() < 2.7
+    assert difference.max() < 32
+
+
+def test_flip_equals_pil() -> None:
+    flipped = Augmentation(engine="tensor", crop=48, jitter_p=0, grayscale_p=0, blur_p=0, flip_p=1)
+    views = batched.BatchedViews(flipped, (0, 0, 0), (1, 1, 1), torch.Generator()).recoloured(pictures(4))
+    assert torch.equal((views * 255).round().byte(), pictures(4).flip(3))
 
 
 @pytest.mark.parametrize("grayscale_first", [False, True])
@@ -165,7 +189,7 @@ def test_resized_crop_equals_pil(height: int, width: int, size: int) -> None:
         down = batched._resize_matrix(torch.tensor([float(top)]), torch.tensor([float(h)]), height, size)
         got = down @ (image.float() / 255) @ across.transpose(1, 2)
         want = TF.resized_crop(TF.to_pil_image(image), top, left, h, w, [size, size])
-        assert error(got[None], [want]) < 1.5
+        assert_close_to_pil("crop", got[None], [want])
 
 
 def test_crop_boxes_have_torchvisions_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

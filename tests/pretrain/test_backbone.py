@@ -14,7 +14,13 @@ from results.schema import Architecture
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_same_names_shapes_and_outputs_as_torchvision(name: str) -> None:
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)(weights=None)
+    block, depths, groups, width = STAGES[name]  # torchvision has no function for the ResNeXt of MoCo v1
+    named = getattr(torchvision.models, name, None)
+    theirs = (
+        named(weights=None)
+        if named
+        else torchvision.models.ResNet(block, list(depths), groups=groups, width_per_group=width)
+    )
     ours = ResNet(Architecture(name=name))
     tensors = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
     ours.load_state_dict(tensors, strict=True)

@@ -1,6 +1,9 @@
-"""Recipes against their sources, field by field. Each table in tests/expected/recipes was typed from the papers.
+"""Recipes against their sources, field by field. Each table in tests/expected/recipes was typed from its sources.
 
-A blank cell is as in the table's first recipe. A field of a resolved recipe that no row lists fails.
+A blank cell is as in the table's first recipe. A field of a resolved recipe that no row lists fails. In `source` a file
+with a commit was read at that commit of facebookresearch/moco or the repository that is named (google-research/simclr
+at 0075cc0 and 244e712, open-mmlab/mmselfsup 0.x). "Read in a transcription" is the paper's own text as a third party
+typed it, "second-hand" a value that only a third party reports, "assumed" one that nobody does.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.data.images import decode
 from pretrain.sources import Files, Shards, count_images, find_images, read_rgb
 
 
@@ -85,10 +87,44 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | 
         find_images(path.parent if path.suffix == ".tar" else path)
 
 
-def test_transparency_is_laid_on_white_and_bytes_are_called_by_their_name(tmp_path: Path) -> None:
-    clear = tmp_path / "clear.png"
-    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(clear)
-    assert read_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
-    assert read_rgb(clear.read_bytes()).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(ValueError, match=r"a.jpg in 0.tar is not a readable image"):
-        read_rgb(b"nonsense", "a.jpg in 0.tar")
+def write_kinds(folder: Path) -> list[Path]:
+    """A file of each kind whose pixels a reader could understand in more than one way."""
+    random = np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter turn to the right
+    with_alpha = Image.fromarray(random.integers(0, 256, (8, 6, 4), dtype=np.uint8))
+    colours.save(folder / "turned.jpg", exif=turned)
+    colours.convert("CMYK").save(folder / "cmyk.jpg")
+    with_alpha.save(folder / "rgba.png")
+    with_alpha.convert("LA").save(folder / "la.png")
+    colours.quantize(8).save(folder / "palette.png", transparency=0)
+    Image.fromarray(random.integers(0, 65536, (8, 6), dtype=np.uint16)).save(folder / "deep.png")
+    colours.save(folder / "animation.webp", save_all=True, append_images=[Image.new("RGB", (6, 8))], lossless=True)
+    colours.convert("1").save(folder / "bits.png")
+    return sorted(folder.iterdir())
+
+
+def test_images_are_what_the_benchmarks_read(tmp_path: Path) -> None:
+    """An encoder is pretrained on the pixels that it is evaluated on: one rule for orientation, alpha and depth."""
+    kinds = write_kinds(tmp_path)
+    assert len(kinds) == 8
+    for path in kinds:
+        ours, theirs = read_rgb(path), decode(path)
+        assert ours.mode == "RGB"
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs)), path.name
+        assert np.array_equal(np.asarray(ours), np.asarray(read_rgb(path.read_bytes()))), path.name
+    assert read_rgb(tmp_path / "turned.jpg").size == (6, 8)  # as stored
+    with Image.open(tmp_path / "rgba.png") as image:
+        assert np.array_equal(np.asarray(read_rgb(tmp_path / "rgba.png")), np.asarray(image)[..., :3])  # alpha dropped
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"), [("a.jpg", b"nonsense", "is not a readable image"), ("a.tif", None, "32-bit pixels")]
+)
+def test_what_is_no_image_is_called_by_its_name(tmp_path: Path, name: str, content: bytes | None, fault: str) -> None:
+    if content is None:
+        Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=f"{name} in 0.tar .*{fault}"):
+        read_rgb(content, f"{name} in 0.tar")

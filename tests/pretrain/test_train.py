@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from pretrain.__main__ import main
 from pretrain.backbone_file import read_backbone, weights_sha256
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.contrast import ProjectedEncoder
-from pretrain.recipe import load_recipe
+from pretrain.plan import _small_batch
+from pretrain.recipe import Augmentation, Recipe, load_recipe
 from pretrain.train import Run
 
 CPU = torch.device("cpu")
@@ -231,6 +233,28 @@ def test_a_monitor_without_labelled_images_is_refused(
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_cifar_10_is_read_from_its_owners_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pretrained on the training batches and watched on the test batch, in the layout of the owner's archive."""
+    folder = tmp_path / "cifar" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = random.integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": [0, 1, 2, 3]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"class %d" % i for i in range(10)]}))
+    flags = ["--epochs", "1", "--augmentation.stored-size", "32", "--monitor", str(tmp_path / "cifar")]
+    assert run(tmp_path / "cifar", tmp_path / "out", *flags) == 0
+    with (tmp_path / "out" / "log.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert 0 <= float(rows[0]["knn"]) <= 100
+    _, card = read_backbone(tmp_path / "out" / "backbone.safetensors")
+    assert card is not None
+    assert card.pretrain_data == "cifar"
+    (folder / "data_batch_3").unlink()
+    assert run(tmp_path / "cifar", tmp_path / "other", *flags) == 2
+    assert "data_batch_3 is missing" in capsys.readouterr().err
+
+
 def test_a_run_from_shards_goes_on_only_with_as_many_workers(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +386,14 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(
     assert "33 images" in plan
     assert "hours" in plan
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_measures_a_batch_that_the_queue_takes() -> None:
+    """A part of the batch, so that a queue of whole batches and the parts of batch norms fit it."""
+    for batch, parts, crop, measured in ((256, 1, 224, 8), (24, 1, 224, 8), (18, 1, 224, 6), (128, 8, 32, 128),
+                                         (256, 8, 224, 16), (7, 1, 224, 7), (512, 8, 32, 256)):  # fmt: skip
+        recipe = Recipe(batch_size=batch, queue_size=2 * batch, split_bn=parts, augmentation=Augmentation(crop=crop))
+        assert _small_batch(recipe) == measured
 
 
 @pytest.mark.parametrize(

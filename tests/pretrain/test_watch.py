@@ -12,6 +12,7 @@ from torch import nn
 
 from pretrain.monitor import Features, KnnMonitor
 from pretrain.recipe import Recipe
+from pretrain.sources import Files
 from pretrain.watch import Events, Row, draw_curves, write_log
 
 ROWS: list[Row] = [
@@ -32,11 +33,12 @@ def test_events_after_the_step_that_a_run_went_on_from_are_hidden(tmp_path: Path
         for step, row in ((4, ROWS[0]), (8, ROWS[1])):
             events.add(row, step)
     with Events(tmp_path, 4, write=True) as events:  # killed after step 8, but the last checkpoint is of step 4
-        events.add({**ROWS[1], "accuracy": 0.25}, 8)
+        events.add({**ROWS[1], "accuracy": 0.25, "loss": 4.25}, 8)
     read = EventAccumulator(str(tmp_path))
     read.Reload()
     assert [(e.step, round(e.value, 6)) for e in read.Scalars("accuracy")] == [(4, 0.1), (8, 0.25)]
-    assert "knn" in read.Tags()["scalars"]
+    assert [(e.step, e.value) for e in read.Scalars("loss")] == [(4, 5.5), (8, 4.25)]
+    assert {"chance_loss", "knn"} < set(read.Tags()["scalars"])
     with Events(tmp_path / "other", 0, write=False) as events:
         events.add(ROWS[0], 1)
     assert not (tmp_path / "other").exists()
@@ -72,7 +74,9 @@ def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_enc
 
     recipe = Recipe(augmentation={"crop": 32}, mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
     classes = np.array([0, 1])
-    monitor = KnnMonitor((paths[:2], classes), (paths[2:], classes), nearest, recipe, torch.device("cpu"), 0)
+    monitor = KnnMonitor(
+        (Files(tuple(paths[:2])), classes), (Files(tuple(paths[2:])), classes), nearest, recipe, torch.device("cpu"), 0
+    )
     encoder = Colour().train()
     before = torch.get_rng_state()
     assert monitor(encoder) == 100.0
@@ -82,7 +86,6 @@ def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_enc
 
 
 def test_a_large_set_is_thinned_evenly(tmp_path: Path) -> None:
-    paths = [tmp_path / str(i) for i in range(100)]
-    labelled = (paths, np.arange(100))
+    labelled = (Files(tuple(tmp_path / str(i) for i in range(100))), np.arange(100))
     monitor = KnnMonitor(labelled, labelled, lambda *_: 0.0, Recipe(), torch.device("cpu"), 0, limit=5)
     assert monitor.gallery[1].tolist() == [0, 25, 50, 74, 99]
