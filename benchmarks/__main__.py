@@ -32,6 +32,7 @@ COMMANDS = (
     Command("check-data", "benchmarks.data.check_command"),
     Command("demo-data", "benchmarks.demo.command"),
     Command("random-encoder", "benchmarks.encoders.random_file"),
+    Command("explain", "benchmarks.explain"),
     Command("features-gc", "benchmarks.features.collect"),
 )
 

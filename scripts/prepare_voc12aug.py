@@ -16,6 +16,7 @@ from scipy.io import loadmat
 
 from benchmarks.contract import InputError
 from benchmarks.data.lists import read_lines
+from benchmarks.encoders.export.atomic import replacing
 from benchmarks.progress import progress
 
 log = logging.getLogger("prepare_voc12aug")
@@ -43,7 +44,8 @@ def prepare(options: Prepare) -> int:
     """Returns the number of masks written.
 
     Raises:
-        InputError: a list or a mask is missing or malformed, or the lists come to another number.
+        InputError: a list or a mask is missing or malformed, the lists come to another number, or something cannot be
+            written.
     """
     voc = options.data / "VOCdevkit" / "VOC2012"
     sbd = options.sbd or options.data / "VOCdevkit" / "VOCaug" / "dataset"
@@ -57,7 +59,6 @@ def prepare(options: Prepare) -> int:
             "val.txt of SBD's benchmark_RELEASE and of VOC 2012 (another number on purpose: --expected)"
         )
     masks = voc / "SegmentationClassAug"
-    masks.mkdir(exist_ok=True)
     todo = sorted(id for id in added if not (masks / f"{id}.png").is_file())
     for id in progress(todo, "masks"):
         _write_mask(_read_mask(sbd / "cls" / f"{id}.mat", voc / "JPEGImages" / f"{id}.jpg"), masks / f"{id}.png")
@@ -87,9 +88,8 @@ def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
 def _write_mask(mask: NDArray[np.uint8], file: Path) -> None:
     image = Image.fromarray(mask)
     image.putpalette(_palette())
-    partial = file.with_suffix(".partial")
-    image.save(partial, format="PNG")
-    partial.replace(file)
+    with replacing(file) as opened:
+        image.save(opened, format="PNG")
 
 
 def _palette() -> list[int]:
@@ -102,9 +102,8 @@ def _palette() -> list[int]:
 
 
 def _write_list(file: Path, lines: Iterable[str]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as opened:
+        opened.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,6 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     """`<folder>/<encoder>-<first digits of its weights' hash>.json`, whole or not at all."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", audit.encoder.name).strip("-").lower()
     path = folder / f"{name}-{(audit.encoder.weights_sha256 or 'none')[:8]}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(audit.model_dump_json(indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -39,7 +38,7 @@ def command(
     device: str = "auto",
     seed: int = 0,
     size: int = 96,
-    seconds: float = 40.0,
+    seconds: float = 30.0,
     threads: int | None = None,
     dry_run: bool = False,
 ) -> int:
@@ -62,7 +61,11 @@ def command(
     """
     if size < 8:
         raise InputError(f"--size {size}: images of fewer than 8 pixels show nothing")
-    if threads:
+    if seconds <= 0:
+        raise InputError(f"--seconds {seconds:g}: an audit takes time; give what is above 0, as 20")
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads {threads}: give 1 or more")
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,6 +73,12 @@ def command(
     if dry_run:
         sys.stdout.write(f"would audit {', '.join(encoders)} on {data} for about {seconds:g} s each\n")
         return 0
+    if name and len(encoders) > 1:
+        raise InputError(f"--name names one encoder, and there are {len(encoders)}; leave it out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the reports cannot go to {out} ({error.strerror}); give another folder as --out") from error
     sample = draw_sample(data, size, seed)
     for spec in encoders:
         audit = examine(load_encoder(spec, name, facts).to(device), sample, seconds=seconds, seed=seed)

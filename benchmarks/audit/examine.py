@@ -37,8 +37,9 @@ def examine(encoder: Encoder, sample: Sample, *, seconds: float, seed: int, show
     shares = levels(found)
     passes = _Passes(encoder, sample, seed)
     affordable = int(seconds / passes.seconds_per_image)
-    few = min(len(set(sample.sources.tolist())), max(FEWEST, affordable // (2 + len(found))))
-    every = min(len(sample), max(few, affordable // 3))
+    # Half of the time for a first look at every variation, a quarter for the card; what is left goes to second looks.
+    few = min(len(set(sample.sources.tolist())), max(FEWEST, affordable // (2 * len(found))))
+    every = min(len(sample), max(few, affordable // 4))
     own = passes.own(every, show)
 
     trials: dict[str, tuple[Trial, Difference | None]] = {}

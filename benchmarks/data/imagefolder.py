@@ -74,7 +74,11 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Images below `folder`, at any depth, in the order of their paths' parts."""
+    """Images below `folder`, at any depth, in the order of their paths' parts.
+
+    Raises:
+        InputError: a link leads back to a folder that it lies in.
+    """
     found: list[str] = []
     waiting = [""]
     while waiting:
@@ -85,6 +89,8 @@ def _images(folder: Path) -> list[str]:
                 if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir():
                     found.append(below + name)
                 elif entry.is_dir():
+                    if entry.is_symlink() and (folder / below).resolve().is_relative_to(Path(entry.path).resolve()):
+                        raise InputError(f"{entry.path} is a link to a folder that it lies in; remove the link")
                     waiting.append(f"{below}{name}/")
     nested = any("/" in name for name in found)
     return sorted(found, key=lambda name: name.split("/")) if nested else sorted(found)

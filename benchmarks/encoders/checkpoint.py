@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.infer_resnet import infer_resnet, is_resnet
-from benchmarks.encoders.layouts.facts import PIXELS, Facts, card_facts, recipe_facts, release_facts
+from benchmarks.encoders.layouts.facts import NETWORK, PIXELS, Facts, card_facts, recipe_facts, release_facts
 from benchmarks.encoders.layouts.recognise import Found, recognise, unfold_statistics, unrecognised
 from benchmarks.encoders.projection import described, projection
 from benchmarks.encoders.resnet import fill, parse_architecture, resnet_encoder
@@ -42,7 +42,13 @@ def load_checkpoint(path: Path, facts: Facts | None = None) -> Encoder:
         encoder = _named_timm(contents, facts.architecture, facts)
     else:
         found = recognise(contents, facts.pick)
-        encoder = (_resnet if is_resnet(found.backbone) else _transformer)(contents, found, facts)
+        resnet = is_resnet(found.backbone)
+        if facts.architecture and not resnet:
+            raise InputError(
+                f"{path} is of the layout {found.name}, which is no {facts.architecture}; give another file, or "
+                "architecture=timm:NAME"
+            )
+        encoder = (_resnet if resnet else _transformer)(contents, found, facts)
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
@@ -53,6 +59,11 @@ def load_checkpoint(path: Path, facts: Facts | None = None) -> Encoder:
 def _own(contents: Contents, card: EncoderCard, facts: Facts) -> Encoder:
     """A file that carries its card: nothing is recognised or assumed that the card does not say is."""
     source, tensors = str(contents.path), contents.tensors[""]
+    asked = facts.architecture or card.architecture.name
+    if asked.partition("-")[0] != card.architecture.name:
+        raise InputError(f"{source} says that it is {card.architecture.name}, not {asked}; give another file")
+    facts.refuse(["pick"], f"{source} holds one encoder")
+    _refuse_other_networks(facts, card.architecture.name, source)
     card = card.model_copy(update={"architecture": facts.network(card.architecture)})
     card = card_facts(card).under(facts).card(card, card.assumed)
     if card.architecture.name not in STAGES:
@@ -60,6 +71,12 @@ def _own(contents: Contents, card: EncoderCard, facts: Facts) -> Encoder:
     backbone = ResNet(card.architecture)
     fill(backbone, tensors, source)
     return resnet_encoder(card, backbone)
+
+
+def _refuse_other_networks(facts: Facts, architecture: str, source: str) -> None:
+    """Facts that this kind of network does not have would change nothing, and nobody would notice."""
+    others = ("num_heads",) if architecture in STAGES else tuple(name for name in NETWORK if name != "num_heads")
+    facts.refuse(others, f"{source} is {architecture}, which has no such thing")
 
 
 def _released(contents: Contents, found: Found, architecture: Architecture, kernel: int | None) -> Facts:
@@ -82,6 +99,7 @@ def _resnet(contents: Contents, found: Found, facts: Facts) -> Encoder:
         architecture = parse_architecture(facts.architecture).model_copy(update=shown)
     else:
         architecture = infer_resnet(tensors, source)
+    _refuse_other_networks(facts, architecture.name, source)
     own = _carried(contents)
     known = _released(contents, found, architecture, architecture.stem_kernel)
     if own is not None:
@@ -141,12 +159,14 @@ def _carried(contents: Contents) -> EncoderCard | None:
 
 def _transformer(contents: Contents, found: Found, facts: Facts) -> Encoder:
     architecture, tensors = infer_vit(found.backbone, str(contents.path))
+    _refuse_other_networks(facts, architecture.name, str(contents.path))
     known = _released(contents, found, architecture, None).under(facts)
     return _timm(contents, architecture.name, replace(found, backbone=tensors), known, [*PIXELS, "num_heads"])
 
 
 def _named_timm(contents: Contents, name: str, facts: Facts) -> Encoder:
     """A file of a timm model whose name the user gives: its layout may be known, else its keys are the model's."""
+    _refuse_other_networks(facts, name, str(contents.path))
     try:
         found = recognise(contents, facts.pick)
     except InputError:

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from benchmarks.contract import InputError
 from results.schema import EncoderCard
 
 FEATURES = ("feature1", "feature2", "feature3", "feature4", "feature5")
@@ -37,9 +38,17 @@ class Encoder:
         return name in self.names
 
     def to(self, device: str | torch.device) -> Self:
-        """Moves the weights, in the channels_last layout that convolutions are fastest in."""
+        """Moves the weights, in the channels_last layout that convolutions are fastest in.
+
+        Raises:
+            InputError: there is no such device, or it has no room.
+        """
+        try:
+            self.module.to(torch.device(device)).to(memory_format=torch.channels_last)
+        except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"the device {device} cannot be used ({reason}); give cpu or one that is there") from error
         self.device = torch.device(device)
-        self.module.to(self.device).to(memory_format=torch.channels_last)
         return self
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from benchmarks.contract import InputError
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.efficientnet_lite import efficientnet_lite0
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.layouts.facts import Facts, parse_facts
+from benchmarks.encoders.layouts.facts import NETWORK, Facts, parse_facts
 from benchmarks.encoders.own_module import built_encoder, module_encoder
 from benchmarks.encoders.pixels import raw_pixels
 from benchmarks.encoders.resnet import parse_architecture, random_resnet
@@ -56,11 +56,15 @@ def _load(encoder: str | Path | nn.Module | Encoder, facts: Facts) -> Encoder:
         if not file:
             return pretrained_timm(model, facts)
         return load_checkpoint(_file(file), Facts({**facts.values, "architecture": f"timm:{model}"}))
-    if text and not text.startswith("random:") and text not in _PLAIN and not _IMPORTED.fullmatch(text):
-        return load_checkpoint(_file(text), facts)
-    if facts.values:
-        raise InputError(f"--facts {', '.join(facts.values)} describe a checkpoint, and {text or 'a module'} is none")
-    return _without_file(encoder, text)
+    if text in _PLAIN or text.startswith("random:"):
+        facts.refuse(list(facts.values), f"they describe a checkpoint, and {text} is none")
+        return _without_file(text)
+    if isinstance(encoder, nn.Module) or _IMPORTED.fullmatch(text):
+        facts.refuse(["architecture", "pick", *NETWORK], f"{text or 'a module'} is no checkpoint")
+        built = module_encoder(encoder) if isinstance(encoder, nn.Module) else built_encoder(text)
+        built.card = facts.card(built.card, built.card.assumed)
+        return built
+    return load_checkpoint(_file(text), facts)
 
 
 _PLAIN = ("pixels", "package:efficientnet-lite0")
@@ -68,40 +72,37 @@ _IMPORTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def _file(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
+    path = Path(text).expanduser()
+    if not text or not (path.exists() or path.is_symlink()):
         raise InputError(f"no encoder {text!r}: there is no such file; give {FORMS}")
     return path
 
 
-def _without_file(encoder: str | Path | nn.Module, text: str) -> Encoder:
-    if isinstance(encoder, nn.Module):
-        return module_encoder(encoder)
+def _without_file(text: str) -> Encoder:
     if text == "pixels":
         return raw_pixels()
     if text == "package:efficientnet-lite0":
         return efficientnet_lite0()
-    if text.startswith("random:"):
-        architecture, _, seed = text.removeprefix("random:").partition(":")
-        if not re.fullmatch(r"\d*", seed):
-            raise InputError(f"{text}: the seed is {seed!r}, and should be a number")
-        return random_resnet(parse_architecture(architecture), int(seed or 0))
-    return built_encoder(text)
+    architecture, _, seed = text.removeprefix("random:").partition(":")
+    if not re.fullmatch(r"\d*", seed):
+        raise InputError(f"{text}: the seed is {seed!r}, and should be a number")
+    return random_resnet(parse_architecture(architecture), int(seed or 0))
 
 
 def expand(encoders: Iterable[str]) -> list[str]:
-    """Globs to the files they match, in order; anything else as it is.
+    """Globs to the files they match, in order; anything else, and a file whose name looks like a glob, as it is.
 
     Raises:
         InputError: a glob that matches nothing.
     """
     found: list[str] = []
     for encoder in encoders:
-        if not any(c in encoder for c in "*?["):
+        pattern = str(Path(encoder).expanduser())
+        if not any(c in encoder for c in "*?[") or Path(pattern).exists():
             found.append(encoder)
             continue
-        matches = sorted(glob.glob(encoder))  # noqa: PTH207 - the pattern may be absolute
+        matches = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may be absolute
         if not matches:
-            raise InputError(f"no file matches {encoder!r}")
+            raise InputError(f"no file matches {encoder!r}; correct the pattern, and quote it")
         found.extend(matches)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Collection
 
 import torch
@@ -26,8 +27,13 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         InputError: the module gives something else.
     """
     module.eval()
-    with torch.no_grad():
-        probe = module(torch.zeros(2, 3, 224, 224))
+    try:
+        with torch.no_grad():
+            probe = module(torch.zeros(2, 3, 224, 224))
+    except Exception as error:  # of other people's code
+        raise InputError(
+            f"{type(module).__name__} fails on a (2, 3, 224, 224) batch ({_described(error)}); it must take that"
+        ) from error
     if isinstance(probe, Tensor) and probe.ndim == 2:
         names: Collection[str] = ("embed",)
     elif isinstance(probe, dict) and probe and set(probe) <= {*FEATURES, "embed", "head"}:
@@ -58,6 +64,13 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
     return Encoder(card.model_copy(update=filled), module, forward, names)
 
 
+def _described(error: Exception) -> str:
+    """Type, text and the place it was raised at, for a sentence about code of the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{where}"
+
+
 def built_encoder(spec: str) -> Encoder:
     """`my_package.my_module:build`, a function without arguments that returns an nn.Module or an `Encoder`.
 
@@ -67,9 +80,16 @@ def built_encoder(spec: str) -> Encoder:
     module_name, _, function = spec.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {spec} ({error}); it must be importable from here, see PYTHONPATH") from error
-    built = build()
+    except Exception as error:  # a module may do anything while it is imported
+        raise InputError(
+            f"cannot import {spec} ({_described(error)}); it must be importable from here, see PYTHONPATH"
+        ) from error
+    try:
+        built = build()
+    except Exception as error:
+        raise InputError(
+            f"{spec} raised {_described(error)}; it must return a torch.nn.Module without arguments"
+        ) from error
     if isinstance(built, Encoder):
         return built
     if isinstance(built, nn.Module):

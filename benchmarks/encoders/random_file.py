@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from benchmarks.data.imagefolder import read_image_folder
 from benchmarks.data.transforms import Images
+from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
 from pretrain.backbone_file import write_backbone
 from results.schema import Geometry
@@ -21,13 +23,14 @@ def write_random_encoder(architecture: str, images: Path, out: Path, *, seed: in
     """Writes the control for a run with the same architecture and seed, calibrated on `images`/train.
 
     Raises:
-        InputError: no images, or an unknown architecture.
+        InputError: no images, an unknown architecture, or `out` cannot be written.
     """
     paths = read_image_folder(images, "train").paths
     encoder = random_resnet(parse_architecture(architecture), seed)
     geometry = Geometry(mode="shorter", resize=size, crop=size)
     recalibrated(encoder, (batch for batch, _ in DataLoader(Images(paths, geometry), batch_size=128)))
-    write_backbone(out, encoder.module.state_dict(), encoder.card)
+    with writable(out, SafetensorError):
+        write_backbone(out, encoder.module.state_dict(), encoder.card)
 
 
 def command(

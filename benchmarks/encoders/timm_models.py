@@ -96,7 +96,8 @@ def _require(bare: str) -> None:
     if not timm.is_model(bare):
         near = timm.list_models(f"*{bare.partition('_')[0]}*")[:3]
         raise InputError(
-            f"timm {timm.__version__} has no model {bare!r}{'; it has ' + ', '.join(near) if near else ''}"
+            f"timm {timm.__version__} has no model {bare!r}; "
+            f"{'it has ' + ', '.join(near) if near else 'timm.list_models() names those that it has'}"
         )
 
 

@@ -28,7 +28,7 @@ def torchvision_encoder(text: str, facts: Facts) -> Encoder:
     # torchvision's own code: what it fixes needs no guess.
     network = Facts({"stem_stride": 2, "max_pool": True, "stride_in_1x1": False, "bn_eps": 1e-5, "architecture": name})
     if file:
-        return load_checkpoint(Path(file), network.under(facts))
+        return load_checkpoint(Path(file).expanduser(), network.under(facts))
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 import sys
 from collections.abc import Collection
@@ -11,12 +13,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contract import InputError
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.features.address import FEATURES_VERSION
 from benchmarks.features.shards import Claims, read_json
 from benchmarks.features.store import gib
 from results.schema import Record, canonical_sha256
 from results.store import read_records
+
+log = logging.getLogger(__name__)
+
+# Addresses, and what versions before 2 left of a run that was killed. Nothing else in the folder is the store's.
+_OURS = re.compile(r"[0-9a-f]{24}|\.[0-9a-f]+\.\d+\.partial")
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class Stored:
     used: float
     busy: bool
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not the store's own, or lies elsewhere. What somebody put or linked there stays."""
+        return _OURS.fullmatch(self.folder.name) is None or self.folder.is_symlink()
+
 
 def command(
     features: Path = Path("work/features"),
@@ -54,24 +67,39 @@ def command(
         encoder: encoders (or globs) whose features are used too, as of a run that has no record yet.
         delete: remove, and not only list.
     """
+    if features.exists() and not features.is_dir():
+        raise InputError(f"{features} is a file; give the folder of the stored features")
     stored = scan(features)
-    found, _ = read_records(records) if records.is_dir() else ((), ())
+    found, bad = read_records(records) if records.is_dir() else ((), ())
+    if bad:
+        log.warning("%d files in %s are no readable records, and keep nothing: %s, …", len(bad), records, bad[0].path)
     weights = {load_encoder(each).card.weights_sha256 for each in expand(encoder)}
-    unused = {entry.folder for entry in stored} - in_use(stored, [each.record for each in found], weights)
+    unused = {entry.folder for entry in stored if not entry.foreign}
+    unused -= in_use(stored, [each.record for each in found], weights)
+    if delete and not records.is_dir() and any(entry.meta and entry.folder in unused for entry in stored):
+        raise InputError(f"{records} is no folder, so nothing says which features are used; give --records")
     freed = 0
     for entry in stored:
         remove = entry.folder in unused and not entry.busy
-        state = "busy" if entry.busy else "unused" if remove else "used"
+        state = "busy" if entry.busy else "kept" if entry.foreign else "unused" if remove else "used"
         left = f", and {gib(entry.unfinished)} unfinished" if entry.unfinished and not entry.busy else ""
         sys.stdout.write(f"{state:6}  {gib(entry.size):>10}{left}  {_described(entry)}\n")
-        if entry.busy:
+        if entry.busy or entry.foreign:
             continue
         freed += entry.size + entry.unfinished if remove else entry.unfinished
         if delete:
-            shutil.rmtree(entry.folder if remove else entry.folder / "partial", ignore_errors=True)
+            _remove(entry.folder if remove else entry.folder / "partial")
     verb = "removed" if delete else "can be removed with --delete"
     sys.stdout.write(f"{gib(sum(e.size + e.unfinished for e in stored))} in {features}, {gib(freed)} {verb}\n")
     return 0
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise InputError(f"cannot remove {error.filename or folder} ({error.strerror}); remove it yourself") from error
 
 
 def scan(root: Path) -> list[Stored]:
@@ -85,7 +113,7 @@ def scan(root: Path) -> list[Stored]:
         except (OSError, ValueError):
             meta, used = None, folder.stat().st_mtime
         busy = False
-        if (folder / "claims").is_file():
+        if (folder / "claims").is_file() and _OURS.fullmatch(folder.name):
             with Claims(folder) as claims:
                 busy = not claims.take_all()
         unfinished = _on_disk(folder / "partial")
@@ -116,6 +144,9 @@ def in_use(stored: Collection[Stored], records: Collection[Record], weights: Col
 def _described(entry: Stored) -> str:
     last = datetime.fromtimestamp(entry.used, UTC).date()
     meta = entry.meta
+    if entry.foreign:
+        where = f"a link to {entry.folder.readlink()}" if entry.folder.is_symlink() else "not of this store"
+        return f"{entry.folder.name}  {where}, stays; remove it yourself if you mean to"
     if meta is None:
         return f"{entry.folder.name}  of an unknown kind, {last}"
     geometry = meta["geometry"]

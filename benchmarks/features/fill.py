@@ -42,6 +42,13 @@ class Settings:
     strict: bool = False
     show: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises InputError where a number means nothing."""
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: give 1 or more, or leave it out")
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: give 0 or more")
+
 
 class Pass:
     """One encoder over the shards of one split that nobody else has."""

@@ -24,8 +24,11 @@ def join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split,
     Raises:
         InputError: the files do not hold what their lists say, or no image is left.
     """
-    ids: list[str] = read_json(folder / "ids.json")
-    absent: dict[str, dict[str, str]] = {key: read_json(folder / f"{file}.json") for key, file in files.items()}
+    try:
+        ids: list[str] = read_json(folder / "ids.json")
+        absent: dict[str, dict[str, str]] = {key: read_json(folder / f"{file}.json") for key, file in files.items()}
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
     here = set(labels.ids)
     unreadable = {id: why for whys in absent.values() for id, why in whys.items() if id in here}
     kept = _without(labels, unreadable) if unreadable else labels
@@ -33,7 +36,10 @@ def join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split,
         raise InputError(f"none of the {len(labels)} images can be read: {next(iter(unreadable.values()))}")
     features = {}
     for key, file in files.items():
-        features[key] = np.load(folder / f"{file}.npy", mmap_mode="r")
+        try:
+            features[key] = np.load(folder / f"{file}.npy", mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, error) from error
         stored = tuple(id for id in ids if id not in absent[key])
         if len(features[key]) != len(stored) or not here.issubset({*stored, *unreadable}):
             raise InputError(f"{folder / file}.npy does not hold the images that it should; remove {folder}")
@@ -41,6 +47,10 @@ def join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split,
             row = {id: number for number, id in enumerate(stored)}
             features[key] = features[key][[row[id] for id in kept.ids]]
     return Split(kept, features), unreadable
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"the features in {folder} are damaged ({error}); remove that folder")
 
 
 def _without(labels: Labels, ids: Collection[str]) -> Labels:

@@ -21,6 +21,7 @@ from benchmarks.features.shards import Claims, Partial, write_json
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NAMED = 5
 
 
@@ -66,7 +67,12 @@ class FeatureStore:
         needed = sum(part.bytes_to_write() for _, parts in passes for part in parts.values())
         if not passes:
             return
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the features cannot go to {self.root} ({error.strerror}); set --features to another folder"
+            ) from error
         free = shutil.disk_usage(self.root).free
         log.info("features to compute: %s in %s, where %s are free", gib(needed), self.root, gib(free))
         if needed > free:
@@ -78,6 +84,11 @@ class FeatureStore:
             try:
                 self._compute(want, parts)
             except OSError as error:
+                if error.errno in _READ_ONLY:
+                    raise InputError(
+                        f"{error.filename or self.root} may not be written ({error.strerror}); set --features to a "
+                        "folder that may"
+                    ) from error
                 if error.errno not in _FULL:
                     raise
                 left = sum(part.bytes_to_write() for part in parts.values())

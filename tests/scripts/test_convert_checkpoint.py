@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,3 +78,47 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert len(said.splitlines()) == 1
     assert sentence in said
     assert not (source.parent / out).exists()
+
+
+OUTS = {"detectron2": "out.pkl", "openmmlab": "out.pth", "torchvision": "out.pt", "safetensors": "out.safetensors"}
+
+
+@pytest.mark.parametrize("to", sorted(OUTS))
+def test_a_place_that_cannot_be_written_is_one_sentence_and_nothing_is_left(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    source = tmp_path / "in.safetensors"
+    write_safetensors(random_resnet(parse_architecture("resnet18"), 0), source)
+    folder = tmp_path / "out"
+    (folder / OUTS[to]).mkdir(parents=True)
+    (folder / "file").touch()
+    before = sorted(folder.rglob("*"))
+
+    def said(out: Path, *flags: str) -> str:
+        assert main([str(source), str(out), "--to", to, *flags]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert out.name in error
+        return error
+
+    assert "is a folder; give the name of a file" in said(folder / OUTS[to])
+    assert "is a folder; give the name of a file" in said(folder / OUTS[to], "--force")
+    assert "cannot write" in said(folder / "file" / OUTS[to])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # the backbone has 43 MiB
+    try:
+        assert "File too large" in said(folder / f"full{OUTS[to]}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_damaged_weights_are_not_passed_on(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = random_resnet(parse_architecture("resnet18-w8"), 0)
+    encoder.module.get_parameter("layer3.0.conv1.weight").view(-1)[5] = float("nan")
+    torch.save(encoder.module.state_dict(), tmp_path / "nan.pth")
+    assert main([str(tmp_path / "nan.pth"), str(tmp_path / "out.pth"), "--to", "openmmlab"]) == 2
+    assert "NaN or infinite numbers in 1 tensors (layer3.0.conv1.weight)" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()

@@ -82,3 +82,16 @@ def test_damaged_masks_are_named_and_a_second_run_goes_on(
     assert script.main(arguments) == 0
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     assert len(find_dataset("voc12aug", tmp_path).read("train_aug")) == 14
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_voc12aug(tmp_path, layout="sbd")
+    (folder / "SegmentationClassAug").touch()
+    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "cannot write" in said[0]
+    assert "SegmentationClassAug" in said[0]
+    assert not (folder / "ImageSets" / "Segmentation" / "aug.txt").exists()

@@ -8,15 +8,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from benchmarks.contract import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An open file that takes the place of `path` once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """An open file that takes the place of `path` once the block has ended well.
+
+    Raises:
+        InputError: `path` is a folder, its folder cannot be written to, or the disk is full.
+    """
+    with writable(path):
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writable(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Makes the folder of `path` and tells what stands against writing there in one sentence.
+
+    Args:
+        errors: what a library raises besides OSError.
+
+    Raises:
+        InputError: as said.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
     try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *errors)):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:160]
+        raise InputError(f"cannot write {path} ({reason}); make room there, or give another place") from error

@@ -64,15 +64,22 @@ def convert(
         force: replace `out`.
 
     Raises:
-        InputError: `source` cannot be loaded or is no ResNet, `out` is there, or its suffix is not the target's.
+        InputError: `source` cannot be loaded, is no ResNet or holds NaN; `out` is there, cannot be written, or its
+            suffix is not the target's.
     """
     writer = WRITERS[to]
     if out.suffix not in writer.suffixes:
         raise InputError(f"{out} must end in {' or '.join(writer.suffixes)} for {to}; rename it")
-    if out.exists() and not force:
+    if out.exists() and not out.is_dir() and not force:
         raise InputError(f"{out} is there already; give another name, or --force to replace it")
     encoder = load_encoder(source, name, facts)
     card = encoder.card
+    damaged = [n for n, t in encoder.module.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if damaged:
+        raise InputError(
+            f"{source} holds NaN or infinite numbers in {len(damaged)} tensors ({', '.join(damaged[:3])}); it is "
+            "damaged, take another checkpoint of the run"
+        )
     writer.write(encoder, out)
     log.info("wrote %s from %s (%s), %s first", out, source, card.layout, card.channels)
     log.info("to be told: %s", writer.facts(card))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ def write_openmmlab(encoder: Encoder, path: Path) -> None:
     The channels of the first convolution stay in the order that the card names: see `openmmlab_facts`.
 
     Raises:
-        InputError: the encoder is no ResNet.
+        InputError: the encoder is no ResNet, or the file cannot be written.
     """
     contents = {
         "meta": {},
         "state_dict": backbone_tensors(encoder, "OpenMMLab"),
         CARD_KEY: written_card(encoder).model_dump_json(),
     }
+    whole = io.BytesIO()  # torch's own writer hides what the system says of a full disk
+    torch.save(contents, whole)
     with replacing(path) as file:
-        torch.save(contents, file)
+        file.write(whole.getbuffer())
 
 
 def openmmlab_facts(card: EncoderCard) -> dict[str, dict[str, Any]]:

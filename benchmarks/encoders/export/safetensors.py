@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.export.resnet_facts import backbone_tensors, written_card
 from pretrain.backbone_file import write_backbone
 
@@ -13,6 +16,8 @@ def write_safetensors(encoder: Encoder, path: Path) -> None:
     """Writes the backbone and its card.
 
     Raises:
-        InputError: the encoder is no ResNet.
+        InputError: the encoder is no ResNet, or the file cannot be written.
     """
-    write_backbone(path, backbone_tensors(encoder, "this project's file"), written_card(encoder))
+    tensors = backbone_tensors(encoder, "this project's file")
+    with writable(path, SafetensorError):
+        write_backbone(path, tensors, written_card(encoder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ def write_torchvision(encoder: Encoder, path: Path) -> None:
     A state dict has no place for a card, so mean, std, range and channel order must be told by other means.
 
     Raises:
-        InputError: the encoder is no ResNet, or one that torchvision would load and then run differently.
+        InputError: the encoder is no ResNet, one that torchvision would load and then run differently, or the
+            file cannot be written.
     """
     tensors = backbone_tensors(encoder, "torchvision")
     beyond = differs(encoder.card.architecture)
@@ -27,5 +29,7 @@ def write_torchvision(encoder: Encoder, path: Path) -> None:
             f"torchvision's {encoder.card.architecture.name} cannot be {encoder.card.name}, which has "
             f"{', '.join(beyond)}; write safetensors instead"
         )
+    whole = io.BytesIO()  # torch's own writer hides what the system says of a full disk
+    torch.save(tensors, whole)
     with replacing(path) as file:
-        torch.save(tensors, file)
+        file.write(whole.getbuffer())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -20,6 +23,8 @@ NETWORK = ("stem_stride", "stem_padding", "max_pool", "stride_in_1x1", "bn_eps",
 PIXELS = ("mean", "std", "value_range", "channels")
 HISTORY = ("method", "epochs", "pretrain_data", "licence", "published_as")
 NAMES = ("architecture", "pick", *NETWORK, *PIXELS, *HISTORY)
+_WORDS = ("method", "pretrain_data", "licence", "published_as")  # whose values may have blanks
+_MAY_BE_ZERO = ("mean", "stem_padding", "epochs")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ class Facts:
         assumed = tuple(name for name in asked if name not in self.values)
         return card.model_copy(update={**known, "assumed": assumed})
 
+    def refuse(self, names: Sequence[str], what: str) -> None:
+        """Raises InputError where one of these is given, which `what` does not have."""
+        given = [name for name in names if name in self.values]
+        if given:
+            raise InputError(f"--facts {', '.join(given)}: {what}; leave {'it' if len(given) == 1 else 'them'} out")
+
     def require(self, needed: Sequence[str], what: str) -> None:
         """Raises InputError, naming the flags, where one of them is not known."""
         missing = [name for name in needed if name not in self.values]
@@ -71,17 +82,16 @@ _EXAMPLES = {
 
 
 def parse_facts(texts: Sequence[str]) -> Facts:
-    """`name=value` texts, one or several (between blanks) in each.
+    """`name=value` texts, one or several (between blanks) in each. What only describes may have blanks itself.
 
     Raises:
-        InputError: an unknown name, or a value that does not fit it.
+        InputError: an unknown name, a value that does not fit it, or two values for one name.
     """
-    values: dict[str, Any] = {}
-    for text in " ".join(texts).split():
-        name, equals, value = text.partition("=")
-        if not equals or name not in NAMES:
-            raise InputError(f"--facts {text}: write name=value, with a name of {', '.join(NAMES)}")
-        values[name] = value.split(",") if name in ("mean", "std") else value
+    texts_of: dict[str, str] = {}
+    for name, value in (pair for text in texts for pair in _pairs(text)):
+        if texts_of.setdefault(name, value) != value:
+            raise InputError(f"--facts {name}: given as {texts_of[name]} and as {value}; keep one of them")
+    values: dict[str, Any] = {n: v.split(",") if n in ("mean", "std") else v for n, v in texts_of.items()}
     blank = {"name": "", "source": "", "architecture": {"name": ""}}
     fields = {name: value for name, value in values.items() if name in (*PIXELS, *HISTORY)}
     network = {name: value for name, value in values.items() if name in NETWORK}
@@ -90,9 +100,36 @@ def parse_facts(texts: Sequence[str]) -> Facts:
         architecture = Architecture.model_validate({"name": "", **network})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"--facts {first['loc'][0]}={first['input']}: {first['msg']}") from error
+        name = str(first["loc"][0])
+        wish = "write three numbers, as 0.5,0.5,0.5" if name in ("mean", "std") else first["msg"]
+        raise InputError(f"--facts {name}={texts_of[name]}: {wish}") from error
     typed = {name: getattr(card if name in fields else architecture, name) for name in (*fields, *network)}
+    for name, value in typed.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(n, int | float) and not _sensible(name, n) for n in numbers):
+            bound = "finite" if name == "mean" else "0 or more" if name in _MAY_BE_ZERO else "above 0"
+            raise InputError(f"--facts {name}={texts_of[name]}: write what is {bound}")
     return Facts({**values, **typed})
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for part in re.split(rf"\s+(?=(?:{'|'.join(NAMES)})=)", text.strip()):
+        name, _, value = part.partition("=")
+        words = value.split()
+        # Of a value with blanks: `tau=0.2` is one of its words, `chanels=BGR` a slip.
+        slips = [word for word in words[1:] if "=" in word and get_close_matches(word.partition("=")[0], NAMES)]
+        if name not in NAMES or slips or (len(words) != 1 and not (words and name in _WORDS)):
+            raise InputError(
+                f"--facts {slips[0] if slips else part}: write name=value, with a name of {', '.join(NAMES)}"
+            )
+        yield name, " ".join(words)
+
+
+def _sensible(name: str, number: float) -> bool:
+    """Of a fact's number; a flag's always is."""
+    if isinstance(number, bool) or name == "mean":
+        return math.isfinite(number)
+    return math.isfinite(number) and (number > 0 or (name in _MAY_BE_ZERO and number == 0))
 
 
 def card_facts(card: EncoderCard, *, assumed: bool = False) -> Facts:

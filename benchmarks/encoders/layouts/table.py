@@ -226,10 +226,13 @@ LAYOUTS = (
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=_CLASSIFIER,
     ),
-    Layout(
-        "backbone.*", "any model that calls its encoder `backbone`",
-        ("*/backbone.conv1.weight", "*/backbone.layer1.*"),
-        {"backbone": Pick("*", "backbone.")}, ignore=_CLASSIFIER,
+    *(
+        Layout(
+            f"{attribute}.*", "any training script or Lightning module that calls its encoder so",
+            (f"*/{attribute}.conv1.weight", f"*/{attribute}.layer1.*"),
+            {attribute: Pick("*", f"{attribute}.")}, ignore=_CLASSIFIER,
+        )
+        for attribute in ("backbone", "encoder", "model", "net", "network", "resnet")
     ),
     Layout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",

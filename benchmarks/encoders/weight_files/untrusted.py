@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from benchmarks.contract import InputError
@@ -57,10 +58,14 @@ def read_weights(path: Path) -> Contents:
         with path.open("rb") as file:
             start = file.read(len(LEGACY_TORCH))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise _unopened(path, error) from error
     if start[8:9] == b"{":  # after the header's length
         try:
             tensors, card = read_backbone(path)
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise InputError(f"{path} carries a card that cannot be read ({fault}); write the file again") from error
         except (OSError, ValueError) as error:
             raise InputError(" ".join(str(error).split())) from error
         return Contents(path, "safetensors", {"": tensors}, card=card)
@@ -68,15 +73,35 @@ def read_weights(path: Path) -> Contents:
         return _contents(path, "torch", _torch(path))
     if start[:1] in (b"\x80", b"(", b"}", b"c"):
         return _contents(path, "pickle", _pickle(path))
-    raise InputError(
-        f"{path} is neither a torch, a safetensors nor a pickle file (it starts with {start[:8]!r}); "
-        "unpack it, or save its state dict with torch.save"
-    )
+    raise InputError(f"{path} is neither a torch, a safetensors nor a pickle file: {_kind(start)}")
+
+
+def _unopened(path: Path, error: OSError) -> InputError:
+    if path.is_dir():
+        return InputError(f"{path} is a folder; give a file in it, or several as '{path / '*.pth'}'")
+    if path.is_symlink() and not path.exists():
+        return InputError(f"{path} is a link to {path.readlink()}, which is not there; restore that file")
+    return InputError(f"cannot read {path} ({error.strerror}); give a file that is there and may be read")
+
+
+def _kind(start: bytes) -> str:
+    """What a file of another kind probably is, and what to do."""
+    if not start:
+        return "it is empty; copy it again"
+    if start.startswith(b"version "):
+        return "it is the pointer that Git LFS leaves in a file's place; get the file with git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; download the file that the page is about"
+    return f"it starts with {start[:8]!r}; unpack it, or save its state dict with torch.save"
 
 
 def _torch(path: Path) -> Any:
     try:
-        _no_bytearray(_pickle_of_zip(path) if zipfile.is_zipfile(path) else path.read_bytes())
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped and not zipfile.is_zipfile(path):  # the list of a zip's members is at its end
+            raise InputError(f"{path} is cut short: only the beginning of a torch file is there; copy it again")
+        _no_bytearray(_pickle_of_zip(path) if zipped else path.read_bytes())
         with torch.serialization.safe_globals(list(torch_globals())), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and deprecated storages
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,25 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.C
     assert "make demo-data" in capsys.readouterr().err
     with pytest.raises(InputError, match="train/"):
         draw_sample(tmp_path / "none", 16, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--out", "file/below"], "the reports cannot go to .*below"), (["--seconds", "-5"], "--seconds -5"),
+        (["--threads", "0"], "--threads 0: give 1"), (["--device", "quantum"], "the device quantum cannot be used"),
+        (["--encoder", "pixels", "random:resnet18-w8", "--name", "one"], "--name names one encoder, and there are 2"),
+        (["--facts", "chanels=BGR"], "--facts chanels=BGR"), (["--encoder", "nothing*.pth"], "no file matches"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_one_sentence_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], fault: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["audit", "--encoder", "pixels", "--data", str(folder), "--size", "8", *flags]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.search(fault, said[0])
+    assert not list(tmp_path.rglob("*.json"))

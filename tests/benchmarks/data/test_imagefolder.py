@@ -64,3 +64,17 @@ def test_wrong_layouts_are_named(root: Path) -> None:
     (root / "train" / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no image"):
         read_image_folder(root, "train")
+
+
+def test_a_link_to_a_folder_is_followed_unless_it_leads_back(root: Path) -> None:
+    (root / "train" / "b" / "more").symlink_to(root / "val" / "b")
+    assert "train/b/more/1.png" in read_image_folder(root, "train").ids
+    (root / "train" / "b" / "up").symlink_to("..")
+    with pytest.raises(InputError, match=r"train/b/up is a link to a folder that it lies in; remove the link"):
+        read_image_folder(root, "train")
+
+
+def test_names_in_any_script_and_suffixes_in_any_case_are_read(tmp_path: Path) -> None:
+    for name in ("train/ネコ/ä ö.JPEG", "train/Ägypten/1.Jpg"):
+        _image(tmp_path / name)
+    assert read_image_folder(tmp_path, "train").ids == ("train/Ägypten/1.Jpg", "train/ネコ/ä ö.JPEG")

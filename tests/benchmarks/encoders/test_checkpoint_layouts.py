@@ -35,7 +35,42 @@ NETWORK = {"stem_stride", "max_pool", "bn_eps", "stride_in_1x1"}
 D2 = ("channels=BGR", "mean=103.53,116.28,123.675", "std=1,1,1", "value_range=255", "stride_in_1x1=false")
 
 
+# Sources that build their encoder as it is in another table and put it below one attribute or several: the table, the
+# place that is read, the other places, and keys that are no part of the backbone.
+BELOW: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
+    # open-mmlab/mmselfsup 6faad81 models/algorithms/byol.py and simsiam.py, necks/nonlinear_neck.py
+    "mmselfsup_0x_byol": ("torchvision", "backbone.", ("online_net.0.", "target_net.0."),
+                          ("online_net.1.fc0.weight", "target_net.1.fc0.weight", "neck.fc0.weight",
+                           "head.predictor.fc0.weight")),
+    "mmselfsup_0x_simsiam": ("torchvision", "backbone.", ("encoder.0.",), ("encoder.1.fc0.weight", "neck.fc0.weight")),
+    # open-mmlab/mmselfsup 1.x models/algorithms/byol.py, base.py (SimSiam's), mmengine model/averaged_model.py
+    "mmselfsup_1x_byol": ("torchvision", "backbone.", ("target_net.module.0.",),
+                          ("target_net.steps", "target_net.module.1.fc0.weight", "neck.fc0.weight")),
+    "mmselfsup_1x_simsiam": ("torchvision", "backbone.", (), ("neck.fc0.weight", "head.predictor.fc0.weight")),
+    # vturrisi/solo-learn before 1.0.3 solo/methods/base.py and momentum_base
+    "solo_learn_encoder": ("torchvision", "encoder.", ("momentum_encoder.",), ("classifier.weight", "classifier.bias")),
+    # facebookresearch/detectron2 02b5c4e modeling/backbone/fpn.py, its norms synchronised
+    "detectron2_fpn": ("detectron2", "backbone.bottom_up.", (),
+                       ("backbone.fpn_lateral2.weight", "backbone.fpn_output5.bias",
+                        "proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")),
+    "lightning": ("torchvision", "backbone.", (), ("head.weight", "head.bias", "criterion.weight")),
+    **{f"attribute_{name}": ("torchvision", f"{name}.", (), (f"{name}.fc.weight", "projection.0.weight"))
+       for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
+}  # fmt: skip
+
+
 def table(name: str) -> list[tuple[str, str]]:
+    if name in BELOW:
+        base, place, twins, others = BELOW[name]
+        rows = [(source, ours) for source, ours in table(base) if ours != "-"]
+        return [
+            *((f"{place}{source}", ours) for source, ours in rows),
+            *((f"{twin}{source}", "-") for twin in twins for source, _ in rows),
+            *((other, "-") for other in others),
+        ]
+    if name == "sequential":
+        whole = [(source.removeprefix("backbone."), ours) for source, ours in table("sequential_backbone")]
+        return [row for row in whole if row[1] != "-"] + [("9.weight", "-")]
     lines = (KEYS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return [(source, ours) for source, ours in (line.split(" ") for line in lines[1:])]
 
@@ -120,6 +155,25 @@ CASES = {
     ),
     "sequential_backbone": Case("Sequential backbone", lambda t: {"pytorch-lightning_version": "2", "state_dict": t}),
     "torchvision": Case("torchvision names", lambda t: t),
+    "mmselfsup_0x_byol": Case("mmselfsup 0.x BYOL: backbone", lambda t: {"meta": {}, "state_dict": t},
+                              known={"method": "BYOL"}),
+    "mmselfsup_0x_simsiam": Case("mmselfsup 0.x SimSiam: backbone", lambda t: {"meta": {}, "state_dict": t},
+                                 known={"method": "SimSiam"}),
+    "mmselfsup_1x_byol": Case("mmselfsup 1.x BYOL: backbone", lambda t: {"meta": {}, "state_dict": t},
+                              known={"method": "BYOL"}),
+    "mmselfsup_1x_simsiam": Case("OpenMMLab", lambda t: {"meta": {"epoch": 100}, "state_dict": t, "optimizer": {}}),
+    "solo_learn_encoder": Case("solo-learn before 1.0.3: encoder", training, ASSUMED - NETWORK),
+    "detectron2_fpn": Case("detectron2 detector", lambda t: {"model": t, "optimizer": {}, "iteration": 89999},
+                           {"stem_stride", "max_pool", "bn_eps"}, D2, {"channels": "BGR", "std": (1.0, 1.0, 1.0)}),
+    "sequential": Case("Sequential", lambda t: {"state_dict": t}),
+    "lightning": Case("Lightning", lambda t: {"epoch": 9, "global_step": 7, "pytorch-lightning_version": "2.4.0",
+                                              "state_dict": t, "loops": {}, "callbacks": {}, "optimizer_states": []}),
+    **{f"attribute_{name}": Case(f"{name}.*", lambda t: {"model": t, "epoch": 3})
+       for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
+}  # fmt: skip
+ELSEWHERE = {  # rows of the table whose tests are further down, or in test_timm_models.py
+    "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
+    "ViT of timm's names",
 }  # fmt: skip
 
 
@@ -140,6 +194,7 @@ def test_every_layout_gives_the_forward_pass_bit_by_bit(name: str, tmp_path: Pat
 def test_every_row_of_the_tables_has_its_source_and_releases_name_layouts_that_there_are() -> None:
     names = {layout.name for layout in LAYOUTS}
     assert len(names) == len(LAYOUTS)
+    assert {case.layout.partition(": ")[0] for case in CASES.values()} | ELSEWHERE == names  # each has a test
     assert all(layout.source and layout.marks and layout.picks for layout in LAYOUTS)
     path = Path(__file__).parents[3] / "benchmarks" / "encoders" / "layouts" / "releases.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -159,6 +214,9 @@ def test_every_row_of_the_tables_has_its_source_and_releases_name_layouts_that_t
         ("mmselfsup_1x_moco", "backbone.", "encoder_k.module.0.", "encoder_k"),
         ("solo_learn_mocov2plus", "backbone.", "momentum_backbone.", "momentum_backbone"),
         ("byol_lucidrains", "online_encoder.net.", "target_encoder.net.", "target"),
+        ("mmselfsup_0x_byol", "backbone.", "target_net.0.", "target_net"),
+        ("mmselfsup_1x_byol", "backbone.", "target_net.module.0.", "target_net"),
+        ("solo_learn_encoder", "encoder.", "momentum_encoder.", "momentum_encoder"),
     ],
 )
 def test_pick_takes_the_other_encoder(name: str, start: str, other: str, pick: str, tmp_path: Path) -> None:
@@ -461,12 +519,47 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
     refused(tmp_path / "f.pth", odd, "2-1-2-2 BasicBlock blocks with 1 groups")
 
 
-def test_facts_are_typed_and_only_for_checkpoints(tmp_path: Path) -> None:
-    for fact, fault in (
-        ("chanels=BGR", "write name=value, with a name of architecture, pick"), ("channels=BRG", "channels=BRG"),
-        ("mean=1,2", "mean="), ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "write name=value"),
-    ):  # fmt: skip
+@pytest.mark.parametrize(
+    ("fact", "fault"),
+    [
+        ("chanels=BGR", "write name=value, with a name of architecture, pick"), ("channels=BRG", "channels=BRG: "),
+        ("mean=1,2", "mean=1,2: write three numbers"), ("mean=a,b,c", "mean=a,b,c: write three numbers"),
+        ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "write name=value"), ("channels=", "write name=value"),
+        ("stem_stride=0", "stem_stride=0: write what is above 0"), ("std=1,0,1", "std=1,0,1: write what is above 0"),
+        ("value_range=nan", "above 0"), ("bn_eps=-1", "above 0"), ("stem_padding=-1", "0 or more"),
+        ("mean=inf,0,0", "mean=inf,0,0: write what is finite"), ("epochs=-3", "0 or more"),
+        ("channels=BGR channels=RGB", "channels: given as BGR and as RGB; keep one"),
+        ("channels=BGR RGB", "--facts channels=BGR RGB: write name=value"),
+        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: write name=value"),
+    ],
+)  # fmt: skip
+def test_facts_are_typed(fact: str, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_encoder(tmp_path / "c.pth", facts=[fact])
+    assert fault in str(caught.value)
+
+
+def test_facts_that_nothing_would_heed_are_refused(tmp_path: Path) -> None:
+    net = network()
+    torch.save(net.state_dict(), tmp_path / "c.pth")
+    write_backbone(tmp_path / "own.safetensors", net.state_dict(),
+                   EncoderCard(name="mine", source="test", architecture=NARROW))  # fmt: skip
+    for encoder, facts, fault in (
+        ("pixels", "channels=BGR", "channels: they describe a checkpoint, and pixels is none"),
+        (tmp_path / "c.pth", "num_heads=6", "num_heads: .*is resnet50, which has no such thing"),
+        (tmp_path / "own.safetensors", "num_heads=6", "num_heads: .*is resnet50"),
+        (tmp_path / "own.safetensors", "pick=encoder_k", "holds one encoder"),
+        (tmp_path / "own.safetensors", "architecture=resnet18", "says that it is resnet50, not resnet18"),
+        (f"torchvision:resnet101:{tmp_path / 'own.safetensors'}", "", "says that it is resnet50, not resnet101"),
+    ):
         with pytest.raises(InputError, match=fault):
-            load_encoder(tmp_path / "c.pth", facts=[fact])
-    with pytest.raises(InputError, match="channels describe a checkpoint, and pixels is none"):
-        load_encoder("pixels", facts=["channels=BGR"])
+            load_encoder(encoder, facts=[facts] if facts else [])
+
+
+def test_what_a_zoo_page_says_of_an_encoder_can_be_given_with_blanks(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "c.pth")
+    said = ("published_as=MoCo v1 + MLP head tau=0.2", "method=MoCo v1 epochs=200 licence=CC BY-NC 4.0",
+            "pretrain_data=ImageNet-1k")  # fmt: skip
+    card = load_encoder(tmp_path / "c.pth", name="my own", facts=said).card
+    assert (card.published_as, card.method, card.epochs) == ("MoCo v1 + MLP head tau=0.2", "MoCo v1", 200)
+    assert (card.licence, card.pretrain_data, card.name) == ("CC BY-NC 4.0", "ImageNet-1k", "my own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,11 @@ def test_edited_weights_damaged_files_and_files_without_a_card_are_refused(tmp_p
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a whole safetensors file"):
         load_encoder(path)
+    for text, fault in (("{}", "card that cannot be read .name: Field required"),
+                        ('{"name": "x", "colour": 3}', "bad.safet"), ("no", "Invalid JSON")):  # fmt: skip
+        save_file(tensors, tmp_path / "bad.safetensors", metadata={"encoder_card": text})
+        with pytest.raises(InputError, match=fault):
+            load_encoder(tmp_path / "bad.safetensors")
     save_file(tensors, tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="do not show stem_stride, max_pool"):
         load_encoder(tmp_path / "bare.safetensors")
@@ -222,6 +228,61 @@ def test_a_function_by_its_import_path(tmp_path: Path, monkeypatch: pytest.Monke
         load_encoder("no_such_package.module:build")
     with pytest.raises(InputError, match="return a torch"):
         load_encoder("collections:OrderedDict")
+    given = load_encoder("my_models:build", facts=["channels=BGR method=mine"]).card
+    assert (given.channels, given.method, set(given.assumed)) == ("BGR", "mine", {"mean", "std", "value_range"})
+    with pytest.raises(InputError, match="max_pool: my_models:build is no checkpoint"):
+        load_encoder("my_models:build", facts=["max_pool=false"])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("def build():\n    return 1 / 0\n", r"broken_models:build raised ZeroDivisionError: .*broken_models.py:2\)?;"),
+        ("def build(\n", "cannot import broken_models:build .SyntaxError"),
+        ("raise RuntimeError('no licence')\n", "cannot import broken_models:build .RuntimeError: no licence"),
+        (
+            "from torch import nn\ndef build():\n    return nn.Linear(3, 4)\n",
+            "Linear fails on a .2, 3, 224",
+        ),
+    ],
+)
+def test_a_function_that_fails_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, fault: str
+) -> None:
+    (tmp_path / "broken_models.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_models", raising=False)
+    with pytest.raises(InputError, match=fault) as refused:
+        load_encoder("broken_models:build")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_file_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "link.pth").symlink_to("gone.pth")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html><title>404</title>", encoding="utf-8")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
+    for name, fault in (
+        ("absent.pth", "there is no such file; give a checkpoint"), ("folder.pth", "is a folder; give a file in it"),
+        ("link.pth", "is a link to gone.pth, which is not there"), ("empty.pth", "it is empty; copy it again"),
+        ("page.pth", "it is a web page"), ("lfs.pth", "git lfs pull"),
+    ):  # fmt: skip
+        for form in (f"{tmp_path / name}", f"torchvision:resnet50:{tmp_path / name}"):
+            if form.startswith("torch") and name == "absent.pth":
+                fault = "No such file"
+            with pytest.raises(InputError, match=fault) as refused:
+                load_encoder(form)
+            assert name in str(refused.value)
+    with pytest.raises(InputError, match="no encoder ''"):
+        load_encoder("")
+
+
+def test_a_device_that_is_not_there_is_one_sentence() -> None:
+    for device in ("quantum", "cuda:99"):
+        with pytest.raises(InputError, match=f"device {device} cannot be used .*; give cpu") as refused:
+            load_encoder("random:resnet18-w8").to(device)
+        assert "\n" not in str(refused.value)
 
 
 def test_globs_expand_in_order_and_refuse_to_match_nothing(tmp_path: Path) -> None:
@@ -230,6 +291,9 @@ def test_globs_expand_in_order_and_refuse_to_match_nothing(tmp_path: Path) -> No
     assert [Path(p).stem for p in expand([f"{tmp_path}/*.safetensors", "pixels"])] == ["a", "b", "pixels"]
     with pytest.raises(InputError, match="no file matches"):
         expand([f"{tmp_path}/*.pth"])
+    bracketed = f"{tmp_path}/c[1].safetensors"
+    Path(bracketed).touch()
+    assert expand([bracketed]) == [bracketed]  # a file that is there is meant, whatever its name looks like
 
 
 def test_raw_pixels_are_the_normalised_image() -> None:

@@ -94,18 +94,26 @@ def test_bf16_features_point_where_fp32_ones_do(architecture: str) -> None:
 
 
 @pytest.mark.slow
-def test_knn_accuracy_in_bf16_is_within_three_images_of_fp32(tmp_path: Path) -> None:
+def test_bf16_turns_few_knn_answers_and_as_many_right_as_wrong(tmp_path: Path) -> None:
+    """On 651 images a point is 6.5 of them, so the accuracies alone would not tell rounding from harm."""
     compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=61))
     flags = ["--encoder", "package:efficientnet-lite0", "--data", str(tmp_path / "data"), "--device", "cpu"]
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
     for precision in ("fp32", "bf16"):
         assert main(["knn", *flags, *where, "--precision", precision]) == 0
-    found = {each.record.protocol.id: each.record for each in read_records(tmp_path / "records")[0]}
+    found = {each.record.protocol.id: each.outcomes() for each in read_records(tmp_path / "records")[0]}
     assert sorted(found) == ["knn.demo@1", "knn.demo@1+precision=bf16"]
-    plain, low = found["knn.demo@1"].scores, found["knn.demo@1+precision=bf16"].scores
-    for column, score in plain.items():
-        assert score.n is not None
-        assert low[column].value == pytest.approx(score.value, abs=100 * 3.01 / score.n)
+    plain, low = found["knn.demo@1"], found["knn.demo@1+precision=bf16"]
+    assert plain is not None
+    assert low is not None
+    columns = [name for name in plain if name.startswith("correct/")]
+    assert columns
+    assert list(plain["ids"]) == list(low["ids"])
+    for column in columns:
+        lost = int(np.sum(plain[column] & ~low[column]))
+        won = int(np.sum(low[column] & ~plain[column]))
+        assert lost + won <= 0.05 * len(plain[column]), column  # 3.2 % at most when this was written
+        assert abs(lost - won) <= 3 * np.sqrt(lost + won), column  # the sign test, at three standard errors
 
 
 def test_precision_is_a_word_of_the_protocol_id_and_fp32_is_not(tmp_path: Path) -> None:

@@ -204,3 +204,29 @@ GOLDEN = {
     "shorter": {"embed": [0.490417, 0.794272, 0.420030, 1.648121], "f": [0.0, 0.155922, 0.013172, 0.041729]},
     "warp": {"embed": [0.602685, 0.912570, 0.511292, 1.842279], "f": [0.0, 0.066455, 0.076520, 0.023525]},
 }
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(labels: Labels, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=r"the features cannot go to .*file.*; set --features to another folder"):
+            FeatureStore(root, SETTINGS).get([wanted(labels)])
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    for settings, fault in (
+        ({"batch_size": 0}, "--batch-size 0: give 1 or more"), ({"batch_size": -3}, "--batch-size -3"),
+        ({"workers": -1}, "--workers -1: give 0 or more"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=fault):
+            Settings(**settings)
+
+
+@pytest.mark.parametrize("name", ["ids.json", "embed.json", "embed.npy"])
+def test_damaged_features_are_one_sentence(labels: Labels, tmp_path: Path, name: str) -> None:
+    store = FeatureStore(tmp_path / "store", SETTINGS)
+    store.get([wanted(labels)])
+    (file,) = (tmp_path / "store").glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match=rf"the features in .*{file.parent.name} are damaged .*; remove that folder"):
+        store.get([wanted(labels)])

@@ -107,3 +107,36 @@ def test_an_empty_store_and_folders_of_unknown_origin(tmp_path: Path, capsys: py
     assert "of an unknown kind" in capsys.readouterr().out
     assert collect(tmp_path, "--delete") == 0
     assert folders(tmp_path) == set()
+
+
+def test_nothing_but_the_stores_own_folders_is_ever_removed(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, elsewhere = measured / "features", measured / "elsewhere"
+    mine = store / "my notes" / "deep"
+    mine.mkdir(parents=True)
+    (mine / "text.txt").write_text("mine", encoding="utf-8")
+    moved = store / sorted(folders(measured) - {"my notes"})[0]
+    moved.rename(elsewhere)
+    moved.symlink_to(elsewhere)
+    for record in (measured / "records").rglob("*.json"):
+        record.unlink()
+    assert collect(measured, "--delete") == 0
+    told = capsys.readouterr().out
+    assert folders(measured) == {"my notes", moved.name}
+    assert (mine / "text.txt").read_text(encoding="utf-8") == "mine"
+    assert (elsewhere / "embed.npy").is_file()
+    assert "not of this store, stays" in told
+    assert f"a link to {elsewhere}, stays" in told
+
+
+def test_records_that_are_not_there_do_not_make_everything_unused(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = folders(measured)
+    (measured / "records").rename(measured / "other")
+    assert collect(measured, "--delete") == 2
+    assert "so nothing says which features are used; give --records" in capsys.readouterr().err
+    assert folders(measured) == before
+    assert collect(measured) == 0  # a list does no harm
+    (measured / "file").touch()
+    assert main(["features-gc", "--features", str(measured / "file")]) == 2
+    assert "is a file; give the folder" in capsys.readouterr().err
