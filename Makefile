@@ -154,6 +154,10 @@ publish-records: $(CORE) ## copy this machine's records into results/records, an
 speed: $(CORE) ## measure the hot loops against plain ones, into work/speed.json: ONLY
 	$(PY) scripts/speed.py $(ONLY)
 
+.PHONY: docs
+docs: $(CORE) $(DEV) ## the documentation site, built strictly, into work/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 # ---- the demo: a chain of stamps, so that a killed run goes on where it was ------------------------------------------
 
 .PHONY: demo demo-seeds demo-transfer

@@ -1,0 +1,70 @@
+"""mkdocs hook: pages are Jinja templates that call the tables generated from the code. See docs/*.md.
+
+A page says `{{ protocols("knn") }}` and gets the declared protocols of `benchmarks.knn`. An unknown name stops the
+build; a protocol that no page shows is a warning, which `mkdocs build --strict` fails on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
+
+import inventories  # noqa: E402 - mkdocs puts the hook's own folder on the path
+import protocol_tables  # noqa: E402
+import published_pages  # noqa: E402
+
+log = logging.getLogger("mkdocs.hooks.docs_pages")
+
+
+class Site:
+    """What one build has shown so far."""
+
+    def __init__(self) -> None:
+        self.protocols = protocol_tables.ProtocolPages()
+        self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
+        plain = (
+            *(inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.releases),
+            *(inventories.recipes, inventories.recipe_fields, inventories.help_of, inventories.make_help),
+            *(inventories.benchmark_commands, inventories.result_commands),
+            *(published_pages.sources, published_pages.papers, published_pages.zoo_pages),
+            *(published_pages.unplaced, published_pages.measured, published_pages.so_far),
+            *(protocol_tables.commands, protocol_tables.published),
+        )
+        self.environment.globals.update({function.__name__: function for function in plain})
+        self.environment.globals.update(protocols=self.protocols.tables, overview=self.protocols.overview)
+
+
+_site: Site
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Every build starts anew."""
+    global _site
+    _site = Site()
+    return config
+
+
+def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fills a page's tables in."""
+    try:
+        return _site.environment.from_string(markdown).render()
+    except Exception as error:
+        raise PluginError(f"docs/{page.file.src_uri}: {type(error).__name__}: {error}") from error
+
+
+def on_env(env: Any, /, *, config: MkDocsConfig, files: Files) -> Any:
+    """When all pages are read, every protocol must be on one of them."""
+    for name in _site.protocols.missing():
+        log.warning("no page of docs/ shows the protocol %s", name)
+    return env

@@ -1,0 +1,175 @@
+"""What there is to choose from, as tables: data sets, checkpoint layouts, recipes, commands with their flags."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from markdown_table import table
+
+from benchmarks.data import registry
+from benchmarks.data.published import PUBLISHED
+from benchmarks.encoders.layouts.table import LAYOUTS
+from pretrain.recipe import RECIPES, Augmentation, Recipe
+from results.schema import Architecture
+
+ROOT = Path(__file__).parents[2]
+WIDTH = "100"
+
+
+def datasets() -> str:
+    """Name, folder below the root, splits with their published counts, classes."""
+    rows = []
+    for name in registry.DATASETS:
+        known, place = PUBLISHED[name], registry._PLACES[name]
+        splits = ", ".join(f"{split} {count:,}" if count else split for split, count in known.splits.items())
+        rows.append((f"`{name}`", f"`{place.below_root or '.'}`", splits, known.classes or "", known.get))
+    return table(("Name", "Below the root", "Splits and images", "Classes", "Comes from"), rows)
+
+
+def dataset_layouts() -> str:
+    """The layouts of the sets that are found in several, in the order in which they are tried."""
+    rows = [
+        (f"`{name}`", f"`{layout.about.replace('`', '')}`")
+        for name in registry.DATASETS
+        for layout in registry._PLACES[name].layouts
+    ]
+    return table(("Data set", "Layout"), rows)
+
+
+def layouts() -> str:
+    """The table of checkpoint layouts, in the order in which they are tried."""
+    rows = [
+        (
+            layout.name,
+            " ".join(layout.marks).replace("*/", ""),
+            list(layout.picks),
+            any(pick.head for pick in layout.picks.values()),
+            list(layout.required),
+            layout.source,
+        )
+        for layout in LAYOUTS
+    ]
+    columns = ("Layout", "Recognised by", "Encoders in it, the default first", "Head read", "Must be told", "Source")
+    return table(columns, rows)
+
+
+def releases() -> str:
+    """What is known of releases beyond their keys, with its source."""
+    path = Path(import_module("benchmarks.encoders.layouts.facts").__file__ or "").with_name("releases.toml")
+    rows = tomllib.loads(path.read_text(encoding="utf-8"))["release"]
+    return table(
+        ("Layouts", "Only where", "Source"),
+        [(row["layout"], _only(row), row["source"]) for row in rows],
+    )
+
+
+def _only(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("architecture", "stem_kernel", "has", "author") if name in row}
+
+
+def recipes() -> str:
+    """Every recipe: its parent, and what it states itself."""
+    rows = []
+    for path in sorted(RECIPES.glob("*.toml")):
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+        parent = own.pop("parent", None)
+        about = [line[1:].strip() for line in _comment(path)]
+        states = ", ".join(f"{name}={value}" for name, value in _flat(own) if name != "citation")
+        rows.append((f"`{path.stem}`", " ".join(about), f"`{parent}`" if parent else "", states))
+    return table(("Recipe", "What it is", "Parent", "What it states"), rows)
+
+
+def _comment(path: Path) -> Iterator[str]:
+    """The comment's first paragraph."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            return
+        yield line
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def recipe_fields() -> str:
+    """Every field with its default, which is MoCo v2's."""
+    rows = []
+    for model, prefix in ((Recipe, ""), (Architecture, "architecture."), (Augmentation, "augmentation.")):
+        for name, field in model.model_fields.items():
+            if name in ("architecture", "augmentation"):
+                continue
+            default = "resnet50" if prefix + name == "architecture.name" else field.get_default()
+            rows.append((f"`{prefix}{name}`", default, field.description or ""))
+    return table(("Field", "Default", "Meaning"), rows)
+
+
+def help_of(line: str) -> str:
+    """What `line --help` prints, as a code block. `line` is as `python -m benchmarks knn` or `scripts/submit.py`."""
+    words = line.removeprefix("python -m ").split()
+    main = _script(words[0]) if words[0].endswith(".py") else import_module(f"{words[0]}.__main__").main
+    return f"```text\n{_help(main, words[0], words[1:])}\n```\n"
+
+
+def _help(main: Callable[[list[str]], int], program: str, words: list[str]) -> str:
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # a StringIO has no encoding, and gets ASCII frames
+    width, argv = os.environ.get("COLUMNS"), sys.argv
+    os.environ["COLUMNS"], sys.argv = WIDTH, [program]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([*words, "--help"])
+    finally:
+        sys.argv = argv
+        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
+    printed.seek(0)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed.read()).strip()
+    if "usage:" not in text:
+        raise ValueError(f"{program} {' '.join(words)} --help printed nothing to show")
+    return text
+
+
+@cache
+def _script(name: str) -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    main: Callable[[list[str]], int] = module.main
+    return main
+
+
+def make_help() -> str:
+    """What `make` alone prints."""
+    command = ["make", "--no-print-directory", "help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - no input in it
+    printed = done.stdout.strip("\n")  # the first line keeps its indent
+    return f"```text\n{printed}\n```\n"
+
+
+def benchmark_commands() -> list[str]:
+    """The commands of `python -m benchmarks` beside the harnesses."""
+    return [command.name for command in import_module("benchmarks.__main__").COMMANDS]
+
+
+def result_commands() -> list[str]:
+    """The commands of `python -m results`."""
+    usage = _help(import_module("results.__main__").main, "results", [])
+    return re.findall(r"[\w-]+", re.findall(r"\{([\w,\s-]+)\}", usage)[0])

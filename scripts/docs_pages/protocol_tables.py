@@ -1,0 +1,158 @@
+"""The declared protocols as tables: what the variants of a benchmark differ in, what they share, what fields mean."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import Any
+
+from markdown_table import cell, plain, table
+from pydantic import BaseModel
+
+from benchmarks.harnesses import HARNESSES
+from results.published import Figure, figures
+from results.schema import Protocol
+
+_HIDDEN = {"benchmark", "variant", "revision", "harness", "source", "overrides"}
+_FIRST = ("dataset", "train_split", "test_split", "metric", "primary", "selection")
+
+
+class ProtocolPages:
+    """Writes the tables of benchmarks, and keeps in mind which protocols have been shown."""
+
+    def __init__(self) -> None:
+        self.shown: set[str] = set()
+
+    def missing(self) -> list[str]:
+        """Ids of protocols that no page has shown."""
+        return sorted({protocol.id for protocol in every_protocol()} - self.shown)
+
+    def tables(self, module: str, pattern: str = "*") -> str:
+        """Every benchmark of `benchmarks.<module>.protocols` whose name matches, with its variants side by side."""
+        found = [p for p in declared(module) if fnmatchcase(p.benchmark, pattern)]
+        if not found:
+            raise ValueError(f"benchmarks.{module}.protocols has no benchmark {pattern}")
+        self.shown |= {protocol.id for protocol in found}
+        names = dict.fromkeys(protocol.benchmark for protocol in found)
+        tables = [_benchmark(name, [p for p in found if p.benchmark == name]) for name in names]
+        return "\n".join(tables) + _meaning({protocol.harness for protocol in found})
+
+    def overview(self) -> str:
+        """One line per benchmark family and data set."""
+        rows = []
+        for harness in HARNESSES:
+            known = list(harness.known())
+            for benchmark in dict.fromkeys(p.benchmark for p in known):
+                of = [p for p in known if p.benchmark == benchmark]
+                sets = dict.fromkeys(p.dataset for p in of)
+                names = ", ".join(p.variant for p in of)
+                rows.append((f"`{harness.command}`", f"`{benchmark}`", plain(list(sets)), names, of[0].metric))
+        return table(("Command", "Benchmark", "Data sets", "Variants", "Metric"), rows)
+
+
+def declared(module: str) -> list[Protocol]:
+    """The protocols of one folder of `benchmarks`."""
+    return list(import_module(f"benchmarks.{module}.protocols").PROTOCOLS)
+
+
+def every_protocol() -> Iterator[Protocol]:
+    """Those that a command runs."""
+    for harness in HARNESSES:
+        yield from harness.known()
+
+
+def commands(module: str) -> str:
+    """The commands that run a folder's protocols."""
+    of = [h.command for h in HARNESSES if h.protocols == f"benchmarks.{module}.protocols" and not h.parts]
+    return ", ".join(f"`python -m benchmarks {command}`" for command in of)
+
+
+def _benchmark(name: str, variants: list[Protocol]) -> str:
+    fields = [_fields(protocol) for protocol in variants]
+    keys = list(dict.fromkeys(key for one in fields for key in one))
+    differing = [key for key in keys if len({plain(one.get(key, "")) for one in fields}) > 1]
+    shared = [key for key in keys if key not in differing]
+    parts = [f"\n### {name}\n"]
+    if differing:
+        parts.append("What differs between the variants:\n")
+        rows = [(f"`{key}`", *(one.get(key, "") for one in fields)) for key in differing]
+        parts.append(table(("", *(f"`{p.variant}@{p.revision}`" for p in variants)), rows))
+    title = "What they share" if differing else f"`{variants[0].id}`"
+    shared_rows = table(("", "Value"), [(f"`{key}`", fields[0].get(key, "")) for key in shared])
+    parts.append(f'??? note "{title}"\n\n{_indented(shared_rows)}' if differing else f"{title}\n\n{shared_rows}")
+    sources = [
+        f"- `{p.id}`: {cell(p.source.repository)}{f' ({p.source.revision})' if p.source.revision else ''}"
+        f"{': ' + cell(p.source.note) if p.source.note else ''}"
+        for p in variants
+    ]
+    return "\n".join([*parts, "Where the numbers were read:\n", *sources, ""])
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def _fields(protocol: Protocol) -> dict[str, Any]:
+    content = protocol.model_dump(mode="json", exclude=_HIDDEN)
+    params, columns = content.pop("params"), content.pop("columns")
+    first = {name: content.pop(name) for name in _FIRST}
+    return {**first, **_flat(content), **_flat(params), "columns": columns}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping) and depth > 1:
+            flat |= _flat(value, f"{prefix}{name}.", depth - 1)
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _meaning(commands: set[str]) -> str:
+    """What the settings of these commands' protocols say of each field, in docstrings and descriptions."""
+    kinds = dict.fromkeys(h.params for h in HARNESSES if h.command in commands)
+    seen: dict[str, str] = {}
+    for kind in kinds:
+        place, _, name = kind.partition(":")
+        for model in getattr(import_module(place), name).__mro__:
+            if issubclass(model, BaseModel) and model.__module__.startswith("benchmarks."):
+                described = {n: f.description for n, f in model.model_fields.items() if f.description}
+                seen = {**described, **_attributes(model), **seen}
+    if not seen:
+        return ""
+    rows = table(("Field", "Meaning"), [(f"`{name}`", text) for name, text in seen.items()])
+    return f'\n??? note "What the fields mean"\n\n{_indented(rows)}'
+
+
+def _attributes(model: type[BaseModel]) -> dict[str, str]:
+    """The section `Attributes:` of a docstring, where `a, b: text` speaks of two."""
+    section = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=    \w)", "\n" + section)[1:]
+    pairs = (entry.strip().partition(": ") for entry in entries)
+    return {name: " ".join(text.split()) for names, _, text in pairs for name in names.split(", ")}
+
+
+def published(pattern: str) -> str:
+    """The published figures that belong to the matching protocols, folded up, with how each was chosen."""
+    placed = [f for f in figures() if f.place is not None and fnmatchcase(f.place.protocol, pattern)]
+    comparable = [f for f in placed if f.place is not None and f.place.statistic in ("value", "mean")]
+    if not comparable:
+        return "No figure was published under these protocols, as far as `results/published.csv` goes.\n"
+    sources = list(dict.fromkeys(f.source for f in comparable))
+    rows = [_published_row(f, sources.index(f.source) + 1) for f in comparable]
+    columns = ("Model", "Epochs", "Protocol", "Column", "Figure", "How chosen", "Runs", "Source")
+    listed = "\n".join(f"{number}. {cell(source)}" for number, source in enumerate(sources, 1))
+    body = f"{table(columns, rows)}\nSources:\n\n{listed}\n"
+    return f'??? note "{len(comparable)} published figures from {len(sources)} sources"\n\n{_indented(body)}'
+
+
+def _published_row(figure: Figure, source: int) -> tuple[Any, ...]:
+    place = figure.place
+    assert place is not None
+    epochs = "" if figure.epochs is None else figure.epochs
+    runs = "" if place.runs is None else place.runs
+    return (figure.model, epochs, f"`{place.protocol}`", place.column, figure.text, place.selection, runs, source)

@@ -1,0 +1,71 @@
+"""The tables of the site, from the code that declares what they show."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks.harnesses import HARNESSES
+from benchmarks.knn.protocols import PROTOCOLS, KnnParams
+from benchmarks.svm.protocols import COSTS_MMSELFSUP
+from results.store import read_records
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "scripts" / "docs_pages"
+
+
+@pytest.fixture(scope="module")
+def table_module() -> ModuleType:
+    return room("markdown_table")
+
+
+def room(name: str) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PAGES))
+        return importlib.import_module(name)
+
+
+def test_cells_show_markup_as_it_is_and_keep_code(table_module: ModuleType) -> None:
+    assert table_module.cell("<script>*a_b*|") == "&lt;script>\\*a\\_b\\*\\|"
+    assert table_module.cell("the `a_b` of c_d") == "the `a_b` of c\\_d"
+
+
+def test_values_are_short_and_exact(table_module: ModuleType) -> None:
+    assert table_module.plain((0.1, 1e-5, 3.0, True, None)) == "0.1, 1e-05, 3, yes, none"
+    assert table_module.plain({"kind": "fixed", "kernel": 6, "padding": 0}) == "kind fixed, kernel 6"
+    assert table_module.plain(COSTS_MMSELFSUP) == "1, 10, 100, 0.5^4 … 0.5^19"
+    assert table_module.plain((1.0, 0.5, 0.25)) == "1, 0.5, 0.25"  # two halvings are no run
+
+
+def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
+    pages = room("protocol_tables").ProtocolPages()
+    text = pages.tables("knn")
+    assert all(f"`{p.variant}@{p.revision}`" in text for p in PROTOCOLS)
+    assert all(f"| `{name}` |" in text for name in KnnParams.model_fields)
+    assert "| `temperature` | 0.07 | 0.07 | 0.07 | 0.1 |" in text
+    assert "T of a neighbour's weight" in text
+    every = {p.id for h in HARNESSES for p in h.known()}
+    assert set(pages.missing()) == every - {p.id for p in PROTOCOLS}
+
+
+def test_a_field_that_two_names_share_is_explained_for_both() -> None:
+    text = room("protocol_tables").ProtocolPages().tables("svm", "voc07_svm")
+    assert "| `positive_weight` | class weights" in text
+    assert "| `negative_weight` | class weights" in text
+
+
+def test_the_front_page_claims_no_full_scale_run_as_long_as_no_record_holds_one() -> None:
+    front = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    stored, _ = read_records(ROOT / "results" / "records")
+    full = [s.path for s in stored if not s.record.dataset.embedded]
+    assert stored
+    assert ("Nothing here has been run at full scale" in front) == (not full)
+
+
+def test_published_figures_name_protocol_and_source() -> None:
+    text = room("protocol_tables").published("knn.mmselfsup@1")
+    assert "| `knn.mmselfsup@1` | k=20 | 55.7 | fixed k |" in text
+    assert "MoCo v2 page B" in text
