@@ -101,7 +101,7 @@ bench-multihead: $(CORE) ## linear probes on every stage in one pass (Feature1 â
 bench-linear-stored: $(CORE) ## a linear classifier on stored features, in seconds
 	$(PY) -m benchmarks linear-stored $(bench_flags)
 
-.PHONY: bench-places205 bench-inat18 bench-cifar10 bench-semi bench-finetune bench-voc-seg bench-cityscapes-seg
+.PHONY: bench-places205 bench-inat18 bench-cifar10 bench-semi bench-finetune
 bench-places205: $(CORE) ## linear probes on Places205
 	$(PY) -m benchmarks multihead --protocol linear_multihead_places205.mmselfsup $(common_flags)
 	$(PY) -m benchmarks linear --protocol linear_avgpool_places205.moco $(common_flags)
@@ -116,6 +116,11 @@ bench-semi: $(CORE) ## fine-tuning on 1 % and 10 % of ImageNet's labels
 	$(PY) -m benchmarks semi-10pct $(common_flags)
 bench-finetune: $(CORE) ## end-to-end fine-tuning on ImageNet, or with PROTOCOL=finetune_inat18.mocov1
 	$(PY) -m benchmarks finetune $(bench_flags)
+.PHONY: bench-voc-det bench-coco-det bench-voc-seg bench-cityscapes-seg
+bench-voc-det: $(CORE) $(TRANSFER) ## Faster R-CNN C4 on VOC 07+12
+	$(PY) -m benchmarks voc-det $(bench_flags)
+bench-coco-det: $(CORE) $(TRANSFER) ## Mask R-CNN on COCO; PROTOCOL chooses FPN or C4, 1x, 2x or 6x
+	$(PY) -m benchmarks coco-det $(bench_flags)
 bench-voc-seg: $(CORE) $(TRANSFER) ## FCN segmentation on VOC 2012 + aug
 	$(PY) -m benchmarks voc-seg $(bench_flags)
 bench-cityscapes-seg: $(CORE) $(TRANSFER) ## FCN segmentation on Cityscapes
@@ -135,12 +140,14 @@ features-gc: $(CORE) ## what of the stored features nothing uses; ARGS=--delete 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
-.PHONY: tables pictures zoo-page published-pages diff publish-records speed
+.PHONY: tables pictures report zoo-page published-pages diff publish-records speed
 tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
 	$(PY) -m results tables --out work/tables.md $(flags)
 	$(if $(DRY_RUN),,@cat work/tables.md)
 pictures: $(CORE) ## curves and per-class tables of what this machine measured: work/pictures
 	$(PY) -m results pictures --out work/pictures $(ARGS)
+report: $(CORE) ## everything that this machine measured as one HTML file: work/report.html
+	$(PY) -m results report --out work/report.html $(flags)
 zoo-page: $(CORE) ## the page that a model zoo shows of an encoder: NAME, OUT
 	$(PY) -m results zoo-page --encoder '$(NAME)' $(if $(OUT),--out $(OUT)) $(ARGS)
 published-pages: $(CORE) ## both published MoCo v2 pages and the papers' tables, from results/published.csv alone
@@ -179,7 +186,7 @@ demo-seeds: demo ## the demo's pretraining in three seeds; their records are the
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
 	@$(MAKE) --no-print-directory tables
 
-demo-transfer: $(addprefix $(DEMO)/,voc-seg) ## fine-tuning on the embedded scenes, from pretraining and from nothing
+demo-transfer: $(addprefix $(DEMO)/,voc-det coco-det voc-seg) ## fine-tuning on the embedded scenes, from pretraining and from nothing
 	@$(MAKE) --no-print-directory tables
 
 $(DEMO)/data: | $(CORE)
@@ -194,7 +201,7 @@ $(DEMO)/low-shot-svm: $(DEMO)/voc-svm
 $(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes: $(DEMO_RANDOM) $(DEMO_MOCO)
 	$(timed) $(@F) $(PY) -m benchmarks $(@F) $(DEMO_BENCH)
 	@touch $@
-$(DEMO)/voc-seg: $(DEMO)/random-0.safetensors $(DEMO_MOCO) | $(TRANSFER)
+$(addprefix $(DEMO)/,voc-det coco-det voc-seg): $(DEMO)/random-0.safetensors $(DEMO_MOCO) | $(TRANSFER)
 	$(timed) $(@F) $(PY) -m benchmarks $(@F) --data work/data $(call encoders,$(filter %.safetensors,$^))
 	@touch $@
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from results.cells import Cell, Row, Table
-from results.options import AnyCommand, Diff, Format, PaperTables, PublishedFigures, PublishRecords, Tables, ZooPage
+from results.command_files import SUFFIX, formatted, name_bad, put, read, write
+from results.options import (
+    AnyCommand,
+    Correlations,
+    Diff,
+    Explain,
+    Format,
+    Lint,
+    PaperTables,
+    Pictures,
+    PublishedFigures,
+    PublishRecords,
+    Report,
+    Tables,
+    ZooPage,
+)
 from results.published import Figure, chosen, figures
+from results.questions import correlations_command, explain_command, lint_command, report_command
 from results.roster import matching
-from results.store import BadRecord, RecordsError, StoredRecord, read_records, replace_file
+from results.store import BadRecord, RecordsError, StoredRecord
 from results.zoo_page import Page
 
 PUBLISHED_PAGES = ("MoCo v2 page *",)
@@ -25,6 +41,14 @@ def run(command: AnyCommand) -> int:
         OSError: a file cannot be read or written.
     """
     match command:
+        case Report():
+            return report_command(command)
+        case Correlations():
+            return correlations_command(command)
+        case Explain():
+            return explain_command(command)
+        case Lint():
+            return lint_command(command)
         case Tables():
             return _tables(command)
         case ZooPage():
@@ -37,6 +61,8 @@ def run(command: AnyCommand) -> int:
             return _publish(command)
         case Diff():
             return _diff(command)
+        case Pictures():
+            return _pictures(command)
 
 
 def _tables(options: Tables) -> int:
@@ -44,7 +70,7 @@ def _tables(options: Tables) -> int:
 
     if options.check and options.out is None and options.readme is None:
         raise RecordsError("--check compares a file with the records: name it with --out or --readme")
-    records, bad = _read(options.records)
+    records, bad = read(options.records)
     records = matching(records, encoder=options.encoder, benchmark=options.benchmark, source=options.source)
     if options.rows != "all":
         records = [s for s in records if s.record.dataset.embedded == (options.rows == "embedded")]
@@ -66,12 +92,12 @@ def _tables(options: Tables) -> int:
             sys.stdout.write(page)
         else:
             wanted[options.out] = page
-    _name_bad(bad)
+    name_bad(bad)
 
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if not options.check:
         for path, text in wanted.items():
-            _write(path, text)
+            write(path, text)
         return 0
     for path in wanted:
         state = "differs from" if path in stale else "is"
@@ -108,7 +134,7 @@ def _published_pages(options: ZooPage) -> int:
         if options.out is None:
             sys.stdout.write(text)
         else:
-            _write(options.out / f"{file_name(source)}{_SUFFIX[options.format]}", text)
+            write(options.out / f"{file_name(source)}{SUFFIX[options.format]}", text)
     return 0
 
 
@@ -117,14 +143,14 @@ def _zoo_page(options: ZooPage) -> int:
 
     if not options.encoder:
         raise RecordsError("name the encoder with --encoder, or say --published")
-    found, bad = _read(options.records)
-    _name_bad(bad)
+    found, bad = read(options.records)
+    name_bad(bad)
     records = matching(found, encoder=options.encoder, benchmark=options.benchmark)
     if not records:
         known = ", ".join(sorted({stored.record.encoder.name for stored in found})) or "none"
         raise RecordsError(f"no record matches {' or '.join(options.encoder)}; the records hold {known}")
     page = measured_page(records, _beside(options, records), options.weights)
-    _put(options.out, _formatted_page(page, options.format))
+    put(options.out, _formatted_page(page, options.format))
     return 0
 
 
@@ -149,17 +175,17 @@ def _paper_tables(options: PaperTables) -> int:
 
     records: list[StoredRecord] = []
     if options.records is not None:
-        found, bad = _read(options.records)
-        _name_bad(bad)
+        found, bad = read(options.records)
+        name_bad(bad)
         records = matching(found, encoder=options.encoder)
     tables = paper_tables(chosen(figures(), source=options.source), records)
     if not tables:
         raise RecordsError(f"no table of the papers has a figure from {' or '.join(options.source)}")
     if options.out is None:
-        sys.stdout.write(_formatted(list(tables.values()), options.format))
+        sys.stdout.write(formatted(list(tables.values()), options.format))
         return 0
     for name, table in tables.items():
-        _write(options.out / f"{name}{_SUFFIX[options.format]}", _formatted([table], options.format))
+        write(options.out / f"{name}{SUFFIX[options.format]}", formatted([table], options.format))
     return 0
 
 
@@ -170,12 +196,12 @@ def _figures(options: PublishedFigures) -> int:
     if options.format == "csv":
         from results.frame import figures_frame
 
-        _put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
+        put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
         return 0
     sources = list(dict.fromkeys(figure.source for figure in found))
     rows = [_figure_row(figure, sources.index(figure.source) + 1) for figure in found]
     columns = ("Model", "Epochs", "Benchmark", "Data", "Metric", "Value", "Protocol", "Column")
-    _put(options.out, _formatted([Table("Published figures", (), columns, tuple(rows), sources=tuple(sources))],
+    put(options.out, formatted([Table("Published figures", (), columns, tuple(rows), sources=tuple(sources))],
                                  options.format))  # fmt: skip
     return 0
 
@@ -191,7 +217,7 @@ def _figure_row(figure: Figure, source: int) -> Row:
 def _publish(options: PublishRecords) -> int:
     from results.publish import publish
 
-    _read(options.records)
+    read(options.records)
     done = publish(options.records, options.out, options.encoder, dry_run=options.dry_run)
     for path in done.replaced:
         sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
@@ -213,31 +239,34 @@ def _diff(options: Diff) -> int:
 
     records: list[StoredRecord] = []
     for root in options.records:
-        found, bad = _read(root)
+        found, bad = read(root)
         records += found
-        _name_bad(bad)
+        name_bad(bad)
     tables = diff(side(records, options.a), side(records, options.b), options.benchmark)
     if not tables:
         raise RecordsError(f"{options.a} and {options.b} have no protocol and data in common")
     if options.format == "markdown":
-        parts = [f"## {HEADINGS[embedded][0]}\n\n{_formatted([table], 'markdown')}" for embedded, table in tables]
-        _put(options.out, "\n".join(parts))
+        parts = [f"## {HEADINGS[embedded][0]}\n\n{formatted([table], 'markdown')}" for embedded, table in tables]
+        put(options.out, "\n".join(parts))
     else:
-        _put(options.out, _formatted([table for _, table in tables], options.format))
+        put(options.out, formatted([table for _, table in tables], options.format))
     return 0
 
 
-_SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+def _pictures(options: Pictures) -> int:
+    from results.pictures.every import write_pictures
 
-
-def _formatted(tables: Sequence[Table], form: Format) -> str:
-    from results.render import latex, markdown
-
-    if form == "csv":
-        from results.frame import tables_frame
-
-        return tables_frame(tables).to_csv(index=False, lineterminator="\n")
-    return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)
+    found, bad = read(options.records)
+    name_bad(bad)
+    records = matching(found, encoder=options.encoder, benchmark=options.benchmark)
+    written, left_out = write_pictures(records, options.out)
+    for path, reason in left_out.items():
+        sys.stderr.write(f"results: left out {path}: {reason}\n")
+    if not written:
+        raise RecordsError(f"no record in {options.records} matches that a picture or a table per class can show")
+    for path in written:
+        sys.stdout.write(f"wrote {path}\n")
+    return 0
 
 
 def _formatted_page(page: Page, form: Format) -> str:
@@ -245,31 +274,5 @@ def _formatted_page(page: Page, form: Format) -> str:
 
     if form == "csv":  # the heading says which rows are of the embedded data
         titled = [replace(table, title=f"{part.title}: {table.title}") for part in page.parts for table in part.tables]
-        return _formatted(titled, form)
+        return formatted(titled, form)
     return markdown_page(page) if form == "markdown" else latex_page(page)
-
-
-def _put(out: Path | None, text: str) -> None:
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        _write(out, text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all; a file that is as it should be keeps its time."""
-    stale = not path.is_file() or path.read_text(encoding="utf-8") != text
-    if stale:
-        replace_file(path, text.encode())
-    sys.stderr.write(f"results: {'wrote' if stale else 'unchanged:'} {path}\n")
-
-
-def _name_bad(bad: Iterable[BadRecord]) -> None:
-    for found in bad:
-        sys.stderr.write(f"results: left out {found.path}: {found.reason}\n")
-
-
-def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
-    if not root.is_dir():
-        raise RecordsError(f"no folder of records at {root}: run a benchmark first, or name another with --records")
-    return read_records(root)

@@ -12,7 +12,7 @@ from itertools import combinations
 from statistics import median
 
 import numpy as np
-from scipy.special import stdtrit  # type: ignore[import-untyped]  # the quantile of Student's t
+from scipy.special import stdtrit  # the quantile of Student's t
 
 from results.bootstrap import CONFIDENCE
 from results.cells import Cell

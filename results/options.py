@@ -145,12 +145,124 @@ class Diff:
     format: Format = "markdown"
 
 
-AnyCommand = Tables | ZooPage | PaperTables | PublishedFigures | PublishRecords | Diff
+@dataclass(frozen=True)
+class Lint:
+    """Checks model-zoo pages against the records and published.csv. Exit code 1 where a figure is contradicted.
+
+    Attributes:
+        pages: markdown files.
+        records: folder of the records.
+    """
+
+    pages: tyro.conf.Positional[tuple[Path, ...]]
+    records: Path = COMMITTED
+
+
+@dataclass(frozen=True)
+class Report:
+    """Writes everything that the records say as one HTML file that needs no network.
+
+    Attributes:
+        records: folder of the records.
+        out: the file.
+        pretrain: folder with the runs of pretraining, whose logs become curves; one that is not there has none.
+        dry_run: say what would be read and written, and stop.
+    """
+
+    records: Path = LOCAL
+    out: Path = Path("work/report.html")
+    pretrain: Path = Path("work/pretrain")
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Why two protocols of one benchmark give different scores: what each field that they differ in contributes.
+
+    `python -m benchmarks explain` measures the protocols in between.
+
+    Attributes:
+        a: protocol id, as knn.mmselfsup@1.
+        b: likewise.
+        records: folder of the records.
+        encoder: names of encoders, or patterns; all without.
+        column: one that both protocols have; without, A's primary one.
+        out: file to write to, instead of the terminal.
+        picture: file for the waterfall.
+        format: markdown, latex, or csv with one row per cell.
+    """
+
+    a: tyro.conf.Positional[str]
+    b: tyro.conf.Positional[str]
+    records: Path = LOCAL
+    encoder: tuple[str, ...] = ("*",)
+    column: str | None = None
+    out: Path | None = None
+    picture: Path | None = None
+    format: Format = "markdown"
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Rank correlations of every two columns over published.csv and the records: which number predicts which.
+
+    Attributes:
+        records: folder of the records.
+        embedded: of the records on the embedded data, and those alone.
+        columns: one column of each protocol, or all of them.
+        out: file to write to, instead of the terminal.
+        picture: file for a heat map of the pairs with five encoders or more.
+        format: markdown, latex, or csv with one row per cell.
+    """
+
+    records: Path = COMMITTED
+    embedded: bool = False
+    columns: Literal["headline", "all"] = "headline"
+    out: Path | None = None
+    picture: Path | None = None
+    format: Format = "markdown"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Draws what the records give: score by layer, kNN against k, low-shot mAP against k; and a table per class.
+
+    Attributes:
+        out: folder of the pictures and of per_class.md, below it one folder for the embedded and one for full data.
+        records: folder of the records.
+        encoder: names of encoders, or patterns; all without.
+        benchmark: names of benchmarks, or protocol ids, or patterns of them.
+    """
+
+    out: Path
+    records: Path = LOCAL
+    encoder: tuple[str, ...] = ("*",)
+    benchmark: tuple[str, ...] = ("*",)
+
+
+AnyCommand = (
+    Report
+    | Correlations
+    | Explain
+    | Lint
+    | Tables
+    | ZooPage
+    | PaperTables
+    | PublishedFigures
+    | PublishRecords
+    | Diff
+    | Pictures
+)
 COMMANDS = (
-    Annotated[Tables, tyro.conf.subcommand("tables")]
+    Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Correlations, tyro.conf.subcommand("correlations")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
+    | Annotated[Lint, tyro.conf.subcommand("lint")]
+    | Annotated[Tables, tyro.conf.subcommand("tables")]
     | Annotated[ZooPage, tyro.conf.subcommand("zoo-page")]
     | Annotated[PaperTables, tyro.conf.subcommand("paper-tables")]
     | Annotated[PublishedFigures, tyro.conf.subcommand("published")]
     | Annotated[PublishRecords, tyro.conf.subcommand("publish-records")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
+    | Annotated[Pictures, tyro.conf.subcommand("pictures")]
 )

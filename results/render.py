@@ -29,7 +29,7 @@ def markdown(table: Table, *, level: int = 3) -> str:
     """A title, the lines about it, the table with aligned columns, then notes and sources as a list."""
     rows = _texts(table, escape_markdown, lambda text: f"**{text}**", lambda numbers: f"<sup>{numbers}</sup>")
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
-    numeric = _numeric_columns(table)
+    numeric = numeric_columns(table)
     rules = [("-" * (width - 1) + ":") if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
     styles = [f"{'>' if right else '<'}{width}" for width, right in zip(widths, numeric, strict=True)]
     aligned = [[format(text, style) for text, style in zip(row, styles, strict=True)] for row in rows]
@@ -51,7 +51,7 @@ def latex(table: Table) -> str:
     )
     # a row that begins with [ would be read as the length that \\ takes
     rows = [" & ".join("{}" + text if text.startswith("[") else text for text in row) + r" \\" for row in texts]
-    alignment = "".join("r" if right else "l" for right in _numeric_columns(table))
+    alignment = "".join("r" if right else "l" for right in numeric_columns(table))
     title = f"{table.title}." if table.title else ""
     caption = " ".join(escape_latex(text) for text in (title, *table.lines) if text)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
@@ -91,7 +91,7 @@ def _texts(
     return [[escape(column) for column in table.columns], *body]
 
 
-def _numeric_columns(table: Table) -> list[bool]:
+def numeric_columns(table: Table) -> list[bool]:
     return [False, *(any(row.cells[i].value is not None for row in table.rows) for i in range(len(table.columns) - 1))]
 
 

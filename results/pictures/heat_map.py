@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results.correlation import Column, Correlation
+from results.correlation import Column, Correlation, page_order
 from results.store import replace_file
 
 STRONG = 0.6  # beyond, the colour is dark and its text white
@@ -51,4 +51,4 @@ def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
 
 
 def _drawn(found: Sequence[Correlation]) -> list[Column]:
-    return list(dict.fromkeys(column for one in found for column in (one.a, one.b)))
+    return sorted({column for one in found for column in (one.a, one.b)}, key=page_order)

@@ -134,7 +134,7 @@ def test_tables_tell_a_screen_reader_what_they_are(page: str) -> None:
 
 
 def test_a_number_says_where_it_comes_from(page: str) -> None:
-    button = re.search(r'popovertarget="(origin-\d+)">(?:<strong>)?55\.50', page)
+    button = re.search(r'popovertarget="(origin-\d+)">(?:<strong>)?55\.5<', page)
     assert button is not None
     origin = page[page.index(f'id="{button[1]}"') :].partition("</div>\n</div>")[0]
     told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", origin[: origin.index("</dl>")]))
@@ -189,7 +189,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 SCRIPT = """<script>
 addEventListener("load", () => {
   const seen = {width: document.documentElement.scrollWidth, window: innerWidth, title: document.title};
-  const table = [...document.querySelectorAll("table.sortable")].find(t => t.tHead.rows[0].cells[1].textContent == "k=10");
+  const tables = [...document.querySelectorAll("table.sortable")];
+  const table = tables.find(t => t.tHead.rows[0].cells[1].textContent == "k=10");
   const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.sort);
   const header = table.tHead.rows[0].cells[1];
   seen.before = column();
@@ -224,8 +225,12 @@ def browse(page: Path, *flags: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("flags", "dark"), [(("--window-size=500,900",), False),
-                                             (("--window-size=1300,900", "--blink-settings=preferredColorScheme=0"), True)])  # fmt: skip
+DARK = "--blink-settings=preferredColorScheme=0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "dark"), [(("--window-size=500,900",), False), (("--window-size=1300,900", DARK), True)]
+)
 def test_in_a_browser(page: str, tmp_path: Path, flags: tuple[str, ...], dark: bool) -> None:
     file = tmp_path / "report.html"
     file.write_text(re.sub(r"script-src '[^']+'", "script-src 'unsafe-inline'", page).replace("</body>", SCRIPT))

@@ -1,0 +1,1 @@
+"""A model-zoo page held against the records and against what was published."""

@@ -1,0 +1,1 @@
+"""One HTML file with everything that the records say, for a browser without a network."""

@@ -1,0 +1,82 @@
+"""The protocols between two, and that `results explain` finds what `benchmarks explain` measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import InputError
+from benchmarks.__main__ import main
+from benchmarks.demo.compose import Counts, compose
+from benchmarks.explain import between
+from benchmarks.harnesses import find_protocol, harness
+from results.__main__ import main as results_main
+from results.explain import explanations
+from results.store import read_records
+
+
+def labels(a: str, b: str) -> list[tuple[str, ...]]:
+    return [protocol.overrides for protocol in between(find_protocol(a), find_protocol(b))]
+
+
+def test_protocols_that_differ_in_one_field_have_none_between() -> None:
+    a, b = find_protocol("knn.mmselfsup@1"), find_protocol("knn.dino@1")
+    assert between(a, b) == [a, b]
+    assert labels("voc07_svm.mmselfsup@1", "voc07_svm.vissl@1") == [(), ()]
+
+
+def test_few_fields_give_every_set_of_them() -> None:
+    a = find_protocol("knn.mmselfsup@1")
+    b = harness("knn").override(find_protocol("knn.dino@1"), {"temperature": 0.2, "normalise": False})
+    found = between(a, b)
+    assert len(found) == 8
+    assert found[0] == a
+    assert found[-1] == b
+    assert [set(protocol.overrides) for protocol in found[1:4]] == [
+        {"geometry.interpolation=bicubic"}, {"temperature=0.2"}, {"normalise=False"},
+    ]  # fmt: skip
+    both = next(p for p in found if {"geometry.interpolation=bicubic", "normalise=False"} == set(p.overrides))
+    assert both.geometry == b.geometry
+    assert both.params == {**a.params, "normalise": False}
+    assert len({protocol.content_sha256() for protocol in found}) == 8
+
+
+def test_many_fields_are_switched_in_two_orders() -> None:
+    a = find_protocol("knn.mmselfsup@1")
+    b = harness("knn").override(
+        find_protocol("knn.dino@1"), {"temperature": 0.2, "normalise": False, "features": "feature5"}
+    )
+    sizes = [len(protocol.overrides) for protocol in between(a, b)[1:-1]]
+    assert sizes == [1, 2, 3, 3, 2, 1]
+
+
+def test_what_cannot_be_compared() -> None:
+    knn, svm = find_protocol("knn.mmselfsup@1"), find_protocol("voc07_svm.mmselfsup@1")
+    with pytest.raises(InputError, match="not protocols of one benchmark"):
+        between(knn, svm)
+    with pytest.raises(InputError, match="differ in nothing"):
+        between(knn, knn)
+    other = knn.model_copy(update={"columns": ("k=3",), "primary": "k=3"})
+    with pytest.raises(InputError, match="no column in common"):
+        between(knn, other)
+
+
+def test_measured_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "records"
+    compose(data, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
+    flags = ["explain", "--a", "knn.demo@1", "--b", "knn.demo@1", "--set-b", "temperature=0.5", "normalise=false",
+             "--encoder", "random:resnet18-w8-k3-nopool:0", "--data", str(data), "--out", str(out),
+             "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
+    assert main([*flags, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("would run") == 4
+    assert main(flags) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    target = "knn.demo@1+normalise=False+temperature=0.5"
+    assert last == f"python -m results explain knn.demo@1 {target} --records {out}"
+    (one,) = explanations(read_records(out)[0], "knn.demo@1", target)
+    assert {switch.field for switch in one.switches} == {"temperature", "normalise"}
+    assert sum(switch.share for switch in one.switches) == pytest.approx(one.score_b - one.score_a)
+    assert all(switch.low is not None for switch in one.switches)
+    assert results_main(["explain", "knn.demo@1", target, "--records", str(out)]) == 0
+    assert main([*flags[:4], "no.such@1", *flags[5:]]) == 2
