@@ -1,0 +1,153 @@
+"""The resolved configurations against the values as they stand in the sources, field by field."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.contract import InputError
+from benchmarks.detection.config import configuration, require_library
+from benchmarks.detection.protocols import PROTOCOLS
+from benchmarks.detection.settings import settings_of
+from benchmarks.harnesses import find_protocol, harness
+from results.schema import Architecture, EncoderCard
+
+EXPECTED = Path(__file__).parents[2] / "expected" / "detection"
+PUBLISHED = [p for p in PROTOCOLS if p.variant != "demo"]
+CLASSES = {"voc": 20, "coco": 80, "lvis": 1230, "cityscapes": 8}
+
+needs_library = pytest.mark.skipif(
+    not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"
+)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def card(name: str = "resnet50", width: int = 64, **fields: Any) -> EncoderCard:
+    return EncoderCard(name="an encoder", source="test", architecture=Architecture(name=name, width=width), **fields)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: json.loads(json.dumps(value))}
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        found |= flat(part, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def classes_of(protocol: Any) -> int:
+    if protocol.dataset == "lvis_v1":
+        return 1203
+    return 1 if protocol.dataset == "coco_keypoints" else CLASSES[protocol.params["task"]]
+
+
+def differences(protocol: Any) -> dict[str, Any]:
+    """The keys whose values are not detectron2's defaults, for a ResNet-50 with MoCo's input, on 8 processes."""
+    from detectron2.config import get_cfg
+
+    from benchmarks.detection.backbone import defaults
+
+    plain = get_cfg()
+    defaults(plain)
+    before = flat(plain)
+    found = flat(configuration(settings_of(protocol), card(), classes_of(protocol), ranks=8))
+    named = ("difficult_in_training", "inclusive_boxes", "trials", "schedule", "scaled_batch", "precision")
+    # The data are this project's lists, not detectron2's catalogue.
+    changed = {k: v for k, v in found.items() if v != before[k] and not k.startswith("DATASETS.")}
+    return changed | {name: protocol.params[name] for name in named}
+
+
+@needs_library
+@pytest.mark.parametrize("protocol", PUBLISHED, ids=lambda p: p.id)
+def test_every_resolved_field_is_the_sources(protocol: Any) -> None:
+    expected = json.loads((EXPECTED / f"{protocol.id}.json").read_text(encoding="utf-8"))
+    found = differences(protocol)
+    assert {k: v for k, v in found.items() if k not in expected} == {}, "not in the source"
+    assert {k for k in expected if k not in found} == set(), "in the source alone"
+    assert {k: (found[k], expected[k]) for k in expected if found[k] != expected[k]} == {}
+
+
+@needs_library
+def test_a_changed_number_is_seen() -> None:
+    protocol = next(p for p in PUBLISHED if p.id == "voc0712_det.moco@1")
+    expected = json.loads((EXPECTED / f"{protocol.id}.json").read_text(encoding="utf-8"))
+    assert differences(protocol.with_overrides(warmup_iterations=1000)) != expected
+    assert differences(protocol) == expected
+
+
+@needs_library
+def test_normalisation_channel_order_and_strides_are_the_cards() -> None:
+    settings = settings_of(find_protocol("voc0712_det.moco"))
+    msra = EncoderCard(
+        name="msra", source="test", channels="BGR", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0),
+        value_range=255.0, architecture=Architecture(name="resnet50", stride_in_1x1=True),
+    )  # fmt: skip
+    cfg = configuration(settings, msra, 20)
+    assert cfg.INPUT.FORMAT == "BGR"
+    assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx([103.53, 116.28, 123.675])
+    assert list(cfg.MODEL.PIXEL_STD) == pytest.approx([1, 1, 1])
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    ours = configuration(settings, card(), 20)
+    assert list(ours.MODEL.PIXEL_MEAN) == pytest.approx([123.675, 116.28, 103.53])
+    assert not ours.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+@needs_library
+def test_one_process_has_ordinary_batch_norms() -> None:
+    cfg = configuration(settings_of(find_protocol("coco_mask_rcnn_fpn_1x.mmselfsup")), card(), 80)
+    assert {cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_MASK_HEAD.NORM} == {
+        "BN"
+    }
+
+
+def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"an encoder: detection protocols are for ResNets: timm:vit_small is no"):
+        configuration(settings_of(PUBLISHED[0]), card("timm:vit_small"), 20)
+
+
+def test_a_scaled_schedule_is_in_the_id() -> None:
+    protocol = harness("voc-det").override(
+        find_protocol("voc0712_det.moco"), ["scaled_batch=4", "schedule=0.5", "trials=1"]
+    )
+    assert protocol.id == "voc0712_det.moco@1+scaled_batch=4+schedule=0.5+trials=1"
+    solver = settings_of(protocol).solved()
+    assert (solver.batch_size, solver.lr) == (4, pytest.approx(0.005))
+    assert (solver.iterations, solver.steps, solver.warmup_iterations) == (48_000, (36_000, 44_000), 400)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match="must rise"):
+        settings_of(PUBLISHED[0].with_overrides(steps=(22_000, 18_000)))
+
+
+@needs_library
+def test_a_key_that_detectron2_does_not_have_is_named() -> None:
+    protocol = PUBLISHED[0].with_overrides(config={"MODEL.RPN.NO_SUCH": 1})
+    with pytest.raises(InputError, match=r"cannot have MODEL\.RPN\.NO_SUCH=1"):
+        configuration(settings_of(protocol), card(), 20)
+
+
+def test_without_detectron2_one_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.detection.config.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="run `make setup-transfer`"):
+        require_library()
+
+
+@pytest.mark.parametrize(
+    ("command", "dataset", "embedded", "expected"),
+    [
+        ("voc-det", None, False, "voc0712_det.moco@1"),
+        ("voc-det", None, True, "voc0712_det.demo@1"),
+        ("coco-det", None, False, "coco_mask_rcnn_fpn_1x.mmselfsup@1"),
+        ("coco-det", None, True, "coco_mask_rcnn_fpn.demo@1"),
+        ("coco-keypoints", None, False, "coco_keypoint_fpn_2x.moco@1"),
+        ("lvis-det", "lvis_v0.5", False, "lvis_v0_5_mask_rcnn_fpn_1x.moco@1"),
+        ("cityscapes-det", None, False, "cityscapes_mask_rcnn_fpn.moco@1"),
+    ],
+)
+def test_commands_have_their_protocols(command: str, dataset: str | None, embedded: bool, expected: str) -> None:
+    assert harness(command).default(embedded, dataset).id == expected
