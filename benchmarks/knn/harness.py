@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from benchmarks.contract import InputError, Labels, Outcome, Split
 from benchmarks.knn.engines import Engine
+from benchmarks.knn.neighbours import neighbour_sheet
 from benchmarks.knn.protocols import KnnParams, column
 from benchmarks.knn.rows import norms
 from benchmarks.knn.search import search
@@ -87,6 +88,9 @@ def run(
             "self_matches_excluded": int((excluded >= 0).sum()),
         }
     )
+    sheet = neighbour_sheet(train.labels, test.labels, found.indices)
+    if sheet is not None:
+        outcome.pictures["neighbours"] = sheet
     return outcome
 
 
