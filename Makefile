@@ -116,11 +116,18 @@ bench-semi: $(CORE) ## fine-tuning on 1 % and 10 % of ImageNet's labels
 	$(PY) -m benchmarks semi-10pct $(common_flags)
 bench-finetune: $(CORE) ## end-to-end fine-tuning on ImageNet, or with PROTOCOL=finetune_inat18.mocov1
 	$(PY) -m benchmarks finetune $(bench_flags)
-.PHONY: bench-voc-det bench-coco-det bench-voc-seg bench-cityscapes-seg
+.PHONY: bench-voc-det bench-coco-det bench-coco-keypoints bench-lvis bench-cityscapes-det
+.PHONY: bench-voc-seg bench-cityscapes-seg
 bench-voc-det: $(CORE) $(TRANSFER) ## Faster R-CNN C4 on VOC 07+12
 	$(PY) -m benchmarks voc-det $(bench_flags)
 bench-coco-det: $(CORE) $(TRANSFER) ## Mask R-CNN on COCO; PROTOCOL chooses FPN or C4, 1x, 2x or 6x
 	$(PY) -m benchmarks coco-det $(bench_flags)
+bench-coco-keypoints: $(CORE) $(TRANSFER) ## Keypoint R-CNN FPN on COCO
+	$(PY) -m benchmarks coco-keypoints $(bench_flags)
+bench-lvis: $(CORE) $(TRANSFER) ## Mask R-CNN FPN on LVIS
+	$(PY) -m benchmarks lvis-det $(bench_flags)
+bench-cityscapes-det: $(CORE) $(TRANSFER) ## Mask R-CNN FPN on Cityscapes instances
+	$(PY) -m benchmarks cityscapes-det $(bench_flags)
 bench-voc-seg: $(CORE) $(TRANSFER) ## FCN segmentation on VOC 2012 + aug
 	$(PY) -m benchmarks voc-seg $(bench_flags)
 bench-cityscapes-seg: $(CORE) $(TRANSFER) ## FCN segmentation on Cityscapes
