@@ -49,6 +49,8 @@ def _load(encoder: str | Path | nn.Module | Encoder, facts: Facts) -> Encoder:
     if isinstance(encoder, Encoder):
         return encoder
     text = str(encoder) if isinstance(encoder, str | Path) else ""
+    if text == "random":  # the chance baseline of the protocols, which are defined for it
+        text = "random:resnet50:0"
     if text.startswith("torchvision:"):
         return torchvision_encoder(text, facts)
     if text.startswith("timm:"):

@@ -302,3 +302,9 @@ def test_raw_pixels_are_the_normalised_image() -> None:
     embed = encoder.outputs(encoder.normalise(images), ["embed"])["embed"]
     assert torch.allclose(embed, (images.float() / 127.5 - 1).flatten(1), atol=1e-6)
     assert encoder.outputs(torch.zeros(1, 3, 96, 96), ["embed"])["embed"].shape == (1, 3072)
+
+
+def test_random_alone_is_the_chance_baseline_of_the_published_protocols() -> None:
+    encoder = load_encoder("random")
+    assert encoder.card.architecture.name == "resnet50"
+    assert encoder.card.weights_sha256 == load_encoder("random:resnet50:0").card.weights_sha256
