@@ -39,7 +39,8 @@ encoders = --encoder $(foreach e,$(1),'$(e)')
 common_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) \
 	$(if $(NAME),--name '$(NAME)') $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) $(flags)
 # Not a target of its own inside bench-all: make runs a line that calls make even under --dry-run.
-pages = $(PY) -m results tables --out work/tables.md && $(PY) -m results zoo-page --encoder '*' --out work/zoo_page.md
+pages = $(PY) -m results tables --out work/tables.md && $(PY) -m results zoo-page --encoder '*' --out work/zoo_page.md && \
+	$(PY) -m results pictures --out work/pictures
 bench_flags = $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(common_flags)
 # A stamp's name holds the hash of what it was made from: the same locks, nothing to do.
 stamp = .venv/.$(1)-$(shell cat $(2:%=requirements/%.txt) scripts/setup.sh | git hash-object --stdin)
@@ -85,9 +86,9 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, FACTS, NAME, DRY_RUN -----------------------------------------
 
 .PHONY: bench-all pages bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead bench-linear-stored
-bench-all: $(CORE) ## every benchmark whose data is there, then tables and zoo page
+bench-all: $(CORE) ## every benchmark whose data is there, then tables, zoo page and pictures
 	$(PY) -m benchmarks all $(common_flags); code=$$?; $(if $(DRY_RUN),,$(pages);) exit $$code
-pages: $(CORE) ## tables and zoo page of what this machine measured: work/tables.md, work/zoo_page.md
+pages: $(CORE) ## tables, zoo page and pictures of what this machine measured, in work/
 	$(pages)
 bench-knn: $(CORE) ## kNN
 	$(PY) -m benchmarks knn $(bench_flags)

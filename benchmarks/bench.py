@@ -32,9 +32,7 @@ def bench(command: str, options: Bench) -> int:
     encoders = expand(options.encoder)
     if options.name and len(encoders) > 1:
         raise InputError(f"--name names one encoder, and there are {len(encoders)}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
+    device = settle(options)
     if options.dry_run:
         from benchmarks.plan import plan
 
@@ -131,6 +129,22 @@ def _protocol(command: str, options: Bench) -> Protocol:
     if protocol.harness != command:
         raise InputError(f"{protocol.id} is run by `python -m benchmarks {protocol.harness}`, not {command}")
     return family.override(protocol, options.overrides) if options.overrides else protocol
+
+
+def settle(options: Bench) -> str:
+    """Applies what concerns the whole process, and names the device.
+
+    Raises:
+        InputError: no such number of threads, or records that could not be written once they are measured.
+    """
+    for folder in (options.out, options.features):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file and should be a folder; name another with --out or --features")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise InputError(f"--threads is {options.threads}, and should be 1 or more")
+        torch.set_num_threads(options.threads)
+    return resolve_device(options.device)
 
 
 def resolve_device(device: str) -> str:

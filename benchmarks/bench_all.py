@@ -12,11 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from benchmarks import evaluation
-from benchmarks.bench import headline, resolve_device
+from benchmarks.bench import headline, settle
 from benchmarks.contract import InputError, NotApplicableError
 from benchmarks.data.registry import is_embedded
 from benchmarks.encoders.encoder import Encoder
@@ -83,9 +82,7 @@ class Summary:
 def command(options: Annotated[BenchAll, tyro.conf.arg(name="")]) -> int:
     """Every benchmark whose data is there: skips what has a record, goes on after a failure, and sums up."""
     protocols = suite(options.data, options.only or ((options.protocol,) if options.protocol else ()))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
+    device = settle(options)
     if options.dry_run:
         from benchmarks.plan import plan
 
@@ -175,7 +172,7 @@ def _prepared(encoder: Encoder, protocol: Protocol, options: BenchAll) -> Job | 
             protocol = harness(protocol.harness).override(protocol, options.overrides)
         job = prepare(
             encoder, protocol, options.data, dataset=options.dataset, seed=options.seed, precision=options.precision,
-            index_files=options.index_files if "index_sets" in protocol.params else None,
+            index_files=options.index_files if protocol.params.get("index_sets") == "files" else None,
             engine=options.engine if protocol.harness == "knn" else "auto",
         )  # fmt: skip
     except InputError as error:  # the data is not there, or the encoder has not what the protocol reads

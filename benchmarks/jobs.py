@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +73,8 @@ def prepare(
     read = {output for output, _ in family.required_outputs(resolved).values()}
     if not any(loaded.has(output) for output in read):
         raise NotApplicableError(f"{loaded.card.name} has none of {', '.join(sorted(read))}, which {resolved.id} reads")
-    if index_files is not None and "index_sets" not in resolved.params:
-        raise InputError(f"{resolved.id} draws no low-shot sets, and --index-files are for those")
+    if index_files is not None:
+        resolved = _with_index_files(resolved, index_files)
     if engine != "auto" and resolved.harness != "knn":
         raise InputError(f"{resolved.id} searches no neighbours, and --engine is for that")
     if dataset not in (None, resolved.dataset):
@@ -84,6 +85,18 @@ def prepare(
     train, test = spec.read(resolved.train_split), spec.read(resolved.test_split)
     reference = dataset_reference(resolved.dataset, train, test, embedded=is_embedded(Path(data)))
     return Job(loaded, resolved, family, train, test, reference, seed, precision or "fp32", index_files, engine)
+
+
+def _with_index_files(protocol: Protocol, folder: Path) -> Protocol:
+    """The protocol with the hash of the published low-shot sets, so that other files make another record."""
+    if protocol.params.get("index_sets") != "files":
+        raise InputError(
+            f"{protocol.id} reads no low-shot sets from files; name a protocol that does, or leave them out"
+        )
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.npy")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return protocol.model_copy(update={"params": {**protocol.params, "index_sha256": digest.hexdigest()}})
 
 
 def _at_precision(protocol: Protocol, family: Harness, precision: Precision) -> Protocol:

@@ -37,7 +37,7 @@ _FOLDER = "you: lay it out as <root>/train/<class>/<image> and <root>/val/<class
 PUBLISHED: Mapping[str, Published] = {
     "drawings": Published({"train": None, "val": None}, "this project: python -m benchmarks demo-data"),
     "imagefolder": Published({"train": None, "val": None}, _FOLDER),
-    # Russakovsky et al. 2015; the subsets are the lines of SimCLR's imagenet_subsets.
+    # Russakovsky et al. 2015; the subsets are counted in google-research/simclr, imagenet_subsets.
     "imagenet": Published(
         {"train": 1_281_167, "val": 50_000, "train-1pct": 12_811, "train-10pct": 128_116},
         "image-net.org (registration): ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, with one folder per class "
@@ -76,8 +76,8 @@ PUBLISHED: Mapping[str, Published] = {
     # cocodataset.org
     "coco": Published({"train": 118_287, "val": 5000}, _COCO, 80),
     "coco_keypoints": Published({"train": None, "val": None}, _COCO, 1),
-    # lvisdataset.org; of v0.5 the page rounds.
-    "lvis_v1": Published({"train": 100_170, "val": 19_809}, _LVIS, 1203),
+    # lvisdataset.org, which rounds; v1's train as the Hugging Face copy (winvoker/lvis) counts it.
+    "lvis_v1": Published({"train": 100_170, "val": None}, _LVIS, 1203),
     "lvis_v0.5": Published({"train": None, "val": 5000}, _LVIS, 1230),
     # Cordts et al. 2016.
     "cityscapes": Published({"train": 2975, "val": 500, "test": 1525}, _CITYSCAPES, 19, frozenset({"test"})),

@@ -77,6 +77,7 @@ class LowShotParams(SvmParams):
         sets: independent draws; a figure is their mean, with its spread.
         seed: of the draws.
         index_sets: `seeded` draws by this project, or `files` in the format of the published ones.
+        index_sha256: of the files, where there are any: other files are another measurement.
         fixed_cost: the cost of the `fixed` selection.
     """
 
@@ -84,6 +85,7 @@ class LowShotParams(SvmParams):
     sets: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
     index_sets: Literal["seeded", "files"] = "seeded"
+    index_sha256: str | None = Field(None, exclude_if=lambda value: value is None)
     fixed_cost: float = Field(1.0, gt=0)
 
     @field_validator("k")

@@ -1,0 +1,51 @@
+"""What makes two jobs the same, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.contract import InputError
+from benchmarks.demo.compose import Counts, compose
+from benchmarks.jobs import prepare
+
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+FSSB = "voc07_low_shot_svm.fssb@1"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    compose(root, progress=False, counts=Counts(train=6, val=4, test=6, drawings_per_class=4))
+    return root
+
+
+def test_other_low_shot_files_are_another_record(data: Path, tmp_path: Path) -> None:
+    keys = []
+    for value in (0, 1, 1):
+        np.save(tmp_path / "train_targets_sample1_k1.npy", np.full((2, 2), value))
+        keys.append(prepare(ENCODER, FSSB, data, index_files=tmp_path).key)
+    assert keys[0] != keys[1]
+    assert keys[1] == keys[2]
+
+
+def test_files_for_a_protocol_that_reads_none_are_refused(data: Path, tmp_path: Path) -> None:
+    for identifier in ("knn.demo@1", "voc07_low_shot_svm.demo@1"):
+        with pytest.raises(InputError, match="reads no low-shot sets from files"):
+            prepare(ENCODER, identifier, data, index_files=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["knn", "all"])
+def test_what_could_not_be_written_is_refused_before_it_is_measured(
+    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    base = [command, "--encoder", ENCODER, "--data", str(data), "--features", str(tmp_path / "features")]
+    assert main([*base, "--out", str(tmp_path / "file")]) == 2
+    assert f"{tmp_path / 'file'} is a file and should be a folder" in capsys.readouterr().err
+    assert main([*base, "--out", str(tmp_path / "out"), "--threads", "-1"]) == 2
+    assert "--threads is -1" in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()
