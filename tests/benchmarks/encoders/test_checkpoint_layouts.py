@@ -1,8 +1,4 @@
-"""A checkpoint in every layout, named by a literal key table from its source, against the network it was made of.
-
-A line of keys/*.txt is a source's name and torchvision's for the same tensor, `-` where it is no part of the backbone,
-`-zero` for a bias of zeros. The tables were printed by the sources' own code, not by this project's.
-"""
+"""A checkpoint in every layout, named by a literal key table from its source, against the network it was made of."""
 
 from __future__ import annotations
 
@@ -27,74 +23,11 @@ from benchmarks.encoders.load import load_encoder
 from pretrain.backbone import ResNet
 from pretrain.backbone_file import weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard
+from tests.reference.checkpoint_tables import NARROW, named, network, table
 
-KEYS = Path(__file__).parent / "keys"
-NARROW = Architecture(name="resnet50", width=8)
 ASSUMED = {"mean", "std", "value_range", "channels", "stem_stride", "max_pool", "bn_eps", "stride_in_1x1"}
 NETWORK = {"stem_stride", "max_pool", "bn_eps", "stride_in_1x1"}
 D2 = ("channels=BGR", "mean=103.53,116.28,123.675", "std=1,1,1", "value_range=255", "stride_in_1x1=false")
-
-
-# Sources that build their encoder as it is in another table and put it below one attribute or several: the table, the
-# place that is read, the other places, and keys that are no part of the backbone.
-BELOW: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
-    # open-mmlab/mmselfsup 6faad81 models/algorithms/byol.py and simsiam.py, necks/nonlinear_neck.py
-    "mmselfsup_0x_byol": ("torchvision", "backbone.", ("online_net.0.", "target_net.0."),
-                          ("online_net.1.fc0.weight", "target_net.1.fc0.weight", "neck.fc0.weight",
-                           "head.predictor.fc0.weight")),
-    "mmselfsup_0x_simsiam": ("torchvision", "backbone.", ("encoder.0.",), ("encoder.1.fc0.weight", "neck.fc0.weight")),
-    # open-mmlab/mmselfsup 1.x models/algorithms/byol.py, base.py (SimSiam's), mmengine model/averaged_model.py
-    "mmselfsup_1x_byol": ("torchvision", "backbone.", ("target_net.module.0.",),
-                          ("target_net.steps", "target_net.module.1.fc0.weight", "neck.fc0.weight")),
-    "mmselfsup_1x_simsiam": ("torchvision", "backbone.", (), ("neck.fc0.weight", "head.predictor.fc0.weight")),
-    # vturrisi/solo-learn before 1.0.3 solo/methods/base.py and momentum_base
-    "solo_learn_encoder": ("torchvision", "encoder.", ("momentum_encoder.",), ("classifier.weight", "classifier.bias")),
-    # facebookresearch/detectron2 02b5c4e modeling/backbone/fpn.py, its norms synchronised
-    "detectron2_fpn": ("detectron2", "backbone.bottom_up.", (),
-                       ("backbone.fpn_lateral2.weight", "backbone.fpn_output5.bias",
-                        "proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")),
-    "lightning": ("torchvision", "backbone.", (), ("head.weight", "head.bias", "criterion.weight")),
-    **{f"attribute_{name}": ("torchvision", f"{name}.", (), (f"{name}.fc.weight", "projection.0.weight"))
-       for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
-}  # fmt: skip
-
-
-def table(name: str) -> list[tuple[str, str]]:
-    if name in BELOW:
-        base, place, twins, others = BELOW[name]
-        rows = [(source, ours) for source, ours in table(base) if ours != "-"]
-        return [
-            *((f"{place}{source}", ours) for source, ours in rows),
-            *((f"{twin}{source}", "-") for twin in twins for source, _ in rows),
-            *((other, "-") for other in others),
-        ]
-    if name == "sequential":
-        whole = [(source.removeprefix("backbone."), ours) for source, ours in table("sequential_backbone")]
-        return [row for row in whole if row[1] != "-"] + [("9.weight", "-")]
-    lines = (KEYS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-    return [(source, ours) for source, ours in (line.split(" ") for line in lines[1:])]
-
-
-def network(architecture: Architecture = NARROW, seed: int = 0) -> ResNet:
-    """Random weights and random statistics, so that no two tensors are alike."""
-    torch.manual_seed(seed)
-    net = ResNet(architecture)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_()
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2.0)
-    return net.eval()
-
-
-def named(rows: list[tuple[str, str]], net: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors under a source's names; what is no part of the backbone holds a few numbers."""
-    state = net.state_dict()
-    zero = torch.zeros(1)
-    return {source: state[ours].clone() if ours in state else zero.clone() for source, ours in rows}
 
 
 def assert_same_forward(path: Path, net: ResNet, **options: Any) -> EncoderCard:
@@ -480,86 +413,3 @@ def test_the_resume_file_of_a_run_with_its_head(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = head(net(images))
     assert torch.equal(load_encoder(tmp_path / "resume.pt").outputs(images, ["head"])["head"], expected)
-
-
-# ---- what must not load ----------------------------------------------------------------------------------------------
-
-
-def refused(path: Path, tensors: dict[str, Tensor], match: str, encoder: str | None = None) -> None:
-    torch.save({"state_dict": tensors}, path)
-    with pytest.raises(InputError, match=match) as caught:
-        load_encoder(encoder or path)
-    assert "\n" not in str(caught.value)
-    assert path.name in str(caught.value)
-
-
-def test_a_resnet101_into_a_resnet50_is_refused_with_counts_and_names(tmp_path: Path) -> None:
-    deep = network(Architecture(name="resnet101", width=8)).state_dict()
-    refused(tmp_path / "c.pth", deep, r"fills 265 of the backbone's 265 tensors: 306 left over \(layer3.10.bn1.bias",
-            f"torchvision:resnet50:{tmp_path / 'c.pth'}")  # fmt: skip
-    shallow = network().state_dict()
-    refused(tmp_path / "d.pth", shallow, r"fills 265 of the backbone's 520 tensors: 255 missing \(layer3.10",
-            f"torchvision:resnet101:{tmp_path / 'd.pth'}")  # fmt: skip
-
-
-def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tmp_path: Path) -> None:
-    rows = table("moco_v2")
-    whole = named(rows, network())
-    key = "module.encoder_q.layer3.5.bn2.running_var"
-    without = {name: tensor for name, tensor in whole.items() if name != key}
-    refused(tmp_path / "a.pth", without, r"fills 264 of .* 265 tensors: 1 missing \(layer3.5.bn2.running_var\)")
-    more = {**whole, "module.encoder_q.layer3.5.attention.weight": torch.zeros(3)}
-    refused(tmp_path / "b.pth", more, r"1 left over \(layer3.5.attention.weight\)")
-    refused(tmp_path / "c.pth", {**whole, key: torch.zeros(7)}, r"1 of another shape \(layer3.5.bn2.running_var\)")
-    head = {"fc.weight": torch.zeros(10, 2048), "fc.bias": torch.zeros(10)}
-    refused(tmp_path / "d.pth", head, r"no backbone in a known layout: 2 tensors, the first are state_dict/fc.weight")
-    refused(tmp_path / "e.pth", {**whole, key: torch.zeros(32, dtype=torch.int64)}, "whole numbers in 1 tensors")
-    odd = network(Architecture(name="resnet18", width=8)).state_dict()
-    odd = {name: tensor for name, tensor in odd.items() if not name.startswith("layer2.1")}
-    refused(tmp_path / "f.pth", odd, "2-1-2-2 BasicBlock blocks with 1 groups")
-
-
-@pytest.mark.parametrize(
-    ("fact", "fault"),
-    [
-        ("chanels=BGR", "write name=value, with a name of architecture, pick"), ("channels=BRG", "channels=BRG: "),
-        ("mean=1,2", "mean=1,2: write three numbers"), ("mean=a,b,c", "mean=a,b,c: write three numbers"),
-        ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "write name=value"), ("channels=", "write name=value"),
-        ("stem_stride=0", "stem_stride=0: write what is above 0"), ("std=1,0,1", "std=1,0,1: write what is above 0"),
-        ("value_range=nan", "above 0"), ("bn_eps=-1", "above 0"), ("stem_padding=-1", "0 or more"),
-        ("mean=inf,0,0", "mean=inf,0,0: write what is finite"), ("epochs=-3", "0 or more"),
-        ("channels=BGR channels=RGB", "channels: given as BGR and as RGB; keep one"),
-        ("channels=BGR RGB", "--facts channels=BGR RGB: write name=value"),
-        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: write name=value"),
-    ],
-)  # fmt: skip
-def test_facts_are_typed(fact: str, fault: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        load_encoder(tmp_path / "c.pth", facts=[fact])
-    assert fault in str(caught.value)
-
-
-def test_facts_that_nothing_would_heed_are_refused(tmp_path: Path) -> None:
-    net = network()
-    torch.save(net.state_dict(), tmp_path / "c.pth")
-    write_backbone(tmp_path / "own.safetensors", net.state_dict(),
-                   EncoderCard(name="mine", source="test", architecture=NARROW))  # fmt: skip
-    for encoder, facts, fault in (
-        ("pixels", "channels=BGR", "channels: they describe a checkpoint, and pixels is none"),
-        (tmp_path / "c.pth", "num_heads=6", "num_heads: .*is resnet50, which has no such thing"),
-        (tmp_path / "own.safetensors", "num_heads=6", "num_heads: .*is resnet50"),
-        (tmp_path / "own.safetensors", "pick=encoder_k", "holds one encoder"),
-        (tmp_path / "own.safetensors", "architecture=resnet18", "says that it is resnet50, not resnet18"),
-        (f"torchvision:resnet101:{tmp_path / 'own.safetensors'}", "", "says that it is resnet50, not resnet101"),
-    ):
-        with pytest.raises(InputError, match=fault):
-            load_encoder(encoder, facts=[facts] if facts else [])
-
-
-def test_what_a_zoo_page_says_of_an_encoder_can_be_given_with_blanks(tmp_path: Path) -> None:
-    torch.save(network().state_dict(), tmp_path / "c.pth")
-    said = ("published_as=MoCo v1 + MLP head tau=0.2", "method=MoCo v1 epochs=200 licence=CC BY-NC 4.0",
-            "pretrain_data=ImageNet-1k")  # fmt: skip
-    card = load_encoder(tmp_path / "c.pth", name="my own", facts=said).card
-    assert (card.published_as, card.method, card.epochs) == ("MoCo v1 + MLP head tau=0.2", "MoCo v1", 200)
-    assert (card.licence, card.pretrain_data, card.name) == ("CC BY-NC 4.0", "ImageNet-1k", "my own")
