@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.contract import InputError
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.jobs import prepare
+from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 FSSB = "voc07_low_shot_svm.fssb@1"
@@ -49,3 +50,19 @@ def test_what_could_not_be_written_is_refused_before_it_is_measured(
     assert main([*base, "--out", str(tmp_path / "out"), "--threads", "-1"]) == 2
     assert "--threads is -1" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
+
+
+def test_either_engine_of_knn_is_chosen_on_the_command_line_and_gives_the_same_numbers(
+    data: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for engine in ("faiss", "torch"):
+        out = tmp_path / engine
+        assert main(["knn", "--encoder", ENCODER, "--data", str(data), "--out", str(out), "--engine", engine,
+                     "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0",
+                     "--protocol", "knn.demo", "--set", "k=1,2,3"]) == 0  # fmt: skip
+        (stored,), _ = read_records(out)
+        assert stored.record.runs[0]["engine"].startswith(engine)
+        found[engine] = {name: score.value for name, score in stored.record.scores.items()}
+    assert found["faiss"] == found["torch"]
+    assert main(["voc-svm", "--encoder", ENCODER, "--data", str(data), "--engine", "torch"]) == 2
