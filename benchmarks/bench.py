@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ def _protocol(command: str, options: Bench) -> Protocol:
         protocol = find_protocol(options.protocol)
     if protocol.harness != command:
         raise InputError(f"{protocol.id} is run by `python -m benchmarks {protocol.harness}`, not {command}")
-    return family.override(protocol, options.overrides) if options.overrides else protocol
+    return family.override(protocol, options.changes) if options.changes else protocol
 
 
 def settle(options: Bench) -> str:
@@ -144,7 +145,10 @@ def settle(options: Bench) -> str:
         if options.threads < 1:
             raise InputError(f"--threads is {options.threads}, and should be 1 or more")
         torch.set_num_threads(options.threads)
-    return resolve_device(options.device)
+    device = resolve_device(options.device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # else every rank has its first tensors on the first GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return device
 
 
 def resolve_device(device: str) -> str:

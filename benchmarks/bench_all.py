@@ -168,8 +168,9 @@ def _attempts(encoder: Encoder, protocols: Sequence[Protocol], options: BenchAll
 def _prepared(encoder: Encoder, protocol: Protocol, options: BenchAll) -> Job | Attempt:
     name = encoder.card.name
     try:
-        if options.overrides:
-            protocol = harness(protocol.harness).override(protocol, options.overrides)
+        changes = options.changes if "trials" in protocol.params else options.overrides
+        if changes:
+            protocol = harness(protocol.harness).override(protocol, changes)
         job = prepare(
             encoder, protocol, options.data, dataset=options.dataset, seed=options.seed, precision=options.precision,
             index_files=options.index_files if protocol.params.get("index_sets") == "files" else None,

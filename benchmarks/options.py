@@ -28,6 +28,9 @@ class Bench:
     """protocol id, as knn.mmselfsup@1; default the published one, or the small one on embedded data"""
     overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """numbers of the protocol to change, as epochs=10 batch_size=128; the protocol's id in the record says so"""
+    trials: int | None = None
+    """runs with seeds of their own, whose mean and spread are reported, of protocols that have such; short for --set
+    trials=N"""
     dataset: str | None = None
     """another data set than the protocol's, as imagefolder"""
     name: str | None = None
@@ -57,3 +60,8 @@ class Bench:
     """measure again what has a record"""
     dry_run: bool = False
     """say what would run, what is missing and what it needs, and stop"""
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What of the protocol is changed, as name=value."""
+        return self.overrides if self.trials is None else (*self.overrides, f"trials={self.trials}")

@@ -43,7 +43,11 @@ def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -
             seconds = (time.monotonic() - started) / PROBE_IMAGES
         count = len(job.train) + len(job.test)
         cells = max(1, len(job.harness.cells(protocol)))
-        passes = cells * (len(job.train) * int(protocol.params.get("epochs", 1)) + len(job.test))
+        params = protocol.params
+        trained = len(job.train) * int(params.get("epochs", 1))
+        if "iterations" in params:  # of a batch, as detection and segmentation count
+            trained = int(params["iterations"]) * int(params["batch_size"])
+        passes = cells * int(params.get("trials", 1)) * (trained + len(job.test))
         if job.harness.on_features:
             sizes = FeatureStore(options.features).bytes_to_write(wanted_features(job))
             each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(sizes.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from benchmarks.training.held_out import held_out
 from benchmarks.training.loader import Images, Views
 from benchmarks.training.ranking import percent
 from results.schema import Protocol, Record, Score, canonical_sha256
+
+log = logging.getLogger(__name__)
 
 LABELLED_SEED = 0  # which items of train are labelled: part of the protocol, so that every run has the same
 
@@ -68,6 +71,10 @@ def run(
         NotApplicableError: the encoder cannot be trained.
     """
     settings = finetune_settings(protocol)
+    late = [drop for drop in settings.drops if drop >= settings.epochs]
+    if settings.schedule == "step" and late:
+        log.warning("%s: the rate never drops at %s, as there are %d epochs; --set drops with the epochs",
+                    protocol.id, ", ".join(map(str, late)), settings.epochs)  # fmt: skip
     check_single_label(protocol, train, test)
     encoder.to(distributed.join(device))
     labelled = _labelled(train, settings)

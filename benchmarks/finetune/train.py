@@ -17,12 +17,12 @@ from benchmarks.finetune import checkpoint
 from benchmarks.finetune.checkpoint import State
 from benchmarks.finetune.network import Classifier
 from benchmarks.finetune.settings import FineTuneSettings
-from benchmarks.finetune.sync_norm import synchronise
 from benchmarks.progress import progress
 from benchmarks.training import distributed
 from benchmarks.training.loader import FixedBatches, TrainingBatches, Views, batches
 from benchmarks.training.network_input import network_input
 from benchmarks.training.ranking import target_ranks
+from benchmarks.training.sync_norm import synchronise
 
 EVALUATION_BATCH = 256
 

@@ -13,14 +13,6 @@ from benchmarks.segmentation.settings import SegmentationSettings
 from results.schema import EncoderCard
 
 
-def require_library() -> None:
-    """Raises InputError where mmsegmentation is not installed."""
-    from importlib.util import find_spec
-
-    if not (find_spec("mmseg") and find_spec("mmcv") and find_spec("mmengine")):
-        raise InputError("segmentation needs mmsegmentation, which is not installed; run `make setup-transfer`")
-
-
 def base_config(name: str) -> dict[str, Any]:
     """A configuration that mmsegmentation ships, its parents resolved."""
     import mmseg
@@ -36,13 +28,18 @@ def model_config(settings: SegmentationSettings, card: EncoderCard, *, synchroni
         synchronised: batch norms share their statistics over ranks; one process has the ordinary ones.
 
     Raises:
-        NotApplicableError: the encoder is no ResNet.
+        NotApplicableError: the encoder is no ResNet, or a wide one.
     """
     architecture = card.architecture
     try:
         facts, network = openmmlab_facts(card), numbers(architecture)
     except InputError as error:
         raise NotApplicableError(f"{card.name}: segmentation protocols are for ResNets: {error}") from error
+    if network.groups == 1 and network.group_width != architecture.width:
+        raise NotApplicableError(
+            f"{card.name} is {architecture.name}, whose wide 3x3 convolutions mmsegmentation's ResNet does not have; "
+            "segmentation protocols are for the other ResNets"
+        )
     model: dict[str, Any] = base_config(settings.base)["model"]
     norm = {"type": "SyncBN" if synchronised else "BN", "requires_grad": True}
     model["pretrained"] = None

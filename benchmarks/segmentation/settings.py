@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.contract import InputError
 from results.schema import Frozen, Protocol
@@ -14,7 +14,7 @@ class SegmentationSettings(Frozen):
     """An FCN on the encoder's last stage, fine-tuned as a whole.
 
     Attributes:
-        base: the configuration shipped with mmsegmentation that the others fields are laid over.
+        base: the configuration shipped with mmsegmentation that the other fields are laid over.
         classes: as the network has them, the background included.
         strides, dilations: of the four stages. What the stride of the whole is follows from them.
         contract_dilation: the first block of a dilated stage keeps the dilation of the stage before.
@@ -72,6 +72,22 @@ class SegmentationSettings(Frozen):
             raise ValueError(f"windows of {self.crop} pixels need a window_stride between 1 and {self.crop}")
         return self
 
+    @model_validator(mode="after")
+    def _drops_lie_within(self) -> Self:
+        within = [0, *self.drops, self.iterations]
+        if self.schedule == "step" and (not self.drops or sorted(set(within)) != within):
+            raise ValueError(
+                f"drops {self.drops} must ascend and lie within the {self.iterations} iterations; set them to 70 % and "
+                "90 % of a schedule of another length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratios_ascend(self) -> Self:
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio} must ascend from above 0")
+        return self
+
 
 def settings_of(protocol: Protocol) -> SegmentationSettings:
     """The typed `params` of a protocol.
@@ -81,5 +97,5 @@ def settings_of(protocol: Protocol) -> SegmentationSettings:
     """
     try:
         return SegmentationSettings.model_validate(protocol.params)
-    except ValueError as error:
-        raise InputError(f"{protocol.id}: its settings do not fit together: {error}") from error
+    except ValidationError as error:
+        raise InputError(f"{protocol.id}: its settings do not fit together: {error.errors()[0]['msg']}") from error

@@ -13,6 +13,7 @@ from benchmarks.contract import Labels
 from benchmarks.segmentation.scenes import IGNORED
 
 ROWS = 8
+SIDE = 2.2  # inches of a picture
 
 
 class Sheet:
@@ -46,11 +47,18 @@ class Sheet:
         from matplotlib.colors import ListedColormap
         from matplotlib.patches import Patch
 
-        colours = [(0.92, 0.92, 0.92), *(plt.get_cmap("tab20")(i % 20)[:3] for i in range(len(self.classes) - 1))]
-        palette = ListedColormap(colours)
+        paired = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]  # of this kind of map
+        # Its two greys are the background's and next to it.
+        vivid = [*paired[:14], *paired[16:], (0.0, 0.3, 0.25), (0.2, 0.1, 0.4)]
+        others = len(self.classes) - (self.classes[0] == "background")
+        colours = [(0.92, 0.92, 0.92)] * (len(self.classes) - others) + [vivid[i % len(vivid)] for i in range(others)]
+        palette = ListedColormap(colours).with_extremes(bad="black")
+        heights = [SIDE * min(1.0, image.shape[0] / image.shape[1]) for image, _, _ in self.chosen]
+        legend = 0.2 * (len(self.classes) // 3 + 2)
         figure, axes = plt.subplots(
-            len(self.chosen), 3, figsize=(6.6, 2.2 * len(self.chosen)), squeeze=False, layout="constrained"
-        )
+            len(self.chosen), 3, figsize=(3 * SIDE, sum(heights) + legend), squeeze=False, layout="constrained",
+            height_ratios=heights,
+        )  # fmt: skip
         for row, (image, truth, predicted) in zip(axes, self.chosen, strict=True):
             row[0].imshow(image)
             for axis, mask in zip(row[1:], (truth, predicted), strict=True):
@@ -61,7 +69,10 @@ class Sheet:
         for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
             axis.set_title(title)
         figure.legend(
-            handles=[Patch(color=c, label=n) for c, n in zip(colours, self.classes, strict=True)],
+            handles=[
+                Patch(color=colour, label=name)
+                for colour, name in zip([*colours, "black"], [*self.classes, "ignored"], strict=True)
+            ],
             loc="outside lower center", ncols=3, fontsize=8, frameon=False,
         )  # fmt: skip
         picture = BytesIO()

@@ -286,6 +286,13 @@ def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(
     assert seldom.scores["Top-1"] == often.scores["Top-1"]
 
 
+def test_drops_after_the_last_epoch_are_said(
+    data: tuple[Labels, Labels], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tune(data, tmp_path, epochs=1, drops=(1, 3))
+    assert "the rate never drops at 1, 3, as there are 1 epochs" in caplog.text
+
+
 def test_what_cannot_be_chosen_by_is_said(data: tuple[Labels, Labels], tmp_path: Path) -> None:
     few = Labels(
         *(field[::8] for field in (data[0].ids, data[0].paths)),

@@ -22,6 +22,7 @@ from benchmarks.segmentation import harness
 from benchmarks.segmentation.protocols import PROTOCOLS
 from benchmarks.segmentation.scenes import Draws, Scenes
 from benchmarks.segmentation.settings import settings_of
+from benchmarks.training import distributed
 from results.schema import Protocol
 from results.store import read_records
 from tests.layouts.cityscapes import write_cityscapes
@@ -107,7 +108,7 @@ def test_ignored_pixels_and_padding_add_nothing_to_the_loss(voc: tuple[Labels, L
     model = of.build().train()
     small = {"type": "Resize", "scale": (24, 24), "keep_ratio": False}
     scenes = Scenes(
-        voc[0], [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, small, {"type": "PackSegInputs"}]
+        voc[0], 21, [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, small, {"type": "PackSegInputs"}]
     )
 
     def loss(ignored: int) -> tuple[float, Any]:
@@ -158,14 +159,32 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Lab
     (tmp_path / "killed" / "iter_6.pth").write_bytes(last.read_bytes()[:1000])  # killed while it was written
     again = short.train(progress=False).state_dict()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+    ended = trial(voc, tmp_path / "killed").train(progress=False).state_dict()  # a later trial was killed
+    assert all(torch.equal(ended[name], value) for name, value in whole.items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="the loss is nan after 2 iterations; lower lr"):
+        trial(voc, tmp_path, lr=1e20).train(progress=False)
+    assert not list(tmp_path.rglob("iter_*.pth"))
+
+
+def test_a_precision_and_a_batch_that_cannot_be_are_refused(
+    voc: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="bf16 on a GPU alone"):
+        trial(voc, tmp_path, precision="bf16")
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(InputError, match="a batch of 4 cannot be split evenly over 3 ranks"):
+        trial(voc, tmp_path)
 
 
 def test_it_ends_in_a_record_with_classes_trials_and_a_sheet(tmp_path: Path) -> None:
     write_voc12aug(tmp_path / "data")
     sets = [f"{k}={v}" if not isinstance(v, tuple) else f"{k}={','.join(map(str, v))}" for k, v in TINY.items()]
-    sets = [s.replace("trials=1", "trials=2") for s in sets]
+    sets.remove("trials=1")
     where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "records")]
-    how = ["--workers", "0", "--device", "cpu", "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]
+    how = ["--workers", "0", "--device", "cpu", "--protocol", "voc12aug_fcn.mmselfsup", "--trials", "2", "--set", *sets]
     code = main(["voc-seg", "--encoder", ENCODER, *where, *how])
     assert code == 0
     (stored,), bad = read_records(tmp_path / "records")
@@ -220,7 +239,7 @@ def test_sigkill_at_any_moment_loses_at_most_the_last_steps(tmp_path: Path) -> N
 
     def command(out: str) -> list[str]:
         return [sys.executable, "-m", "benchmarks", "voc-seg", "--encoder", ENCODER, "--data", str(tmp_path / "data"),
-                "--out", str(tmp_path / out / "records"), "--workers", "0", "--device", "cpu",
+                "--out", str(tmp_path / out / "records"), "--workers", "1", "--device", "cpu",
                 "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]  # fmt: skip
 
     subprocess.run(command("whole"), check=True, capture_output=True)
@@ -234,3 +253,24 @@ def test_sigkill_at_any_moment_loses_at_most_the_last_steps(tmp_path: Path) -> N
     (whole,), _ = read_records(tmp_path / "whole" / "records")
     (killed,), _ = read_records(tmp_path / "killed" / "records")
     assert whole.record.scores == killed.record.scores
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_the_same_batches_to_the_same_score(tmp_path: Path) -> None:
+    write_voc12aug(tmp_path / "data")
+    # Each rank drops its own channels, so that is left out.
+    settings = {**TINY, "dropout": 0.0}
+    sets = [f"{k}={v}" if not isinstance(v, tuple) else f"{k}={','.join(map(str, v))}" for k, v in settings.items()]
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks) / "records"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        how = ["--workers", "0", "--device", "cpu", "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]
+        where = ["--data", str(tmp_path / "data"), "--out", str(out)]
+        command = [*launch, "-m", "benchmarks", "voc-seg", "--encoder", ENCODER, *where, *how]
+        subprocess.run(command, check=True, capture_output=True)
+        ((stored,), _) = read_records(out)
+        found[ranks] = stored.record
+    assert found[1].protocol.id == found[2].protocol.id
+    for column, score in found[1].scores.items():
+        assert found[2].scores[column].value == pytest.approx(score.value, abs=0.5)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.contract import InputError
+from benchmarks.contract import InputError, NotApplicableError
+from benchmarks.harnesses import harness
+from benchmarks.segmentation import library
 from benchmarks.segmentation.config import model_config, optimisation, pipelines
 from benchmarks.segmentation.protocols import PROTOCOLS
 from benchmarks.segmentation.settings import SegmentationSettings, settings_of
@@ -113,3 +115,33 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     protocol = PUBLISHED[0].with_overrides(inference="windows")
     with pytest.raises(InputError, match="window_stride between 1 and 512"):
         settings_of(protocol)
+
+
+def test_a_schedule_of_another_length_needs_its_own_drops() -> None:
+    moco = next(p for p in PUBLISHED if p.id == "voc12aug_fcn_s16.moco@1")
+    seg = harness("voc-seg")
+    with pytest.raises(InputError, match=r"drops \(21000, 27000\) must ascend and lie within the 3000 iterations"):
+        seg.override(moco, ["iterations=3000"])
+    shorter = seg.override(moco, ["iterations=3000", "drops=2100,2700", "batch_size=8"])
+    assert shorter.id == "voc12aug_fcn_s16.moco@1+batch_size=8+drops=2100,2700+iterations=3000"
+    with pytest.raises(InputError, match="must ascend from above 0"):
+        seg.override(moco, ["ratio=2,0.5"])
+
+
+def test_a_wide_resnet_is_refused_in_one_sentence() -> None:
+    with pytest.raises(NotApplicableError, match="wide_resnet50_2, whose wide 3x3 convolutions"):
+        model_config(settings_of(PUBLISHED[0]), card("wide_resnet50_2"), synchronised=False)
+
+
+def test_without_mmsegmentation_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "find_spec", lambda name: None if name == "mmseg" else object())
+    with pytest.raises(InputError, match="mmseg is not installed; run `make setup-transfer`"):
+        library.require_library()
+
+    def fails() -> None:
+        raise AssertionError("MMCV==2.3.6 is used but incompatible")
+
+    monkeypatch.setattr(library, "find_spec", lambda name: name)
+    monkeypatch.setattr(library, "register", fails)
+    with pytest.raises(InputError, match=r"cannot be imported \(MMCV==2.3.6 is used but incompatible\)"):
+        library.require_library()
