@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Variables, each with the line that `make help` prints.
 ## root of the data sets, of an ImageFolder, or of images to pretrain on; empty: the embedded data
 DATA ?=
-## one or more of: file, glob, random:ARCH[:SEED], package:efficientnet-lite0, pixels, my.module:build
+## one or more of: file, glob (? for a blank), random:ARCH[:SEED], package:efficientnet-lite0, pixels, my.module:build
 ENCODER ?= package:efficientnet-lite0
 ## protocol id; empty: what suits the data
 PROTOCOL ?=
@@ -31,13 +31,18 @@ OUT ?=
 ARGS ?=
 ## 1: say what would run and what it needs, and stop
 DRY_RUN ?=
+## runs with seeds of their own, whose mean is reported; empty: the protocol's
+TRIALS ?=
 ## one entry of make speed
 ONLY ?=
 
 flags = $(if $(DRY_RUN),--dry-run) $(ARGS)
-encoders = --encoder $(foreach e,$(1),'$(e)')
+# A path with blanks that is there is one encoder; anything else is a list, in which ? stands for a blank.
+quoted = '$(subst ','\'',$(1))'
+encoders = --encoder $(if $(shell test -e $(call quoted,$(1)) && echo whole),$(call quoted,$(1)),$(foreach e,$(1),$(call quoted,$(e))))
 common_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) \
-	$(if $(NAME),--name '$(NAME)') $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) $(flags)
+	$(if $(NAME),--name '$(NAME)') $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) \
+	$(if $(TRIALS),--trials $(TRIALS)) $(flags)
 # Not a target of its own inside bench-all: make runs a line that calls make even under --dry-run.
 pages = $(PY) -m results tables --out work/tables.md && $(PY) -m results zoo-page --encoder '*' --out work/zoo_page.md && \
 	$(PY) -m results pictures --out work/pictures
@@ -83,7 +88,7 @@ cost-table: $(CORE) ## time and memory of each mechanism's step: RECIPE
 bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, DATA
 	$(PY) scripts/bench_loader.py --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(ARGS)
 
-# ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, FACTS, NAME, DRY_RUN -----------------------------------------
+# ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
 .PHONY: bench-all pages bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead bench-linear-stored
 bench-all: $(CORE) ## every benchmark whose data is there, then tables, zoo page and pictures

@@ -74,8 +74,8 @@ class Outcome:
         runs: trials, grid cells, layers, heads: one flat mapping each.
         seeds: the seeds that were used.
         items: arrays of what happened to each test item, for paired comparisons. Accuracy:
-            `correct/<column>` (N,) bool. Average precision: `decision/<column>` (N, C) float32. `evaluate` adds
-            targets, ids and groups.
+            `correct/<column>` (N,) bool. Average precision: `decision/<column>` (N, C) float32. Any metric, where these
+            are too many: `pseudo_value/<column>` (N,) float32. `evaluate` adds targets, ids and groups.
         tensors: trained heads or models by name, saved as safetensors beside the record.
         pictures: PNG files by name, saved beside the record.
         timing: seconds by phase.

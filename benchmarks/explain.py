@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from pydantic import ValidationError
 
 from benchmarks.contract import InputError
 from benchmarks.evaluation import evaluate
@@ -24,6 +26,7 @@ from results.schema import Geometry, Protocol
 log = logging.getLogger("benchmarks")
 
 ALL_SETS_UP_TO = 3  # fields: 8 protocols; a fourth would double that
+GEOMETRY = "geometry."  # before the name of one of its fields
 NAMING = ("k", "top")  # fields that say which columns there are, and change no column
 
 
@@ -53,7 +56,7 @@ def command(
         b: likewise.
         encoder: as the harnesses take it.
         data: root of the data sets.
-        set_a: numbers of A to change, as temperature=0.2.
+        set_a: numbers of A to change, as temperature=0.2 or geometry.crop=192.
         set_b: likewise of B.
         dataset: another data set than the protocols', as drawings.
         name: what tables call the encoder.
@@ -70,7 +73,7 @@ def command(
     from benchmarks.bench import headline, resolve_device
     from benchmarks.encoders.load import load_encoder
 
-    first, second = _overridden(a, set_a), _overridden(b, set_b)
+    first, second = overridden(a, set_a), overridden(b, set_b)
     protocols = between(first, second)
     if dry_run:
         sys.stdout.write("".join(f"would run {protocol.id}\n" for protocol in protocols))
@@ -100,7 +103,9 @@ def between(a: Protocol, b: Protocol) -> list[Protocol]:
         raise InputError(f"{a.id} and {b.id} are not protocols of one benchmark, so nothing between them can be run")
     if not set(a.columns) & set(b.columns):
         raise InputError(f"{a.id} and {b.id} have no column in common: {', '.join(a.columns)}; {', '.join(b.columns)}")
-    names = [name for name, value in _fields(a).items() if value != _fields(b).get(name) and name not in NAMING]
+    first, second = _fields(a), _fields(b)
+    every = dict.fromkeys((*first, *second))
+    names = [name for name in every if first.get(name) != second.get(name) and name not in NAMING]
     if not names:
         raise InputError(f"{a.id} and {b.id} differ in nothing that can move a score")
     if len(names) <= ALL_SETS_UP_TO:
@@ -110,31 +115,53 @@ def between(a: Protocol, b: Protocol) -> list[Protocol]:
     return [a, *(_switched(a, b, chosen, harness(a.harness)) for chosen in sets), b]
 
 
-def _overridden(identifier: str, changes: tuple[str, ...]) -> Protocol:
+def overridden(identifier: str, changes: tuple[str, ...]) -> Protocol:
+    """The protocol with other `params`, and here, where features are drawn for it alone, another geometry too."""
     protocol = find_protocol(identifier)
-    return harness(protocol.harness).override(protocol, changes) if changes else protocol
+    shape = dict(change.partition("=")[::2] for change in changes if change.startswith(GEOMETRY))
+    params = tuple(change for change in changes if not change.startswith(GEOMETRY))
+    if params:
+        protocol = harness(protocol.harness).override(protocol, params)
+    return _reshaped(protocol, shape) if shape else protocol
 
 
 def _fields(protocol: Protocol) -> dict[str, Any]:
     """Splits, geometry and `params`, flat, in the order in which they are switched."""
-    geometry = {f"geometry.{name}": value for name, value in protocol.geometry.model_dump().items()}
+    geometry = {f"{GEOMETRY}{name}": value for name, value in protocol.geometry.model_dump().items()}
     splits = {"train_split": protocol.train_split, "test_split": protocol.test_split}
-    return {**splits, **geometry, **protocol.model_dump(mode="json")["params"]}
+    params = protocol.model_dump(mode="json")["params"]
+    return {**splits, **geometry, **harness(protocol.harness).unstated(protocol), **params}
 
 
 def _switched(a: Protocol, b: Protocol, names: list[str], family: Harness) -> Protocol:
     """A with these fields of B, and an id that names them."""
     theirs = _fields(b)
-    params = {name: theirs[name] for name in names if name in a.params}
+    geometry = {name: theirs[name] for name in names if name.startswith(GEOMETRY)}
+    splits = {name: theirs[name] for name in names if name in ("train_split", "test_split")}
+    params = {name: theirs[name] for name in names if name not in (*geometry, *splits)}
     protocol = family.override(a, params) if params else a
-    outside = [name for name in names if name not in a.params]
-    geometry = {name.removeprefix("geometry."): theirs[name] for name in outside if name.startswith("geometry.")}
-    splits = {name: theirs[name] for name in outside if name.endswith("_split")}
-    labels = [f"{name}={theirs[name]}" for name in outside]
-    return protocol.model_copy(
-        update={
-            **splits,
-            "geometry": Geometry.model_validate({**a.geometry.model_dump(), **geometry}),
-            "overrides": tuple(sorted({*protocol.overrides, *labels})),
-        }
-    )
+    protocol = _reshaped(protocol, geometry) if geometry else protocol
+    labels = [f"{name}={value}" for name, value in splits.items()]
+    return protocol.model_copy(update={**splits, "overrides": tuple(sorted({*protocol.overrides, *labels}))})
+
+
+def _reshaped(protocol: Protocol, changes: Mapping[str, Any]) -> Protocol:
+    """With another geometry, as `{"geometry.crop": 192}`, and an id that names it."""
+    named = {name.removeprefix(GEOMETRY): value for name, value in changes.items()}
+    unknown = sorted(set(named) - set(Geometry.model_fields))
+    if unknown:
+        raise InputError(f"{protocol.id} has no {GEOMETRY}{unknown[0]}; it has {', '.join(Geometry.model_fields)}")
+    try:
+        geometry = Geometry.model_validate({**protocol.geometry.model_dump(), **named})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{where}={named.get(where)}: {first['msg']}") from error
+    if geometry.crop < 1 or geometry.resize < 0:
+        fault = "a crop has a pixel or more" if geometry.crop < 1 else "a side has no fewer than no pixels"
+        where = "crop" if geometry.crop < 1 else "resize"
+        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{where}={getattr(geometry, where)}: {fault}")
+    new = {n: v for n, v in geometry.model_dump().items() if n in named and v != getattr(protocol.geometry, n)}
+    kept = {label for label in protocol.overrides if label.partition("=")[0].removeprefix(GEOMETRY) not in new}
+    labels = {f"{GEOMETRY}{name}={value}" for name, value in new.items()}
+    return protocol.model_copy(update={"geometry": geometry, "overrides": tuple(sorted(kept | labels))})

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from pydantic import BaseModel
+
 from benchmarks.contract import InputError, Items, Outcome
-from benchmarks.overrides import override, parse
+from benchmarks.overrides import override, parse, settable
 from results.schema import Protocol, Record
 
 
@@ -85,6 +87,16 @@ class Harness:
             raise InputError(f"{self.command} has no protocol for the embedded data; name one with --protocol")
         return found
 
+    def unstated(self, protocol: Protocol) -> dict[str, Any]:
+        """Settings that a protocol's `params` leave out because they are as they always were, with these values."""
+        fields = self._params_model().model_fields
+        return {name: fields[name].default for name in settable(protocol, self._params_model()) - set(protocol.params)}
+
+    def _params_model(self) -> type[BaseModel]:
+        module, _, name = self.params.partition(":")
+        model: type[BaseModel] = getattr(import_module(module), name)
+        return model
+
     def override(self, protocol: Protocol, changes: Sequence[str] | Mapping[str, Any]) -> Protocol:
         """The protocol with some of its `params` changed, and its id saying so.
 
@@ -94,11 +106,10 @@ class Harness:
         Raises:
             InputError: a name that the protocol does not have, or a value that cannot be.
         """
-        module, _, name = self.params.partition(":")
-        model = getattr(import_module(module), name)
+        model = self._params_model()
         values = changes if isinstance(changes, Mapping) else parse(protocol, changes, model)
         declared = import_module(self.protocols)
-        hooks = (getattr(declared, name, None) for name in ("columns", "selection"))
+        hooks = (getattr(declared, hook, None) for hook in ("columns", "selection", "metric"))
         return override(protocol, values, model, *hooks)
 
 

@@ -12,7 +12,7 @@ from benchmarks.contract import InputError
 from results.schema import Protocol
 
 Columns = Callable[[Protocol], tuple[str, ...]]
-Selection = Callable[[Protocol], str]
+Wording = Callable[[Protocol], str]
 
 
 def parse(protocol: Protocol, texts: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def parse(protocol: Protocol, texts: Sequence[str], model: type[BaseModel]) -> d
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text}: write name=value, as epochs=10")
-        _known(protocol, name)
+        _known(protocol, name, model)
         if name in changes:
             raise InputError(f"--set {text}: {name} is set twice")
         changes[name] = _value(value.strip(), model.model_fields[name].annotation)
@@ -38,7 +38,8 @@ def override(
     changes: Mapping[str, Any],
     model: type[BaseModel],
     columns: Columns | None = None,
-    selection: Selection | None = None,
+    selection: Wording | None = None,
+    metric: Wording | None = None,
 ) -> Protocol:
     """The protocol with some `params` changed; its columns, and what it says of its selection, follow.
 
@@ -47,34 +48,49 @@ def override(
         model: what the harness reads `params` with.
         columns: the columns of a protocol, where they depend on its `params`.
         selection: how its figures are chosen, where that depends on them.
+        metric: what they are, likewise.
 
     Raises:
         InputError: a name that the protocol does not have, or a value that cannot be.
     """
     for name in changes:
-        _known(protocol, name)
+        _known(protocol, name, model)
     try:
-        checked = model.model_validate({**protocol.params, **changes}).model_dump()
+        whole = model.model_validate({**protocol.params, **changes})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         given = f"{name}={changes[name]!r}: " if name in changes else ""
         raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{first['msg']}") from error
-    new = {name: checked[name] for name in changes if checked[name] != protocol.params[name]}
-    changed = protocol.with_overrides(**new)
+    stated = whole.model_dump()
+    absent = {name: model.model_fields[name].default for name in changes if name not in protocol.params}
+    protocol = protocol.model_copy(update={"params": {**protocol.params, **absent}})
+    checked = {name: stated.get(name, getattr(whole, name)) for name in changes}
+    changed = protocol.with_overrides(**{n: value for n, value in checked.items() if value != protocol.params[n]})
+    left = {name: value for name, value in changed.params.items() if name in stated}  # as the model writes them
+    changed = changed.model_copy(update={"params": left})
     if not changed.overrides:
         return changed
     if selection is not None:
         changed = changed.model_copy(update={"selection": selection(changed)})
+    if metric is not None:
+        changed = changed.model_copy(update={"metric": metric(changed)})
     if columns is None:
         return changed
     own = columns(changed)
     return changed.model_copy(update={"columns": own, "primary": changed.primary if changed.primary in own else own[0]})
 
 
-def _known(protocol: Protocol, name: str) -> None:
-    if name not in protocol.params:
-        known = ", ".join(sorted(protocol.params)) or "nothing that can be set"
+def settable(protocol: Protocol, model: type[BaseModel]) -> set[str]:
+    """What the protocol states, and what it leaves out at a default value; other fields are not the user's to set."""
+    unstated = {name for name, field in model.model_fields.items() if field.exclude_if is not None and field.default}
+    return {*protocol.params, *unstated}
+
+
+def _known(protocol: Protocol, name: str, model: type[BaseModel]) -> None:
+    names = settable(protocol, model)
+    if name not in names:
+        known = ", ".join(sorted(names)) or "nothing that can be set"
         raise InputError(f"{protocol.id} has no {name or 'setting without a name'} to set; it has {known}")
 
 

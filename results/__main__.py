@@ -18,8 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         return run(command)
-    except (RecordsError, OSError) as error:
+    except RecordsError as error:
         sys.stderr.write(f"results: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(
+            f"results: {error.filename or 'the output'} cannot be read or written: {error.strerror or error}\n"
+        )
         return 2
 
 

@@ -24,13 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from results.outcome_metrics import MeanAveragePrecision, MeanIntersectionOverUnion, WeightedMean
+
 Outcomes = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 SPREAD = 0.25
-COLUMN_PREFIXES = ("correct/", "decision/", "iou/")
+COLUMN_PREFIXES = ("correct/", "decision/", "iou/", "pseudo_value/")
+AP_RULE = "ap_rule"  # of all decisions
 BLOCK_VALUES = 4_000_000  # item weights held at once: 32 MB
 
 
@@ -75,8 +78,10 @@ def replicates(
 
     Args:
         outcomes: `correct/<column>` (N,) bool for accuracy, `decision/<column>` (N, C) for mean average precision
-            with `targets` (N, C) of 1, 0 and -1 (ignored), or `iou/<column>` (N, 3, C) for mean intersection over
-            union: pixels of the intersection, the prediction and the truth; the sources of item i are
+            with `targets` (N, C) of 1, 0 and -1 (ignored) by the rule that `ap_rule` names (the envelope without), or
+            `iou/<column>` (N, 3, C) for mean intersection over union: pixels of the intersection, the prediction and
+            the truth, or `pseudo_value/<column>` (N,) for any metric: its infinitesimal jackknife, whose weighted mean
+            is the metric to first order; the sources of item i are
             `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
@@ -169,7 +174,8 @@ def align(outcomes: Outcomes, reference: Outcomes) -> Outcomes:
 
 def _take(outcomes: Outcomes, rows: NDArray[np.intp]) -> Outcomes:
     offsets, members = outcomes["group_offsets"], outcomes["group_members"]
-    taken = {k: v[rows] for k, v in outcomes.items() if k not in ("group_offsets", "group_members")}
+    taken = {k: v[rows] for k, v in outcomes.items() if k not in ("group_offsets", "group_members", AP_RULE)}
+    taken |= {AP_RULE: outcomes[AP_RULE]} if AP_RULE in outcomes else {}
     parts = [members[offsets[i] : offsets[i + 1]] for i in rows]
     taken["group_members"] = np.concatenate(parts)
     taken["group_offsets"] = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(offsets.dtype)
@@ -213,86 +219,22 @@ class _Groups:
             yield each if alone else np.multiply.reduceat(each, self.starts, axis=0)
 
 
-class _Accuracy:
-    def __init__(self, correct: NDArray[np.bool_]) -> None:
-        self.correct = correct.astype(np.float64)
-
-    def __call__(self, weights: Floats) -> Floats:
-        """(N, B) item weights to (B,) weighted accuracies."""
-        return (self.correct @ weights) / weights.sum(axis=0)
-
-
-class _MeanAveragePrecision:
-    """Area under the monotone envelope of precision at every change of recall, as VOC2010 and later, mean over classes.
-
-    Items with the same decision value enter together, so that their order means nothing. Classes without a positive
-    are left out of the mean.
-    """
-
-    def __init__(self, decision: NDArray[Any], targets: NDArray[Any]) -> None:
-        self.classes: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]] = []
-        for scores, labels in zip(decision.T, targets.T, strict=True):
-            rows = np.flatnonzero(labels != -1)
-            rows = rows[np.argsort(-scores[rows].astype(np.float64), kind="stable")]
-            positive = labels[rows] == 1
-            if not positive.any():
-                continue
-            level = np.concatenate([[0], np.cumsum(scores[rows][1:] != scores[rows][:-1])])  # equal decisions share one
-            # recall changes only where a positive enters, and precision between two such levels only falls
-            levels = np.unique(level[positive])
-            ends = np.searchsorted(level, levels, side="right")
-            starts = np.concatenate([[0], ends[:-1]])
-            first_positives = np.searchsorted(level[positive], levels)
-            self.classes.append((rows[: ends[-1]], starts, rows[positive], first_positives))
-        if not self.classes:
-            raise ValueError("average precision needs a class with at least one positive item")
-
-    def __call__(self, weights: Floats) -> Floats:
-        """(N, B) item weights to (B,) weighted mean average precisions."""
-        total = np.zeros(weights.shape[1])
-        for rows, starts, positives, first_positives in self.classes:
-            seen = np.add.reduceat(weights[rows], starts, axis=0).cumsum(axis=0)
-            entering = np.add.reduceat(weights[positives], first_positives, axis=0)
-            found = entering.cumsum(axis=0)
-            precision = found / seen
-            envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-            total += (envelope * entering).sum(axis=0) / found[-1]
-        return total / len(self.classes)
-
-
-class _MeanIntersectionOverUnion:
-    """Of all pixels together, mean over the classes that prediction or truth have somewhere."""
-
-    def __init__(self, areas: NDArray[Any]) -> None:
-        pixels = areas.astype(np.float64)
-        self.intersection = pixels[:, 0]
-        self.union = pixels[:, 1] + pixels[:, 2] - pixels[:, 0]
-        present = self.union.any(axis=0)
-        if not present.any():
-            raise ValueError("intersection over union needs a class that is predicted or true somewhere")
-        self.intersection, self.union = self.intersection[:, present], self.union[:, present]
-
-    def __call__(self, weights: Floats) -> Floats:
-        """(N, B) item weights to (B,) weighted means."""
-        return np.mean((self.intersection.T @ weights) / (self.union.T @ weights), axis=0)
-
-
 def _metric(
     outcomes: Outcomes, column: str, items: int
-) -> _Accuracy | _MeanAveragePrecision | _MeanIntersectionOverUnion:
-    correct, decision = outcomes.get(f"correct/{column}"), outcomes.get(f"decision/{column}")
-    areas = outcomes.get(f"iou/{column}")
+) -> WeightedMean | MeanAveragePrecision | MeanIntersectionOverUnion:
+    areas, decision = outcomes.get(f"iou/{column}"), outcomes.get(f"decision/{column}")
     if areas is not None:
         if areas.ndim != 3 or areas.shape[:2] != (items, 3):
             raise ValueError(f"iou/{column} has shape {areas.shape}, not ({items}, 3, classes)")
-        return _MeanIntersectionOverUnion(areas)
-    if correct is not None:
-        if correct.shape != (items,):
-            raise ValueError(f"correct/{column} has shape {correct.shape}, but there are {items} items")
-        return _Accuracy(correct)
+        return MeanIntersectionOverUnion(areas)
+    for name in (f"correct/{column}", f"pseudo_value/{column}"):
+        if name in outcomes:
+            if outcomes[name].shape != (items,):
+                raise ValueError(f"{name} has shape {outcomes[name].shape}, but there are {items} items")
+            return WeightedMean(outcomes[name])
     if decision is None:
         raise KeyError(f"the outcomes hold no {column!r}; they hold {', '.join(measured_columns(outcomes)) or 'none'}")
     targets = outcomes["targets"]
     if decision.ndim != 2 or decision.shape != targets.shape or len(decision) != items:
         raise ValueError(f"decision/{column} {decision.shape} and targets {targets.shape} do not fit {items} items")
-    return _MeanAveragePrecision(decision, targets)
+    return MeanAveragePrecision(decision, targets, str(outcomes.get(AP_RULE, "envelope")))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from results.cells import Table
 from results.options import Format
+from results.roster import matching
 from results.store import BadRecord, RecordsError, StoredRecord, read_records, replace_file
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -32,10 +33,68 @@ def put(out: Path | None, text: str) -> None:
 
 def write(path: Path, text: str) -> None:
     """Whole or not at all; a file that is as it should be keeps its time."""
-    stale = not path.is_file() or path.read_text(encoding="utf-8") != text
+    stale = differs(path, text)
     if stale:
         replace_file(path, text.encode())
     sys.stderr.write(f"results: {'wrote' if stale else 'unchanged:'} {path}\n")
+
+
+def differs(path: Path, text: str) -> bool:
+    """Whether a file does not hold this text, or is none."""
+    return not path.is_file() or path.read_bytes() != text.encode()
+
+
+def read_text(path: Path) -> str:
+    """A page that the user names.
+
+    Raises:
+        RecordsError: it is no text.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordsError(f"{path} is no text in UTF-8: name a markdown file") from error
+
+
+def chosen_records(
+    found: Sequence[StoredRecord], root: Path, *, rows: str = "all", **patterns: Sequence[str]
+) -> list[StoredRecord]:
+    """Those that all patterns (of `encoder`, `benchmark`, `source`) choose, of embedded or full data.
+
+    Raises:
+        RecordsError: there are none.
+    """
+    if not found:
+        raise RecordsError(f"no record below {root}: run a benchmark first, or name another folder with --records")
+    records = matching(found, **patterns)
+    if rows != "all":
+        records = [stored for stored in records if stored.record.dataset.embedded == (rows == "embedded")]
+    if not records:
+        names = {
+            "encoder": {stored.record.encoder.name for stored in found},
+            "benchmark": {stored.record.protocol.id for stored in found},
+            "source": {stored.record.encoder.source for stored in found},
+        }
+        given = {name: " ".join(texts) for name, texts in patterns.items() if tuple(texts) != ("*",)}
+        known = sorted(set().union(*(names[name] for name in given or ("encoder",))))
+        given |= {"rows": rows} if rows != "all" else {}
+        asked = " ".join(f"--{name} {text}" for name, text in given.items())
+        raise RecordsError(f"no record matches {asked}; the records hold {', '.join(known)}")
+    return records
+
+
+def picture_file(path: Path) -> None:
+    """Looks at a picture's ending before anything is computed or printed.
+
+    Raises:
+        RecordsError: there is no such format.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix.removeprefix(".") not in known:
+        raise RecordsError(f"{path} ends in no format of pictures; end it in one of {', '.join(sorted(known))}")
 
 
 def name_bad(bad: Iterable[BadRecord]) -> None:

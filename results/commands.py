@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from results.cells import Cell, Row, Table
-from results.command_files import SUFFIX, formatted, name_bad, put, read, write
+from results.command_files import SUFFIX, chosen_records, differs, formatted, name_bad, put, read, read_text, write
 from results.options import (
     AnyCommand,
     Correlations,
@@ -26,7 +27,6 @@ from results.options import (
 )
 from results.published import Figure, chosen, figures
 from results.questions import correlations_command, explain_command, lint_command, report_command
-from results.roster import matching
 from results.store import BadRecord, RecordsError, StoredRecord
 from results.zoo_page import Page
 
@@ -70,10 +70,11 @@ def _tables(options: Tables) -> int:
 
     if options.check and options.out is None and options.readme is None:
         raise RecordsError("--check compares a file with the records: name it with --out or --readme")
-    records, bad = read(options.records)
-    records = matching(records, encoder=options.encoder, benchmark=options.benchmark, source=options.source)
-    if options.rows != "all":
-        records = [s for s in records if s.record.dataset.embedded == (options.rows == "embedded")]
+    found, bad = read(options.records)
+    name_bad(bad)
+    patterns = {"encoder": options.encoder, "benchmark": options.benchmark, "source": options.source}
+    # Before there are records there is a page without rows.
+    records = chosen_records(found, options.records, rows=options.rows, **patterns) if found else []
     if options.dry_run:
         targets = [str(path) for path in (options.out, options.readme) if path is not None] or ["the terminal"]
         size = sum(stored.path.stat().st_size for stored in records) / 2**20
@@ -84,17 +85,15 @@ def _tables(options: Tables) -> int:
         return 0
     wanted: dict[Path, str] = {}
     if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        wanted[options.readme] = with_block(text, readme_block(records), options.readme.name)
+        wanted[options.readme] = with_block(read_text(options.readme), readme_block(records), options.readme.name)
     if options.out is not None or options.readme is None:
         page = _page(options, records, bad)
         if options.out is None:
             sys.stdout.write(page)
         else:
             wanted[options.out] = page
-    name_bad(bad)
 
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = [path for path, text in wanted.items() if differs(path, text)]
     if not options.check:
         for path, text in wanted.items():
             write(path, text)
@@ -125,6 +124,9 @@ def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) ->
 def _published_pages(options: ZooPage) -> int:
     from results.zoo_page import file_name, published_page
 
+    given = [name for name in ("encoder", "against", "weights") if getattr(options, name)]
+    if given:
+        raise RecordsError(f"--published writes pages of published.csv alone: leave --{' and --'.join(given)} out")
     sources = list(dict.fromkeys(f.source for f in chosen(figures(), source=options.source or PUBLISHED_PAGES)))
     if not sources:
         raise RecordsError(f"published.csv has no source {' or '.join(options.source)}")
@@ -145,10 +147,7 @@ def _zoo_page(options: ZooPage) -> int:
         raise RecordsError("name the encoder with --encoder, or say --published")
     found, bad = read(options.records)
     name_bad(bad)
-    records = matching(found, encoder=options.encoder, benchmark=options.benchmark)
-    if not records:
-        known = ", ".join(sorted({stored.record.encoder.name for stored in found})) or "none"
-        raise RecordsError(f"no record matches {' or '.join(options.encoder)}; the records hold {known}")
+    records = chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
     page = measured_page(records, _beside(options, records), options.weights)
     put(options.out, _formatted_page(page, options.format))
     return 0
@@ -157,6 +156,8 @@ def _zoo_page(options: ZooPage) -> int:
 def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
     """The published figures that a page sets beside the measured ones."""
     source = options.source or ("*",)
+    if not chosen(figures(), source=source):
+        raise RecordsError(f"published.csv has no source {' or '.join(source)}")
     if options.against:
         against = chosen(figures(), source=source, model=options.against)
         if not against:
@@ -164,9 +165,11 @@ def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
         return against
     cards = [stored.record.encoder for stored in records]
     models = {card.published_as for card in cards if card.published_as}
-    unknown = models - {figure.model for figure in figures()}
-    if unknown:
-        sys.stderr.write(f"results: published.csv has no model {', '.join(sorted(unknown))}, which a card names\n")
+    known = {figure.model for figure in figures()}
+    for model in sorted(models - known):
+        near = ", ".join(get_close_matches(model, known, cutoff=0.5))
+        hint = f"; near it are {near}" if near else ""
+        sys.stderr.write(f"results: published.csv has no model {model}, which a card names{hint}\n")
     return [f for f in chosen(figures(), source=source) if f.model in models]
 
 
@@ -177,7 +180,9 @@ def _paper_tables(options: PaperTables) -> int:
     if options.records is not None:
         found, bad = read(options.records)
         name_bad(bad)
-        records = matching(found, encoder=options.encoder)
+        records = chosen_records(found, options.records, encoder=options.encoder)
+    elif options.encoder != ("*",):
+        raise RecordsError("--encoder chooses among records: name their folder with --records")
     tables = paper_tables(chosen(figures(), source=options.source), records)
     if not tables:
         raise RecordsError(f"no table of the papers has a figure from {' or '.join(options.source)}")
@@ -217,7 +222,7 @@ def _figure_row(figure: Figure, source: int) -> Row:
 def _publish(options: PublishRecords) -> int:
     from results.publish import publish
 
-    read(options.records)
+    chosen_records(read(options.records)[0], options.records, encoder=options.encoder)
     done = publish(options.records, options.out, options.encoder, dry_run=options.dry_run)
     for path in done.replaced:
         sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
@@ -258,7 +263,7 @@ def _pictures(options: Pictures) -> int:
 
     found, bad = read(options.records)
     name_bad(bad)
-    records = matching(found, encoder=options.encoder, benchmark=options.benchmark)
+    records = chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
     written, left_out = write_pictures(records, options.out)
     for path, reason in left_out.items():
         sys.stderr.write(f"results: left out {path}: {reason}\n")

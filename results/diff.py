@@ -18,8 +18,8 @@ from results.tables import score_cell
 
 DIFF_LINE = (
     f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items (both "
-    "sides see the same resamples); where both have several runs, their spread is in it. Several encoders on one side "
-    "count with their mean."
+    "sides see the same resamples); where both have several runs or sets of labels, their spread is in it. Several "
+    "encoders on one side count with their mean."
 )
 
 

@@ -48,7 +48,12 @@ class Switch:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The whole gap between two scores of one encoder. `orders` is 2 where only two chains were measured, else n!."""
+    """The whole gap between two scores of one encoder.
+
+    Attributes:
+        orders: 2 where only two chains were measured, else n!.
+        records: those that it rests on, A's first and B's last.
+    """
 
     encoder: str
     dataset: str
@@ -59,6 +64,7 @@ class Explanation:
     score_b: float
     switches: tuple[Switch, ...]
     orders: int
+    records: tuple[StoredRecord, ...] = ()
     decimals: int = 2
 
 
@@ -158,16 +164,19 @@ def _explained(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, 
             f"run python -m benchmarks explain --a {first.id} --b {second.id}"
         )
     scores = {corner: float(stored.record.scores[shown].value or 0.0) for corner, stored in corners.items()}
+    shown_corners = _subsets(names) if whole else list(dict.fromkeys(c for chain in chains for c in chain))
+    used = [corners[corner] for corner in sorted(shown_corners, key=len)]
     steps = [{next(iter(q - p)): scores[q] - scores[p] for p, q in pairwise(c)} for c in chains]
     cache, switches = ReplicateCache(), []
     for name, (ours, theirs) in fields.items():
         weights = _shapley(name, names) if whole else _two_chains(name, chains)
         share = sum(weight * scores[corner] for corner, weight in weights.items())
         low, high = _interval(cache, corners, weights, shown, share)
-        switches.append(Switch(name, _short(ours), _short(theirs), steps[0][name], steps[1][name], share, low, high))
+        of_a, of_b = (_short(v) if name in fields_of(p) else "default" for v, p in ((ours, first), (theirs, second)))
+        switches.append(Switch(name, of_a, of_b, steps[0][name], steps[1][name], share, low, high))
     return Explanation(
         a.record.encoder.name, a.record.dataset.id, shown, first.id, second.id, scores[frozenset()],
-        scores[frozenset(fields)], tuple(switches), factorial(len(names)) if whole else 2,
+        scores[frozenset(fields)], tuple(switches), factorial(len(names)) if whole else 2, tuple(used),
     )  # fmt: skip
 
 

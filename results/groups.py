@@ -15,6 +15,7 @@ class Family:
 
     Attributes:
         cells: its protocols may be grids with a record of every cell, which the grid's own record sums up.
+        outcomes: its harness keeps what happened to each test item.
     """
 
     prefix: str
@@ -23,6 +24,7 @@ class Family:
     line: str = ""
     best_layer: bool = False
     cells: bool = False
+    outcomes: bool = True
 
 
 _POOLED = "Features after global average pooling."
@@ -46,12 +48,12 @@ FAMILIES = (
     Family("semi_supervised_1pct", "Semi-supervised classification, 1% of the labels", cells=True),
     Family("semi_supervised_10pct", "Semi-supervised classification, 10% of the labels", cells=True),
     Family("finetune", "Fine-tuning", cells=True),
-    Family("voc0712_det", "VOC07+12 detection"),
-    Family("voc07_det", "VOC07 detection"),
-    Family("coco_mask_rcnn", "COCO detection and instance segmentation", decimals=1),
-    Family("coco_", "COCO", decimals=1),
-    Family("lvis", "LVIS", decimals=1),
-    Family("cityscapes_mask_rcnn", "Cityscapes instance segmentation", decimals=1),
+    Family("voc0712_det", "VOC07+12 detection", outcomes=False),
+    Family("voc07_det", "VOC07 detection", outcomes=False),
+    Family("coco_mask_rcnn", "COCO detection and instance segmentation", decimals=1, outcomes=False),
+    Family("coco_", "COCO", decimals=1, outcomes=False),
+    Family("lvis", "LVIS", decimals=1, outcomes=False),
+    Family("cityscapes_mask_rcnn", "Cityscapes instance segmentation", decimals=1, outcomes=False),
     Family("voc12aug_fcn", "VOC2012 semantic segmentation"),
     Family("cityscapes_fcn", "Cityscapes semantic segmentation"),
 )

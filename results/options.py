@@ -179,7 +179,8 @@ class Report:
 class Explain:
     """Why two protocols of one benchmark give different scores: what each field that they differ in contributes.
 
-    `python -m benchmarks explain` measures the protocols in between.
+    `python -m benchmarks explain` measures the protocols in between. The question is kept beside the records, and the
+    report answers it too.
 
     Attributes:
         a: protocol id, as knn.mmselfsup@1.

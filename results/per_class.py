@@ -13,6 +13,9 @@ from results.render import markdown
 from results.roster import current, roster
 from results.store import StoredRecord
 
+POSITIVES = "Positives"
+MEAN_OF = ", mean of "  # between a row's label and the number of its encoders
+
 
 def per_class_tables(records: Sequence[StoredRecord], column: str | None = None) -> list[Table]:
     """One table for every protocol and data whose records have values per class; encoders in columns.
@@ -32,7 +35,7 @@ def per_class_tables(records: Sequence[StoredRecord], column: str | None = None)
         entries = [(entry, entry.records(own)) for entry in roster(newest)]
         filled = [(entry, found) for entry, found in entries if found]
         classes = tuple(own[0].record.per_class[shown])
-        positives = _positives(own, classes)
+        positives = _positives(own, shown, len(classes))
         rows = []
         for i, name in enumerate(classes):
             values = [[stored.record.per_class[shown].get(name) for stored in found] for _, found in filled]
@@ -40,14 +43,15 @@ def per_class_tables(records: Sequence[StoredRecord], column: str | None = None)
                 Cell(None if None in of or not of else float(np.mean([v for v in of if v is not None])))
                 for of in values
             ]
-            first = Cell(text="" if positives is None else str(positives[i]))
-            rows.append(Row(name, (first, *cells)))
-        labels = [entry.label + (f", mean of {len(found)}" if len(found) > 1 else "") for entry, found in filled]
+            counted = [] if positives is None else [Cell(text=str(positives[i]))]
+            rows.append(Row(name, (*counted, *cells)))
+        labels = [entry.label + (f"{MEAN_OF}{len(found)}" if len(found) > 1 else "") for entry, found in filled]
+        about = [] if positives is None else ["Positives: test images with the class, ignored ones not counted."]
         tables.append(
             Table(
-                title=f"{group.title}, {shown}, per class",
-                lines=(group.line, "Positives: test images with the class, ignored ones not counted."),
-                columns=("Class", "Positives", *labels),
+                title=f"{group.title}, {', '.join((shown, *group.protocol.overrides))}, per class",
+                lines=(group.line, *about),
+                columns=("Class", *([] if positives is None else [POSITIVES]), *labels),
                 rows=tuple(rows),
                 decimals=group.decimals,
             )
@@ -60,13 +64,17 @@ def per_class_markdown(records: Sequence[StoredRecord], column: str | None = Non
     return "\n".join(markdown(table) for table in per_class_tables(records, column))
 
 
-def _positives(records: Sequence[StoredRecord], classes: Sequence[str]) -> NDArray[np.int64] | None:
-    """(C,) test items with each class, from the first side file that is there."""
+def _positives(records: Sequence[StoredRecord], column: str, classes: int) -> NDArray[np.int64] | None:
+    """(C,) test images with each class, from the first side file that tells."""
     for stored in records:
-        outcomes = stored.outcomes()
-        if outcomes is not None and "targets" in outcomes:
-            targets = outcomes["targets"]
-            if targets.ndim == 1:
-                return np.bincount(targets, minlength=len(classes)).astype(np.int64)
-            return (targets == 1).sum(0).astype(np.int64)
+        outcomes = stored.outcomes() or {}
+        areas, targets = outcomes.get(f"iou/{column}"), outcomes.get("targets")
+        if areas is not None:
+            counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
+        elif targets is None:
+            continue
+        else:
+            counts = np.bincount(targets, minlength=classes) if targets.ndim == 1 else (targets == 1).sum(0)
+        if counts.shape == (classes,):
+            return counts.astype(np.int64)
     return None

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from results.schema import Record
-from results.store import StoredRecord, copy_record, is_copied, read_records
+from results.store import RecordsError, StoredRecord, copy_record, is_copied, read_records
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,15 @@ def publish(
     Args:
         encoders: patterns of encoder names, as a shell would match them.
         dry_run: say what would be done, and do nothing.
+
+    Raises:
+        RecordsError: one of the folders is in the other, so that a record would give way to itself.
     """
+    here, there_root = local_root.resolve(), published_root.resolve()
+    if here.is_relative_to(there_root) or there_root.is_relative_to(here):
+        raise RecordsError(
+            f"{published_root} and {local_root} are one folder or lie in each other: publish to a folder of its own"
+        )
     records, bad = read_records(local_root)
     left_out = [(b.path.relative_to(local_root), b.reason) for b in bad]
     newest: dict[tuple[str | None, ...], StoredRecord] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from results.command_files import formatted, name_bad, put, read, write
+from results.command_files import formatted, name_bad, picture_file, put, read, write
 from results.options import Correlations, Explain, Lint, Report
 from results.published import figures
 from results.roster import matching
@@ -12,11 +12,12 @@ from results.store import RecordsError
 
 
 def report_command(options: Report) -> int:
+    from results.explained import remembered
     from results.pictures.pretraining import read_logs
     from results.report.page import report_html
 
     records, bad = read(options.records)
-    logs = read_logs(options.pretrain)
+    logs, asked = read_logs(options.pretrain), remembered(options.records)
     if options.dry_run:
         sys.stdout.write(
             f"would read {len(records)} records, leave out {len(bad)} unreadable files, draw {len(logs)} logs, and "
@@ -24,7 +25,7 @@ def report_command(options: Report) -> int:
         )
         return 0
     name_bad(bad)
-    write(options.out, report_html(records, bad, logs, figures()))
+    write(options.out, report_html(records, bad, logs, figures(), asked))
     return 0
 
 
@@ -32,6 +33,8 @@ def correlations_command(options: Correlations) -> int:
     from results import correlation
     from results.pictures.heat_map import draw_heat_map
 
+    if options.picture is not None:
+        picture_file(options.picture)
     records, bad = read(options.records)
     name_bad(bad)
     values = correlation.measured_values(records, embedded=options.embedded)
@@ -54,14 +57,22 @@ def correlations_command(options: Correlations) -> int:
 
 def explain_command(options: Explain) -> int:
     from results.explain import explanation_table, explanations
+    from results.explained import Question, remember
     from results.pictures.waterfall import draw_waterfall
 
+    if options.picture is not None:
+        picture_file(options.picture)
     records, bad = read(options.records)
     name_bad(bad)
     found = explanations(matching(records, encoder=options.encoder), options.a, options.b, options.column)
     put(options.out, formatted([explanation_table(one) for one in found], options.format))
     if options.picture is not None:
         draw_waterfall(found, options.picture)
+    try:
+        if remember(options.records, Question(options.a, options.b, options.column, options.encoder)):
+            sys.stderr.write(f"results: the report of {options.records} will show it\n")
+    except OSError as error:
+        sys.stderr.write(f"results: the report will not show it: {error}\n")
     return 0
 
 

@@ -179,8 +179,15 @@ class Protocol(Frozen):
         return self.model_copy(update={"params": {**self.params, **changed}, "overrides": tuple(sorted(kept | labels))})
 
 
+LONGEST_LABEL = 48  # characters of a value in an id, which tables print and files are named after
+
+
 def _short(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A value as it stands in an id: whole, or how it begins and the first digits of its hash."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if len(text) <= LONGEST_LABEL:
+        return text
+    return f"{text[:32]}~{canonical_sha256(value)[:8]}"
 
 
 class Score(Frozen):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from results.bootstrap import CONFIDENCE
 from results.cells import Cell, Row, Table
 from results.groups import Group
-from results.noise import TWO_SIDED, detectable_line, mark_best, smallest_detectable
+from results.noise import TWO_SIDED, detectable_line, mark_best
 from results.page_layout import CONFIG, PageColumn, PageTable
 from results.published import Figure
 from results.published_rows import Published, deviation, published_rows, selections
@@ -215,12 +215,12 @@ def _same_protocol(figure: Figure, records: Sequence[StoredRecord]) -> bool:
 
 
 def _detectable(layout: PageTable, measured: Sequence[Measured], cache: ReplicateCache, decimals: int) -> str:
-    found = {}
-    for column in layout.columns:
-        own = [records for row in measured if (records := row.of(column))]
-        if own and not column.layer:
-            found[column.title] = smallest_detectable(cache, own, column.column)
-    return detectable_line(found, decimals)
+    asked = {
+        column.title: ([records for row in measured if (records := row.of(column))], column.column)
+        for column in layout.columns
+        if not column.layer
+    }
+    return detectable_line(cache, asked, decimals)
 
 
 def _protocols(row: Measured) -> str:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,8 @@ from results.schema import (
     record_key,
 )
 from results.side_file import packed, unpacked, with_standard_errors
+from results.whole_files import make_folder, replace_pair
+from results.whole_files import replace_file as replace_file  # for benchmarks, which import no other room of results
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
 
@@ -78,7 +78,7 @@ def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: Data
     """Where the record of this encoder, protocol, data and seeds belongs."""
     key = record_key(protocol, card, dataset.fingerprint, seeds)
     weights = (card.weights_sha256 or "unloaded")[:8]
-    return root / _slug(card.name) / weights / _slug(dataset.id) / f"{_slug(protocol.id)}-{key}.json"
+    return root / slug(card.name) / weights / slug(dataset.id) / f"{slug(protocol.id)}-{key}.json"
 
 
 def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]] | None = None) -> Path:
@@ -89,8 +89,8 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
 
     Args:
         outcomes: `ids` (N,), `targets` (N,) or (N, C); per column `correct/<column>` (N,) bool, `decision/<column>`
-            (N, C) or `iou/<column>` (N, 3, C), see `results.bootstrap`; and the source ids of item i as
-            `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+            (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.bootstrap`; and the source
+            ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
         ValueError: a score or decision is not a finite number, or an array holds Python objects.
@@ -105,7 +105,7 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
     sealed = record.model_copy(update={"outcomes_file": side_name}).sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with _locked(root):
-        _replace(path, text.encode(), side_name, payload)
+        replace_pair(path, text.encode(), side_name, payload)
     return path
 
 
@@ -116,7 +116,7 @@ def find_record(
     path = record_path(root, card, protocol, dataset, seeds)
     key = record_key(protocol, card, dataset.fingerprint, seeds)
     # Older schemas gave the same question other file names, so the folder's records of this protocol are asked too.
-    others = sorted(path.parent.glob(f"{glob.escape(_slug(protocol.id))}-*.json"), reverse=True)
+    others = sorted(path.parent.glob(f"{glob.escape(slug(protocol.id))}-*.json"), reverse=True)
     for place in (path, *(other for other in others if other != path)):
         found = read_record(place) if place.is_file() else None
         if not isinstance(found, StoredRecord) or not found.intact or found.record.status != "ok":
@@ -141,6 +141,23 @@ def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
 
 def read_record(path: Path) -> StoredRecord | BadRecord:
     """One record of this or an older schema version. Never raises: what is wrong with the file is in the answer."""
+    while True:
+        before = _stamp(path)
+        found = _read(path)
+        # A writer may have put another record in place, whose side file took that of the one that was being read.
+        if (isinstance(found, StoredRecord) and found.intact) or _stamp(path) == before:
+            return found
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read(path: Path) -> StoredRecord | BadRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -164,7 +181,7 @@ def copy_record(stored: StoredRecord, source_root: Path, target_root: Path) -> N
     """Copies a record with its side file, byte for byte, to the same place below another folder."""
     side_name = stored.record.outcomes_file
     side = None if side_name is None else stored.path.with_name(side_name).read_bytes()
-    _replace(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
+    replace_pair(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
 
 
 def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> bool:
@@ -176,20 +193,11 @@ def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> boo
     return isinstance(there, StoredRecord) and there.intact
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that it has its old content or the new, and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        _write_through(temporary, content)
-        os.replace(temporary, path)  # noqa: PTH105 - as below
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def slug(name: str) -> str:
+    """A file name that every system takes, cut where it is long: the key behind it tells long ids apart.
 
-
-def _slug(name: str) -> str:
-    """A file name that every system takes. Two names may share one; of the same weights the last run stands."""
+    Two encoders may share one; of the same weights the last run stands.
+    """
     return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).strip("._")[:120] or "unnamed"
 
 
@@ -229,50 +237,6 @@ def _key(raw: dict[str, Any], record: Record) -> str:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     with FileLock(root / ".lock", timeout=LOCK_TIMEOUT_SECONDS):
         yield
-
-
-def _replace(path: Path, text: bytes, side_name: str | None, side: bytes | None) -> None:
-    """Puts both files in place or changes nothing, then clears what an earlier or a killed writer left of this key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side_path = None if side_name is None else path.with_name(side_name)
-    side_was_there = side_path is not None and side_path.exists()
-    temporary = [path.with_name(f".{secrets.token_hex(8)}.{path.stem[-8:]}.tmp") for _ in range(2)]
-    try:
-        if side_path is not None and side is not None:
-            _write_through(temporary[0], side)
-        _write_through(temporary[1], text)
-        if side_path is not None and side is not None:
-            os.replace(temporary[0], side_path)  # noqa: PTH105 - the tests make it fail
-        os.replace(temporary[1], path)  # noqa: PTH105
-    except BaseException:
-        _unlink(temporary)
-        if side_path is not None and not side_was_there:
-            _unlink([side_path])
-        raise
-    _unlink(p for p in path.parent.glob(f"{path.stem}.*.npz") if p != side_path)
-    _unlink(path.parent.glob(f".*.{path.stem[-8:]}.tmp"))
-    _sync_folder(path.parent)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _unlink(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from results.cells import Cell, Row, Table
 from results.groups import SUMMARY, Group, grouped, without_cells
-from results.noise import NOISE_LINE, detectable_line, mark_best, smallest_detectable
+from results.noise import NOISE_LINE, detectable_line, mark_best
 from results.replicates import ReplicateCache
 from results.roster import Entry, architecture_text, current, roster
 from results.schema import EncoderCard
@@ -53,14 +53,14 @@ class Section:
             for entry, cells in zip(entries, zip(*filled, strict=True), strict=True)
         ]
         lines = [f"{column}: {group.line}" for column, group in zip(columns, groups, strict=True)]
-        detectable = {
-            column: self._detectable(entries, group, group.protocol.primary)
+        decimals = max(group.decimals for group in groups)
+        asked = {
+            column: (_own(entries, group), group.protocol.primary)
             for column, group in zip(columns, groups, strict=True)
         }
-        decimals = max(group.decimals for group in groups)
         return Table(
             title="Summary",
-            lines=(*lines, SPREAD_LINE, detectable_line(detectable, decimals), NOISE_LINE),
+            lines=(*lines, SPREAD_LINE, detectable_line(self.cache, asked, decimals), NOISE_LINE),
             columns=("Encoder", *columns),
             rows=tuple(rows),
             decimals=decimals,
@@ -85,8 +85,8 @@ class Section:
             rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
         lines = [group.line, *([group.family.line] if group.family.line else [])]
         if entries:
-            detectable = {column: self._detectable(entries, group, column) for column in group.columns}
-            lines.append(detectable_line(detectable, group.decimals))
+            asked = {column: (_own(entries, group), column) for column in group.columns}
+            lines.append(detectable_line(self.cache, asked, group.decimals))
         return Table(
             title=group.title,
             lines=tuple(lines),
@@ -101,10 +101,6 @@ class Section:
         own = [entry.records(group.records) for entry in entries]
         cells = [score_cell(self.cache, records, column) for records in own]
         return mark_best(self.cache, own, cells, column, higher_is_better=group.protocol.higher_is_better)
-
-    def _detectable(self, entries: Sequence[Entry], group: Group, column: str) -> float | None:
-        own = [entry.records(group.records) for entry in entries]
-        return smallest_detectable(self.cache, [records for records in own if records], column)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(
@@ -133,6 +129,11 @@ class Section:
 def headline(group: Group) -> str:
     """How the summary calls a group's primary column: `kNN (k=20)`."""
     return f"{SUMMARY[group.protocol.benchmark]} ({group.protocol.primary})"
+
+
+def _own(entries: Sequence[Entry], group: Group) -> list[list[StoredRecord]]:
+    """The records of each row."""
+    return [records for entry in entries if (records := list(entry.records(group.records)))]
 
 
 def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:

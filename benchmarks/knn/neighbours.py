@@ -39,7 +39,7 @@ def neighbour_sheet(train: Labels, test: Labels, indices: NDArray[np.int64]) -> 
         ]
     except InputError:
         return None
-    figure = Figure(figsize=(1.25 * (shown + 1), 1.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.45 * (shown + 1), 1.65 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), shown + 1, squeeze=False)
     for row, axes, images in zip(rows, grid, pictures, strict=True):
         names = [test.classes[int(test.targets[row])]]
@@ -51,10 +51,10 @@ def neighbour_sheet(train: Labels, test: Labels, indices: NDArray[np.int64]) -> 
             same = name == names[0]
             colour = "black" if place == 0 else SAME if same else OTHER
             mark = "" if place == 0 or same else "not: "
-            axis.set_title(f"{mark}{name}"[:20], fontsize=6, color=colour)
+            axis.set_title(f"{mark}{name}"[:20], fontsize=8, color=colour)
             for edge in axis.spines.values():
                 edge.set(color=colour, linewidth=2, linestyle="-" if place == 0 or same else "--")
-    grid[0, 0].set_ylabel("query", fontsize=7)
+    grid[0, 0].set_ylabel("query", fontsize=9)
     png = BytesIO()
     figure.savefig(png, format="png", dpi=100)
     return png.getvalue()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.svm.settings import ApRule
+
 _TENTHS = np.arange(11)
 
 
@@ -29,6 +31,10 @@ class AveragePrecisions:
     envelope: NDArray[np.float64]
     step: NDArray[np.float64]
     eleven_point: NDArray[np.float64]
+
+    def by(self, rule: ApRule) -> NDArray[np.float64]:
+        """(...,) of one of them, by its name in a protocol."""
+        return {"envelope": self.envelope, "sklearn": self.step, "11point": self.eleven_point}[rule]
 
 
 def average_precisions(decisions: NDArray[np.floating], labels: NDArray[np.integer]) -> AveragePrecisions:

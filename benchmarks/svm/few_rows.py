@@ -54,12 +54,14 @@ class AllPairs:
 
     def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> Decisions:
         found = []
+        start = 0 if len(compared) else part.whole.centred.shape[0]  # the test images alone are half the work
+        cross, shifts = self._cross[:, start:], self._shift[start:]
         for of_place, shift, at in zip(beta, part.shift, torch.from_numpy(images).to(self._device), strict=True):
             total = of_place.sum(-1, keepdim=True)
             common = (of_place @ shift)[:, None] + part.constant * total
-            found.append((of_place.float() @ self._cross[at]).double() + total * self._shift + common)
+            found.append((of_place.float() @ cross[at]).double() + total * shifts + common)
         every = _array(torch.stack(found))
-        return Decisions(every[..., compared], every[..., part.whole.centred.shape[0] :])
+        return Decisions(every[..., compared], every[..., part.whole.centred.shape[0] - start :])
 
 
 class DrawnRows:

@@ -18,7 +18,7 @@ from benchmarks.svm.clock import Clock
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
 from benchmarks.svm.inputs import one_hot, refuse_unmeasurable, usable_outputs
 from benchmarks.svm.rows import normalised_rows
-from benchmarks.svm.settings import LAYERS, FullParams, cost_selection, params_of, required_outputs
+from benchmarks.svm.settings import LAYERS, ApRule, FullParams, cost_selection, params_of, required_outputs
 from results.schema import Protocol, Score
 
 __all__ = ["required_outputs", "run"]
@@ -96,7 +96,7 @@ def _test(
 
 def _report(params: FullParams, layers: dict[str, _Layer], classes: tuple[str, ...], outcome: Outcome) -> None:
     for name, layer in layers.items():
-        _add_column(outcome, name, layer, classes, cost_selection(params))
+        _add_column(outcome, name, layer, classes, cost_selection(params), params.ap_rule)
         outcome.tensors[f"{name}/weight"] = layer.weights[:, :-1].contiguous()
         outcome.tensors[f"{name}/bias"] = layer.weights[:, -1].contiguous()
         outcome.runs.append(
@@ -124,13 +124,18 @@ def _report(params: FullParams, layers: dict[str, _Layer], classes: tuple[str, .
     candidates = [name for name in layers if name in LAYERS]
     if candidates:
         best = max(candidates, key=lambda name: layers[name].cv_ap.mean())
-        oracle = max(candidates, key=lambda name: layers[name].test.envelope.mean())
-        _add_column(outcome, BEST, layers[best], classes, f"{best}, layer by cross-validated mAP on trainval")
-        _add_column(outcome, BEST_ORACLE, layers[oracle], classes, f"{oracle}, layer by mAP on test (oracle)")
+        oracle = max(candidates, key=lambda name: layers[name].test.by(params.ap_rule).mean())
+        chosen = ((BEST, best, "cross-validated mAP on trainval"), (BEST_ORACLE, oracle, "mAP on test (oracle)"))
+        for column, name, criterion in chosen:
+            _add_column(outcome, column, layers[name], classes, f"{name}, layer by {criterion}", params.ap_rule)
+    if params.ap_rule != "envelope":
+        outcome.items["ap_rule"] = np.array(params.ap_rule)
 
 
-def _add_column(outcome: Outcome, column: str, layer: _Layer, classes: tuple[str, ...], selection: str) -> None:
-    ap = 100 * layer.test.envelope
+def _add_column(
+    outcome: Outcome, column: str, layer: _Layer, classes: tuple[str, ...], selection: str, rule: ApRule
+) -> None:
+    ap = 100 * layer.test.by(rule)
     outcome.scores[column] = Score(value=float(ap.mean()), n=len(layer.decisions), selection=selection)
     outcome.per_class[column] = dict(zip(classes, map(float, ap), strict=True))
     outcome.items[f"decision/{column}"] = layer.decisions

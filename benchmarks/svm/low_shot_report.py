@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import Outcome
+from benchmarks.svm.pseudo_values import pseudo_values
 from benchmarks.svm.settings import LAYERS, SELECTIONS, LowShotParams, Selection, low_shot_column
 from results.schema import Score
 
@@ -93,15 +94,21 @@ def report(
     choices: Sequence[Choice],
     classes: Sequence[str],
     test_items: int,
+    drawn: Sequence[str],
     outcome: Outcome,
 ) -> None:
-    """Fill scores, per-class values and runs."""
+    """Fill scores, per-class values and runs.
+
+    Args:
+        drawn: what identifies each set, so that encoders are compared set by set.
+    """
     how = {
         "oracle": "layer and cost by test mAP (oracle)",
         "fixed": "layer by mAP outside the set, cost fixed",
         "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
     }
     chosen: list[dict[str, object]] = []
+    of_sets: list[dict[str, object]] = [{"trial": index, "drawn": label} for index, label in enumerate(drawn)]
     for choice in choices:
         column = low_shot_column(choice.k, choice.selection)
         ap = _at(results[choice.layer], params, choice)
@@ -112,6 +119,8 @@ def report(
             selection=f"{choice.layer}, C={choice.cost:g}; {how[choice.selection]}",
         )
         outcome.per_class[column] = dict(zip(classes, map(float, 100 * ap.mean(0)), strict=True))
+        for of_set, value in zip(of_sets, ap.mean(-1), strict=True):
+            of_set[column] = 100 * float(value)
         chosen.append(
             {
                 "score": column,
@@ -136,7 +145,15 @@ def report(
                         "heldout_map": 100 * heldout if np.isfinite(heldout) else None,
                     }
                 )
-    outcome.runs += chosen
+    outcome.runs += [*chosen, *of_sets]
+
+
+def report_items(outcome: Outcome, choices: Sequence[Choice], influences: Mapping[tuple[int, float], Floats]) -> None:
+    """Fill what each test image contributes to the figures, which are means over classes and sets."""
+    for choice in choices:
+        column = low_shot_column(choice.k, choice.selection)
+        metric = (outcome.scores[column].value or 0.0) / 100
+        outcome.items[f"pseudo_value/{column}"] = pseudo_values(metric, influences[choice.k, choice.cost])
 
 
 def _over_sets(of_sets: Floats) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.svm.settings import (
     ADAPTIVE_POOLING,
+    AP_METRIC,
     FIXED_POOLING,
     LAYERS,
     SELECTIONS,
@@ -66,6 +67,11 @@ def selection(protocol: Protocol) -> str:
     return cost_selection(params_of(protocol, FullParams))
 
 
+def metric(protocol: Protocol) -> str:
+    """Which average precision the figures are, by the protocol's `params`, which an override may have changed."""
+    return protocol.metric if protocol.harness == "low-shot-svm" else AP_METRIC[params_of(protocol, FullParams).ap_rule]
+
+
 def _full_columns(params: FullParams) -> tuple[str, ...]:
     """Where no layer is read, there is none to be the best."""
     best = ("best", "best_oracle") if any(name in LAYERS for name in params.outputs) else ()
@@ -96,7 +102,7 @@ def _full(
         geometry=geometry,
         columns=_full_columns(params),
         primary=primary,
-        metric="mAP (precision envelope)",
+        metric=AP_METRIC[params.ap_rule],
         selection=cost_selection(params),
         params=params.model_dump(mode="json"),
         source=source,

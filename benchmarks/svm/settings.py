@@ -11,6 +11,12 @@ from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES, Pooling
 from results.schema import Frozen, Protocol
 
 LAYERS = STAGES
+ApRule = Literal["envelope", "sklearn", "11point"]
+AP_METRIC: dict[ApRule, str] = {
+    "envelope": "mAP (precision envelope)",
+    "sklearn": "mAP (not interpolated)",
+    "11point": "mAP (11-point)",
+}
 
 Outputs = dict[str, Pooling | None]
 
@@ -57,10 +63,14 @@ class FullParams(SvmParams):
         folds: of the stratified, unshuffled cross-validation that chooses each class's cost.
         ignore_in_train: images whose every instance of a class is difficult train as its negatives, as in the
             published scripts, or take no part. In the test they never take part.
+        ap_rule: average precision of the test: area under the precision `envelope` as in the published scripts,
+            `sklearn`'s, which does not interpolate, or VOC2007's `11point`. The cost is always chosen by sklearn's.
     """
 
     folds: int = Field(3, ge=2)
     ignore_in_train: Literal["negative", "drop"] = "negative"
+    # Left out of the JSON where it is as it always was, so that older records keep their protocol's hash.
+    ap_rule: ApRule = Field("envelope", exclude_if=lambda rule: rule == "envelope")
 
 
 def cost_selection(params: FullParams) -> str:

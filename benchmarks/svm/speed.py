@@ -27,7 +27,7 @@ from benchmarks.contract import Labels
 from benchmarks.svm.few_rows import AllPairs, Source
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
 from benchmarks.svm.index_sets import NOT_DRAWN, Draw, draw_sets
-from benchmarks.svm.low_shot import Problems, fit, stacked_problems
+from benchmarks.svm.low_shot_problems import Problems, fit, stacked_problems
 from benchmarks.svm.protocols import PROTOCOLS
 from benchmarks.svm.rows import NORM_OFFSET
 from benchmarks.svm.settings import FullParams, LowShotParams, params_of

@@ -8,14 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.pictures.styles import Styles
 from results.roster import current, roster
 from results.schema import Protocol
 from results.store import StoredRecord, replace_file
-
-# Okabe and Ito's palette, which the colour-blind can tell apart; markers and dashes say it again.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-DASHES = ("-", "--", ":", "-.")
 
 Position = Callable[[str], float | None]
 
@@ -88,11 +84,14 @@ def _curve(label: str, records: Sequence[StoredRecord], places: dict[str, float]
     return Curve(label, len(records), tuple(sorted(points, key=lambda point: point.x)))
 
 
-def draw(found: Sequence[Panel], out: Path, *, across: str, ticks: dict[float, str] | None = None) -> None:
+def draw(
+    found: Sequence[Panel], out: Path, *, across: str, styles: Styles, ticks: dict[float, str] | None = None
+) -> None:
     """Writes the panels as one picture, in the format that the name of `out` ends in; whole or not at all.
 
     Args:
         across: what the horizontal axis is.
+        styles: of the curves, by their labels.
         ticks: position -> its name; without, the axis is logarithmic and its ticks are the positions.
 
     Raises:
@@ -103,18 +102,17 @@ def draw(found: Sequence[Panel], out: Path, *, across: str, ticks: dict[float, s
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 0.6 + sum(3.6 + 0.2 * len(panel.curves) for panel in found)), layout="constrained")
-    every = list(dict.fromkeys(curve.label for panel in found for curve in panel.curves))
     for axes, panel in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
         for curve in panel.curves:
-            style = every.index(curve.label)
+            style = styles.of(curve.label)
             axes.errorbar(
                 [point.x for point in curve.points],
                 [point.value for point in curve.points],
                 [point.spread or 0.0 for point in curve.points],
                 label=f"{curve.label}, mean of {curve.runs}" if curve.runs > 1 else curve.label,
-                color=COLOURS[style % len(COLOURS)],
-                marker=MARKERS[style % len(MARKERS)],
-                linestyle=DASHES[style // len(COLOURS) % len(DASHES)],
+                color=style.colour,
+                marker=style.marker,
+                linestyle=style.dashes,
                 capsize=3,
                 markersize=5,
             )
@@ -131,7 +129,7 @@ def draw(found: Sequence[Panel], out: Path, *, across: str, ticks: dict[float, s
         axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.16))
     figure.supxlabel(
         "bars: standard deviation over runs where there are several, else standard error of the test images",
-        fontsize="x-small",
+        fontsize="small",
     )
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)

@@ -11,7 +11,8 @@ from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
 from results.pictures.per_layer import draw_per_layer
 from results.pictures.score_against_epoch import draw_score_against_epoch
-from results.store import StoredRecord, replace_file
+from results.pictures.styles import Styles
+from results.store import StoredRecord, replace_file, slug
 
 Drawing = Callable[[Path], None]
 
@@ -54,11 +55,15 @@ def _drawings(records: Sequence[StoredRecord]) -> dict[str, Drawing]:
         record = stored.record
         if record.protocol.resolved.benchmark.endswith("low_shot_svm"):
             # Protocols of one id may differ in what they resolve to, as after a new revision of a source.
-            asked = f"{record.protocol.id}_{record.protocol.sha256[:8]}_{record.dataset.fingerprint[:8]}"
+            asked = f"{slug(record.protocol.id)}_{record.protocol.sha256[:8]}_{record.dataset.fingerprint[:8]}"
             low_shot.setdefault(asked, []).append(stored)
+    styles = Styles(records)
     return {
-        "per_layer.png": partial(draw_per_layer, records),
-        "knn_k.png": partial(draw_knn_k, records),
+        "per_layer.png": partial(draw_per_layer, records, styles=styles),
+        "knn_k.png": partial(draw_knn_k, records, styles=styles),
         "score_against_epoch.png": partial(draw_score_against_epoch, records),
-        **{f"low_shot_{asked}.png": partial(draw_low_shot, own) for asked, own in sorted(low_shot.items())},
+        **{
+            f"low_shot_{asked}.png": partial(draw_low_shot, own, styles=styles)
+            for asked, own in sorted(low_shot.items())
+        },
     }

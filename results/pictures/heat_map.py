@@ -11,7 +11,7 @@ import numpy as np
 from results.correlation import Column, Correlation, page_order
 from results.store import replace_file
 
-STRONG = 0.6  # beyond, the colour is dark and its text white
+STRONG = 0.72  # beyond, the colour is dark and its text white
 
 
 def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
@@ -27,21 +27,21 @@ def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
     columns = _drawn(found)
     size = len(columns)
     values = np.full((size, size), np.nan)
-    figure = Figure(figsize=(3.2 + 0.62 * size, 2.4 + 0.52 * size), layout="constrained")
+    figure = Figure(figsize=(3.4 + 0.68 * size, 2.6 + 0.56 * size), layout="constrained")
     axes = figure.subplots()
     for one in found:
         j, i = sorted((columns.index(one.a), columns.index(one.b)))
         values[i, j] = one.spearman
         axes.text(
-            j, i, f"{one.spearman:+.2f}\nn={len(one.encoders)}", ha="center", va="center", fontsize=7,
+            j, i, f"{one.spearman:+.2f}\nn={len(one.encoders)}", ha="center", va="center", fontsize=8,
             color="white" if abs(one.spearman) > STRONG else "#222222"
         )  # fmt: skip
     # Orange to purple through white: told apart without colour vision, and the sign is in the text.
     edges = np.arange(size) - 0.5
     picture = axes.pcolormesh(edges, edges + 1, values[1:, :-1], cmap="PuOr_r", vmin=-1, vmax=1)
     axes.invert_yaxis()
-    axes.set_xticks(range(size - 1), [column.label for column in columns[:-1]], rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(1, size), [column.label for column in columns[1:]], fontsize=8)
+    axes.set_xticks(range(size - 1), [column.label for column in columns[:-1]], rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(range(1, size), [column.label for column in columns[1:]], fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(picture, ax=axes, label="Spearman's rank correlation", shrink=0.6)

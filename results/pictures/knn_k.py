@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.pictures.curves import draw, panels
+from results.pictures.styles import Styles
 from results.store import StoredRecord
 
 
-def draw_knn_k(records: Sequence[StoredRecord], out: Path) -> None:
+def draw_knn_k(records: Sequence[StoredRecord], out: Path, styles: Styles | None = None) -> None:
     """Writes one curve per encoder for every kNN protocol with several k; top-1 only.
 
     Raises:
@@ -18,7 +19,7 @@ def draw_knn_k(records: Sequence[StoredRecord], out: Path) -> None:
     """
     knn = [stored for stored in records if stored.record.protocol.resolved.benchmark == "knn"]
     found = [panel for panel in panels(knn, _neighbours) if any(len(curve.points) > 1 for curve in panel.curves)]
-    draw(found, out, across="neighbours k")
+    draw(found, out, across="neighbours k", styles=styles or Styles(records))
 
 
 def _neighbours(column: str) -> float | None:

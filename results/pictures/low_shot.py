@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.pictures.curves import COLOURS, DASHES, MARKERS
+from results.pictures.styles import Styles
 from results.roster import current, roster
 from results.schema import Record
 from results.store import StoredRecord, replace_file
@@ -26,13 +26,14 @@ class Band:
     """One encoder under one selection: (K,) k ascending, means over the sets, and the lowest and highest set."""
 
     label: str
+    encoder: str
     k: tuple[int, ...]
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
 
 
-def draw_low_shot(records: Sequence[StoredRecord], out: Path) -> None:
+def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: Styles | None = None) -> None:
     """Writes the picture of all encoders in the format that the name of `out` ends in; whole or not at all.
 
     A line is the mean over the drawn sets, its band reaches from the lowest to the highest of them. Random
@@ -51,7 +52,7 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path) -> None:
             f"the low-shot picture needs the records of one protocol on one data set, and there are: {among}"
         )
     bands = {selection: _bands(newest, selection) for selection in SELECTIONS}
-    _draw(newest[0].record, bands, out)
+    _draw(newest[0].record, bands, styles or Styles(records), out)
 
 
 def _bands(records: Sequence[StoredRecord], selection: str) -> list[Band]:
@@ -65,6 +66,7 @@ def _bands(records: Sequence[StoredRecord], selection: str) -> list[Band]:
         found.append(
             Band(
                 entry.label + count,
+                entry.label,
                 tuple(shared),
                 tuple(sum(of_k[k][0] for of_k in runs) / len(runs) for k in shared),
                 tuple(min(of_k[k][1] for of_k in runs) for k in shared),
@@ -84,24 +86,22 @@ def _by_k(record: Record, selection: str) -> dict[int, tuple[float, float, float
     return found
 
 
-def _draw(example: Record, bands: dict[str, list[Band]], out: Path) -> None:
+def _draw(example: Record, bands: dict[str, list[Band]], styles: Styles, out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
-    every = list(dict.fromkeys(band.label for of_selection in bands.values() for band in of_selection))
     panels = figure.subplots(1, len(bands), sharey=True)
     for axes, (selection, of_selection) in zip(panels, bands.items(), strict=True):
         for band in of_selection:
-            style = every.index(band.label)
-            colour = COLOURS[style % len(COLOURS)]
-            axes.fill_between(band.k, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+            style = styles.of(band.encoder)
+            axes.fill_between(band.k, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0)
             axes.plot(
                 band.k,
                 band.mean,
                 label=band.label,
-                color=colour,
-                marker=MARKERS[style % len(MARKERS)],
-                linestyle=DASHES[style // len(COLOURS) % len(DASHES)],
+                color=style.colour,
+                marker=style.marker,
+                linestyle=style.dashes,
                 markersize=5,
             )
         ticks = sorted({k for band in of_selection for k in band.k})

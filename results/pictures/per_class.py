@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.per_class import per_class_tables
-from results.pictures.curves import COLOURS, MARKERS
+from results.per_class import MEAN_OF, POSITIVES, per_class_tables
+from results.pictures.styles import Styles
 from results.store import StoredRecord, replace_file
 
-LABELS = 2  # columns of the tables before those of the encoders: the class and its positives
+WIDEST_TITLE = 56  # letters
 
 
-def draw_per_class(records: Sequence[StoredRecord], out: Path) -> None:
+def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: Styles | None = None) -> None:
     """Writes the picture of every record with values per class, in the format that the name of `out` ends in.
 
     Raises:
@@ -24,21 +25,24 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path) -> None:
         raise ValueError("no record has values per class")
     from matplotlib.figure import Figure
 
+    looks = styles or Styles(records)
     heights = [1.2 + 0.3 * len(table.rows) + 0.2 * len(table.columns) for table in tables]
     figure = Figure(figsize=(6.5, sum(heights)), layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(panels, tables, strict=True):
         places = range(len(table.rows))
         axes.grid(axis="y", alpha=0.4)
-        for i, label in enumerate(table.columns[LABELS:]):
-            values = [row.cells[i + 1].value for row in table.rows]
+        before = 2 if POSITIVES in table.columns[1:2] else 1  # the class, and how often it is there
+        for i, label in enumerate(table.columns[before:]):
+            style = looks.of(label.partition(MEAN_OF)[0])
+            values = [row.cells[i + before - 1].value for row in table.rows]
             axes.plot(
                 [float("nan") if value is None else value for value in values], places, linestyle="", label=label,
-                marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=6,
+                marker=style.marker, color=style.colour, markersize=6,
             )  # fmt: skip
         axes.set_yticks(places, [row.label for row in table.rows])
         axes.invert_yaxis()
-        axes.set_title(table.title, fontsize="medium", loc="left")
+        axes.set_title(textwrap.fill(table.title, WIDEST_TITLE), fontsize="medium", loc="left")
         axes.set_xlabel("%")
         below = -1.0 / len(table.rows) - 0.1  # of the axis and its label
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.pictures.curves import COLOURS, DASHES, MARKERS
+from results.pictures.styles import numbered
 from results.store import RecordsError, replace_file
 
 LOG = "log.csv"
@@ -68,14 +68,14 @@ def draw_pretraining(logs: Sequence[RunLog], out: Path) -> None:
     for axes, name in zip(figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0], shown, strict=True):
         label, factor = PANELS[name]
         for i, log in enumerate(logs):
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+            style = numbered(i)
             points = log.columns.get(name, [])
             every = max(1, len(points) // 12)
             axes.plot([x for x, _ in points], [factor * y for _, y in points], label=log.name, markevery=every,
-                      linestyle=DASHES[i // len(COLOURS) % len(DASHES)], **style)  # fmt: skip
+                      linestyle=style.dashes, color=style.colour, marker=style.marker, markersize=4)  # fmt: skip
             if name == "loss":
                 chance = log.columns.get(CHANCE, [])
-                axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
+                axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style.colour, linewidth=1)
         axes.set_ylabel(label)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

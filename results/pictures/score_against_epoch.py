@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.pictures.curves import Curve, Panel, Point, draw
+from results.pictures.styles import Styles
 from results.roster import current
 from results.store import StoredRecord
 
@@ -17,7 +18,7 @@ def draw_score_against_epoch(records: Sequence[StoredRecord], out: Path) -> None
     Raises:
         ValueError: no run has.
     """
-    draw(epoch_panels(records), out, across="pretraining epochs")
+    draw(epoch_panels(records), out, across="pretraining epochs", styles=Styles(()))
 
 
 def epoch_panels(records: Sequence[StoredRecord]) -> list[Panel]:

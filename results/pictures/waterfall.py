@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from results.explain import Explanation
 from results.store import replace_file
 
+WIDEST_LABEL = 38  # letters
 ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # told apart without colour vision; the sign is written too
 
 
@@ -22,11 +24,12 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
         raise ValueError("nothing is explained")
     from matplotlib.figure import Figure
 
-    heights = [1.4 + 0.45 * (len(one.switches) + 2) for one in found]
+    heights = [1.4 + 0.55 * (len(one.switches) + 2) for one in found]
     figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
     panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, one in zip(panels, found, strict=True):
-        labels = [one.a, *(f"{s.field}\n{s.a} → {s.b}" for s in one.switches), one.b]
+        steps = [f"{_wrapped(s.field)}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
+        labels = [_wrapped(one.a), *steps, _wrapped(one.b)]
         lengths = [one.score_a, *(switch.share for switch in one.switches), one.score_b]
         starts, level = [0.0], one.score_a
         for switch in one.switches:
@@ -55,3 +58,8 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
     replace_file(out, picture.getvalue())
+
+
+def _wrapped(label: str) -> str:
+    """In lines: the id of a protocol with changed numbers can be as long as they are many."""
+    return "\n".join(textwrap.wrap(label.replace("+", " +"), WIDEST_LABEL)).replace(" +", "+")

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-LEAST_SCALE = 0.65  # of its own size, so that its text stays legible: a narrow window scrolls the picture sideways
+LEAST_SCALE = 0.85  # of its own size, so that its text stays legible: a narrow window scrolls the picture sideways
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,14 +14,17 @@ from results.cells import Table
 from results.correlation import (
     FEWEST,
     Correlation,
+    Values,
     correlation_table,
     correlations,
     headlines,
     measured_values,
+    page_order,
     published_values,
     remark,
     together,
 )
+from results.explained import Question
 from results.model_zoo import HEADINGS
 from results.noise import NOISE_LINE
 from results.per_class import per_class_tables
@@ -31,10 +34,14 @@ from results.pictures.low_shot import draw_low_shot
 from results.pictures.per_class import draw_per_class
 from results.pictures.per_layer import draw_per_layer
 from results.pictures.pretraining import RunLog, draw_pretraining
+from results.pictures.score_against_epoch import draw_score_against_epoch
+from results.pictures.styles import Styles
 from results.published import Figure
 from results.report.charts import Chart, chart
-from results.report.sheets import Sheet, sheets
-from results.report.tables import ReportTable, TableMaker, published_tables
+from results.report.differences import answers, differences_part
+from results.report.part import Part
+from results.report.sheets import sheets
+from results.report.tables import TableMaker, published_tables
 from results.roster import current
 from results.store import BadRecord, StoredRecord
 from results.tables import SPREAD_LINE, Section
@@ -44,34 +51,28 @@ FOLDER = Path(__file__).parent
 LEGEND = "Each line's colour, mark and dashes are those of its legend; the numbers stand in the tables."
 
 
-@dataclass
-class Part:
-    """What stands under one heading; `folded` tables open on a click."""
-
-    id: str
-    title: str
-    lines: tuple[str, ...] = ()
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[ReportTable] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
-    folded: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return not (self.charts or self.tables or self.sheets)
-
-
 def report_html(
-    records: Sequence[StoredRecord], bad: Sequence[BadRecord], logs: Sequence[RunLog], figures: Sequence[Figure]
+    records: Sequence[StoredRecord],
+    bad: Sequence[BadRecord],
+    logs: Sequence[RunLog],
+    figures: Sequence[Figure],
+    asked: Sequence[Question] = (),
 ) -> str:
-    """The whole page; it loads nothing, and no script runs in it but the one that sorts its tables."""
+    """The whole page; it loads nothing, and no script runs in it but the one that sorts its tables.
+
+    Args:
+        asked: which differences between protocols it explains.
+    """
     maker = TableMaker()
+    answered = answers(records, asked)
+    shown = answered.others(records)
     parts = [
-        *(_section(records, maker, embedded) for embedded in (False, True)),
-        *_correlation_parts(records, figures, maker),
+        *(_section(shown, maker, embedded) for embedded in (False, True)),
+        differences_part(answered.explained, maker),
+        *_correlation_parts(shown, figures, maker),
         _pretraining(logs),
         _published(figures, maker),
-        _left_out(bad, maker),
+        _left_out(bad, answered.unanswered, maker),
     ]
     script = (FOLDER / "sortable.min.js").read_text(encoding="utf-8").strip()
     environment = Environment(
@@ -106,11 +107,14 @@ def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool)
 
 
 def _charts(records: Sequence[StoredRecord], name: str) -> list[Chart]:
+    styles = Styles(records)
     wanted: list[tuple[str, str, str, Callable[[Path], None]]] = [
-        ("layers", "Score by layer", LEGEND, lambda out: draw_per_layer(records, out)),
-        ("neighbours", "kNN accuracy against the number of neighbours", LEGEND, lambda out: draw_knn_k(records, out)),
-        ("classes", "Class by class", LEGEND, lambda out: draw_per_class(records, out)),
-    ]
+        ("layers", "Score by layer", LEGEND, partial(draw_per_layer, records, styles=styles)),
+        ("neighbours", "kNN accuracy against the number of neighbours", LEGEND, partial(draw_knn_k, records,
+                                                                                       styles=styles)),
+        ("classes", "Class by class", LEGEND, partial(draw_per_class, records, styles=styles)),
+        ("epochs", "Score against pretraining epochs", LEGEND, partial(draw_score_against_epoch, records)),
+    ]  # fmt: skip
     low_shot: dict[tuple[str, str, str], list[StoredRecord]] = {}
     for stored in records:
         record = stored.record
@@ -123,24 +127,20 @@ def _charts(records: Sequence[StoredRecord], name: str) -> list[Chart]:
                 f"few-{i}",
                 f"Low-shot mAP against k, {asked[0]}",
                 "Lines: mean over the sets; bands: lowest to highest set. " + LEGEND,
-                _low_shot(group),
+                partial(draw_low_shot, group, styles=styles),
             )
         )
     found = [chart(f"{name}-{key}", title, says, draw) for key, title, says, draw in wanted]
     return [one for one in found if one is not None]
 
 
-def _low_shot(group: Sequence[StoredRecord]) -> Callable[[Path], None]:
-    return lambda out: draw_low_shot(group, out)
-
-
 def _correlation_parts(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[Part]:
     full = together(published_values(figures), measured_values(records, embedded=False))
     small = measured_values(records, embedded=True)
     parts = []
-    for name, title, values in (
-        ("predicts", "Which cheap number predicts transfer?", full),
-        ("predicts-embedded", "Which number predicts which on the embedded data?", small),
+    for name, title, values, every in (
+        ("predicts", "Which cheap number predicts transfer?", full, _of_all_columns(full)),
+        ("predicts-embedded", "Which number predicts which on the embedded data?", small, []),
     ):
         found = correlations(values, headlines(values))
         drawn = [one for one in found if len(one.encoders) >= FEWEST]
@@ -148,8 +148,14 @@ def _correlation_parts(records: Sequence[StoredRecord], figures: Sequence[Figure
         part = Part(name, title, (said,) if said else (), folded=len(found) > 12)
         part.charts = [c for c in [_heat_map(f"{name}-heat", drawn)] if c is not None]
         part.tables = [maker.plain(correlation_table(found))] if found else []
+        if len(every) > len(found):
+            part.tables.append(maker.plain(correlation_table(every, "Rank correlations of all columns")))
         parts.append(part)
     return parts
+
+
+def _of_all_columns(values: Values) -> list[Correlation]:
+    return correlations(values, sorted(values, key=page_order))
 
 
 def _heat_map(name: str, drawn: Sequence[Correlation]) -> Chart | None:
@@ -174,7 +180,8 @@ def _published(figures: Sequence[Figure], maker: TableMaker) -> Part:
     return Part("published", "Published figures", (line,), tables=tables, folded=True)
 
 
-def _left_out(bad: Sequence[BadRecord], maker: TableMaker) -> Part:
-    notes = tuple(f"{found.path.name}: {found.reason}" for found in bad)
-    tables = [maker.plain(Table("Files that are not records", (), ("",), (), notes=notes))] if notes else []
+def _left_out(bad: Sequence[BadRecord], unanswered: Sequence[str], maker: TableMaker) -> Part:
+    files = tuple(f"{found.path.name}: {found.reason}" for found in bad)
+    lists = {"Files that are not records": files, "Differences that these records do not explain": tuple(unanswered)}
+    tables = [maker.plain(Table(title, (), ("",), (), notes=notes)) for title, notes in lists.items() if notes]
     return Part("left-out", "Left out", tables=tables)

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from results.cells import Cell, Row, Table, cell_text
+from results.explain import Explanation, explanation_table
 from results.gains import gain_over_random
 from results.page_layout import CONFIG, PAGE
 from results.published import Figure
@@ -57,6 +58,13 @@ class TableMaker:
     def plain(self, table: Table) -> ReportTable:
         """A table whose cells have no record of their own."""
         return self._table(table, [[()] * len(row.cells) for row in table.rows])
+
+    def explanation(self, one: Explanation) -> ReportTable:
+        """A difference taken apart: the two scores rest on a record each, the shares on all."""
+        table = explanation_table(one)
+        shares = [(), (), *([one.records] * (len(table.columns) - 3))]
+        whole = [one.records[:1], one.records[-1:], *shares[2:]]
+        return self._table(table, [*([shares] * len(one.switches)), whole])
 
     def section(self, section: Section) -> list[ReportTable]:
         """The summary and every table of a section."""

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
 
 import inventories  # noqa: E402 - mkdocs puts the hook's own folder on the path
+import outputs  # noqa: E402
 import protocol_tables  # noqa: E402
 import published_pages  # noqa: E402
 
@@ -39,7 +40,7 @@ class Site:
             *(inventories.benchmark_commands, inventories.result_commands),
             *(published_pages.sources, published_pages.papers, published_pages.zoo_pages),
             *(published_pages.unplaced, published_pages.measured, published_pages.so_far),
-            *(protocol_tables.commands, protocol_tables.published),
+            *(protocol_tables.commands, protocol_tables.published, outputs.output),
         )
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(protocols=self.protocols.tables, overview=self.protocols.overview)

@@ -12,7 +12,7 @@ from typing import Any
 from markdown_table import cell, plain, table
 from pydantic import BaseModel
 
-from benchmarks.harnesses import HARNESSES
+from benchmarks.harnesses import HARNESSES, harness
 from results.published import Figure, figures
 from results.schema import Protocol
 
@@ -43,13 +43,13 @@ class ProtocolPages:
     def overview(self) -> str:
         """One line per benchmark family and data set."""
         rows = []
-        for harness in HARNESSES:
-            known = list(harness.known())
+        for family in HARNESSES:
+            known = list(family.known())
             for benchmark in dict.fromkeys(p.benchmark for p in known):
                 of = [p for p in known if p.benchmark == benchmark]
                 sets = dict.fromkeys(p.dataset for p in of)
                 names = ", ".join(p.variant for p in of)
-                rows.append((f"`{harness.command}`", f"`{benchmark}`", plain(list(sets)), names, of[0].metric))
+                rows.append((f"`{family.command}`", f"`{benchmark}`", plain(list(sets)), names, of[0].metric))
         return table(("Command", "Benchmark", "Data sets", "Variants", "Metric"), rows)
 
 
@@ -60,8 +60,8 @@ def declared(module: str) -> list[Protocol]:
 
 def every_protocol() -> Iterator[Protocol]:
     """Those that a command runs."""
-    for harness in HARNESSES:
-        yield from harness.known()
+    for family in HARNESSES:
+        yield from family.known()
 
 
 def commands(module: str) -> str:
@@ -99,7 +99,8 @@ def _fields(protocol: Protocol) -> dict[str, Any]:
     content = protocol.model_dump(mode="json", exclude=_HIDDEN)
     params, columns = content.pop("params"), content.pop("columns")
     first = {name: content.pop(name) for name in _FIRST}
-    return {**first, **_flat(content), **_flat(params), "columns": columns}
+    stated = {**params, **harness(protocol.harness).unstated(protocol)}
+    return {**first, **_flat(content), **_flat(stated), "columns": columns}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:

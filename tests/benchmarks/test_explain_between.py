@@ -9,10 +9,10 @@ import pytest
 from benchmarks import InputError
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.explain import between
+from benchmarks.explain import between, overridden
 from benchmarks.harnesses import find_protocol, harness
 from results.__main__ import main as results_main
-from results.explain import explanations
+from results.explain import differing, explanations
 from results.store import read_records
 
 
@@ -49,6 +49,46 @@ def test_many_fields_are_switched_in_two_orders() -> None:
     )
     sizes = [len(protocol.overrides) for protocol in between(a, b)[1:-1]]
     assert sizes == [1, 2, 3, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "changes", "field"),
+    [
+        ("voc07_svm.mmselfsup@1", "voc07_svm.vissl@1", (), "costs"),  # 19 and 11
+        ("voc07_svm.mmselfsup@1", "voc07_svm.fssb@1", (), "costs"),  # 19 and 26
+        ("voc07_svm.mmselfsup@1", "voc07_svm.mmselfsup@1", ("ap_rule=11point",), "ap_rule"),
+        ("voc07_svm.mmselfsup@1", "voc07_svm.mmselfsup@1", ("ignore_in_train=drop",), "ignore_in_train"),
+        ("knn.mmselfsup@1", "knn.mmselfsup@1", ("temperature=0.2",), "temperature"),
+        ("knn.mmselfsup@1", "knn.mmselfsup@1", ("geometry.crop=192",), "geometry.crop"),
+        ("knn.mmselfsup@1", "knn.dino@1", (), "geometry.interpolation"),
+        ("voc07_low_shot_svm.mmselfsup@1", "voc07_low_shot_svm.vissl@1", (), "geometry.resize"),
+    ],
+)
+def test_every_field_can_be_switched_by_itself(a: str, b: str, changes: tuple[str, ...], field: str) -> None:
+    first, last = find_protocol(a), overridden(b, changes)
+    found = between(first, last)
+    alone = {name for p in (*found[1:-1], last) for name in differing(first, p) if len(differing(first, p)) == 1}
+    assert field in alone
+    assert len({protocol.content_sha256() for protocol in found}) == len(found)
+
+
+def test_a_setting_that_is_left_out_at_its_default_is_switched_both_ways() -> None:
+    plain = find_protocol("voc07_svm.mmselfsup@1")
+    other = overridden(plain.id, ("ap_rule=11point", "ignore_in_train=drop"))
+    forth, back = between(plain, other), between(other, plain)
+    assert [set(p.overrides) for p in forth[1:-1]] == [{"ap_rule=11point"}, {"ignore_in_train=drop"}]
+    assert [p.params.get("ap_rule") for p in back] == ["11point", "11point", None, None]
+    assert [p.metric for p in back[1:3]] == ["mAP (11-point)", "mAP (precision envelope)"]
+
+
+def test_a_geometry_that_cannot_be_is_named() -> None:
+    with pytest.raises(InputError, match=r"knn\.demo@1 has no geometry\.size; it has mode, resize, crop"):
+        overridden("knn.demo@1", ("geometry.size=3",))
+    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop=x: Input should be a valid integer"):
+        overridden("knn.demo@1", ("geometry.crop=x",))
+    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop=0: a crop has a pixel or more"):
+        overridden("knn.demo@1", ("geometry.crop=0",))
+    assert overridden("knn.demo@1", ("geometry.crop=48",)) == find_protocol("knn.demo@1")  # as it was
 
 
 def test_what_cannot_be_compared() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 
 from results.__main__ import main
 from results.explain import Explanation, differing, explanation_table, explanations
+from results.explained import Question, remembered
 from results.pictures.waterfall import draw_waterfall
 from results.schema import Geometry, Protocol, Score
 from results.store import RecordsError, read_records, write_record
@@ -81,6 +82,42 @@ def test_two_chains_are_enough(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_are_those_of_a_plain_enumeration_and_sum_to_the_gap(tmp_path: Path, seed: int) -> None:
+    """Every order of switching, one after the other, on scores that follow no rule."""
+    drawn = np.random.default_rng(seed).uniform(0, 100, 2 ** len(FIELDS))
+    scores = dict(zip(every_corner(), map(float, drawn), strict=True))
+    for names, value in scores.items():
+        found = {"k=20": Score(value=value, selection="fixed")}
+        write_record(tmp_path, record(card("net"), switched(names), scores=found))
+    one = explained(tmp_path)
+    effects: dict[str, list[float]] = {name: [] for name in FIELDS}
+    for order in permutations(FIELDS):
+        for place, name in enumerate(order):
+            before = frozenset(order[:place])
+            effects[name].append(scores[before | {name}] - scores[before])
+    shares = {switch.field: switch.share for switch in one.switches}
+    assert shares == pytest.approx({name: sum(steps) / len(steps) for name, steps in effects.items()}, abs=1e-10)
+    for steps in (
+        [s.share for s in one.switches],
+        [s.forward for s in one.switches],
+        [s.backward for s in one.switches],
+    ):
+        assert sum(steps) == pytest.approx(one.score_b - one.score_a, abs=1e-10)
+    assert {stored.record.protocol.id for stored in one.records} == {switched(names).id for names in scores}
+    assert one.records[0].record.protocol.id == A.id
+    assert one.records[-1].record.protocol.id == B.id
+
+
+def test_a_field_that_one_side_leaves_out_is_a_difference(tmp_path: Path) -> None:
+    a = protocol("voc07_svm", ("embed",), "embed", variant="a", params={"folds": 3})
+    b = a.model_copy(update={"params": {**a.params, "ap_rule": "11point"}, "overrides": ("ap_rule=11point",)})
+    for asked, value in ((a, 20.0), (b, 22.0)):
+        write_record(tmp_path, record(card("net"), asked, scores={"embed": Score(value=value, selection="cv")}))
+    (one,) = explanations(read_records(tmp_path)[0], a.id, b.id)
+    assert [(s.field, s.a, s.b, s.share) for s in one.switches] == [("ap_rule", "default", "11point", 2.0)]
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path, [frozenset(), frozenset(FIELDS)])
     with pytest.raises(RecordsError, match=r"no record of knn\.a@1 with geometry\.resize of knn\.b@1: run python"):
@@ -133,7 +170,11 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
     assert "+4.00" in page
     assert "all 6 orders (Shapley value)" in page
     assert Image.open(picture).size[0] > 500
+    assert remembered(root) == [Question(A.id, B.id)]
+    assert main(["explain", A.id, B.id, "--records", str(root)]) == 0
+    assert remembered(root) == [Question(A.id, B.id)]
     assert explanation_table(explained(root)).rows[-1].cells[2].text == "+4.50"
     with pytest.raises(ValueError, match="nothing is explained"):
         draw_waterfall([], picture)
     assert main(["explain", A.id, "nothing", "--records", str(root)]) == 2
+    assert len(remembered(root)) == 1  # what has no answer is not kept

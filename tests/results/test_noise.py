@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from scipy import stats
 
 from results.bootstrap import paired_gain
 from results.cells import Cell
-from results.noise import Difference, detectable_line, difference, mark_best, runs_of, smallest_detectable
+from results.noise import Detectable, Difference, detectable_line, difference, mark_best, runs_of, smallest_detectable
 from results.replicates import ReplicateCache
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_record, write_record
-from tests.results.factory_records import KNN, KNN_COLUMNS, accuracy_outcomes, card, random_card, record
+from tests.results.factory_records import KNN, KNN_COLUMNS, accuracy_outcomes, card, protocol, random_card, record
 
 
 def stored(path: Path) -> StoredRecord:
@@ -127,14 +128,43 @@ def test_the_smallest_detectable_difference_is_the_median_half_interval(tmp_path
     cache = ReplicateCache()
     halves = [difference(cache, rows[i], rows[j], "k=20") for i, j in ((0, 1), (0, 2), (1, 2))]
     widths = [(found.high - found.low) / 2 for found in halves if found is not None]
-    assert smallest_detectable(cache, rows, "k=20") == pytest.approx(sorted(widths)[1])
+    assert smallest_detectable(cache, rows, "k=20") == Detectable(pytest.approx(sorted(widths)[1]), of_sample=True)
     alone = smallest_detectable(cache, rows[:1], "k=20")
     error = rows[0][0].record.scores["k=20"].standard_error
     assert error is not None
-    assert alone == pytest.approx(1.96 * np.sqrt(2) * error, rel=0.01)
+    assert alone == Detectable(pytest.approx(1.96 * np.sqrt(2) * error, rel=0.01), of_sample=True)
     assert smallest_detectable(cache, [[trials(tmp_path, "x", [5.0])]], "k=20") is None
 
 
-def test_the_line_says_where_it_is_not_known() -> None:
-    assert detectable_line({"k=10": 5.06, "k=20": None}, 1).endswith(": k=10 5.1.")
-    assert "not known" in detectable_line({"k=10": None}, 1)
+def test_the_line_says_what_is_known_what_is_of_runs_alone_and_what_is_not_known_and_why(tmp_path: Path) -> None:
+    cache = ReplicateCache()
+
+    def line(*rows: StoredRecord, columns: tuple[str, ...] = ("k=20",)) -> str:
+        return detectable_line(cache, {column: ([[row] for row in rows], column) for column in columns}, 1)
+
+    a, b = measured(tmp_path, card("a"), 0.6, 1), measured(tmp_path, card("b"), 0.3, 2)
+    known = line(a, b, columns=("k=10", "k=20", "k=7"))
+    found = [smallest_detectable(cache, [[a], [b]], column) for column in ("k=10", "k=20")]
+    texts = [f"{one.value:.1f}" for one in found if one is not None]
+    assert known == (
+        f"Smallest detectable difference between two rows (95%): k=10 {texts[0]}, k=20 {texts[1]}."
+    )  # k=7 has no figure
+
+    several = trials(tmp_path, "c", [57.0, 57.3, 56.8]), trials(tmp_path, "d", [55.0, 55.4])
+    assert line(*several).endswith("by the spread of runs alone, which leaves the test sample out.")
+
+    def unknown(benchmark: str, outcomes: dict[str, NDArray[Any]] | None = None) -> StoredRecord:
+        asked = protocol(benchmark, KNN_COLUMNS, "k=20")
+        scores = {column: Score(value=value, selection="fixed") for column, value in (("k=10", 40.0), ("k=20", 50.0))}
+        return stored(write_record(tmp_path, record(card("e"), asked, scores=scores), outcomes))
+
+    assert line(unknown("knn")).endswith(": not known, since the records hold no outcomes per item; measured again "
+                                         "with --force they do.")  # fmt: skip
+    assert "this benchmark keeps no outcomes per item" in line(unknown("voc0712_det"))
+    partly = {k: v for k, v in accuracy_outcomes(KNN_COLUMNS, 0.5, 0).items() if k != "correct/k=10"}
+    some = line(unknown("linear_avgpool", partly), columns=("k=10", "k=20"))
+    assert some.endswith("; not known for k=10, since no outcomes per item are kept for it.")
+    assert ": k=20 " in some
+    edited = unknown("finetune_x")
+    edited.path.write_text(edited.path.read_text().replace("50.0", "51.0"))
+    assert "cannot be believed" in line(stored(edited.path))

@@ -66,6 +66,11 @@ def test_every_benchmark_of_the_fact_sheet_runs_is_planned_or_is_unsupported(run
             )
 
 
+def test_every_protocol_but_the_embedded_datas_own_is_listed(runnable: dict[str, Protocol]) -> None:
+    listed = {row["protocol"] for row in rows(BENCHMARKS)}
+    assert sorted({name for name, p in runnable.items() if p.variant != "demo"} - listed) == []
+
+
 def test_every_place_is_a_benchmark_of_the_fact_sheet() -> None:
     known = {row["protocol"] for row in rows(BENCHMARKS)}
     assert {f.place.protocol for f in figures() if f.place} - known == set()

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from results.bootstrap import paired_gain
 from results.cells import Cell, Table
-from results.gains import gain_over_random
 from results.model_zoo import section_tables
-from results.schema import Architecture, EncoderCard, Protocol, Score
+from results.schema import Architecture, Score
 from results.store import read_records, write_record
-from results.tables import Section
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
     LAYERS,
     LINEAR,
-    SVM,
-    accuracy_outcomes,
     card,
-    decision_outcomes,
     moco_card,
     protocol,
     random_card,
     record,
     write_demo,
 )
-
-FOLDED = "random init (resnet18-w32-k3-nopool), mean of 5 initialisations"
-
-
-def section(root: Path, *, embedded: bool = True) -> Section:
-    return Section(read_records(root)[0], embedded=embedded)
-
-
-def table(root: Path, title: str, **which: Any) -> Table:
-    return titled(section_tables(section(root, **which)), title)
-
-
-def cell(found: Table, row: str, column: str) -> Cell:
-    return next(r for r in found.rows if r.label == row).cells[found.columns.index(column) - 1]
-
-
-def write(root: Path, encoder: EncoderCard, value: float, asked: Protocol = KNN, **fields: Any) -> Path:
-    scores = {asked.primary: Score(value=value, n=220, selection="fixed")}
-    return write_record(root, record(encoder, asked, scores=scores, **fields))
+from tests.results.table_readings import FOLDED, cell, section, table, titled, write
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +37,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo_tables(demo: Path) -> list[Table]:
     return section_tables(section(demo))
-
-
-def titled(tables: list[Table], title: str) -> Table:
-    return next(t for t in tables if t.title.startswith(title))
 
 
 def walk(root: Path) -> Iterator[tuple[bool, Table]]:
@@ -214,66 +184,6 @@ def test_pretraining_cost_is_shown_where_it_is_known(demo_tables: list[Table]) -
     assert cell(found, "EfficientNet-Lite0", "Pretraining time").text == ""
 
 
-def test_the_gain_over_random_is_paired_with_the_mean_of_the_initialisations(demo_tables: list[Table]) -> None:
-    found = titled(demo_tables, "Gain over random")
-    assert [row.label for row in found.rows] == [f"mocov2_resnet18w32_demo (seed {seed})" for seed in range(3)]
-    assert "kNN (k=20): 220 items from 220 sources" in found.lines[1]
-    assert "VOC07 SVM (SVM): 160 items from 60 sources" in found.lines[1]
-    outcomes = [accuracy_outcomes(KNN_COLUMNS, 0.25, number) for number in range(5)]
-    expected = paired_gain(accuracy_outcomes(KNN_COLUMNS, 0.45, 6), outcomes, "k=20")
-    assert expected.excludes_zero
-    text = f"{100 * expected.value:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
-    assert cell(found, "mocov2_resnet18w32_demo (seed 1)", "kNN (k=20)").text == text
-
-
-def test_a_gain_in_a_best_layer_compares_each_encoders_own(demo: Path, demo_tables: list[Table]) -> None:
-    best = {
-        s.record.encoder.name + str(s.record.encoder.init): s.record.scores["SVM"].value or 0.0
-        for s in read_records(demo)[0]
-        if s.record.protocol.id == SVM.id
-    }
-    random = np.mean([value for name, value in best.items() if name.startswith("random")])
-    gain = best["mocov2_resnet18w32_demoseed 0"] - random
-    text = cell(titled(demo_tables, "Gain over random"), "mocov2_resnet18w32_demo (seed 0)", "VOC07 SVM (SVM)").text
-    assert text.startswith(f"{gain:+.1f} [")
-
-
-def test_no_gain_without_a_control_of_the_same_architecture_or_without_outcomes(tmp_path: Path) -> None:
-    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
-    for encoder in (random_card(0), moco_card(0, architecture=Architecture(name="resnet50"))):
-        write_record(tmp_path, record(encoder, KNN, outcomes), outcomes)
-    assert gain_over_random(section(tmp_path)) is None
-    write(tmp_path, moco_card(1), 50.0)
-    assert gain_over_random(section(tmp_path)) is None
-
-
-def test_the_header_prints_the_smallest_detectable_difference(demo_tables: list[Table]) -> None:
-    found = titled(demo_tables, "Nearest")
-    (line,) = [line for line in found.lines if line.startswith("Smallest detectable difference between two rows (95%)")]
-    numbers = dict(re.findall(r"(k=\d+) (\d+\.\d)", line))
-    assert set(numbers) == set(found.columns[1:])
-    assert all(2 < float(number) < 20 for number in numbers.values())  # 220 items, no better
-
-
-def test_the_best_is_bold_only_where_it_is_better_than_each_by_more_than_the_noise(tmp_path: Path) -> None:
-    for name, skill, seed in (("low", 0.2, 0), ("high", 0.6, 1), ("higher", 0.605, 3)):
-        outcomes = accuracy_outcomes(KNN_COLUMNS, skill, seed)
-        write_record(tmp_path, record(card(name), KNN, outcomes), outcomes)
-    assert not any(c.bold for row in table(tmp_path, "Nearest").rows for c in row.cells)
-    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.95, 4)
-    write_record(tmp_path, record(card("highest"), KNN, outcomes), outcomes)
-    bold = [row.label for row in table(tmp_path, "Nearest").rows if all(c.bold for c in row.cells)]
-    assert bold == ["highest"]
-
-
-def test_nothing_is_bold_where_the_noise_is_not_known(tmp_path: Path) -> None:
-    write(tmp_path, card("low"), 1.0)
-    write(tmp_path, card("high"), 99.0)
-    found = table(tmp_path, "Nearest")
-    assert not any(c.bold for row in found.rows for c in row.cells)
-    assert any("Smallest detectable difference: not known" in line for line in found.lines)
-
-
 def test_the_summary_has_one_row_per_encoder_and_the_primary_columns(demo: Path) -> None:
     summary = section(demo).summary()
     assert summary is not None
@@ -296,11 +206,6 @@ def test_full_data_is_printed_with_the_decimals_of_a_model_zoo_page(tmp_path: Pa
 def test_a_benchmark_of_no_family_has_its_own_name(tmp_path: Path) -> None:
     write(tmp_path, card("net"), 5.0, protocol("colour_guess", ("hit",), "hit"))
     assert table(tmp_path, "colour_guess").columns == ("Encoder", "hit")
-
-
-def test_svm_outcomes_of_the_factory_have_scenes_that_share_drawings() -> None:
-    outcomes = decision_outcomes(LAYERS, 1.0, 0)
-    assert len(np.unique(outcomes["group_members"])) < len(outcomes["group_members"]) / 3
 
 
 def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_an_encoder_is_chosen_by_pattern_and_an_unknown_one_refused(
     assert "random" not in (tmp_path / "p.md").read_text()
     capsys.readouterr()
     for arguments, sentence in (
-        (["--encoder", "nobody"], "no record matches nobody; the records hold mocov2_resnet18w32_demo, random"),
+        (["--encoder", "nobody"], "no record matches --encoder nobody; the records hold mocov2_resnet18w32_demo"),
         ([], "name the encoder with --encoder, or say --published"),
         (["--encoder", "moco*", "--against", "nobody"], "published.csv has no model nobody"),
     ):

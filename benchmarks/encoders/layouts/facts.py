@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ def parse_facts(texts: Sequence[str]) -> Facts:
     """`name=value` texts, one or several (between blanks) in each. What only describes may have blanks itself.
 
     Raises:
-        InputError: an unknown name, a value that does not fit it, or two values for one name.
+        InputError: an unknown name, a value that does not fit it, two values for one name, or a published model that
+            is none. A file's own card may name one, as another version's published.csv may have had it.
     """
     texts_of: dict[str, str] = {}
     for name, value in (pair for text in texts for pair in _pairs(text)):
@@ -109,7 +112,28 @@ def parse_facts(texts: Sequence[str]) -> Facts:
         if any(isinstance(n, int | float) and not _sensible(name, n) for n in numbers):
             bound = "finite" if name == "mean" else "0 or more" if name in _MAY_BE_ZERO else "above 0"
             raise InputError(f"--facts {name}={texts_of[name]}: write what is {bound}")
+    _refuse_unpublished(values.get("published_as"))
     return Facts({**values, **typed})
+
+
+def _refuse_unpublished(model: str | None) -> None:
+    known = _published_models()
+    if model is None or model in known:
+        return
+    lowered = {name.lower(): name for name in known}
+    holding = [name for name in known if model.lower() in name.lower()]
+    near = [*holding, *(lowered[name] for name in get_close_matches(model.lower(), lowered, n=3, cutoff=0.5))]
+    named = f"near it are {', '.join(dict.fromkeys(near[:5]))}" if near else "nothing there is near it"
+    raise InputError(
+        f"--facts published_as={model}: no model of results/published.csv; {named}; leave it out for an encoder that "
+        "nobody published"
+    )
+
+
+@cache
+def _published_models() -> tuple[str, ...]:
+    text = files("results").joinpath("published.csv").read_text(encoding="utf-8")
+    return tuple(dict.fromkeys(row["model"] for row in csv.DictReader(text.splitlines())))
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -93,3 +93,25 @@ def test_what_a_zoo_page_says_of_an_encoder_can_be_given_with_blanks(tmp_path: P
     card = load_encoder(tmp_path / "c.pth", name="my own", facts=said).card
     assert (card.published_as, card.method, card.epochs) == ("MoCo v1 + MLP head tau=0.2", "MoCo v1", 200)
     assert (card.licence, card.pretrain_data, card.name) == ("CC BY-NC 4.0", "ImageNet-1k", "my own")
+
+
+@pytest.mark.parametrize(
+    ("said", "near"),
+    [
+        ("MoCo v2/resnet50_8xb32-coslr-200", "near it are MoCo v2/resnet50_8xb32-coslr-200e, "),
+        ("moco v2/resnet50_8xb32-coslr-200e", "near it are MoCo v2/resnet50_8xb32-coslr-200e, "),
+        ("qqqq", "nothing there is near it"),
+    ],
+)
+def test_a_published_model_that_is_none_is_refused_with_its_near_misses(tmp_path: Path, said: str, near: str) -> None:
+    torch.save(network().state_dict(), tmp_path / "c.pth")
+    with pytest.raises(InputError) as refused:
+        load_encoder(tmp_path / "c.pth", facts=[f"published_as={said}"])
+    assert str(refused.value).startswith(f"--facts published_as={said}: no model of results/published.csv; {near}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_files_own_card_may_name_a_model_that_another_version_knew(tmp_path: Path) -> None:
+    card = EncoderCard(name="a", source="test", architecture=NARROW, published_as="MoCo v9")
+    write_backbone(tmp_path / "own.safetensors", network().state_dict(), card)
+    assert load_encoder(tmp_path / "own.safetensors").card.published_as == "MoCo v9"

@@ -29,7 +29,7 @@ def test_it_is_a_picture_with_a_row_per_class(tmp_path: Path) -> None:
     png = neighbour_sheet(train, test, np.array([[0, 3], [4, 1], [5, 0], [2, 5]]))
     assert png is not None
     with Image.open(BytesIO(png)) as sheet:
-        assert sheet.size[1] == pytest.approx(435, abs=2)  # three rows
+        assert sheet.size[1] == pytest.approx(495, abs=2)  # three rows
     assert _chosen(test) == [0, 1, 2]
 
 

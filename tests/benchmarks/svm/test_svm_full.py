@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Split
+from benchmarks.harnesses import harness
 from benchmarks.svm.average_precision import average_precisions
 from benchmarks.svm.folds import NO_FOLD, assign_folds
 from benchmarks.svm.full import run
 from benchmarks.svm.protocols import PROTOCOLS
+from results.bootstrap import replicates
 from results.schema import Protocol
 from tests.reference import svm_protocol
 from tests.reference.svm_splits import CLASSES, splits
@@ -45,6 +47,26 @@ def test_agrees_with_scikit_learn_throughout(drop: bool) -> None:
     assert outcome.scores["embed"].value == pytest.approx(expected.mean(), abs=0.02)
     assert outcome.scores["embed"].n == 160
     assert list(outcome.per_class["embed"].values()) == pytest.approx(list(expected), abs=0.1)
+
+
+@pytest.mark.parametrize("rule", ["envelope", "sklearn", "11point"])
+def test_the_rule_of_average_precision_moves_the_figure_alone(rule: str) -> None:
+    train, test = splits(embed=60, feature5=80)
+    family = harness("voc-svm")
+    asked = family.override(protocol(), {"ap_rule": rule})
+    outcome = run(asked, train, test, progress=False)
+    decisions = outcome.items["decision/embed"]
+    expected = 100 * average_precisions(decisions.T, test.labels.targets.T).by(rule)  # type: ignore[arg-type]
+    assert list(outcome.per_class["embed"].values()) == pytest.approx(list(expected), abs=1e-9)
+    assert outcome.scores["embed"].value == pytest.approx(expected.mean(), abs=1e-9)
+    np.testing.assert_array_equal(decisions, run(protocol(), train, test, progress=False).items["decision/embed"])
+    assert str(outcome.items.get("ap_rule", "envelope")) == rule
+    assert asked.metric == {
+        "envelope": "mAP (precision envelope)", "sklearn": "mAP (not interpolated)", "11point": "mAP (11-point)"
+    }[rule]  # fmt: skip
+    items = {**outcome.items, "targets": test.labels.targets, "ids": np.arange(len(decisions)),
+             "group_offsets": np.arange(len(decisions) + 1), "group_members": np.arange(len(decisions))}  # fmt: skip
+    assert 100 * replicates(items, ["embed"], resamples=2)["embed"].value == pytest.approx(expected.mean(), abs=1e-6)
 
 
 def test_ignored_images_do_train_as_negatives_by_default() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from results.pictures.curves import panels
 from results.pictures.knn_k import _neighbours, draw_knn_k
 from results.pictures.per_layer import _layer, draw_per_layer
+from results.pictures.styles import Styles
 from results.store import StoredRecord, read_records
 from tests.results.factory_records import LAYERS, write_demo
 
@@ -53,15 +55,19 @@ def test_only_top_1_is_drawn_against_k(records: list[StoredRecord]) -> None:
     assert [[point.x for point in curve.points] for curve in panel.curves] == [[10, 20, 100, 200]] * 4
 
 
-@pytest.mark.parametrize("draw", [draw_per_layer, draw_knn_k])
-def test_a_picture_is_drawn_with_every_curve_in_its_own_colour(
-    records: list[StoredRecord], tmp_path: Path, draw: object
+@pytest.mark.parametrize(("draw", "position"), [(draw_per_layer, _layer), (draw_knn_k, _neighbours)])
+def test_a_picture_is_drawn_with_every_curve_in_its_encoders_colour(
+    records: list[StoredRecord], tmp_path: Path, draw: object, position: Callable[[str], float | None]
 ) -> None:
     out = tmp_path / "made" / "picture.png"
     draw(records, out)  # type: ignore[operator]
     with Image.open(out) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)):
+    (panel,) = panels(records, position)
+    looks = {Styles(records).of(curve.label).colour for curve in panel.curves}
+    assert len(looks) == len(panel.curves)
+    for look in looks:
+        colour = tuple(bytes.fromhex(look[1:]))
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 8).sum() > 50
     assert [path.name for path in out.parent.iterdir()] == ["picture.png"]
     with pytest.raises(ValueError, match="no record"):

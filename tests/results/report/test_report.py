@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from results.__main__ import main
+from results.explained import Question, remember, remembered
 from results.pictures.pretraining import draw_pretraining, read_logs
 from results.published import chosen, figures
 from results.report.charts import chart, inline_svg
@@ -23,6 +24,7 @@ from results.store import RecordsError, read_records, write_record
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+GEOMETRY, CROP = KNN.geometry.model_copy(update={"crop": 24}), "geometry.crop=24"
 EVIL = "<script>document.title='owned'</script> & $x$ \"q\""
 
 
@@ -44,6 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
     write_record(root / "records", record(card("full"), big, scores={"k=20": Score(value=55.5, selection="fixed")},
                                           embedded=False))  # fmt: skip
+    ends = KNN, KNN.with_overrides(epochs=10)
+    between = [end.model_copy(update={"geometry": GEOMETRY, "overrides": (*end.overrides, CROP)}) for end in ends]
+    for asked, value in zip((*ends, *between), (20.0, 23.0, 21.5, 25.25), strict=True):
+        scores = {"k=20": Score(value=value, selection="fixed")}
+        write_record(root / "records", record(card("taken <b>apart"), asked, scores=scores))
+    remember(root / "records", Question(KNN.id, between[1].id, None, ("taken*",)))
+    remember(root / "records", Question(KNN.id, "knn.gone@1"))
     (root / "records" / "broken.json").write_text("{")
     log = root / "pretrain" / "run <i>" / "log.csv"
     log.parent.mkdir(parents=True)
@@ -55,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(folder: Path) -> str:
     records, bad = read_records(folder / "records")
     some = chosen(figures(), source=("MoCo v2 page *", "*/swav/*", "*/npid/*", "*/odc/*", "*/densecl/*"))
-    return report_html(records, bad, read_logs(folder / "pretrain"), some)
+    return report_html(records, bad, read_logs(folder / "pretrain"), some, remembered(folder / "records"))
 
 
 class Elements(HTMLParser):
@@ -82,6 +91,7 @@ def test_every_part_is_there(page: str) -> None:
     for title in (
         "Summary", "Gain over random initialisation", "Score by layer", "kNN accuracy against the number of neighbours",
         "Class by class", "Low-shot mAP against k, voc07_low_shot_svm.demo@1", "Pretraining curves",
+        "Why two protocols differ", "Differences that these records do not explain",
         "Which cheap number predicts transfer?", "Rank correlations", "Published figures", "Files that are not records",
     ):  # fmt: skip
         assert title in titles, title
@@ -104,7 +114,7 @@ def test_nothing_is_loaded_and_ids_are_unique(page: str) -> None:
     for tag, attributes in tags.found:
         for name in ("src", "href", "xlink:href", "action", "data"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("#", "data:image/png;base64,")), (tag, value)
+            assert value is None or value.startswith(("#", "data:image/")), (tag, value)
     assert "@import" not in page
     assert tags.named("link") == []
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
@@ -145,6 +155,32 @@ def test_a_number_says_where_it_comes_from(page: str) -> None:
     assert told["Commit"] == "not known"
     assert "0123abc" in page
     assert {"Data", "Weights", "Metric", "Written", "Record"} <= told.keys()
+
+
+def test_a_difference_is_explained_with_its_records(page: str) -> None:
+    part = page[page.index('<section id="differences"') : page.index('<section id="predicts"')]
+    target = "knn.demo@1+epochs=10+geometry.crop=24"
+    assert f"<h3>From knn.demo@1 to {target}</h3>" in part
+    rows = {tr[0]: tr[1] for tr in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)}
+    shares = {name: re.findall(r">([+-]\d+\.\d+)<", cells) for name, cells in rows.items()}
+    assert shares == {
+        "geometry.crop": ["+1.88", "+1.50", "+2.25"],
+        "epochs": ["+3.38", "+3.75", "+3.00"],
+        "all of it": ["+5.25", "+5.25", "+5.25"],
+    }
+    behind = re.search(r'popovertarget="(origin-\d+)">\+1\.88<', part)
+    assert behind is not None
+    origin = page[page.index(f'<div popover id="{behind[1]}"') :].partition("</div>\n<div popover")[0]
+    assert re.findall(r"<h2 id=.*?, (.*?)</h2>", origin) == [
+        "knn.demo@1", "knn.demo@1+geometry.crop=24", "knn.demo@1+epochs=10", target,
+    ]  # fmt: skip
+    waterfall = part[part.index('id="difference-0"') :]
+    assert "from 20.00 by geometry.crop +1.88, epochs +3.38 to 25.25" in waterfall
+    assert re.search(r"<text[^>]*>\+1\.88</text>", waterfall)
+    elsewhere = page.replace(part, "")
+    assert "knn.demo@1+epochs=10 on " not in elsewhere  # what lies between stands in no other table
+    assert f"{target} on " in elsewhere
+    assert "knn.demo@1 against knn.gone@1: no encoder has records of both" in page
 
 
 def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
@@ -201,11 +237,15 @@ addEventListener("load", () => {
     setTimeout(() => {
       seen.up = column();
       const button = document.querySelector("td button[popovertarget]");
+      button.focus();
       button.click();
       const origin = document.getElementById(button.getAttribute("popovertarget"));
       seen.open = origin.matches(":popover-open");
+      seen.inside = document.activeElement === origin.querySelector(".close");
       origin.querySelector(".close").click();
       seen.closed = !origin.matches(":popover-open");
+      seen.back = document.activeElement === button;
+      seen.loaded = performance.getEntriesByType("resource").map(entry => entry.name);
       seen.ink = getComputedStyle(document.body).color;
       document.body.innerHTML = "";
       document.body.dataset.seen = JSON.stringify(seen);
@@ -245,6 +285,9 @@ def test_in_a_browser(page: str, tmp_path: Path, flags: tuple[str, ...], dark: b
     assert seen["sorted"] == "descending"
     assert seen["open"] is True
     assert seen["closed"] is True
+    assert seen["inside"], "the keyboard does not follow into what has opened"
+    assert seen["back"], "the keyboard does not return to the number"
+    assert seen["loaded"] == []
     bright = sum(map(int, re.findall(r"\d+", seen["ink"])[:3])) > 384
     assert bright == dark
 
