@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
 
+from pretrain.command_line import parse, sentence
 from pretrain.distributed import own_device, process_group
 from pretrain.monitor import Features, KnnMonitor, Labelled
 from pretrain.plan import plan
@@ -67,13 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # The recipe's name comes first: its values are the defaults of all the other flags.
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--recipe", default=Command.recipe)
+        finder.add_argument("--recipe", default=Command.recipe, nargs="?", const=Command.recipe)
         name = finder.parse_known_args(arguments)[0].recipe
         base = load_recipe(name)
-        command = tyro.cli(Command, args=arguments, default=Command(tyro.MISSING, base, recipe=name))
+        command = parse(Command, arguments, "python -m pretrain", Command(tyro.MISSING, base, recipe=name))
         return _run(command)
     except (FileNotFoundError, ValueError, FloatingPointError, OSError) as error:
-        sys.stderr.write(f"pretrain: {_sentence(error)}\n")
+        sys.stderr.write(f"pretrain: {sentence(error)}\n")
+        return 2
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        sys.stderr.write(f"pretrain: --compile does not work here, leave it out: {str(error).splitlines()[0]}\n")
         return 2
 
 
@@ -81,7 +85,7 @@ def _run(command: Command) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
     if command.threads:
         torch.set_num_threads(command.threads)
-    device = own_device(torch.device(command.device))
+    device = own_device(command.device)
     images = _images(command.data)
     if command.dry_run:
         sys.stdout.write(plan(recipe, command.data, len(images), out, device))
@@ -157,15 +161,6 @@ def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, 
         num_classes=int(classes.max()) + 1,
     )
     return float((ranks[k] == 0).mean())
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        return f"{where}: {what}" if where else what
-    # A loader's worker hands its error over with the whole traceback as the text.
-    return " ".join(re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", str(error))[-1].split())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.augment_one_by_one import GRAY, Draws, recolour_one_by_one
-from pretrain.recipe import Augmentation
+from pretrain.augment_one_by_one import BOXES, GRAY, Draws, box_radius, recolour_one_by_one
+from pretrain.recipe import Augmentation, BlurKernel
 
 ONE_BY_ONE = 96 * 96  # pixels from which a CPU works through images one by one: then all steps run in its cache
 
@@ -118,17 +118,25 @@ def _shift_hue(images: Tensor, factor: Tensor) -> Tensor:
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, sigma_max: float) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, sigma_max: float, kernel: BlurKernel) -> Tensor:
     """Each image blurred by its own `sigma` (N,), in pixels and at most `sigma_max`; the edge pixels are repeated.
 
-    A true Gaussian; PIL's is three box blurs. They differ by 0.4/255 in the mean on smooth pictures (at most 2.8)
-    and by 2.5/255 on white noise (at most 32).
+    Args:
+        kernel: "boxes" are PIL's: three box blurs of the same variance (`box_radius`). "gaussian" is a true Gaussian,
+            which is up to 10/255 in the mean from PIL's on white noise.
     """
-    reach = math.ceil(3 * sigma_max)  # from the bound, not the draw: a read of the draw would stall a GPU
+    # The reach is from the bound, not the draw: a read of the draw would stall a GPU.
+    reach = math.ceil(box_radius(sigma_max) if kernel == "boxes" else 3 * sigma_max)
     offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp(min=1e-3)) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    down, across = (_blur_matrix(kernel, offsets, size) for size in images.shape[2:])
+    if kernel == "boxes":
+        radius = box_radius(sigma)[:, None]
+        weights = (radius + 1 - offsets.abs()).clamp(0, 1)
+    else:
+        weights = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp(min=1e-3)) ** 2)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    down, across = (_blur_matrix(weights, offsets, size) for size in images.shape[2:])
+    if kernel == "boxes":
+        down, across = (torch.linalg.matrix_power(matrix, BOXES) for matrix in (down, across))
     return torch.matmul(torch.matmul(down[:, None], images), across[:, None].transpose(2, 3))
 
 
@@ -171,16 +179,16 @@ class BatchedViews:
 
     def recoloured(self, images: Tensor) -> Tensor:
         """All of the list but the crop: (N, 3, crop, crop), uint8 or in [0, 1], to float32, normalised."""
-        draws = self._draw(len(images))
+        a, draws = self.augmentation, self._draw(len(images))
         if images.device.type == "cpu" and images.shape[2] * images.shape[3] >= ONE_BY_ONE:
-            return recolour_one_by_one(images, draws, self.augmentation.grayscale_first, self.mean, self.std)
+            return recolour_one_by_one(images, draws, a, self.mean, self.std)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        if self.augmentation.grayscale_first:
+        if a.grayscale_first:
             x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
         x = _where(draws.jitter, x, lambda part: color_jitter(part, draws.factors, draws.order))
-        if not self.augmentation.grayscale_first:
+        if not a.grayscale_first:
             x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
-        x = _where(draws.blur, x, lambda part: gaussian_blur(part, draws.sigma, self.augmentation.blur_sigma[1]))
+        x = _where(draws.blur, x, lambda part: blur(part, draws.sigma, a.blur_sigma[1], a.blur_kernel))
         x = _where(draws.flip, x, lambda part: part.flip(3))
         return (x - self.mean).div_(self.std)
 

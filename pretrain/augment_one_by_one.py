@@ -7,12 +7,17 @@ them to stay in the cache.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.recipe import Augmentation, BlurKernel
+
+Sigma = TypeVar("Sigma", float, Tensor)
+
+BOXES = 3  # box blurs in place of a Gaussian, as PIL has them
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as PIL converts to "L"
 
 
@@ -35,7 +40,7 @@ class Draws(NamedTuple):
     flip: Tensor
 
 
-def recolour_one_by_one(images: Tensor, draws: Draws, grayscale_first: bool, mean: Tensor, std: Tensor) -> Tensor:
+def recolour_one_by_one(images: Tensor, draws: Draws, a: Augmentation, mean: Tensor, std: Tensor) -> Tensor:
     """(N, 3, H, W), uint8 or in [0, 1], to float32, normalised, in channels_last."""
     jitters = dict(
         zip(draws.jitter.tolist(), zip(draws.order.tolist(), draws.factors.T.tolist(), strict=True), strict=True)
@@ -45,14 +50,14 @@ def recolour_one_by_one(images: Tensor, draws: Draws, grayscale_first: bool, mea
     out = torch.empty(images.shape).contiguous(memory_format=torch.channels_last)
     for i, source in enumerate(images):
         x = source.float().div_(255) if source.dtype == torch.uint8 else source.clone()
-        if i in gray and grayscale_first:
+        if i in gray and a.grayscale_first:
             x.copy_(_luma(x).expand_as(x))
         if i in jitters:
             _jitter(x, *jitters[i])
-        if i in gray and not grayscale_first:
+        if i in gray and not a.grayscale_first:
             x.copy_(_luma(x).expand_as(x))
         if i in sigmas:
-            x = blur_one(x, sigmas[i])
+            x = blur_one(x, sigmas[i], a.blur_kernel)
         if i in flip:
             x = x.flip(2)
         out[i] = x.sub_(mean).div_(std)
@@ -100,17 +105,32 @@ def _shift_hue(image: Tensor, sixths: float) -> None:
     torch.addcmul(base, hue.sub_(4).abs_().neg_().add_(2).clamp_(0, 1), chroma, out=b)
 
 
-def blur_one(image: Tensor, sigma: float) -> Tensor:
+def box_radius(sigma: Sigma) -> Sigma:
+    """Radius of the box that, applied `BOXES` times, has the variance of a Gaussian (Gwosdek et al. 2011, section 3).
+
+    A box of radius l + f has weight 1 up to l pixels from its centre and f one pixel further, as PIL's blur has.
+    """
+    variance = sigma * sigma / BOXES
+    whole = ((12 * variance + 1) ** 0.5 - 1) // 2
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole + part
+
+
+def blur_one(image: Tensor, sigma: float, kernel: BlurKernel) -> Tensor:
     """(3, H, W): sums of shifted copies, which for a few taps are less work than a matrix."""
-    reach = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (offset / max(sigma, 1e-3)) ** 2) for offset in range(reach + 1)]
-    total = 2 * sum(weights) - weights[0]
+    if kernel == "boxes":
+        radius = box_radius(sigma)
+        weights = [min(1.0, radius + 1 - offset) for offset in range(math.ceil(radius) + 1)]
+    else:
+        weights = [math.exp(-0.5 * (offset / max(sigma, 1e-3)) ** 2) for offset in range(math.ceil(3 * sigma) + 1)]
+    reach, total = len(weights) - 1, 2 * sum(weights) - weights[0]
     for dim in (2, 1):
-        size = image.shape[dim]
         padding = (reach, reach, 0, 0) if dim == 2 else (0, 0, reach, reach)
-        padded = F.pad(image[None], padding, mode="replicate")[0]
-        image = padded.narrow(dim, reach, size) * (weights[0] / total)
-        for offset in range(1, reach + 1):
-            both = padded.narrow(dim, reach - offset, size) + padded.narrow(dim, reach + offset, size)
-            image.add_(both, alpha=weights[offset] / total)
+        for _ in range(BOXES if kernel == "boxes" else 1):
+            size = image.shape[dim]
+            padded = F.pad(image[None], padding, mode="replicate")[0]
+            image = padded.narrow(dim, reach, size) * (weights[0] / total)
+            for offset in range(1, reach + 1):
+                both = padded.narrow(dim, reach - offset, size) + padded.narrow(dim, reach + offset, size)
+                image.add_(both, alpha=weights[offset] / total)
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -32,7 +33,11 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: EncoderCard) -> EncoderCard:
-    """Writes the backbone atomically and returns the card with `weights_sha256` filled in."""
+    """Writes the backbone atomically and returns the card with `weights_sha256` filled in.
+
+    Raises:
+        OSError: no space, or whatever else the disk says.
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     card = card.model_copy(update={"weights_sha256": weights_sha256(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +46,8 @@ def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: EncoderCard)
         save_file(tensors, partial, metadata={CARD_KEY: card.model_dump_json()})
         partial.chmod(0o644)  # safetensors creates it readable by its owner alone
         partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
     return card

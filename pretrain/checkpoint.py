@@ -14,7 +14,11 @@ RESUME = "resume.pt"
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, numbers, strings, containers of them) atomically: a kill leaves the old file whole."""
+    """Writes `state` (tensors, numbers, strings, containers of them) atomically: a kill leaves the old file whole.
+
+    Raises:
+        OSError: no space, or whatever else the disk says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -23,6 +27,11 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        said = error if isinstance(error, OSError) else error.__context__  # torch's writer stumbles over what it said
+        if not isinstance(said, OSError):
+            raise
+        raise OSError(said.errno, said.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,7 +69,8 @@ def keep(out: Path, epoch: int, last: int, marked: Container[int]) -> None:
     except OSError:
         shutil.copyfile(out / RESUME, partial)
     partial.replace(path)
-    unmarked = [p for p in sorted(out.glob("epoch_*.pt")) if int(p.stem.removeprefix("epoch_")) not in marked]
+    there = sorted((int(p.stem.removeprefix("epoch_")), p) for p in out.glob("epoch_*.pt"))
+    unmarked = [p for number, p in there if number not in marked]
     for old in unmarked[: max(0, len(unmarked) - last)]:
         old.unlink()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -79,13 +82,23 @@ def measure(recipe: Recipe, device: str, steps: int) -> Cost:
 def _measure(recipe_json: str, device_name: str, threads: int, steps: int) -> Cost:
     torch.set_num_threads(threads)
     recipe, device = Recipe.model_validate_json(recipe_json), torch.device(device_name)
-    before = _resident()
+    before = _largest_resident()
     stepper = Stepper(recipe, device)
     seconds = [stepper.timed() for _ in range(steps + 1)][1:]
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident() - before
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _largest_resident() - before
     return Cost(recipe.mechanism, recipe.batch_size, statistics.median(seconds), peak / 2**30)
 
 
-def _resident() -> int:
-    """Bytes of this process's largest resident set so far (KiB on Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _largest_resident() -> int:
+    """Bytes of the largest resident set that this process has had.
+
+    Linux hands what getrusage says on to the programs that a process starts, so that a small child of a large process
+    would seem large from its beginning; the high-water mark in /proc begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -25,8 +25,17 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
-    """On a machine with several GPUs, the one of this rank (torchrun's LOCAL_RANK)."""
+def own_device(name: str) -> torch.device:
+    """The device of that name; of several GPUs the one of this rank (torchrun's LOCAL_RANK).
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from results.schema import Architecture, Frozen, Triple
 
+BlurKernel = Literal["boxes", "gaussian"]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -35,6 +36,7 @@ class Augmentation(Frozen):
     hue: float = 0.1
     blur_p: float = Field(0.5, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: BlurKernel = Field("boxes", description="of the tensor engine: PIL's, or a true Gaussian")
     flip_p: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -124,20 +126,28 @@ def load_recipe(name_or_path: str) -> Recipe:
 
     Raises:
         FileNotFoundError: no such recipe.
-        pydantic.ValidationError: an unknown field or a wrong type.
+        ValueError: a file that is not TOML, or is its own parent; as pydantic.ValidationError an unknown field or a
+            wrong type.
     """
     fields = _fields(name_or_path)
     return Recipe(**fields)
 
 
-def _fields(name_or_path: str) -> dict[str, Any]:
+def _fields(name_or_path: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise FileNotFoundError(f"no recipe {name_or_path!r}; known are {known}, or give a path to a .toml file")
-    own = tomllib.loads(path.read_text(encoding="utf-8"))
+    if path in children:
+        raise ValueError(f"{path} is its own parent: {' <- '.join(map(str, (*children, path)))}")
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of TOML or of UTF-8
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
     parent = own.pop("parent", None)
-    inherited = _fields(parent) if parent else {}
+    if not isinstance(parent, str | None):
+        raise ValueError(f"{path}: parent is {parent!r} and must be the name or path of a recipe")
+    inherited = _fields(parent, (*children, path)) if parent else {}
     return {**merged(inherited, own), "name": path.stem}
 
 

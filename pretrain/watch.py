@@ -62,18 +62,21 @@ class Events:
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     """Loss with its chance line, accuracy of the pretext task, and the kNN monitor where it ran, over the epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(7, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(epochs, [row["loss"] for row in rows], label="loss")
+    style = ".-" if len(rows) < 50 else "-"  # a point of its own where lines are short, or there is none
+    above.plot(epochs, [row["loss"] for row in rows], style, label="loss")
     above.plot(epochs, [row["chance_loss"] for row in rows], "--", color="gray", label="chance")
     above.set(ylabel="loss", title=title)
-    below.plot(epochs, [100 * row["accuracy"] for row in rows], label="pretext accuracy")
+    below.plot(epochs, [100 * row["accuracy"] for row in rows], style, label="pretext accuracy")
     monitored = [row for row in rows if KNN in row]
     if monitored:
         below.plot([r["epoch"] for r in monitored], [r[KNN] for r in monitored], ".-", label="kNN on held-out images")
     below.set(xlabel="epoch", ylabel="%", ylim=(0, 100))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):
         axes.legend()
         axes.grid(alpha=0.3)

@@ -6,14 +6,14 @@ import sys
 
 import tyro
 
-from results.options import COMMANDS, AnyCommand
+from results.commands.options import COMMANDS, AnyCommand
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 2 and one sentence on stderr where it cannot work."""
     command: AnyCommand = tyro.cli(COMMANDS, args=arguments, prog="python -m results", description=__doc__)
 
-    from results.commands import run  # with the libraries, which --help can do without
+    from results.commands.run import run  # with the libraries, which --help can do without
     from results.store import RecordsError
 
     try:

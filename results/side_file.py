@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
+from results.resampling.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
 from results.schema import Record
 
 REFERENCE = "same/"

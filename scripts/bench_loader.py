@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
-from pydantic import ValidationError
 
+from pretrain.command_line import parse, sentence
+from pretrain.distributed import own_device
 from pretrain.loader import Loader
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.sources import find_images
@@ -37,9 +37,11 @@ class BenchLoader:
 
 def main() -> int:
     """Prints one line."""
-    options = tyro.cli(BenchLoader)
-    device = torch.device(options.device)
     try:
+        options = parse(BenchLoader, sys.argv[1:], "bench_loader.py")
+        if options.batches < 1:
+            raise ValueError(f"--batches {options.batches}: there must be one at least")
+        device = own_device(options.device)
         fields = load_recipe(options.recipe).model_dump()
         engine = options.engine or fields["augmentation"]["engine"]
         if engine == "pil":
@@ -48,8 +50,8 @@ def main() -> int:
         # The loader asks nothing of the model's side of a recipe.
         recipe = Recipe(**{**fields, "batch_size": options.batch, "queue_size": 2 * options.batch, "split_bn": 1})
         loader = Loader(recipe, find_images(options.data), device, torch.Generator(device), options.workers)
-    except (FileNotFoundError, ValueError, ValidationError) as error:
-        sys.stderr.write(f"bench-loader: {' '.join(str(error).split())}\n")
+    except (FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"bench-loader: {sentence(error)}\n")
         return 2
     wanted, images, number = options.batches, 0, 0
     began = time.perf_counter()

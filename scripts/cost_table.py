@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
-from pydantic import ValidationError
 
 from benchmarks.provenance import commit, hardware, versions
+from pretrain.command_line import parse, sentence
 from pretrain.cost import Cost, measure
+from pretrain.distributed import own_device
 from pretrain.mechanisms import method
 from pretrain.recipe import Recipe, load_recipe
 from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
@@ -40,15 +40,18 @@ class CostTable:
 
 def main() -> int:
     """Measures each mechanism in a process of its own."""
-    options = tyro.cli(CostTable)
     try:
+        options = parse(CostTable, sys.argv[1:], "cost_table.py")
+        own_device(options.device)
+        if options.steps < 1 or not options.mechanisms:
+            raise ValueError("--steps and --mechanisms: there must be one of each at least")
         base = load_recipe(options.recipe).model_dump()
         recipes = [
             Recipe(**{**base, "batch_size": options.batch, "precision": options.precision, "mechanism": mechanism})
             for mechanism in options.mechanisms
         ]
-    except (FileNotFoundError, ValidationError) as error:
-        sys.stderr.write(f"cost-table: {' '.join(str(error).split())}\n")
+    except (FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"cost-table: {sentence(error)}\n")
         return 2
     costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
     sys.stdout.write(_table(costs))

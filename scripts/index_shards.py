@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from pretrain.command_line import parse, sentence
 from pretrain.sources import SHARD_INDEX, count_images
 
 
@@ -22,15 +23,14 @@ class IndexShards:
 
 def main() -> int:
     """Reads the headers of every shard once."""
-    folder = tyro.cli(IndexShards).folder
-    shards = sorted(folder.glob("*.tar"))
-    if not shards:
-        sys.stderr.write(f"index-shards: no .tar file in {folder}\n")
-        return 2
     try:
+        folder = parse(IndexShards, sys.argv[1:], "index_shards.py").folder
+        shards = sorted(folder.glob("*.tar"))
+        if not shards:
+            raise ValueError(f"no .tar file in {folder}")
         entries = [{"url": shard.name, "nsamples": count_images(shard)} for shard in shards]
     except ValueError as error:
-        sys.stderr.write(f"index-shards: {error}\n")
+        sys.stderr.write(f"index-shards: {sentence(error)}\n")
         return 2
     path = folder / SHARD_INDEX
     partial = path.with_suffix(".partial")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from results.groups import Group
-from results.published import Figure
-from results.published_models import ModelKey, bare_config, letters, model_key
-from results.roster import Entry
-from results.tables import Section, headline
+from results.tables.groups import Group
+from results.published.figures import Figure
+from results.published.models import ModelKey, bare_config, letters, model_key
+from results.tables.roster import Entry
+from results.tables.sections import Section, headline
 
 DECIMALS_OF_A_RECORD = 4  # more than any page prints
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from results.lint.claims import Claim, Place, PublishedClaims, RecordClaims, headline_places, number
 from results.lint.page_tables import PageRow, PageTable
-from results.page_layout import PAGE
-from results.published_models import letters
+from results.pages.page_layout import PAGE
+from results.published.models import letters
 
 
 @dataclass(frozen=True)

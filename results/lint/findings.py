@@ -7,9 +7,9 @@ from pathlib import Path
 from results.lint.claims import Claim, PublishedClaims, RecordClaims
 from results.lint.conflicts import Conflict, Verdict, check
 from results.lint.page_tables import page_tables
-from results.published import figures
+from results.published.figures import figures
 from results.store import RecordsError, StoredRecord
-from results.tables import Section
+from results.tables.sections import Section
 
 
 def lint(page: Path, records: list[StoredRecord]) -> Verdict:

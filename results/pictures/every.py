@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from results.per_class import per_class_markdown
+from results.tables.per_class import per_class_markdown
 from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
 from results.pictures.per_layer import draw_per_layer

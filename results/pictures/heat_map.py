@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results.correlation import Column, Correlation, page_order
+from results.comparison.correlation import Column, Correlation, page_order
 from results.store import replace_file
 
 STRONG = 0.72  # beyond, the colour is dark and its text white

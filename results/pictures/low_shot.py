@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results.pictures.styles import Styles
-from results.roster import current, roster
+from results.tables.roster import current, roster
 from results.schema import Record
 from results.store import StoredRecord, replace_file
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.per_class import MEAN_OF, POSITIVES, per_class_tables
+from results.tables.per_class import MEAN_OF, POSITIVES, per_class_tables
 from results.pictures.styles import Styles
 from results.store import StoredRecord, replace_file
 

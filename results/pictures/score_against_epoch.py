@@ -8,7 +8,7 @@ from pathlib import Path
 
 from results.pictures.curves import Curve, Panel, Point, draw
 from results.pictures.styles import Styles
-from results.roster import current
+from results.tables.roster import current
 from results.store import StoredRecord
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.roster import current, roster
+from results.tables.roster import current, roster
 from results.store import StoredRecord
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers and dashes say it again.

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.explain import Explanation
+from results.comparison.explain import Explanation
 from results.store import replace_file
 
 WIDEST_LABEL = 38  # letters

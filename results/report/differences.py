@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.explain import Explanation, explanations
-from results.explained import Question
+from results.comparison.explain import Explanation, explanations
+from results.comparison.explained import Question
 from results.pictures.waterfall import draw_waterfall
 from results.report.charts import Chart, chart
 from results.report.part import Part
 from results.report.tables import TableMaker
-from results.roster import matching
+from results.tables.roster import matching
 from results.store import RecordsError, StoredRecord
 
 LINE = "What was measured between two protocols stands here alone, and not in the other tables."

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.cells import Table
-from results.correlation import (
+from results.tables.cells import Table
+from results.comparison.correlation import (
     FEWEST,
     Correlation,
     Values,
@@ -24,10 +24,10 @@ from results.correlation import (
     remark,
     together,
 )
-from results.explained import Question
-from results.model_zoo import HEADINGS
-from results.noise import NOISE_LINE
-from results.per_class import per_class_tables
+from results.comparison.explained import Question
+from results.tables.model_zoo import HEADINGS
+from results.tables.noise import NOISE_LINE
+from results.tables.per_class import per_class_tables
 from results.pictures.heat_map import draw_heat_map
 from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
@@ -36,15 +36,15 @@ from results.pictures.per_layer import draw_per_layer
 from results.pictures.pretraining import RunLog, draw_pretraining
 from results.pictures.score_against_epoch import draw_score_against_epoch
 from results.pictures.styles import Styles
-from results.published import Figure
+from results.published.figures import Figure
 from results.report.charts import Chart, chart
 from results.report.differences import answers, differences_part
 from results.report.part import Part
 from results.report.sheets import sheets
 from results.report.tables import TableMaker, published_tables
-from results.roster import current
+from results.tables.roster import current
 from results.store import BadRecord, StoredRecord
-from results.tables import SPREAD_LINE, Section
+from results.tables.sections import SPREAD_LINE, Section
 
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from results.cells import Cell, Row, Table, cell_text
-from results.explain import Explanation, explanation_table
-from results.gains import gain_over_random
-from results.page_layout import CONFIG, PAGE
-from results.published import Figure
-from results.published_rows import published_rows
-from results.render import numeric_columns
+from results.tables.cells import Cell, Row, Table, cell_text
+from results.comparison.explain import Explanation, explanation_table
+from results.tables.gains import gain_over_random
+from results.pages.page_layout import CONFIG, PAGE
+from results.published.figures import Figure
+from results.pages.published_rows import published_rows
+from results.tables.render import numeric_columns
 from results.report.provenance import Provenance, provenance
-from results.roster import Entry
+from results.tables.roster import Entry
 from results.store import StoredRecord
-from results.tables import Section
+from results.tables.sections import Section
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A blank cell is as in the table's first recipe. A field of a resolved recipe that no row lists fails. In `source` a file
 with a commit was read at that commit of facebookresearch/moco or the repository that is named (google-research/simclr
-at 0075cc0 and 244e712, open-mmlab/mmselfsup 0.x). "Read in a transcription" is the paper's own text as a third party
-typed it, "second-hand" a value that only a third party reports, "assumed" one that nobody does.
+at 0075cc0 and 244e712, open-mmlab/mmselfsup 0.x). "Read in a transcription" is the paper's own text as third
+parties keep it, "seen in a copy" its figure as they do, "assumed" a value that nobody reports.
 """
 
 from __future__ import annotations

@@ -14,34 +14,42 @@ from pretrain import mechanisms
 from pretrain.contrast import Batch, Mechanism
 from pretrain.memory_bank import MemoryBank
 from pretrain.moco import MoCo
-from pretrain.recipe import Recipe
+from pretrain.recipe import Recipe, load_recipe
 from pretrain.schedule import build_optimizer
 from results.schema import Architecture
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo
+from tests.reference.optimizers_plain import PlainLARS, PlainSGD
 
 TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)
-V1: dict[str, Any] = {"head": "linear", "temperature": 0.07}
-V2: dict[str, Any] = {"head": "mlp", "temperature": 0.2}
 IMAGES, N, SEED = 96, 8, 1
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "moco v1": V1,
-    "moco v2": V2,
-    "moco v2 symmetric": {**V2, "symmetric": True},
-    "end-to-end v1": {**V1, "mechanism": "end-to-end"},
-    "end-to-end v2": {**V2, "mechanism": "end-to-end"},
-    "memory bank v1": {**V1, "mechanism": "memory-bank"},
-    "memory bank v2": {**V2, "mechanism": "memory-bank"},
-    "memory bank, NCE": {**V1, "temperature": 0.2, "mechanism": "memory-bank", "bank_loss": "nce", "queue_size": 16},
-    "simclr v1": {**V1, "mechanism": "simclr"},
-    "simclr v2": {**V2, "mechanism": "simclr"},
+V1 = "mocov1_resnet50_8xb32-steplr-200e_in1k"
+V2 = "mocov2_resnet50_8xb32-coslr-200e_in1k"
+END_TO_END = "end-to-end_resnet50_8xb32-steplr-200e_in1k"
+BANK = "memory-bank_resnet50_8xb32-steplr-200e_in1k"
+NCE = "memory-bank-nce_resnet50_8xb32-steplr-200e_in1k"
+SIMCLR = "simclr_resnet50_8xb32-coslr-200e_in1k"
+V2_HEAD: dict[str, Any] = {"head": "mlp", "temperature": 0.2}
+# What a recipe says of head, temperature, momentum, loss, optimiser, rate and decay holds, but for what is beside it.
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moco v1": (V1, {}),
+    "moco v2": (V2, {}),
+    "moco v2 symmetric": (V2, {"symmetric": True}),
+    "end-to-end v1": (END_TO_END, {}),
+    "end-to-end v2": (END_TO_END, V2_HEAD),
+    "memory bank v1": (BANK, {}),
+    "memory bank v2": (BANK, V2_HEAD),
+    "memory bank, NCE": (NCE, {"temperature": 0.2, "queue_size": 16}),
+    "simclr v1": (SIMCLR, {"head": "linear"}),
+    "simclr v2": (SIMCLR, {}),
 }
 
 
 def recipe_of(name: str, architecture: Architecture = TINY) -> Recipe:
-    fields = {"architecture": architecture, "queue_size": 32, "batch_size": N, "dim": 16, **SETTINGS[name]}
-    return Recipe(**fields)
+    base, changes = SETTINGS[name]
+    small = {"architecture": architecture, "queue_size": 32, "batch_size": N, "dim": 16}
+    return Recipe(**{**load_recipe(base).model_dump(), **small, **changes})
 
 
 def build(recipe: Recipe, dtype: torch.dtype) -> Mechanism:
@@ -70,7 +78,8 @@ def run_beside(recipe: Recipe, steps: int, size: int, dtype: torch.dtype, tolera
     model = build(recipe, dtype)
     plain = plain_of(recipe, model)
     ours = build_optimizer(recipe, [model.get_submodule(name) for name in model.trained])
-    theirs = torch.optim.SGD(parameters_of(plain), recipe.lr, momentum=0.9, weight_decay=1e-4)
+    plain_optimizer = PlainLARS if recipe.optimizer == "lars" else PlainSGD
+    theirs = plain_optimizer(parameters_of(plain), recipe.lr, recipe.sgd_momentum, recipe.weight_decay)
     draws = torch.Generator().manual_seed(2)
     for _ in range(steps):
         views = torch.randn(model.views, N, 3, size, size, generator=draws, dtype=dtype)
@@ -82,7 +91,8 @@ def run_beside(recipe: Recipe, steps: int, size: int, dtype: torch.dtype, tolera
             value.backward()
             optimizer.step()
         assert abs(loss.item() - reference.item()) < tolerance
-    for mine, other in zip((p for g in ours.param_groups for p in g["params"]), parameters_of(plain), strict=True):
+    trained = (p for name in model.trained for p in model.get_submodule(name).parameters())
+    for mine, other in zip(trained, parameters_of(plain), strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=tolerance)
     if isinstance(model, MoCo):
         assert torch.allclose(model.queue, torch.stack(plain.queue, dim=1), rtol=0, atol=tolerance)

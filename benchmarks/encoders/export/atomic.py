@@ -29,11 +29,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def writable(path: Path, *errors: type[Exception]) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """Makes the folder of `path` and tells what stands against writing there in one sentence.
-
-    Args:
-        errors: what a library raises besides OSError.
 
     Raises:
         InputError: as said.
@@ -43,8 +40,6 @@ def writable(path: Path, *errors: type[Exception]) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except Exception as error:
-        if not isinstance(error, (OSError, *errors)):
-            raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:160]
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:160]
         raise InputError(f"cannot write {path} ({reason}); make room there, or give another place") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.export.resnet_facts import backbone_tensors, written_card
@@ -19,5 +17,5 @@ def write_safetensors(encoder: Encoder, path: Path) -> None:
         InputError: the encoder is no ResNet, or the file cannot be written.
     """
     tensors = backbone_tensors(encoder, "this project's file")
-    with writable(path, SafetensorError):
+    with writable(path):
         write_backbone(path, tensors, written_card(encoder))

@@ -10,7 +10,7 @@ from results.__main__ import main
 from results.lint.claims import Claim
 from results.lint.conflicts import Verdict
 from results.lint.findings import lint, verdict_text
-from results.published_models import model_key
+from results.published.models import model_key
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.factory_records import KNN, card, protocol, record, write_demo

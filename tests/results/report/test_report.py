@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from results.__main__ import main
-from results.explained import Question, remember, remembered
+from results.comparison.explained import Question, remember, remembered
 from results.pictures.pretraining import draw_pretraining, read_logs
-from results.published import chosen, figures
+from results.published.figures import chosen, figures
 from results.report.charts import chart, inline_svg
 from results.report.page import report_html
 from results.schema import Score

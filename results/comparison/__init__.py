@@ -1,0 +1,1 @@
+"""Questions about two records or all of them: diff, explain, correlations."""

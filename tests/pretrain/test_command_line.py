@@ -1,0 +1,115 @@
+"""What cannot be read from the command line is refused in one sentence, and by name."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.__main__ import main
+from pretrain.command_line import parse
+from pretrain.recipe import Recipe
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--temprature", "0.1"], ["no flag --temprature", "--temperature"]),
+        (["--temprature=0.1"], ["no flag --temprature", "--temperature"]),
+        (["--data", "x", "--hue", "0.3"], ["no flag --hue", "--augmentation.hue"]),
+        (["--data", "x", "--augmentation.blur-q", "1"], ["--augmentation.blur-q", "--augmentation.blur-p"]),
+        (["--data", "x", "--epochs", "many"], ["--epochs", "many"]),
+        (["--data", "x", "--epochs"], ["--epochs"]),
+        (["--data", "x", "--mean", "1", "2"], ["--mean", "3 values"]),
+        (["--data", "x", "--mechanism", "memory"], ["--mechanism", "memory-bank"]),
+        (["--data", "x", "--symmetric", "true"], ["--symmetric takes no value", "--no-symmetric"]),
+        (["--data", "x", "--architecture.max-pool=false"], ["--architecture.no-max-pool"]),
+        (["--data", "x", "stray"], ["stray"]),
+        (["--data", "x", "--lr", "-1"], ["lr", "greater than or equal to 0"]),
+        (["--data", "x", "--batch-size", "7"], ["queue_size 65536 is not a multiple of batch_size 7"]),
+        (["--data", "x", "--augmentation.stored-size", "32"], ["pretrain: stored_size is for engine = 'tensor'"]),
+        (["--data", "x", "--device", "abacus"], ["--device abacus"]),
+        (["--recipe"], ["--recipe"]),
+        ([], ["--data"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_flag_that_cannot_be_read_is_named(
+    flags: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refusal(flags, capsys)
+    assert all(text in error for text in named), error
+
+
+def test_a_field_that_no_recipe_has_is_named_with_those_near_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    for text, named in (
+        ("moment = 0.9", "moment: there is no such field; the nearest are key_momentum"),
+        (
+            "[augmentation]\nblurr_p = 1.0",
+            "blurr_p: there is no such field; the nearest are augmentation.blur_p",
+        ),
+        ("lr = 'fast'", "lr: "),
+        ("lr = fast", f"{path} is not a TOML file"),
+        (f"parent = '{path}'", f"{path} is its own parent"),
+        ("parent = 3", "parent is 3"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert named in refusal(["--recipe", str(path), "--data", "x"], capsys)
+
+
+def fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted flag to default value, of nested fields too."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        flag = prefix + name.replace("_", "-")
+        found |= fields(value, f"{flag}.") if isinstance(value, dict) else {flag: value}
+    return found
+
+
+@pytest.mark.slow
+def test_every_field_of_a_recipe_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A value of the wrong type for whatever is no text, and a misspelled flag for all of them."""
+    defaults = fields(Recipe().model_dump())
+    assert len(defaults) > 50
+    for flag in defaults:
+        misspelled = refusal(["--data", "x", f"--{flag}x", "1"], capsys)
+        assert f"no flag --{flag}x; the nearest are " in misspelled
+        assert f"--{flag}" in misspelled.partition("nearest are")[2], misspelled
+        if flag in ("name", "citation", "architecture.name"):  # any text; the last is refused with the data at hand
+            continue
+        wrong = refusal(["--data", "x", f"--{flag}", "wrong"], capsys)
+        assert f"--{flag}" in wrong, wrong
+
+
+@pytest.mark.parametrize("script", ["bench_loader", "cost_table", "index_shards"])
+def test_scripts_refuse_in_one_sentence_too(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--recipee", "x"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{script.replace('_', '-')}: there is no flag --recipee")
+    assert len(error.splitlines()) == 1
+
+
+def test_help_still_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(Recipe, ["--help"], "python -m pretrain")
+    assert not stop.value.code
+    assert "--temperature" in capsys.readouterr().out
