@@ -89,8 +89,8 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
 
     Args:
         outcomes: `ids` (N,), `targets` (N,) or (N, C); per column `correct/<column>` (N,) bool, `decision/<column>`
-            (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.resampling.bootstrap`; and the source
-            ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+            (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.resampling.bootstrap`; and
+            the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
         ValueError: a score or decision is not a finite number, or an array holds Python objects.

@@ -7,7 +7,6 @@ cost, fold and k is in it, and its time is extrapolated. The two sides take turn
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import time
 import warnings
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contract import Labels
+from benchmarks.provenance import peak_memory_gib
 from benchmarks.svm.few_rows import AllPairs, Source
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
 from benchmarks.svm.index_sets import NOT_DRAWN, Draw, draw_sets
@@ -221,7 +221,6 @@ def _result(
 ) -> dict[str, Any]:
     ours_s, baseline_s = statistics.median(ours), statistics.median(theirs) * share
     gemm = _Gemm.measured(*shape)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "name": name,
         "ours_s": ours_s,
@@ -230,5 +229,5 @@ def _result(
         "ratio": baseline_s / ours_s,
         "limit_s": flops / gemm.rate,
         "limit": f"the products alone: {flops / 1e12:.2f} TFLOP at {gemm.rate / 1e9:.0f} GFLOP/s",
-        "note": f"{note}; {torch.get_num_threads()} threads, peak memory of the process {peak:.1f} GiB",
+        "note": f"{note}; {torch.get_num_threads()} threads, peak memory of the process {peak_memory_gib():.1f} GiB",
     }

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from results.tables.cells import Table
 from results.commands.options import Format
-from results.tables.roster import matching
 from results.store import BadRecord, RecordsError, StoredRecord, read_records, replace_file
+from results.tables.cells import Table
+from results.tables.roster import matching
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 

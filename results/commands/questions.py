@@ -7,8 +7,8 @@ import sys
 from results.commands.files import formatted, name_bad, picture_file, put, read, write
 from results.commands.options import Correlations, Explain, Lint, Report
 from results.published.figures import figures
-from results.tables.roster import matching
 from results.store import RecordsError
+from results.tables.roster import matching
 
 
 def report_command(options: Report) -> int:
@@ -30,7 +30,7 @@ def report_command(options: Report) -> int:
 
 
 def correlations_command(options: Correlations) -> int:
-    from results import correlation
+    from results.comparison import correlation
     from results.pictures.heat_map import draw_heat_map
 
     if options.picture is not None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from results.tables.cells import Cell, Row, Table
 from results.commands.files import SUFFIX, chosen_records, differs, formatted, name_bad, put, read, read_text, write
 from results.commands.options import (
     AnyCommand,
@@ -25,10 +24,11 @@ from results.commands.options import (
     Tables,
     ZooPage,
 )
-from results.published.figures import Figure, chosen, figures
 from results.commands.questions import correlations_command, explain_command, lint_command, report_command
-from results.store import BadRecord, RecordsError, StoredRecord
 from results.pages.zoo_page import Page
+from results.published.figures import Figure, chosen, figures
+from results.store import BadRecord, RecordsError, StoredRecord
+from results.tables.cells import Cell, Row, Table
 
 PUBLISHED_PAGES = ("MoCo v2 page *",)
 

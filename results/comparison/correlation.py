@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from results.resampling.bootstrap import CONFIDENCE
-from results.tables.cells import Cell, Row, Table
-from results.tables.groups import FAMILIES
 from results.published.figures import Figure
 from results.published.models import bare_config
-from results.tables.roster import current, roster
+from results.resampling.bootstrap import CONFIDENCE
 from results.store import StoredRecord
+from results.tables.cells import Cell, Row, Table
+from results.tables.groups import FAMILIES
+from results.tables.roster import current, roster
 
 RESAMPLES = 2000
 FEWEST = 5  # encoders under which an interval would say nothing

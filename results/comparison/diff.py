@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from results.resampling.bootstrap import CONFIDENCE
+from results.store import RecordsError, StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.groups import Group, grouped
 from results.tables.noise import Difference, difference
 from results.tables.replicates import ReplicateCache
 from results.tables.roster import identity, roster
-from results.store import RecordsError, StoredRecord
 from results.tables.sections import score_cell
 
 DIFF_LINE = (

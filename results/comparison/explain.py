@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from results.resampling.bootstrap import CONFIDENCE
+from results.schema import Protocol
+from results.store import RecordsError, StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.replicates import ReplicateCache
 from results.tables.roster import current, identity
-from results.schema import Protocol
-from results.store import RecordsError, StoredRecord
 
 Corner = frozenset[str]
 NAMING = ("k", "top")  # fields that say which columns there are, and change no column

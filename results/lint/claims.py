@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from results.tables.groups import Group
 from results.published.figures import Figure
 from results.published.models import ModelKey, bare_config, letters, model_key
+from results.tables.groups import Group
 from results.tables.roster import Entry
 from results.tables.sections import Section, headline
 

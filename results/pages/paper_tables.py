@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from results.tables.cells import Cell, Row, Table
 from results.pages.paper_layout import PAPERS, PaperColumn, PaperRow, PaperTable
 from results.published.figures import Figure
-from results.tables.roster import Entry
 from results.store import StoredRecord
+from results.tables.cells import Cell, Row, Table
+from results.tables.roster import Entry
 from results.tables.sections import SPREAD_LINE, Section, score_cell
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.tables.cells import Cell, Row, Table
 from results.pages.page_layout import CONFIG, PageColumn, PageTable
 from results.published.figures import Figure
+from results.tables.cells import Cell, Row, Table
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from results.pages.page_layout import CONFIG, PageColumn, PageTable
+from results.pages.published_rows import Published, deviation, published_rows, selections
+from results.published.figures import Figure
 from results.resampling.bootstrap import CONFIDENCE
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.groups import Group
 from results.tables.noise import TWO_SIDED, detectable_line, mark_best
-from results.pages.page_layout import CONFIG, PageColumn, PageTable
-from results.published.figures import Figure
-from results.pages.published_rows import Published, deviation, published_rows, selections
 from results.tables.replicates import ReplicateCache
 from results.tables.roster import Entry
-from results.store import StoredRecord
 from results.tables.sections import MARK, best_layer_cell, score_cell
 
 WITHIN = "≈"

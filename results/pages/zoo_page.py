@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.tables.cells import Cell, Row, Table
 from results.pages.methods import METHODS, Method
-from results.tables.noise import NOISE_LINE
 from results.pages.page_layout import PAGE
-from results.published.figures import Figure
 from results.pages.published_rows import published_table
+from results.pages.side_by_side import DIFFERENCE_LINE, belongs, compared_table, measured_rows
+from results.published.figures import Figure
+from results.schema import EncoderCard
+from results.store import RecordsError, StoredRecord
+from results.tables.cells import Cell, Row, Table
+from results.tables.noise import NOISE_LINE
 from results.tables.render import escape_latex, escape_markdown, latex, markdown
 from results.tables.roster import Entry, architecture_text, current, roster
-from results.schema import EncoderCard
-from results.pages.side_by_side import DIFFERENCE_LINE, belongs, compared_table, measured_rows
-from results.store import RecordsError, StoredRecord
 from results.tables.sections import SPREAD_LINE, Section
 
 EMBEDDED = "Embedded data"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from results.tables.per_class import per_class_markdown
 from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
 from results.pictures.per_layer import draw_per_layer
 from results.pictures.score_against_epoch import draw_score_against_epoch
 from results.pictures.styles import Styles
 from results.store import StoredRecord, replace_file, slug
+from results.tables.per_class import per_class_markdown
 
 Drawing = Callable[[Path], None]
 

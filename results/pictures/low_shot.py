@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results.pictures.styles import Styles
-from results.tables.roster import current, roster
 from results.schema import Record
 from results.store import StoredRecord, replace_file
+from results.tables.roster import current, roster
 
 SELECTIONS = {
     "fixed": "fixed: the same C for every k",

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.tables.per_class import MEAN_OF, POSITIVES, per_class_tables
 from results.pictures.styles import Styles
 from results.store import StoredRecord, replace_file
+from results.tables.per_class import MEAN_OF, POSITIVES, per_class_tables
 
 WIDEST_TITLE = 56  # letters
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from results.pictures.curves import Curve, Panel, Point, draw
 from results.pictures.styles import Styles
-from results.tables.roster import current
 from results.store import StoredRecord
+from results.tables.roster import current
 
 
 def draw_score_against_epoch(records: Sequence[StoredRecord], out: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.tables.roster import current, roster
 from results.store import StoredRecord
+from results.tables.roster import current, roster
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers and dashes say it again.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, cast
 if TYPE_CHECKING:
     import pandas as pd
 
-PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED = Path(__file__).parents[1] / "published.csv"
 MAP, UNSUPPORTED = PUBLISHED.with_name("published_map.csv"), PUBLISHED.with_name("unsupported.csv")
 COLUMNS = ("source", "model", "pretrain_epochs", "benchmark", "dataset", "metric", "value")
 

@@ -12,8 +12,8 @@ from results.pictures.waterfall import draw_waterfall
 from results.report.charts import Chart, chart
 from results.report.part import Part
 from results.report.tables import TableMaker
-from results.tables.roster import matching
 from results.store import RecordsError, StoredRecord
+from results.tables.roster import matching
 
 LINE = "What was measured between two protocols stands here alone, and not in the other tables."
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.tables.cells import Table
 from results.comparison.correlation import (
     FEWEST,
     Correlation,
@@ -25,9 +24,6 @@ from results.comparison.correlation import (
     together,
 )
 from results.comparison.explained import Question
-from results.tables.model_zoo import HEADINGS
-from results.tables.noise import NOISE_LINE
-from results.tables.per_class import per_class_tables
 from results.pictures.heat_map import draw_heat_map
 from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
@@ -42,8 +38,12 @@ from results.report.differences import answers, differences_part
 from results.report.part import Part
 from results.report.sheets import sheets
 from results.report.tables import TableMaker, published_tables
-from results.tables.roster import current
 from results.store import BadRecord, StoredRecord
+from results.tables.cells import Table
+from results.tables.model_zoo import HEADINGS
+from results.tables.noise import NOISE_LINE
+from results.tables.per_class import per_class_tables
+from results.tables.roster import current
 from results.tables.sections import SPREAD_LINE, Section
 
 TITLE = "Benchmark report"

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from results.tables.cells import Cell, Row, Table, cell_text
 from results.comparison.explain import Explanation, explanation_table
-from results.tables.gains import gain_over_random
 from results.pages.page_layout import CONFIG, PAGE
-from results.published.figures import Figure
 from results.pages.published_rows import published_rows
-from results.tables.render import numeric_columns
+from results.published.figures import Figure
 from results.report.provenance import Provenance, provenance
-from results.tables.roster import Entry
 from results.store import StoredRecord
+from results.tables.cells import Cell, Row, Table, cell_text
+from results.tables.gains import gain_over_random
+from results.tables.render import numeric_columns
+from results.tables.roster import Entry
 from results.tables.sections import Section
 
 

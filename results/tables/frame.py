@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from results.tables.cells import Table, cell_text
 from results.published.figures import Figure
-from results.tables.roster import architecture_text
 from results.store import StoredRecord
+from results.tables.cells import Table, cell_text
+from results.tables.roster import architecture_text
 
 COLUMNS = {
     "encoder": "string", "init": "string", "method": "string", "architecture": "string", "weights_sha256": "string",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.store import BadRecord, RecordsError, StoredRecord
 from results.tables.cells import Table
 from results.tables.gains import gain_over_random
 from results.tables.noise import NOISE_LINE
 from results.tables.render import escape_markdown, latex, markdown
-from results.store import BadRecord, RecordsError, StoredRecord
 from results.tables.sections import SPREAD_LINE, Section
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t
 
 from results.resampling.bootstrap import CONFIDENCE
+from results.store import StoredRecord
 from results.tables.cells import Cell
 from results.tables.groups import family_of
 from results.tables.replicates import ReplicateCache
-from results.store import StoredRecord
 
 TWO_SIDED = 1.96  # standard errors to each side of a 95 % interval
 NOISE_LINE = (

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.groups import grouped
 from results.tables.render import markdown
 from results.tables.roster import current, roster
-from results.store import StoredRecord
 
 POSITIVES = "Positives"
 MEAN_OF = ", mean of "  # between a row's label and the number of its encoders

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from results.schema import EncoderCard
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.groups import SUMMARY, Group, grouped, without_cells
 from results.tables.noise import NOISE_LINE, detectable_line, mark_best
 from results.tables.replicates import ReplicateCache
 from results.tables.roster import Entry, architecture_text, current, roster
-from results.schema import EncoderCard
-from results.store import StoredRecord
 
 MARK = "†"
 SPREAD_LINE = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from results.tables.cells import Cell, Table
-from results.tables.model_zoo import section_tables
 from results.schema import EncoderCard, Protocol, Score
 from results.store import read_records, write_record
+from results.tables.cells import Cell, Table
+from results.tables.model_zoo import section_tables
 from results.tables.sections import Section
 from tests.results.factory_records import (
     KNN,

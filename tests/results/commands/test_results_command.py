@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
-from results.tables.frame import frame, tables_frame
-from results.tables.model_zoo import BEGIN, END
 from results.schema import Score
 from results.store import read_records, write_record
+from results.tables.frame import frame, tables_frame
+from results.tables.model_zoo import BEGIN, END
 from results.tables.sections import Section
 from tests.results.factory_records import (
     KNN,
@@ -261,7 +261,8 @@ def test_help_comes_without_the_heavy_libraries() -> None:
 
 
 def test_the_store_comes_without_torch_and_pandas() -> None:
-    code = "import sys, results.store, results.tables.sections; print(sorted({'pandas', 'torch', 'tyro'} & set(sys.modules)))"
+    heavy = "sorted({'pandas', 'torch', 'tyro'} & set(sys.modules))"
+    code = f"import sys, results.store, results.tables.sections; print({heavy})"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from results.__main__ import main
-from results.tables.cells import Row, Table, cell_text
+from results.pages.zoo_page import Page, file_name, latex_page, markdown_page, measured_page, published_page
 from results.published.figures import chosen, figures
 from results.schema import Architecture, Protocol, Score
 from results.store import RecordsError, read_records, write_record
-from results.pages.zoo_page import Page, file_name, latex_page, markdown_page, measured_page, published_page
+from results.tables.cells import Row, Table, cell_text
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,

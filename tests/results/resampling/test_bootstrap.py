@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from results import bootstrap
+from results.resampling import bootstrap
 from results.resampling.bootstrap import SPREAD, Outcomes, measured_columns, paired_gain, replicates, standard_error
 from results.side_file import packed, unpacked
 from tests.reference.weighted_average_precision import mean_average_precision

@@ -12,11 +12,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from results.resampling.bootstrap import paired_gain
-from results.tables.cells import Cell
-from results.tables.noise import Detectable, Difference, detectable_line, difference, mark_best, runs_of, smallest_detectable
-from results.tables.replicates import ReplicateCache
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_record, write_record
+from results.tables.cells import Cell
+from results.tables.noise import (
+    Detectable,
+    Difference,
+    detectable_line,
+    difference,
+    mark_best,
+    runs_of,
+    smallest_detectable,
+)
+from results.tables.replicates import ReplicateCache
 from tests.results.factory_records import KNN, KNN_COLUMNS, accuracy_outcomes, card, protocol, random_card, record
 
 

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from results.resampling.bootstrap import SPREAD, replicates
 from results.comparison.diff import diff, side
-from results.tables.noise import Detectable, detectable_line, difference, runs_of, sets_of, smallest_detectable
-from results.tables.replicates import ReplicateCache
+from results.resampling.bootstrap import SPREAD, replicates
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_record, write_record
+from results.tables.noise import Detectable, detectable_line, difference, runs_of, sets_of, smallest_detectable
+from results.tables.replicates import ReplicateCache
 from tests.results.factory_records import card, protocol, random_card, record, single_groups
 
 LOW_SHOT = protocol("voc07_low_shot_svm", ("k=1", "k=1 fixed"), "k=1")

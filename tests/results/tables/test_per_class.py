@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.tables.per_class import per_class_markdown, per_class_tables
 from results.pictures.per_class import draw_per_class
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_records, write_record
+from results.tables.per_class import per_class_markdown, per_class_tables
 from tests.results.factory_records import card, decision_outcomes, protocol, random_card, record, single_groups
 
 CLASSES = ("bird", "boat", "cat", "dog")

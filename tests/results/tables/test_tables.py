@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.tables.cells import Cell, Table
-from results.tables.model_zoo import section_tables
 from results.schema import Architecture, Score
 from results.store import read_records, write_record
+from results.tables.cells import Cell, Table
+from results.tables.model_zoo import section_tables
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,

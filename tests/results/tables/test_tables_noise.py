@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from results.resampling.bootstrap import paired_gain
+from results.schema import Architecture
+from results.store import read_records, write_record
 from results.tables.cells import Table
 from results.tables.gains import gain_over_random
 from results.tables.model_zoo import section_tables
-from results.schema import Architecture
-from results.store import read_records, write_record
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
