@@ -127,7 +127,7 @@ bench-finetune: $(CORE) ## end-to-end fine-tuning on ImageNet, or with PROTOCOL=
 .PHONY: bench-voc-seg bench-cityscapes-seg
 bench-voc-det: $(CORE) $(TRANSFER) ## Faster R-CNN C4 on VOC 07+12
 	$(PY) -m benchmarks voc-det $(bench_flags)
-bench-coco-det: $(CORE) $(TRANSFER) ## Mask R-CNN on COCO; PROTOCOL chooses FPN or C4, 1x, 2x or 6x
+bench-coco-det: $(CORE) $(TRANSFER) ## Mask R-CNN on COCO; PROTOCOL chooses FPN or C4, 1x, 2x or 6x, or DensePose
 	$(PY) -m benchmarks coco-det $(bench_flags)
 bench-coco-keypoints: $(CORE) $(TRANSFER) ## Keypoint R-CNN FPN on COCO
 	$(PY) -m benchmarks coco-keypoints $(bench_flags)

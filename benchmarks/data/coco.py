@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def read_coco(folder: Path, split: str, kind: str = "instances") -> Labels:
     images = first_folder(folder, (part, f"images/{part}"))
     if images is None:
         raise InputError(f"{folder} has {file.name} but no folder {part} with the images; unpack {part}.zip there")
-    return _labels(file, images, lambda image: image.file_name.rpartition("/")[2])
+    return _labels([file], images, lambda image: image.file_name.rpartition("/")[2])
 
 
 def read_lvis(folder: Path, split: str, version: str = "v1") -> Labels:
@@ -81,18 +81,53 @@ def read_lvis(folder: Path, split: str, version: str = "v1") -> Labels:
     images = next((at for at in (folder.parent / "coco", folder) if (at / "train2017").is_dir()), None)
     if images is None:
         raise InputError(f"{folder.parent / 'coco'} has no folder train2017 with LVIS's images; unpack COCO 2017 there")
-    return _labels(file, images, lambda image: _lvis_name(image, split))
+    return _labels([file], images, lambda image: _lvis_name(image, split))
+
+
+def read_densepose(folder: Path, split: str) -> Labels:
+    """Items of `train` or `val` of DensePose-COCO, as `read_coco`; train has two json.
+
+    Its splits are those of 2014: train and "valminusminival" are what train2017 is of, "minival" is val2017.
+
+    Raises:
+        InputError: no such split, a malformed json, or a missing image.
+    """
+    parts = {"train": ("train", "valminusminival"), "val": ("minival",)}.get(split, ())
+    files = []
+    for part in parts:
+        names = [f"annotations/densepose_{part}2014.json", f"densepose_{part}2014.json"]
+        files += [file for file in [first_file(folder, names)] if file is not None]
+    if not parts or len(files) < len(parts):
+        expected = " and ".join(f"annotations/densepose_{part}2014.json" for part in parts) or "train or val"
+        raise InputError(
+            f"{folder} has no split {split}: expected {expected}, found {contents(folder)}; take it from "
+            "the DensePose page (densepose.org)"
+        )
+    images = first_folder(folder, (f"{split}2017", f"images/{split}2017"))
+    if images is None:
+        raise InputError(f"{folder} has {files[0].name} but no folder {split}2017; unpack {split}2017.zip there")
+    return _labels(files, images, _name_of_2017)
 
 
 def _lvis_name(image: _Image, split: str) -> str:
     if image.coco_url:
         return "/".join(image.coco_url.split("/")[-2:])
-    # v0.5 has 2014's file names: COCO_val2014_000000000139.jpg
-    return f"{split}2017/{image.file_name.rpartition('_')[2]}"
+    return f"{split}2017/{_name_of_2017(image)}"
 
 
-def _labels(file: Path, folder: Path, name_of: Callable[[_Image], str]) -> Labels:
-    images, categories, annotations = _read(file)
+def _name_of_2017(image: _Image) -> str:
+    """Of a picture that a list calls as 2014 did: COCO_val2014_000000000139.jpg."""
+    return image.file_name.rpartition("_")[2]
+
+
+def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str]) -> Labels:
+    """Of one json, or of several with the same categories and different images."""
+    images: list[_Image] = []
+    annotations: list[_Annotation] = []
+    for file in files:
+        own, categories, found = _read(file)
+        images += own
+        annotations += found
     if not images:
         raise InputError(f"{file} lists no image; take it from its owner again")
     images.sort()
@@ -114,7 +149,7 @@ def _labels(file: Path, folder: Path, name_of: Callable[[_Image], str]) -> Label
     require(folder, names, file.name, "unpack the images of COCO again")
     ids = tuple(name.rpartition("/")[2].rpartition(".")[0] for name in names)
     classes = tuple(category.name for category in sorted(categories))
-    return Labels(ids, Below(folder, names), classes, targets, read_groups(file.parent.parent, ids), (file,))
+    return Labels(ids, Below(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
 
 
 def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:

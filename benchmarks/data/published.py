@@ -30,6 +30,10 @@ _SBD = (
     "python scripts/prepare_voc12aug.py --data DATA"
 )
 _COCO = "the COCO page (cocodataset.org): {train,val}2017.zip and annotations_trainval2017.zip, unpacked in coco/"
+_DENSEPOSE = (
+    "the DensePose page (densepose.org): densepose_{train,valminusminival,minival}2014.json, in coco/annotations/; its "
+    "images are those of COCO 2017, in coco/"
+)
 _LVIS = "the LVIS page (lvisdataset.org): the json of train and val, in lvis/; its images are COCO's, in coco/"
 _CITYSCAPES = "the Cityscapes page (cityscapes-dataset.com, registration): leftImg8bit and gtFine, in cityscapes/"
 _FOLDER = "you: lay it out as <root>/train/<class>/<image> and <root>/val/<class>/<image>"
@@ -76,6 +80,7 @@ PUBLISHED: Mapping[str, Published] = {
     # cocodataset.org
     "coco": Published({"train": 118_287, "val": 5000}, _COCO, 80),
     "coco_keypoints": Published({"train": None, "val": None}, _COCO, 1),
+    "coco_densepose": Published({"train": None, "val": None}, _DENSEPOSE, 1),
     # lvisdataset.org, which rounds; v1's train as the Hugging Face copy (winvoker/lvis) counts it.
     "lvis_v1": Published({"train": 100_170, "val": None}, _LVIS, 1203),
     "lvis_v0.5": Published({"train": None, "val": 5000}, _LVIS, 1230),

@@ -80,6 +80,7 @@ _PLACES = {
     "voc12aug": _Place("VOCdevkit/VOC2012", voc_scenes.read_voc12aug),
     "coco": _Place("coco", coco.read_coco),
     "coco_keypoints": _Place("coco", partial(coco.read_coco, kind="person_keypoints")),
+    "coco_densepose": _Place("coco", coco.read_densepose),
     "lvis_v1": _Place("lvis", coco.read_lvis),
     "lvis_v0.5": _Place("lvis", partial(coco.read_lvis, version="v0.5")),
     "cityscapes": _Place("cityscapes", read_cityscapes),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.contract import InputError, NotApplicableError
-from benchmarks.detection import backbone
+from benchmarks.detection import backbone, densepose
 from benchmarks.detection.settings import DetectionSettings
 from benchmarks.encoders.export.detectron2 import detectron2_facts
 from benchmarks.encoders.export.resnet_facts import numbers
@@ -22,12 +22,15 @@ def require_library() -> None:
         raise InputError("detection needs detectron2, which is not installed; run `make setup-transfer`")
 
 
-def configuration(settings: DetectionSettings, card: EncoderCard, classes: int, *, ranks: int = 1) -> Any:
+def configuration(
+    settings: DetectionSettings, card: EncoderCard, classes: int, *, ranks: int = 1, gpu: bool = True
+) -> Any:
     """The resolved configuration (a CfgNode).
 
     Args:
         classes: of the data set.
         ranks: processes; in one, synchronised norms are ordinary ones.
+        gpu: whether it runs on one; torch synchronises no norm elsewhere, and detectron2's own takes its place.
 
     Raises:
         InputError: a key of `settings.config` that detectron2 does not have.
@@ -43,6 +46,8 @@ def configuration(settings: DetectionSettings, card: EncoderCard, classes: int, 
     cfg = model_zoo.get_config(settings.base)
     cfg.defrost()
     backbone.defaults(cfg)
+    if settings.task == "densepose":
+        densepose.defaults(cfg)
     solver = settings.solved()
     padding = architecture.stem_kernel // 2 if architecture.stem_padding is None else architecture.stem_padding
     laid_over: dict[str, Any] = {
@@ -50,10 +55,10 @@ def configuration(settings: DetectionSettings, card: EncoderCard, classes: int, 
         "MODEL.WEIGHTS": "",
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.BACKBONE.NAME": _BACKBONES[cfg.MODEL.BACKBONE.NAME],
-        "MODEL.RESNETS.NORM": _norm(settings.norm, ranks),
-        "MODEL.FPN.NORM": _norm(settings.fpn_norm, ranks),
-        "MODEL.ROI_BOX_HEAD.NORM": _norm(settings.box_norm, ranks),
-        "MODEL.ROI_MASK_HEAD.NORM": _norm(settings.mask_norm, ranks),
+        "MODEL.RESNETS.NORM": _norm(settings.norm, ranks, gpu),
+        "MODEL.FPN.NORM": _norm(settings.fpn_norm, ranks, gpu),
+        "MODEL.ROI_BOX_HEAD.NORM": _norm(settings.box_norm, ranks, gpu),
+        "MODEL.ROI_MASK_HEAD.NORM": _norm(settings.mask_norm, ranks, gpu),
         "MODEL.MASK_ON": settings.masks,
         "MODEL.KEYPOINT_ON": settings.keypoints,
         "MODEL.ROI_HEADS.NUM_CLASSES": classes,
@@ -106,6 +111,8 @@ def _name_levels(cfg: Any) -> None:
     shift = int(math.log2(stride)) - 2
     for part in (cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         part.IN_FEATURES = [f"p{int(n[1:]) + shift}" if n.startswith("p") else n for n in part.IN_FEATURES]
+    if densepose.is_on(cfg):
+        cfg.MODEL.ROI_DENSEPOSE_HEAD.DECODER_COMMON_STRIDE = stride
 
 
 _BACKBONES = {
@@ -115,8 +122,10 @@ _BACKBONES = {
 }
 
 
-def _norm(name: str, ranks: int) -> str:
-    return "BN" if ranks == 1 and "SyncBN" in name else name
+def _norm(name: str, ranks: int, gpu: bool) -> str:
+    if "SyncBN" not in name:
+        return name
+    return "BN" if ranks == 1 else name if gpu else "naiveSyncBN"
 
 
 def build(cfg: Any) -> torch.nn.Module:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import Labels
+from benchmarks.detection import densepose
 from benchmarks.detection.cityscapes_precision import CityscapesPrecision
 from benchmarks.detection.settings import DetectionSettings
 
@@ -23,7 +24,7 @@ VOC_OVERLAPS = range(50, 100, 5)
 
 @dataclass
 class Scores:
-    """In percent. A class that the test images do not show has no entry."""
+    """In percent. A class that the test images do not show has no entry, VOC apart."""
 
     columns: dict[str, float | None] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -41,6 +42,8 @@ def evaluator(settings: DetectionSettings, test: Labels) -> Any:
         return voc_evaluator(test, settings.inclusive_boxes)
     if settings.task == "cityscapes":
         return _cityscapes_evaluator(test)
+    if settings.task == "densepose":
+        return _densepose_evaluator(test)
     kinds = ["bbox", *(["segm"] if settings.masks else []), *(["keypoints"] if settings.keypoints else [])]
     return coco_evaluator(test, tuple(kinds), federated=settings.task == "lvis")
 
@@ -85,7 +88,10 @@ def voc_evaluator(test: Labels, inclusive: bool) -> Any:
 
 
 def voc_scores(test: Labels, lines: dict[int, list[str]], voc_eval: Any) -> Scores:
-    """Scores of detections in the devkit's text form, `id score left top right bottom` by class index."""
+    """Scores of detections in the devkit's text form, `id score left top right bottom` by class index.
+
+    A class without any object has AP 0 and counts in the mean, as in detectron2.
+    """
     aps = np.zeros((len(VOC_OVERLAPS), len(test.classes)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -202,6 +208,16 @@ def _federated(truth: Any) -> Any:
             return found
 
     return Federated
+
+
+def _densepose_evaluator(test: Labels) -> Any:
+    def scores(found: dict[str, float | None]) -> Scores:
+        given = Scores()
+        for name, value in found.items():
+            given.add(f"{name}_dp", test.classes, np.array([np.nan if value is None else value]))
+        return given
+
+    return densepose.evaluator(test, scores)
 
 
 def _cityscapes_evaluator(test: Labels) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.contract import InputError, Labels, Outcome
 from benchmarks.data.fingerprint import fingerprint
+from benchmarks.detection import densepose
 from benchmarks.detection.config import configuration, require_library
 from benchmarks.detection.evaluators import Scores
 from benchmarks.detection.scenes import read_scenes
@@ -40,14 +41,18 @@ def run(
     over the ranks.
 
     Raises:
-        InputError: detectron2 is not installed, or the splits have different classes.
+        InputError: detectron2 or its project is not installed, or the splits have different classes.
         NotApplicableError: the encoder is no ResNet.
     """
     require_library()
     settings = settings_of(protocol)
+    if settings.task == "densepose":
+        densepose.require_project()
     if train.classes != test.classes:
         raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
     configuration(settings, encoder.card, len(train.classes))  # refuses what is no ResNet before anything is written
+    if settings.task == "densepose":
+        densepose.fetch_tables()
     from benchmarks.detection.sheet import Sheet
     from benchmarks.detection.train import Trial
 

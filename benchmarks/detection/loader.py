@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from benchmarks.detection import densepose
 from benchmarks.detection.scenes import Scene
 
 
@@ -85,15 +86,18 @@ def train_loader(
         order = RepeatFactorTrainingSampler(factors, seed=seed)
     else:
         order = TrainingSampler(len(scenes), seed=seed)
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=_augmentations(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        use_instance_mask=cfg.MODEL.MASK_ON,
-        instance_mask_format=cfg.INPUT.MASK_FORMAT,
-        use_keypoint=cfg.MODEL.KEYPOINT_ON,
-        keypoint_hflip_indices=_flipped_keypoints() if cfg.MODEL.KEYPOINT_ON else None,
-    )
+    if densepose.is_on(cfg):
+        mapper = densepose.train_mapper(cfg)
+    else:
+        mapper = DatasetMapper(
+            is_train=True,
+            augmentations=_augmentations(cfg),
+            image_format=cfg.INPUT.FORMAT,
+            use_instance_mask=cfg.MODEL.MASK_ON,
+            instance_mask_format=cfg.INPUT.MASK_FORMAT,
+            use_keypoint=cfg.MODEL.KEYPOINT_ON,
+            keypoint_hflip_indices=_flipped_keypoints() if cfg.MODEL.KEYPOINT_ON else None,
+        )
     batches = Batches(scenes, order, cfg.SOLVER.IMS_PER_BATCH // ranks, rank=rank, ranks=ranks, first=first)
     return DataLoader(
         # A generator of its own: to start an iterator takes a number from one, and a run that goes on starts it later.

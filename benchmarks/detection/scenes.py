@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,12 +17,15 @@ from benchmarks.detection.settings import DetectionSettings, Task
 
 Scene = dict[str, Any]
 
+SURFACE_POINTS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")  # of DensePose: where, which part, where on the part
+
 
 def read_scenes(labels: Labels, task: Task, *, inclusive: bool = False) -> list[Scene]:
     """One dict per image, in the order of `labels`: file_name, image_id, height, width and annotations.
 
     Boxes are left, top, right, bottom in pixels from 0, the last two outside. An annotation has `category_id` (an index
-    into `labels.classes`), `iscrowd` and, where there are any, `segmentation`, `keypoints`, and `difficult` of VOC.
+    into `labels.classes`), `iscrowd` and, where there are any, `segmentation`, `keypoints`, `difficult` of VOC, and
+    what DensePose adds.
 
     Args:
         inclusive: VOC's right and bottom edges are taken as inside, so that a width is right - left.
@@ -36,7 +40,7 @@ def read_scenes(labels: Labels, task: Task, *, inclusive: bool = False) -> list[
         ]
     if task == "cityscapes":
         return [_cityscapes(labels.ids[n], labels.paths[n], labels.annotations[n], labels) for n in range(len(labels))]
-    return _coco(labels)
+    return _coco(labels, with_masks=task != "densepose")
 
 
 def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive: bool) -> Scene:
@@ -64,12 +68,11 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return text
 
 
-def _coco(labels: Labels) -> list[Scene]:
+def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
     """COCO and LVIS: the images in the order of their ids, as `labels` has them."""
-    (file,) = labels.annotations
-    content = json.loads(file.read_bytes())
-    images = sorted(content["images"], key=lambda image: image["id"])
-    category = {c["id"]: number for number, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+    parts = [json.loads(file.read_bytes()) for file in labels.annotations]
+    images = sorted((image for part in parts for image in part["images"]), key=lambda image: image["id"])
+    category = {c["id"]: number for number, c in enumerate(sorted(parts[0]["categories"], key=lambda c: c["id"]))}
     scenes: dict[int, Scene] = {}
     for number, image in enumerate(images):
         scenes[image["id"]] = {
@@ -77,7 +80,7 @@ def _coco(labels: Labels) -> list[Scene]:
             "width": image["width"], "annotations": [],
             **{key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids") if key in image},
         }  # fmt: skip
-    for found in content["annotations"]:
+    for found in chain.from_iterable(part["annotations"] for part in parts):
         left, top, width, height = map(float, found["bbox"])
         annotation: dict[str, Any] = {
             "bbox": [left, top, left + width, top + height],
@@ -85,7 +88,7 @@ def _coco(labels: Labels) -> list[Scene]:
             "category_id": category[found["category_id"]],
             "iscrowd": found.get("iscrowd", 0),
         }
-        mask = found.get("segmentation")
+        mask = found.get("segmentation") if with_masks else None
         if isinstance(mask, list):
             # A polygon of fewer than three corners has no area.
             mask = [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
@@ -99,6 +102,7 @@ def _coco(labels: Labels) -> list[Scene]:
             points = np.array(found["keypoints"], dtype=float).reshape(-1, 3)
             points[:, :2] += 0.5  # COCO's are pixel indices, detectron2's coordinates
             annotation["keypoints"] = points.reshape(-1).tolist()
+        annotation |= {key: found[key] for key in (*SURFACE_POINTS, "dp_masks") if key in found}
         scenes[found["image_id"]]["annotations"].append(annotation)
     return list(scenes.values())
 
@@ -144,6 +148,8 @@ def for_training(scenes: list[Scene], settings: DetectionSettings) -> list[Scene
     kept: list[Scene] = filter_images_with_only_crowd_annotations(scenes)
     if settings.keypoints:
         kept = filter_images_with_few_keypoints(kept, 1)
+    if settings.task == "densepose":
+        kept = [s for s in kept if any(all(key in a for key in SURFACE_POINTS) for a in s["annotations"])]
     if not kept:
         raise InputError("no image of the train split shows an object; look at it with `make check-data`")
     if settings.difficult_in_training == "keep":

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from benchmarks.contract import InputError
 from results.schema import Frozen, Protocol
 
-Task = Literal["voc", "coco", "lvis", "cityscapes"]
+Task = Literal["voc", "coco", "densepose", "lvis", "cityscapes"]
 
 
 class DetectionSettings(Frozen):

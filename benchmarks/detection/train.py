@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.detectron2 import write_detectron2
 from benchmarks.progress import progress as with_progress
 from benchmarks.training.distributed import join, rank, world_size
+from benchmarks.training.memory_format import safe_memory_format
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class Trial:
         self.seed, self.workers, self.folder = seed, workers, folder
         self.device = join(device)
         self.rank, self.ranks = rank(), world_size()
-        self.cfg = configuration(settings, encoder.card, len(labels.classes), ranks=self.ranks).clone()
+        self.cfg = configuration(
+            settings, encoder.card, len(labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
+        ).clone()
         self.cfg.defrost()
         self.cfg.MODEL.DEVICE = str(self.device)
         self.cfg.freeze()
@@ -59,7 +63,9 @@ class Trial:
             )
         if settings.precision == "fp16" and self.device.type != "cuda":
             raise InputError("--set precision=fp16 needs a GPU; take bf16 or fp32")
-        self.train_scenes = for_training(train, settings)
+        if self.ranks > 1:
+            _join_detectron2()
+        self.train_scenes: list[Scene] = _quietly(partial(for_training, train, settings))
 
     def train(self, *, progress: bool = True) -> nn.Module:
         """The trained model. A run that was killed goes on from its last whole checkpoint."""
@@ -82,7 +88,7 @@ class Trial:
         _quietly(lambda: DetectionCheckpointer(model).load(str(file)))
         backbone.check(self.encoder, model)
         if not self.cfg.MODEL.KEYPOINT_ON:  # whose loss takes views that ask for the ordinary layout
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=safe_memory_format(model, self.device))
         return model
 
     def _train(self, progress: bool) -> nn.Module:
@@ -101,7 +107,10 @@ class Trial:
         cfg, seed, device = self.cfg, self.seed, self.device.type
         model = self.build()
         optimiser = build_optimizer(cfg, model)
-        wrapped = create_ddp_model(model, broadcast_buffers=False) if self.ranks > 1 else model
+        wrapped = model
+        if self.ranks > 1:
+            own = {} if device == "cuda" else {"device_ids": None}
+            wrapped = create_ddp_model(model, broadcast_buffers=False, **own)
         trainer: Any
         if self.settings.precision == "fp16":
             trainer = AMPTrainer(wrapped, (), optimiser, precision=torch.float16)
@@ -144,9 +153,8 @@ class Trial:
         return model
 
     def _loader(self, *, seed: int, first: int, workers: int) -> Any:
-        return train_loader(
-            self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first
-        )
+        how = {"seed": seed, "rank": self.rank, "ranks": self.ranks, "workers": workers, "first": first}
+        return _quietly(partial(train_loader, self.train_scenes, self.cfg, **how))
 
     @torch.no_grad()
     def measure(
@@ -173,6 +181,14 @@ class Trial:
                 own.process(inputs, outputs)
             scores: Scores = comm.all_gather(own.evaluate())[0]
         return scores
+
+
+def _join_detectron2() -> None:
+    """Tells detectron2, which did not start the ranks itself, how many of them are on this machine."""
+    from detectron2.utils import comm
+
+    if comm._LOCAL_PROCESS_GROUP is None:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
 
 
 def _resume(checkpointer: Any, folder: Path, trainer: Any) -> int:

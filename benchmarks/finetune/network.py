@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from benchmarks.contract import NotApplicableError
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.finetune.settings import FineTuneSettings
+from benchmarks.training.memory_format import safe_memory_format
 
 HEAD_STD = 0.01
 _PROBE_IMAGES = 2
-_ONEDNN_BLOCK = 16  # channels that its widest vectors, of 512 bits, hold in float32
 
 Way = Callable[[Any, Tensor], Any]
 
@@ -30,24 +30,6 @@ def _before_classifier(module: Any, x: Tensor) -> Any:
 
 
 _WAYS: tuple[Way, ...] = (_called, _before_classifier)
-
-
-def safe_memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
-    """channels_last, which convolutions are fastest in, unless its backward pass would go wrong.
-
-    On x86 CPUs, oneDNN's gradient of the weights of a strided 1x1 convolution on channels_last maps writes past its
-    workspace where there are fewer channels than one of its blocks holds (uxlfoundation/oneDNN issue 6035; torch 2.14
-    has it). The outcome is a crash, or wrong gradients without one. ResNets have such convolutions in their shortcuts;
-    those of the published widths have 64 channels there and more.
-    """
-    narrow = any(
-        isinstance(m, nn.Conv2d)
-        and max(m.kernel_size) == 1
-        and max(m.stride) > 1
-        and m.in_channels // m.groups < _ONEDNN_BLOCK
-        for m in module.modules()
-    )
-    return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last
 
 
 class Classifier(nn.Module):

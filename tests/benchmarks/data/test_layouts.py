@@ -17,6 +17,7 @@ from benchmarks.data.registry import DATASETS, find_dataset
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
+from tests.layouts.densepose import write_densepose
 from tests.layouts.imagenet import WNIDS, write_imagenet
 from tests.layouts.inat18 import write_inat18
 from tests.layouts.lvis import write_lvis
@@ -41,6 +42,8 @@ CASES: list[tuple[Callable[..., Path], dict[str, object], str, dict[str, int], i
     (write_voc12aug, {}, "voc12aug", {"train_aug": 14, "train": 14, "val": 4}, 21, None),
     (write_coco, {}, "coco", {"train": 12, "val": 6, "val2017": 6}, 4, 1),
     (write_coco, {}, "coco_keypoints", {"train": 12, "val": 6}, 1, 1),
+    (write_densepose, {}, "coco_densepose", {"train": 12}, 1, 2),
+    (write_densepose, {}, "coco_densepose", {"val": 6}, 1, 1),
     (write_lvis, {"version": "v1"}, "lvis_v1", {"train": 10, "val": 5}, 4, 1),
     (write_lvis, {"version": "v0.5"}, "lvis_v0.5", {"train": 10, "val": 5}, 4, 1),
     (write_cityscapes, {}, "cityscapes", {"train": 8, "val": 4, "test": 4}, 19, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -45,6 +46,9 @@ FEW: dict[str, Any] = {
 }  # fmt: skip
 
 
+ROI_FEW = {key: FEW[key] for key in FEW if key.startswith(("MODEL.RPN", "MODEL.ROI_HEADS.BATCH"))}
+
+
 def tiny(identifier: str = "voc0712_det.moco@1", **changes: Any) -> Protocol:
     found = next(p for p in PROTOCOLS if p.id == identifier)
     precise = {"precise_bn": 1 if found.params["precise_bn"] else 0}
@@ -69,7 +73,13 @@ def small_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 def as_sets(protocol: Protocol, identifier: str) -> list[str]:
     original = next(p for p in PROTOCOLS if p.id == identifier)
     changed = {k: v for k, v in protocol.params.items() if v != original.params[k]}
-    return [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
+    return [f"{k}={_text(v)}" for k, v in changed.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def voc(root: Path) -> None:
@@ -215,3 +225,22 @@ def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
     (whole,), _ = read_records(tmp_path / "whole" / "records")
     (killed,), _ = read_records(tmp_path / "killed" / "records")
     assert whole.record.scores == killed.record.scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("identifier", ["voc0712_det.mmselfsup@1", "voc0712_det.moco@1"])
+def test_two_ranks_share_the_batch_and_write_one_record(identifier: str, tmp_path: Path) -> None:
+    voc(tmp_path / "data")
+    sets = as_sets(tiny(identifier, config={**settings_of(tiny(identifier)).config, **ROI_FEW}), identifier)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks",
+        "voc-det", "--encoder", ENCODER, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "records"),
+        "--workers", "0", "--device", "cpu", "--protocol", identifier, "--set", *sets,
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (stored,), bad = read_records(tmp_path / "records")
+    assert not bad
+    assert stored.record.status == "ok"
+    assert "+batch_size=2" in stored.record.protocol.id
+    assert stored.record.scores["AP50"].n == 8  # the test images of both ranks

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from benchmarks.contract import InputError
+from benchmarks.detection import densepose
 from benchmarks.detection.config import configuration, require_library
 from benchmarks.detection.protocols import PROTOCOLS
 from benchmarks.detection.settings import settings_of
 from benchmarks.harnesses import find_protocol, harness
 from results.schema import Architecture, EncoderCard
+from tests.reference.densepose_settings import stand_in
 
 EXPECTED = Path(__file__).parents[2] / "expected" / "detection"
 PUBLISHED = [p for p in PROTOCOLS if p.variant != "demo"]
@@ -42,7 +44,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 def classes_of(protocol: Any) -> int:
     if protocol.dataset == "lvis_v1":
         return 1203
-    return 1 if protocol.dataset == "coco_keypoints" else CLASSES[protocol.params["task"]]
+    return 1 if protocol.dataset in ("coco_keypoints", "coco_densepose") else CLASSES[protocol.params["task"]]
 
 
 def differences(protocol: Any) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def differences(protocol: Any) -> dict[str, Any]:
 
     plain = get_cfg()
     defaults(plain)
+    if protocol.params["task"] == "densepose":
+        densepose.defaults(plain)
     before = flat(plain)
     found = flat(configuration(settings_of(protocol), card(), classes_of(protocol), ranks=8))
     named = ("difficult_in_training", "inclusive_boxes", "trials", "schedule", "scaled_batch", "precision")
@@ -63,7 +67,9 @@ def differences(protocol: Any) -> dict[str, Any]:
 
 @needs_library
 @pytest.mark.parametrize("protocol", PUBLISHED, ids=lambda p: p.id)
-def test_every_resolved_field_is_the_sources(protocol: Any) -> None:
+def test_every_resolved_field_is_the_sources(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if protocol.params["task"] == "densepose":
+        stand_in(monkeypatch)
     expected = json.loads((EXPECTED / f"{protocol.id}.json").read_text(encoding="utf-8"))
     found = differences(protocol)
     assert {k: v for k, v in found.items() if k not in expected} == {}, "not in the source"
@@ -102,6 +108,13 @@ def test_one_process_has_ordinary_batch_norms() -> None:
     assert {cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_MASK_HEAD.NORM} == {
         "BN"
     }
+
+
+@needs_library
+def test_processes_without_gpus_synchronise_their_norms_too() -> None:
+    of = settings_of(find_protocol("coco_mask_rcnn_fpn_1x.mmselfsup"))
+    norms = {gpu: configuration(of, card(), 80, ranks=2, gpu=gpu).MODEL.RESNETS.NORM for gpu in (True, False)}
+    assert norms == {True: "SyncBN", False: "naiveSyncBN"}
 
 
 def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence() -> None:

@@ -21,7 +21,7 @@ from benchmarks.contract import InputError, Labels, NotApplicableError, Outcome
 from benchmarks.data.transforms import apply_geometry, decode
 from benchmarks.encoders.load import load_encoder
 from benchmarks.finetune import harness, train
-from benchmarks.finetune.network import Classifier, safe_memory_format
+from benchmarks.finetune.network import Classifier
 from benchmarks.finetune.protocols import TOP
 from benchmarks.finetune.settings import FineTuneSettings
 from benchmarks.training.loader import TrainingBatches
@@ -265,15 +265,6 @@ def test_a_narrow_network_is_trained_in_a_layout_whose_gradients_are_right(
             assert parameter.grad is not None
             scale = float(parameter.grad.abs().max())
             torch.testing.assert_close(own[name], parameter.grad.float(), rtol=0, atol=1e-2 * scale)
-
-
-def test_only_a_narrow_strided_shortcut_on_a_cpu_gives_up_channels_last() -> None:
-    cpu, narrow = torch.device("cpu"), nn.Conv2d(8, 16, 1, stride=2)
-    assert safe_memory_format(narrow, cpu) == torch.contiguous_format
-    assert safe_memory_format(nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, groups=4)), cpu) == torch.contiguous_format
-    assert safe_memory_format(narrow, torch.device("cuda")) == torch.channels_last
-    for fine in (nn.Conv2d(16, 32, 1, stride=2), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, stride=2)):
-        assert safe_memory_format(fine, cpu) == torch.channels_last
 
 
 def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(
