@@ -61,7 +61,7 @@ def override(
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         given = f"{name}={changes[name]!r}: " if name in changes else ""
-        raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{first['msg']}") from error
+        raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{first['msg'].removeprefix('Value error, ')}") from error
     stated = whole.model_dump()
     absent = {name: model.model_fields[name].default for name in changes if name not in protocol.params}
     protocol = protocol.model_copy(update={"params": {**protocol.params, **absent}})
