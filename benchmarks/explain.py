@@ -21,6 +21,7 @@ from benchmarks.contract import InputError
 from benchmarks.evaluation import evaluate
 from benchmarks.harnesses import Harness, find_protocol, harness
 from benchmarks.options import DATA, Precision
+from benchmarks.overrides import first_fault
 from results.schema import Geometry, Protocol
 
 log = logging.getLogger("benchmarks")
@@ -154,9 +155,7 @@ def _reshaped(protocol: Protocol, changes: Mapping[str, Any]) -> Protocol:
     try:
         geometry = Geometry.model_validate({**protocol.geometry.model_dump(), **named})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{where}={named.get(where)}: {first['msg']}") from error
+        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{first_fault(error)}") from error
     if geometry.crop < 1 or geometry.resize < 0:
         fault = "a crop has a pixel or more" if geometry.crop < 1 else "a side has no fewer than no pixels"
         where = "crop" if geometry.crop < 1 else "resize"

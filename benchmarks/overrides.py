@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.contract import InputError
 from results.schema import Protocol
 
+Settings = TypeVar("Settings", bound=BaseModel)
 Columns = Callable[[Protocol], tuple[str, ...]]
 Wording = Callable[[Protocol], str]
 
@@ -61,7 +62,7 @@ def override(
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         given = f"{name}={changes[name]!r}: " if name in changes else ""
-        raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{first['msg'].removeprefix('Value error, ')}") from error
+        raise InputError(f"{protocol.id} cannot have {given or ', '.join(changes) + ': '}{_message(first)}") from error
     stated = whole.model_dump()
     absent = {name: model.model_fields[name].default for name in changes if name not in protocol.params}
     protocol = protocol.model_copy(update={"params": {**protocol.params, **absent}})
@@ -79,6 +80,30 @@ def override(
         return changed
     own = columns(changed)
     return changed.model_copy(update={"columns": own, "primary": changed.primary if changed.primary in own else own[0]})
+
+
+def typed(model: type[Settings], protocol: Protocol) -> Settings:
+    """The `params` of a protocol as its harness types them.
+
+    Raises:
+        InputError: a value that cannot be, or some that do not go together, in one sentence.
+    """
+    try:
+        return model.model_validate(protocol.params)
+    except ValidationError as error:
+        raise InputError(f"{protocol.id}: {first_fault(error)}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of its faults, with the field that it is in."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {_message(first)}" if where else _message(first)
+
+
+def _message(fault: Any) -> str:
+    text: str = fault["msg"]
+    return text.removeprefix("Value error, ")
 
 
 def settable(protocol: Protocol, model: type[BaseModel]) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.contract import InputError
+from benchmarks.overrides import typed
 from results.schema import Frozen, Protocol
 
 Task = Literal["voc", "coco", "densepose", "lvis", "cityscapes"]
@@ -110,12 +110,5 @@ class Solver(Frozen):
 
 
 def settings_of(protocol: Protocol) -> DetectionSettings:
-    """The typed `params` of a protocol.
-
-    Raises:
-        InputError: an override that makes no sense, in one sentence.
-    """
-    try:
-        return DetectionSettings.model_validate(protocol.params)
-    except ValueError as error:
-        raise InputError(f"{protocol.id}: its settings do not fit together: {error}") from error
+    """The typed `params` of a protocol; raises as `typed`."""
+    return typed(DetectionSettings, protocol)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from benchmarks.training.settings import NotNegative, Rates, TrainingSettings, typed
+from benchmarks.overrides import typed
+from benchmarks.training.settings import NotNegative, Rates, TrainingSettings
 from results.schema import Protocol
 
 

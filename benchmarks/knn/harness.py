@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from benchmarks.contract import InputError, Labels, Outcome, Split
 from benchmarks.knn.engines import Engine
@@ -16,6 +15,7 @@ from benchmarks.knn.protocols import KnnParams, column
 from benchmarks.knn.rows import norms
 from benchmarks.knn.search import search
 from benchmarks.knn.vote import true_class_ranks
+from benchmarks.overrides import typed
 from results.schema import Protocol, Score
 
 
@@ -34,7 +34,7 @@ def run(
         InputError: a split is empty, features are missing, of the wrong shape, not finite or zero, or some k is larger
             than the gallery.
     """
-    params = _params(protocol)
+    params = typed(KnnParams, protocol)
     gallery, gallery_norms = _checked(train, params.features, "train")
     queries, query_norms = _checked(test, params.features, "test")
     if gallery.shape[1] != queries.shape[1]:
@@ -92,14 +92,6 @@ def run(
     if sheet is not None:
         outcome.pictures["neighbours"] = sheet
     return outcome
-
-
-def _params(protocol: Protocol) -> KnnParams:
-    try:
-        return KnnParams.model_validate(protocol.params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{protocol.id}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _checked(split: Split, name: str, which: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -165,5 +157,5 @@ def _own_rows(train: Labels, test: Labels) -> NDArray[np.int64]:
 
 def required_outputs(protocol: Protocol) -> dict[str, tuple[str, None]]:
     """Feature key -> (encoder output, no pooling) that the protocol reads."""
-    name = _params(protocol).features
+    name = typed(KnnParams, protocol).features
     return {name: (name, None)}

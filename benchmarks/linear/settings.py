@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from benchmarks.contract import InputError
 from benchmarks.features.pool import STAGES, Pooling
-from benchmarks.training.settings import Decays, NotNegative, Positive, Rates, TrainingSettings, typed
+from benchmarks.overrides import typed
+from benchmarks.training.settings import Decays, NotNegative, Positive, Rates, TrainingSettings
 from results.schema import Frozen, Protocol
 
 

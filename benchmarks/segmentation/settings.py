@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from benchmarks.contract import InputError
+from benchmarks.overrides import typed
 from results.schema import Frozen, Protocol
 
 
@@ -90,12 +90,5 @@ class SegmentationSettings(Frozen):
 
 
 def settings_of(protocol: Protocol) -> SegmentationSettings:
-    """The typed `params` of a protocol.
-
-    Raises:
-        InputError: an override that makes no sense, in one sentence.
-    """
-    try:
-        return SegmentationSettings.model_validate(protocol.params)
-    except ValidationError as error:
-        raise InputError(f"{protocol.id}: its settings do not fit together: {error.errors()[0]['msg']}") from error
+    """The typed `params` of a protocol; raises as `typed`."""
+    return typed(SegmentationSettings, protocol)

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.contract import Outcome, Split
+from benchmarks.overrides import typed
 from benchmarks.progress import progress as with_progress
 from benchmarks.svm.average_precision import AveragePrecisions, average_precisions
 from benchmarks.svm.clock import Clock
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
 from benchmarks.svm.inputs import one_hot, refuse_unmeasurable, usable_outputs
 from benchmarks.svm.rows import normalised_rows
-from benchmarks.svm.settings import LAYERS, ApRule, FullParams, cost_selection, params_of, required_outputs
+from benchmarks.svm.settings import LAYERS, ApRule, FullParams, cost_selection, required_outputs
 from results.schema import Protocol, Score
 
 __all__ = ["required_outputs", "run"]
@@ -56,7 +57,7 @@ def run(protocol: Protocol, train: Split, test: Split, *, device: str = "cpu", p
     Raises:
         InputError: see `usable_outputs` and `assign_folds`; also a class without a positive test image.
     """
-    params = params_of(protocol, FullParams)
+    params = typed(FullParams, protocol)
     names = usable_outputs(params, train, test)
     classes = train.labels.classes
     test_targets = one_hot(test.labels.targets, len(classes))

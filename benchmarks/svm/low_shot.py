@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.contract import InputError, Outcome, Split
+from benchmarks.overrides import typed
 from benchmarks.progress import progress as with_progress
 from benchmarks.svm.average_precision import average_precisions, envelope_ap
 from benchmarks.svm.clock import Clock
@@ -28,7 +29,7 @@ from benchmarks.svm.inputs import one_hot, refuse_unmeasurable, usable_outputs
 from benchmarks.svm.low_shot_chosen import solve_chosen
 from benchmarks.svm.low_shot_problems import STACK_VALUES, Problems, fit, stacked_problems
 from benchmarks.svm.low_shot_report import LayerResult, choose, report, report_items
-from benchmarks.svm.settings import LowShotParams, params_of, required_outputs
+from benchmarks.svm.settings import LowShotParams, required_outputs
 from benchmarks.svm.threads import map_on_cores
 from results.schema import Protocol
 
@@ -55,7 +56,7 @@ def run(
         InputError: see `usable_outputs` and `draw_sets`; also a class without a positive test image, a fixed cost
             that is not among the costs, and a single set of a single-label data set.
     """
-    params = params_of(protocol, LowShotParams)
+    params = typed(LowShotParams, protocol)
     if params.fixed_cost not in params.costs:
         raise InputError(f"{protocol.id}: fixed_cost {params.fixed_cost:g} is not among the costs: choose one of them")
     if train.labels.targets.ndim == 1 and params.sets == 1:

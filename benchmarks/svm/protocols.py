@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.overrides import typed
 from benchmarks.svm.settings import (
     ADAPTIVE_POOLING,
     AP_METRIC,
@@ -13,7 +14,6 @@ from benchmarks.svm.settings import (
     Outputs,
     cost_selection,
     low_shot_column,
-    params_of,
 )
 from results.schema import Geometry, Protocol, Source
 
@@ -56,20 +56,20 @@ _ADAPTIVE = "costs of mmselfsup 0.x on adaptive grids of 12, 6, 4, 3 and 2, for 
 def columns(protocol: Protocol) -> tuple[str, ...]:
     """Those that the protocol's `params` give, which an override may have changed."""
     if protocol.harness == "low-shot-svm":
-        return _low_shot_columns(params_of(protocol, LowShotParams).k)
-    return _full_columns(params_of(protocol, FullParams))
+        return _low_shot_columns(typed(LowShotParams, protocol).k)
+    return _full_columns(typed(FullParams, protocol))
 
 
 def selection(protocol: Protocol) -> str:
     """How the figures are chosen, by the protocol's `params`, which an override may have changed."""
     if protocol.harness == "low-shot-svm":
         return protocol.selection
-    return cost_selection(params_of(protocol, FullParams))
+    return cost_selection(typed(FullParams, protocol))
 
 
 def metric(protocol: Protocol) -> str:
     """Which average precision the figures are, by the protocol's `params`, which an override may have changed."""
-    return protocol.metric if protocol.harness == "low-shot-svm" else AP_METRIC[params_of(protocol, FullParams).ap_rule]
+    return protocol.metric if protocol.harness == "low-shot-svm" else AP_METRIC[typed(FullParams, protocol).ap_rule]
 
 
 def _full_columns(params: FullParams) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from benchmarks.contract import InputError
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES, Pooling
+from benchmarks.overrides import typed
 from results.schema import Frozen, Protocol
 
 LAYERS = STAGES
@@ -115,23 +115,7 @@ def low_shot_column(k: int, selection: Selection) -> str:
     return f"k={k}" if selection == "oracle" else f"k={k} {selection}"
 
 
-Params = TypeVar("Params", bound=SvmParams)
-
-
-def params_of(protocol: Protocol, model: type[Params]) -> Params:
-    """The typed `params` of a protocol.
-
-    Raises:
-        InputError: a value that cannot be.
-    """
-    try:
-        return model.model_validate(protocol.params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{protocol.id}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
 def required_outputs(protocol: Protocol) -> dict[str, tuple[str, Pooling | None]]:
     """Feature key -> (encoder output, pooling of its maps or None) that a protocol reads."""
-    outputs = params_of(protocol, LowShotParams if "k" in protocol.params else FullParams).outputs
+    outputs = typed(LowShotParams if "k" in protocol.params else FullParams, protocol).outputs
     return {name: (name, pooling) for name, pooling in outputs.items()}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contract import Labels
+from benchmarks.overrides import typed
 from benchmarks.provenance import peak_memory_gib
 from benchmarks.svm.few_rows import AllPairs, Source
 from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
@@ -30,7 +31,7 @@ from benchmarks.svm.index_sets import NOT_DRAWN, Draw, draw_sets
 from benchmarks.svm.low_shot_problems import Problems, fit, stacked_problems
 from benchmarks.svm.protocols import PROTOCOLS
 from benchmarks.svm.rows import NORM_OFFSET
-from benchmarks.svm.settings import FullParams, LowShotParams, params_of
+from benchmarks.svm.settings import FullParams, LowShotParams
 from benchmarks.svm.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 from benchmarks.svm.threads import map_on_cores
 
@@ -49,7 +50,7 @@ def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
 
 def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
     """The protocol voc07_svm.mmselfsup on one layer: 20 classes, 19 costs, 3 folds, and the final models."""
-    params = params_of(_protocol("voc07_svm.mmselfsup@1"), FullParams)
+    params = typed(FullParams, _protocol("voc07_svm.mmselfsup@1"))
     train, _ = synthetic_voc(images, 1, dim)
     classes = tuple(f"class{c}" for c in range(_CLASSES))
     problem = FullProblem.of(train.targets, classes, params, "cpu")
@@ -79,7 +80,7 @@ def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, An
 
 def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
     """All fits of voc07_low_shot_svm.mmselfsup on one layer: 20 classes, 5 sets, 8 values of k, 19 costs."""
-    params = params_of(_protocol("voc07_low_shot_svm.mmselfsup@1"), LowShotParams)
+    params = typed(LowShotParams, _protocol("voc07_low_shot_svm.mmselfsup@1"))
     train, test = synthetic_voc(images, VOC07_TEST, dim)
     targets = _with_enough_positives(train.targets, params.k[-1])
     ids = tuple(f"{i:06d}" for i in range(images))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from benchmarks.contract import InputError
-from results.schema import Frozen, Protocol
+from results.schema import Frozen
 
 
 def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -84,20 +83,3 @@ class TrainingSettings(ViewSettings):
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.gamma ** sum(epoch >= drop for drop in self.drops)
-
-
-Settings = TypeVar("Settings", bound=Frozen)
-
-
-def typed(kind: type[Settings], protocol: Protocol) -> Settings:
-    """The `params` of a protocol as its harness types them.
-
-    Raises:
-        InputError: an override that makes no sense, in one sentence.
-    """
-    try:
-        return kind.model_validate(protocol.params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{protocol.id}: {where}{': ' if where else ''}{first['msg']}") from error

@@ -84,7 +84,7 @@ def test_a_setting_that_is_left_out_at_its_default_is_switched_both_ways() -> No
 def test_a_geometry_that_cannot_be_is_named() -> None:
     with pytest.raises(InputError, match=r"knn\.demo@1 has no geometry\.size; it has mode, resize, crop"):
         overridden("knn.demo@1", ("geometry.size=3",))
-    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop=x: Input should be a valid integer"):
+    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop: Input should be a valid integer"):
         overridden("knn.demo@1", ("geometry.crop=x",))
     with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop=0: a crop has a pixel or more"):
         overridden("knn.demo@1", ("geometry.crop=0",))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Labels, Split
+from benchmarks.overrides import typed
 from benchmarks.svm import low_shot
 from benchmarks.svm.average_precision import average_precisions
 from benchmarks.svm.index_sets import Draw, draw_sets, sets_sha256
 from benchmarks.svm.low_shot import run
 from benchmarks.svm.low_shot_report import LayerResult, choose
 from benchmarks.svm.protocols import PROTOCOLS
-from benchmarks.svm.settings import LowShotParams, params_of
+from benchmarks.svm.settings import LowShotParams
 from results.schema import Protocol
 from tests.reference import svm_protocol
 from tests.reference.svm_splits import CLASSES, labels, single_label, splits
@@ -29,7 +30,7 @@ def protocol(**changes: object) -> Protocol:
 
 
 def params(**changes: object) -> LowShotParams:
-    return params_of(protocol(**changes), LowShotParams)
+    return typed(LowShotParams, protocol(**changes))
 
 
 def reference(train: Split, test: Split, draws: list[Draw]) -> dict[tuple[int, int], np.ndarray]:

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.contract import InputError
 from benchmarks.harnesses import harness
+from benchmarks.overrides import typed
 from benchmarks.svm.protocols import PROTOCOLS
-from benchmarks.svm.settings import FullParams, LowShotParams, cost_selection, params_of, required_outputs
+from benchmarks.svm.settings import FullParams, LowShotParams, cost_selection, required_outputs
 from results.schema import Protocol
 
 BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
@@ -29,7 +30,7 @@ def test_ids() -> None:
 
 @pytest.mark.parametrize(("ids", "model"), [(FULL, FullParams), (LOW_SHOT, LowShotParams)])
 def test_costs(ids: list[str], model: type[FullParams] | type[LowShotParams]) -> None:
-    mmselfsup, vissl, fssb = (params_of(BY_ID[id], model) for id in ids)
+    mmselfsup, vissl, fssb = (typed(model, BY_ID[id]) for id in ids)
     assert mmselfsup.costs[:4] == (1, 10, 100, 0.0625)
     assert mmselfsup.costs[-1] == 0.5**19
     assert len(mmselfsup.costs) == 19
@@ -43,7 +44,7 @@ def test_costs(ids: list[str], model: type[FullParams] | type[LowShotParams]) ->
 @pytest.mark.parametrize("id", FULL)
 def test_full(id: str) -> None:
     protocol = BY_ID[id]
-    params = params_of(protocol, FullParams)
+    params = typed(FullParams, protocol)
     assert (params.folds, params.ignore_in_train) == (3, "negative")
     assert (protocol.dataset, protocol.train_split, protocol.test_split) == ("voc2007", "trainval", "test")
     assert (protocol.geometry.mode, protocol.geometry.resize, protocol.geometry.crop) == ("warp", 256, 224)
@@ -53,7 +54,7 @@ def test_full(id: str) -> None:
 @pytest.mark.parametrize("id", LOW_SHOT)
 def test_low_shot(id: str) -> None:
     protocol = BY_ID[id]
-    params = params_of(protocol, LowShotParams)
+    params = typed(LowShotParams, protocol)
     assert params.k == (1, 2, 4, 8, 16, 32, 64, 96)
     assert params.sets == 5
     assert protocol.columns[:8] == tuple(f"k={k}" for k in params.k)
@@ -90,7 +91,7 @@ def test_an_override_makes_another_id() -> None:
 def test_columns_and_the_choice_that_is_told_follow_an_override() -> None:
     pooled = harness("voc-svm").override(BY_ID["voc07_svm.mmselfsup@1"], {"outputs": {"embed": None}, "folds": 5})
     assert (pooled.columns, pooled.primary) == (("embed",), "embed")
-    assert cost_selection(params_of(pooled, FullParams)) == "cost per class by 5-fold CV on trainval"
+    assert cost_selection(typed(FullParams, pooled)) == "cost per class by 5-fold CV on trainval"
     assert BY_ID["voc07_svm.mmselfsup@1"].selection == "cost per class by 3-fold CV on trainval"
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import Split
+from benchmarks.overrides import typed
 from benchmarks.svm.average_precision import average_precisions, envelope_ap
 from benchmarks.svm.index_sets import draw_sets, sets_sha256
 from benchmarks.svm.low_shot import run
 from benchmarks.svm.protocols import PROTOCOLS
 from benchmarks.svm.pseudo_values import envelope_influence, pseudo_values
-from benchmarks.svm.settings import LowShotParams, params_of
+from benchmarks.svm.settings import LowShotParams
 from tests.reference.svm_protocol import normalised
 from tests.reference.svm_splits import single_label, splits
 from tests.reference.weighted_average_precision import average_precision
@@ -69,7 +70,7 @@ def test_a_low_shot_run_keeps_what_each_image_contributes_and_what_each_set_gave
     asked = known.with_overrides(costs=(1.0, 100.0, 0.01), k=(1, 4), sets=3)
     outcome = run(asked, train, test, progress=False)
     assert {f"pseudo_value/{column}" for column in outcome.scores} == outcome.items.keys()
-    draws = draw_sets(train.labels, params_of(asked, LowShotParams))
+    draws = draw_sets(train.labels, typed(LowShotParams, asked))
     trials = [entry for entry in outcome.runs if "trial" in entry]
     assert [entry["drawn"] for entry in trials] == [
         sets_sha256([draw for draw in draws if draw.index == index])[:16] for index in range(3)
