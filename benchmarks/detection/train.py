@@ -195,7 +195,7 @@ def _resume(checkpointer: Any, folder: Path, trainer: Any) -> int:
     """The iteration to go on with: after the newest checkpoint of this run that can be read, 0 without one."""
     for path in sorted(folder.glob("model_*.pth"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            torch.load(path, map_location="cpu", weights_only=False, mmap=True)  # this run wrote it
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
             log.warning("%s cannot be read and is passed over: %s", path, error)
             continue

@@ -12,7 +12,7 @@ from benchmarks.contract import InputError, Labels, Outcome
 from benchmarks.data.fingerprint import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.segmentation.config import model_config
-from benchmarks.segmentation.library import require_library
+from benchmarks.segmentation.mmsegmentation import require_library
 from benchmarks.segmentation.score import SegmentationScore, score
 from benchmarks.segmentation.settings import settings_of
 from results.schema import Protocol, Score, canonical_sha256

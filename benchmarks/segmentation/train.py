@@ -19,7 +19,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.progress import progress as with_progress
 from benchmarks.segmentation import backbone, scenes
 from benchmarks.segmentation.config import model_config, optimisation, pipelines
-from benchmarks.segmentation.library import quiet, register, use_device
+from benchmarks.segmentation.mmsegmentation import quiet, register, use_device
 from benchmarks.segmentation.score import areas
 from benchmarks.segmentation.settings import SegmentationSettings
 from benchmarks.training import distributed

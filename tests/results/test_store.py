@@ -6,7 +6,6 @@ import errno
 import multiprocessing
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from results import whole_files
 from results.schema import Score
 from results.side_file import packed, unpacked
-from results.store import StoredRecord, read_record, read_records, replace_file, write_record
+from results.store import read_records, replace_file, write_record
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -26,24 +25,7 @@ from tests.results.factory_records import (
     moco_card,
     record,
 )
-
-OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
-
-
-def written(root: Path, **fields: Any) -> Path:
-    return write_record(root, record(moco_card(0), KNN, OUTCOMES, **fields), OUTCOMES)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"
-    }
-
-
-def stored(path: Path) -> StoredRecord:
-    found = read_record(path)
-    assert isinstance(found, StoredRecord)
-    return found
+from tests.results.written_records import OUTCOMES, contents, stored, written
 
 
 def test_a_record_lies_where_its_encoder_weights_data_and_protocol_say(tmp_path: Path) -> None:

@@ -10,26 +10,8 @@ from typing import Any
 import pytest
 
 from results.schema import Record
-from results.store import BadRecord, StoredRecord, read_record, read_records, write_record
-from tests.results.factory_records import (
-    KNN,
-    KNN_COLUMNS,
-    accuracy_outcomes,
-    moco_card,
-    record,
-)
-
-OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
-
-
-def written(root: Path, **fields: Any) -> Path:
-    return write_record(root, record(moco_card(0), KNN, OUTCOMES, **fields), OUTCOMES)
-
-
-def stored(path: Path) -> StoredRecord:
-    found = read_record(path)
-    assert isinstance(found, StoredRecord)
-    return found
+from results.store import BadRecord, StoredRecord, read_record, read_records
+from tests.results.written_records import stored, written
 
 
 def edited(path: Path, change: Any) -> StoredRecord:

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from results.schema import DECISIVE, EncoderCard, Record, record_key
-from results.store import StoredRecord, find_record, read_record, write_record
+from results.store import find_record, write_record
 from tests.results.factory_records import (
     KNN,
-    KNN_COLUMNS,
-    accuracy_outcomes,
     card,
     moco_card,
     record,
 )
+from tests.results.written_records import OUTCOMES, contents, stored, written
 
 HISTORIC = Path(__file__).parent / "historic"
-
-
-OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
-
-
-def written(root: Path, **fields: Any) -> Path:
-    return write_record(root, record(moco_card(0), KNN, OUTCOMES, **fields), OUTCOMES)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"
-    }
-
-
-def stored(path: Path) -> StoredRecord:
-    found = read_record(path)
-    assert isinstance(found, StoredRecord)
-    return found
 
 
 def found_again(root: Path, asked: Record) -> Record | None:

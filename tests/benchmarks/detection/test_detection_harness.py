@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
 from tests.layouts.voc import write_voc
+from tests.processes import run_killed
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"),
@@ -215,13 +214,7 @@ def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
                 "--protocol", identifier, "--set", *sets]  # fmt: skip
 
     subprocess.run(command("whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "killed").rglob("model_0000001.pth")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(command("killed"), check=True, capture_output=True)
+    run_killed(command("killed"), tmp_path / "killed", "model_0000001.pth")
     (whole,), _ = read_records(tmp_path / "whole" / "records")
     (killed,), _ = read_records(tmp_path / "killed" / "records")
     assert whole.record.scores == killed.record.scores

@@ -1,15 +1,11 @@
-"""The encoder in the detector: every tensor, the same maps, detectron2's own conversion, one step's loss."""
+"""The encoder in the detector: every tensor, the same maps, one step's loss."""
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -81,26 +77,6 @@ def test_the_maps_are_the_encoders(encoder: str, tmp_path: Path) -> None:
         ours = of.module.stages(of.normalise(pixels))[1:]
     for name, expected in zip(("res2", "res3", "res4", "res5"), ours, strict=True):
         torch.testing.assert_close(theirs[name], expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_conversion_is_detectron2s_own(tmp_path: Path) -> None:
-    import detectron2
-    from torchvision.models import resnet50
-
-    script = Path(detectron2.__file__).parents[1] / "tools" / "convert-torchvision-to-d2.py"
-    if not script.is_file():
-        pytest.skip("this build of detectron2 has no converter")
-    torch.manual_seed(0)
-    torch.save(resnet50().state_dict(), tmp_path / "r50.pth")
-    subprocess.run(
-        [sys.executable, str(script), "r50.pth", "theirs.pkl"], cwd=tmp_path, check=True, capture_output=True
-    )
-    write_detectron2(load_encoder(f"torchvision:resnet50:{tmp_path / 'r50.pth'}"), tmp_path / "ours.pkl")
-    theirs, ours = (pickle.loads((tmp_path / f"{n}.pkl").read_bytes())["model"] for n in ("theirs", "ours"))
-    backbone = {name: value for name, value in theirs.items() if "fc" not in name}
-    assert set(ours) == set(backbone)
-    assert all(np.array_equal(ours[name], value) for name, value in backbone.items())
 
 
 def test_one_steps_loss_is_that_of_detectron2s_stock_model(tmp_path: Path) -> None:

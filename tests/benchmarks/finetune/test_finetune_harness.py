@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -27,6 +26,7 @@ from benchmarks.finetune.settings import FineTuneSettings
 from benchmarks.training.loader import TrainingBatches
 from benchmarks.training.views import draw, training_view
 from results.schema import Protocol, Source
+from tests.processes import run_two_ranks
 from tests.reference.finetune_plain import TinyNet, plain_input, tiny_encoder, train_plain
 from tests.reference.linear_tiny import GEOMETRY, tiny_labels
 
@@ -212,17 +212,7 @@ def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
     data = tiny_labels(tmp_path / "data", "train", 7, seed=0), tiny_labels(tmp_path / "data", "val", 5, seed=1)
     harness.run(asked, tiny_encoder(), *data, workers=0, workdir=tmp_path / "single", seed=3, progress=False)
     (tmp_path / "protocol.json").write_text(asked.model_dump_json())
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path)], cwd=ROOT, env={**common, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    run_two_ranks(RANK, str(tmp_path))
     assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
     one, two = state_of(tmp_path / "single"), state_of(tmp_path / "state")
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.contract import Labels
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.linear.harness import can_share, run, run_together
 from benchmarks.linear.settings import ProbeSettings
+from tests.processes import run_two_ranks
 from tests.reference.linear_probes import MAPS, ONE, probe, protocol, same
 from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
@@ -93,17 +93,7 @@ def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
     data = tiny_labels(tmp_path / "data", "train", 9, seed=0), tiny_labels(tmp_path / "data", "val", 5, seed=1)
     reference = probe(settings, data, tmp_path / "single")
     (tmp_path / "protocol.json").write_text(protocol(settings).model_dump_json())
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path)], cwd=ROOT, env={**common, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    run_two_ranks(RANK, str(tmp_path))
     found = torch.load(tmp_path / "outcome.pt", weights_only=True)
     assert len(found["runs"]) == len(reference.runs) == 4
     for own, expected in zip(found["runs"], reference.runs, strict=True):

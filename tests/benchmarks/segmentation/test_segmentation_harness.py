@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from results.schema import Protocol
 from results.store import read_records
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.voc12aug import write_voc12aug
+from tests.processes import run_killed
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("mmseg"), reason="mmsegmentation is not installed: make setup-transfer"),
@@ -243,13 +242,7 @@ def test_sigkill_at_any_moment_loses_at_most_the_last_steps(tmp_path: Path) -> N
                 "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]  # fmt: skip
 
     subprocess.run(command("whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "killed").rglob("iter_2.pth")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(command("killed"), check=True, capture_output=True)
+    run_killed(command("killed"), tmp_path / "killed", "iter_2.pth")
     (whole,), _ = read_records(tmp_path / "whole" / "records")
     (killed,), _ = read_records(tmp_path / "killed" / "records")
     assert whole.record.scores == killed.record.scores

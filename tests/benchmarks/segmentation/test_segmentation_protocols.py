@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.contract import InputError, NotApplicableError
 from benchmarks.harnesses import harness
-from benchmarks.segmentation import library
+from benchmarks.segmentation import mmsegmentation
 from benchmarks.segmentation.config import model_config, optimisation, pipelines
 from benchmarks.segmentation.protocols import PROTOCOLS
 from benchmarks.segmentation.settings import SegmentationSettings, settings_of
@@ -134,14 +134,14 @@ def test_a_wide_resnet_is_refused_in_one_sentence() -> None:
 
 
 def test_without_mmsegmentation_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "find_spec", lambda name: None if name == "mmseg" else object())
+    monkeypatch.setattr(mmsegmentation, "find_spec", lambda name: None if name == "mmseg" else object())
     with pytest.raises(InputError, match="mmseg is not installed; run `make setup-transfer`"):
-        library.require_library()
+        mmsegmentation.require_library()
 
     def fails() -> None:
         raise AssertionError("MMCV==2.3.6 is used but incompatible")
 
-    monkeypatch.setattr(library, "find_spec", lambda name: name)
-    monkeypatch.setattr(library, "register", fails)
+    monkeypatch.setattr(mmsegmentation, "find_spec", lambda name: name)
+    monkeypatch.setattr(mmsegmentation, "register", fails)
     with pytest.raises(InputError, match=r"cannot be imported \(MMCV==2.3.6 is used but incompatible\)"):
-        library.require_library()
+        mmsegmentation.require_library()

@@ -32,7 +32,7 @@ SMALLER = [READ[0], {"type": "Resize", "scale": (32, 32), "keep_ratio": True}, *
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> None:
-    from benchmarks.segmentation.library import register
+    from benchmarks.segmentation.mmsegmentation import register
 
     register()
 

@@ -22,21 +22,8 @@ from tests.results.factory_records import (
     protocol,
     random_card,
     record,
-    write_demo,
 )
 from tests.results.table_readings import FOLDED, cell, section, table, titled, write
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("records")
-    write_demo(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def demo_tables(demo: Path) -> list[Table]:
-    return section_tables(section(demo))
 
 
 def walk(root: Path) -> Iterator[tuple[bool, Table]]:

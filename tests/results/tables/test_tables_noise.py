@@ -6,14 +6,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from results.resampling.bootstrap import paired_gain
 from results.schema import Architecture
 from results.store import read_records, write_record
 from results.tables.cells import Table
 from results.tables.gains import gain_over_random
-from results.tables.model_zoo import section_tables
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -25,21 +23,8 @@ from tests.results.factory_records import (
     moco_card,
     random_card,
     record,
-    write_demo,
 )
 from tests.results.table_readings import cell, section, table, titled, write
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("records")
-    write_demo(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def demo_tables(demo: Path) -> list[Table]:
-    return section_tables(section(demo))
 
 
 def test_the_gain_over_random_is_paired_with_the_mean_of_the_initialisations(demo_tables: list[Table]) -> None:
