@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from results.errors import InputError, did_you_mean
 
 SCHEMA_VERSION = 2  # 2: the key leaves out what only describes an encoder
 
@@ -124,15 +126,45 @@ class Geometry(Frozen):
     """
 
     mode: Literal["shorter", "warp"]
-    resize: int
-    crop: int
+    resize: int = Field(ge=0)
+    crop: int = Field(ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
-class Protocol(Frozen):
-    """Every number that can move a result, with its source. `params` belongs to the harness, which types it.
+class Params(Frozen):
+    """Base of a benchmark's typed `Protocol.params`.
 
-    `revision` rises only when our definition was wrong; an override by the user shows in `id` (see `with_overrides`).
+    A subclass declares one field per number and overrides the three methods where the answer follows from the fields.
+    """
+
+    unlabelled: ClassVar[frozenset[str]] = frozenset()
+    """Fields that identify an input file: a task sets them, not the user, and the protocol's id leaves them out."""
+
+    def columns(self) -> tuple[str, ...] | None:
+        """The table columns that follow from these values; None where the protocol declares them."""
+        return None
+
+    def selection(self) -> str | None:
+        """How the scores are chosen under these values; None where the protocol declares it."""
+        return None
+
+    def metric(self) -> str | None:
+        """What the scores are under these values; None where the protocol declares it."""
+        return None
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, validated.
+
+        Raises:
+            ValidationError: an unknown name, or a value that cannot be.
+        """
+        return self.model_validate({**self.model_dump(), **changes})
+
+
+class Protocol(Frozen):
+    """Every number that can move a result, with its source. `params` belongs to the benchmark, which types it.
+
+    `revision` rises only when our definition was wrong. A change by the user shows in `id` (see `changed`).
     """
 
     benchmark: str
@@ -152,6 +184,20 @@ class Protocol(Frozen):
     params: dict[str, Any] = Field(default_factory=dict)
     source: Source
     overrides: tuple[str, ...] = ()
+    _params_type: type[Params] | None = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, params: Params, **fields: Any) -> Self:
+        """Declare a protocol of typed `params`. Columns, selection and metric come from them unless `fields` say so.
+
+        Args:
+            fields: the other fields; `params` are stored as `params.model_dump()`.
+        """
+        derived = {"columns": params.columns(), "selection": params.selection(), "metric": params.metric()}
+        known = {name: value for name, value in derived.items() if value is not None}
+        protocol = cls.model_validate({**known, **fields, "params": params.model_dump()})
+        protocol._params_type = type(params)
+        return protocol
 
     @model_validator(mode="after")
     def _primary_is_a_column(self) -> Self:
@@ -159,31 +205,141 @@ class Protocol(Frozen):
             raise ValueError(f"primary column {self.primary!r} is not among {self.columns}")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Protocol) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # params are a dict
+
     @property
     def id(self) -> str:
-        """As `knn.mmselfsup@1`; overridden fields follow as `+epochs=10`."""
+        """As `knn.mmselfsup@1`; changed fields follow as `+epochs=10`."""
         return f"{self.benchmark}.{self.variant}@{self.revision}" + "".join(f"+{o}" for o in self.overrides)
 
-    def with_overrides(self, **changes: Any) -> Protocol:
-        """A copy with some `params` replaced and the id saying so.
+    @property
+    def params_type(self) -> type[Params]:
+        """The model that types `params`.
 
         Raises:
-            KeyError: a name that the protocol does not have.
+            TypeError: the protocol was read from a record, which does not say; look it up by its id.
         """
-        unknown = sorted(set(changes) - set(self.params))
-        if unknown:
-            raise KeyError(f"{self.id} has no {', '.join(unknown)}; it has {', '.join(sorted(self.params))}")
-        changed = {k: v for k, v in sorted(changes.items()) if v != self.params[k]}
-        kept = {label for label in self.overrides if label.partition("=")[0] not in changed}
-        labels = {f"{k}={_short(v)}" for k, v in changed.items()}
-        return self.model_copy(update={"params": {**self.params, **changed}, "overrides": tuple(sorted(kept | labels))})
+        if self._params_type is None:
+            raise TypeError(f"{self.id} was read from a record and cannot be changed; look it up by its id")
+        return self._params_type
+
+    @property
+    def settable(self) -> tuple[str, ...]:
+        """Names of `params` that `changed` takes: those stated, and those left out at a default value."""
+        fields = self.params_type.model_fields
+        unstated = (name for name, field in fields.items() if field.exclude_if is not None and field.default)
+        return tuple(sorted({*self.params, *unstated}))
+
+    def changed(
+        self,
+        *,
+        dataset: str | None = None,
+        train_split: str | None = None,
+        test_split: str | None = None,
+        geometry: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        **params: Any,
+    ) -> Self:
+        """A protocol with some fields changed and an id that says so: the only way to derive one.
+
+        Values are validated by the benchmark's params model; columns, selection and metric follow. A value that
+        equals the present one changes nothing.
+
+        Args:
+            dataset: another data set, labelled `dataset=`.
+            train_split, test_split: other splits, labelled by their field.
+            geometry: fields of the geometry by name, labelled `geometry.crop=` and so on.
+            label: one more label for the id, as `unreadable=3`, for what is no field of the protocol.
+            params: fields of `params` by name.
+
+        Raises:
+            InputError: a name that the protocol does not have, or a value that cannot be.
+        """
+        labels = {each.partition("=")[0]: each for each in self.overrides}
+        fields: dict[str, Any] = {}
+        for name, value in (("dataset", dataset), ("train_split", train_split), ("test_split", test_split)):
+            if value is not None and value != getattr(self, name):
+                fields[name] = value
+                labels[name] = f"{name}={value}"
+        if geometry:
+            shape = self._changed_geometry(geometry)
+            for name in geometry:
+                if getattr(shape, name) != getattr(self.geometry, name):
+                    fields["geometry"] = shape
+                    labels[f"geometry.{name}"] = f"geometry.{name}={getattr(shape, name)}"
+        if params:
+            fields |= self._changed_params(params, labels)
+        if label is not None:
+            labels[label.partition("=")[0]] = label
+        copy = self.model_copy(update={**fields, "overrides": tuple(sorted(labels.values()))})
+        copy._params_type = self._params_type
+        return copy
+
+    def _changed_params(self, changes: Mapping[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+        """The protocol's fields after a change of `params`; adds what changed to `labels`."""
+        kind = self.params_type
+        for name in changes:
+            if name not in self.settable and name not in kind.unlabelled:
+                raise InputError(
+                    f"{self.id} has no setting {name!r}{did_you_mean(name, self.settable)}\n"
+                    f"settings: {', '.join(self.settable) or 'none'}"
+                )
+        try:
+            typed = kind.model_validate({**self.params, **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            given = f"{name}={changes[name]!r}" if name in changes else ", ".join(changes)
+            raise InputError(f"{self.id} cannot have {given}: {first['msg'].removeprefix('Value error, ')}") from error
+        dumped = typed.model_dump()
+        before = {name: self.params.get(name, kind.model_fields[name].default) for name in changes}
+        moved = {
+            name: getattr(typed, name)
+            for name in sorted(changes)
+            if dumped.get(name, getattr(typed, name)) != before[name]
+        }
+        labels |= {
+            name: f"{name}={_short(dumped.get(name, value))}"
+            for name, value in moved.items()
+            if name not in kind.unlabelled
+        }
+        if not moved:
+            return {}
+        stated = {**self.params, **{name: dumped.get(name) for name in moved}}
+        fields: dict[str, Any] = {"params": {name: value for name, value in stated.items() if name in dumped}}
+        for name, value in (("selection", typed.selection()), ("metric", typed.metric())):
+            if value is not None:
+                fields[name] = value
+        columns = typed.columns()
+        if columns is not None:
+            fields["columns"] = columns
+            fields["primary"] = self.primary if self.primary in columns else columns[0]
+        return fields
+
+    def _changed_geometry(self, changes: Mapping[str, Any]) -> Geometry:
+        known = tuple(Geometry.model_fields)
+        for name in changes:
+            if name not in known:
+                raise InputError(
+                    f"{self.id} has no setting 'geometry.{name}'{did_you_mean(name, known)}\n"
+                    f"settings: {', '.join(f'geometry.{each}' for each in known)}"
+                )
+        try:
+            return Geometry.model_validate({**self.geometry.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise InputError(f"{self.id} cannot have geometry.{name}={changes.get(name)!r}: {first['msg']}") from error
 
 
 LONGEST_LABEL = 48  # characters of a value in an id, which tables print and files are named after
 
 
 def _short(value: Any) -> str:
-    """A value as it stands in an id: whole, or how it begins and the first digits of its hash."""
+    """A value as an id shows it: whole, or its first characters and the first digits of its hash."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if len(text) <= LONGEST_LABEL:
         return text

@@ -1,0 +1,292 @@
+"""The contract of a benchmark: what a task is given, what it returns, and the options of a run.
+
+A benchmark is one file with a subclass of `FeatureTask` (works on stored features of both splits) or `ImageTask` (works
+on the encoder and the images), its `Params`, and its protocols. `benchmarks.registry` lists the classes, and
+`benchmarks.evaluate` runs them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from results.errors import InputError as InputError  # the name under which benchmarks import it
+from results.schema import Params, Protocol, Record, Score
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
+    from benchmarks.features.pool import Pooling
+
+ParamsT = TypeVar("ParamsT", bound=Params)
+Precision = Literal["fp32", "bf16", "fp16"]
+Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
+Outputs = Mapping[str, "tuple[str, Pooling | None]"]  # feature key -> encoder output, pooling of its maps or None
+
+
+class NotApplicableError(InputError):
+    """This encoder cannot be measured by this benchmark (raw pixels have no feature maps): it is skipped."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is made. Nothing here changes what a number means; what could is shown in the protocol's id."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …; auto is the GPU where there is one"""
+    workers: int = 2
+    """processes that load images"""
+    batch_size: int | None = None
+    """images per batch of feature extraction; chosen from device and image size by default"""
+    precision: Precision | None = None
+    """precision of the encoder; the protocol's own by default, fp32 for stored features"""
+    seed: int = 0
+    """seed of everything that the benchmark draws"""
+    strict: bool = False
+    """stop at the first unreadable image instead of leaving it out and marking the record"""
+    force: bool = False
+    """measure again although there is a record"""
+    progress: Annotated[bool, tyro.conf.Suppress] = True
+    """show progress bars"""
+    records: Annotated[Path, tyro.conf.arg(name="out")] = Path("work/records")
+    """folder of the records"""
+    features: Path = Path("work/features")
+    """folder of the stored features"""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a number that cannot be used, or a folder that is a file."""
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.workers < 0:
+            raise InputError(f"--workers must be at least 0, got {self.workers}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed must be between 0 and {2**32 - 1}, got {self.seed}")
+        for flag, folder in (("--out", self.records), ("--features", self.features)):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"expected a folder, but {folder} is a file; choose another with {flag}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The items of one split, in a fixed order, with what is known of them.
+
+    Attributes:
+        ids: N image ids, unique within the split; features are joined on them, never on order.
+        paths: N image files. A large set's make each Path when it is asked for (`benchmarks.data.paths`).
+        classes: C class names.
+        targets: (N,) int64 class indices of a single-label set, or (N, C) int8 of a multi-label one with 1 present,
+            0 absent, -1 ignored (VOC: every instance is difficult). (N, 0) where only the annotations hold labels.
+        groups: N tuples of source ids. Items that share a source are not independent, and the bootstrap resamples
+            sources. Every item is its own source unless the data set's `groups.json` says otherwise.
+        annotations: files beside the images: N of them (masks, VOC xml), or one for all (a COCO json), or none.
+    """
+
+    ids: tuple[str, ...]
+    paths: Sequence[Path]
+    classes: tuple[str, ...]
+    targets: NDArray[Any]
+    groups: tuple[tuple[str, ...], ...]
+    annotations: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: Sequence[int] | NDArray[np.int64]) -> Labels:
+        """The labels of these rows, in this order."""
+        each = len(self.annotations) == len(self)
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            paths=tuple(self.paths[row] for row in rows),
+            targets=self.targets[np.asarray(rows, np.int64)],
+            groups=tuple(self.groups[row] for row in rows),
+            annotations=tuple(self.annotations[row] for row in rows) if each else self.annotations,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's labels and its features, row by row.
+
+    `features` maps an output's name (`embed`, `feature1` … `feature5`, `head`) to (N, D) float32, maybe memory-mapped.
+    """
+
+    labels: Labels
+    features: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass
+class Outcome:
+    """What a task measured.
+
+    Attributes:
+        scores: one score per protocol column that this encoder can fill.
+        per_class: column -> class -> value, where the metric is a mean over classes.
+        runs: trials, grid cells, layers, heads: one flat mapping each.
+        seeds: the seeds that were used.
+        items: arrays of what happened to each test item, for paired comparisons. Accuracy:
+            `correct/<column>` (N,) bool. Average precision: `decision/<column>` (N, C) float32. Any metric, where these
+            are too many: `pseudo_value/<column>` (N,) float32. `evaluate` adds targets, ids and groups.
+        tensors: trained heads or models by name, saved as safetensors beside the record.
+        pictures: PNG files by name, saved beside the record.
+        timing: seconds by phase.
+    """
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    seeds: tuple[int, ...] = ()
+    items: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task(ABC, Generic[ParamsT]):
+    """One benchmark. The first line of a subclass's docstring is its sentence in `--help`.
+
+    A flag that only one benchmark understands is a dataclass field of its subclass, with a docstring below it.
+
+    Attributes:
+        name: the command, and `Protocol.harness` of its protocols.
+        Params: types the `params` of its protocols.
+        protocols: every declared protocol, the default first.
+        demo_variant: the variant that runs on the embedded data when the user names no protocol.
+    """
+
+    name: ClassVar[str]
+    Params: ClassVar[type[Params]]
+    protocols: ClassVar[tuple[Protocol, ...]]
+    demo_variant: ClassVar[str] = "demo"
+
+    def params(self, protocol: Protocol) -> ParamsT:
+        """The protocol's `params`, typed.
+
+        Raises:
+            InputError: values that cannot be, or that do not go together.
+        """
+        try:
+            return self.Params.model_validate(protocol.params)  # type: ignore[return-value]  # ClassVars have no TypeVar
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            text = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{protocol.id}: {where + ': ' if where else ''}{text}") from error
+
+    @abstractmethod
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """What the protocol reads of an encoder: feature key -> (encoder output, pooling of its maps or None).
+
+        An encoder needs at least one of them; those that it does not have are left out.
+        """
+
+    def resolve(self, protocol: Protocol) -> Protocol:
+        """The protocol as the task's own flags change it.
+
+        Raises:
+            InputError: a flag that this protocol has no use for.
+        """
+        return protocol
+
+    def default_protocol(self, *, embedded: bool, dataset: str | None = None) -> Protocol:
+        """The protocol when the user names none: that of the data set where it has one, else the benchmark's own.
+
+        Raises:
+            InputError: no protocol is for the embedded data.
+        """
+        first = self.protocols[0]
+        variant = self.demo_variant if embedded else first.variant
+        candidates = (
+            *(p for p in self.protocols if p.dataset == dataset and p.variant == variant),
+            # A data set that the published variant does not know may have a protocol of another variant.
+            *(p for p in self.protocols if p.dataset == dataset and p.variant != self.demo_variant),
+            *(p for p in self.protocols if p.benchmark == first.benchmark and p.variant == variant),
+            *(p for p in self.protocols if p.variant == variant),
+        )
+        if not candidates:
+            raise InputError(f"{self.name} has no protocol for the embedded data; choose one with --protocol")
+        return candidates[0]
+
+    def cells(self, protocol: Protocol) -> tuple[Protocol, ...]:
+        """The protocols of a grid whose every cell gets a record of its own; none where it is no such grid."""
+        return ()
+
+    def summarise(self, protocol: Protocol, cells: Sequence[Record], items: Callable[[int], Items]) -> Outcome:
+        """The outcome of a grid.
+
+        Args:
+            cells: records of `self.cells(protocol)`, in their order.
+            items: per-item arrays of a cell, by its number.
+        """
+        raise NotImplementedError(f"{self.name} has no grid with a record per cell")
+
+
+@dataclass(frozen=True)
+class FeatureTask(Task[ParamsT]):
+    """A benchmark on stored features. Features are extracted once and shared by every task that reads them."""
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Refuse what the labels alone show, before any feature is extracted.
+
+        Raises:
+            InputError: a class without positives, more neighbours than images, and the like.
+        """
+
+    @abstractmethod
+    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+        """Measure the features of `test` with those of `train`.
+
+        Args:
+            options: `device` is a concrete one here, as cpu or cuda:0.
+
+        Raises:
+            InputError: the splits cannot be measured under this protocol.
+        """
+
+
+@dataclass(frozen=True)
+class ImageTask(Task[ParamsT]):
+    """A benchmark that runs the encoder on the images: trained heads, fine-tuning, detection, segmentation."""
+
+    @abstractmethod
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Train on `train` and measure on `test`.
+
+        Args:
+            encoder: on `options.device`.
+            workdir: folder of this run's resumable state; a killed run continues from there.
+            options: `device` is a concrete one here, as cpu or cuda:0.
+
+        Raises:
+            InputError: the splits cannot be measured under this protocol.
+            NotApplicableError: the encoder cannot.
+        """
+
+    def shared_pass(self, protocol: Protocol) -> str | None:
+        """A key: protocols with equal keys can be trained in one pass over the images. None: always alone."""
+        return None
+
+    def run_together(
+        self,
+        protocols: Sequence[Protocol],
+        encoder: Encoder,
+        train: Labels,
+        test: Labels,
+        workdirs: Sequence[Path],
+        options: RunOptions,
+    ) -> list[Outcome]:
+        """`run` for protocols of one `shared_pass`, maybe of several tasks; each outcome is what it gets alone."""
+        return [
+            self.run(protocol, encoder, train, test, workdir, options)
+            for protocol, workdir in zip(protocols, workdirs, strict=True)
+        ]

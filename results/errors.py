@@ -1,0 +1,39 @@
+"""The error that every package raises for bad input, and how a command prints it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(Exception):
+    """The user's input cannot be used.
+
+    The message names the file or flag, the fault and the remedy. Commands print it and exit with code 2. Lines after
+    the first list the accepted forms.
+    """
+
+    def __init__(self, message: str) -> None:
+        # torch raises an exception of a loader's worker again, with the worker's whole traceback as its text.
+        super().__init__(message.rpartition("InputError: ")[2].strip())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'knn'?`, or an empty text where no known name is close to the given one."""
+    close = get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def print_error(program: str, error: Exception) -> int:
+    """Write `program: message` to stderr and return exit code 2.
+
+    An `OSError` is printed with the file that it is about. The first line stands alone; further lines are indented.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    first, *more = text.splitlines() or [type(error).__name__]
+    sys.stderr.write("\n  ".join([f"{program}: {first}", *more]) + "\n")
+    return 2
