@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import evaluation
 from benchmarks.contract import InputError, NotApplicableError
-from benchmarks.data.registry import is_embedded
+from benchmarks.datasets.registry import is_embedded
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import expand
 from benchmarks.harnesses import find_protocol, harness

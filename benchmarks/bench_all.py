@@ -17,7 +17,7 @@ import tyro
 from benchmarks import evaluation
 from benchmarks.bench import headline, settle
 from benchmarks.contract import InputError, NotApplicableError
-from benchmarks.data.registry import is_embedded
+from benchmarks.datasets.registry import is_embedded
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.harnesses import HARNESSES, harness

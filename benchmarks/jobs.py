@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.contract import InputError, Labels, NotApplicableError
-from benchmarks.data.fingerprint import fingerprint
-from benchmarks.data.registry import find_dataset, is_embedded
+from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.registry import find_dataset, is_embedded
 from benchmarks.harnesses import Harness, find_protocol, harness
 from benchmarks.options import Engine, Precision
 from results.schema import DatasetRef, Protocol, Record, canonical_sha256, record_key

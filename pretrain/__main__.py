@@ -114,15 +114,15 @@ def _images(data: Path) -> Files | Shards:
 
 
 def _is_cifar10(folder: Path) -> bool:
-    from benchmarks.data.cifar10 import LAYOUTS
+    from benchmarks.datasets.cifar10 import LAYOUTS
 
     return any(layout.fits(folder, "train") for layout in LAYOUTS)
 
 
 def _labelled(root: Path, split: str) -> Labelled:
     from benchmarks.contract import InputError
-    from benchmarks.data.cifar10 import read_cifar10
-    from benchmarks.data.imagefolder import read_image_folder
+    from benchmarks.datasets.cifar10 import read_cifar10
+    from benchmarks.datasets.imagefolder import read_image_folder
 
     try:
         found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
@@ -133,7 +133,7 @@ def _labelled(root: Path, split: str) -> Labelled:
 
 def _decode(path: Path) -> Image.Image:
     from benchmarks.contract import InputError
-    from benchmarks.data.images import decode
+    from benchmarks.datasets.images import decode
 
     try:
         return decode(path)

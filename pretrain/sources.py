@@ -26,7 +26,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Deco
 def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
     """Decodes one file to the pixels that Pillow's `convert("RGB")`, and so torchvision's loader, gives.
 
-    One rule with `benchmarks.data.images.decode`, so that an encoder is pretrained on what it is evaluated on, and the
+    The rule of `benchmarks.datasets.images.decode`, so that pretraining and evaluation see the same pixels, and the
     rule of MoCo's reference: the EXIF orientation is not applied, an alpha channel is dropped, CMYK is converted, of an
     animation the first frame is taken. 16-bit grey is scaled to 8 bits, where Pillow would clip it to white.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from benchmarks.contract import InputError
-from benchmarks.data.lists import read_lines
+from benchmarks.datasets.lists import read_lines
 from benchmarks.encoders.export.atomic import replacing
 from benchmarks.progress import progress
 

@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.imagefolder import read_image_folder
-from benchmarks.data.transforms import Images
+from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.transforms import Images
 from benchmarks.progress import progress
 from results.schema import Geometry
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 from filelock import FileLock
 
 from benchmarks.contract import InputError
-from benchmarks.data import groups
-from benchmarks.data.registry import EMBEDDED_STAMP
+from benchmarks.datasets import groups
+from benchmarks.datasets.registry import EMBEDDED_STAMP
 from benchmarks.demo.coco_writer import Annotation, CocoWriter, annotate
 from benchmarks.demo.drawings import SPLIT_FILE
 from benchmarks.demo.painting import paint

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from benchmarks.contract import InputError
-from benchmarks.data.imagefolder import read_image_folder
+from benchmarks.datasets.imagefolder import read_image_folder
 from benchmarks.demo.painting import VOID
 from benchmarks.demo.seeding import generator
 

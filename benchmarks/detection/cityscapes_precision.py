@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.data.cityscapes import LABEL_IDS
+from benchmarks.datasets.cityscapes import LABEL_IDS
 
 OVERLAPS = np.arange(0.5, 0.951, 0.05)
 SMALLEST = 100  # pixels

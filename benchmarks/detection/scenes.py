@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.cityscapes import LABEL_IDS
+from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection.settings import DetectionSettings, Task
 
 Scene = dict[str, Any]

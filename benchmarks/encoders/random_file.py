@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.data.imagefolder import read_image_folder
-from benchmarks.data.transforms import Images
+from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.transforms import Images
 from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
 from pretrain.backbone_file import write_backbone

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.data.images import BadImage
-from benchmarks.data.transforms import Images
+from benchmarks.datasets.images import BadImage
+from benchmarks.datasets.transforms import Images
 from results.schema import Geometry
 
 Map = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.images import decode
+from benchmarks.datasets.images import decode
 
 QUERIES = 10
 NEIGHBOURS = 6

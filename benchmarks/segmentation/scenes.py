@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.cityscapes import label_map
+from benchmarks.datasets.cityscapes import label_map
 
 IGNORED = 255  # of masks: the border of VOC's objects, what Cityscapes does not evaluate, padding
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.data.cifar10 import container
-from benchmarks.data.paths import strings
-from benchmarks.data.transforms import apply_geometry, decode
+from benchmarks.datasets.cifar10 import container
+from benchmarks.datasets.paths import strings
+from benchmarks.datasets.transforms import apply_geometry, decode
 from benchmarks.training import distributed
 from benchmarks.training.settings import ViewSettings
 from benchmarks.training.views import draw, order, training_view

@@ -19,8 +19,8 @@ from typing import Any
 
 from markdown_table import table
 
-from benchmarks.data import registry
-from benchmarks.data.published import PUBLISHED
+from benchmarks.datasets import registry
+from benchmarks.datasets.published import PUBLISHED
 from benchmarks.encoders.layouts.table import LAYOUTS
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data.images import decode
+from benchmarks.datasets.images import decode
 from pretrain.sources import Files, Shards, count_images, find_images, read_rgb
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from tests.layouts.voc12aug import write_voc12aug
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_voc12aug.py"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contract import InputError
-from benchmarks.data.imagefolder import read_image_folder
-from benchmarks.data.voc import read_voc_classification
+from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.demo.drawings import read_drawings

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.contract import InputError
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from benchmarks.detection import densepose
 from benchmarks.detection.evaluators import evaluator
 from benchmarks.detection.protocols import DENSEPOSE

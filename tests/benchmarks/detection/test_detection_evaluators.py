@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks.contract import Labels
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.detection.cityscapes_precision import CityscapesPrecision
 from benchmarks.detection.evaluators import coco_evaluator, coco_scores, voc_evaluator

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.contract import InputError
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from benchmarks.detection import harness
 from benchmarks.detection.protocols import PROTOCOLS
 from benchmarks.detection.scenes import read_scenes

@@ -15,7 +15,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from benchmarks.contract import Labels
-from benchmarks.data.paths import Below
+from benchmarks.datasets.paths import Below
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.address import Wanted
 from benchmarks.features.fill import Settings

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
 from benchmarks.segmentation import harness
 from benchmarks.segmentation.protocols import PROTOCOLS

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.contract import InputError
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from benchmarks.segmentation.scenes import IGNORED, ClassIndices, Scenes
 from benchmarks.segmentation.sheet import Sheet
 from tests.layouts.cityscapes import write_cityscapes

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.imagefolder import class_folders, has_classes, read_image_folder
-from benchmarks.data.layout import Layout, first_file, recognise
-from benchmarks.data.lists import class_names, labels_of, read_arrays, read_lines, read_list, unique
-from benchmarks.data.paths import Below, require
+from benchmarks.datasets.imagefolder import class_folders, has_classes, read_image_folder
+from benchmarks.datasets.layout import Layout, first_file, recognise
+from benchmarks.datasets.lists import class_names, labels_of, read_arrays, read_lines, read_list, unique
+from benchmarks.datasets.paths import Below, require
 
 OWNER = "image-net.org (ILSVRC 2012)"
 # The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them.

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.paths import Below
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.paths import Below
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 

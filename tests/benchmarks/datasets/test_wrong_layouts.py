@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError
-from benchmarks.data.registry import find_dataset
+from benchmarks.datasets.registry import find_dataset
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco

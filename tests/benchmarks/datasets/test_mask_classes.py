@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.data.registry import find_dataset
-from benchmarks.data.voc_scenes import CLASSES
+from benchmarks.datasets.registry import find_dataset
+from benchmarks.datasets.voc_scenes import CLASSES
 from benchmarks.demo.compose import Counts, compose
 from tests.layouts.voc12aug import write_voc12aug
 

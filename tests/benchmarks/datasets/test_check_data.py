@@ -9,10 +9,10 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.contract import InputError
-from benchmarks.data import check, check_command, published
-from benchmarks.data.check import check_split
-from benchmarks.data.published import PUBLISHED, Published
-from benchmarks.data.registry import DATASETS, EMBEDDED_STAMP, find_dataset
+from benchmarks.datasets import check, check_command, published
+from benchmarks.datasets.check import check_split
+from benchmarks.datasets.published import PUBLISHED, Published
+from benchmarks.datasets.registry import DATASETS, EMBEDDED_STAMP, find_dataset
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.imagenet import write_imagenet

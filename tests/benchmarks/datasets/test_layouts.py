@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.fingerprint import fingerprint
-from benchmarks.data.images import decode
-from benchmarks.data.registry import DATASETS, find_dataset
+from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.images import decode
+from benchmarks.datasets.registry import DATASETS, find_dataset
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
@@ -179,7 +179,7 @@ def test_lvis_finds_images_of_both_folders_of_coco(tmp_path: Path) -> None:
 def test_cityscapes_without_derived_masks_says_how_to_map_the_owners(tmp_path: Path) -> None:
     from PIL import Image
 
-    from benchmarks.data.cityscapes import label_map
+    from benchmarks.datasets.cityscapes import label_map
 
     write_cityscapes(tmp_path / "derived")
     write_cityscapes(tmp_path / "own", train_ids=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.imagenet import generic_layouts
-from benchmarks.data.layout import Layout, contents, first_folder, recognise
-from benchmarks.data.lists import class_names, labels_of, read_list
-from benchmarks.data.paths import require
+from benchmarks.datasets.imagenet import generic_layouts
+from benchmarks.datasets.layout import Layout, contents, first_folder, recognise
+from benchmarks.datasets.lists import class_names, labels_of, read_list
+from benchmarks.datasets.paths import require
 
 OWNER = "the Places page of MIT (places.csail.mit.edu)"
 LISTS = "trainvalsplit_places205/{split}_places205.csv"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
+from benchmarks.datasets.groups import read_groups
 
 # In the file: 1 present, -1 absent, 0 when every instance of the class in the image is difficult.
 _VALUES = {"1": 1, "-1": 0, "0": -1}

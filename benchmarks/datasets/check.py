@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.cifar10 import container
-from benchmarks.data.images import BadImage, decode
-from benchmarks.data.paths import strings
-from benchmarks.data.published import Published
-from benchmarks.data.registry import DatasetSpec
+from benchmarks.datasets.cifar10 import container
+from benchmarks.datasets.images import BadImage, decode
+from benchmarks.datasets.paths import strings
+from benchmarks.datasets.published import Published
+from benchmarks.datasets.registry import DatasetSpec
 from benchmarks.progress import progress
 
 SAMPLE = 64  # images of a split that are decoded unless all are

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.cifar10 import read_cifar10
-from benchmarks.data.fingerprint import fingerprint
-from benchmarks.data.paths import Below
+from benchmarks.datasets.cifar10 import read_cifar10
+from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.paths import Below
 from tests.layouts.cifar10 import write_cifar10
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contract import InputError
-from benchmarks.data.check import SplitReport, check_split
-from benchmarks.data.published import PUBLISHED
-from benchmarks.data.registry import DATASETS, DatasetSpec, find_dataset, is_embedded
+from benchmarks.datasets.check import SplitReport, check_split
+from benchmarks.datasets.published import PUBLISHED
+from benchmarks.datasets.registry import DATASETS, DatasetSpec, find_dataset, is_embedded
 from benchmarks.options import DATA
 
 WHOLE, DAMAGED, UNUSABLE = 0, 1, 2

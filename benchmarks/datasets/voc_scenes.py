@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.layout import contents, first_file
-from benchmarks.data.lists import read_lines, unique
-from benchmarks.data.paths import Below, require
-from benchmarks.data.voc import class_names, read_voc_classification
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.layout import contents, first_file
+from benchmarks.datasets.lists import read_lines, unique
+from benchmarks.datasets.paths import Below, require
+from benchmarks.datasets.voc import class_names, read_voc_classification
 
 OWNER = "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC)"
 # In the order of the label images: 0 is the background, 255 ignored.

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.contract import InputError
-from benchmarks.data.imagefolder import read_image_folder
+from benchmarks.datasets.imagefolder import read_image_folder
 
 
 def _image(file: Path) -> None:

@@ -1,6 +1,6 @@
 """CIFAR-10 as its owner publishes it: batches of 10,000 images, pickled for Python or binary for C.
 
-An image is addressed as `<batch file>#<number>`, which `benchmarks.data.images.decode` reads.
+An image is addressed as `<batch file>#<number>`, which `benchmarks.datasets.images.decode` reads.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.layout import Layout, recognise
-from benchmarks.data.paths import Below
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.layout import Layout, recognise
+from benchmarks.datasets.paths import Below
 
 OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 SIDE = 32

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data import cifar10, coco, imagenet, inat18, places205, voc_scenes
-from benchmarks.data.cityscapes import read_cityscapes
-from benchmarks.data.imagefolder import read_image_folder
-from benchmarks.data.layout import Layout, recognise
-from benchmarks.data.published import PUBLISHED
-from benchmarks.data.voc import read_voc_classification
+from benchmarks.datasets import cifar10, coco, imagenet, inat18, places205, voc_scenes
+from benchmarks.datasets.cityscapes import read_cityscapes
+from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.layout import Layout, recognise
+from benchmarks.datasets.published import PUBLISHED
+from benchmarks.datasets.voc import read_voc_classification
 
 log = logging.getLogger(__name__)
 

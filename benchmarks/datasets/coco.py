@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.layout import contents, first_file, first_folder
-from benchmarks.data.lists import unique
-from benchmarks.data.paths import Below, require
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.layout import contents, first_file, first_folder
+from benchmarks.datasets.lists import unique
+from benchmarks.datasets.paths import Below, require
 
 OWNER = "the COCO page (cocodataset.org)"
 LVIS_OWNER = "the LVIS page (lvisdataset.org)"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.imagefolder import class_folders
-from benchmarks.data.layout import contents
-from benchmarks.data.paths import Below, require
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.imagefolder import class_folders
+from benchmarks.datasets.layout import contents
+from benchmarks.datasets.paths import Below, require
 
 OWNER = "the Cityscapes page (cityscapes-dataset.com)"
 # The 19 classes in the order of their trainIds, with the labelIds of the owner's own masks (cityscapesscripts).

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.cifar10 import container
-from benchmarks.data.paths import strings
+from benchmarks.datasets.cifar10 import container
+from benchmarks.datasets.paths import strings
 
 
 def fingerprint(labels: Labels) -> str:

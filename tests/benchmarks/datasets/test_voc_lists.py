@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contract import InputError
-from benchmarks.data.voc import read_voc_classification
+from benchmarks.datasets.voc import read_voc_classification
 
 LISTS = {
     "trainval.txt": "000009\n000005\n000012\n",

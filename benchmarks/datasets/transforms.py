@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from benchmarks.data.images import decode
+from benchmarks.datasets.images import decode
 from results.schema import Geometry
 
 __all__ = ["Images", "apply_geometry", "decode"]
@@ -32,7 +32,7 @@ def apply_geometry(image: Image.Image, geometry: Geometry) -> Image.Image:
 class Images(Dataset[tuple[Tensor, int]]):
     """Decoded and transformed files: (3, crop, crop) uint8 and the index of the file.
 
-    A file that cannot be read raises `benchmarks.data.images.BadImage`; what becomes of it is up to the caller.
+    A file that cannot be read raises `benchmarks.datasets.images.BadImage`; what becomes of it is up to the caller.
     """
 
     def __init__(self, paths: Sequence[Path], geometry: Geometry) -> None:

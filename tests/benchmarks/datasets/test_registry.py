@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.contract import InputError
-from benchmarks.data.registry import EMBEDDED_STAMP, find_dataset, is_embedded
+from benchmarks.datasets.registry import EMBEDDED_STAMP, find_dataset, is_embedded
 
 
 def _folder(root: Path) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.groups import read_groups
-from benchmarks.data.paths import Below
+from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.paths import Below
 
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from benchmarks.data.transforms import Images, apply_geometry, decode
+from benchmarks.datasets.transforms import Images, apply_geometry, decode
 from results.schema import Geometry
 
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import pil_loader
 
 from benchmarks.contract import InputError
-from benchmarks.data.images import BadImage, decode
-from benchmarks.data.transforms import Images
+from benchmarks.datasets.images import BadImage, decode
+from benchmarks.datasets.transforms import Images
 from results.schema import Geometry
 from tests.layouts.cifar10 import write_cifar10
 
@@ -85,7 +85,7 @@ def test_pillow_warns_about_nothing(tmp_path: Path) -> None:
     # 255 tags are announced, of which one is there.
     (tmp_path / "exif-broken.jpg").write_bytes(broken[:at] + b"\xff" + broken[at + 1 :])
     code = (
-        "import sys; from pathlib import Path; from benchmarks.data.images import decode\n"
+        "import sys; from pathlib import Path; from benchmarks.datasets.images import decode\n"
         "for name in sys.argv[2:]: decode(Path(sys.argv[1], name))"
     )
     command = [sys.executable, "-c", code, str(tmp_path), *names, "exif-broken.jpg"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.data.imagenet import generic_layouts
-from benchmarks.data.layout import Layout, first_file, recognise
-from benchmarks.data.lists import labels_of, unique
-from benchmarks.data.paths import require
+from benchmarks.datasets.imagenet import generic_layouts
+from benchmarks.datasets.layout import Layout, first_file, recognise
+from benchmarks.datasets.lists import labels_of, unique
+from benchmarks.datasets.paths import require
 
 OWNER = "the iNaturalist 2018 competition (github.com/visipedia/inat_comp)"
 JSON = ("{split}2018.json", "annotations/{split}2018.json")

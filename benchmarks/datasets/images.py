@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from benchmarks.contract import InputError
-from benchmarks.data.cifar10 import is_member, read_member
+from benchmarks.datasets.cifar10 import is_member, read_member
 
 # Pillow's remarks on odd tags come once per image and worker, and nothing can be done about them. (A filter for the
 # time of a call would not be safe in threads.)
