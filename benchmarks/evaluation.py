@@ -21,8 +21,9 @@ from benchmarks.contract import InputError, Items, Labels, Outcome, Split
 from benchmarks.harnesses import find_protocol, harness
 from benchmarks.jobs import Job, dataset_reference, find_done, marked, prepare, wanted_features
 from benchmarks.options import Engine, Precision
+from results.atomic import write_file
 from results.schema import Protocol, ProtocolRef, Record
-from results.store import StoredRecord, read_record, record_path, replace_file, write_record
+from results.store import StoredRecord, read_record, record_path, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,7 +196,7 @@ def _write(job: Job, outcome: Outcome, out: Path, device: str, started: float) -
         save_file(outcome.tensors, partial)
         partial.replace(path.with_suffix(".heads.safetensors"))
     for name, png in outcome.pictures.items():
-        replace_file(path.with_suffix(f".{name}.png"), png)
+        write_file(path.with_suffix(f".{name}.png"), png)
     log.info("wrote %s", path)
     stored = read_record(path)
     assert isinstance(stored, StoredRecord)  # it was written a moment ago

@@ -14,18 +14,12 @@ def main(arguments: list[str] | None = None) -> int:
     command: AnyCommand = tyro.cli(COMMANDS, args=arguments, prog="python -m results", description=__doc__)
 
     from results.commands.run import run  # with the libraries, which --help can do without
-    from results.store import RecordsError
+    from results.errors import InputError, print_error
 
     try:
         return run(command)
-    except RecordsError as error:
-        sys.stderr.write(f"results: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(
-            f"results: {error.filename or 'the output'} cannot be read or written: {error.strerror or error}\n"
-        )
-        return 2
+    except (InputError, OSError) as error:
+        return print_error("results", error)
 
 
 if __name__ == "__main__":

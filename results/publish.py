@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from results.errors import InputError
 from results.schema import Record
-from results.store import RecordsError, StoredRecord, copy_record, is_copied, read_records
+from results.store import StoredRecord, copy_record, is_copied, read_records
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ def publish(
         dry_run: say what would be done, and do nothing.
 
     Raises:
-        RecordsError: one of the folders is in the other, so that a record would give way to itself.
+        InputError: one of the folders is in the other, so that a record would give way to itself.
     """
     here, there_root = local_root.resolve(), published_root.resolve()
     if here.is_relative_to(there_root) or there_root.is_relative_to(here):
-        raise RecordsError(
+        raise InputError(
             f"{published_root} and {local_root} are one folder or lie in each other: publish to a folder of its own"
         )
     records, bad = read_records(local_root)

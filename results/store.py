@@ -22,6 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from results.atomic import make_folder, write_pair
 from results.schema import (
     SCHEMA_VERSION,
     DatasetRef,
@@ -33,14 +34,8 @@ from results.schema import (
     record_key,
 )
 from results.side_file import packed, unpacked, with_standard_errors
-from results.whole_files import make_folder, replace_pair
-from results.whole_files import replace_file as replace_file  # for benchmarks, which import no other room of results
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
-
-
-class RecordsError(Exception):
-    """The records, files or names that the user gave cannot be used. Its one sentence says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
     sealed = record.model_copy(update={"outcomes_file": side_name}).sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with _locked(root):
-        replace_pair(path, text.encode(), side_name, payload)
+        write_pair(path, text.encode(), side_name, payload)
     return path
 
 
@@ -181,7 +176,7 @@ def copy_record(stored: StoredRecord, source_root: Path, target_root: Path) -> N
     """Copies a record with its side file, byte for byte, to the same place below another folder."""
     side_name = stored.record.outcomes_file
     side = None if side_name is None else stored.path.with_name(side_name).read_bytes()
-    replace_pair(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
+    write_pair(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
 
 
 def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> bool:

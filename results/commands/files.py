@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from results.atomic import write_file
 from results.commands.options import Format
-from results.store import BadRecord, RecordsError, StoredRecord, read_records, replace_file
+from results.errors import InputError
+from results.store import BadRecord, StoredRecord, read_records
 from results.tables.cells import Table
 from results.tables.roster import matching
 
@@ -35,7 +37,7 @@ def write(path: Path, text: str) -> None:
     """Whole or not at all; a file that is as it should be keeps its time."""
     stale = differs(path, text)
     if stale:
-        replace_file(path, text.encode())
+        write_file(path, text.encode())
     sys.stderr.write(f"results: {'wrote' if stale else 'unchanged:'} {path}\n")
 
 
@@ -48,13 +50,13 @@ def read_text(path: Path) -> str:
     """A page that the user names.
 
     Raises:
-        RecordsError: it is no text.
+        InputError: it is no text.
         OSError: it cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecordsError(f"{path} is no text in UTF-8: name a markdown file") from error
+        raise InputError(f"{path} is no text in UTF-8: name a markdown file") from error
 
 
 def chosen_records(
@@ -63,10 +65,10 @@ def chosen_records(
     """Those that all patterns (of `encoder`, `benchmark`, `source`) choose, of embedded or full data.
 
     Raises:
-        RecordsError: there are none.
+        InputError: there are none.
     """
     if not found:
-        raise RecordsError(f"no record below {root}: run a benchmark first, or name another folder with --records")
+        raise InputError(f"no record below {root}: run a benchmark first, or name another folder with --records")
     records = matching(found, **patterns)
     if rows != "all":
         records = [stored for stored in records if stored.record.dataset.embedded == (rows == "embedded")]
@@ -80,7 +82,7 @@ def chosen_records(
         known = sorted(set().union(*(names[name] for name in given or ("encoder",))))
         given |= {"rows": rows} if rows != "all" else {}
         asked = " ".join(f"--{name} {text}" for name, text in given.items())
-        raise RecordsError(f"no record matches {asked}; the records hold {', '.join(known)}")
+        raise InputError(f"no record matches {asked}; the records hold {', '.join(known)}")
     return records
 
 
@@ -88,13 +90,13 @@ def picture_file(path: Path) -> None:
     """Looks at a picture's ending before anything is computed or printed.
 
     Raises:
-        RecordsError: there is no such format.
+        InputError: there is no such format.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix and path.suffix.removeprefix(".") not in known:
-        raise RecordsError(f"{path} ends in no format of pictures; end it in one of {', '.join(sorted(known))}")
+        raise InputError(f"{path} ends in no format of pictures; end it in one of {', '.join(sorted(known))}")
 
 
 def name_bad(bad: Iterable[BadRecord]) -> None:
@@ -104,5 +106,5 @@ def name_bad(bad: Iterable[BadRecord]) -> None:
 
 def read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
     if not root.is_dir():
-        raise RecordsError(f"no folder of records at {root}: run a benchmark first, or name another with --records")
+        raise InputError(f"no folder of records at {root}: run a benchmark first, or name another with --records")
     return read_records(root)

@@ -6,8 +6,8 @@ import sys
 
 from results.commands.files import formatted, name_bad, picture_file, put, read, write
 from results.commands.options import Correlations, Explain, Lint, Report
+from results.errors import InputError
 from results.published.figures import figures
-from results.store import RecordsError
 from results.tables.roster import matching
 
 
@@ -43,14 +43,14 @@ def correlations_command(options: Correlations) -> int:
     chosen_columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
     found = correlation.correlations(values, chosen_columns)
     if not found:
-        raise RecordsError("no two columns have three encoders in common")
+        raise InputError("no two columns have three encoders in common")
     put(options.out, formatted([correlation.correlation_table(found)], options.format))
     if (said := correlation.remark(values)) is not None:
         sys.stderr.write(f"results: {said}\n")
     if options.picture is not None:
         drawn = [one for one in found if len(one.encoders) >= correlation.FEWEST]
         if not drawn:
-            raise RecordsError(f"no two columns have {correlation.FEWEST} encoders in common, so there is no heat map")
+            raise InputError(f"no two columns have {correlation.FEWEST} encoders in common, so there is no heat map")
         draw_heat_map(drawn, options.picture)
     return 0
 
@@ -82,7 +82,7 @@ def lint_command(options: Lint) -> int:
     records, bad = read(options.records)
     name_bad(bad)
     if not options.pages:
-        raise RecordsError("name a page to check, as results/MODEL_ZOO.md")
+        raise InputError("name a page to check, as results/MODEL_ZOO.md")
     verdicts = [(page, lint(page, records)) for page in options.pages]
     sys.stdout.write("".join(verdict_text(page, verdict) for page, verdict in verdicts))
     return 1 if any(verdict.conflicts for _, verdict in verdicts) else 0

@@ -25,9 +25,10 @@ from results.commands.options import (
     ZooPage,
 )
 from results.commands.questions import correlations_command, explain_command, lint_command, report_command
+from results.errors import InputError
 from results.pages.zoo_page import Page
 from results.published.figures import Figure, chosen, figures
-from results.store import BadRecord, RecordsError, StoredRecord
+from results.store import BadRecord, StoredRecord
 from results.tables.cells import Cell, Row, Table
 
 PUBLISHED_PAGES = ("MoCo v2 page *",)
@@ -37,7 +38,7 @@ def run(command: AnyCommand) -> int:
     """Returns the exit code.
 
     Raises:
-        RecordsError: what the user gave cannot be used.
+        InputError: what the user gave cannot be used.
         OSError: a file cannot be read or written.
     """
     match command:
@@ -69,7 +70,7 @@ def _tables(options: Tables) -> int:
     from results.tables.model_zoo import readme_block, with_block
 
     if options.check and options.out is None and options.readme is None:
-        raise RecordsError("--check compares a file with the records: name it with --out or --readme")
+        raise InputError("--check compares a file with the records: name it with --out or --readme")
     found, bad = read(options.records)
     name_bad(bad)
     patterns = {"encoder": options.encoder, "benchmark": options.benchmark, "source": options.source}
@@ -112,7 +113,7 @@ def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) ->
     if options.format == "latex":
         return latex_page(records)
     if len({stored.record.dataset.embedded for stored in records}) > 1:
-        raise RecordsError(
+        raise InputError(
             f"{options.records} holds rows of the embedded data and of full data sets, which never share a table: "
             "choose with --rows embedded or --rows full"
         )
@@ -126,10 +127,10 @@ def _published_pages(options: ZooPage) -> int:
 
     given = [name for name in ("encoder", "against", "weights") if getattr(options, name)]
     if given:
-        raise RecordsError(f"--published writes pages of published.csv alone: leave --{' and --'.join(given)} out")
+        raise InputError(f"--published writes pages of published.csv alone: leave --{' and --'.join(given)} out")
     sources = list(dict.fromkeys(f.source for f in chosen(figures(), source=options.source or PUBLISHED_PAGES)))
     if not sources:
-        raise RecordsError(f"published.csv has no source {' or '.join(options.source)}")
+        raise InputError(f"published.csv has no source {' or '.join(options.source)}")
     for source in sources:
         page = published_page(chosen(figures(), source=[source], benchmark=options.benchmark))
         text = _formatted_page(page, options.format)
@@ -144,7 +145,7 @@ def _zoo_page(options: ZooPage) -> int:
     from results.pages.zoo_page import measured_page
 
     if not options.encoder:
-        raise RecordsError("name the encoder with --encoder, or say --published")
+        raise InputError("name the encoder with --encoder, or say --published")
     found, bad = read(options.records)
     name_bad(bad)
     records = chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
@@ -157,11 +158,11 @@ def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
     """The published figures that a page sets beside the measured ones."""
     source = options.source or ("*",)
     if not chosen(figures(), source=source):
-        raise RecordsError(f"published.csv has no source {' or '.join(source)}")
+        raise InputError(f"published.csv has no source {' or '.join(source)}")
     if options.against:
         against = chosen(figures(), source=source, model=options.against)
         if not against:
-            raise RecordsError(f"published.csv has no model {' or '.join(options.against)}")
+            raise InputError(f"published.csv has no model {' or '.join(options.against)}")
         return against
     cards = [stored.record.encoder for stored in records]
     models = {card.published_as for card in cards if card.published_as}
@@ -182,10 +183,10 @@ def _paper_tables(options: PaperTables) -> int:
         name_bad(bad)
         records = chosen_records(found, options.records, encoder=options.encoder)
     elif options.encoder != ("*",):
-        raise RecordsError("--encoder chooses among records: name their folder with --records")
+        raise InputError("--encoder chooses among records: name their folder with --records")
     tables = paper_tables(chosen(figures(), source=options.source), records)
     if not tables:
-        raise RecordsError(f"no table of the papers has a figure from {' or '.join(options.source)}")
+        raise InputError(f"no table of the papers has a figure from {' or '.join(options.source)}")
     if options.out is None:
         sys.stdout.write(formatted(list(tables.values()), options.format))
         return 0
@@ -197,7 +198,7 @@ def _paper_tables(options: PaperTables) -> int:
 def _figures(options: PublishedFigures) -> int:
     found = chosen(figures(), source=options.source, model=options.encoder, benchmark=options.benchmark)
     if not found:
-        raise RecordsError("no published figure matches")
+        raise InputError("no published figure matches")
     if options.format == "csv":
         from results.tables.frame import figures_frame
 
@@ -249,7 +250,7 @@ def _diff(options: Diff) -> int:
         name_bad(bad)
     tables = diff(side(records, options.a), side(records, options.b), options.benchmark)
     if not tables:
-        raise RecordsError(f"{options.a} and {options.b} have no protocol and data in common")
+        raise InputError(f"{options.a} and {options.b} have no protocol and data in common")
     if options.format == "markdown":
         parts = [f"## {HEADINGS[embedded][0]}\n\n{formatted([table], 'markdown')}" for embedded, table in tables]
         put(options.out, "\n".join(parts))
@@ -268,7 +269,7 @@ def _pictures(options: Pictures) -> int:
     for path, reason in left_out.items():
         sys.stderr.write(f"results: left out {path}: {reason}\n")
     if not written:
-        raise RecordsError(f"no record in {options.records} matches that a picture or a table per class can show")
+        raise InputError(f"no record in {options.records} matches that a picture or a table per class can show")
     for path in written:
         sys.stdout.write(f"wrote {path}\n")
     return 0

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from results.errors import InputError
 from results.resampling.bootstrap import CONFIDENCE
-from results.store import RecordsError, StoredRecord
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.groups import Group, grouped
 from results.tables.noise import Difference, difference
@@ -35,7 +36,7 @@ def side(records: Sequence[StoredRecord], text: str) -> Side:
     """The successful records of the encoders that a name, a label or a pattern means, of one commit if it says so.
 
     Raises:
-        RecordsError: there are none.
+        InputError: there are none.
     """
     successes = [stored for stored in records if stored.record.status == "ok"]
     labels = {identity(card): entry.label for entry in roster(successes) for card in entry.cards}
@@ -53,7 +54,7 @@ def side(records: Sequence[StoredRecord], text: str) -> Side:
     if not newest:
         known = ", ".join(sorted({*labels.values()})) or "none"
         at = f" at commit {commit}" if commit else ""
-        raise RecordsError(f"no encoder matches {name!r}{at}; the records hold {known}")
+        raise InputError(f"no encoder matches {name!r}{at}; the records hold {known}")
     return Side(text, tuple(newest.values()))
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from results.errors import InputError
 from results.resampling.bootstrap import CONFIDENCE
 from results.schema import Protocol
-from results.store import RecordsError, StoredRecord
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.replicates import ReplicateCache
 from results.tables.roster import current, identity
@@ -77,7 +78,7 @@ def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | 
         column: one that both have; A's primary one, or else the first common one, where this is None.
 
     Raises:
-        RecordsError: no encoder has both, the two are of different benchmarks, or those between are missing.
+        InputError: no encoder has both, the two are of different benchmarks, or those between are missing.
     """
     newest = [stored for stored in current(records)[0] if stored.intact]
     groups: dict[tuple[object, ...], list[StoredRecord]] = {}
@@ -92,7 +93,7 @@ def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | 
             found.append(_explained(group, ends[0][-1], ends[1][-1], column))
     if not found:
         known = ", ".join(sorted({stored.record.protocol.id for stored in newest})) or "none"
-        raise RecordsError(f"no encoder has records of both {a} and {b} on the same data; the records hold {known}")
+        raise InputError(f"no encoder has records of both {a} and {b} on the same data; the records hold {known}")
     return found
 
 
@@ -145,13 +146,13 @@ def explanation_table(one: Explanation) -> Table:
 def _explained(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, column: str | None) -> Explanation:
     first, second = a.record.protocol.resolved, b.record.protocol.resolved
     if first.benchmark != second.benchmark:
-        raise RecordsError(f"{first.id} and {second.id} are not protocols of one benchmark")
+        raise InputError(f"{first.id} and {second.id} are not protocols of one benchmark")
     shown = column or next((c for c in (first.primary, *first.columns) if c in second.columns), None)
     if shown is None or not all(shown in stored.record.scores for stored in (a, b)):
-        raise RecordsError(f"{first.id} and {second.id} have no column {column or ''} in common that both measured")
+        raise InputError(f"{first.id} and {second.id} have no column {column or ''} in common that both measured")
     fields = differing(first, second)
     if not fields:
-        raise RecordsError(f"{first.id} and {second.id} differ in nothing that can move {shown}")
+        raise InputError(f"{first.id} and {second.id} differ in nothing that can move {shown}")
     corners = _corners(group, fields, first, second, shown)
     corners[frozenset()], corners[frozenset(fields)] = a, b
     names = list(fields)
@@ -159,7 +160,7 @@ def _explained(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, 
     chains = [[frozenset(order[:i]) for i in range(len(names) + 1)] for order in (names, names[::-1])]
     missing = [corner for chain in chains for corner in chain if corner not in corners]
     if missing:
-        raise RecordsError(
+        raise InputError(
             f"{a.record.encoder.name} has no record of {first.id} with {', '.join(sorted(missing[0]))} of {second.id}: "
             f"run python -m benchmarks explain --a {first.id} --b {second.id}"
         )

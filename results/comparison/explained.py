@@ -9,7 +9,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from results.store import RecordsError, replace_file
+from results.atomic import write_file
+from results.errors import InputError
 
 FILE = "explained.jsonl"  # beside the records, and by its name none of them
 
@@ -28,14 +29,14 @@ def remember(root: Path, question: Question) -> bool:
     """Adds a question to those of a folder of records; False where it is there already.
 
     Raises:
-        RecordsError: the file is none of questions.
+        InputError: the file is none of questions.
         OSError: it cannot be written.
     """
     known = remembered(root)
     if question in known:
         return False
     text = "".join(f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in (*known, question))
-    replace_file(root / FILE, text.encode())
+    write_file(root / FILE, text.encode())
     return True
 
 
@@ -43,7 +44,7 @@ def remembered(root: Path) -> list[Question]:
     """In the order in which they were asked.
 
     Raises:
-        RecordsError: a line of the file is no question.
+        InputError: a line of the file is no question.
     """
     path = root / FILE
     if not path.is_file():
@@ -56,6 +57,6 @@ def remembered(root: Path) -> list[Question]:
             if not all(isinstance(text, str) for text in (question.a, question.b, *question.encoder)):
                 raise TypeError("a name is no text")
         except (ValueError, TypeError, KeyError) as error:
-            raise RecordsError(f"{path}, line {number} is no question of `explain`: remove it ({error})") from None
+            raise InputError(f"{path}, line {number} is no question of `explain`: remove it ({error})") from None
         found.append(question)
     return found

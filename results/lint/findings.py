@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from results.errors import InputError
 from results.lint.claims import Claim, PublishedClaims, RecordClaims
 from results.lint.conflicts import Conflict, Verdict, check
 from results.lint.page_tables import page_tables
 from results.published.figures import figures
-from results.store import RecordsError, StoredRecord
+from results.store import StoredRecord
 from results.tables.sections import Section
 
 
@@ -16,14 +17,14 @@ def lint(page: Path, records: list[StoredRecord]) -> Verdict:
     """What published.csv and the records say against a markdown page.
 
     Raises:
-        RecordsError: the file is no markdown text with a table.
+        InputError: the file is no markdown text with a table.
     """
     try:
         tables = page_tables(page.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise RecordsError(f"{page} is not UTF-8 text: name the markdown file of a page") from error
+        raise InputError(f"{page} is not UTF-8 text: name the markdown file of a page") from error
     if not tables:
-        raise RecordsError(f"{page} has no markdown table: name the markdown source of a page, not its HTML")
+        raise InputError(f"{page} has no markdown table: name the markdown source of a page, not its HTML")
     sections = [Section(records, embedded=embedded) for embedded in (True, False)]
     return check(tables, PublishedClaims(figures()), RecordClaims(sections))
 

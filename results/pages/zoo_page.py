@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.errors import InputError
 from results.pages.methods import METHODS, Method
 from results.pages.page_layout import PAGE
 from results.pages.published_rows import published_table
 from results.pages.side_by_side import DIFFERENCE_LINE, belongs, compared_table, measured_rows
 from results.published.figures import Figure
 from results.schema import EncoderCard
-from results.store import RecordsError, StoredRecord
+from results.store import StoredRecord
 from results.tables.cells import Cell, Row, Table
 from results.tables.noise import NOISE_LINE
 from results.tables.render import escape_latex, escape_markdown, latex, markdown
@@ -52,7 +53,7 @@ def published_page(figures: Sequence[Figure]) -> Page:
     """The page of one source's figures.
 
     Raises:
-        RecordsError: none of the figures belongs on a page.
+        InputError: none of the figures belongs on a page.
     """
     parts = []
     for part in dict.fromkeys(layout.part for layout in PAGE):
@@ -60,7 +61,7 @@ def published_page(figures: Sequence[Figure]) -> Page:
         if tables := tuple(table for table in found if table is not None):
             parts.append(Part(part, (), tables))
     if not parts:
-        raise RecordsError("no published figure that was chosen has a place on a model-zoo page")
+        raise InputError("no published figure that was chosen has a place on a model-zoo page")
     methods = list(dict.fromkeys(figure.model.partition("/")[0] for figure in figures))
     sources = list(dict.fromkeys(figure.source for figure in figures))
     return Page(
@@ -82,11 +83,11 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
         weights: the checkpoint that the page offers, for its size and hash.
 
     Raises:
-        RecordsError: no record succeeded.
+        InputError: no record succeeded.
     """
     entries: list[Entry] = roster(current(records)[0])
     if not entries:
-        raise RecordsError("none of the chosen records succeeded, so there is nothing to make a page of")
+        raise InputError("none of the chosen records succeeded, so there is nothing to make a page of")
     parts = [Part("Encoder", (), (_about(entries, weights),))]
     for embedded in (False, True):
         section = Section(records, embedded=embedded)

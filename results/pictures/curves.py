@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.atomic import write_file
 from results.pictures.styles import Styles
 from results.schema import Protocol
-from results.store import StoredRecord, replace_file
+from results.store import StoredRecord
 from results.tables.roster import current, roster
 
 Position = Callable[[str], float | None]
@@ -133,4 +134,4 @@ def draw(
     )
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, picture.getvalue())
+    write_file(out, picture.getvalue())

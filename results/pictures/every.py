@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from results.atomic import write_file
 from results.pictures.knn_k import draw_knn_k
 from results.pictures.low_shot import draw_low_shot
 from results.pictures.per_layer import draw_per_layer
 from results.pictures.score_against_epoch import draw_score_against_epoch
 from results.pictures.styles import Styles
-from results.store import StoredRecord, replace_file, slug
+from results.store import StoredRecord, slug
 from results.tables.per_class import per_class_markdown
 
 Drawing = Callable[[Path], None]
@@ -42,7 +43,7 @@ def write_pictures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Pat
                 written.append(folder / name)
         tables = per_class_markdown(own)
         if tables:
-            replace_file(folder / "per_class.md", tables.encode())
+            write_file(folder / "per_class.md", tables.encode())
             written.append(folder / "per_class.md")
         else:
             left_out[folder / "per_class.md"] = "no record has values per class"

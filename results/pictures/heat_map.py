@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from results.atomic import write_file
 from results.comparison.correlation import Column, Correlation, page_order
-from results.store import replace_file
 
 STRONG = 0.72  # beyond, the colour is dark and its text white
 
@@ -47,7 +47,7 @@ def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
     figure.colorbar(picture, ax=axes, label="Spearman's rank correlation", shrink=0.6)
     stream = io.BytesIO()
     figure.savefig(stream, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, stream.getvalue())
+    write_file(out, stream.getvalue())
 
 
 def _drawn(found: Sequence[Correlation]) -> list[Column]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.atomic import write_file
 from results.pictures.styles import Styles
 from results.schema import Record
-from results.store import StoredRecord, replace_file
+from results.store import StoredRecord
 from results.tables.roster import current, roster
 
 SELECTIONS = {
@@ -123,4 +124,4 @@ def _draw(example: Record, bands: dict[str, list[Band]], styles: Styles, out: Pa
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, picture.getvalue())
+    write_file(out, picture.getvalue())

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.atomic import write_file
 from results.pictures.styles import Styles
-from results.store import StoredRecord, replace_file
+from results.store import StoredRecord
 from results.tables.per_class import MEAN_OF, POSITIVES, per_class_tables
 
 WIDEST_TITLE = 56  # letters
@@ -49,4 +50,4 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: Styles | 
         axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, below))
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, picture.getvalue())
+    write_file(out, picture.getvalue())

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.atomic import write_file
+from results.errors import InputError
 from results.pictures.styles import numbered
-from results.store import RecordsError, replace_file
 
 LOG = "log.csv"
 # column of the log -> label of its axis, and what it is multiplied by
@@ -33,7 +34,7 @@ def read_logs(root: Path) -> list[RunLog]:
     """Every run's log below a folder; none where there is no folder.
 
     Raises:
-        RecordsError: a log cannot be read as one.
+        InputError: a log cannot be read as one.
     """
     return [_read(path) for path in sorted(root.rglob(LOG))]
 
@@ -47,7 +48,7 @@ def _read(path: Path) -> RunLog:
                     if text:
                         columns.setdefault(name, []).append((float(row["epoch"]), float(text)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordsError(
+        raise InputError(
             f"{path} is no log of a pretraining run ({error}): remove it or name another folder"
         ) from error
     return RunLog(path.parent.name, columns)
@@ -85,4 +86,4 @@ def draw_pretraining(logs: Sequence[RunLog], out: Path) -> None:
     )
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, picture.getvalue())
+    write_file(out, picture.getvalue())

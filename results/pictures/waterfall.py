@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.atomic import write_file
 from results.comparison.explain import Explanation
-from results.store import replace_file
 
 WIDEST_LABEL = 38  # letters
 ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # told apart without colour vision; the sign is written too
@@ -57,7 +57,7 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    replace_file(out, picture.getvalue())
+    write_file(out, picture.getvalue())
 
 
 def _wrapped(label: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from results.comparison.explain import Explanation, explanations
 from results.comparison.explained import Question
+from results.errors import InputError
 from results.pictures.waterfall import draw_waterfall
 from results.report.charts import Chart, chart
 from results.report.part import Part
 from results.report.tables import TableMaker
-from results.store import RecordsError, StoredRecord
+from results.store import StoredRecord
 from results.tables.roster import matching
 
 LINE = "What was measured between two protocols stands here alone, and not in the other tables."
@@ -45,7 +46,7 @@ def answers(records: Sequence[StoredRecord], asked: Sequence[Question]) -> Answe
         try:
             own = matching(records, encoder=question.encoder)
             explained += explanations(own, question.a, question.b, question.column)
-        except RecordsError as error:
+        except InputError as error:
             unanswered.append(f"{question.a} against {question.b}: {error}")
     return Answers(tuple(explained), tuple(unanswered))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.store import BadRecord, RecordsError, StoredRecord
+from results.errors import InputError
+from results.store import BadRecord, StoredRecord
 from results.tables.cells import Table
 from results.tables.gains import gain_over_random
 from results.tables.noise import NOISE_LINE
@@ -76,11 +77,11 @@ def with_block(text: str, block: str, name: str) -> str:
     """A text with everything between the markers replaced.
 
     Raises:
-        RecordsError: there is not exactly one pair of markers, in order.
+        InputError: there is not exactly one pair of markers, in order.
     """
     begin, end = text.find(BEGIN), text.find(END)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise RecordsError(f"{name} needs one line {BEGIN} and after it one line {END}: the table goes between them")
+        raise InputError(f"{name} needs one line {BEGIN} and after it one line {END}: the table goes between them")
     return text[:begin] + block + text[end + len(END) :]
 
 

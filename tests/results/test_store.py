@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results import whole_files
+from results.atomic import write_file
 from results.schema import Score
 from results.side_file import packed, unpacked
-from results.store import read_records, replace_file, write_record
+from results.store import read_records, write_record
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -135,7 +135,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_rewrite_leaves_one_record_and_its_own_side_file(tmp_path: Path) -> None:
     path = written(tmp_path)
-    (path.parent / f".0123.{path.stem[-8:]}.tmp").write_text("left by a killed writer")
+    (path.parent / f".0123.{path.stem[-8:]}.partial").write_text("left by a killed writer")
     better = accuracy_outcomes(KNN_COLUMNS, 0.6, 1)
     assert write_record(tmp_path, record(moco_card(0), KNN, better), better) == path
     assert sorted(p.name for p in path.parent.iterdir()) == sorted([path.name, stored(path).record.outcomes_file or ""])
@@ -180,10 +180,10 @@ def test_two_writers_of_the_same_key_leave_whole_records(tmp_path: Path) -> None
 
 def test_replacing_a_file_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    replace_file(page, b"old")
-    monkeypatch.setattr(whole_files, "_write_through", lambda path, content: path.write_bytes(b"ha") and _raise_full())
+    write_file(page, b"old")
+    monkeypatch.setattr(os, "fsync", lambda file: _raise_full())
     with pytest.raises(OSError, match="No space left"):
-        replace_file(page, b"new")
+        write_file(page, b"new")
     assert contents(tmp_path) == {"page.md": b"old"}
 
 
@@ -197,7 +197,7 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path: Path) -> N
     os.mkfifo(pipe)
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        replace_file(pipe, b"page")
+        write_file(pipe, b"page")
         assert os.read(reading, 10) == b"page"
     finally:
         os.close(reading)

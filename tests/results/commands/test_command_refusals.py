@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from results import whole_files
 from results.__main__ import main
 from results.store import write_record
 from tests.results.factory_records import KNN, KNN_COLUMNS, LINEAR, accuracy_outcomes, card, record
@@ -80,24 +79,23 @@ def test_a_place_that_cannot_be_written_is_named(records: Path, tmp_path: Path, 
     (tmp_path / "file").write_text("kept")
     before = files(tmp_path)
     said = refusal(*asked, "--out", tmp_path / "file" / "page.md")
-    assert said == f"results: {tmp_path / 'file' / 'page.md'} cannot be read or written: Not a directory"
-    assert refusal(*asked, "--out", tmp_path).endswith(f"{tmp_path} cannot be read or written: Is a directory")
+    assert said == f"results: {tmp_path / 'file' / 'page.md'}: Not a directory"
+    assert refusal(*asked, "--out", tmp_path).endswith(f"{tmp_path}: Is a directory")
     assert files(tmp_path) == before
 
 
 def test_a_full_disk_is_named_by_the_file_that_was_asked_for(
     records: Path, tmp_path: Path, refusal: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
-        path.write_bytes(content[:1])
+    def full(file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(whole_files, "_write_through", full)
+    monkeypatch.setattr(os, "fsync", full)
     before = files(tmp_path)
     said = refusal("tables", "--records", records, "--out", tmp_path / "t.md")
-    assert said == f"results: {tmp_path / 't.md'} cannot be read or written: No space left on device"
+    assert said == f"results: {tmp_path / 't.md'}: No space left on device"
     assert "knn.demo" in (said := refusal("publish-records", "--records", records, "--out", tmp_path / "q"))
-    assert said.endswith(".json cannot be read or written: No space left on device")
+    assert said.endswith(".json: No space left on device")
     assert files(tmp_path) == before
 
 

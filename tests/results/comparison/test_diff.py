@@ -9,8 +9,9 @@ import pytest
 
 from results.__main__ import main
 from results.comparison.diff import diff, side
+from results.errors import InputError
 from results.schema import EncoderCard
-from results.store import RecordsError, StoredRecord, read_records, write_record
+from results.store import StoredRecord, read_records, write_record
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -82,9 +83,9 @@ def test_one_encoder_under_two_commits(tmp_path: Path) -> None:
     records = [stored for root in (before, after) for stored in read_records(root)[0]]
     found = rows(records, "moco*@bbbbbb", "moco*@aaaaaa")
     assert found[KNN.id, "k=20"]["Verdict"] == "A is better"
-    with pytest.raises(RecordsError, match="no encoder matches 'moco\\*@cccccc'"):
+    with pytest.raises(InputError, match="no encoder matches 'moco\\*@cccccc'"):
         side(records, "moco*@cccccc")
-    with pytest.raises(RecordsError, match="no encoder matches 'nobody' at commit aaaa"):
+    with pytest.raises(InputError, match="no encoder matches 'nobody' at commit aaaa"):
         side(records, "nobody@aaaa")
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from results.__main__ import main
 from results.comparison.explain import Explanation, differing, explanation_table, explanations
 from results.comparison.explained import Question, remembered
+from results.errors import InputError
 from results.pictures.waterfall import draw_waterfall
 from results.schema import Geometry, Protocol, Score
-from results.store import RecordsError, read_records, write_record
+from results.store import read_records, write_record
 from tests.results.factory_records import accuracy_outcomes, card, protocol, record
 
 GEOMETRY = Geometry(mode="shorter", resize=36, crop=32)
@@ -120,12 +121,12 @@ def test_a_field_that_one_side_leaves_out_is_a_difference(tmp_path: Path) -> Non
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path, [frozenset(), frozenset(FIELDS)])
-    with pytest.raises(RecordsError, match=r"no record of knn\.a@1 with geometry\.resize of knn\.b@1: run python"):
+    with pytest.raises(InputError, match=r"no record of knn\.a@1 with geometry\.resize of knn\.b@1: run python"):
         explained(tmp_path)
     records = read_records(tmp_path)[0]
-    with pytest.raises(RecordsError, match=r"no encoder has records of both knn\.a@1 and knn\.c@1"):
+    with pytest.raises(InputError, match=r"no encoder has records of both knn\.a@1 and knn\.c@1"):
         explanations(records, A.id, "knn.c@1")
-    with pytest.raises(RecordsError, match="no column k=5 in common"):
+    with pytest.raises(InputError, match="no column k=5 in common"):
         explanations(records, A.id, B.id, "k=5")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from results.comparison.explained import FILE, Question, remember, remembered
-from results.store import RecordsError, read_records
+from results.errors import InputError
+from results.store import read_records
 
 ONE = Question("knn.a@1", "knn.b@1+temperature=0.2", None, ("net*", "другая"))
 TWO = Question("knn.a@1", "knn.c@1", "k=20")
@@ -28,5 +29,5 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
     remember(tmp_path, ONE)
     with (tmp_path / FILE).open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
-    with pytest.raises(RecordsError, match=r"explained\.jsonl, line 2 is no question of `explain`: remove it"):
+    with pytest.raises(InputError, match=r"explained\.jsonl, line 2 is no question of `explain`: remove it"):
         remembered(tmp_path)

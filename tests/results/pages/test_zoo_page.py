@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from results.__main__ import main
+from results.errors import InputError
 from results.pages.zoo_page import Page, file_name, latex_page, markdown_page, measured_page, published_page
 from results.published.figures import chosen, figures
 from results.schema import Architecture, Protocol, Score
-from results.store import RecordsError, read_records, write_record
+from results.store import read_records, write_record
 from results.tables.cells import Row, Table, cell_text
 from tests.results.factory_records import (
     KNN,
@@ -252,7 +253,7 @@ def test_failures_are_named(tmp_path: Path) -> None:
     failed = {"status": "failed", "error": "RuntimeError: out of memory"}
     write_record(tmp_path, record(card("ours"), full("linear_avgpool", ("AvgPool",), "moco"), embedded=False, **failed))
     assert "- ours: linear_avgpool.moco@1 on imagenet: RuntimeError: out of memory" in markdown_page(page_of(tmp_path))
-    with pytest.raises(RecordsError, match="none of the chosen records succeeded"):
+    with pytest.raises(InputError, match="none of the chosen records succeeded"):
         measured_page([s for s in read_records(tmp_path)[0] if s.record.status == "failed"], [])
 
 

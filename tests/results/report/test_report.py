@@ -15,12 +15,13 @@ from PIL import Image
 
 from results.__main__ import main
 from results.comparison.explained import Question, remember, remembered
+from results.errors import InputError
 from results.pictures.pretraining import draw_pretraining, read_logs
 from results.published.figures import chosen, figures
 from results.report.charts import chart, inline_svg
 from results.report.page import report_html
 from results.schema import Score
-from results.store import RecordsError, read_records, write_record
+from results.store import read_records, write_record
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -209,7 +210,7 @@ def test_logs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no log"):
         draw_pretraining([], tmp_path / "none.png")
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(RecordsError, match=r"log\.csv is no log"):
+    with pytest.raises(InputError, match=r"log\.csv is no log"):
         read_logs(tmp_path)
 
 

@@ -1,0 +1,138 @@
+"""Atomic file writes: a reader, or a process killed at any moment, leaves the old file or the new one, never a part."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; the file written there replaces `path` when the block ends without an error.
+
+    The file is on disk (fsync) before it takes the name. A killed process leaves `.*.partial`, see `remove_partials`.
+
+    Raises:
+        OSError: the file cannot be written; the error names `path`, and nothing has changed.
+    """
+    with _naming(path):
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        make_folder(path.parent)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)  # noqa: PTH105 - tests make os.replace fail
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a whole file atomically; text as UTF-8. A device or named pipe (/dev/stdout) is written to directly.
+
+    Raises:
+        OSError: see `replacing`.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _naming(path):
+            path.write_bytes(data)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_pair(path: Path, text: bytes, side_name: str | None, side: bytes | None) -> None:
+    """Write a file and its companion, both or neither; then remove older companions and temporary files of `path`.
+
+    Args:
+        side_name: name of the companion `<stem>.<hash>.npz` in the same folder; None if the file has none.
+        side: content of the companion; None if it already exists.
+
+    Raises:
+        OSError: see `replacing`.
+    """
+    side_path = None if side_name is None else path.with_name(side_name)
+    with _naming(path):
+        make_folder(path.parent)
+        side_existed = side_path is not None and side_path.exists()
+        temporary, side_temporary = _temporary(path), _temporary(path)
+        try:
+            if side_path is not None and side is not None:
+                side_temporary.write_bytes(side)
+                _sync(side_temporary)
+            temporary.write_bytes(text)
+            _sync(temporary)
+            if side_path is not None and side is not None:
+                os.replace(side_temporary, side_path)  # noqa: PTH105 - as in `replacing`
+            os.replace(temporary, path)  # noqa: PTH105
+        except BaseException:
+            if side_path is not None and not side_existed:
+                side_path.unlink(missing_ok=True)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+            side_temporary.unlink(missing_ok=True)
+    for old in path.parent.glob(f"{path.stem}.*.npz"):
+        if old != side_path:
+            old.unlink(missing_ok=True)
+    remove_partials(path.parent, path)
+    if os.name == "posix":  # the new names are on disk, too
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents.
+
+    Raises:
+        NotADirectoryError: the folder or one of its parents is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def remove_partials(folder: Path, path: Path | None = None) -> None:
+    """Remove the temporary files that killed processes left in a folder, of all files or of `path` alone."""
+    for partial in folder.glob(".*.partial" if path is None else f".*.{_tail(path)}.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(8)}.{_tail(path)}.partial")
+
+
+def _tail(path: Path) -> str:
+    return path.stem[-8:]  # a record's key; short, because the whole name may be as long as a file system allows
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise errors about `path`, its folders or its temporary file as errors about `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save raises a RuntimeError while it handles the disk's OSError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        if cause.filename is not None:
+            about = Path(cause.filename)
+            if about.parent != path.parent and about not in path.parents:
+                raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
