@@ -22,6 +22,7 @@ from pretrain.plan import plan
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.sources import Files, Shards, find_images
 from pretrain.train import Run
+from results.errors import InputError
 
 log = logging.getLogger("pretrain")
 
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = load_recipe(name)
         command = parse(Command, arguments, "python -m pretrain", Command(tyro.MISSING, base, recipe=name))
         return _run(command)
-    except (FileNotFoundError, ValueError, FloatingPointError, OSError) as error:
+    except (InputError, ValueError, FloatingPointError, OSError) as error:
         sys.stderr.write(f"pretrain: {sentence(error)}\n")
         return 2
     except RuntimeError as error:
@@ -85,12 +86,12 @@ def _run(command: Command) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
     if command.threads:
         torch.set_num_threads(command.threads)
-    device = own_device(command.device)
     images = _images(command.data)
     if command.dry_run:
+        device = own_device(command.device)
         sys.stdout.write(plan(recipe, command.data, len(images), out, device))
         return 0
-    with process_group(device):
+    with process_group(command.device) as device:
         run = Run(
             recipe,
             command.data,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.backbone import ResNet
 from pretrain.recipe import Recipe
+from pretrain.resnet import ResNet
 
 
 class Batch(NamedTuple):

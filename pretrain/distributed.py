@@ -1,4 +1,4 @@
-"""The collectives of pretraining. With a world of one each is the identity, so that every device runs the same code."""
+"""Ranks and their collectives. With one process every collective is the identity, so one and many run the same code."""
 
 from __future__ import annotations
 
@@ -11,36 +11,47 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the ranks that torchrun started; does nothing without it."""
-    if "RANK" not in os.environ:
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+from results.errors import InputError
 
 
 def own_device(name: str) -> torch.device:
     """The device of that name; of several GPUs the one of this rank (torchrun's LOCAL_RANK).
 
     Raises:
-        ValueError: there is none here.
+        InputError: this machine has no such device.
     """
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
-        return device
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(own)
-    return own
+        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def join(name: str) -> torch.device:
+    """Join the ranks that torchrun started, if it did, and return this rank's device.
+
+    Raises:
+        InputError: see `own_device`.
+    """
+    device = own_device(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+@contextmanager
+def process_group(name: str) -> Iterator[torch.device]:
+    """`join`, and leave the ranks at the end."""
+    device = join(name)
+    try:
+        yield device
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -53,10 +64,47 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def own_slice(n: int) -> slice:
-    """This rank's equal part of n items."""
-    part = n // world_size()
-    return slice(rank() * part, (rank() + 1) * part)
+    """This rank's part of n items. Parts are equal, or one longer on the first ranks."""
+    share, rest = divmod(n, world_size())
+    start = rank() * share + min(rank(), rest)
+    return slice(start, start + share + (rank() < rest))
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """The sum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over ranks."""
+    return sum_(values.clone()) / world_size()
+
+
+def sum_with_gradient(part: Tensor) -> Tensor:
+    """The sum over ranks; a rank's part gets the sum of the gradients that all ranks have for it."""
+    if world_size() == 1:
+        return part
+    total: Tensor = _Sum.apply(part)
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return sum_(part.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_(gradients[0].contiguous().clone())
 
 
 @torch.no_grad()
@@ -84,8 +132,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
+        gradient = sum_(gradients[0].contiguous())
         return gradient[own_slice(len(gradient))]
 
 
@@ -93,8 +140,8 @@ def shuffle(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Callable[
     """ShuffleBN (MoCo v1, section 3.3): one random order over all ranks' images, rank 0's on every rank.
 
     Returns:
-        This rank's slice of the shuffled images, and what brings the outputs of that slice back into this rank's own
-        order; gradients flow through it.
+        This rank's slice of the shuffled images, and a function that brings the outputs of that slice back into this
+        rank's own order; gradients flow through it.
     """
     everyones = gather(part)
     order = torch.randperm(len(everyones), generator=generator, device=generator.device)
@@ -106,12 +153,3 @@ def shuffle(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Callable[
         return gather_with_gradient(outputs)[order.argsort()][own]
 
     return everyones[order][own], unshuffle
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over the ranks."""
-    if world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / world_size()

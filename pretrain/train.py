@@ -14,8 +14,16 @@ from torch import nn
 from tqdm import tqdm
 
 from pretrain import distributed, mechanisms
-from pretrain.backbone_file import write_backbone
-from pretrain.checkpoint import RESUME, keep, load_resume, numbered, remove_partials, save_resume, write_text
+from pretrain.checkpoint import (
+    RESUME,
+    keep,
+    load_resume,
+    numbered,
+    remove_partials,
+    save_resume,
+    write_backbone,
+    write_text,
+)
 from pretrain.contrast import Batch
 from pretrain.recipe import Recipe
 from pretrain.sources import Files, Shards, find_images

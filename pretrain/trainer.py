@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import distributed, mechanisms
-from pretrain.backbone_file import read_backbone
+from pretrain.checkpoint import read_backbone
 from pretrain.contrast import Batch, ProjectedEncoder
 from pretrain.loader import Loader
 from pretrain.recipe import Recipe

@@ -51,7 +51,7 @@ def _is_torch_eps(value: object) -> bool:
 class Architecture(Frozen):
     """What must be known to build the network; the part of it that a checkpoint's keys cannot show included.
 
-    `name` is a key of `pretrain.backbone.STAGES`, `timm:<model>`, `module:<package.module:function>` or `pixels`.
+    `name` is a key of `pretrain.resnet.STAGES`, `timm:<model>`, `module:<package.module:function>` or `pixels`.
     The other fields describe a ResNet and keep their defaults elsewhere.
     """
 

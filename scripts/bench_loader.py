@@ -16,6 +16,7 @@ from pretrain.distributed import own_device
 from pretrain.loader import Loader
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.sources import find_images
+from results.errors import InputError
 
 
 @dataclass
@@ -50,7 +51,7 @@ def main() -> int:
         # The loader asks nothing of the model's side of a recipe.
         recipe = Recipe(**{**fields, "batch_size": options.batch, "queue_size": 2 * options.batch, "split_bn": 1})
         loader = Loader(recipe, find_images(options.data), device, torch.Generator(device), options.workers)
-    except (FileNotFoundError, ValueError) as error:
+    except (InputError, FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"bench-loader: {sentence(error)}\n")
         return 2
     wanted, images, number = options.batches, 0, 0

@@ -16,6 +16,7 @@ from pretrain.cost import Cost, measure
 from pretrain.distributed import own_device
 from pretrain.mechanisms import method
 from pretrain.recipe import Recipe, load_recipe
+from results.errors import InputError
 from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
 from results.schema import canonical_sha256 as sha256
 from results.store import write_record
@@ -50,7 +51,7 @@ def main() -> int:
             Recipe(**{**base, "batch_size": options.batch, "precision": options.precision, "mechanism": mechanism})
             for mechanism in options.mechanisms
         ]
-    except (FileNotFoundError, ValueError) as error:
+    except (InputError, FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"cost-table: {sentence(error)}\n")
         return 2
     costs = [measure(recipe, options.device, options.steps) for recipe in recipes]

@@ -24,8 +24,8 @@ from benchmarks.detection.settings import DetectionSettings
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.detectron2 import write_detectron2
 from benchmarks.progress import progress as with_progress
-from benchmarks.training.distributed import join, rank, world_size
 from benchmarks.training.memory_format import safe_memory_format
+from pretrain.distributed import join, rank, world_size
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from benchmarks.encoders.resnet import fill, parse_architecture, resnet_encoder
 from benchmarks.encoders.timm_models import timm_encoder, timm_keys
 from benchmarks.encoders.vit import infer_vit, timm_dinov2
 from benchmarks.encoders.weight_files.untrusted import Contents, read_weights
-from pretrain.backbone import STAGES, ResNet
-from pretrain.backbone_file import CARD_KEY, weights_sha256
+from pretrain.checkpoint import CARD_KEY, weights_sha256
+from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import FEATURES, Encoder
 from benchmarks.encoders.resnet import fill
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

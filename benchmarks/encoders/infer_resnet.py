@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.contract import InputError
-from pretrain.backbone import STAGES
+from pretrain.resnet import STAGES
 from results.schema import Architecture
 
 

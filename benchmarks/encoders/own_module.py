@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import FEATURES, Encoder
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.encoders.encoder import Encoder
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 SIDE = 32

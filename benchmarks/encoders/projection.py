@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
 
 
 def projection(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential | None:

@@ -12,7 +12,7 @@ from benchmarks.datasets.imagefolder import read_image_folder
 from benchmarks.datasets.transforms import Images
 from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
-from pretrain.backbone_file import write_backbone
+from pretrain.checkpoint import write_backbone
 from results.schema import Geometry
 
 log = logging.getLogger(__name__)

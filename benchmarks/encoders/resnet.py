@@ -1,4 +1,4 @@
-"""Encoders around `pretrain.backbone.ResNet`: strictly filled, or at random initialisation."""
+"""Encoders around `pretrain.resnet.ResNet`: strictly filled, or at random initialisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import FEATURES, Encoder
-from pretrain.backbone import STAGES, ResNet
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
 
 

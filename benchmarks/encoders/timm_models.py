@@ -13,7 +13,7 @@ from benchmarks.encoders.encoder import FEATURES, Encoder
 from benchmarks.encoders.layouts.facts import PIXELS, Facts
 from benchmarks.encoders.projection import described, projection
 from benchmarks.encoders.resnet import fill
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 REDUCTIONS = {2: "feature1", 4: "feature2", 8: "feature3", 16: "feature4", 32: "feature5"}

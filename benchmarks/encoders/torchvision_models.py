@@ -11,8 +11,8 @@ from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.layouts.facts import PIXELS, Facts
 from benchmarks.encoders.resnet import fill, resnet_encoder
-from pretrain.backbone import STAGES, ResNet
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
 
 

@@ -21,11 +21,11 @@ from benchmarks.finetune.protocols import BEST, HELD_OUT, LAST, ON_TEST, columns
 from benchmarks.finetune.settings import FineTuneSettings, finetune_settings
 from benchmarks.finetune.train import FineTuning
 from benchmarks.overrides import override
-from benchmarks.training import distributed
 from benchmarks.training.check import check_single_label
 from benchmarks.training.held_out import held_out
 from benchmarks.training.loader import Images, Views
 from benchmarks.training.ranking import percent
+from pretrain import distributed
 from results.schema import Protocol, Record, Score, canonical_sha256
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from benchmarks.finetune.checkpoint import State
 from benchmarks.finetune.network import Classifier
 from benchmarks.finetune.settings import FineTuneSettings
 from benchmarks.progress import progress
-from benchmarks.training import distributed
 from benchmarks.training.loader import FixedBatches, TrainingBatches, Views, batches
 from benchmarks.training.network_input import network_input
 from benchmarks.training.ranking import target_ranks
 from benchmarks.training.sync_norm import synchronise
+from pretrain import distributed
 
 EVALUATION_BATCH = 256
 
@@ -133,7 +133,7 @@ class FineTuning:
         self.classifier.eval()
         ranks = torch.zeros(len(self.tested), dtype=torch.int32, device=self.device)
         loss = torch.zeros((), device=self.device)
-        start = distributed.own_part(len(self.tested)).start
+        start = distributed.own_slice(len(self.tested)).start
         for images, _, labels in batches(
             self.test_views, FixedBatches(self.tested, EVALUATION_BATCH), self.workers, self.device
         ):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.linear.frozen import FrozenFeatures
 from benchmarks.linear.heads import HeadBank, bank_loss
-from benchmarks.training import distributed
 from benchmarks.training.loader import FixedBatches, Views, batches
 from benchmarks.training.ranking import target_ranks
+from pretrain import distributed
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FixedSet:
         limit: int,
     ) -> None:
         self.views, self.items, self.frozen, self.batch_size, self.workers = views, items, frozen, batch_size, workers
-        own = distributed.own_part(len(items))
+        own = distributed.own_slice(len(items))
         self._keep = 4 * sum(frozen.dims.values()) * (own.stop - own.start) <= limit
         self._kept: list[tuple[dict[str, Tensor], Tensor]] | None = None
 
@@ -62,7 +62,7 @@ class FixedSet:
         n, device = len(self.items), self.frozen.device
         ranks = {o: torch.zeros(b.weight.shape[0], n, dtype=torch.int32, device=device) for o, b in banks.items()}
         losses = {o: torch.zeros(b.weight.shape[0], device=device) for o, b in banks.items()}
-        start = distributed.own_part(n).start
+        start = distributed.own_slice(n).start
         for features, targets in self._features():
             for output, bank in banks.items():
                 logits = bank.eval()(features[output])

@@ -16,9 +16,9 @@ from benchmarks.linear.declare import BEST, LAST, RATE, selection
 from benchmarks.linear.frozen import Encoder, FrozenFeatures, module_sha256
 from benchmarks.linear.settings import ProbeSettings, probe_settings
 from benchmarks.linear.train import Pass, Probe, shareable, train_probes
-from benchmarks.training import distributed
 from benchmarks.training.check import check_single_label
 from benchmarks.training.ranking import percent
+from pretrain import distributed
 from results.schema import Protocol, Score, canonical_sha256
 
 COLUMN = {"embed": "AvgPool", **{f"feature{n}": f"Feature{n}" for n in range(1, 6)}}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.training import distributed
+from pretrain import distributed
 
 
 class ChannelNorm(nn.Module):

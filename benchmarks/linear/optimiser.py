@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.linear.settings import ProbeSettings
-from benchmarks.training import distributed
+from pretrain import distributed
 
 LARS_EPS = 1e-8
 

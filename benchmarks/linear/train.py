@@ -18,10 +18,10 @@ from benchmarks.linear.frozen import FrozenFeatures
 from benchmarks.linear.settings import ProbeSettings
 from benchmarks.linear.trainer import HeadTrainer
 from benchmarks.progress import progress
-from benchmarks.training import distributed
 from benchmarks.training.held_out import held_out
 from benchmarks.training.loader import Images, TrainingBatches, Views, batches
 from benchmarks.training.settings import ViewSettings
+from pretrain import distributed
 from results.schema import Geometry
 
 EVALUATION_BATCH = 256

@@ -22,8 +22,8 @@ from benchmarks.segmentation.config import model_config, optimisation, pipelines
 from benchmarks.segmentation.mmsegmentation import quiet, register, use_device
 from benchmarks.segmentation.score import areas
 from benchmarks.segmentation.settings import SegmentationSettings
-from benchmarks.training import distributed
 from benchmarks.training.sync_norm import synchronise
+from pretrain import distributed
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.datasets.cifar10 import container
 from benchmarks.datasets.paths import strings
 from benchmarks.datasets.transforms import apply_geometry, decode
-from benchmarks.training import distributed
 from benchmarks.training.settings import ViewSettings
 from benchmarks.training.views import draw, order, training_view
+from pretrain import distributed
 from results.schema import Geometry
 
 CACHE_BYTES = 512 * 2**20
@@ -146,14 +146,14 @@ class TrainingBatches:
                 items = order(self.seed, epoch).permutation(self.items)
                 shuffled_epoch = epoch
             batch = items[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in batch[distributed.own_part(len(batch))]]
+            yield [(epoch, int(index)) for index in batch[distributed.own_slice(len(batch))]]
 
 
 class FixedBatches:
     """This rank's part of `items`, in order, `batch_size` at a time."""
 
     def __init__(self, items: NDArray[np.int64], batch_size: int) -> None:
-        self.items, self.batch_size = items[distributed.own_part(len(items))], batch_size
+        self.items, self.batch_size = items[distributed.own_slice(len(items))], batch_size
 
     def __len__(self) -> int:
         return -(-len(self.items) // self.batch_size)

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from benchmarks.contract import NotApplicableError
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over ranks; what depends on it depends on every rank's share, so gradients are summed too."""
-
-    @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        total = share.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum(share: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(share)
-    return total
+from pretrain.distributed import sum_with_gradient
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -44,9 +21,9 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         wide = x.float()
         # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
-        count = _sum(wide.new_tensor(float(wide[:, 0].numel())))
-        mean = _sum(wide.sum(dim=(0, 2, 3))) / count
-        var = _sum((wide - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / count
+        count = sum_with_gradient(wide.new_tensor(float(wide[:, 0].numel())))
+        mean = sum_with_gradient(wide.sum(dim=(0, 2, 3))) / count
+        var = sum_with_gradient((wide - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)

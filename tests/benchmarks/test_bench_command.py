@@ -16,7 +16,7 @@ from benchmarks import InputError, evaluate
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.harnesses import HARNESSES, find_protocol
-from pretrain.backbone import ResNet
+from pretrain.resnet import ResNet
 from results.schema import Architecture, Record
 from results.store import read_records
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.backbone_file import read_backbone, write_backbone
-from pretrain.checkpoint import load_resume, save_resume
+from pretrain.checkpoint import load_resume, read_backbone, save_resume, write_backbone
 from pretrain.recipe import load_recipe
 from pretrain.train import Run
 from results.schema import Architecture, EncoderCard

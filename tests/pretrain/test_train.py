@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pretrain.backbone_file import read_backbone, weights_sha256
-from pretrain.checkpoint import load_resume
+from pretrain.checkpoint import load_resume, read_backbone, weights_sha256
 from pretrain.contrast import ProjectedEncoder
 from tests.pretrain.tiny_runs import assert_same_end, run
 

@@ -18,7 +18,7 @@ from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import mechanisms
-from pretrain.backbone_file import read_backbone, weights_sha256
+from pretrain.checkpoint import read_backbone, weights_sha256
 from pretrain.contrast import Batch, Mechanism
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe

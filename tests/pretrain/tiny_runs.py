@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from pretrain.__main__ import main
-from pretrain.backbone_file import read_backbone, weights_sha256
-from pretrain.checkpoint import load_resume
+from pretrain.checkpoint import load_resume, read_backbone, weights_sha256
 
 CPU = torch.device("cpu")
 FLAGS = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbone import ResNet
+from pretrain.resnet import ResNet
 from results.schema import Architecture
 
 KEYS = Path(__file__).parents[1] / "benchmarks" / "encoders" / "keys"

@@ -11,7 +11,7 @@ import torch
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.atomic import replacing
 from benchmarks.encoders.export.resnet_facts import backbone_tensors, differs, numbers, pixels255, written_card
-from pretrain.backbone_file import CARD_KEY
+from pretrain.checkpoint import CARD_KEY
 from results.schema import EncoderCard
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.resnet import ProjectedResNet
-from pretrain.backbone import STAGES, ResNet
+from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
 
 

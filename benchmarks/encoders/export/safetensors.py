@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.export.resnet_facts import backbone_tensors, written_card
-from pretrain.backbone_file import write_backbone
+from pretrain.checkpoint import write_backbone
 
 
 def write_safetensors(encoder: Encoder, path: Path) -> None:

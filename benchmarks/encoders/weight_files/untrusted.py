@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.contract import InputError
 from benchmarks.encoders.weight_files.placeholders import PICKLE, Array, Dtype, torch_globals
-from pretrain.backbone_file import read_backbone
+from pretrain.checkpoint import read_backbone
 from results.schema import EncoderCard
 
 # A file of torch before 1.6 starts with a pickle of this number (torch.serialization.MAGIC_NUMBER).

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.encoders.encoder import FEATURES
 from benchmarks.encoders.load import load_encoder
-from pretrain.backbone import ResNet
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import ResNet
 from results.schema import EncoderCard
 from tests.reference.checkpoint_tables import NARROW, network
 

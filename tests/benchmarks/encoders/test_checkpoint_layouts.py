@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.contract import InputError
 from benchmarks.encoders.layouts.table import LAYOUTS
 from benchmarks.encoders.load import load_encoder
-from pretrain.backbone_file import weights_sha256, write_backbone
+from pretrain.checkpoint import weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.benchmarks.encoders.same_forward import D2, assert_same_forward, strided_in_1x1
 from tests.reference.checkpoint_tables import NARROW, named, network, table

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.contract import InputError
 from benchmarks.encoders.load import load_encoder
-from pretrain.backbone_file import write_backbone
+from pretrain.checkpoint import write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.reference.checkpoint_tables import NARROW, named, network, table
 

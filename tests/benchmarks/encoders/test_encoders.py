@@ -17,8 +17,8 @@ from benchmarks.encoders.encoder import FEATURES, Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.random_file import write_random_encoder
 from benchmarks.encoders.resnet import random_resnet, recalibrated
-from pretrain.backbone import ResNet
-from pretrain.backbone_file import read_backbone, weights_sha256, write_backbone
+from pretrain.checkpoint import read_backbone, weights_sha256, write_backbone
+from pretrain.resnet import ResNet
 from results.schema import Architecture, EncoderCard
 
 TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)

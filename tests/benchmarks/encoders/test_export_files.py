@@ -25,8 +25,8 @@ from benchmarks.encoders.export.safetensors import write_safetensors
 from benchmarks.encoders.export.torchvision import write_torchvision
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, resnet_encoder
-from pretrain.backbone import ResNet
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import ResNet
 from results.schema import Architecture, EncoderCard
 from tests.reference.detectron2_names import renamed
 
@@ -125,7 +125,7 @@ def test_a_killed_write_leaves_the_old_file(
 
     monkeypatch.setattr(pickle, "dump", broken)
     monkeypatch.setattr(torch, "save", broken)
-    monkeypatch.setattr("pretrain.backbone_file.save_file", broken)
+    monkeypatch.setattr("pretrain.checkpoint.save_file", broken)
     with pytest.raises(KeyboardInterrupt):
         write(encoder, out)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.bin", "old")]

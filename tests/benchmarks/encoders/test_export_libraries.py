@@ -20,8 +20,8 @@ from benchmarks.encoders.export.detectron2 import detectron2_facts, write_detect
 from benchmarks.encoders.export.openmmlab import openmmlab_facts, write_openmmlab
 from benchmarks.encoders.export.torchvision import write_torchvision
 from benchmarks.encoders.resnet import resnet_encoder
-from pretrain.backbone import ResNet
-from pretrain.backbone_file import weights_sha256
+from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import ResNet
 from results.schema import Architecture, EncoderCard
 
 needs_detectron2 = pytest.mark.skipif(not find_spec("detectron2"), reason="no detectron2: make setup-transfer")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import FEATURES
 from benchmarks.encoders.load import load_encoder
-from pretrain.backbone_file import write_backbone
+from pretrain.checkpoint import write_backbone
 
 KEYS = Path(__file__).parent / "keys"
 

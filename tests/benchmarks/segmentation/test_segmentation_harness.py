@@ -20,7 +20,7 @@ from benchmarks.segmentation import harness
 from benchmarks.segmentation.protocols import PROTOCOLS
 from benchmarks.segmentation.scenes import Draws, Scenes
 from benchmarks.segmentation.settings import settings_of
-from benchmarks.training import distributed
+from pretrain import distributed
 from results.schema import Protocol
 from results.store import read_records
 from tests.layouts.cityscapes import write_cityscapes

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pretrain.backbone import STAGES, ResNet, SplitBatchNorm
+from pretrain.resnet import STAGES, ResNet, SplitBatchNorm
 from results.schema import Architecture
 
 
