@@ -1,0 +1,133 @@
+"""Command-line parsing shared by all packages: grouped help of commands, and every refusal in one sentence."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from difflib import SequenceMatcher
+from typing import Any, TypeVar
+
+from results.errors import InputError, did_you_mean
+
+Options = TypeVar("Options")
+
+
+def split_command(
+    groups: Mapping[str, Mapping[str, str]], arguments: list[str], program: str, description: str
+) -> tuple[str, list[str]]:
+    """Return the command and the arguments after it; `--help` prints all commands to stdout and exits with code 0.
+
+    Args:
+        groups: by heading, the commands and one sentence about each.
+
+    Raises:
+        InputError: no command, or an unknown one.
+        SystemExit: after --help.
+    """
+    names = [name for group in groups.values() for name in group]
+    if arguments and arguments[0] in ("-h", "--help"):
+        sys.stdout.write(commands_help(groups, program, description))
+        raise SystemExit(0)
+    if not arguments or arguments[0] not in names:
+        fault = f"no command {arguments[0]!r}{did_you_mean(arguments[0], names)}" if arguments else "name a command"
+        raise InputError(f"{fault}\ncommands: {', '.join(names)}\n{program} --help says what each one does")
+    return arguments[0], arguments[1:]
+
+
+def commands_help(groups: Mapping[str, Mapping[str, str]], program: str, description: str) -> str:
+    """The text of `--help`: one line per command under the heading of its group."""
+    width = max(len(name) for group in groups.values() for name in group)
+    parts = [f"usage: {program} COMMAND [options]\n\n{description}\n"]
+    for heading, group in groups.items():
+        parts.append("\n".join([f"{heading}:", *(f"  {name:<{width}}  {line}" for name, line in group.items())]) + "\n")
+    parts.append(f"{program} COMMAND --help shows the options of a command.\n")
+    return "\n".join(parts)
+
+
+def first_sentence(kind: type[Any]) -> str:
+    """The first line of a class's docstring, for `--help`."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def parse(kind: type[Options], arguments: list[str], program: str, default: Options | None = None) -> Options:
+    """Read `arguments` into a dataclass or pydantic model with tyro; `default` replaces its default values.
+
+    Raises:
+        InputError: an unknown or missing flag, a value of the wrong type, or values that do not go together.
+        SystemExit: after --help.
+    """
+    import tyro  # 0.2 s, which a listing of the commands does not need
+
+    filled: Any = tyro.MISSING_NONPROP if default is None else default
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(kind, args=arguments, prog=program, default=filled)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        refusal: BaseException = stop
+    known = _flags(kind, program, filled)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        written, _, value = argument.partition("=")
+        name = written.replace("_", "-")
+        if name.startswith("--") and name not in known:
+            raise InputError(f"no flag {name}{_did_you_mean_flag(name, known)}\n{program} --help lists all flags")
+        value = value or ("" if following.startswith("-") else following)
+        if value and _opposite(name) in known:
+            raise InputError(f"{name} takes no value, got {value!r}; its opposite is {_opposite(name)}")
+    while refusal.__context__ is not None:
+        refusal = refusal.__context__
+        if type(refusal).__name__ == "ValidationError":  # pydantic's, which is not imported here
+            raise InputError(validation_message(refusal)) from refusal
+    raise InputError(f"{_message(box.getvalue())}\n{program} --help shows what it takes")
+
+
+def validation_message(error: Any) -> str:
+    """The first fault of a pydantic `ValidationError` as `field: what is wrong`."""
+    first = error.errors()[0]
+    where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
+
+
+def _flags(kind: type[Any], program: str, default: Any) -> list[str]:
+    import tyro
+
+    shown = io.StringIO()
+    try:
+        with redirect_stdout(shown):
+            tyro.cli(kind, args=["--help"], prog=program, default=default)
+    except SystemExit:
+        return sorted({"--help", *re.findall(r"(?<=[ ,│])--[a-z][\w.-]*", shown.getvalue())})
+    raise AssertionError("--help ends the program")
+
+
+def _opposite(switch: str) -> str:
+    before, dot, last = switch.removeprefix("--").rpartition(".")
+    return f"--{before}{dot}no-{last}"
+
+
+def _did_you_mean_flag(name: str, known: Iterable[str]) -> str:
+    """As `did_you_mean`. The last part of a dotted flag counts as much as all of it: `--crop` for `--geometry.crop`."""
+
+    def likeness(flag: str) -> float:
+        last = [text.removeprefix("--").rpartition(".")[2] for text in (name, flag)]
+        return max(SequenceMatcher(None, *pair).ratio() for pair in ((name, flag), last))
+
+    ranked = sorted((flag for flag in known if flag != "--help"), key=likeness, reverse=True)
+    close = [flag for flag in ranked if likeness(flag) > max(0.6, likeness(ranked[0]) - 0.1)]
+    return f"; did you mean {' or '.join(close[:3])}?" if close else ""
+
+
+def _message(box: str) -> str:
+    """What is wrong, from tyro's box: the lines above the first rule in it."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
+    lines = [line.strip("│ ") for line in plain if not line.startswith("╭")]
+    ends = [number for number, line in enumerate(lines) if line.startswith(("─", "╰"))]
+    text = " ".join(" ".join(lines[: ends[0]] if ends else lines).split())
+    if text.startswith("Missing from "):
+        text = "missing: " + text.partition(": ")[2].replace(" (required)", ";").rstrip(";")
+    return text[:1].lower() + text[1:]

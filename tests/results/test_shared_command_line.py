@@ -1,0 +1,92 @@
+"""Refusals of the shared command line name the fault, then what is close to it; help goes to stdout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+from pydantic import BaseModel, model_validator
+
+from results.command_line import first_sentence, parse, split_command
+from results.errors import InputError
+
+GROUPS = {"Tables": {"tables": "Write tables.", "diff": "Compare two."}, "Other": {"lint": "Check a page."}}
+
+
+@dataclass(frozen=True)
+class Crop:
+    size: int = 224
+
+
+@dataclass(frozen=True)
+class Options:
+    """Some options.
+
+    Attributes:
+        name: whose name it is.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    records: str = "here"
+    format: Literal["csv", "markdown"] = "csv"
+    check: bool = False
+    crop: Crop = field(default_factory=Crop)
+
+
+class Pair(BaseModel):
+    low: int = 0
+    high: int = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pair:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+def test_values_are_read() -> None:
+    assert parse(Options, ["me", "--check", "--crop.size", "9"], "demo") == Options("me", check=True, crop=Crop(9))
+    assert parse(Pair, ["--low", "3"], "demo", default=Pair(high=5)) == Pair(low=3, high=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["me", "--recrods", "x"], "no flag --recrods; did you mean --records?"),
+        (["me", "--size", "3"], "no flag --size; did you mean --crop.size?"),
+        (["me", "--zzz"], "no flag --zzz\n"),
+        (["me", "--check", "yes"], "--check takes no value, got 'yes'; its opposite is --no-check"),
+        (["me", "--format", "pdf"], "invalid choice 'pdf' for argument '--format'"),
+        (["me", "--records"], "missing value for argument '--records'"),
+        (["me", "you"], "unrecognized options: you"),
+        ([], "missing: NAME whose name it is."),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_names_the_fault(arguments: list[str], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse(Options, arguments, "demo")
+    assert str(refused.value).startswith(said)
+    assert "│" not in str(refused.value)
+    assert "its opposite" in said or "demo --help" in str(refused.value).splitlines()[1]
+
+
+def test_values_that_do_not_go_together_are_refused_with_the_models_reason() -> None:
+    with pytest.raises(InputError, match="low 3 is above high 1"):
+        parse(Pair, ["--low", "3"], "demo")
+
+
+def test_a_command_is_split_off_and_a_misspelt_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert split_command(GROUPS, ["diff", "a", "--help"], "demo", "About.") == ("diff", ["a", "--help"])
+    for arguments, said in ((["dif"], "no command 'dif'; did you mean 'diff'?"), ([], "name a command")):
+        with pytest.raises(InputError) as refused:
+            split_command(GROUPS, arguments, "demo", "About.")
+        assert str(refused.value).splitlines()[0] == said
+        assert "commands: tables, diff, lint" in str(refused.value)
+    with pytest.raises(SystemExit) as stop:
+        split_command(GROUPS, ["--help"], "demo", "About.")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name}  " in shown and line in shown for group in GROUPS.values() for name, line in group.items())
+    assert first_sentence(Options) == "Some options."
