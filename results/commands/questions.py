@@ -12,12 +12,12 @@ from results.tables.roster import matching
 
 
 def report_command(options: Report) -> int:
-    from results.comparison.explained import remembered
-    from results.pictures.pretraining import read_logs
+    from results.compare.explain import remembered
+    from results.plots import read_pretraining_logs
     from results.report.page import report_html
 
     records, bad = read(options.records)
-    logs, asked = read_logs(options.pretrain), remembered(options.records)
+    logs, asked = read_pretraining_logs(options.pretrain), remembered(options.records)
     if options.dry_run:
         sys.stdout.write(
             f"would read {len(records)} records, leave out {len(bad)} unreadable files, draw {len(logs)} logs, and "
@@ -30,8 +30,8 @@ def report_command(options: Report) -> int:
 
 
 def correlations_command(options: Correlations) -> int:
-    from results.comparison import correlation
-    from results.pictures.heat_map import draw_heat_map
+    from results.compare import correlations as correlation
+    from results.plots import draw_heat_map
 
     if options.picture is not None:
         picture_file(options.picture)
@@ -48,17 +48,17 @@ def correlations_command(options: Correlations) -> int:
     if (said := correlation.remark(values)) is not None:
         sys.stderr.write(f"results: {said}\n")
     if options.picture is not None:
-        drawn = [one for one in found if len(one.encoders) >= correlation.FEWEST]
+        drawn = [one for one in found if len(one.encoders) >= correlation.MIN_ENCODERS]
         if not drawn:
-            raise InputError(f"no two columns have {correlation.FEWEST} encoders in common, so there is no heat map")
+            fewest = correlation.MIN_ENCODERS
+            raise InputError(f"no two columns have {fewest} encoders in common, so there is no heat map")
         draw_heat_map(drawn, options.picture)
     return 0
 
 
 def explain_command(options: Explain) -> int:
-    from results.comparison.explain import explanation_table, explanations
-    from results.comparison.explained import Question, remember
-    from results.pictures.waterfall import draw_waterfall
+    from results.compare.explain import Question, explanation_table, explanations, remember
+    from results.plots import draw_waterfall
 
     if options.picture is not None:
         picture_file(options.picture)
@@ -77,7 +77,7 @@ def explain_command(options: Explain) -> int:
 
 
 def lint_command(options: Lint) -> int:
-    from results.lint.findings import lint, verdict_text
+    from results.lint import lint, verdict_text
 
     records, bad = read(options.records)
     name_bad(bad)

@@ -26,10 +26,10 @@ from results.commands.options import (
 )
 from results.commands.questions import correlations_command, explain_command, lint_command, report_command
 from results.errors import InputError
-from results.pages.zoo_page import Page
 from results.published.figures import Figure, chosen, figures
 from results.store import BadRecord, StoredRecord
 from results.tables.cells import Cell, Row, Table
+from results.zoo_page import Page
 
 PUBLISHED_PAGES = ("MoCo v2 page *",)
 
@@ -123,7 +123,7 @@ def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) ->
 
 
 def _published_pages(options: ZooPage) -> int:
-    from results.pages.zoo_page import file_name, published_page
+    from results.zoo_page import file_name, published_page
 
     given = [name for name in ("encoder", "against", "weights") if getattr(options, name)]
     if given:
@@ -142,7 +142,7 @@ def _published_pages(options: ZooPage) -> int:
 
 
 def _zoo_page(options: ZooPage) -> int:
-    from results.pages.zoo_page import measured_page
+    from results.zoo_page import measured_page
 
     if not options.encoder:
         raise InputError("name the encoder with --encoder, or say --published")
@@ -175,7 +175,7 @@ def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
 
 
 def _paper_tables(options: PaperTables) -> int:
-    from results.pages.paper_tables import paper_tables
+    from results.papers import paper_tables
 
     records: list[StoredRecord] = []
     if options.records is not None:
@@ -240,7 +240,7 @@ def _publish(options: PublishRecords) -> int:
 
 
 def _diff(options: Diff) -> int:
-    from results.comparison.diff import diff, side
+    from results.compare.diff import diff, side
     from results.tables.model_zoo import HEADINGS
 
     records: list[StoredRecord] = []
@@ -260,12 +260,12 @@ def _diff(options: Diff) -> int:
 
 
 def _pictures(options: Pictures) -> int:
-    from results.pictures.every import write_pictures
+    from results.plots import write_figures
 
     found, bad = read(options.records)
     name_bad(bad)
     records = chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
-    written, left_out = write_pictures(records, options.out)
+    written, left_out = write_figures(records, options.out)
     for path, reason in left_out.items():
         sys.stderr.write(f"results: left out {path}: {reason}\n")
     if not written:
@@ -276,7 +276,7 @@ def _pictures(options: Pictures) -> int:
 
 
 def _formatted_page(page: Page, form: Format) -> str:
-    from results.pages.zoo_page import latex_page, markdown_page
+    from results.zoo_page import latex_page, markdown_page
 
     if form == "csv":  # the heading says which rows are of the embedded data
         titled = [replace(table, title=f"{part.title}: {table.title}") for part in page.parts for table in part.tables]

@@ -1,1 +1,1 @@
-"""One HTML file with everything that the records say, for a browser without a network."""
+"""The report: one HTML file with everything that the records say, readable without a network."""

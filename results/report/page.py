@@ -1,19 +1,17 @@
-"""The report: what it holds, in which order, and how it becomes one file."""
+"""The contents of the report, in order, and how they become one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.comparison.correlation import (
-    FEWEST,
-    Correlation,
-    Values,
+from results.compare.correlations import (
+    MIN_ENCODERS,
     correlation_table,
     correlations,
     headlines,
@@ -23,56 +21,61 @@ from results.comparison.correlation import (
     remark,
     together,
 )
-from results.comparison.explained import Question
-from results.pictures.heat_map import draw_heat_map
-from results.pictures.knn_k import draw_knn_k
-from results.pictures.low_shot import draw_low_shot
-from results.pictures.per_class import draw_per_class
-from results.pictures.per_layer import draw_per_layer
-from results.pictures.pretraining import RunLog, draw_pretraining
-from results.pictures.score_against_epoch import draw_score_against_epoch
-from results.pictures.styles import Styles
+from results.compare.explain import Explanation, Question, explanations
+from results.errors import InputError
+from results.plot_style import EncoderStyles
+from results.plots import (
+    PretrainingLog,
+    draw_heat_map,
+    draw_knn_k,
+    draw_low_shot,
+    draw_per_class,
+    draw_per_layer,
+    draw_pretraining,
+    draw_score_against_epoch,
+    draw_waterfall,
+    low_shot_groups,
+)
 from results.published.figures import Figure
-from results.report.charts import Chart, chart
-from results.report.differences import answers, differences_part
-from results.report.part import Part
-from results.report.sheets import sheets
-from results.report.tables import TableMaker, published_tables
+from results.report.parts import SCORE_COLUMNS, Chart, Part, TableMaker, chart, saved_images
 from results.store import BadRecord, StoredRecord
-from results.tables.cells import Table
+from results.tables.cells import Row, Table
 from results.tables.model_zoo import HEADINGS
 from results.tables.noise import NOISE_LINE
 from results.tables.per_class import per_class_tables
-from results.tables.roster import current
+from results.tables.roster import current, matching
 from results.tables.sections import SPREAD_LINE, Section
+from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent
-LEGEND = "Each line's colour, mark and dashes are those of its legend; the numbers stand in the tables."
+ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."
+LEGEND = "The legend gives the colour, marker and dashes of each line; the tables hold the numbers."
+FOLD_FROM = 12  # rows of a table of correlations
 
 
 def report_html(
     records: Sequence[StoredRecord],
     bad: Sequence[BadRecord],
-    logs: Sequence[RunLog],
+    logs: Sequence[PretrainingLog],
     figures: Sequence[Figure],
-    asked: Sequence[Question] = (),
+    questions: Sequence[Question] = (),
 ) -> str:
-    """The whole page; it loads nothing, and no script runs in it but the one that sorts its tables.
+    """The whole page. It loads nothing, and its only script sorts the tables.
 
     Args:
-        asked: which differences between protocols it explains.
+        questions: differences between protocols to explain.
     """
     maker = TableMaker()
-    answered = answers(records, asked)
-    shown = answered.others(records)
+    explained, unanswered = _answers(records, questions)
+    shown = _without_steps(records, explained)
     parts = [
         *(_section(shown, maker, embedded) for embedded in (False, True)),
-        differences_part(answered.explained, maker),
-        *_correlation_parts(shown, figures, maker),
+        _differences(explained, maker),
+        *_correlations(shown, figures, maker),
         _pretraining(logs),
         _published(figures, maker),
-        _left_out(bad, answered.unanswered, maker),
+        _left_out(bad, unanswered, maker),
     ]
     script = (FOLDER / "sortable.min.js").read_text(encoding="utf-8").strip()
     environment = Environment(
@@ -84,104 +87,166 @@ def report_html(
     )
     return environment.get_template("page.html").render(
         title=TITLE,
-        lines=(SPREAD_LINE, NOISE_LINE, "A number with a dotted line tells where it comes from when it is pressed."),
+        lines=(SPREAD_LINE, NOISE_LINE, ORIGIN_LINE),
         parts=[part for part in parts if not part.empty],
         origins=maker.origins,
+        score_columns=SCORE_COLUMNS,
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
+# ---- the measured data sets
+
+
 def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool) -> Part:
     own = [stored for stored in records if stored.record.dataset.embedded == embedded]
     title, line = HEADINGS[embedded]
-    name = "embedded" if embedded else "full"
-    part = Part(name, title, (line,) if line else ())
+    part = Part("embedded" if embedded else "full", title, (line,) if line else ())
     if own:
         part.tables = maker.section(Section(records, embedded=embedded))
         part.tables += [maker.plain(table) for table in per_class_tables(own)]
-        part.charts = _charts(own, name)
-        part.sheets = sheets(current(own)[0])
+        part.charts = _charts(own, part.id)
+        part.images = saved_images(current(own)[0])
     return part
 
 
 def _charts(records: Sequence[StoredRecord], name: str) -> list[Chart]:
-    styles = Styles(records)
-    wanted: list[tuple[str, str, str, Callable[[Path], None]]] = [
-        ("layers", "Score by layer", LEGEND, partial(draw_per_layer, records, styles=styles)),
-        ("neighbours", "kNN accuracy against the number of neighbours", LEGEND, partial(draw_knn_k, records,
-                                                                                       styles=styles)),
-        ("classes", "Class by class", LEGEND, partial(draw_per_class, records, styles=styles)),
-        ("epochs", "Score against pretraining epochs", LEGEND, partial(draw_score_against_epoch, records)),
-    ]  # fmt: skip
-    low_shot: dict[tuple[str, str, str], list[StoredRecord]] = {}
-    for stored in records:
-        record = stored.record
-        if record.protocol.resolved.benchmark.endswith("low_shot_svm"):
-            asked = record.protocol.id, record.protocol.sha256, record.dataset.fingerprint
-            low_shot.setdefault(asked, []).append(stored)
-    for i, (asked, group) in enumerate(low_shot.items()):
-        wanted.append(
-            (
-                f"few-{i}",
-                f"Low-shot mAP against k, {asked[0]}",
-                "Lines: mean over the sets; bands: lowest to highest set. " + LEGEND,
+    styles = EncoderStyles(records)
+    made = [
+        chart(f"{name}-layers", "Score by layer", LEGEND, partial(draw_per_layer, records, styles=styles)),
+        chart(
+            f"{name}-neighbours",
+            "kNN accuracy against the number of neighbours",
+            LEGEND,
+            partial(draw_knn_k, records, styles=styles),
+        ),
+        chart(f"{name}-classes", "Score by class", LEGEND, partial(draw_per_class, records, styles=styles)),
+        chart(
+            f"{name}-epochs",
+            "Score against pretraining epochs",
+            LEGEND,
+            partial(draw_score_against_epoch, records),
+        ),
+    ]
+    for i, ((protocol, _, _), group) in enumerate(low_shot_groups(records).items()):
+        made.append(
+            chart(
+                f"{name}-low-shot-{i}",
+                f"Low-shot mAP against the number of images per class, {protocol}",
+                f"Lines: mean over the drawn sets; shaded: lowest to highest set. {LEGEND}",
                 partial(draw_low_shot, group, styles=styles),
             )
         )
-    found = [chart(f"{name}-{key}", title, says, draw) for key, title, says, draw in wanted]
-    return [one for one in found if one is not None]
+    return [one for one in made if one is not None]
 
 
-def _correlation_parts(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[Part]:
+# ---- explained differences
+
+
+def _answers(
+    records: Sequence[StoredRecord], questions: Sequence[Question]
+) -> tuple[list[Explanation], tuple[str, ...]]:
+    """The explanations, and a sentence for each question that the records do not answer."""
+    explained: list[Explanation] = []
+    unanswered: list[str] = []
+    for question in questions:
+        try:
+            own = matching(records, encoder=question.encoder)
+            explained += explanations(own, question.a, question.b, question.column)
+        except InputError as error:
+            unanswered.append(f"{question.a} against {question.b}: {error}")
+    return explained, tuple(unanswered)
+
+
+def _without_steps(records: Sequence[StoredRecord], explained: Sequence[Explanation]) -> list[StoredRecord]:
+    """The records except those measured only as steps between two protocols."""
+    ends = {stored.path for one in explained for stored in (one.records[0], one.records[-1])}
+    steps = {stored.path for one in explained for stored in one.records} - ends
+    return [stored for stored in records if stored.path not in steps]
+
+
+def _differences(explained: Sequence[Explanation], maker: TableMaker) -> Part:
+    line = "The intermediate protocols that were measured for these explanations appear only here."
+    part = Part("differences", "Why two protocols differ", (line,))
+    for i, one in enumerate(explained):
+        part.tables.append(maker.explanation(one))
+        form = f".{one.decimals}f"
+        steps = ", ".join(f"{switch.field} {switch.share:+{form}}" for switch in one.switches)
+        description = (
+            f"{one.encoder}, {one.column} on {one.dataset}: from {one.score_a:{form}} by {steps} to "
+            f"{one.score_b:{form}}. Bars of fields that lower the score are hatched."
+        )
+        drawn = chart(f"difference-{i}", f"From {one.a} to {one.b}", description, partial(draw_waterfall, [one]))
+        part.charts += [] if drawn is None else [drawn]
+    return part
+
+
+# ---- correlations
+
+
+def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[Part]:
     full = together(published_values(figures), measured_values(records, embedded=False))
     small = measured_values(records, embedded=True)
+    description = (
+        f"Spearman's coefficient of every two columns that at least {MIN_ENCODERS} encoders have, one column per "
+        "protocol; n is the number of encoders. The table gives the intervals."
+    )
     parts = []
-    for name, title, values, every in (
-        ("predicts", "Which cheap number predicts transfer?", full, _of_all_columns(full)),
-        ("predicts-embedded", "Which number predicts which on the embedded data?", small, []),
+    for name, title, values, every_column in (
+        ("predicts", "Which cheap number predicts transfer?", full, True),
+        ("predicts-embedded", "Which number predicts which on the embedded data?", small, False),
     ):
         found = correlations(values, headlines(values))
-        drawn = [one for one in found if len(one.encoders) >= FEWEST]
         said = remark(values)
-        part = Part(name, title, (said,) if said else (), folded=len(found) > 12)
-        part.charts = [c for c in [_heat_map(f"{name}-heat", drawn)] if c is not None]
+        part = Part(name, title, (said,) if said else (), folded=len(found) > FOLD_FROM)
+        drawn = [one for one in found if len(one.encoders) >= MIN_ENCODERS]
+        heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
+        part.charts = [] if heat_map is None else [heat_map]
         part.tables = [maker.plain(correlation_table(found))] if found else []
+        every = correlations(values, sorted(values, key=page_order)) if every_column else []
         if len(every) > len(found):
             part.tables.append(maker.plain(correlation_table(every, "Rank correlations of all columns")))
         parts.append(part)
     return parts
 
 
-def _of_all_columns(values: Values) -> list[Correlation]:
-    return correlations(values, sorted(values, key=page_order))
+# ---- pretraining, published figures, and what was left out
 
 
-def _heat_map(name: str, drawn: Sequence[Correlation]) -> Chart | None:
-    says = (
-        f"Spearman's coefficient of every two columns that at least {FEWEST} encoders have, one column per protocol; n "
-        "is the number of encoders. The table says the same with intervals."
-    )
-    return chart(name, "Rank correlations", says, lambda out: draw_heat_map(drawn, out))
-
-
-def _pretraining(logs: Sequence[RunLog]) -> Part:
-    part = Part("pretraining", "Pretraining")
-    says = "By epoch, a line per run; dotted: the loss of chance. " + LEGEND
-    drawn = chart("pretraining-curves", "Pretraining curves", says, lambda out: draw_pretraining(logs, out))
-    part.charts = [] if drawn is None else [drawn]
-    return part
+def _pretraining(logs: Sequence[PretrainingLog]) -> Part:
+    description = f"One line per run. Dotted: the loss at chance. {LEGEND}"
+    drawn = chart("pretraining-curves", "Pretraining curves", description, partial(draw_pretraining, logs))
+    return Part("pretraining", "Pretraining", charts=[] if drawn is None else [drawn])
 
 
 def _published(figures: Sequence[Figure], maker: TableMaker) -> Part:
-    tables = [maker.plain(table) for table in published_tables(figures)]
-    line = "As their sources print them. Protocols differ between sources; nothing here was measured by this project."
-    return Part("published", "Published figures", (line,), tables=tables, folded=True)
+    """Every published figure that has a place on a model-zoo page, with its source."""
+    line = "Figures as their sources print them. Protocols differ between sources. This project measured none of them."
+    part = Part("published", "Published figures", (line,), folded=True)
+    for layout in LAYOUTS:
+        found = published_rows(layout, figures)
+        if not found:
+            continue
+        columns = filled_columns(layout, found)
+        sources = list(dict.fromkeys(source for row in found for source in row.sources))
+        rows = [
+            Row(
+                row.name,
+                tuple(row.cell(column, figures) for column in columns),
+                tuple(sources.index(source) + 1 for source in row.sources),
+            )
+            for row in found
+        ]
+        titles = (CONFIG, *(column.title for column in columns))
+        table = Table(layout.title, layout.lines, titles, tuple(rows), layout.decimals, sources=tuple(sources))
+        part.tables.append(maker.plain(table))
+    return part
 
 
-def _left_out(bad: Sequence[BadRecord], unanswered: Sequence[str], maker: TableMaker) -> Part:
+def _left_out(bad: Sequence[BadRecord], unanswered: tuple[str, ...], maker: TableMaker) -> Part:
     files = tuple(f"{found.path.name}: {found.reason}" for found in bad)
-    lists = {"Files that are not records": files, "Differences that these records do not explain": tuple(unanswered)}
+    lists = {"Files that are not records": files, "Differences that these records do not explain": unanswered}
     tables = [maker.plain(Table(title, (), ("",), (), notes=notes)) for title, notes in lists.items() if notes]
     return Part("left-out", "Left out", tables=tables)

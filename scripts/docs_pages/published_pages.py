@@ -9,13 +9,13 @@ from pathlib import Path
 from markdown_table import table
 
 from benchmarks.harnesses import HARNESSES
-from results.pages.paper_tables import paper_tables
-from results.pages.zoo_page import markdown_page as zoo_markdown
-from results.pages.zoo_page import published_page
+from results.papers import paper_tables
 from results.published.figures import figures
 from results.store import read_records
 from results.tables.model_zoo import markdown_page
 from results.tables.render import markdown
+from results.zoo_page import markdown_page as zoo_markdown
+from results.zoo_page import published_page
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "results" / "records"

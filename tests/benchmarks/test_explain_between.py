@@ -12,7 +12,7 @@ from benchmarks.demo.compose import Counts, compose
 from benchmarks.explain import between, overridden
 from benchmarks.harnesses import find_protocol, harness
 from results.__main__ import main as results_main
-from results.comparison.explain import differing, explanations
+from results.compare.explain import differing, explanations
 from results.store import read_records
 
 

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from results.__main__ import main
-from results.comparison.explained import Question, remember, remembered
+from results.compare.explain import Question, remember, remembered
 from results.errors import InputError
-from results.pictures.pretraining import draw_pretraining, read_logs
+from results.plot_style import NothingToDrawError
+from results.plots import draw_pretraining, read_pretraining_logs
 from results.published.figures import chosen, figures
-from results.report.charts import chart, inline_svg
 from results.report.page import report_html
+from results.report.parts import chart, inline_svg
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(folder: Path) -> str:
     records, bad = read_records(folder / "records")
     some = chosen(figures(), source=("MoCo v2 page *", "*/swav/*", "*/npid/*", "*/odc/*", "*/densecl/*"))
-    return report_html(records, bad, read_logs(folder / "pretrain"), some, remembered(folder / "records"))
+    return report_html(records, bad, read_pretraining_logs(folder / "pretrain"), some, remembered(folder / "records"))
 
 
 class Elements(HTMLParser):
@@ -91,7 +92,8 @@ def test_every_part_is_there(page: str) -> None:
     ]
     for title in (
         "Summary", "Gain over random initialisation", "Score by layer", "kNN accuracy against the number of neighbours",
-        "Class by class", "Low-shot mAP against k, voc07_low_shot_svm.demo@1", "Pretraining curves",
+        "Score by class",
+        "Low-shot mAP against the number of images per class, voc07_low_shot_svm.demo@1", "Pretraining curves",
         "Why two protocols differ", "Differences that these records do not explain",
         "Which cheap number predicts transfer?", "Rank correlations", "Published figures", "Files that are not records",
     ):  # fmt: skip
@@ -167,7 +169,7 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
     assert shares == {
         "geometry.crop": ["+1.88", "+1.50", "+2.25"],
         "epochs": ["+3.38", "+3.75", "+3.00"],
-        "all of it": ["+5.25", "+5.25", "+5.25"],
+        "whole gap": ["+5.25", "+5.25", "+5.25"],
     }
     behind = re.search(r'popovertarget="(origin-\d+)">\+1\.88<', part)
     assert behind is not None
@@ -187,14 +189,14 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
 def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
     svg = re.search(r'id="embedded-neighbours".*?</svg>', page, re.DOTALL)
     assert svg is not None
-    assert re.search(r"<text[^>]*>neighbours k</text>", svg[0])
+    assert re.search(r"<text[^>]*>number of neighbours k</text>", svg[0])
     assert "#000000" not in svg[0]
     assert "currentColor" in svg[0]
 
 
 def test_a_chart_without_anything_to_draw() -> None:
     def nothing(out: Path) -> None:
-        raise ValueError("nothing")
+        raise NothingToDrawError("nothing")
 
     assert chart("c", "t", "s", nothing) is None
     text = '<?xml?><!DOCTYPE x><svg id="a"><metadata>m</metadata><use href="#b" clip-path="url(#b)"/></svg>'
@@ -202,16 +204,16 @@ def test_a_chart_without_anything_to_draw() -> None:
 
 
 def test_logs(folder: Path, tmp_path: Path) -> None:
-    (log,) = read_logs(folder / "pretrain")
+    (log,) = read_pretraining_logs(folder / "pretrain")
     assert log.columns["loss"] == [(1.0, 5.5), (2.0, 5.0)]
     assert log.columns["knn"] == [(2.0, 31.5)]
     draw_pretraining([log], tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[1] > 900  # three panels
-    with pytest.raises(ValueError, match="no log"):
+    with pytest.raises(NothingToDrawError, match="no log"):
         draw_pretraining([], tmp_path / "none.png")
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"log\.csv is no log"):
-        read_logs(tmp_path)
+    with pytest.raises(InputError, match=r"log\.csv is not the log"):
+        read_pretraining_logs(tmp_path)
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from results.comparison.diff import diff, side
+from results.compare.diff import diff, side
 from results.resampling.bootstrap import SPREAD, replicates
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_record, write_record

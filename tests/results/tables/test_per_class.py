@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.pictures.per_class import draw_per_class
+from results.plots import draw_per_class
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_records, write_record
 from results.tables.per_class import per_class_markdown, per_class_tables

@@ -1,0 +1,245 @@
+"""Rank correlations of every two columns over encoders, to find which cheap number predicts transfer.
+
+The intervals come from resampling encoders. They say how far the coefficient would move with other encoders of this
+kind, not with other test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from results.published.figures import Figure
+from results.published.models import bare_config
+from results.resampling.bootstrap import CONFIDENCE
+from results.store import StoredRecord
+from results.tables.cells import Cell, Row, Table
+from results.tables.groups import FAMILIES
+from results.tables.roster import current, roster
+
+RESAMPLES = 2000
+MIN_ENCODERS = 5  # with fewer an interval would be meaningless
+# The headline of a protocol is the column that most encoders have; among equals the first of these.
+PREFERRED = ("AvgPool", "k=20", "Feature5", "best_oracle", "embed", "k=96", "AP", "AP50", "AP_box", "mIoU")
+# The columns of the MoCo v2 note's remark: linear accuracy and VOC detection, by benchmark.
+REMARK_COLUMNS = (("linear_avgpool", "AvgPool"), ("voc0712_det", "AP"))
+
+Values = dict["Column", dict[str, float]]
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """A column of a protocol. Protocols that differ only in their name count as the first of them by name."""
+
+    protocol: str
+    name: str
+    dataset: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.protocol} {self.name}" + (f" on {self.dataset}" if self.dataset else "")
+
+    @property
+    def benchmark(self) -> str:
+        return self.protocol.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The correlation of two columns over the encoders that have both.
+
+    Attributes:
+        low, high: percentile interval of Spearman's coefficient; None below `MIN_ENCODERS` encoders.
+        discordant: pairs of encoders that the two columns put in opposite orders.
+        pairs: number of pairs of encoders that both columns tell apart.
+    """
+
+    a: Column
+    b: Column
+    encoders: tuple[str, ...]
+    spearman: float
+    kendall: float
+    low: float | None
+    high: float | None
+    discordant: tuple[tuple[str, str], ...]
+    pairs: int
+
+
+# ---- the values
+
+
+def published_values(figures: Iterable[Figure]) -> Values:
+    """Column -> model -> published figure, the mean where the sources of one model differ.
+
+    A model is its method, configuration and epochs, however a source writes them.
+    """
+    found: dict[Column, dict[str, list[float]]] = {}
+    for figure in figures:
+        place, number = figure.place, figure.number
+        if place is None or number is None or place.statistic not in ("value", "mean"):
+            continue
+        column = Column(min((place.protocol, *place.same_as)), place.column)
+        found.setdefault(column, {}).setdefault(_model(figure), []).append(number)
+    return _means(found)
+
+
+def _model(figure: Figure) -> str:
+    method, slash, config = figure.model.partition("/")
+    name = f"{method}/{bare_config(config, method)}" if slash else figure.model
+    return name + (f", {figure.epochs:g} epochs" if figure.epochs and not slash else "")
+
+
+def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Values:
+    """Column -> encoder -> score of the newest records; random initialisations of one architecture are averaged.
+
+    Leaves out protocols with overrides and columns in which lower is better.
+    """
+    chosen = [s for s in current(records)[0] if s.intact and s.record.dataset.embedded == embedded]
+    found: dict[Column, dict[str, list[float]]] = {}
+    for entry in roster(chosen):
+        for stored in entry.records(chosen):
+            record, protocol = stored.record, stored.record.protocol.resolved
+            if protocol.overrides or not protocol.higher_is_better:
+                continue
+            dataset = record.dataset.id if embedded else ""
+            for name, score in record.scores.items():
+                if score.value is not None:
+                    column = Column(protocol.id, name, dataset)
+                    found.setdefault(column, {}).setdefault(entry.label, []).append(score.value)
+    return _means(found)
+
+
+def _means(found: Mapping[Column, Mapping[str, Sequence[float]]]) -> Values:
+    return {column: {name: float(np.mean(of)) for name, of in rows.items()} for column, rows in found.items()}
+
+
+def together(published: Values, measured: Values) -> Values:
+    """Published models and measured encoders, column by column; measured names are marked as such."""
+    merged = {column: dict(models) for column, models in published.items()}
+    for column, encoders in measured.items():
+        merged.setdefault(column, {}).update({f"{label} (measured)": value for label, value in encoders.items()})
+    return merged
+
+
+def headlines(values: Values) -> list[Column]:
+    """One column for each protocol and data set, in the order of a model-zoo page."""
+    by_protocol: dict[tuple[str, str], list[Column]] = {}
+    for column in sorted(values):
+        by_protocol.setdefault((column.protocol, column.dataset), []).append(column)
+
+    def rank(column: Column) -> tuple[int, int, str]:
+        place = PREFERRED.index(column.name) if column.name in PREFERRED else len(PREFERRED)
+        return -len(values[column]), place, column.name
+
+    return sorted((min(columns, key=rank) for columns in by_protocol.values()), key=page_order)
+
+
+def page_order(column: Column) -> tuple[int, Column]:
+    """Sort key: the order of a model-zoo page."""
+    places = [i for i, family in enumerate(FAMILIES) if column.protocol.startswith(family.prefix)]
+    return (places[0] if places else len(FAMILIES)), column
+
+
+# ---- the coefficients
+
+
+def correlations(values: Mapping[Column, Mapping[str, float]], columns: Sequence[Column]) -> list[Correlation]:
+    """The correlation of every two columns that share at least three encoders and are not constant over them."""
+    found = (_correlation(values, a, b) for a, b in combinations(columns, 2))
+    return [correlation for correlation in found if correlation is not None]
+
+
+def _correlation(values: Mapping[Column, Mapping[str, float]], a: Column, b: Column) -> Correlation | None:
+    from scipy.stats import kendalltau
+
+    encoders = tuple(sorted(values[a].keys() & values[b].keys()))
+    x, y = (np.array([values[column][encoder] for encoder in encoders]) for column in (a, b))
+    if len(encoders) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    orders = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
+    discordant = tuple((encoders[i], encoders[j]) for i, j in np.argwhere(np.triu(orders) < 0))
+    low = high = None
+    if len(encoders) >= MIN_ENCODERS:
+        drawn = np.random.default_rng(0).integers(len(encoders), size=(RESAMPLES, len(encoders)))
+        tail = (1 - CONFIDENCE) / 2
+        low, high = map(float, np.nanquantile(_spearman(x[drawn], y[drawn]), [tail, 1 - tail]))
+    return Correlation(
+        a=a,
+        b=b,
+        encoders=encoders,
+        spearman=float(_spearman(x[None], y[None])[0]),
+        kendall=float(kendalltau(x, y).statistic),
+        low=low,
+        high=high,
+        discordant=discordant,
+        pairs=int(np.triu(orders != 0).sum()),
+    )
+
+
+def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B, n) and (B, n) to (B,); NaN for a resample in which all values are equal."""
+    from scipy.stats import rankdata
+
+    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(x, axis=1), rankdata(y, axis=1)))
+    with np.errstate(invalid="ignore"):
+        return (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
+
+
+# ---- as a table and as a sentence
+
+
+def correlation_table(found: Sequence[Correlation], title: str = "Rank correlations") -> Table:
+    """A row for each pair of columns."""
+    rows = []
+    for one in found:
+        interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
+        cells = (
+            Cell(text=one.b.label),
+            Cell(one.spearman, text=f"{one.spearman:+.2f}{interval}"),
+            Cell(one.kendall, text=f"{one.kendall:+.2f}"),
+            Cell(len(one.encoders), text=str(len(one.encoders))),
+            Cell(len(one.discordant), text=f"{len(one.discordant)} of {one.pairs}"),
+        )
+        rows.append(Row(one.a.label, cells))
+    line = (
+        f"Over the encoders that have both columns. Brackets: {CONFIDENCE:.0%} interval of a bootstrap over encoders, "
+        f"given for at least {MIN_ENCODERS} encoders. Discordant pairs: pairs of encoders that the two columns rank in "
+        "opposite orders."
+    )
+    columns = ("First column", "Second column", "Spearman", "Kendall", "Encoders", "Discordant pairs")
+    return Table(title, (line,), columns, tuple(rows))
+
+
+def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:
+    """Whether linear accuracy and VOC detection rise together; the MoCo v2 note (arXiv:2003.04297) says they do not.
+
+    Of the protocols of the two benchmarks the pair with the most encoders counts. None below `MIN_ENCODERS` encoders.
+    """
+    sides = [[c for c in values if (c.benchmark, c.name) == wanted] for wanted in REMARK_COLUMNS]
+    found = [one for a in sides[0] for b in sides[1] if (one := _correlation(values, a, b)) is not None]
+    best = max(found, key=lambda one: len(one.encoders), default=None)
+    if best is None or best.low is None or best.high is None:
+        return None
+    verdict = "do not always rise together" if best.discordant else "always rise together"
+    text = (
+        "The MoCo v2 note (arXiv:2003.04297) says that linear accuracy is not monotonically related to detection. "
+        f"Over {len(best.encoders)} encoders, {best.a.label} and {best.b.label} {verdict}: Spearman "
+        f"{best.spearman:+.2f} [{best.low:+.2f}, {best.high:+.2f}], Kendall {best.kendall:+.2f}, and "
+        f"{len(best.discordant)} of {best.pairs} pairs of encoders are ranked in opposite orders."
+    )
+    if best.discordant:
+        x, y = values[best.a], values[best.b]
+        first, second = max(best.discordant, key=lambda pair: _gap(x, pair) * _gap(y, pair))
+        text += (
+            f" The clearest example: {first} ({x[first]:g} and {y[first]:g}) against {second} ({x[second]:g} and "
+            f"{y[second]:g})."
+        )
+    return text
+
+
+def _gap(column: Mapping[str, float], pair: tuple[str, str]) -> float:
+    return abs(column[pair[0]] - column[pair[1]])

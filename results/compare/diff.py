@@ -1,0 +1,150 @@
+"""Compare two encoders, or one encoder at two commits, column by column, with intervals and verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from results.errors import InputError
+from results.resampling.bootstrap import CONFIDENCE
+from results.store import StoredRecord
+from results.tables.cells import Cell, Row, Table
+from results.tables.groups import Group, grouped
+from results.tables.noise import Difference, difference
+from results.tables.replicates import ReplicateCache
+from results.tables.roster import identity, roster
+from results.tables.sections import score_cell
+
+DIFF_LINE = (
+    f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
+    "sides see the same resamples. Where both sides have several runs or drawn sets of labels, the interval includes "
+    "their spread. Several encoders on one side are averaged."
+)
+COLUMNS = ("Protocol", "Data", "Column", "A", "B", "A - B", "Verdict", "Items", "Sources")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The records that `NAME` or `NAME@COMMIT` stands for: the newest of each encoder, protocol and data set."""
+
+    text: str
+    records: tuple[StoredRecord, ...]
+
+
+def side(records: Sequence[StoredRecord], text: str) -> Side:
+    """Select the successful records of the encoders that match a name, a row label or a pattern.
+
+    Args:
+        text: `NAME`, or `NAME@COMMIT` for the records of one commit only.
+
+    Raises:
+        InputError: no record matches.
+    """
+    successes = [stored for stored in records if stored.record.status == "ok"]
+    labels = {identity(card): entry.label for entry in roster(successes) for card in entry.cards}
+    name, commit = _split(text, successes)
+    newest: dict[tuple[object, ...], StoredRecord] = {}
+    for stored in sorted(successes, key=lambda s: (s.record.created, s.path)):
+        record = stored.record
+        names = {record.encoder.name, labels[identity(record.encoder)]}
+        if name not in names and not any(fnmatchcase(known, name) for known in names):
+            continue
+        if commit and not (record.commit or "").startswith(commit):
+            continue
+        asked = record.protocol.id, record.protocol.sha256, record.dataset.id, record.dataset.fingerprint
+        newest[*identity(record.encoder), *asked] = stored
+    if not newest:
+        known = ", ".join(sorted({*labels.values()})) or "none"
+        at = f" at commit {commit}" if commit else ""
+        raise InputError(f"no encoder matches {name!r}{at}; the records hold {known}")
+    return Side(text, tuple(newest.values()))
+
+
+def _split(text: str, records: Iterable[StoredRecord]) -> tuple[str, str]:
+    """Split `NAME@COMMIT` where a record has this commit; elsewhere the @ belongs to the name."""
+    name, at, commit = text.rpartition("@")
+    known = any((stored.record.commit or "").startswith(commit) for stored in records)
+    if at and re.fullmatch(r"[0-9a-f]{4,40}", commit) and known:
+        return name, commit
+    return text, ""
+
+
+def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[bool, Table]]:
+    """One table for the embedded data sets (True) and one for the full ones (False), if both sides share a protocol.
+
+    Scores are compared only under the same protocol on the same version of the data.
+
+    Args:
+        benchmarks: patterns of benchmark names or protocol ids.
+    """
+    tables = []
+    for embedded in (True, False):
+        ours, theirs = (_groups(one.records, embedded, benchmarks) for one in (a, b))
+        cache = ReplicateCache()
+        rows = [row for key in ours if key in theirs for row in _rows(cache, ours[key], theirs[key])]
+        notes = [
+            f"Only {text}: {one[key].example.protocol.id} on {one[key].example.dataset.id}"
+            for text, one, other in ((a.text, ours, theirs), (b.text, theirs, ours))
+            for key in one
+            if key not in other
+        ]
+        if rows:
+            title = f"A: {a.text}, B: {b.text}"
+            tables.append((embedded, Table(title, (DIFF_LINE,), COLUMNS, tuple(rows), notes=tuple(notes))))
+    return tables
+
+
+def _groups(records: Sequence[StoredRecord], embedded: bool, benchmarks: Sequence[str]) -> dict[tuple[str, ...], Group]:
+    selected = [
+        stored
+        for stored in records
+        if stored.record.dataset.embedded == embedded
+        and any(
+            fnmatchcase(name, pattern)
+            for name in (stored.record.protocol.id, stored.record.protocol.resolved.benchmark)
+            for pattern in benchmarks
+        )
+    ]
+    return {
+        (g.example.protocol.id, g.protocol.content_sha256(), g.example.dataset.fingerprint): g
+        for g in grouped(selected, [])
+    }
+
+
+def _rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
+    rows, decimals = [], ours.decimals
+    for column in ours.columns:
+        a, b = (score_cell(cache, group.records, column).value for group in (ours, theirs))
+        if a is None or b is None:
+            continue
+        found = difference(cache, ours.records, theirs.records, column)
+        gap = f"{a - b:+.{decimals}f}" if found is None else _interval_text(found, decimals)
+        cells = (
+            Cell(text=ours.example.dataset.id),
+            Cell(text=column),
+            Cell(a, text=f"{a:.{decimals}f}"),
+            Cell(b, text=f"{b:.{decimals}f}"),
+            Cell(a - b, text=gap),
+            Cell(text=verdict(found, higher_is_better=ours.protocol.higher_is_better)),
+            Cell(text=f"{found.items:,}" if found and found.items else ""),
+            Cell(text=f"{found.sources:,}" if found and found.sources else ""),
+        )
+        rows.append(Row(ours.example.protocol.id, cells))
+    return rows
+
+
+def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
+    """Which side is better beyond the noise, in words."""
+    if found is None:
+        return "unknown: no outcomes per item in common, and no repeated runs"
+    if not found.beyond_noise:
+        return "within the noise"
+    return "A is better" if (found.value > 0) == higher_is_better else "B is better"
+
+
+def _interval_text(found: Difference, decimals: int) -> str:
+    """As `+15.9 [+9.5, +23.3]`."""
+    value, low, high = (f"{number:+.{decimals}f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"

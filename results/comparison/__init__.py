@@ -1,1 +1,0 @@
-"""Questions about two records or all of them: diff, explain, correlations."""

@@ -1,1 +1,0 @@
-"""A model-zoo page held against the records and against what was published."""

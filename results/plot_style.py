@@ -1,0 +1,102 @@
+"""The look of every figure: one style per encoder, plain axes, and saving without half-written files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from results.atomic import write_file
+from results.store import StoredRecord
+from results.tables.roster import current, roster
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito (2008), safe for colour-blind readers; markers and dashes repeat the distinction.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":", "-.")
+
+
+class NothingToDrawError(ValueError):
+    """The records hold nothing that this figure shows."""
+
+
+class LineStyle(TypedDict):
+    """Keyword arguments of `Axes.plot`."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def line_style(family: int, member: int = 0) -> LineStyle:
+    """The style of a family's member.
+
+    Families differ in colour, marker and dashes, the members of one family in marker and dashes only.
+    """
+    return {
+        "color": COLOURS[family % len(COLOURS)],
+        "marker": MARKERS[(family + member) % len(MARKERS)],
+        "linestyle": DASHES[(family // len(COLOURS) + member) % len(DASHES)],
+    }
+
+
+class EncoderStyles:
+    """One style for each encoder of some records, the same in every figure.
+
+    Encoders that share a name (the seeds of one training) are a family.
+    """
+
+    def __init__(self, records: Sequence[StoredRecord]) -> None:
+        self._styles: dict[str, LineStyle] = {}
+        families: dict[str, int] = {}
+        members: dict[str, int] = {}
+        for entry in roster(stored for stored in current(records)[0] if stored.intact):
+            name = entry.label if entry.random else entry.cards[0].name
+            family, member = families.setdefault(name, len(families)), members.get(name, 0)
+            members[name] = member + 1
+            for label in (entry.label, name, *(card.name for card in entry.cards)):
+                self._styles.setdefault(label, line_style(family, member))
+        self._families = len(families)
+
+    def of(self, label: str) -> LineStyle:
+        """The style of a row label or encoder name. An unknown name gets the next free style and keeps it."""
+        if label not in self._styles:
+            self._styles[label] = line_style(self._families)
+            self._families += 1
+        return self._styles[label]
+
+
+def stacked_panels(
+    heights: Sequence[float], *, width: float = 6.5, extra: float = 0.0, share_x: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with one column of panels. Sizes are in inches; `extra` is space for a common label or legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
+    panels = figure.subplots(len(heights), 1, squeeze=False, sharex=share_x, height_ratios=heights)
+    return figure, list(panels[:, 0])
+
+
+def plain_axes(axes: Axes, title: str = "", *, grid: Literal["x", "y"] = "y") -> None:
+    """A title on the left, a pale grid, no frame on the right and at the top."""
+    if title:
+        axes.set_title(title, fontsize="medium", loc="left")
+    axes.grid(axis=grid, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(axes: Axes, offset: float) -> None:
+    """A legend under the panel; `offset` is its distance in heights of the panel."""
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, -offset))
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure in the format of the file's ending (PNG without one), completely or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format=out.suffix.removeprefix(".") or "png", dpi=150)
+    write_file(out, content.getvalue())

@@ -1,0 +1,534 @@
+"""Figures of records, comparisons and pretraining logs: one `draw_…` function each, and `write_figures` for all.
+
+Every function writes one file in the format of its ending, and raises `NothingToDrawError` if there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from results.atomic import write_file
+from results.compare.correlations import Correlation, page_order
+from results.compare.explain import Explanation
+from results.errors import InputError
+from results.plot_style import (
+    EncoderStyles,
+    NothingToDrawError,
+    legend_below,
+    line_style,
+    plain_axes,
+    save_figure,
+    stacked_panels,
+)
+from results.schema import Protocol, Record
+from results.store import StoredRecord, slug
+from results.tables.per_class import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
+from results.tables.roster import current, roster
+
+# ---- every figure of a folder of records
+
+
+def write_figures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Write all figures and the per-class table below `out`, in `embedded/` and `full/`, which never share a figure.
+
+    Each folder gets `per_layer.png`, `knn_k.png`, `score_against_epoch.png`, one `low_shot_<protocol>_<data>.png` per
+    low-shot protocol and data set, and `per_class.md`.
+
+    Returns:
+        The files written, and for each file left out the reason.
+    """
+    written: list[Path] = []
+    left_out: dict[Path, str] = {}
+    for embedded in (True, False):
+        own = [stored for stored in records if stored.record.dataset.embedded == embedded]
+        if not own:
+            continue
+        folder = out / ("embedded" if embedded else "full")
+        for name, draw in _figures(own).items():
+            try:
+                draw(folder / name)
+            except NothingToDrawError as reason:
+                left_out[folder / name] = str(reason)
+            else:
+                written.append(folder / name)
+        tables = per_class_markdown(own)
+        if tables:
+            write_file(folder / "per_class.md", tables)
+            written.append(folder / "per_class.md")
+        else:
+            left_out[folder / "per_class.md"] = "no record has scores per class"
+    return written, left_out
+
+
+def _figures(records: Sequence[StoredRecord]) -> dict[str, Callable[[Path], None]]:
+    styles = EncoderStyles(records)
+    return {
+        "per_layer.png": partial(draw_per_layer, records, styles=styles),
+        "knn_k.png": partial(draw_knn_k, records, styles=styles),
+        "score_against_epoch.png": partial(draw_score_against_epoch, records),
+        **{
+            # Two protocols of one id may differ, for example after a new revision of their source.
+            f"low_shot_{slug(name)}_{sha256[:8]}_{data[:8]}.png": partial(draw_low_shot, own, styles=styles)
+            for (name, sha256, data), own in sorted(low_shot_groups(records).items())
+        },
+    }
+
+
+def _by_protocol_and_data(records: Sequence[StoredRecord]) -> dict[tuple[str, str, str], list[StoredRecord]]:
+    """Records by protocol id, protocol hash and data fingerprint: only such records may share a panel."""
+    groups: dict[tuple[str, str, str], list[StoredRecord]] = {}
+    for stored in records:
+        record = stored.record
+        groups.setdefault((record.protocol.id, record.protocol.sha256, record.dataset.fingerprint), []).append(stored)
+    return groups
+
+
+def _intact(records: Sequence[StoredRecord]) -> list[StoredRecord]:
+    return [stored for stored in current(records)[0] if stored.intact]
+
+
+# ---- curves: scores against layer, neighbours or epochs
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score with its spread: the standard deviation over runs, or the standard error of the test set for one run."""
+
+    x: float
+    value: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One encoder under one protocol. `runs` is the number of encoders averaged."""
+
+    label: str
+    runs: int
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The curves of one protocol on one data set."""
+
+    protocol: Protocol
+    dataset: str
+    curves: tuple[Curve, ...]
+
+
+LAYERS = {1.0: "stem", 2.0: "stage 1", 3.0: "stage 2", 4.0: "stage 3", 5.0: "stage 4"}
+
+
+def draw_per_layer(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
+    """Score of a linear classifier on the features of each layer, for protocols with a column per layer."""
+    found = _with_lines(curve_panels(records, layer_of))
+    draw_curves(found, out, x_label="layer of the features", ticks=LAYERS, styles=styles or EncoderStyles(records))
+
+
+def layer_of(column: str) -> float | None:
+    """1 to 5 for the columns `feature1` to `feature5`, else None."""
+    match = re.fullmatch(r"feature([1-5])", column, flags=re.IGNORECASE)
+    return float(match[1]) if match else None
+
+
+def draw_knn_k(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
+    """Top-1 accuracy of kNN against the number of neighbours, for protocols with several k."""
+    knn = [stored for stored in records if stored.record.protocol.resolved.benchmark == "knn"]
+    found = _with_lines(curve_panels(knn, neighbours_of))
+    draw_curves(found, out, x_label="number of neighbours k", styles=styles or EncoderStyles(records))
+
+
+def neighbours_of(column: str) -> float | None:
+    """20 for the column `k=20`; None for other columns, `k=20 top-5` among them."""
+    match = re.fullmatch(r"k=(\d+)", column)
+    return float(match[1]) if match else None
+
+
+def draw_score_against_epoch(records: Sequence[StoredRecord], out: Path) -> None:
+    """Primary score against pretraining epochs, for runs with checkpoints of several epochs."""
+    draw_curves(epoch_panels(records), out, x_label="pretraining epochs", styles=EncoderStyles(()))
+
+
+def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], float | None]) -> list[Panel]:
+    """One panel per protocol and data set, one curve per encoder, in the order of the tables.
+
+    Encoders that share a name (seeds of one training) and random initialisations of one architecture are averaged.
+
+    Args:
+        position: the place of a column on the horizontal axis; None for a column that the figure does not show.
+    """
+    newest = _intact(records)
+    found = []
+    for _, group in sorted(_by_protocol_and_data(newest).items()):
+        protocol = group[0].record.protocol.resolved
+        places = {column: x for column in protocol.columns if (x := position(column)) is not None}
+        rows: dict[str, list[StoredRecord]] = {}
+        for entry in roster(newest):
+            label = entry.label if entry.random else entry.cards[0].name
+            rows.setdefault(label, []).extend(entry.records(group))
+        curves = [_curve(label, own, places) for label, own in rows.items() if own]
+        drawn = tuple(curve for curve in curves if curve.points)
+        if drawn:
+            found.append(Panel(protocol, group[0].record.dataset.id, drawn))
+    return found
+
+
+def _curve(label: str, records: Sequence[StoredRecord], places: Mapping[str, float]) -> Curve:
+    points = []
+    for column, x in places.items():
+        scores = [stored.record.scores.get(column) for stored in records]
+        values = [score.value for score in scores if score is not None and score.value is not None]
+        if len(values) < len(records):
+            continue
+        of_test_set = scores[0].standard_error if scores[0] is not None else None
+        spread = statistics.stdev(values) if len(values) > 1 else of_test_set
+        points.append(Point(x, statistics.fmean(values), spread))
+    return Curve(label, len(records), tuple(sorted(points, key=lambda point: point.x)))
+
+
+def epoch_panels(records: Sequence[StoredRecord]) -> list[Panel]:
+    """One panel per protocol and data set, one curve per pretraining run, one point per checkpoint.
+
+    Checkpoints belong to one run if their names differ only in `, epoch N`, as `bench-all` names them. An untrained
+    network has no place on the logarithmic axis.
+    """
+    trained = [stored for stored in _intact(records) if stored.record.encoder.epochs]
+    found = []
+    for _, group in sorted(_by_protocol_and_data(trained).items()):
+        protocol = group[0].record.protocol.resolved
+        runs: dict[str, dict[float, Point]] = {}
+        for stored in group:
+            card, score = stored.record.encoder, stored.record.scores.get(protocol.primary)
+            if card.epochs and score is not None and score.value is not None:
+                run = re.sub(r", epoch [\d.e+]+$", "", card.name)
+                runs.setdefault(run, {})[card.epochs] = Point(card.epochs, score.value, score.standard_error)
+        curves = tuple(
+            Curve(name, 1, tuple(point for _, point in sorted(points.items())))
+            for name, points in sorted(runs.items())
+            if len(points) > 1
+        )
+        if curves:
+            found.append(Panel(protocol, group[0].record.dataset.id, curves))
+    return found
+
+
+def _with_lines(panels: Sequence[Panel]) -> list[Panel]:
+    return [panel for panel in panels if any(len(curve.points) > 1 for curve in panel.curves)]
+
+
+def draw_curves(
+    panels: Sequence[Panel], out: Path, *, x_label: str, styles: EncoderStyles, ticks: dict[float, str] | None = None
+) -> None:
+    """Draw panels of curves with error bars.
+
+    Args:
+        ticks: position -> its name. Without them the axis is logarithmic and the positions are its ticks.
+    """
+    if not panels:
+        raise NothingToDrawError("no record has the columns of this figure")
+    figure, all_axes = stacked_panels([3.6 + 0.2 * len(panel.curves) for panel in panels], extra=0.6)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for curve in panel.curves:
+            axes.errorbar(
+                [point.x for point in curve.points],
+                [point.value for point in curve.points],
+                [point.spread or 0.0 for point in curve.points],
+                label=f"{curve.label}, mean of {curve.runs}" if curve.runs > 1 else curve.label,
+                capsize=3,
+                markersize=5,
+                **styles.of(curve.label),
+            )
+        positions = sorted({point.x for curve in panel.curves for point in curve.points})
+        if ticks is None:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(positions, [f"{x:g}" if ticks is None else ticks[x] for x in positions])
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(_score_label(panel.protocol))
+        plain_axes(axes, f"{panel.protocol.id} on {panel.dataset}")
+        legend_below(axes, 0.16)
+    figure.supxlabel(
+        "Error bars: standard deviation over runs; for a single run the standard error of the test set",
+        fontsize="small",
+    )
+    save_figure(figure, out)
+
+
+def _score_label(protocol: Protocol, about: str = "") -> str:
+    return f"{protocol.metric}{about}" + (" (%)" if protocol.unit == "%" else "")
+
+
+# ---- low-shot classification
+
+SELECTIONS = {
+    "fixed": "Fixed: the same cost C for every k",
+    "heldout": "Held out: C chosen on images outside\nthe drawn set (needs more labels than k)",
+    "oracle": "Oracle: C chosen on the test images,\nas for published figures",
+}
+
+
+@dataclass(frozen=True)
+class Band:
+    """One encoder under one selection of the cost: (K,) k in ascending order; mean, lowest and highest of the sets."""
+
+    label: str
+    encoder: str
+    k: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def low_shot_groups(records: Sequence[StoredRecord]) -> dict[tuple[str, str, str], list[StoredRecord]]:
+    """The low-shot records by protocol id, protocol hash and data fingerprint: one figure each."""
+    return _by_protocol_and_data(
+        [stored for stored in records if stored.record.protocol.resolved.benchmark.endswith("low_shot_svm")]
+    )
+
+
+def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
+    """mAP against the number of labelled images per class, one panel for each way of choosing the cost.
+
+    A line is the mean over the drawn sets; its band reaches from the lowest to the highest set. Random initialisations
+    of one architecture share a line, and their band covers all of their sets.
+    """
+    groups = low_shot_groups(_intact(records))
+    if len(groups) != 1:
+        found = ", ".join(sorted(name for name, _, _ in groups)) or "none"
+        raise NothingToDrawError(f"the low-shot figure needs records of one protocol on one data set, found: {found}")
+    (group,) = groups.values()
+    protocol, dataset = group[0].record.protocol.resolved, group[0].record.dataset.id
+    looks = styles or EncoderStyles(records)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    all_axes = figure.subplots(1, len(SELECTIONS), sharey=True)
+    for axes, (selection, title) in zip(all_axes, SELECTIONS.items(), strict=True):
+        bands = low_shot_bands(group, selection)
+        for band in bands:
+            style = looks.of(band.encoder)
+            axes.fill_between(band.k, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
+            axes.plot(band.k, band.mean, label=band.label, markersize=5, **style)
+        ticks = sorted({k for band in bands for k in band.k})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("positive training images per class (k)")
+        plain_axes(axes, title)
+    all_axes[0].set_ylabel(_score_label(protocol, f" on {protocol.test_split}"))
+    sets = protocol.params.get("sets", "all")
+    figure.suptitle(
+        f"{group[0].record.protocol.id} on {dataset}: mean of {sets} drawn sets; shaded: lowest to highest set",
+        fontsize="medium",
+    )
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    save_figure(figure, out)
+
+
+def low_shot_bands(records: Sequence[StoredRecord], selection: str) -> list[Band]:
+    """One band per row of the tables, over the k that all its records have."""
+    found = []
+    for entry in roster(records):
+        runs = [_by_k(stored.record, selection) for stored in entry.records(records)]
+        shared = sorted(set.intersection(*(set(run) for run in runs)))
+        if shared:
+            found.append(
+                Band(
+                    entry.label + (f", {len(runs)} initialisations" if len(runs) > 1 else ""),
+                    entry.label,
+                    tuple(shared),
+                    tuple(sum(run[k][0] for run in runs) / len(runs) for k in shared),
+                    tuple(min(run[k][1] for run in runs) for k in shared),
+                    tuple(max(run[k][2] for run in runs) for k in shared),
+                )
+            )
+    return found
+
+
+def _by_k(record: Record, selection: str) -> dict[int, tuple[float, float, float]]:
+    """k -> mean, lowest and highest mAP of the drawn sets."""
+    found = {}
+    for run in record.runs:
+        column = re.fullmatch(r"k=(\d+)(?: (fixed|heldout))?", str(run.get("score", "")))
+        if column and (column[2] or "oracle") == selection:
+            found[int(column[1])] = (float(run["map"]), float(run["map_min"]), float(run["map_max"]))
+    return found
+
+
+# ---- scores per class
+
+TITLE_WIDTH = 56  # characters
+
+
+def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
+    """Score of each class: a row per class, a marker per encoder, a panel per protocol and data set."""
+    tables = per_class_tables(records)
+    if not tables:
+        raise NothingToDrawError("no record has scores per class")
+    looks = styles or EncoderStyles(records)
+    figure, all_axes = stacked_panels([1.2 + 0.3 * len(table.rows) + 0.2 * len(table.columns) for table in tables])
+    for axes, table in zip(all_axes, tables, strict=True):
+        rows = range(len(table.rows))
+        first = 2 if POSITIVES in table.columns[1:2] else 1  # after the class name and the number of positives
+        for i, label in enumerate(table.columns[first:], start=first - 1):
+            style = looks.of(label.partition(MEAN_OF)[0])
+            values = [row.cells[i].value for row in table.rows]
+            axes.plot(
+                [float("nan") if value is None else value for value in values], rows, label=label, linestyle="",
+                marker=style["marker"], color=style["color"], markersize=6,
+            )  # fmt: skip
+        axes.set_yticks(rows, [row.label for row in table.rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("score of the class (%)")
+        plain_axes(axes, textwrap.fill(table.title, TITLE_WIDTH))
+        axes.spines["left"].set_visible(False)
+        legend_below(axes, 1.0 / len(table.rows) + 0.1)  # below the axis and its label
+    save_figure(figure, out)
+
+
+# ---- comparisons
+
+WHITE_TEXT_FROM = 0.72  # correlation beyond which the cell is too dark for black text
+LABEL_WIDTH = 38  # characters
+ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # distinct for colour-blind readers; the sign is printed too
+
+
+def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
+    """Rank correlations of pairs of columns; each cell prints its coefficient and the number of encoders."""
+    if not found:
+        raise NothingToDrawError("no two columns have three encoders in common")
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    columns = sorted({column for one in found for column in (one.a, one.b)}, key=page_order)
+    size = len(columns)
+    values = np.full((size, size), np.nan)
+    figure = Figure(figsize=(3.4 + 0.68 * size, 2.6 + 0.56 * size), layout="constrained")
+    axes = figure.subplots()
+    for one in found:
+        j, i = sorted((columns.index(one.a), columns.index(one.b)))
+        values[i, j] = one.spearman
+        axes.text(
+            j, i, f"{one.spearman:+.2f}\nn={len(one.encoders)}", ha="center", va="center", fontsize=8,
+            color="white" if abs(one.spearman) > WHITE_TEXT_FROM else "#222222"
+        )  # fmt: skip
+    # Orange to purple through white is safe for colour-blind readers, and the sign is printed in the cell.
+    edges = np.arange(size) - 0.5
+    mesh = axes.pcolormesh(edges, edges + 1, values[1:, :-1], cmap="PuOr_r", vmin=-1, vmax=1)
+    axes.invert_yaxis()
+    axes.set_xticks(range(size - 1), [column.label for column in columns[:-1]], rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(range(1, size), [column.label for column in columns[1:]], fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(mesh, ax=axes, label="Spearman rank correlation", shrink=0.6)
+    save_figure(figure, out)
+
+
+def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
+    """The score under protocol A, the share of every field, and the score under B; a panel per explanation."""
+    if not found:
+        raise NothingToDrawError("no difference between protocols was explained")
+    figure, all_axes = stacked_panels([1.4 + 0.55 * (len(one.switches) + 2) for one in found], width=7.5)
+    for axes, one in zip(all_axes, found, strict=True):
+        shares = [switch.share for switch in one.switches]
+        levels = [one.score_a]  # the score after each switch
+        for share in shares:
+            levels.append(levels[-1] + share)
+        steps = [f"{_wrapped(s.field)}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
+        labels = [_wrapped(one.a), *steps, _wrapped(one.b)]
+        lengths, starts = [one.score_a, *shares, one.score_b], [0.0, *levels[:-1], 0.0]
+        colours = [ENDS, *(UP if share >= 0 else DOWN for share in shares), ENDS]
+        hatches = ["", *("" if share >= 0 else "//" for share in shares), ""]
+        axes.barh(range(len(labels)), lengths, left=starts, color=colours, hatch=hatches, edgecolor="white", height=0.6)
+        for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            text = f"{length:.2f}" if i in (0, len(labels) - 1) else f"{length:+.2f}"
+            axes.annotate(text, (max(start, start + length), i), xytext=(4, 0), textcoords="offset points", va="center")
+        low, high = min(*levels, one.score_b), max(*levels, one.score_b)
+        margin = max(0.2 * (high - low), 0.5)
+        axes.set_xlim(low - margin, high + 2 * margin)
+        axes.set_yticks(range(len(labels)), labels, fontsize="small")
+        axes.invert_yaxis()
+        axes.set_xlabel("score (the axis does not start at zero)")
+        plain_axes(axes, f"{one.encoder}\n{one.column} on {one.dataset}", grid="x")
+    save_figure(figure, out)
+
+
+def _wrapped(label: str) -> str:
+    """A label on several lines, because the id of a protocol lists every changed number."""
+    return "\n".join(textwrap.wrap(label.replace("+", " +"), LABEL_WIDTH)).replace(" +", "+")
+
+
+# ---- pretraining logs
+
+# Column of the log -> label of its axis, and the factor from the log's unit to the label's.
+LOG_PANELS = {
+    "loss": ("loss (dotted: at chance)", 1.0),
+    "accuracy": ("pretext accuracy (%)", 100.0),
+    "knn": ("kNN accuracy on\nheld-out images (%)", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class PretrainingLog:
+    """The log of one run: the name of its folder, and (epoch, value) pairs by column."""
+
+    name: str
+    columns: dict[str, list[tuple[float, float]]]
+
+
+def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
+    """Every `log.csv` below a folder, one row per epoch; empty if the folder does not exist.
+
+    Raises:
+        InputError: a file is not a log of a pretraining run.
+    """
+    return [_read_log(path) for path in sorted(root.rglob("log.csv"))]
+
+
+def _read_log(path: Path) -> PretrainingLog:
+    columns: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name, text in row.items():
+                    if text:
+                        columns.setdefault(name, []).append((float(row["epoch"]), float(text)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
+        ) from error
+    return PretrainingLog(path.parent.name, columns)
+
+
+def draw_pretraining(logs: Sequence[PretrainingLog], out: Path) -> None:
+    """A panel for loss, pretext accuracy and kNN accuracy against the epoch, as far as the logs have them."""
+    shown = [name for name in LOG_PANELS if any(name in log.columns for log in logs)]
+    if not shown:
+        raise NothingToDrawError("no log of a pretraining run")
+    figure, all_axes = stacked_panels([2.4] * len(shown), extra=0.6, share_x=True)
+    for axes, name in zip(all_axes, shown, strict=True):
+        label, factor = LOG_PANELS[name]
+        for i, log in enumerate(logs):
+            style, points = line_style(i), log.columns.get(name, [])
+            axes.plot(
+                [epoch for epoch, _ in points], [factor * value for _, value in points], label=log.name,
+                markevery=max(1, len(points) // 12), markersize=4, **style,
+            )  # fmt: skip
+            if name == "loss":
+                chance = log.columns.get("chance_loss", [])
+                axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
+        axes.set_ylabel(label)
+        plain_axes(axes)
+    all_axes[-1].set_xlabel("epoch")
+    handles, labels = all_axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    save_figure(figure, out)

@@ -1,0 +1,291 @@
+"""What the report is made of: tables whose cells tell where they come from, inline SVG charts, and images."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from results.compare.explain import Explanation, explanation_table
+from results.plot_style import NothingToDrawError
+from results.schema import Record
+from results.store import StoredRecord
+from results.tables.cells import Cell, Table, cell_text
+from results.tables.gains import gain_over_random
+from results.tables.render import numeric_columns
+from results.tables.roster import Entry
+from results.tables.sections import Section
+
+
+@dataclass
+class Part:
+    """What stands under one heading: lines, tables, charts, images. The tables of a `folded` part open on a click."""
+
+    id: str
+    title: str
+    lines: tuple[str, ...] = ()
+    tables: list[ReportTable] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    images: list[SavedImage] = field(default_factory=list)
+    folded: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tables or self.charts or self.images)
+
+    @property
+    def blocks(self) -> list[tuple[str, str]]:
+        """Id and title of everything in it, in the order of the page."""
+        tables = [(table.id, table.table.title) for table in self.tables]
+        charts = [(chart.id, chart.title) for chart in self.charts]
+        return tables + charts + [(image.id, image.title) for image in self.images]
+
+
+# ---- tables
+
+
+@dataclass(frozen=True)
+class ReportCell:
+    """A cell as it is shown and as it is sorted. `origin` is the id of the box with the records behind it."""
+
+    text: str
+    sort: str
+    bold: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """A row. `sources` are the numbers of the table's footnotes."""
+
+    label: str
+    cells: tuple[ReportCell, ...]
+    sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table with its id on the page. `numeric` says for each column whether it holds numbers."""
+
+    id: str
+    table: Table
+    numeric: tuple[bool, ...]
+    rows: tuple[ReportRow, ...]
+
+
+@dataclass
+class TableMaker:
+    """Gives tables their ids and collects the origins of their cells: id of a box -> its records."""
+
+    origins: dict[str, list[Origin]] = field(default_factory=dict)
+    _ids: count[int] = field(default_factory=count)
+    _of_records: dict[tuple[Path, ...], str] = field(default_factory=dict)
+
+    def plain(self, table: Table) -> ReportTable:
+        """A table whose cells have no record of their own."""
+        return self._table(table, [[()] * len(row.cells) for row in table.rows])
+
+    def explanation(self, one: Explanation) -> ReportTable:
+        """An explained difference: each of the two scores comes from one record, the shares from all."""
+        table = explanation_table(one)
+        shares = [(), (), *([one.records] * (len(table.columns) - 3))]
+        whole = [one.records[:1], one.records[-1:], *shares[2:]]
+        return self._table(table, [*([shares] * len(one.switches)), whole])
+
+    def section(self, section: Section) -> list[ReportTable]:
+        """The summary and every table of a section."""
+        made = []
+        if (summary := section.summary()) is not None:
+            groups = section.headline_groups()
+            every = [stored for group in groups for stored in group.records]
+            entries = [entry for entry in section.entries if entry.records(every)]
+            made.append(self._table(summary, [[_own(e, g.records) for g in groups] for e in entries]))
+        for group in section.groups:
+            table = section.group_table(group)
+            entries = [entry for entry in section.entries if entry.records(group.records)]
+            made.append(self._table(table, [[_own(e, group.records)] * (len(table.columns) - 1) for e in entries]))
+        if (gains := gain_over_random(section)) is not None:
+            made.append(self.plain(gains))
+        if section.entries:
+            made.append(self.plain(section.tables()[-1]))
+        return made
+
+    def _table(self, table: Table, records: Sequence[Sequence[tuple[StoredRecord, ...]]]) -> ReportTable:
+        rows = []
+        for row, of_row in zip(table.rows, records, strict=True):
+            cells = tuple(self._cell(c, table, own) for c, own in zip(row.cells, of_row, strict=True))
+            rows.append(ReportRow(row.label, cells, row.sources))
+        return ReportTable(f"table-{next(self._ids)}", table, tuple(numeric_columns(table)), tuple(rows))
+
+    def _cell(self, cell: Cell, table: Table, records: tuple[StoredRecord, ...]) -> ReportCell:
+        text = cell_text(cell, table.decimals)
+        sort = text if cell.value is None else repr(cell.value)
+        return ReportCell(text, sort, cell.bold, self._origin(records) if text and records else "")
+
+    def _origin(self, records: tuple[StoredRecord, ...]) -> str:
+        paths = tuple(stored.path for stored in records)
+        if paths not in self._of_records:
+            self._of_records[paths] = f"origin-{len(self._of_records)}"
+            self.origins[self._of_records[paths]] = [origin(stored) for stored in records]
+        return self._of_records[paths]
+
+
+def _own(entry: Entry, among: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
+    return tuple(entry.records(among))
+
+
+# ---- where a number comes from
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One record behind a cell: labelled texts, a row of texts per score, and the faults that make it unreliable."""
+
+    title: str
+    texts: tuple[tuple[str, str], ...]
+    scores: tuple[tuple[str, ...], ...]
+    faults: tuple[str, ...]
+
+
+SCORE_COLUMNS = ("Column", "Value", "Selection", "Standard error", "Standard deviation", "Items")
+
+
+def origin(stored: StoredRecord) -> Origin:
+    """Everything a record says about how its scores were measured."""
+    record = stored.record
+    card, protocol, dataset, hardware = record.encoder, record.protocol.resolved, record.dataset, record.hardware
+    source = protocol.source
+    texts = {
+        "Protocol": f"{record.protocol.id}, sha256 {record.protocol.sha256[:12]}",
+        "Source": " ".join(text for text in (source.repository, source.revision, source.note) if text),
+        "Metric": f"{protocol.metric}, {'higher' if protocol.higher_is_better else 'lower'} is better",
+        "Selection": protocol.selection,
+        "Data": f"{dataset.id}: {dataset.train_items:,} training items ({protocol.train_split}) and "
+        f"{dataset.test_items:,} test items ({protocol.test_split}), fingerprint {dataset.fingerprint[:12]}",
+        "Weights": f"{card.source}, sha256 {(card.weights_sha256 or 'not known')[:12]}",
+        "Seed": ", ".join(map(str, record.seeds)),
+        "Time": _timing(record),
+        "Peak memory": f"{record.peak_memory_gib:.2f} GiB" if record.peak_memory_gib else "",
+        "Hardware": ", ".join(
+            text
+            for text in (hardware.gpu, hardware.cpu, f"{hardware.cores} cores", f"{hardware.memory_gib:.0f} GiB")
+            if text
+        ),
+        "Commit": record.commit or "not known",
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "Written": record.created,
+        "Record": f"{stored.path.name}, sha256 {record.sha256[:12]}",
+    }
+    scores = tuple(
+        (
+            name,
+            _four_digits(score.value),
+            score.selection,
+            _four_digits(score.standard_error),
+            _four_digits(score.std),
+            "" if score.n is None else f"{score.n:,}",
+        )
+        for name, score in record.scores.items()
+    )
+    title = f"{card.name}{f' ({card.init})' if card.init else ''}, {record.protocol.id}"
+    return Origin(title, tuple((name, text) for name, text in texts.items() if text), scores, stored.faults)
+
+
+def _timing(record: Record) -> str:
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record.timing.items() if name != "total")
+    total = record.timing.get("total")
+    if total is None:
+        return phases
+    return f"{total:.1f} s" + (f" ({phases})" if phases else "")
+
+
+def _four_digits(number: float | None) -> str:
+    return "" if number is None else f"{number:.4g}"
+
+
+# ---- charts
+
+MIN_SCALE = 0.85  # of a chart's own size: below that its text is illegible, so a narrow window scrolls it sideways
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An inline SVG with its title, and a description for readers who cannot see it."""
+
+    id: str
+    title: str
+    description: str
+    svg: str
+
+
+def chart(identifier: str, title: str, description: str, draw: Callable[[Path], None]) -> Chart | None:
+    """The figure that `draw` writes to the given file, as a chart; None if it raises `NothingToDrawError`."""
+    from matplotlib import rc_context
+
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": identifier}
+    settings |= {"text.parse_math": False, "savefig.transparent": True}
+    with TemporaryDirectory() as folder, rc_context(settings):
+        path = Path(folder) / "chart.svg"
+        try:
+            draw(path)
+        except NothingToDrawError:
+            return None
+        return Chart(identifier, title, description, inline_svg(path.read_text(encoding="utf-8"), identifier))
+
+
+def inline_svg(text: str, prefix: str) -> str:
+    """An SVG file as an element of a page: unique ids, the page's text colour and font, hidden from screen readers."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("#000000", "currentColor").replace("DejaVu Sans", "system-ui")
+    width = re.match(r'<svg [^>]*?width="([\d.]+)pt"', svg)
+    style = f' style="min-width: {MIN_SCALE * float(width[1]):.0f}pt"' if width else ""
+    return svg.replace("<svg ", f'<svg aria-hidden="true" focusable="false"{style} ', 1)
+
+
+# ---- images saved with the records
+
+IMAGE_KINDS = {
+    "sheet": ("Contact sheet", "Test images with the ground truth, each next to the prediction."),
+    "neighbours": ("Nearest neighbours", "One row per query image: the query, then its neighbours by rank."),
+}
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """An image as a data URI, with its size in pixels."""
+
+    id: str
+    title: str
+    description: str
+    uri: str
+    width: int
+    height: int
+
+
+def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
+    """Every `<record>.<kind>.png` next to the records, in their order."""
+    from PIL import Image
+
+    found: list[SavedImage] = []
+    for stored in records:
+        for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.png")):
+            kind = path.name.removeprefix(f"{stored.path.stem}.").removesuffix(".png")
+            name, description = IMAGE_KINDS.get(kind, (kind, "An image saved with the record."))
+            record = stored.record
+            title = f"{name}: {record.encoder.name}, {record.protocol.id} on {record.dataset.id}"
+            content = io.BytesIO()
+            with Image.open(path) as image:
+                image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
+                size = image.size
+            uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+            found.append(SavedImage(f"image-{record.sha256[:12]}-{len(found)}", title, description, uri, *size))
+    return found

@@ -1,0 +1,120 @@
+"""Rank correlations: hand-made columns, the published ones, and the remark of the MoCo v2 note."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from scipy.stats import spearmanr
+
+from results.__main__ import main
+from results.compare.correlations import (
+    MIN_ENCODERS,
+    Column,
+    correlation_table,
+    correlations,
+    headlines,
+    measured_values,
+    published_values,
+    remark,
+    together,
+)
+from results.plots import draw_heat_map
+from results.published.figures import figures
+from results.store import read_records
+from tests.results.factory_records import write_demo
+
+A, B, C = Column("knn.a@1", "k=20"), Column("voc0712_det.moco@1", "AP"), Column("linear_avgpool.moco@1", "AvgPool")
+
+
+def test_coefficients_of_hand_made_columns() -> None:
+    x = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0, "alone": 9.0}
+    y = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 4.0, "e": 5.0}
+    (found,) = correlations({A: x, B: y}, [A, B])
+    assert found.encoders == ("a", "b", "c", "d", "e")
+    assert found.spearman == pytest.approx(spearmanr(list(y.values()), [1, 2, 3, 4, 5]).statistic)
+    assert found.discordant == (("b", "c"),)
+    assert found.pairs == 10
+    assert found.kendall == pytest.approx(0.8)
+    assert found.low is not None
+    assert found.high is not None
+    assert -1 <= found.low < found.spearman <= found.high <= 1
+
+
+def test_few_encoders_have_no_interval_and_too_few_no_coefficient() -> None:
+    three = dict(zip("abc", (1.0, 2.0, 3.0), strict=True))
+    (found,) = correlations({A: three, B: {**three, "a": 5.0}}, [A, B])
+    assert found.low is None
+    assert correlations({A: three, B: {"a": 1.0, "b": 2.0}}, [A, B]) == []
+    assert correlations({A: three, B: dict.fromkeys("abc", 1.0)}, [A, B]) == []
+
+
+def test_published_models_count_once_however_their_sources_write_them() -> None:
+    values = published_values(figures())
+    linear = values[Column("linear_avgpool.mmselfsup@1", "AvgPool")]
+    moco = [model for model in linear if model.startswith("MoCo v2/") and "8xb32-coslr-200e" in model]
+    assert moco == ["MoCo v2/resnet50_8xb32-coslr-200e"]
+    assert 67.56 < linear[moco[0]] < 67.58  # the mean of what the sources print
+    assert Column("linear_avgpool.moco@1", "AvgPool") not in values  # the same protocol under another name
+
+
+def test_the_note_is_right_on_the_published_figures() -> None:
+    said = remark(published_values(figures()))
+    assert said is not None
+    assert "linear_avgpool.mmselfsup@1 AvgPool and voc0712_det.moco@1 AP do not always rise together" in said
+
+
+def test_the_remark_on_columns_that_agree() -> None:
+    rising = {name: float(i) for i, name in enumerate("abcdef")}
+    said = remark({C: rising, B: rising})
+    assert said is not None
+    assert "AP always rise together" in said
+    assert "0 of 15 pairs" in said
+    assert remark({C: rising, A: rising}) is None
+
+
+def test_measured_encoders_stand_beside_published_models(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    records = read_records(tmp_path)[0]
+    assert measured_values(records, embedded=False) == {}
+    small = measured_values(records, embedded=True)
+    knn = next(values for column, values in small.items() if column.label == "knn.demo@1 k=20 on drawings")
+    assert len(knn) == 6  # five random initialisations are one encoder
+    merged = together({A: {"published": 1.0}}, {A: {"ours": 2.0}})
+    assert merged == {A: {"published": 1.0, "ours (measured)": 2.0}}
+
+
+def test_headlines_have_one_column_per_protocol_and_data() -> None:
+    values = published_values(figures())
+    chosen = headlines(values)
+    assert len({(column.protocol, column.dataset) for column in chosen}) == len(chosen)
+    names = {column.protocol: column.name for column in chosen}
+    assert names["knn.mmselfsup@1"] == "k=20"
+    assert names["coco_mask_rcnn_fpn_1x.mmselfsup@1"] == "AP_box"
+    assert chosen[0].benchmark == "voc07_svm"
+
+
+def test_table_and_heat_map(tmp_path: Path) -> None:
+    rising = {name: float(i) for i, name in enumerate("abcdef")}
+    found = correlations({A: rising, B: {n: -v for n, v in rising.items()}, C: rising}, [A, B, C])
+    table = correlation_table(found)
+    assert [row.cells[1].text[:5] for row in table.rows] == ["-1.00", "+1.00", "-1.00"]
+    assert [row.cells[4].text for row in table.rows] == ["15 of 15", "0 of 15", "15 of 15"]
+    draw_heat_map(found, tmp_path / "heat.png")
+    assert Image.open(tmp_path / "heat.png").size[0] > 300
+    with pytest.raises(ValueError, match="three encoders"):
+        draw_heat_map([], tmp_path / "none.png")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "records")
+    picture = tmp_path / "heat.svg"
+    flags = ["correlations", "--records", str(tmp_path / "records"), "--picture", str(picture)]
+    assert main(flags) == 0
+    printed = capsys.readouterr()
+    assert "| voc07_svm.mmselfsup@1 best_oracle" in printed.out
+    assert "not monotonically related" in printed.err
+    assert picture.read_text().count("n=") >= MIN_ENCODERS
+    assert main([*flags[:3], "--embedded", "--format", "csv"]) == 0
+    assert "knn.demo@1 k=20 on drawings" in capsys.readouterr().out

@@ -1,0 +1,207 @@
+"""`python -m results lint`: the conflicts that are known of the published pages, and pages made from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from results.__main__ import main
+from results.lint import Claim, Verdict, lint, markdown_tables, verdict_text
+from results.published.models import model_key
+from results.schema import Score
+from results.store import read_records, write_record
+from tests.results.factory_records import KNN, card, protocol, record, write_demo
+
+HEAD = "# MoCo v2\n\n### ImageNet Linear Evaluation\n\n| Config | Feature5 | AvgPool |\n| --- | ---: | ---: |\n"
+
+
+def published_page(tmp_path: Path, source: str) -> Path:
+    folder = tmp_path / "pages"
+    assert main(["zoo-page", "--published", "--source", source, "--out", str(folder)]) == 0
+    return next(folder.iterdir())
+
+
+def lint_text(tmp_path: Path, text: str) -> Verdict:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    return lint(page, [])
+
+
+@pytest.mark.parametrize(
+    ("source", "printed", "others", "checked"),
+    [("MoCo v2 page A*", "67.56", "67.58", 24), ("MoCo v2 page B*", "67.58", "67.56", 33)],
+)
+def test_the_two_published_pages_disagree_on_one_figure(
+    tmp_path: Path, source: str, printed: str, others: str, checked: int
+) -> None:
+    page = published_page(tmp_path, source)
+    verdict = lint(page, [])
+    assert verdict.checked == checked
+    assert verdict.unknown == []
+    (conflict,) = verdict.conflicts
+    assert (conflict.table, conflict.column, conflict.printed) == ("ImageNet Linear Evaluation", "AvgPool", printed)
+    assert {claim.text for claim in conflict.against} == {others}
+    assert {claim.text for claim in conflict.agreeing} == {printed}
+    assert "23 other figures" in conflict.note
+    text = verdict_text(page, verdict)
+    assert f"{page}:{conflict.line}: " in text
+    assert {"MoCo v2 page A (mmselfsup v0.5 README)", "MoCo v2 page B (mmselfsup 0.x documentation)"} <= {
+        claim.source for claim in (*conflict.against, *conflict.agreeing)
+    }
+
+
+@pytest.mark.parametrize(
+    ("readme", "printed", "other"),
+    [("relative_loc", "39.65", "38.78"), ("npid", "57.97", "58.97"), ("odc", "53.42", "53.43"),
+     ("densecl", "63.34", "63.62")],
+)  # fmt: skip
+def test_readmes_that_the_model_zoo_of_their_project_contradicts(
+    tmp_path: Path, readme: str, printed: str, other: str
+) -> None:
+    verdict = lint(published_page(tmp_path, f"open-mmlab/mmselfsup@*/{readme}/*"), [])
+    (conflict,) = verdict.conflicts
+    assert (conflict.column, conflict.printed) == ("AvgPool", printed)
+    assert [claim.text for claim in conflict.against] == [other]
+    assert "model_zoo.md" in conflict.against[0].source
+
+
+def test_a_figure_of_another_column(tmp_path: Path) -> None:
+    page = HEAD.replace("MoCo v2", "InterCLR") + "| interclr-moco_resnet50_8xb32-coslr-200e | 68.04 | 68.04 |\n"
+    (conflict,) = lint_text(tmp_path, page).conflicts
+    assert conflict.column == "AvgPool"
+    assert conflict.note == "the source has this figure in another column"
+
+
+def test_a_misprint_and_a_coarser_figure(tmp_path: Path) -> None:
+    page = HEAD + "| [resnet50_8xb32-coslr-200e](configs/a.py) | 62.46 | 67.6 |\n"
+    verdict = lint_text(tmp_path, page)
+    assert [(c.column, c.printed) for c in verdict.conflicts] == [("Feature5", "62.46")]
+    assert {claim.text for claim in verdict.conflicts[0].against} == {"66.24"}
+    assert verdict.conflicts[0].agreeing == ()
+
+
+def test_a_configuration_of_two_methods_is_that_of_the_heading(tmp_path: Path) -> None:
+    row = "| resnet50_8xb32-coslr-200e | 66.24 |  |\n"
+    assert lint_text(tmp_path, HEAD + row).conflicts == []
+    other = lint_text(tmp_path, HEAD.replace("MoCo v2", "DenseCL") + row)
+    assert [c.column for c in other.conflicts] == ["Feature5"]
+    unknown = lint_text(tmp_path, HEAD.replace("MoCo v2", "Our zoo") + row)
+    assert unknown.checked == 0
+    assert len(unknown.unknown) == 1
+
+
+def test_protocols_are_not_held_against_each_other(tmp_path: Path) -> None:
+    """BYOL's figure under SimSiam's probe is another than under MoCo's, and both are right."""
+    source = "open-mmlab/mmselfsup@0.x*:docs/en/model_zoo.md"
+    page = published_page(tmp_path, source)
+    assert not any("BYOL" in conflict.row for conflict in lint(page, []).conflicts)
+
+
+def test_tables_made_from_records_agree_until_they_are_edited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, page = tmp_path / "records", tmp_path / "zoo.md"
+    write_demo(records)
+    assert main(["tables", "--records", str(records), "--out", str(page)]) == 0
+    assert main(["lint", str(page), "--records", str(records)]) == 0
+    capsys.readouterr()
+    lines = page.read_text().splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("| raw pixels") and "±" in line)
+    figure = next(cell for cell in lines[row].split("|")[2:] if "±" in cell)
+    lines[row] = lines[row].replace(figure, " 99.9 ± 0.1 ", 1)
+    page.write_text("\n".join(lines))
+    assert main(["lint", str(page), "--records", str(records)]) == 1
+    printed = capsys.readouterr().out
+    assert f"{page}:{row + 1}: " in printed
+    assert "demo@1-" in printed
+    assert "1 in conflict" in printed
+
+
+def test_a_record_of_a_published_model_is_a_source(tmp_path: Path) -> None:
+    linear = protocol("linear_avgpool", ("AvgPool",), "AvgPool", variant="moco", dataset="imagenet")
+    ours = card("ours", published_as="MoCo v2/resnet50_8xb32-coslr-200e")
+    scores = {"AvgPool": Score(value=60.0, selection="best epoch")}
+    write_record(tmp_path / "records", record(ours, linear, scores=scores, embedded=False))
+    page = tmp_path / "page.md"
+    page.write_text(HEAD + "| resnet50_8xb32-coslr-200e | 66.24 | 67.58 |\n")
+    (conflict,) = lint(page, read_records(tmp_path / "records")[0]).conflicts
+    assert any("linear_avgpool.moco@1 on imagenet" in claim.source for claim in conflict.against)
+
+
+def test_what_cannot_be_checked_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "records", record(card("a"), KNN, scores={"k=20": Score(value=1.0, selection="fixed")}))
+    page, records = tmp_path / "page.md", ["--records", str(tmp_path / "records")]
+    page.write_text("# A\n\n| x | speed |\n| - | - |\n| a | 12.5 |\n")
+    assert main(["lint", str(page), *records]) == 0
+    assert "line 5: the table 'A' has none of the columns that are known" in capsys.readouterr().out
+    page.write_text("no table")
+    assert main(["lint", str(page), *records]) == 2
+    assert "has no markdown table" in capsys.readouterr().err
+    page.write_bytes(b"\xff\xfe")
+    assert main(["lint", str(page), *records]) == 2
+    assert main(["lint", str(tmp_path / "none.md"), *records]) == 2
+
+
+def test_agreement_goes_as_far_as_the_coarser_figure() -> None:
+    exact = Claim("s", "66.2449", frozenset(), 4)
+    assert exact.agrees("66.24")
+    assert exact.agrees("**66.2 ± 0.1** (std 0.2)")
+    assert not exact.agrees("66.25")
+    assert Claim("s", "feature5", frozenset(), 0).agrees("Feature5")
+    assert not Claim("s", "feature5", frozenset(), 0).agrees("feature4")
+
+
+def test_names_of_one_model() -> None:
+    assert model_key("Relative Location/relative-loc_resnet50_8xb64-steplr-70e_in1k") == model_key(
+        "Relative Location/resnet50_8xb64-steplr-70e"
+    )
+    assert model_key("MoCo v2/resnet50_8xb32-coslr-200e") != model_key("DenseCL/resnet50_8xb32-coslr-200e")
+    assert model_key("MoCo v2 IN-1M").config == ""
+
+
+# ---- markdown tables as other projects write them
+
+PAGE = r"""# MoCo v2
+
+## Classification
+
+**VOC SVM / Low-shot SVM**
+
+The best layer, `k` images.
+
+| Self-Supervised Config | SVM | a \| b |
+| ---------------------- | --: | ------ |
+| [resnet50_8xb32](configs/x_y.py)<sup>1</sup> | **84.04** | <script> |
+
+#### Another
+
+No table.
+
+### ImageNet
+
+|x|y|
+|-|-|
+|1|2|
+"""
+
+
+def test_cells_are_plain_text_with_their_lines() -> None:
+    first, second = markdown_tables(PAGE)
+    assert first.headings == ("MoCo v2", "Classification", "VOC SVM / Low-shot SVM")
+    assert first.context == "The best layer, k images."
+    assert first.columns == ("Self-Supervised Config", "SVM", "a | b")
+    assert first.rows[0].cells[:2] == ("resnet50_8xb32", "84.04")
+    assert PAGE.splitlines()[first.rows[0].line - 1].startswith("| [resnet50")
+    assert second.headings == ("MoCo v2", "Classification", "ImageNet")
+    assert second.title == "ImageNet"
+    assert second.context == ""
+
+
+def test_a_sentence_with_a_bold_word_is_no_heading() -> None:
+    table = markdown_tables("# A\n\n**Bold** words, and **more**\n\n| x | y |\n| - | - |\n| 1 | 2 |\n")[0]
+    assert table.headings == ("A",)
+
+
+def test_a_page_without_tables() -> None:
+    assert markdown_tables("# A\n\n`| no | table |`\n") == []

@@ -1,0 +1,302 @@
+"""Figures of records: which points they hold, which files are written, and what is said where nothing can be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from PIL import Image
+
+from results.__main__ import main
+from results.plot_style import COLOURS, EncoderStyles, NothingToDrawError, line_style
+from results.plots import (
+    SELECTIONS,
+    curve_panels,
+    draw_knn_k,
+    draw_low_shot,
+    draw_per_layer,
+    draw_score_against_epoch,
+    epoch_panels,
+    layer_of,
+    low_shot_bands,
+    neighbours_of,
+)
+from results.schema import Protocol, Score
+from results.store import StoredRecord, read_records, write_record
+from tests.results.factory_records import (
+    KNN,
+    LAYERS,
+    card,
+    decision_outcomes,
+    protocol,
+    random_card,
+    record,
+    write_demo,
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> list[StoredRecord]:
+    root = tmp_path_factory.mktemp("records")
+    write_demo(root)
+    return read_records(root)[0]
+
+
+def own(demo: list[StoredRecord], name: str, benchmark: str) -> list[StoredRecord]:
+    return [
+        s for s in demo if s.record.encoder.name.startswith(name) and s.record.protocol.resolved.benchmark == benchmark
+    ]
+
+
+def test_a_curve_is_the_mean_over_repetitions_with_their_spread(demo: list[StoredRecord]) -> None:
+    (panel,) = curve_panels(demo, layer_of)
+    curves = {curve.label: curve for curve in panel.curves}
+    assert [curve.runs for curve in panel.curves] == [
+        5,
+        1,
+        3,
+    ]  # random, EfficientNet, MoCo; pixels have none
+    moco = [s.record.scores for s in own(demo, "mocov2", "voc07_svm")]
+    for point, layer in zip(curves["mocov2_resnet18w32_demo"].points, LAYERS, strict=True):
+        values = [scores[layer].value for scores in moco]
+        assert point.value == pytest.approx(np.mean(values))
+        assert point.spread == pytest.approx(np.std(values, ddof=1))
+    (lite,) = own(demo, "EfficientNet", "voc07_svm")
+    assert [p.spread for p in curves["EfficientNet-Lite0"].points] == [
+        lite.record.scores[layer].standard_error for layer in LAYERS
+    ]
+
+
+def test_only_top_1_is_drawn_against_k(demo: list[StoredRecord]) -> None:
+    (panel,) = curve_panels(demo, neighbours_of)
+    assert [[point.x for point in curve.points] for curve in panel.curves] == [[10, 20, 100, 200]] * 4
+
+
+@pytest.mark.parametrize(("draw", "position"), [(draw_per_layer, layer_of), (draw_knn_k, neighbours_of)])
+def test_a_picture_is_drawn_with_every_curve_in_its_encoders_colour(
+    demo: list[StoredRecord], tmp_path: Path, draw: object, position: Callable[[str], float | None]
+) -> None:
+    out = tmp_path / "made" / "picture.png"
+    draw(demo, out)  # type: ignore[operator]
+    with Image.open(out) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    (panel,) = curve_panels(demo, position)
+    looks = {EncoderStyles(demo).of(curve.label)["color"] for curve in panel.curves}
+    assert len(looks) == len(panel.curves)
+    for look in looks:
+        colour = tuple(bytes.fromhex(look[1:]))
+        assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 8).sum() > 50
+    assert [path.name for path in out.parent.iterdir()] == ["picture.png"]
+    with pytest.raises(NothingToDrawError, match="no record"):
+        draw([], out)  # type: ignore[operator]
+
+
+# ---- one style per encoder
+
+
+def test_an_encoder_has_one_look_and_seeds_share_its_colour(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    records, _ = read_records(tmp_path)
+    styles = EncoderStyles(records)
+    seeds = [styles.of(f"mocov2_resnet18w32_demo (seed {seed})") for seed in range(3)]
+    assert len({seed["color"] for seed in seeds}) == 1
+    assert len({seed["marker"] for seed in seeds}) == 3
+    assert styles.of("mocov2_resnet18w32_demo") == seeds[0]
+    mean = styles.of("random init (resnet18-w32-k3-nopool)")
+    assert styles.of("random init (resnet18, seed 3)") == mean  # drawn alone, as where one of them was measured
+    others = {styles.of(name)["color"] for name in ("raw pixels", "EfficientNet-Lite0")}
+    assert len({*others, mean["color"], seeds[0]["color"]}) == 4
+
+
+def test_a_name_that_no_record_has_gets_the_next_look_and_keeps_it() -> None:
+    styles = EncoderStyles(())
+    first, second = styles.of("a"), styles.of("b")
+    assert (first, second) == (line_style(0), line_style(1))
+    assert styles.of("a") == first
+
+
+def test_looks_differ_beyond_the_palette() -> None:
+    looks = [line_style(number) for number in range(3 * len(COLOURS))]
+    assert len({tuple(look.values()) for look in looks}) == len(looks)
+
+
+# ---- scores against epochs
+
+
+def checkpoint(stored: StoredRecord, epochs: float) -> StoredRecord:
+    card = stored.record.encoder
+    name = f"{card.name}, epoch {epochs:g}"
+    later = card.model_copy(update={"name": name, "epochs": epochs, "weights_sha256": f"{int(epochs):064x}"})
+    return replace(stored, record=stored.record.model_copy(update={"encoder": later}))
+
+
+def test_checkpoints_of_a_run_are_one_curve_and_single_encoders_are_none(
+    demo: list[StoredRecord], tmp_path: Path
+) -> None:
+    knn = [s for s in demo if s.record.protocol.resolved.benchmark == "knn"]
+    moco = next(s for s in knn if s.record.encoder.name.startswith("mocov2"))
+    others = [s for s in knn if not s.record.encoder.name.startswith("mocov2")]
+    series = [checkpoint(moco, epochs) for epochs in (200, 100, 400)]
+    (panel,) = epoch_panels([*others, *series])
+    (curve,) = panel.curves
+    assert curve.label == moco.record.encoder.name
+    assert [point.x for point in curve.points] == [100, 200, 400]
+    primary = moco.record.scores[moco.record.protocol.resolved.primary]
+    assert {(p.value, p.spread) for p in curve.points} == {(primary.value, primary.standard_error)}
+    draw_score_against_epoch(series, tmp_path / "epochs.png")
+    assert (tmp_path / "epochs.png").stat().st_size > 5000
+
+
+def test_without_several_epochs_there_is_nothing_to_draw(demo: list[StoredRecord], tmp_path: Path) -> None:
+    with pytest.raises(NothingToDrawError, match="no record"):
+        draw_score_against_epoch(demo, tmp_path / "epochs.png")
+
+
+# ---- low-shot classification
+
+K = (1, 2, 4, 8)
+COLUMNS = tuple(f"k={k}{how}" for how in ("", " fixed", " heldout") for k in K)
+LOW_SHOT = protocol("voc07_low_shot_svm", COLUMNS, "k=8", metric="mAP", dataset="scenes", params={"sets": 5})
+
+
+def all_runs(level: float) -> tuple[dict[str, object], ...]:
+    """Higher by oracle than held out, and held out than fixed; the spread shrinks with k."""
+    bonus = {"": 2.0, " heldout": 1.0, " fixed": 0.0}
+    return tuple(
+        {
+            "score": f"k={k}{how}",
+            "k": k,
+            "cost": 1.0,
+            "map": level + bonus[how] + 3 * i,
+            "map_min": level + bonus[how] + 3 * i - 2 / k,
+            "map_max": level + bonus[how] + 3 * i + 1 / k,
+        }
+        for how in bonus
+        for i, k in enumerate(K)
+    )
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> list[StoredRecord]:
+    root = tmp_path / "records"
+    for about, level in ((card("trained"), 30.0), (random_card(0), 10.0), (random_card(1), 12.0)):
+        write_few(root, about, level, LOW_SHOT)
+    return read_records(root)[0]
+
+
+def write_few(root: Path, about: object, level: float, of: Protocol) -> None:
+    made = record(about, of)  # type: ignore[arg-type]
+    write_record(root, made.model_copy(update={"runs": all_runs(level)}))
+
+
+def test_bands_are_read_by_selection(few: list[StoredRecord]) -> None:
+    bands = {selection: {band.label: band for band in low_shot_bands(few, selection)} for selection in SELECTIONS}
+    trained = {selection: of["trained"] for selection, of in bands.items()}
+    assert trained["fixed"].k == K
+    assert trained["fixed"].mean == (30, 33, 36, 39)
+    assert trained["heldout"].mean == (31, 34, 37, 40)
+    assert trained["oracle"].mean == (32, 35, 38, 41)
+    assert trained["fixed"].low[0] == 28
+    assert trained["fixed"].high[0] == 31
+
+
+def test_random_initialisations_share_a_line_and_a_band(few: list[StoredRecord]) -> None:
+    (shared,) = [band for band in low_shot_bands(few, "fixed") if "2 initialisations" in band.label]
+    assert shared.mean[0] == 11
+    assert (shared.low[0], shared.high[0]) == (8, 13)
+
+
+def test_the_picture_is_drawn(few: list[StoredRecord], tmp_path: Path) -> None:
+    draw_low_shot(few, tmp_path / "low_shot.png")
+    pixels = imread(tmp_path / "low_shot.png")
+    assert pixels.shape[0] > 300
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
+
+
+def test_what_shares_no_axis_is_refused(few: list[StoredRecord], tmp_path: Path) -> None:
+    with pytest.raises(NothingToDrawError, match="found: none"):
+        draw_low_shot([], tmp_path / "x.png")
+    other = LOW_SHOT.model_copy(update={"variant": "other"})
+    write_few(tmp_path / "records", card("third"), 20.0, other)
+    with pytest.raises(NothingToDrawError, match=r"voc07_low_shot_svm\.demo@1, voc07_low_shot_svm\.other@1"):
+        draw_low_shot(read_records(tmp_path / "records")[0], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+# ---- the command
+
+LOW_SHOT_COLUMNS = tuple(f"k={k}{how}" for how in ("", " fixed", " heldout") for k in (1, 2))
+
+
+def low_shot_runs() -> tuple[dict[str, object], ...]:
+    return tuple({"score": c, "map": 30.0, "map_min": 29.0, "map_max": 31.0} for c in LOW_SHOT_COLUMNS)
+
+
+def write_low_shot(root: Path, variant: str) -> None:
+    asked = protocol("voc07_low_shot_svm", LOW_SHOT_COLUMNS, "k=2", metric="mAP", params={"sets": 5}).model_copy(
+        update={"variant": variant}
+    )
+    write_record(root, record(card("trained"), asked, runs=low_shot_runs()))
+
+
+def write_classes(root: Path) -> None:
+    asked = protocol("voc07_svm", ("feature4", "feature5"), "feature5", metric="mAP", dataset="scenes")
+    found = decision_outcomes(asked.columns, 1.0, 0)
+    values = {c: {"bird": 1.0, "boat": 2.0, "cat": 3.0, "dog": 4.5} for c in asked.columns}
+    write_record(root, record(card("by class"), asked, found, per_class=values), found)
+
+
+def test_every_picture_and_the_table_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "records", tmp_path / "out"
+    write_demo(root)
+    write_classes(root)
+    for variant in ("demo", "other"):  # two protocols share no axis, so each has a picture of its own
+        write_low_shot(root, variant)
+    assert main(["pictures", "--records", str(root), "--out", str(out)]) == 0
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    low_shot = [name for name in made if "low_shot" in name]
+    assert [name.partition("@")[0] for name in low_shot] == [
+        "embedded/low_shot_voc07_low_shot_svm.demo",
+        "embedded/low_shot_voc07_low_shot_svm.other",
+    ]
+    assert {"embedded/knn_k.png", "embedded/per_class.md", "embedded/per_layer.png"} <= {*made}
+    for path in out.rglob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    table = (out / "embedded" / "per_class.md").read_text()
+    assert "| dog" in table
+    assert "4.5" in table
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(f"wrote {out / name}" for name in made)
+
+
+def test_the_embedded_and_full_data_sets_never_share_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "records", tmp_path / "out"
+    scores = {column: Score(value=50.0, n=10, selection="fixed") for column in KNN.columns}
+    for embedded in (True, False):
+        write_record(root, record(card("an encoder"), KNN, scores=scores, embedded=embedded))
+    assert main(["pictures", "--records", str(root), "--out", str(out)]) == 0
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+        "embedded/knn_k.png",
+        "full/knn_k.png",
+    ]
+    left_out = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in left_out] == ["results"] * 6  # by layer, by epoch and by class, twice
+    assert all("no record has" in line for line in left_out)
+
+
+def test_nothing_to_draw_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "records", tmp_path / "out"
+    write_low_shot(root, "demo")
+    assert main(["pictures", "--records", str(root), "--out", str(out), "--encoder", "nobody"]) == 2
+    error = capsys.readouterr().err
+    assert "nothing" in error or "no record" in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+    assert main(["pictures", "--records", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert "no folder of records" in capsys.readouterr().err
