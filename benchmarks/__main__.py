@@ -29,7 +29,7 @@ class Command:
 COMMANDS = (
     Command("audit", "benchmarks.audit.command"),
     Command("all", "benchmarks.bench_all"),
-    Command("check-data", "benchmarks.datasets.check_command"),
+    Command("check-data", "benchmarks.datasets.check"),
     Command("demo-data", "benchmarks.demo.command"),
     Command("random-encoder", "benchmarks.encoders.random_file"),
     Command("explain", "benchmarks.explain"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.contract import InputError, Labels, NotApplicableError
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded
 from benchmarks.harnesses import Harness, find_protocol, harness
 from benchmarks.options import Engine, Precision

@@ -115,9 +115,9 @@ def _images(data: Path) -> Files | Shards:
 
 
 def _is_cifar10(folder: Path) -> bool:
-    from benchmarks.datasets.cifar10 import LAYOUTS
+    from benchmarks.datasets.cifar10 import CIFAR10
 
-    return any(layout.fits(folder, "train") for layout in LAYOUTS)
+    return CIFAR10.find(folder, "train") is not None
 
 
 def _labelled(root: Path, split: str) -> Labelled:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.lists import read_lines
 from benchmarks.encoders.export.atomic import replacing
 from benchmarks.progress import progress
+from benchmarks.task import InputError
 
 log = logging.getLogger("prepare_voc12aug")
 

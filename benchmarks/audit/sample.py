@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.contract import InputError, Labels
 from benchmarks.datasets.imagefolder import read_image_folder
-from benchmarks.datasets.transforms import Images
+from benchmarks.datasets.images import Images
 from benchmarks.progress import progress
 from results.schema import Geometry
 

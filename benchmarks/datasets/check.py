@@ -1,8 +1,9 @@
-"""What of a data set is there, what is missing and what is damaged."""
+"""Check a data set for missing and damaged files: `python -m benchmarks check-data`."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,33 +14,30 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from PIL import Image
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.cifar10 import container
-from benchmarks.datasets.images import BadImage, decode
-from benchmarks.datasets.paths import strings
-from benchmarks.datasets.published import Published
-from benchmarks.datasets.registry import DatasetSpec
+from benchmarks.datasets.lists import batch_file, path_strings
+from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset
 from benchmarks.progress import progress
+from benchmarks.task import InputError, Labels
 
-SAMPLE = 64  # images of a split that are decoded unless all are
-SIZED = 100_000  # files of a split whose size is looked at unless all are
+DECODED = 64  # images of a split that are decoded unless all are
+SIZED = 100_000  # files of a split whose size is read unless all are
 NAMED = 10  # faulty files of a split that are named
+COMPLETE, DAMAGED, UNUSABLE = 0, 1, 2  # exit codes
 
 _CHUNK = 256
 
 
 @dataclass
 class SplitReport:
-    """What was found of one split.
+    """The result of checking one split.
 
     Attributes:
-        split: its name.
-        layout: as what it was recognised.
-        images: in it; None where it cannot be read at all.
-        gib: size of its images, extrapolated where not all were looked at.
-        decoded: images that were opened.
+        layout: the layout in which it was found; empty for a data set with only one.
+        images: their number; None if the split cannot be read at all.
+        gib: size of its images, extrapolated if not all files were looked at.
+        decoded: number of images that were decoded.
         faults: one sentence each.
-        optional: an absence is no fault.
+        optional: a complete data set may lack this split.
     """
 
     split: str
@@ -52,56 +50,47 @@ class SplitReport:
     optional: bool = False
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return not self.faults or (self.optional and self.images is None)
 
 
-def check_split(
-    spec: DatasetSpec,
-    split: str,
-    published: Published,
-    *,
-    counts: bool = True,
-    all_images: bool = False,
-    show: bool = True,
-) -> SplitReport:
-    """Reads the lists, holds them against the files and the published counts, looks at sizes, and decodes images.
+def check_split(dataset: Dataset, split: str, *, all_images: bool = False, show: bool = True) -> SplitReport:
+    """Read the lists, compare them with the files and the published counts, look at file sizes, and decode images.
 
     Args:
-        counts: whether the published counts apply; not to the embedded data.
         all_images: look at and decode all images instead of a sample.
-        show: the progress.
+        show: show the progress.
     """
-    report = SplitReport(split, optional=split in published.optional)
+    report = SplitReport(split, optional=split in dataset.info.optional)
     try:
-        report.layout = spec.layout(split)
-        labels = spec.read(split)
+        report.layout = dataset.layout(split)
+        labels = dataset.read(split)
     except InputError as error:
         report.faults.append(str(error))
         return report
     report.images, report.classes = len(labels), len(labels.classes)
-    if counts:
-        report.faults += _counts(report, published)
-    report.faults += _classes(labels)
+    if not dataset.embedded:
+        report.faults += _count_faults(report, dataset)
+    report.faults += _empty_classes(labels)
     report.gib = _sizes(labels, report.faults, all_images)
-    rows = _spread(len(labels), None if all_images else SAMPLE)
+    rows = _evenly_spaced(len(labels), None if all_images else DECODED)
     report.decoded = len(rows)
-    report.faults += _summary(list(_damaged(labels, rows, f"{spec.id} {split}", show)), "damaged")
+    report.faults += _summary(list(_damaged(labels, rows, f"{dataset.id} {split}", show)), "damaged")
     return report
 
 
-def _counts(report: SplitReport, published: Published) -> list[str]:
+def _count_faults(report: SplitReport, dataset: Dataset) -> list[str]:
     faults = []
-    expected = published.splits.get(report.split)
+    expected, classes = dataset.info.splits.get(report.split), dataset.info.classes
     if expected is not None and report.images != expected:
-        faults.append(f"{report.images:,} images where {expected:,} are published")
-    if published.classes is not None and report.classes != published.classes:
-        faults.append(f"{report.classes:,} classes where {published.classes:,} are published")
+        faults.append(f"{report.images:,} images, but {expected:,} are published")
+    if classes is not None and report.classes != classes:
+        faults.append(f"{report.classes:,} classes, but {classes:,} are published")
     return faults
 
 
-def _classes(labels: Labels) -> list[str]:
-    """Classes that no image of a single-label split has."""
+def _empty_classes(labels: Labels) -> list[str]:
+    """Classes without an image, in a split with one label per image."""
     if labels.targets.ndim != 1:
         return []
     seen = np.bincount(labels.targets, minlength=len(labels.classes))
@@ -109,15 +98,16 @@ def _classes(labels: Labels) -> list[str]:
 
 
 def _sizes(labels: Labels, faults: list[str], all_images: bool) -> float:
-    rows = _spread(len(labels), None if all_images else SIZED)
+    """Size of the images in GiB. Appends missing and empty files to `faults`."""
+    rows = _evenly_spaced(len(labels), None if all_images else SIZED)
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[rows] = True
     total = 0
     empty: list[str] = []
     absent: list[str] = []
     seen: dict[str, int] = {}
-    for path in compress(strings(labels.paths), chosen):
-        batch = container(path) if "#" in path else None
+    for path in compress(path_strings(labels.paths), chosen):
+        batch = batch_file(path) if "#" in path else None
         if batch is not None:
             seen[batch] = Path(batch).stat().st_size
             continue
@@ -135,43 +125,45 @@ def _sizes(labels: Labels, faults: list[str], all_images: bool) -> float:
 
 
 def _damaged(labels: Labels, rows: Sequence[int], name: str, show: bool) -> Iterator[str]:
-    """One sentence per image or annotation that cannot be read, Pillow's decoders running in threads."""
+    """One sentence per image or annotation that cannot be read. Images are decoded in threads."""
+    from benchmarks.datasets.images import decode  # imports torch, which a missing data set does not need
+
     per_image = len(labels.annotations) == len(labels) and len(labels) > 1
 
-    def look(row: int) -> str | None:
+    def check(row: int) -> str | None:
         try:
             image = decode(labels.paths[row])
             if per_image:
-                _look_at_annotation(labels.annotations[row], image.size)
+                _check_annotation(labels.annotations[row], image.size)
         except InputError as error:
             return str(error)
         return None
 
-    def looked() -> Iterator[str | None]:
+    def checked() -> Iterator[str | None]:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for start in range(0, len(rows), _CHUNK):  # a future for each of a million images would fill the memory
-                yield from threads.map(look, rows[start : start + _CHUNK])
+                yield from threads.map(check, rows[start : start + _CHUNK])
 
-    for fault in progress(looked(), f"decoding {name}", total=len(rows), show=show):
+    for fault in progress(checked(), f"decoding {name}", total=len(rows), show=show):
         if fault:
             yield fault
 
 
-def _look_at_annotation(file: Path, size: tuple[int, int]) -> None:
+def _check_annotation(file: Path, size: tuple[int, int]) -> None:
     if file.suffix == ".xml":
         try:
             ET.parse(file)  # noqa: S314 - expat stops at entity bombs
         except (ET.ParseError, OSError) as error:
-            raise BadImage(f"{file} is no xml ({error}); unpack it again") from error
+            raise InputError(f"{file} is not valid xml ({error}); unpack it again") from error
         return
     try:
         with Image.open(file) as mask:
             mask.load()
     except (OSError, ValueError, SyntaxError) as error:
-        raise BadImage(f"{file} cannot be decoded as a mask ({error}); unpack it again") from error
+        raise InputError(f"{file} cannot be decoded as a mask ({error}); unpack it again") from error
     if mask.size != size:
-        raise BadImage(
-            f"{file} is {mask.size[0]} by {mask.size[1]}, its image {size[0]} by {size[1]}; unpack both again"
+        raise InputError(
+            f"{file} is {mask.size[0]} by {mask.size[1]}, but its image {size[0]} by {size[1]}; unpack both again"
         )
 
 
@@ -182,8 +174,106 @@ def _summary(names: Sequence[str], what: str, of: str = "files") -> list[str]:
     return [f"{len(names):,} {of} {what}:" + "".join(f"\n  {name}" for name in names[:NAMED]) + more]
 
 
-def _spread(count: int, wanted: int | None) -> Sequence[int]:
-    """Rows from the first to the last at even distances."""
-    if wanted is None or count <= wanted:
+def _evenly_spaced(count: int, most: int | None) -> Sequence[int]:
+    """At most this many rows, from the first to the last; None for all."""
+    if most is None or count <= most:
         return range(count)
-    return [round(row) for row in np.linspace(0, count - 1, wanted)]
+    return [round(row) for row in np.linspace(0, count - 1, most)]
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(
+    data: Path = Path("work/data"), dataset: str | None = None, all_images: bool = False, quiet: bool = False
+) -> int:
+    """Check that a data set is complete and readable. Exit code 0: complete, 1: damaged, 2: unusable.
+
+    Compares the lists with the files and the numbers with what the owner publishes, and decodes a sample of the images.
+
+    Args:
+        data: root of the data sets, or an image folder.
+        dataset: the data set to check, such as imagenet; by default a table of all below the root.
+        all_images: decode every image and look at the size of every file.
+        quiet: show no progress.
+    """
+    if dataset is None:
+        return _check_all(data, all_images, quiet)
+    found = find_dataset(dataset, data)
+    reports = _check(found, all_images, quiet)
+    _say(_details(found, reports))
+    if verdict(reports) != COMPLETE:
+        _say(f"available from {found.info.how_to_get}")
+    return verdict(reports)
+
+
+def verdict(reports: Sequence[SplitReport]) -> int:
+    """The exit code for one data set."""
+    if all(report.images is None for report in reports):
+        return UNUSABLE
+    return COMPLETE if all(report.complete for report in reports) else DAMAGED
+
+
+def _check(dataset: Dataset, all_images: bool, quiet: bool) -> list[SplitReport]:
+    return [check_split(dataset, split, all_images=all_images, show=not quiet) for split in dataset.info.splits]
+
+
+def _details(dataset: Dataset, reports: Sequence[SplitReport]) -> str:
+    lines = [f"{dataset.id} in {dataset.folder}"]
+    for report in reports:
+        if report.images is None:
+            lines.append(f"  {report.split:12} {_state(report)}")
+        else:
+            size = f"{report.gib:.1f} GiB" if report.gib >= 0.1 else f"{report.gib * 1024:.1f} MiB"
+            lines.append(
+                f"  {report.split:12} {_state(report)}: {report.images:,} images of {report.classes:,} classes, "
+                f"{size}, {report.decoded:,} decoded" + (f"; layout {report.layout}" if report.layout else "")
+            )
+        if not report.complete:
+            lines += ["    " + fault.replace("\n", "\n    ") for fault in report.faults]
+    return "\n".join(lines)
+
+
+def _check_all(data: Path, all_images: bool, quiet: bool) -> int:
+    """Print one line per data set. A data set that is not there at all is not a fault."""
+    if not data.is_dir():
+        raise InputError(f"{data} is not a folder; set --data to the root of the data sets")
+    found: dict[str, list[SplitReport]] = {}
+    folders: dict[str, Path] = {}
+    for name in DATASETS:
+        try:
+            dataset = find_dataset(name, data)
+        except InputError:
+            continue
+        folders[name], found[name] = dataset.folder, _check(dataset, all_images, quiet)
+    # Several data sets share a folder, which may hold only one of them.
+    usable = {folders[name] for name, reports in found.items() if verdict(reports) != UNUSABLE} | {data}
+    absent = {n for n, reports in found.items() if verdict(reports) == UNUSABLE and folders[n] in usable}
+    rows = [_row(name, found[name] if name in found and name not in absent else None) for name in DATASETS]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    _say("\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows))
+    verdicts = [verdict(reports) for name, reports in found.items() if name not in absent]
+    if any(verdicts):
+        _say(f"details of one data set: python -m benchmarks check-data --data {data} --dataset NAME")
+    return max(verdicts, default=UNUSABLE)
+
+
+def _row(name: str, reports: Sequence[SplitReport] | None) -> tuple[str, str, str]:
+    """Name, state, images or where to get it; `reports` is None for a data set that is not there."""
+    if reports is None:
+        return name, "not there", f"from {DATASETS[name].how_to_get}"
+    if verdict(reports) == UNUSABLE:
+        return name, "unusable", reports[0].faults[0]
+    faulty = [f"{report.split} {_state(report)}" for report in reports if not report.complete]
+    counts = ", ".join(f"{report.split} {report.images:,}" for report in reports if report.images is not None)
+    return name, ", ".join(faulty) or "complete", counts
+
+
+def _state(report: SplitReport) -> str:
+    if report.images is None:
+        return "not there (optional)" if report.complete else "unusable"
+    return "complete" if report.complete else "damaged"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,4 +1,4 @@
-"""COCO 2017 and LVIS: images, what is on them, and the json with their boxes, masks and keypoints."""
+"""COCO 2017, LVIS and DensePose-COCO: images, the categories on them, and the json with boxes, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.groups import read_groups
-from benchmarks.datasets.layout import contents, first_file, first_folder
-from benchmarks.datasets.lists import unique
-from benchmarks.datasets.paths import Below, require
-
-OWNER = "the COCO page (cocodataset.org)"
-LVIS_OWNER = "the LVIS page (lvisdataset.org)"
+from benchmarks.datasets.lists import (
+    LazyPaths,
+    first_file,
+    first_folder,
+    folder_contents,
+    read_groups,
+    require_files,
+    require_unique,
+)
+from benchmarks.task import InputError, Labels
 
 
 class _Image(NamedTuple):
@@ -38,21 +40,21 @@ class _Annotation(NamedTuple):
 def read_coco(folder: Path, split: str, kind: str = "instances") -> Labels:
     """Items of `train` or `val`, sorted by id (the number in the file name), the json as the one annotation.
 
-    Targets say which categories an image shows, crowds among them; categories are in the order of their ids.
+    Targets say which categories an image shows, crowds included; categories are in the order of their ids.
 
     Args:
-        kind: of annotations: instances (boxes and masks) or person_keypoints.
+        kind: the annotations: instances (boxes and masks) or person_keypoints.
 
     Raises:
-        InputError: no such split, a malformed json, or a missing image.
+        InputError: the split does not exist, a json is malformed, or an image is missing.
     """
     part = f"{split.removesuffix('2017')}2017"
     names = [f"annotations/{kind}_{part}.json", f"{kind}_{part}.json"]
     file = first_file(folder, names)
     if file is None:
         raise InputError(
-            f"{folder} has no split {split}: expected {names[0]} and the images in {part}/, found {contents(folder)}; "
-            f"unpack what {OWNER} publishes there"
+            f"{folder} has no split {split}: expected {names[0]} and the images in {part}/, found "
+            f"{folder_contents(folder)}; unpack the files of the COCO page (cocodataset.org) there"
         )
     images = first_folder(folder, (part, f"images/{part}"))
     if images is None:
@@ -61,22 +63,23 @@ def read_coco(folder: Path, split: str, kind: str = "instances") -> Labels:
 
 
 def read_lvis(folder: Path, split: str, version: str = "v1") -> Labels:
-    """Items of `train` or `val` of LVIS, as `read_coco`. The images are COCO's, in ../coco or beside the json.
+    """Items of `train` or `val` of LVIS, as `read_coco`. The images are COCO's, in ../coco or next to the json.
 
-    v1 names them by their URL at COCO; its val has images of COCO's train2017.
+    v1 names them by their COCO URL; its val has images of COCO's train2017.
 
     Args:
         folder: lvis, with the json.
         version: v1 or v0.5.
 
     Raises:
-        InputError: no such split, a malformed json, no COCO, or a missing image.
+        InputError: the split does not exist, a json is malformed, or COCO or an image is missing.
     """
     names = [f"lvis_{version}_{split}.json", f"annotations/lvis_{version}_{split}.json"]
     file = first_file(folder, names)
     if file is None:
         raise InputError(
-            f"{folder} has no split {split}: expected {names[0]}, found {contents(folder)}; take it from {LVIS_OWNER}"
+            f"{folder} has no split {split}: expected {names[0]}, found {folder_contents(folder)}; take it from "
+            "the LVIS page (lvisdataset.org)"
         )
     images = next((at for at in (folder.parent / "coco", folder) if (at / "train2017").is_dir()), None)
     if images is None:
@@ -85,12 +88,12 @@ def read_lvis(folder: Path, split: str, version: str = "v1") -> Labels:
 
 
 def read_densepose(folder: Path, split: str) -> Labels:
-    """Items of `train` or `val` of DensePose-COCO, as `read_coco`; train has two json.
+    """Items of `train` or `val` of DensePose-COCO, as `read_coco`; train has two json files.
 
-    Its splits are those of 2014: train and "valminusminival" are what train2017 is of, "minival" is val2017.
+    Its splits are those of 2014: train and "valminusminival" together are train2017, "minival" is val2017.
 
     Raises:
-        InputError: no such split, a malformed json, or a missing image.
+        InputError: the split does not exist, a json is malformed, or an image is missing.
     """
     parts = {"train": ("train", "valminusminival"), "val": ("minival",)}.get(split, ())
     files = []
@@ -100,7 +103,7 @@ def read_densepose(folder: Path, split: str) -> Labels:
     if not parts or len(files) < len(parts):
         expected = " and ".join(f"annotations/densepose_{part}2014.json" for part in parts) or "train or val"
         raise InputError(
-            f"{folder} has no split {split}: expected {expected}, found {contents(folder)}; take it from "
+            f"{folder} has no split {split}: expected {expected}, found {folder_contents(folder)}; take it from "
             "the DensePose page (densepose.org)"
         )
     images = first_folder(folder, (f"{split}2017", f"images/{split}2017"))
@@ -116,12 +119,12 @@ def _lvis_name(image: _Image, split: str) -> str:
 
 
 def _name_of_2017(image: _Image) -> str:
-    """Of a picture that a list calls as 2014 did: COCO_val2014_000000000139.jpg."""
+    """The file name of 2017 of an image that the json names as in 2014: COCO_val2014_000000000139.jpg."""
     return image.file_name.rpartition("_")[2]
 
 
 def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str]) -> Labels:
-    """Of one json, or of several with the same categories and different images."""
+    """The items of one json, or of several with the same categories and different images."""
     images: list[_Image] = []
     annotations: list[_Annotation] = []
     for file in files:
@@ -132,7 +135,7 @@ def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str
         raise InputError(f"{file} lists no image; take it from its owner again")
     images.sort()
     names = [name_of(image) for image in images]
-    unique(file, names)
+    require_unique(file, names)
     row = {image.id: number for number, image in enumerate(images)}
     if len(row) < len(images):
         raise InputError(f"{file} gives several images the same id; take it from its owner again")
@@ -146,20 +149,20 @@ def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str
         ) from error
     if where:
         targets[tuple(np.array(where).T)] = 1
-    require(folder, names, file.name, "unpack the images of COCO again")
+    require_files(folder, names, file.name, "unpack the images of COCO again")
     ids = tuple(name.rpartition("/")[2].rpartition(".")[0] for name in names)
     classes = tuple(category.name for category in sorted(categories))
-    return Labels(ids, Below(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
+    return Labels(ids, LazyPaths(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
 
 
 def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:
-    """The lists, each object cut down as it is parsed: whole, the polygons of train2017 would take gigabytes."""
+    """The lists, with every object reduced as it is parsed: the polygons of train2017 would take gigabytes."""
     try:
-        content = json.loads(file.read_bytes(), object_hook=_cut)
+        content = json.loads(file.read_bytes(), object_hook=_reduced)
         lists = content["images"], content["categories"], content["annotations"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{file} is no json of COCO ({type(error).__name__}: {error}); take it from its owner again"
+            f"{file} is not a COCO json ({type(error).__name__}: {error}); take it from its owner again"
         ) from error
     for found, kind in zip(lists, (_Image, _Category, _Annotation), strict=True):
         strange = [entry for entry in found if not isinstance(entry, kind)]
@@ -168,7 +171,7 @@ def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]
     return lists
 
 
-def _cut(found: dict[str, Any]) -> Any:
+def _reduced(found: dict[str, Any]) -> Any:
     if "image_id" in found and "category_id" in found:
         return _Annotation(found["image_id"], found["category_id"])
     if "height" in found and "width" in found and "id" in found:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.groups import read_groups
-from benchmarks.datasets.paths import Below
+from benchmarks.datasets.lists import LazyPaths, read_groups
+from benchmarks.task import InputError, Labels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -17,14 +16,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 def read_image_folder(root: Path, split: str) -> Labels:
     """Items of one split, sorted by class and file; an id is the path below `root`.
 
-    The classes are those of `train` where there is such a folder: a split that lacks a class keeps the indices.
+    Class indices are those of `train` if there is such a folder, so that a split may lack a class.
 
     Raises:
         InputError: a folder is missing or empty, or the split has a class that `train` does not have.
     """
     folder = root / split
-    found = _class_folders(folder)
-    classes = _class_folders(root / "train") if split != "train" and (root / "train").is_dir() else found
+    found = _require_class_folders(folder)
+    classes = _require_class_folders(root / "train") if split != "train" and (root / "train").is_dir() else found
     unknown = sorted(set(found) - set(classes))
     if unknown:
         raise InputError(
@@ -36,17 +35,17 @@ def read_image_folder(root: Path, split: str) -> Labels:
     for name in found:
         images = _images(folder / name)
         if not images:
-            raise InputError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}); fill or remove the folder")
+            raise InputError(f"{folder / name} contains no image ({', '.join(SUFFIXES)}); fill or remove the folder")
         prefix = f"{split}/{name}/"
         ids += [prefix + image for image in images]
         counts.append(len(images))
     targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
     names = tuple(ids)
-    return Labels(names, Below(root, names), tuple(classes), targets, read_groups(root, names))
+    return Labels(names, LazyPaths(root, names), tuple(classes), targets, read_groups(root, names))
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders that may be classes, sorted; none where `folder` is no folder."""
+    """Sorted names of the subfolders that may be classes; empty if `folder` does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -54,7 +53,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether a folder in `folder` has an image right inside; those of Places, sorted by initial, have none."""
+    """Whether a subfolder directly contains an image. Those of Places, which are sorted by initial, do not."""
     for name in class_folders(folder):
         with os.scandir(folder / name) as entries:
             if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
@@ -62,14 +61,11 @@ def has_classes(folder: Path) -> bool:
     return False
 
 
-def _class_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing: an image folder is laid out as <root>/<split>/<class>/<image>")
+def _require_class_folders(folder: Path) -> list[str]:
     names = class_folders(folder)
     if not names:
-        raise InputError(
-            f"{folder} has no class folders: an image folder is laid out as <root>/<split>/<class>/<image>"
-        )
+        fault = "has no class folders" if folder.is_dir() else "is missing"
+        raise InputError(f"{folder} {fault}: an image folder has the layout <root>/<split>/<class>/<image>")
     return names
 
 
@@ -77,12 +73,12 @@ def _images(folder: Path) -> list[str]:
     """Images below `folder`, at any depth, in the order of their paths' parts.
 
     Raises:
-        InputError: a link leads back to a folder that it lies in.
+        InputError: a link points to a folder that contains it.
     """
     found: list[str] = []
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
+    pending = [""]
+    while pending:
+        below = pending.pop()
         with os.scandir(folder / below) as entries:
             for entry in entries:
                 name = entry.name
@@ -90,7 +86,7 @@ def _images(folder: Path) -> list[str]:
                     found.append(below + name)
                 elif entry.is_dir():
                     if entry.is_symlink() and (folder / below).resolve().is_relative_to(Path(entry.path).resolve()):
-                        raise InputError(f"{entry.path} is a link to a folder that it lies in; remove the link")
-                    waiting.append(f"{below}{name}/")
+                        raise InputError(f"{entry.path} is a link to a folder that contains it; remove the link")
+                    pending.append(f"{below}{name}/")
     nested = any("/" in name for name in found)
     return sorted(found, key=lambda name: name.split("/")) if nested else sorted(found)

@@ -1,50 +1,61 @@
-"""From a file to an RGB image; what is no readable image is told apart by `BadImage`."""
+"""Image files: decoding to RGB, the protocol's resize and crop, and `Images`, the torch data set of both.
+
+Normalisation is left to the encoder.
+"""
 
 from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
 
-from benchmarks.contract import InputError
-from benchmarks.datasets.cifar10 import is_member, read_member
+from benchmarks.datasets.cifar10 import read_batch_image
+from benchmarks.datasets.lists import batch_file
+from benchmarks.task import InputError
+from results.schema import Geometry
 
-# Pillow's remarks on odd tags come once per image and worker, and nothing can be done about them. (A filter for the
-# time of a call would not be safe in threads.)
+# Pillow warns about odd tags once per image and worker, and nobody can act on it. (A filter for the time of a call
+# would not be safe in threads.)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-# What Pillow's decoders raise on files that are damaged in one way or another.
+# What Pillow's decoders raise for damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
-class BadImage(InputError):  # noqa: N818 - it is the image that is bad
-    """A listed image that cannot be read. Its one sentence names the file, the fault and the remedy."""
+class BadImage(InputError):  # noqa: N818 - the image is bad, not the program
+    """A listed image that cannot be read. The message names the file, the fault and the remedy."""
 
-    def __init__(self, sentence: str) -> None:
-        # From a loader's worker torch raises it anew with the worker's whole traceback as the text.
-        super().__init__(sentence.rpartition("BadImage: ")[2])
+    def __init__(self, message: str) -> None:
+        # torch raises an exception of a loader's worker again, with the worker's whole traceback as its text.
+        super().__init__(message.rpartition("BadImage: ")[2])
 
 
 def decode(path: Path) -> Image.Image:
-    """The picture in RGB with the pixels that Pillow's `convert("RGB")`, and so torchvision's loader, gives.
+    """The image in RGB with the pixels that Pillow's `convert("RGB")`, and so torchvision's loader, gives.
 
-    That is what MoCo, DINO, VISSL and lemniscate see. The EXIF orientation is not applied, for they do not apply it
+    MoCo, DINO, VISSL and lemniscate see the same pixels. The EXIF orientation is not applied: they do not apply it
     (OpenMMLab's reader, cv2, does), and boxes and masks refer to the pixels as stored. An alpha channel is dropped,
-    CMYK is converted, of an animation the first frame is taken. 16-bit grey is scaled to 8 bits, where Pillow would
+    CMYK is converted, and the first frame of an animation is taken. 16-bit grey is scaled to 8 bits, where Pillow would
     clip nearly all of it to white.
 
     Args:
         path: a file, or an image in a batch file of CIFAR-10 as `data_batch_1#17`.
 
     Raises:
-        BadImage: no such file, not an image, damaged, or of 32-bit pixels, whose range nothing tells.
+        BadImage: the file is missing, damaged or not an image, or has 32-bit pixels, whose range is unknown.
     """
-    if is_member(path):
+    if "#" in path.name and batch_file(str(path)):
         try:
-            return Image.fromarray(read_member(path))
+            return Image.fromarray(read_batch_image(path))
         except InputError as error:
             raise BadImage(str(error)) from error
     try:
@@ -71,5 +82,32 @@ def _fault(path: Path, error: BaseException) -> str:
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "its content is no image format that Pillow knows"
+        return "Pillow does not recognise the format"
     return " ".join(str(error).split())
+
+
+def apply_geometry(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """The image at `geometry.crop` squared, with torchvision's rounding and Pillow's antialiased resampling."""
+    interpolation = _INTERPOLATION[geometry.interpolation]
+    if geometry.resize:
+        image = TF.resize(image, [geometry.resize], interpolation)
+    if geometry.mode == "warp":
+        return TF.resize(image, [geometry.crop, geometry.crop], interpolation)
+    return TF.center_crop(image, [geometry.crop, geometry.crop])
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Decoded and transformed files: (3, crop, crop) uint8 and the index of the file.
+
+    A file that cannot be read raises `BadImage`; the caller decides whether to stop or to leave it out.
+    """
+
+    def __init__(self, paths: Sequence[Path], geometry: Geometry) -> None:
+        self.paths = paths
+        self.geometry = geometry
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return TF.pil_to_tensor(apply_geometry(decode(self.paths[index]), self.geometry)), index

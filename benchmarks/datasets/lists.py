@@ -1,26 +1,132 @@
-"""Lists of images and labels: text lines `path label` as mm and Places have them, and VISSL's pairs of .npy files."""
+"""Parts shared by the data set readers: folder layouts, image lists, lazy paths, source groups and the fingerprint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.groups import read_groups
-from benchmarks.datasets.paths import Below
+from benchmarks.task import InputError, Labels
+
+log = logging.getLogger(__name__)
+
+# Maps an item's id to the names of its sources; optional, in the folder of a data set.
+GROUPS_FILE = "groups.json"
+
+_ENTRIES_SHOWN = 6
+# An image of CIFAR-10, which lies in a batch file with others: `data_batch_1#17`.
+_BATCH_MEMBER = re.compile(r"((?:data|test)_batch(?:_\d)?(?:\.bin)?)#(\d+)")
 
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 
 
-def read_list(file: Path) -> Listed:
-    """Lines of a name and a label, separated by white space or a comma, in the order of the file.
+# ---- the layout of a data set's folder -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """One way to store a split below the data set's folder.
+
+    Attributes:
+        description: shown to people; `{split}` stands for the split.
+        fits: whether the folder has the split in this layout, judged by a few names.
+        read: the items. Raises InputError for a missing or malformed file.
+    """
+
+    description: str
+    fits: Callable[[Path, str], bool]
+    read: Callable[[Path, str], Labels]
+
+
+@dataclass(frozen=True)
+class FolderLayouts:
+    """The layouts in which a data set is found, in the order in which they are tried.
+
+    Attributes:
+        owner: who publishes the data set, for error messages.
+    """
+
+    owner: str
+    layouts: tuple[FolderLayout, ...]
+
+    def find(self, folder: Path, split: str) -> FolderLayout | None:
+        """The first layout that fits."""
+        return next((layout for layout in self.layouts if layout.fits(folder, split)), None)
+
+    def read(self, folder: Path, split: str) -> Labels:
+        """The items of a split in the first layout that fits, sorted by id.
+
+        Raises:
+            InputError: no layout fits, or a list, an image or a label is wrong.
+        """
+        layout = self.find(folder, split)
+        if layout is None:
+            expected = ", or ".join(each.description.replace("{split}", split) for each in self.layouts)
+            raise InputError(
+                f"{folder} has no split {split}: expected {expected}; found {folder_contents(folder)}; "
+                f"unpack the files of {self.owner} there"
+            )
+        log.info("%s: %s has the layout %s", folder, split, layout.description.replace("{split}", split))
+        return layout.read(folder, split)
+
+
+def folder_contents(folder: Path) -> str:
+    """The first entries of a folder, for an error message."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    more = f" and {len(names) - _ENTRIES_SHOWN} more" if len(names) > _ENTRIES_SHOWN else ""
+    return (", ".join(names[:_ENTRIES_SHOWN]) + more) or "nothing"
+
+
+def first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of the files that exists."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def first_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of the folders that exists."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+# ---- lists of images -------------------------------------------------------------------------------------------------
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines that are not blank, stripped.
 
     Raises:
-        InputError: no such file, no line, a malformed line, or a name that occurs twice.
+        InputError: the file does not exist, is not text, or has no line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; put the list there") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file; restore the list") from error
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
+    if not lines:
+        raise InputError(f"{file} lists no image; restore it")
+    return lines
+
+
+def read_list(file: Path) -> Listed:
+    """Names and labels of a text list, as mm and Places have them: one name and one label per line.
+
+    Names and labels are separated by white space or a comma. The order is that of the file.
+
+    Raises:
+        InputError: the file does not exist or has no line, or a line is malformed or repeated.
     """
     lines = read_lines(file)
     separator = "," if "," in lines[0] else None
@@ -37,78 +143,56 @@ def read_list(file: Path) -> Listed:
         names.append(name)
     if separator or lines[0][0] == "/":
         names = [name.strip().lstrip("/") for name in names]
-    unique(file, names)
+    require_unique(file, names)
     return names, targets
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines that are not blank, stripped.
-
-    Raises:
-        InputError: no such file, not text, or no line.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; put the list there") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a text file; restore the list") from error
-    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-    if not lines:
-        raise InputError(f"{file} lists no image; restore it")
-    return lines
-
-
 def read_arrays(images: Path, labels: Path) -> Listed:
-    """VISSL's pair: an array of paths and one of labels. Both are read without pickle.
+    """Names and labels of VISSL's pair of `.npy` files. Both are read without pickle.
 
     Raises:
-        InputError: one is missing, no such array, an array of Python objects, or they do not match.
+        InputError: a file is missing or not such an array, or the arrays differ in length.
     """
-    names, targets = _array(images), _array(labels)
+    names, targets = _read_array(images), _read_array(labels)
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8")
     if names.dtype.kind != "U" or names.ndim != 1 or not len(names):
-        raise InputError(f"{images} is no list of paths ({names.dtype}, {names.shape}); write it as an array of text")
+        raise InputError(
+            f"{images} must hold a list of paths, got {names.dtype} of shape {names.shape}; write it as text"
+        )
     if targets.dtype.kind not in "iu" or targets.size != len(names):
         raise InputError(
             f"{labels} holds {targets.size} labels of type {targets.dtype} for the {len(names)} paths of "
             f"{images.name}; write one whole number per path"
         )
     listed = names.tolist()
-    unique(images, listed)
+    require_unique(images, listed)
     return listed, targets.reshape(-1).astype(np.int64)
 
 
-def labels_of(
-    source: Path, folder: Path, ids: Sequence[str], names: Sequence[str], targets: NDArray[np.int64], classes: list[str]
-) -> Labels:
-    """The items sorted by id, after a check of their labels. `names` are below `folder`, where `groups.json` lies too.
-
-    Raises:
-        InputError: a label that is no class.
-    """
-    outside = np.flatnonzero((targets < 0) | (targets >= len(classes)))
-    if len(outside):
-        raise InputError(
-            f"{source} gives {names[outside[0]]} the label {targets[outside[0]]} ({len(outside)} such), but there are "
-            f"{len(classes)} classes, numbered from 0; restore the list"
-        )
-    sorted_ids = tuple(sorted(ids))
-    sorted_names: Sequence[str] = sorted_ids if names is ids else names
-    if list(ids) != list(sorted_ids):
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        targets = targets[np.array(order)]
-        sorted_names = sorted_ids if names is ids else [names[row] for row in order]
-    groups = read_groups(folder, sorted_ids)
-    return Labels(sorted_ids, Below(folder, sorted_names), tuple(classes), targets, groups)
+def _read_array(file: Path) -> NDArray[Any]:
+    try:
+        with file.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; VISSL's lists are a pair of files of paths and labels") from error
+    except ValueError as error:
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"{file} holds Python objects, and reading them could run code of the file; convert it on a machine "
+                "where you trust it: numpy.save(file, numpy.array(old.tolist()))"
+            ) from error
+        raise InputError(f"{file} is not a .npy file ({error}); write it again with numpy.save") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{file} is an .npz archive; VISSL's lists are a pair of .npy files")
+    return found
 
 
 def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) -> list[str]:
-    """Class names of a list: the folder that the images of a label lie in, or the number where they lie in none.
+    """Class names of a list: the folder of each label's images, or the number for images outside of any folder.
 
     Raises:
-        InputError: a label has images in two folders, or a folder images of two labels.
+        InputError: a label has images in two folders, or a folder has images of two labels.
     """
     folder_of: dict[int, str] = {}
     for name, target in zip(names, targets.tolist(), strict=True):
@@ -126,8 +210,32 @@ def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) 
     return [folder_of.get(number, str(number)) for number in range(max(folder_of) + 1)]
 
 
-def unique(source: Path, names: Sequence[str]) -> None:
-    """Raises InputError where a name occurs twice."""
+def sorted_labels(
+    source: Path, folder: Path, ids: Sequence[str], names: Sequence[str], targets: NDArray[np.int64], classes: list[str]
+) -> Labels:
+    """The items sorted by id. `names` are relative to `folder`, which may also hold a `groups.json`.
+
+    Raises:
+        InputError: a label is not the index of a class.
+    """
+    outside = np.flatnonzero((targets < 0) | (targets >= len(classes)))
+    if len(outside):
+        raise InputError(
+            f"{source} gives {names[outside[0]]} the label {targets[outside[0]]} ({len(outside)} such), but there are "
+            f"{len(classes)} classes, numbered from 0; restore the list"
+        )
+    sorted_ids = tuple(sorted(ids))
+    sorted_names: Sequence[str] = sorted_ids if names is ids else names
+    if list(ids) != list(sorted_ids):
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        targets = targets[np.array(order)]
+        sorted_names = sorted_ids if names is ids else [names[row] for row in order]
+    groups = read_groups(folder, sorted_ids)
+    return Labels(sorted_ids, LazyPaths(folder, sorted_names), tuple(classes), targets, groups)
+
+
+def require_unique(source: Path, names: Sequence[str]) -> None:
+    """Raise InputError if a name occurs twice."""
     if len(set(names)) == len(names):
         return
     seen: set[str] = set()
@@ -137,19 +245,132 @@ def unique(source: Path, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _array(file: Path) -> NDArray[Any]:
+def require_files(folder: Path, names: Sequence[str], source: Path | str, remedy: str) -> None:
+    """Check that every file below `folder` exists, with one listing per folder.
+
+    Args:
+        source: the list that names the files, for the message.
+
+    Raises:
+        InputError: some do not exist.
+    """
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        where, _, file = name.rpartition("/")
+        by_folder[where].append(file)
+    missing: list[str] = []
+    for where, files in by_folder.items():
+        try:
+            present = set(os.listdir(folder / where))  # noqa: PTH208 - a million Paths are slow
+        except (FileNotFoundError, NotADirectoryError):
+            present = set()
+        if not present.issuperset(files):
+            missing += [f"{where}/{file}" if where else file for file in files if file not in present]
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the {len(names)} images of {source}, first {missing[0]}; {remedy}"
+        )
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+
+class LazyPaths(Sequence[Path]):
+    """`folder / name` for every name, made when asked for: 1.28 million Paths would take 0.6 GB."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazyPaths: ...
+    def __getitem__(self, index: int | slice) -> Path | LazyPaths:
+        if isinstance(index, slice):
+            return LazyPaths(self.folder, self.names[index])
+        return self.folder / self.names[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, LazyPaths) and self.folder == other.folder and self.names == other.names:
+            return True
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(mine == its for mine, its in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # it equals a tuple, whose hash would need all Paths
+
+    def strings(self) -> Iterator[str]:
+        """The paths as text, several times faster than through Path."""
+        start = os.path.join(self.folder, "")  # noqa: PTH118 - Path drops the separator at the end
+        return (start + name for name in self.names)
+
+
+def path_strings(paths: Sequence[Path]) -> Iterator[str]:
+    """The paths as text."""
+    return paths.strings() if isinstance(paths, LazyPaths) else map(str, paths)
+
+
+def batch_file(path: str) -> str | None:
+    """The batch file of CIFAR-10 that holds this image, or None for an image in a file of its own."""
+    file, mark, _ = path.rpartition("#")
+    return file if mark and _BATCH_MEMBER.fullmatch(path.rpartition("/")[2]) else None
+
+
+# ---- source groups and fingerprint -----------------------------------------------------------------------------------
+
+
+def read_groups(folder: Path, ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Source ids of each item, from the folder's `groups.json`. Without that file every item is its own source.
+
+    Raises:
+        InputError: the file is not a mapping of ids to lists of names, or lacks an item.
+    """
+    file = folder / GROUPS_FILE
+    if not file.is_file():
+        return tuple((id,) for id in ids)
     try:
-        with file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
+        groups = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(tuple(map(str, groups[id])) for id in ids)
+    except KeyError as error:
+        raise InputError(f"{file} does not list {error.args[0]}; complete it, or remove the file") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is not a JSON object of lists ({error}); repair or remove it") from error
+
+
+def fingerprint(labels: Labels) -> str:
+    """SHA-256 over ids, classes, targets and file sizes, in the order of the items. Records name their data by it.
+
+    Image files are not opened: their sizes stand for them. The contents of annotations (masks, boxes) and of batch
+    files, which hold many images each, are hashed too.
+
+    Raises:
+        InputError: a listed file is missing.
+    """
+    digest = hashlib.sha256()
+    for names in (labels.ids, labels.classes):
+        digest.update(f"{len(names)}\n".encode())
+        digest.update("\n".join(names).encode())
+    targets = np.ascontiguousarray(labels.targets)
+    digest.update(f"{targets.dtype.str}{targets.shape}".encode())
+    digest.update(targets.tobytes())
+    batches: dict[str, int] = {}  # batch file -> its size
+    sizes = np.empty(len(labels), dtype="<i8")
+    try:
+        for row, path in enumerate(path_strings(labels.paths)):
+            batch = batch_file(path) if "#" in path else None
+            if batch is None:
+                sizes[row] = os.stat(path).st_size  # noqa: PTH116 - a million Paths are slow
+            else:
+                if batch not in batches:
+                    batches[batch] = Path(batch).stat().st_size
+                sizes[row] = batches[batch]
+        digest.update(sizes.tobytes())
+        for content in (*map(Path, batches), *labels.annotations):
+            with content.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; VISSL's lists are a pair of files of paths and labels") from error
-    except ValueError as error:
-        if "Object arrays" in str(error):
-            raise InputError(
-                f"{file} holds Python objects, which only pickle reads, and a pickle can run anything; write it again "
-                f"where you trust it: numpy.save(file, numpy.array(old.tolist()))"
-            ) from error
-        raise InputError(f"{file} is no .npy file ({error}); write it again with numpy.save") from error
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"{file} is an .npz archive; VISSL's lists are a pair of .npy files")
-    return found
+        raise InputError(f"{error.filename} does not exist; restore it or leave it out of the lists") from error
+    return digest.hexdigest()

@@ -1,130 +1,232 @@
-"""Which data sets there are, where they lie below a data root and how they are read."""
+"""The data sets: folder below the data root, reader, published image counts, and where to get them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets import cifar10, coco, imagenet, inat18, places205, voc_scenes
+from benchmarks.datasets import classification, coco, voc
+from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10
 from benchmarks.datasets.cityscapes import read_cityscapes
 from benchmarks.datasets.imagefolder import read_image_folder
-from benchmarks.datasets.layout import Layout, recognise
-from benchmarks.datasets.published import PUBLISHED
-from benchmarks.datasets.voc import read_voc_classification
+from benchmarks.datasets.lists import FolderLayouts
+from benchmarks.task import InputError, Labels
+from results.errors import did_you_mean
 
 log = logging.getLogger(__name__)
 
-# Written into the root of data that was composed from the project's own drawings.
+# Written into the root of data composed from the project's own drawings.
 EMBEDDED_STAMP = "embedded.json"
 
 
 @dataclass(frozen=True)
-class DatasetSpec:
-    """A data set on disk.
+class DatasetInfo:
+    """A data set that the project can read.
+
+    Attributes:
+        folder: where it lies below the data root.
+        reader: (folder, split) -> items. Raises InputError if the split is missing, empty or malformed.
+        splits: published number of images of each split; None if no reliable count is known.
+        how_to_get: where it can be downloaded and where to put it, for people.
+        classes: published number of classes.
+        optional: splits that a complete data set may lack.
+        layouts: the layouts in which its folder may be found, if there are several.
+        parts: subfolders that must exist.
+    """
+
+    folder: str
+    reader: Callable[[Path, str], Labels]
+    splits: Mapping[str, int | None]
+    how_to_get: str
+    classes: int | None = None
+    optional: frozenset[str] = frozenset()
+    layouts: FolderLayouts | None = None
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set found below a data root.
 
     Attributes:
         id: its name in records.
         folder: where it lies.
-        read: split name -> items. Raises InputError when the split is missing, empty or malformed.
-        layout: split name -> which of several layouts it is found in; empty where there is one alone.
+        embedded: whether this project composed it, so that published counts do not apply.
     """
 
     id: str
     folder: Path
-    read: Callable[[str], Labels]
-    layout: Callable[[str], str]
+    info: DatasetInfo
+    embedded: bool
+
+    def read(self, split: str) -> Labels:
+        """The items of a split. Logs a warning if their number is not the published one.
+
+        Raises:
+            InputError: the split is missing, empty or malformed.
+        """
+        labels = self.info.reader(self.folder, split)
+        published = self.info.splits.get(split)
+        if not self.embedded and published is not None and len(labels) != published:
+            log.warning(
+                "%s: split %s of %s has %d images, but its owner publishes %d; `make check-data` finds out why",
+                self.folder, split, self.id, len(labels), published,
+            )  # fmt: skip
+        return labels
+
+    def layout(self, split: str) -> str:
+        """The layout in which a split is found; empty for a data set with only one layout."""
+        layout = self.info.layouts.find(self.folder, split) if self.info.layouts else None
+        return layout.description.replace("{split}", split) if layout else ""
 
 
-@dataclass(frozen=True)
-class _Place:
-    below_root: str
-    reader: Callable[[Path, str], Labels]
-    layouts: tuple[Layout, ...] = ()
-    owner: str = ""
-    parts: tuple[str, ...] = ()  # folders below that it is joined of
-
-    def layout(self, folder: Path, split: str) -> str:
-        if not self.layouts or split in imagenet.SUBSETS:
-            return ""
-        return recognise(folder, split, self.layouts, self.owner).about.replace("{split}", split)
-
-
-def _imagenet(folder: Path, split: str) -> Labels:
-    if split in imagenet.SUBSETS:
-        return imagenet.read_subset(folder, split)
-    return imagenet.read_imagenet(folder, split)
-
-
-def _voc(year: str, reader: Callable[[Path, str, str], Labels]) -> _Place:
-    return _Place(f"VOCdevkit/VOC{year}", lambda folder, split: reader(folder.parent, year, split))
-
-
-# To add a data set: its folder below the root, a reader of (folder, split), and a line in `published`.
-_PLACES = {
-    "drawings": _Place("drawings", read_image_folder),
-    "imagefolder": _Place("", read_image_folder),
-    "imagenet": _Place("imagenet", _imagenet, imagenet.LAYOUTS, imagenet.OWNER),
-    "places205": _Place("places205", places205.read_places205, places205.LAYOUTS, places205.OWNER),
-    "inat18": _Place("inat2018", inat18.read_inat18, inat18.LAYOUTS, inat18.OWNER),
-    "cifar10": _Place("cifar10", cifar10.read_cifar10, cifar10.LAYOUTS, cifar10.OWNER),
-    "voc2007": _voc("2007", read_voc_classification),
-    "voc2012": _voc("2012", read_voc_classification),
-    "voc2007_det": _voc("2007", lambda devkit, year, split: voc_scenes.read_voc_detection(devkit, [(year, split)])),
-    "voc0712": _Place("VOCdevkit", voc_scenes.read_voc_joint, parts=("VOC2007", "VOC2012")),
-    "voc2007_seg": _Place("VOCdevkit/VOC2007", voc_scenes.read_voc_segmentation),
-    "voc2012_seg": _Place("VOCdevkit/VOC2012", voc_scenes.read_voc_segmentation),
-    "voc12aug": _Place("VOCdevkit/VOC2012", voc_scenes.read_voc12aug),
-    "coco": _Place("coco", coco.read_coco),
-    "coco_keypoints": _Place("coco", partial(coco.read_coco, kind="person_keypoints")),
-    "coco_densepose": _Place("coco", coco.read_densepose),
-    "lvis_v1": _Place("lvis", coco.read_lvis),
-    "lvis_v0.5": _Place("lvis", partial(coco.read_lvis, version="v0.5")),
-    "cityscapes": _Place("cityscapes", read_cityscapes),
-    "cityscapes_instances": _Place("cityscapes", partial(read_cityscapes, truth="instances")),
-}
-
-DATASETS = tuple(_PLACES)
-
-
-def find_dataset(name: str, root: Path) -> DatasetSpec:
+def find_dataset(name: str, root: Path) -> Dataset:
     """The data set `name` below `root`. `imagefolder` is the root itself.
 
     Raises:
-        InputError: an unknown name, or no such folder.
+        InputError: the name is unknown, or a folder does not exist.
     """
-    place = _PLACES.get(name)
-    if place is None:
-        raise InputError(f"no data set is called {name!r}; there are {', '.join(sorted(_PLACES))}")
-    folder = root / place.below_root
-    for needed in (folder, *(folder / part for part in place.parts)):
+    info = DATASETS.get(name)
+    if info is None:
+        raise InputError(
+            f"unknown data set {name!r}{did_you_mean(name, DATASETS)}\nknown: {', '.join(sorted(DATASETS))}"
+        )
+    folder = root / info.folder
+    for needed in (folder, *(folder / part for part in info.parts)):
         if not needed.is_dir():
             raise InputError(
-                f"data set {name} was looked for in {needed}, which is no folder; put it there or change --data; it "
-                f"comes from {PUBLISHED[name].get}"
+                f"data set {name} not found: {needed} is not a folder; put the data there or change --data\n"
+                f"available from {info.how_to_get}"
             )
-    return DatasetSpec(
-        name,
-        folder,
-        lambda split: _read(name, place, folder, split, told=is_embedded(root)),
-        partial(place.layout, folder),
-    )
-
-
-def _read(name: str, place: _Place, folder: Path, split: str, *, told: bool) -> Labels:
-    labels = place.reader(folder, split)
-    published = PUBLISHED[name].splits.get(split)
-    if not told and published is not None and len(labels) != published:
-        log.warning(
-            "%s: %s of %s has %d images, not the %d that its owner publishes; `make check-data` looks closer",
-            folder, split, name, len(labels), published,
-        )  # fmt: skip
-    return labels
+    return Dataset(name, folder, info, is_embedded(root))
 
 
 def is_embedded(root: Path) -> bool:
-    """Whether the data below `root` (or the data root that `root` is a folder of) was composed by this project."""
+    """Whether this project composed the data below `root`, which is a data root or a folder in one."""
     return any((folder / EMBEDDED_STAMP).is_file() for folder in (root, root.resolve().parent))
+
+
+_VOC_PAGE = (
+    "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of the year, unpacked so that "
+    "VOCdevkit is here"
+)
+_SBD = (
+    f"{_VOC_PAGE}; and the Semantic Boundaries Dataset (Hariharan et al. 2011, benchmark_RELEASE) as VOCdevkit/VOCaug, "
+    "then python scripts/prepare_voc12aug.py --data DATA"
+)
+_COCO_PAGE = "the COCO page (cocodataset.org): {train,val}2017.zip and annotations_trainval2017.zip, unpacked in coco/"
+_DENSEPOSE_PAGE = (
+    "the DensePose page (densepose.org): densepose_{train,valminusminival,minival}2014.json, in coco/annotations/; its "
+    "images are those of COCO 2017, in coco/"
+)
+_LVIS_PAGE = "the LVIS page (lvisdataset.org): the json of train and val, in lvis/; its images are COCO's, in coco/"
+_CITYSCAPES_PAGE = "the Cityscapes page (cityscapes-dataset.com, registration): leftImg8bit and gtFine, in cityscapes/"
+
+
+def _voc_labels(folder: Path, split: str) -> Labels:
+    return voc.read_voc_classification(folder.parent, folder.name.removeprefix("VOC"), split)
+
+
+def _voc_boxes(folder: Path, split: str) -> Labels:
+    return voc.read_voc_detection(folder.parent, [(folder.name.removeprefix("VOC"), split)])
+
+
+# To add a data set, write a reader of (folder, split) and an entry here.
+DATASETS: Mapping[str, DatasetInfo] = {
+    "drawings": DatasetInfo(
+        "drawings", read_image_folder, {"train": None, "val": None}, "this project: python -m benchmarks demo-data"
+    ),
+    "imagefolder": DatasetInfo(
+        "",
+        read_image_folder,
+        {"train": None, "val": None},
+        "your own images: <root>/train/<class>/<image> and <root>/val/<class>/<image>",
+    ),
+    # Russakovsky et al. 2015; the subsets are counted in google-research/simclr, imagenet_subsets.
+    "imagenet": DatasetInfo(
+        "imagenet",
+        classification.read_imagenet,
+        {"train": 1_281_167, "val": 50_000, "train-1pct": 12_811, "train-10pct": 128_116},
+        "image-net.org (registration): ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, with one folder per class "
+        "in train/ and in val/; the semi-supervised lists are imagenet_subsets/*.txt of google-research/simclr",
+        1000,
+        frozenset(classification.IMAGENET_SUBSETS),
+        classification.IMAGENET,
+    ),
+    # Zhou et al. 2014: 2,448,873 images of 205 categories for training, 100 per category for validation.
+    "places205": DatasetInfo(
+        "places205",
+        classification.PLACES205.read,
+        {"train": 2_448_873, "val": 20_500},
+        "the Places page of MIT (places.csail.mit.edu): imagesPlaces205_resize.tar.gz and "
+        "trainvalsplit_places205.tar.gz, unpacked in places205/",
+        205,
+        layouts=classification.PLACES205,
+    ),
+    # The table of github.com/visipedia/inat_comp/tree/master/2018.
+    "inat18": DatasetInfo(
+        "inat2018",
+        classification.INAT18.read,
+        {"train": 437_513, "val": 24_426},
+        "github.com/visipedia/inat_comp, folder 2018: train_val2018.tar.gz, train2018.json, val2018.json, in inat2018/",
+        8142,
+        layouts=classification.INAT18,
+    ),
+    # Krizhevsky 2009.
+    "cifar10": DatasetInfo(
+        "cifar10",
+        read_cifar10,
+        {"train": 50_000, "test": 10_000},
+        "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu): the Python or the binary version, unpacked in cifar10/",
+        10,
+        layouts=CIFAR10,
+    ),
+    # Everingham et al.; the image sets of the devkits.
+    "voc2007": DatasetInfo("VOCdevkit/VOC2007", _voc_labels, {"trainval": 5011, "test": 4952}, _VOC_PAGE, 20),
+    "voc2012": DatasetInfo(
+        "VOCdevkit/VOC2012", _voc_labels, {"train": 5717, "val": 5823, "trainval": 11_540}, _VOC_PAGE, 20
+    ),
+    "voc2007_det": DatasetInfo("VOCdevkit/VOC2007", _voc_boxes, {"trainval": 5011, "test": 4952}, _VOC_PAGE, 20),
+    "voc0712": DatasetInfo(
+        "VOCdevkit",
+        voc.read_voc_joint,
+        {"trainval": 16_551, "test": 4952},
+        _VOC_PAGE,
+        20,
+        parts=("VOC2007", "VOC2012"),
+    ),
+    "voc2007_seg": DatasetInfo(
+        "VOCdevkit/VOC2007", voc.read_voc_segmentation, {"trainval": 422, "test": 210}, _VOC_PAGE, 21
+    ),
+    "voc2012_seg": DatasetInfo(
+        "VOCdevkit/VOC2012", voc.read_voc_segmentation, {"train": 1464, "val": 1449}, _VOC_PAGE, 21
+    ),
+    # Chen et al. 2018 (DeepLab): 1,464 + 9,118.
+    "voc12aug": DatasetInfo("VOCdevkit/VOC2012", voc.read_voc12aug, {"train_aug": 10_582, "val": 1449}, _SBD, 21),
+    # cocodataset.org
+    "coco": DatasetInfo("coco", coco.read_coco, {"train": 118_287, "val": 5000}, _COCO_PAGE, 80),
+    "coco_keypoints": DatasetInfo(
+        "coco", partial(coco.read_coco, kind="person_keypoints"), {"train": None, "val": None}, _COCO_PAGE, 1
+    ),
+    "coco_densepose": DatasetInfo("coco", coco.read_densepose, {"train": None, "val": None}, _DENSEPOSE_PAGE, 1),
+    # lvisdataset.org, which rounds; v1's train as the Hugging Face copy (winvoker/lvis) counts it.
+    "lvis_v1": DatasetInfo("lvis", coco.read_lvis, {"train": 100_170, "val": None}, _LVIS_PAGE, 1203),
+    "lvis_v0.5": DatasetInfo(
+        "lvis", partial(coco.read_lvis, version="v0.5"), {"train": None, "val": 5000}, _LVIS_PAGE, 1230
+    ),
+    # Cordts et al. 2016.
+    "cityscapes": DatasetInfo(
+        "cityscapes",
+        read_cityscapes,
+        {"train": 2975, "val": 500, "test": 1525},
+        _CITYSCAPES_PAGE,
+        19,
+        frozenset({"test"}),
+    ),
+    "cityscapes_instances": DatasetInfo(
+        "cityscapes", partial(read_cityscapes, truth="instances"), {"train": 2975, "val": 500}, _CITYSCAPES_PAGE, 8
+    ),
+}

@@ -1,40 +1,60 @@
-"""The Pascal VOC devkit layout: image-level labels from `ImageSets/Main`."""
+"""Pascal VOC: image labels (`ImageSets/Main`), boxes (`Annotations`) and masks, with the augmented 2012 set of SBD."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.groups import read_groups
+from benchmarks.datasets.lists import (
+    LazyPaths,
+    first_file,
+    folder_contents,
+    read_groups,
+    read_lines,
+    require_files,
+    require_unique,
+)
+from benchmarks.task import InputError, Labels
 
-# In the file: 1 present, -1 absent, 0 when every instance of the class in the image is difficult.
+# In the order of the label images: 0 is the background, 255 ignored.
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+# In the class lists: 1 present, -1 absent, 0 when every instance of the class in the image is difficult.
 _VALUES = {"1": 1, "-1": 0, "0": -1}
+# The parts of the joint detection set (MoCo's detection/: trainval07+12, test07).
+_JOINT = {"trainval": (("2007", "trainval"), ("2012", "trainval")), "test": (("2007", "test"),)}
+_TRAIN_AUG = ("train_aug", "train")
+
+
+# ---- classification --------------------------------------------------------------------------------------------------
 
 
 def read_voc_classification(devkit: Path, year: str, split: str) -> Labels:
     """Items of one split, ordered by image id, with (N, C) int8 targets: 1 present, 0 absent, -1 ignored.
 
-    Classes are those with a file `<class>_<split>.txt`, in alphabetical order. Each of these files is joined to
-    `<split>.txt` on the image id, never on the order of lines.
+    Classes are those with a file `<class>_<split>.txt`, in alphabetical order. Each of these files is joined with
+    `<split>.txt` on the image id, not on the order of lines.
 
     Args:
         devkit: the folder `VOCdevkit`.
         year: as "2007".
 
     Raises:
-        InputError: a file is missing, or a line is malformed, repeated, unknown or lacking.
+        InputError: a file is missing, or a line is malformed, repeated, missing or about an unknown image.
     """
     folder = devkit / f"VOC{year}"
     lists = folder / "ImageSets" / "Main"
     ids = sorted(_read_ids(lists / f"{split}.txt"))
-    suffix = f"_{split}"
-    classes = class_names(lists, split)
+    classes = _listed_classes(lists, split)
     if not classes:
-        raise InputError(f"{lists} has no <class>{suffix}.txt, which hold the labels; unpack the whole devkit")
-    targets = np.stack([_read_class(lists / f"{name}{suffix}.txt", ids) for name in classes], axis=1)
+        raise InputError(f"{lists} has no <class>_{split}.txt with the labels; unpack the whole devkit")
+    targets = np.stack([_read_class(lists / f"{name}_{split}.txt", ids) for name in classes], axis=1)
     images = folder / "JPEGImages"
     present = {file.stem for file in images.glob("*.jpg")}
     missing = [id for id in ids if id not in present]
@@ -47,14 +67,14 @@ def read_voc_classification(devkit: Path, year: str, split: str) -> Labels:
     return Labels(tuple(ids), paths, tuple(classes), targets, read_groups(folder, ids))
 
 
-def class_names(lists: Path, split: str) -> list[str]:
-    """The classes that `ImageSets/Main` has a list of, in alphabetical order, which is VOC's own."""
+def _listed_classes(lists: Path, split: str) -> list[str]:
+    """The classes that have a list in `ImageSets/Main`, in alphabetical order, which is VOC's own."""
     suffix = f"_{split}"
     return sorted(file.stem.removesuffix(suffix) for file in lists.glob(f"?*{suffix}.txt"))
 
 
-def _read_lines(file: Path) -> list[list[str]]:
-    """The lines, split at white space."""
+def _read_fields(file: Path) -> list[list[str]]:
+    """The fields of every line, blank lines included, so that line numbers are right."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -66,7 +86,7 @@ def _read_lines(file: Path) -> list[list[str]]:
 
 def _read_ids(file: Path) -> list[str]:
     seen: set[str] = set()
-    for number, fields in enumerate(_read_lines(file), start=1):
+    for number, fields in enumerate(_read_fields(file), start=1):
         if len(fields) != 1:
             raise InputError(
                 f"{file} line {number}: expected one image id, found {len(fields)} fields; restore the file"
@@ -83,7 +103,7 @@ def _read_class(file: Path, ids: list[str]) -> NDArray[np.int8]:
     """(N,) targets of one class in the order of `ids`."""
     known = set(ids)
     values: dict[str, int] = {}
-    for number, fields in enumerate(_read_lines(file), start=1):
+    for number, fields in enumerate(_read_fields(file), start=1):
         if len(fields) != 2 or fields[1] not in _VALUES:
             raise InputError(f"{file} line {number}: expected an image id and 1, 0 or -1, found {' '.join(fields)!r}")
         id = fields[0]
@@ -96,3 +116,118 @@ def _read_class(file: Path, ids: list[str]) -> NDArray[np.int8]:
     if lacking:
         raise InputError(f"{file} has no line for image {lacking[0]} ({len(lacking)} missing); restore the file")
     return np.array([values[id] for id in ids], dtype=np.int8)
+
+
+# ---- detection -------------------------------------------------------------------------------------------------------
+
+
+def read_voc_detection(devkit: Path, parts: Sequence[tuple[str, str]]) -> Labels:
+    """Images of one or several (year, split) with their xml files as annotations, part by part, each ordered by id.
+
+    Targets are those of classification.
+
+    Raises:
+        InputError: as for classification; also an image without xml, or parts with different classes.
+    """
+    read = [read_voc_classification(devkit, year, split) for year, split in parts]
+    if len({labels.classes for labels in read}) > 1:
+        raise InputError(
+            f"{devkit}: the years have different classes in ImageSets/Main; unpack the "
+            "archives of host.robots.ox.ac.uk/pascal/VOC again"
+        )
+    annotations: list[Path] = []
+    for (year, split), labels in zip(parts, read, strict=True):
+        folder = devkit / f"VOC{year}" / "Annotations"
+        names = [f"{id}.xml" for id in labels.ids]
+        require_files(folder, names, f"{split}.txt", "unpack the whole devkit")
+        annotations += LazyPaths(folder, names)
+    ids = tuple(id for labels in read for id in labels.ids)
+    require_unique(devkit, ids)
+    return Labels(
+        ids,
+        tuple(path for labels in read for path in labels.paths),
+        read[0].classes,
+        np.concatenate([labels.targets for labels in read]),
+        tuple(group for labels in read for group in labels.groups),
+        tuple(annotations),
+    )
+
+
+def read_voc_joint(devkit: Path, split: str) -> Labels:
+    """VOC 07+12 for detection: `trainval` of both years, `test` of 2007."""
+    if split not in _JOINT:
+        raise InputError(f"VOC 07+12 has no split {split}; it has {' and '.join(_JOINT)}")
+    return read_voc_detection(devkit, _JOINT[split])
+
+
+# ---- segmentation ----------------------------------------------------------------------------------------------------
+
+
+def read_voc_segmentation(folder: Path, split: str) -> Labels:
+    """Images of `ImageSets/Segmentation/<split>.txt` with their masks of SegmentationClass as annotations.
+
+    Args:
+        folder: VOCdevkit/VOC<year>.
+
+    Raises:
+        InputError: the list, an image or a mask is missing.
+    """
+    file = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    ids = sorted(read_lines(file))
+    require_unique(file, ids)
+    require_files(folder / "SegmentationClass", [f"{id}.png" for id in ids], file.name, "unpack the whole devkit")
+    return _with_masks(folder, file, ids, ["SegmentationClass"] * len(ids))
+
+
+def read_voc12aug(folder: Path, split: str) -> Labels:
+    """VOC 2012 with SBD's masks: `val`, or `train_aug` (or `train`), the 10,582 images of train and SBD without val.
+
+    As in mmsegmentation, images of VOC's own train keep their masks of SegmentationClass, whose outlines are ignored;
+    the others have the masks of SegmentationClassAug.
+
+    Args:
+        folder: VOCdevkit/VOC2012.
+
+    Raises:
+        InputError: the split does not exist, SBD was not prepared, or an image or a mask is missing.
+    """
+    if split == "val":
+        return read_voc_segmentation(folder, split)
+    if split not in _TRAIN_AUG:
+        raise InputError(f"VOC 2012 aug has no split {split}; it has {_TRAIN_AUG[0]} and val")
+    lists = folder / "ImageSets" / "Segmentation"
+    masks = folder / "SegmentationClassAug"
+    own = read_lines(lists / "train.txt")
+    both = first_file(lists, ("trainaug.txt", "train_aug.txt"))
+    file = both or lists / "aug.txt"
+    if not file.is_file() or not masks.is_dir():
+        raise InputError(
+            f"{folder} has no {'list aug.txt' if masks.is_dir() else masks.name}, only {folder_contents(folder)}; "
+            "unpack the Semantic Boundaries Dataset (Hariharan et al. 2011) below VOCdevkit/VOCaug and run "
+            "python scripts/prepare_voc12aug.py"
+        )
+    # DeepLab's list has pairs of paths, mm's has ids.
+    listed = [Path(line.split()[0]).stem for line in read_lines(file)]
+    require_unique(file, listed)
+    ids = sorted(listed if both else {*listed, *own})
+    held_out = set(ids) & set(read_lines(lists / "val.txt"))
+    if held_out:
+        raise InputError(f"{file} lists {len(held_out)} images of val.txt, such as {min(held_out)}; take mm's list")
+    train = set(own)
+    where = ["SegmentationClass" if id in train else masks.name for id in ids]
+    names = [f"{below}/{id}.png" for below, id in zip(where, ids, strict=True)]
+    require_files(folder, names, file.name, "run python scripts/prepare_voc12aug.py")
+    return _with_masks(folder, file, ids, where)
+
+
+def _with_masks(folder: Path, source: Path, ids: Sequence[str], where: Sequence[str]) -> Labels:
+    images = folder / "JPEGImages"
+    names = [f"{id}.jpg" for id in ids]
+    require_files(images, names, source.name, "unpack the whole devkit")
+    fixed = tuple(ids)
+    masks = tuple(folder / below / f"{id}.png" for below, id in zip(where, ids, strict=True))
+    targets = np.zeros((len(ids), 0), dtype=np.int8)
+    # Another data set in VOC's layout has its own classes, in alphabetical order as in VOC's masks.
+    listed = _listed_classes(folder / "ImageSets" / "Main", "trainval")
+    classes = CLASSES if set(listed) <= set(CLASSES) else ("background", *listed)
+    return Labels(fixed, LazyPaths(images, names), classes, targets, read_groups(folder, fixed), masks)

@@ -13,8 +13,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from benchmarks.contract import InputError
-from benchmarks.datasets import groups
+from benchmarks.datasets.lists import GROUPS_FILE
 from benchmarks.datasets.registry import EMBEDDED_STAMP
 from benchmarks.demo.coco_writer import Annotation, CocoWriter, annotate
 from benchmarks.demo.drawings import SPLIT_FILE
@@ -23,6 +22,7 @@ from benchmarks.demo.scenes import Scene, SceneSplit, instances, plan_scene, sce
 from benchmarks.demo.singles import Single, paint_single, plan_singles
 from benchmarks.demo.voc_writer import VocWriter
 from benchmarks.progress import progress as shown
+from benchmarks.task import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -131,7 +131,7 @@ def _each(
 
 def _write_groups(folder: Path, sources: dict[str, set[str]]) -> None:
     content = {id: sorted(found) for id, found in sorted(sources.items())}
-    (folder / groups.FILE_NAME).write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+    (folder / GROUPS_FILE).write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
 
 
 def _key(seed: int, counts: Counts) -> str:

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.imagefolder import read_image_folder
 from benchmarks.demo.painting import VOID
 from benchmarks.demo.seeding import generator
+from benchmarks.task import InputError
 
 COLUMNS = 6
 _COLOURS = mpl.colormaps["tab10"]

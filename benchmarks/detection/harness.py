@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contract import InputError, Labels, Outcome
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.detection import densepose
 from benchmarks.detection.config import configuration, require_library
 from benchmarks.detection.evaluators import Scores

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.datasets.imagefolder import read_image_folder
-from benchmarks.datasets.transforms import Images
+from benchmarks.datasets.images import Images
 from benchmarks.encoders.export.atomic import writable
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
 from pretrain.checkpoint import write_backbone

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from benchmarks.contract import Labels
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Outputs
 from benchmarks.features.pool import Pooling

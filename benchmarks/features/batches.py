@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.datasets.images import BadImage
-from benchmarks.datasets.transforms import Images
+from benchmarks.datasets.images import BadImage, Images
 from results.schema import Geometry
 
 Map = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]

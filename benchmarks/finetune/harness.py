@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.contract import InputError, Items, Labels, Outcome
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.finetune.checkpoint import State
 from benchmarks.finetune.protocols import BEST, HELD_OUT, LAST, ON_TEST, columns, selection

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.contract import Labels, NotApplicableError, Outcome
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.linear.checkpoint import ProbeState
 from benchmarks.linear.declare import BEST, LAST, RATE, selection
 from benchmarks.linear.frozen import Encoder, FrozenFeatures, module_sha256

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contract import InputError, Labels, Outcome
-from benchmarks.datasets.fingerprint import fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.segmentation.config import model_config
 from benchmarks.segmentation.mmsegmentation import require_library

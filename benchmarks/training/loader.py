@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.datasets.cifar10 import container
-from benchmarks.datasets.paths import strings
-from benchmarks.datasets.transforms import apply_geometry, decode
+from benchmarks.datasets.images import apply_geometry, decode
+from benchmarks.datasets.lists import batch_file, path_strings
 from benchmarks.training.settings import ViewSettings
 from benchmarks.training.views import draw, order, training_view
 from pretrain import distributed
@@ -39,7 +38,7 @@ class Images:
         self.paths = paths
         self.kept: Kept | None = None
         if self._estimated_bytes() <= limit:
-            self.kept = _kept(tuple(paths), tuple(map(_changed, strings(paths))))
+            self.kept = _kept(tuple(paths), tuple(map(_changed, path_strings(paths))))
 
     @property
     def in_memory(self) -> bool:
@@ -75,7 +74,7 @@ def _kept(paths: tuple[Path, ...], changed: tuple[int, ...]) -> Kept:
 
 
 def _changed(path: str) -> int:
-    return os.stat(container(path) or path).st_mtime_ns  # noqa: PTH116 - a million Paths are slow
+    return os.stat(batch_file(path) or path).st_mtime_ns  # noqa: PTH116 - a million Paths are slow
 
 
 class Views(Dataset[Any]):

@@ -19,8 +19,7 @@ from typing import Any
 
 from markdown_table import table
 
-from benchmarks.datasets import registry
-from benchmarks.datasets.published import PUBLISHED
+from benchmarks.datasets.registry import DATASETS
 from benchmarks.encoders.layouts.table import LAYOUTS
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture
@@ -32,19 +31,19 @@ WIDTH = "100"
 def datasets() -> str:
     """Name, folder below the root, splits with their published counts, classes."""
     rows = []
-    for name in registry.DATASETS:
-        known, place = PUBLISHED[name], registry._PLACES[name]
-        splits = ", ".join(f"{split} {count:,}" if count else split for split, count in known.splits.items())
-        rows.append((f"`{name}`", f"`{place.below_root or '.'}`", splits, known.classes or "", known.get))
+    for name, info in DATASETS.items():
+        splits = ", ".join(f"{split} {count:,}" if count else split for split, count in info.splits.items())
+        rows.append((f"`{name}`", f"`{info.folder or '.'}`", splits, info.classes or "", info.how_to_get))
     return table(("Name", "Below the root", "Splits and images", "Classes", "Comes from"), rows)
 
 
 def dataset_layouts() -> str:
     """The layouts of the sets that are found in several, in the order in which they are tried."""
     rows = [
-        (f"`{name}`", f"`{layout.about.replace('`', '')}`")
-        for name in registry.DATASETS
-        for layout in registry._PLACES[name].layouts
+        (f"`{name}`", f"`{layout.description.replace('`', '')}`")
+        for name, info in DATASETS.items()
+        if info.layouts
+        for layout in info.layouts.layouts
     ]
     return table(("Data set", "Layout"), rows)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.task import InputError
 
 
 def _image(file: Path) -> None:
@@ -47,7 +47,7 @@ def test_groups_beside_the_data_are_honoured(root: Path) -> None:
         read_image_folder(root, "train")
     for broken in ("[1]", "{", '{"val/b/1.png": 3}'):
         file.write_text(broken)
-        with pytest.raises(InputError, match=r"groups\.json is no JSON object of lists"):
+        with pytest.raises(InputError, match=r"groups\.json is not a JSON object of lists"):
             read_image_folder(root, "val")
 
 
@@ -62,7 +62,7 @@ def test_wrong_layouts_are_named(root: Path) -> None:
     with pytest.raises(InputError, match=r"zebra is a class that .*train does not have"):
         read_image_folder(root, "val")
     (root / "train" / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no image"):
+    with pytest.raises(InputError, match=r"empty contains no image"):
         read_image_folder(root, "train")
 
 
@@ -70,7 +70,7 @@ def test_a_link_to_a_folder_is_followed_unless_it_leads_back(root: Path) -> None
     (root / "train" / "b" / "more").symlink_to(root / "val" / "b")
     assert "train/b/more/1.png" in read_image_folder(root, "train").ids
     (root / "train" / "b" / "up").symlink_to("..")
-    with pytest.raises(InputError, match=r"train/b/up is a link to a folder that it lies in; remove the link"):
+    with pytest.raises(InputError, match=r"train/b/up is a link to a folder that contains it; remove the link"):
         read_image_folder(root, "train")
 
 

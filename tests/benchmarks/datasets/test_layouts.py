@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.fingerprint import fingerprint
 from benchmarks.datasets.images import decode
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import DATASETS, find_dataset
+from benchmarks.task import InputError, Labels
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
@@ -136,7 +136,7 @@ def test_a_subset_has_the_ids_and_classes_of_train(tmp_path: Path) -> None:
 
 def test_voc_0712_joins_the_years(tmp_path: Path) -> None:
     write_voc(tmp_path)
-    with pytest.raises(InputError, match=r"VOC2012, which is no folder"):
+    with pytest.raises(InputError, match=r"VOC2012 is not a folder"):
         find_dataset("voc0712", tmp_path)
     write_voc(tmp_path, "2012")
     spec = find_dataset("voc0712", tmp_path)
@@ -198,11 +198,11 @@ def test_which_layout_was_recognised_is_said(tmp_path: Path, caplog: pytest.LogC
     spec = find_dataset("imagenet", tmp_path)
     with caplog.at_level(logging.INFO):
         spec.read("val")
-    assert "val is laid out as a list meta/val.txt" in caplog.text
+    assert "val has the layout a list meta/val.txt" in caplog.text
     assert spec.layout("train") == "train/<class>/<image>"
 
 
 def test_a_count_that_is_not_the_published_one_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_imagenet(tmp_path)
     find_dataset("imagenet", tmp_path).read("val")
-    assert "has 12 images, not the 50000" in caplog.text
+    assert "has 12 images, but its owner publishes 50000" in caplog.text

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.registry import EMBEDDED_STAMP, find_dataset, is_embedded
+from benchmarks.task import InputError
 
 
 def _folder(root: Path) -> Path:
@@ -35,9 +35,11 @@ def test_voc_is_found_and_read(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said_with_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no data set is called 'voc07'; there are .*drawings, .*voc2007"):
+    with pytest.raises(
+        InputError, match=r"unknown data set 'voc07'; did you mean 'voc2007'.*\nknown: .*drawings, .*voc2007"
+    ):
         find_dataset("voc07", tmp_path)
-    with pytest.raises(InputError, match=r"voc2007 was looked for in .*VOCdevkit/VOC2007, which is no folder"):
+    with pytest.raises(InputError, match=r"voc2007 not found: .*VOCdevkit/VOC2007 is not a folder"):
         find_dataset("voc2007", tmp_path)
     (tmp_path / "imagenet").mkdir()
     with pytest.raises(InputError, match=r"imagenet has no split train: expected train/<class>/<image>"):

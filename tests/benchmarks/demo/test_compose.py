@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.imagefolder import read_image_folder
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.demo.drawings import read_drawings
 from benchmarks.demo.singles import VIEWS_TRAIN, VIEWS_VAL
+from benchmarks.task import InputError
 
 SMALL = Counts(train=3, val=1, test=2, drawings_per_class=1)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.contract import InputError
 from benchmarks.demo.sheet import contact_sheet, drawings_sheet
+from benchmarks.task import InputError
 
 
 def test_a_sheet_of_scenes_is_drawn_and_the_same_every_time(composed: Path, tmp_path: Path) -> None:

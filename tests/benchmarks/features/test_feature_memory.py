@@ -15,7 +15,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from benchmarks.contract import Labels
-from benchmarks.datasets.paths import Below
+from benchmarks.datasets.lists import LazyPaths
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.address import Wanted
 from benchmarks.features.fill import Settings
@@ -24,7 +24,7 @@ from results.schema import Geometry
 
 folder, root, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 ids = tuple(f"{number:05}.jpg" for number in range(count))
-labels = Labels(ids, Below(folder, ids), ("a",), np.zeros(count, np.int64), tuple((id,) for id in ids))
+labels = Labels(ids, LazyPaths(folder, ids), ("a",), np.zeros(count, np.int64), tuple((id,) for id in ids))
 geometry = Geometry(mode="shorter", resize=32, crop=32)
 want = Wanted(load_encoder("random:resnet18-w16-k3-nopool"), labels, geometry, {"embed": ("embed", None)})
 FeatureStore(root, Settings(show=False)).get([want])

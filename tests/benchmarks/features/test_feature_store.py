@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.transforms import Images
+from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features import batches

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contract import InputError, Labels, NotApplicableError, Outcome
-from benchmarks.datasets.transforms import apply_geometry, decode
+from benchmarks.datasets.images import apply_geometry, decode
 from benchmarks.encoders.load import load_encoder
 from benchmarks.finetune import harness, train
 from benchmarks.finetune.network import Classifier

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contract import InputError, Labels
-from benchmarks.datasets.transforms import apply_geometry, decode
+from benchmarks.datasets.images import apply_geometry, decode
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.linear.declare import ORACLE
 from benchmarks.linear.frozen import FrozenFeatures

@@ -2,23 +2,23 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError
-from benchmarks.datasets import check, check_command, published
+from benchmarks.datasets import check, registry
 from benchmarks.datasets.check import check_split
-from benchmarks.datasets.published import PUBLISHED, Published
 from benchmarks.datasets.registry import DATASETS, EMBEDDED_STAMP, find_dataset
+from benchmarks.task import InputError
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.imagenet import write_imagenet
 from tests.layouts.voc import write_voc
 
-WHOLE, DAMAGED, UNUSABLE = 0, 1, 2
+COMPLETE, DAMAGED, UNUSABLE = 0, 1, 2
 
 
 @pytest.fixture
@@ -33,34 +33,33 @@ def _check(root: Path, *flags: str) -> int:
 
 
 def test_every_data_set_says_what_is_published_and_where() -> None:
-    assert set(PUBLISHED) == set(DATASETS)
-    assert all(found.get and found.splits for found in PUBLISHED.values())
+    assert all(info.how_to_get and info.splits for info in DATASETS.values())
 
 
 def test_a_whole_set(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_imagenet(embedded)
-    assert _check(embedded, "--dataset", "imagenet") == WHOLE
+    assert _check(embedded, "--dataset", "imagenet") == COMPLETE
     out = capsys.readouterr().out
-    assert "train        whole: 24 images of 3 classes" in out
-    assert "24 decoded; laid out as train/<class>/<image>" in out
-    assert "train-1pct   whole: 3 images" in out
+    assert "train        complete: 24 images of 3 classes" in out
+    assert "24 decoded; layout train/<class>/<image>" in out
+    assert "train-1pct   complete: 3 images" in out
 
 
 def test_counts_are_held_against_the_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_imagenet(tmp_path, subsets=False)
     assert _check(tmp_path, "--dataset", "imagenet") == DAMAGED
     out = capsys.readouterr().out
-    assert "24 images where 1,281,167 are published" in out
-    assert "3 classes where 1,000 are published" in out
-    assert "train-1pct   not there, and optional" in out
-    assert "it comes from image-net.org" in out
+    assert "24 images, but 1,281,167 are published" in out
+    assert "3 classes, but 1,000 are published" in out
+    assert "train-1pct   not there (optional)" in out
+    assert "available from image-net.org" in out
 
 
 def test_published_counts_that_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_imagenet(tmp_path, subsets=False)
-    known = Published({"train": 24, "val": 12}, "a page", 3)
-    monkeypatch.setattr(check_command, "PUBLISHED", {**published.PUBLISHED, "imagenet": known})
-    assert _check(tmp_path, "--dataset", "imagenet") == WHOLE
+    known = replace(DATASETS["imagenet"], splits={"train": 24, "val": 12}, classes=3)
+    monkeypatch.setattr(registry, "DATASETS", {**DATASETS, "imagenet": known})
+    assert _check(tmp_path, "--dataset", "imagenet") == COMPLETE
 
 
 def test_damage_is_told_by_name(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,18 +75,18 @@ def test_damage_is_told_by_name(embedded: Path, capsys: pytest.CaptureFixture[st
     assert "3 files damaged:" in out
     for file in (first, second, third):
         assert f"{file} cannot be decoded" in out
-    assert "train        whole" in out
+    assert "train        complete" in out
 
 
 def test_a_sample_by_default_and_all_when_asked(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_imagenet(embedded)
-    monkeypatch.setattr(check, "SAMPLE", 2)  # the first and the last
+    monkeypatch.setattr(check, "DECODED", 2)  # the first and the last
     sorted((folder / "train").rglob("*.JPEG"))[5].write_text("<html>")
-    spec = find_dataset("imagenet", embedded)
-    some = check_split(spec, "train", PUBLISHED["imagenet"], counts=False, show=False)
-    every = check_split(spec, "train", PUBLISHED["imagenet"], counts=False, all_images=True, show=False)
-    assert (some.decoded, some.whole) == (2, True)
-    assert (every.decoded, every.whole) == (24, False)
+    dataset = find_dataset("imagenet", embedded)
+    some = check_split(dataset, "train", show=False)
+    every = check_split(dataset, "train", all_images=True, show=False)
+    assert (some.decoded, some.complete) == (2, True)
+    assert (every.decoded, every.complete) == (24, False)
 
 
 def test_a_class_without_an_image(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,15 +102,17 @@ def test_damaged_annotations(embedded: Path, capsys: pytest.CaptureFixture[str])
     (voc / "Annotations" / "000001.xml").write_text("<annotation>")
     Image.new("P", (3, 3)).save(voc / "SegmentationClass" / "000002.png")
     assert _check(embedded, "--dataset", "voc2007_det") == DAMAGED
-    assert "000001.xml is no xml" in capsys.readouterr().out
+    assert "000001.xml is not valid xml" in capsys.readouterr().out
     assert _check(embedded, "--dataset", "voc2007_seg") == DAMAGED
-    assert "000002.png is 3 by 3, its image 64 by 48" in capsys.readouterr().out
-    assert _check(embedded, "--dataset", "voc2007") == WHOLE
+    assert "000002.png is 3 by 3, but its image 64 by 48" in capsys.readouterr().out
+    assert _check(embedded, "--dataset", "voc2007") == COMPLETE
 
 
 def test_missing_parts_and_unusable_sets(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=r"no folder; put it there or change --data; it comes from the COCO page"):
-        check_command.command(embedded, "coco", quiet=True)
+    with pytest.raises(
+        InputError, match=r"not a folder; put the data there or change --data\navailable from the COCO page"
+    ):
+        check.command(embedded, "coco", quiet=True)
     assert _check(embedded, "--dataset", "coco") == UNUSABLE
     folder = write_coco(embedded)
     (folder / "val2017").rename(folder / "elsewhere")
@@ -128,10 +129,10 @@ def test_the_table_of_all(embedded: Path, capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
     write_imagenet(embedded)
     write_cityscapes(embedded)
-    assert _check(embedded) == WHOLE
+    assert _check(embedded) == COMPLETE
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(lines) == set(DATASETS)
-    assert "whole" in lines["imagenet"]
+    assert "complete" in lines["imagenet"]
     assert "train 24, val 12, train-1pct 3, train-10pct 6" in lines["imagenet"]
     assert re.search(r"not there +from the COCO page", lines["coco"])
     (embedded / "places205" / "holiday").mkdir(parents=True)
@@ -139,18 +140,18 @@ def test_the_table_of_all(embedded: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "unusable" in lines["places205"]
     assert "found holiday/" in lines["places205"]
-    with pytest.raises(InputError, match="is no folder; set --data"):
-        check_command.command(embedded / "none")
+    with pytest.raises(InputError, match="is not a folder; set --data"):
+        check.command(embedded / "none")
 
 
 def test_an_image_folder_is_its_own_root(tmp_path: Path) -> None:
     folder = write_imagenet(tmp_path, subsets=False)
-    assert _check(folder, "--dataset", "imagefolder") == WHOLE
+    assert _check(folder, "--dataset", "imagefolder") == COMPLETE
 
 
 def test_json_is_the_annotation_of_all_images(embedded: Path) -> None:
     write_coco(embedded)
     file = embedded / "coco" / "annotations" / "instances_val2017.json"
-    assert _check(embedded, "--dataset", "coco") == WHOLE
+    assert _check(embedded, "--dataset", "coco") == COMPLETE
     file.write_text(json.dumps({"images": []}))
     assert _check(embedded, "--dataset", "coco") == DAMAGED

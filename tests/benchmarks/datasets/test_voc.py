@@ -1,11 +1,17 @@
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.contract import InputError
-from benchmarks.datasets.voc import read_voc_classification
+from benchmarks.datasets.registry import find_dataset
+from benchmarks.datasets.voc import CLASSES, read_voc_classification
+from benchmarks.demo.compose import Counts, compose
+from benchmarks.task import InputError
+from tests.layouts.voc12aug import write_voc12aug
 
 LISTS = {
     "trainval.txt": "000009\n000005\n000012\n",
@@ -88,3 +94,20 @@ def test_missing_and_binary_files_are_named(lists: Path) -> None:
     (lists.parents[1] / "JPEGImages" / "000009.jpg").unlink()
     with pytest.raises(InputError, match=r"JPEGImages lacks 1 of the 3 images of trainval\.txt, first 000009\.jpg"):
         _read(lists)
+
+
+def test_the_embedded_scenes_have_their_own_classes_and_the_masks_follow_them(tmp_path: Path) -> None:
+    compose(tmp_path, progress=False, counts=Counts(train=4, val=2, test=4, drawings_per_class=4))
+    labels = find_dataset("voc2007_seg", tmp_path).read("test")
+    shown = find_dataset("voc2007", tmp_path).read("test")
+    assert labels.classes == ("background", *shown.classes)
+    for mask, targets in zip(labels.annotations, shown.targets, strict=True):
+        with Image.open(mask) as image:
+            values = set(np.unique(np.asarray(image)).tolist()) - {0, 255}
+        assert values <= {1 + int(c) for c in np.flatnonzero(targets != 0)}
+        assert values
+
+
+def test_vocs_masks_have_vocs_classes_whatever_lists_are_there(tmp_path: Path) -> None:
+    write_voc12aug(tmp_path)
+    assert find_dataset("voc12aug", tmp_path).read("val").classes == CLASSES

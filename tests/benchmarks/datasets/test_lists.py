@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contract import InputError, Labels
 from benchmarks.datasets.cifar10 import read_cifar10
-from benchmarks.datasets.fingerprint import fingerprint
-from benchmarks.datasets.paths import Below
+from benchmarks.datasets.lists import LazyPaths, fingerprint
+from benchmarks.task import InputError, Labels
 from tests.layouts.cifar10 import write_cifar10
 
 
@@ -86,7 +85,7 @@ def test_the_contents_of_batch_files_count(tmp_path: Path, layout) -> None:
 
 
 def test_paths_made_when_asked_for_count_as_those_made_before(labels: Labels, tmp_path: Path) -> None:
-    lazy = Below(tmp_path, [path.name for path in labels.paths])
+    lazy = LazyPaths(tmp_path, [path.name for path in labels.paths])
     assert lazy == labels.paths
     assert lazy[1:] == labels.paths[1:]
     assert lazy != labels.paths[1:]
