@@ -187,7 +187,7 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
 
 
 def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
-    svg = re.search(r'id="embedded-neighbours".*?</svg>', page, re.DOTALL)
+    svg = re.search(r'id="embedded-knn-k".*?</svg>', page, re.DOTALL)
     assert svg is not None
     assert re.search(r"<text[^>]*>number of neighbours k</text>", svg[0])
     assert "#000000" not in svg[0]
