@@ -17,12 +17,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from results.errors import InputError
-from results.published.figures import Figure, figures
-from results.published.models import ModelKey, bare_config, letters, model_key
+from results.families import SUMMARY
+from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
+from results.rows import Entry
 from results.store import StoredRecord
-from results.tables.groups import SUMMARY
-from results.tables.roster import Entry
-from results.tables.sections import Section, headline
+from results.tables import Section, headline
 from results.zoo_layout import LAYOUTS
 
 RECORD_DECIMALS = 4  # of a record's score as a claim: more than any page prints

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.published.figures import Figure
+from results.formats import Cell, Row, Table
+from results.published import Figure
+from results.rows import Entry
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.roster import Entry
-from results.tables.sections import SPREAD_LINE, Section, score_cell
+from results.tables import SPREAD_LINE, Section, score_cell
 
 NOTE = "arXiv:2003.04297 (MoCo v2 note)"
 NOTE_TABLES = "arXiv:2003.04297 Tables 1-2 (second-hand)"

@@ -27,10 +27,10 @@ from results.plot_style import (
     save_figure,
     stacked_panels,
 )
+from results.rows import current, table_rows
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
-from results.tables.per_class import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
-from results.tables.roster import current, roster
+from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
 
 # ---- every figure of a folder of records
 
@@ -191,7 +191,7 @@ def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], floa
         protocol = group[0].record.protocol.resolved
         places = {column: x for column in protocol.columns if (x := position(column)) is not None}
         rows: dict[str, list[StoredRecord]] = {}
-        for entry in roster(newest):
+        for entry in table_rows(newest):
             label = entry.label if entry.random else entry.cards[0].name
             rows.setdefault(label, []).extend(entry.records(group))
         curves = [_curve(label, own, places) for label, own in rows.items() if own]
@@ -359,7 +359,7 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
 def low_shot_bands(records: Sequence[StoredRecord], selection: str) -> list[Band]:
     """One band per row of the tables, over the k that all its records have."""
     found = []
-    for entry in roster(records):
+    for entry in table_rows(records):
         runs = [_by_k(stored.record, selection) for stored in entry.records(records)]
         shared = sorted(set.intersection(*(set(run) for run in runs)))
         if shared:

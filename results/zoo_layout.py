@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.published.figures import Figure
-from results.tables.cells import Cell, Row, Table
+from results.formats import Cell, Row, Table
+from results.published import Figure
 
 CONFIG = "Self-Supervised Config"  # heads the first column, as on the published pages
 

@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from results.bootstrap import CONFIDENCE
 from results.errors import InputError
-from results.published.figures import Figure
-from results.resampling.bootstrap import CONFIDENCE
+from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
+from results.noise import NOISE_LINE, TWO_SIDED, ReplicateCache, detectable_line, mark_best
+from results.published import Figure
+from results.rows import Entry, Group, architecture_text, current, table_rows
 from results.schema import EncoderCard
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.groups import Group
-from results.tables.noise import NOISE_LINE, TWO_SIDED, detectable_line, mark_best
-from results.tables.render import escape_latex, escape_markdown, latex, markdown
-from results.tables.replicates import ReplicateCache
-from results.tables.roster import Entry, architecture_text, current, roster
-from results.tables.sections import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
+from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 from results.zoo_layout import (
     CONFIG,
     LAYOUTS,
@@ -108,7 +105,7 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
     Raises:
         InputError: no record succeeded.
     """
-    entries = roster(current(records)[0])
+    entries = table_rows(current(records)[0])
     if not entries:
         raise InputError("none of the chosen records succeeded, so the page would be empty")
     parts = [PagePart("Encoder", (), (_about(entries, weights),))]

@@ -24,6 +24,8 @@ from results.compare.correlations import (
 )
 from results.compare.explain import Explanation, Question, explanations
 from results.errors import InputError
+from results.formats import Row, Table
+from results.noise import NOISE_LINE
 from results.plots import (
     PretrainingLog,
     draw_heat_map,
@@ -31,15 +33,11 @@ from results.plots import (
     draw_waterfall,
     record_figures,
 )
-from results.published.figures import Figure
+from results.published import Figure
 from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, chart, saved_images
+from results.rows import current, matching
 from results.store import BadRecord, StoredRecord
-from results.tables.cells import Row, Table
-from results.tables.model_zoo import HEADINGS
-from results.tables.noise import NOISE_LINE
-from results.tables.per_class import per_class_tables
-from results.tables.roster import current, matching
-from results.tables.sections import SPREAD_LINE, Section
+from results.tables import HEADINGS, SPREAD_LINE, Section, per_class_tables
 from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 
 TITLE = "Benchmark report"

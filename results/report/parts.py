@@ -14,14 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
+from results.formats import Cell, Row, Table, cell_text, numeric_columns
 from results.plot_style import NothingToDrawError
+from results.rows import Entry
 from results.schema import Record
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table, cell_text
-from results.tables.gains import gain_over_random
-from results.tables.render import numeric_columns
-from results.tables.roster import Entry
-from results.tables.sections import Section
+from results.tables import Section, gain_over_random
 
 
 @dataclass

@@ -13,7 +13,7 @@ from markdown_table import cell, plain, table
 from pydantic import BaseModel
 
 from benchmarks.harnesses import HARNESSES, harness
-from results.published.figures import Figure, figures
+from results.published import Figure, figures
 from results.schema import Protocol
 
 _HIDDEN = {"benchmark", "variant", "revision", "harness", "source", "overrides"}

@@ -9,11 +9,11 @@ from pathlib import Path
 from markdown_table import table
 
 from benchmarks.harnesses import HARNESSES
+from results.formats import markdown
 from results.papers import paper_tables
-from results.published.figures import figures
+from results.published import figures
 from results.store import read_records
-from results.tables.model_zoo import markdown_page
-from results.tables.render import markdown
+from results.tables import markdown_page
 from results.zoo_page import markdown_page as zoo_markdown
 from results.zoo_page import published_page
 

@@ -8,7 +8,7 @@ import pytest
 
 from results.__main__ import main
 from results.lint import Claim, Verdict, lint, markdown_tables, verdict_text
-from results.published.models import model_key
+from results.published import model_key
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.factory_records import KNN, card, protocol, record, write_demo

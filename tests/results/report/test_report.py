@@ -18,7 +18,7 @@ from results.compare.explain import Question, remember, remembered
 from results.errors import InputError
 from results.plot_style import NothingToDrawError
 from results.plots import draw_pretraining, read_pretraining_logs
-from results.published.figures import chosen, figures
+from results.published import chosen, figures
 from results.report.page import report_html
 from results.report.parts import chart, inline_svg
 from results.schema import Score
