@@ -281,7 +281,7 @@ def test_the_rules_differ_and_no_other_is_known() -> None:
     values = {rule: float(MeanAveragePrecision(TIED, TARGETS, rule)(ones)[0]) for rule in RULES}
     assert values["sklearn"] < values["envelope"]
     assert len(set(values.values())) == 3
-    with pytest.raises(ValueError, match="unknown definition of average precision .10point.; known are envelope"):
+    with pytest.raises(ValueError, match=r"unknown definition of average precision .10point.; known are envelope"):
         MeanAveragePrecision(TIED, TARGETS, "10point")
 
 

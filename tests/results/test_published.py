@@ -37,7 +37,7 @@ def test_trailing_zeros_survive() -> None:
     assert all(f.decimals == len(f.text.partition(".")[2]) for f in ends)
 
 
-BENCHMARKS = Path(__file__).parents[2] / "expected" / "benchmarks.csv"
+BENCHMARKS = Path(__file__).parents[1] / "expected" / "benchmarks.csv"
 
 
 def rows(path: Path) -> list[dict[str, str]]:
