@@ -7,22 +7,19 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 import tyro
 from numpy.typing import NDArray
-from PIL import Image
 
-from pretrain.command_line import parse, sentence
-from pretrain.distributed import own_device, process_group
-from pretrain.monitor import Features, KnnMonitor, Labelled
-from pretrain.plan import plan
+from pretrain.data import Files, Shards, find_images
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.sources import Files, Shards, find_images
-from pretrain.train import Run
-from results.errors import InputError
+from results.command_line import parse
+from results.errors import InputError, print_error
+
+if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
+    from pretrain.monitor import Features, Labelled
 
 log = logging.getLogger("pretrain")
 
@@ -31,37 +28,38 @@ MONITOR_K, MONITOR_TEMPERATURE = 20, 0.07  # the best k of the published protoco
 
 @dataclass
 class Command:
-    """Pretrains an encoder and writes OUT/backbone.safetensors with its card.
+    """Pretrain an encoder and write OUT/backbone.safetensors with its card.
 
-    Started again, a killed run goes on where it was.
+    A killed run resumes when it is started again.
     """
 
     data: Path
-    """folder of images or of tar shards, with or without train/ in it, or of CIFAR-10's batches; a .txt list; a .json
+    """folder of images, of tar shards or of CIFAR-10's batches, with or without train/ in it; a .txt list; a .json
     index of shards"""
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     """folder of this run; default work/pretrain/RECIPE"""
     recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     """name in pretrain/recipes, or a .toml file"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …; auto is the GPU where there is one"""
     workers: int = 2
     """loader processes"""
     threads: int | None = None
-    """CPU threads of this process; default torch's"""
+    """CPU threads of this process; torch's default without it"""
     warm_start: Path | None = None
-    """backbone.safetensors to start the weights from: a warm start, not a resume"""
+    """backbone.safetensors whose weights the training starts from"""
     monitor: Path | None = None
-    """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: kNN accuracy of the held-out split,
-    now and then"""
+    """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: kNN accuracy of the held-out split
+    during training"""
     monitor_every: int = 10
-    """epochs between two of these"""
+    """epochs between two runs of the monitor"""
     dry_run: bool = False
-    """say what would run and what it needs, and stop"""
+    """report what would run and what it needs, and stop"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 2 and one sentence on stderr when it cannot work."""
+    """Run the command; exit code 2 and a message on stderr when the input cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -69,27 +67,33 @@ def main(arguments: list[str] | None = None) -> int:
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--recipe", default=Command.recipe, nargs="?", const=Command.recipe)
         name = finder.parse_known_args(arguments)[0].recipe
-        base = load_recipe(name)
-        command = parse(Command, arguments, "python -m pretrain", Command(tyro.MISSING, base, recipe=name))
-        return _run(command)
-    except (InputError, ValueError, FloatingPointError, OSError) as error:
-        sys.stderr.write(f"pretrain: {sentence(error)}\n")
-        return 2
+        default = Command(tyro.MISSING, load_recipe(name), recipe=name)
+        return _run(parse(Command, arguments, "python -m pretrain", default))
+    except (InputError, FloatingPointError, OSError) as error:
+        return print_error("pretrain", error)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise
-        sys.stderr.write(f"pretrain: --compile does not work here, leave it out: {str(error).splitlines()[0]}\n")
-        return 2
+        fault = f"--compile does not work here, leave it out: {str(error).splitlines()[0]}"
+        return print_error("pretrain", InputError(fault))
 
 
 def _run(command: Command) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
+    images = _images(command.data)
+    labelled = _monitor_splits(command.monitor) if command.monitor else None
+
+    import torch
+
+    from pretrain.cost import plan
+    from pretrain.distributed import own_device, process_group
+    from pretrain.monitor import KnnMonitor
+    from pretrain.train import Run
+
     if command.threads:
         torch.set_num_threads(command.threads)
-    images = _images(command.data)
     if command.dry_run:
-        device = own_device(command.device)
-        sys.stdout.write(plan(recipe, command.data, len(images), out, device))
+        sys.stdout.write(plan(recipe, command.data, len(images), out, own_device(command.device)))
         return 0
     with process_group(command.device) as device:
         run = Run(
@@ -100,7 +104,7 @@ def _run(command: Command) -> int:
             images=images,
             workers=command.workers,
             warm_start=command.warm_start,
-            monitor=_monitor(command.monitor, recipe, device, command.workers) if command.monitor else None,
+            monitor=KnnMonitor(*labelled, _classify, recipe, device, command.workers) if labelled else None,
             monitor_every=command.monitor_every,
         )
         path = run.run()
@@ -121,30 +125,17 @@ def _is_cifar10(folder: Path) -> bool:
 
 
 def _labelled(root: Path, split: str) -> Labelled:
-    from benchmarks.contract import InputError
     from benchmarks.datasets.cifar10 import read_cifar10
     from benchmarks.datasets.imagefolder import read_image_folder
-
-    try:
-        found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return Files(tuple(found.paths), _decode), found.targets
-
-
-def _decode(path: Path) -> Image.Image:
-    from benchmarks.contract import InputError
     from benchmarks.datasets.images import decode
 
-    try:
-        return decode(path)
-    except InputError as error:
-        raise ValueError(str(error)) from error
+    found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
+    return Files(tuple(found.paths), decode), found.targets
 
 
-def _monitor(root: Path, recipe: Recipe, device: torch.device, workers: int) -> KnnMonitor:
-    held_out = "val" if (root / "val").is_dir() else "test"
-    return KnnMonitor(_labelled(root, "train"), _labelled(root, held_out), _classify, recipe, device, workers)
+def _monitor_splits(root: Path) -> tuple[Labelled, Labelled]:
+    """Gallery and queries of the monitor."""
+    return _labelled(root, "train"), _labelled(root, "val" if (root / "val").is_dir() else "test")
 
 
 def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64]) -> float:

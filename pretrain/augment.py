@@ -1,4 +1,4 @@
-"""The MoCo augmentation lists on PIL images, in loader workers, as the reference runs them."""
+"""The MoCo augmentation lists on single PIL images in loader workers, as the reference runs them."""
 
 from __future__ import annotations
 
@@ -63,15 +63,17 @@ class PilCrops:
         return tuple(self.view(image) for _ in range(self.views))
 
 
-def in_workers(recipe: Recipe, views: int) -> PilViews | PilCrops:
-    """What loader workers do to a decoded image: all of the list, or the crops."""
+def worker_views(recipe: Recipe) -> PilViews | PilCrops:
+    """The part of the list that loader workers run: all of it, or the crops alone."""
     if recipe.augmentation.engine == "pil":
-        return PilViews(recipe.augmentation, recipe.mean, recipe.std, views)
-    return PilCrops(recipe.augmentation, views)
+        return PilViews(recipe.augmentation, recipe.mean, recipe.std, recipe.views)
+    return PilCrops(recipe.augmentation, recipe.views)
 
 
-def drawn(work: PilViews | PilCrops, image: Image.Image, seed: int, number: int, index: int) -> tuple[Tensor, ...]:
-    """The views of image `index` in pass `number`: they depend on these and the seed, not on who makes them."""
+def seeded_views(
+    work: PilViews | PilCrops, image: Image.Image, seed: int, number: int, index: int
+) -> tuple[Tensor, ...]:
+    """The views of image `index` in pass `number`: they depend on these and the seed, not on the worker."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed * 1_000_003 + number) * 2_147_483_659 + index)
         return work(image)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from results.atomic import replacing
+from results.errors import InputError
 from results.schema import EncoderCard
 
 RESUME = "resume.pt"
@@ -37,23 +39,19 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: EncoderCard) -> EncoderCard:
-    """Writes the backbone atomically and returns the card with `weights_sha256` filled in.
+    """Write the backbone atomically and return the card with `weights_sha256` filled in.
 
     Raises:
-        OSError: no space, or whatever else the disk says.
+        OSError: the file cannot be written; the error names it.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     card = card.model_copy(update={"weights_sha256": weights_sha256(tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata={CARD_KEY: card.model_dump_json()})
-        partial.chmod(0o644)  # safetensors creates it readable by its owner alone
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={CARD_KEY: card.model_dump_json()})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        temporary.chmod(0o644)  # safetensors creates it readable by its owner alone
     return card
 
 
@@ -61,57 +59,49 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], EncoderCard | None]:
     """The tensors of a safetensors file, and its card where it has one.
 
     Raises:
-        ValueError: not a safetensors file, or a card that does not fit the schema or the weights.
+        InputError: not a safetensors file, or a card that does not fit the schema or the weights.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             text = (file.metadata() or {}).get(CARD_KEY)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); write or copy it again") from error
+        raise InputError(f"{path} is not a whole safetensors file ({error}); write or copy it again") from error
     if text is None:
         return tensors, None
-    card = EncoderCard.model_validate_json(text)
+    try:
+        card = EncoderCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{path} carries a card that cannot be read ({fault}); write the file again") from error
     if card.weights_sha256 != weights_sha256(tensors):
-        raise ValueError(f"{path}: the weights are not those that its card describes; write or copy the file again")
+        raise InputError(f"{path}: the weights are not those that its card describes; write or copy the file again")
     return tensors, card
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, numbers, strings, containers of them) atomically: a kill leaves the old file whole.
+    """Write `state` (tensors, numbers, strings, containers of them) atomically: a kill leaves the old file whole.
 
     Raises:
-        OSError: no space, or whatever else the disk says.
+        OSError: the file cannot be written; the error names it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        said = error if isinstance(error, OSError) else error.__context__  # torch's writer stumbles over what it said
-        if not isinstance(said, OSError):
-            raise
-        raise OSError(said.errno, said.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
-    """What `save_resume` wrote, on the CPU, or None where there is no file. Only tensors and plain values are read.
+    """Read what `save_resume` wrote, on the CPU; None where there is no file. Only tensors and plain values are read.
 
     Raises:
-        ValueError: not a resume file.
+        InputError: not a resume file.
     """
     if not path.is_file():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and runtime errors, depending on how the file is damaged
-        raise ValueError(f"{path} is not a resume file of this project ({error}); remove it to start anew") from error
+        raise InputError(f"{path} is not a resume file of this project ({error}); remove it to start anew") from error
     return dict(state)
 
 
@@ -121,33 +111,17 @@ def numbered(out: Path, epoch: int) -> Path:
 
 
 def keep(out: Path, epoch: int, last: int, marked: Container[int]) -> None:
-    """Keeps the resume file, just written, as that of `epoch`; of those that are not marked the `last` ones stay.
+    """Keep the resume file, just written, as that of `epoch`, and delete all but the `last` of the unmarked ones.
 
     A hard link costs no space until the resume file moves on; where the file system has none it is a copy.
     """
     path = numbered(out, epoch)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        partial.hardlink_to(out / RESUME)
-    except OSError:
-        shutil.copyfile(out / RESUME, partial)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        try:
+            temporary.hardlink_to(out / RESUME)
+        except OSError:
+            shutil.copyfile(out / RESUME, temporary)
     there = sorted((int(p.stem.removeprefix("epoch_")), p) for p in out.glob("epoch_*.pt"))
     unmarked = [p for number, p in there if number not in marked]
     for old in unmarked[: max(0, len(unmarked) - last)]:
         old.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically, as everything in a run's folder is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def remove_partials(out: Path) -> None:
-    """What processes that were killed while they wrote have left behind."""
-    for partial in out.glob(".*.partial"):
-        partial.unlink(missing_ok=True)

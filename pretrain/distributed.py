@@ -15,13 +15,13 @@ from results.errors import InputError
 
 
 def own_device(name: str) -> torch.device:
-    """The device of that name; of several GPUs the one of this rank (torchrun's LOCAL_RANK).
+    """The device of that name; "auto" is the GPU where there is one, and of several GPUs that of torchrun's LOCAL_RANK.
 
     Raises:
         InputError: this machine has no such device.
     """
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)

@@ -10,8 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.contrast import Batch, Loss, Mechanism, ProjectedEncoder, info_nce, spread
+from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, spread
 from pretrain.recipe import Recipe
+
+
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(K+1)-way cross entropy with the positive as class 0 (MoCo v1, equation 1), and its accuracy.
+
+    Args:
+        q, k: (N, dim), positives row by row.
+        negatives: (dim, K), the same for every query.
+    """
+    positive = (q * k).sum(dim=1, keepdim=True)  # N x 1
+    logits = torch.cat([positive, q @ negatives], dim=1) / temperature  # N x (1 + K)
+    loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
+    return loss, (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
 
 
 class MoCo(Mechanism):
@@ -44,7 +57,9 @@ class MoCo(Mechanism):
         negatives = self.queue.clone()  # dim x K: the queue as it stood before this batch
         loss, accuracy = info_nce(q, k, negatives, self.temperature)
         if self.symmetric:  # the views change places, and both losses add up (the authors' CIFAR notebook)
-            other_loss, _ = info_nce(self.encoder_q(view_k), other_k := self.keys(view_q), negatives, self.temperature)
+            other_q = self.encoder_q(view_k)
+            other_k = self.keys(view_q)
+            other_loss, _ = info_nce(other_q, other_k, negatives, self.temperature)
             loss, k = loss + other_loss, torch.cat([other_k, k])
         self.enqueue(k)
         return Loss(loss, accuracy, spread(q))

@@ -1,17 +1,20 @@
-"""Recipes: everything a pretraining run needs, typed, read from TOML files that state how they differ from a parent."""
+"""Recipes: everything a pretraining run needs. A TOML file states the fields that differ from its parent's."""
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from results.errors import InputError, did_you_mean
 from results.schema import Architecture, Frozen, Triple
 
 BlurKernel = Literal["boxes", "gaussian"]
 RECIPES = Path(__file__).parent / "recipes"
+METHODS = {"end-to-end": "end-to-end contrast", "memory-bank": "memory bank", "simclr": "SimCLR"}
 
 
 class Augmentation(Frozen):
@@ -118,6 +121,56 @@ class Recipe(Frozen):
             raise ValueError("warmup_epochs is for the cosine and step schedules")
         return self
 
+    @property
+    def views(self) -> int:
+        """Views per image in a batch."""
+        return 1 if self.mechanism == "memory-bank" else 2
+
+    @property
+    def method(self) -> str:
+        """Name of the method in an encoder's card."""
+        return METHODS.get(self.mechanism, "MoCo v2" if self.head == "mlp" else "MoCo v1")
+
+    def learning_rate(self, epoch: float) -> float:
+        """The rate at `epoch`, which counts from 0 and may be fractional. The reference moves it once an epoch."""
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        if self.schedule == "step":
+            return self.lr * math.prod(self.decay_factor for at in self.steps_at if epoch >= at)
+        if self.schedule == "exponential":
+            return self.lr * self.decay_factor ** math.floor(epoch)
+        start = self.cosine_from
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - start) / (self.epochs - start)))
+
+    def changed(self, **changes: Any) -> Recipe:
+        """The recipe with these fields changed, validated.
+
+        Raises:
+            InputError: see `checked_recipe`.
+        """
+        return checked_recipe({**self.model_dump(), **changes})
+
+
+def checked_recipe(fields: dict[str, Any], source: str = "") -> Recipe:
+    """The recipe of these fields.
+
+    Args:
+        source: where they are from, for the message.
+
+    Raises:
+        InputError: an unknown field, a wrong type, or fields that do not go together.
+    """
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            fault = f"no field {where}{did_you_mean(where, _field_names(Recipe().model_dump()))}"
+        else:
+            fault = f"{where}: {what}" if where else what
+        raise InputError(f"{source}: {fault}" if source else fault) from error
+
 
 def load_recipe(name_or_path: str) -> Recipe:
     """The recipe of that name in `pretrain/recipes`, or in a TOML file of the user's.
@@ -125,28 +178,30 @@ def load_recipe(name_or_path: str) -> Recipe:
     A file holds the fields that differ from its `parent` (a name; without one, from MoCo v2's defaults).
 
     Raises:
-        FileNotFoundError: no such recipe.
-        ValueError: a file that is not TOML, or is its own parent; as pydantic.ValidationError an unknown field or a
-            wrong type.
+        InputError: no such recipe, a file that is not TOML or is its own parent, or see `checked_recipe`.
     """
-    fields = _fields(name_or_path)
-    return Recipe(**fields)
+    return checked_recipe(_fields(name_or_path), name_or_path)
 
 
 def _fields(name_or_path: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise FileNotFoundError(f"no recipe {name_or_path!r}; known are {known}, or give a path to a .toml file")
+        if name_or_path.endswith(".toml"):
+            raise InputError(f"recipe file not found: {path}")
+        known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        listed = "\n".join(known)
+        raise InputError(
+            f"no recipe {name_or_path!r}{did_you_mean(name_or_path, known)}\ngive a .toml file, or one of\n{listed}"
+        )
     if path in children:
-        raise ValueError(f"{path} is its own parent: {' <- '.join(map(str, (*children, path)))}")
+        raise InputError(f"{path} is its own parent: {' <- '.join(map(str, (*children, path)))}")
     try:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of TOML or of UTF-8
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
+        raise InputError(f"{path} is not a TOML file: {error}") from error
     parent = own.pop("parent", None)
     if not isinstance(parent, str | None):
-        raise ValueError(f"{path}: parent is {parent!r} and must be the name or path of a recipe")
+        raise InputError(f"{path}: parent must be the name or path of a recipe, got {parent!r}")
     inherited = _fields(parent, (*children, path)) if parent else {}
     return {**merged(inherited, own), "name": path.stem}
 
@@ -158,3 +213,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both else value
     return result
+
+
+def _field_names(fields: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in fields.items():
+        found += _field_names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return found

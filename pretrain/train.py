@@ -1,38 +1,35 @@
-"""A run in its folder: the loop over epochs, what is saved when, and what it says on the way."""
+"""Train one recipe in one folder: the trainer with its optimiser, the loop over epochs, and what is saved when."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from pretrain import distributed, mechanisms
-from pretrain.checkpoint import (
-    RESUME,
-    keep,
-    load_resume,
-    numbered,
-    remove_partials,
-    save_resume,
-    write_backbone,
-    write_text,
-)
-from pretrain.contrast import Batch
+from pretrain import distributed
+from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
+from pretrain.checkpoint import RESUME, keep, load_resume, numbered, read_backbone, save_resume, write_backbone
+from pretrain.data import Files, Shards, find_images
+from pretrain.loader import Loader
+from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder
+from pretrain.moco import MoCo
+from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, draw_curves, row_text, write_log
 from pretrain.recipe import Recipe
-from pretrain.sources import Files, Shards, find_images
-from pretrain.trainer import Trainer, finite
-from pretrain.watch import CURVES, EVENTS, KNN, LOG, Events, Row, as_text, draw_curves, write_log
+from results.atomic import remove_partials, write_file
+from results.errors import InputError
 from results.schema import EncoderCard
 
 log = logging.getLogger(__name__)
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKBONE, RECIPE = "backbone.safetensors", "recipe.json"
 SAVE_SECONDS = 60.0  # between the saves that the recipe asks for, so that a kill costs about a minute
 SAVE_SHARE = 0.05  # of the time at most, where a save takes long
@@ -43,9 +40,8 @@ class Run:
     """One pretraining run in one folder.
 
     Args:
-        recipe: what to do.
-        data: where the images are, see `find_images`; the card names it.
-        images: what to learn from, where `data` need not be looked into.
+        data: where the images are, see `find_images`; its name is in the card.
+        images: the images, where they have been found already.
         out: takes recipe.json, log.csv, tensorboard/, resume.pt, numbered checkpoints, backbone.safetensors and, at the
             end, curves.png.
         workers: loader processes of this rank.
@@ -83,7 +79,7 @@ class Run:
         """Trains to the end, or goes on from where the last process stopped. Returns the backbone file.
 
         Raises:
-            ValueError: `out` holds a run of another recipe.
+            InputError: `out` holds a run of another recipe.
             FloatingPointError: the loss is no longer finite.
         """
         trainer, path = self.trainer, self.out / BACKBONE
@@ -102,7 +98,7 @@ class Run:
                 self.rows.append(row)
                 events.add(row, trainer.step)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.3f}")
-                self._tell(bar, f"epoch {len(self.rows)} of {self.recipe.epochs}: {as_text(row)}")
+                self._tell(bar, f"epoch {len(self.rows)} of {self.recipe.epochs}: {row_text(row)}")
                 self._save_epoch(len(self.rows))
         if self.first:
             draw_curves(self.out / CURVES, self.rows, self.recipe.name)
@@ -154,14 +150,14 @@ class Run:
         return (self.trainer.sums[0] / self.trainer.sums[3]).item()
 
     def _require_finite(self, sums: torch.Tensor) -> None:
-        if not finite(sums):
+        if not sums[0].isfinite():
             raise FloatingPointError(
                 f"the loss is {sums[0].item()} in epoch {(self.trainer.step - 1) // self.trainer.epoch_steps + 1}: "
                 f"lower lr, or use precision = 'fp32'; the last finite state is in {self.out / RESUME}"
             )
 
     def _tell(self, bar: tqdm[Any], text: str | Callable[[], str]) -> None:
-        """A log line every half a minute where there is no bar."""
+        """Write a log line every half a minute where there is no bar."""
         if self.first and bar.disable and time.monotonic() - self.told > QUIET_SECONDS:
             self.told = time.monotonic()
             log.info("%s", text if isinstance(text, str) else text())
@@ -172,15 +168,15 @@ class Run:
         state = load_resume(self.out / RESUME)
         if state is None:
             if self.first:
-                write_text(self.out / RECIPE, self.recipe.model_dump_json(indent=1) + "\n")
+                write_file(self.out / RECIPE, self.recipe.model_dump_json(indent=1) + "\n")
             return
         if state["trainer"]["recipe"] != self.recipe.model_dump_json():
-            raise ValueError(
+            raise InputError(
                 f"{self.out} holds a run of another recipe (see its {RECIPE}); give a new --out, or remove it"
             )
         self.trainer.load(state["trainer"])
         self.seconds, self.rows = state["seconds"], state["rows"]
-        log.info("going on at step %d", self.trainer.step)
+        log.info("resuming at step %d", self.trainer.step)
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
@@ -216,7 +212,7 @@ class Run:
             keys_matched=len(backbone),
             mean=recipe.mean,
             std=recipe.std,
-            method=mechanisms.method(recipe),
+            method=recipe.method,
             epochs=epochs,
             pretrain_data=self.data.name,
             pretrain_seconds=round(self.seconds, 1),
@@ -224,3 +220,215 @@ class Run:
             licence="Apache-2.0",
         )
         write_backbone(path, backbone, card)
+
+
+class Trainer:
+    """Model, loader, optimiser and counters.
+
+    Args:
+        images: the images to learn from.
+        workers: loader processes of this rank.
+        warm_start: a backbone file whose weights (not schedule, head or queue) the encoders start from.
+
+    Attributes:
+        step: over all epochs.
+        sums: loss, accuracy, spread and steps of the current epoch so far, on the device.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: Files | Shards,
+        device: torch.device,
+        workers: int,
+        warm_start: Path | None = None,
+    ) -> None:
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.seed)
+        self.shuffles = torch.Generator(device).manual_seed(recipe.seed)
+        self.view_generator = torch.Generator(device).manual_seed(recipe.seed * 65_537 + distributed.rank())
+        self.model = build_mechanism(recipe, self.shuffles, len(images))
+        if warm_start:
+            self._start_from(warm_start)
+        if recipe.sync_bn and distributed.world_size() > 1:
+            self._join_batch_norms()
+        self.model.to(device).to(memory_format=torch.channels_last)
+        self.loader = Loader(recipe, images, device, self.view_generator, workers)
+        self.epoch_steps = recipe.epoch_steps or self.loader.steps
+        self.total = recipe.epochs * self.epoch_steps
+        self.optimizer = build_optimizer(recipe, [self.model.get_submodule(name) for name in self.model.trained])
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.step = 0
+        self.sums = torch.zeros(4, device=device)
+
+    def prepare(self) -> None:
+        """To be called once, after any `load`: compiles the encoders where the recipe asks, and joins the ranks."""
+        if self.recipe.compile:
+            for encoder in (m for m in self.model.children() if isinstance(m, ProjectedEncoder)):
+                encoder.compile()
+        if distributed.world_size() > 1:
+            # Only what is trained is wrapped: memories are kept equal by gathering keys, not by broadcasting them.
+            for name in self.model.trained:
+                wrapped = DistributedDataParallel(getattr(self.model, name), forward_sync_buffers=False)
+                setattr(self.model, name, wrapped)
+        self.model.train()
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches from the current step on, pass after pass over the data."""
+        while True:
+            number, first = divmod(self.step, self.loader.steps)
+            yield from self.loader.epoch(number, first)
+
+    def update(self, batch: Batch) -> None:
+        """One step, counted and added to `sums` without waiting for the device."""
+        recipe = self.recipe
+        epoch = self.step / self.epoch_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch if recipe.schedule_per == "step" else float(int(epoch)))
+        with torch.autocast(self.device.type, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
+            loss, accuracy, spread = self.model(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.sums += torch.stack([loss.detach().float(), accuracy, spread, torch.ones_like(accuracy)])
+        self.step += 1
+
+    @property
+    def encoder(self) -> ProjectedEncoder:
+        """The encoder whose backbone is the result."""
+        encoder = self.model.encoder_q
+        inner = encoder.module if isinstance(encoder, DistributedDataParallel) else encoder
+        assert isinstance(inner, ProjectedEncoder)
+        return inner
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, from which `load` goes on bit by bit in a single process."""
+        wrapped = tuple(f"{name}.module." for name in self.model.trained)
+        model = {
+            next((key.replace(w, w.removesuffix("module."), 1) for w in wrapped if key.startswith(w)), key): value
+            for key, value in self.model.state_dict().items()
+        }
+        return {
+            "recipe": self.recipe.model_dump_json(),
+            "model": model,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "sums": self.sums,
+            "shuffles": self.shuffles.get_state(),
+            "views": self.view_generator.get_state(),
+            "split": self._split(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state` of the same recipe.
+
+        Raises:
+            InputError: in the middle of a pass over shards, with another number of ranks or loader workers.
+        """
+        if state["split"] != self._split() and state["step"] % self.loader.steps:
+            ranks, workers = state["split"]
+            raise InputError(
+                f"the run stopped inside a pass over shards dealt to {ranks} ranks of {workers} loader "
+                f"workers; resume with as many (--workers {workers})"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.sums = state["sums"].to(self.device)
+        self.shuffles.set_state(state["shuffles"])
+        if distributed.rank() == 0:
+            self.view_generator.set_state(state["views"])
+        else:  # not in the file: bit-identity is promised for one process
+            self.view_generator.manual_seed((self.recipe.seed + self.step) * 65_537 + distributed.rank())
+
+    def _split(self) -> list[int]:
+        """Ranks and workers, which the order of shards depends on besides the seed; empty for files."""
+        return [distributed.world_size(), self.loader.workers] if isinstance(self.loader.images, Shards) else []
+
+    def _start_from(self, path: Path) -> None:
+        tensors, _ = read_backbone(path)
+        for encoder in self.model.children():
+            if isinstance(encoder, ProjectedEncoder):
+                encoder.backbone.load_state_dict(tensors)
+
+    def _join_batch_norms(self) -> None:
+        if self.device.type != "cuda":
+            raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
+        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+
+def build_mechanism(recipe: Recipe, generator: torch.Generator, images: int) -> Mechanism:
+    """The recipe's mechanism, freshly initialised from torch's default generator.
+
+    Args:
+        generator: of everything that the mechanism draws later.
+        images: number of images in the data set.
+    """
+    if recipe.mechanism == "memory-bank":
+        return MemoryBank(recipe, generator, images)
+    if recipe.mechanism == "end-to-end":
+        return EndToEnd(recipe, generator)
+    return SimCLR(recipe) if recipe.mechanism == "simclr" else MoCo(recipe, generator)
+
+
+def build_optimizer(recipe: Recipe, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+    """Over all parameters of the modules.
+
+    SGD decays every parameter, as MoCo's reference does. LARS leaves biases and norms out of decay and adaptation.
+    """
+    parameters = [p for module in modules for p in module.parameters()]
+    settings: dict[str, Any] = {"lr": recipe.lr, "momentum": recipe.sgd_momentum}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, **settings, weight_decay=recipe.weight_decay)
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay, "adapt": True},
+        {"params": vectors, "weight_decay": 0.0, "adapt": False},
+    ]
+    return LARS(groups, **settings)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with a rate per tensor (You et al. 2017, arXiv 1708.03888), in the form that SimCLR's release uses.
+
+    The gradient with weight decay is scaled by trust * |w| / |g + decay w| before it enters the momentum buffer, and
+    the rate is inside the buffer.
+
+    Args:
+        params: groups with `weight_decay` and `adapt`; a group without `adapt` is plain SGD.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, momentum: float, trust_coefficient: float = 0.001
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "adapt": True, "trust": trust_coefficient}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not parameters:
+                continue
+            buffers: list[Tensor] = [
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters
+            ]
+            moves = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                weights, norms = torch._foreach_norm(parameters), torch._foreach_norm(moves)
+                rates = [
+                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
+                    for w, g in zip(weights, norms, strict=True)
+                ]
+                torch._foreach_mul_(moves, rates)
+            torch._foreach_mul_(moves, group["lr"])
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, moves)
+            torch._foreach_sub_(parameters, buffers)
+        return loss

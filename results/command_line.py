@@ -70,6 +70,10 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
         if not stop.code:
             raise
         refusal: BaseException = stop
+    except Exception as error:
+        if type(error).__name__ != "ValidationError":  # pydantic's, which is not imported here
+            raise
+        raise InputError(validation_message(error)) from error
     known = _flags(kind, program, filled)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         written, _, value = argument.partition("=")
@@ -81,7 +85,7 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
             raise InputError(f"{name} takes no value, got {value!r}; its opposite is {_opposite(name)}")
     while refusal.__context__ is not None:
         refusal = refusal.__context__
-        if type(refusal).__name__ == "ValidationError":  # pydantic's, which is not imported here
+        if type(refusal).__name__ == "ValidationError":
             raise InputError(validation_message(refusal)) from refusal
     raise InputError(f"{_message(box.getvalue())}\n{program} --help shows what it takes")
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from pretrain import augment_batched as batched
-from pretrain import augment_one_by_one as one_by_one
+from pretrain import augment_tensor as batched
 from pretrain.augment import PilViews
 from pretrain.recipe import Augmentation
 
@@ -76,7 +75,7 @@ def test_colour_operations_one_by_one_equal_pil(kind: int, name: str) -> None:
     factors = torch.linspace(0.6, 1.4, 16).tolist()
     got = images.float() / 255
     for image, factor in zip(got, factors, strict=True):
-        one_by_one._jitter(image, [kind], [factor] * 4)
+        batched._jitter_in_place(image, [kind], [factor] * 4)
     want = [theirs(TF.to_pil_image(image), factor) for image, factor in zip(images, factors, strict=True)]
     assert_close_to_pil(name, got, want)
 
@@ -95,7 +94,7 @@ def test_blur_equals_pil(images: Tensor, name: str) -> None:
     want = [TF.to_pil_image(image).filter(blur) for image, blur in zip(images, blurs, strict=True)]
     x = images.float() / 255
     assert_close_to_pil(name, batched.blur(x, sigma, 2.0, "boxes"), want)
-    alone = [one_by_one.blur_one(image, float(s), "boxes") for image, s in zip(x, sigma, strict=True)]
+    alone = [batched.blur_one(image, float(s), "boxes") for image, s in zip(x, sigma, strict=True)]
     assert_close_to_pil(name, torch.stack(alone), want)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretrain.__main__ import main
-from pretrain.command_line import parse
 from pretrain.recipe import Recipe
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -18,7 +19,9 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
+    first, *more = error.splitlines()
+    assert first.startswith("pretrain: ")
+    assert all(line.startswith("  ") for line in more)  # accepted forms and where to find them
     return error
 
 
@@ -39,7 +42,6 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data", "x", "--lr", "-1"], ["lr", "greater than or equal to 0"]),
         (["--data", "x", "--batch-size", "7"], ["queue_size 65536 is not a multiple of batch_size 7"]),
         (["--data", "x", "--augmentation.stored-size", "32"], ["pretrain: stored_size is for engine = 'tensor'"]),
-        (["--data", "x", "--device", "abacus"], ["--device abacus"]),
         (["--recipe"], ["--recipe"]),
         ([], ["--data"]),
     ],
@@ -57,15 +59,15 @@ def test_a_field_that_no_recipe_has_is_named_with_those_near_it(
 ) -> None:
     path = tmp_path / "mine.toml"
     for text, named in (
-        ("moment = 0.9", "moment: there is no such field; the nearest are key_momentum"),
+        ("moment = 0.9", "no field moment; did you mean 'sgd_momentum' or 'key_momentum'?"),
         (
             "[augmentation]\nblurr_p = 1.0",
-            "blurr_p: there is no such field; the nearest are augmentation.blur_p",
+            "no field augmentation.blurr_p; did you mean 'augmentation.blur_p' or",
         ),
         ("lr = 'fast'", "lr: "),
         ("lr = fast", f"{path} is not a TOML file"),
         (f"parent = '{path}'", f"{path} is its own parent"),
-        ("parent = 3", "parent is 3"),
+        ("parent = 3", "parent must be the name or path of a recipe, got 3"),
     ):
         path.write_text(text, encoding="utf-8")
         assert named in refusal(["--recipe", str(path), "--data", "x"], capsys)
@@ -87,8 +89,8 @@ def test_every_field_of_a_recipe_is_refused_by_name(capsys: pytest.CaptureFixtur
     assert len(defaults) > 50
     for flag in defaults:
         misspelled = refusal(["--data", "x", f"--{flag}x", "1"], capsys)
-        assert f"no flag --{flag}x; the nearest are " in misspelled
-        assert f"--{flag}" in misspelled.partition("nearest are")[2], misspelled
+        assert f"no flag --{flag}x; did you mean " in misspelled
+        assert f"--{flag}" in misspelled.partition("did you mean")[2], misspelled
         if flag in ("name", "citation", "architecture.name"):  # any text; the last is refused with the data at hand
             continue
         wrong = refusal(["--data", "x", f"--{flag}", "wrong"], capsys)
@@ -104,12 +106,33 @@ def test_scripts_refuse_in_one_sentence_too(
         runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"{script.replace('_', '-')}: there is no flag --recipee")
-    assert len(error.splitlines()) == 1
+    assert error.startswith(f"{script.replace('_', '-')}: no flag --recipee")
+    assert len(error.splitlines()) == 2
 
 
-def test_help_still_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--device abacus" in refusal(["--data", str(images), "--device", "abacus"], capsys)
+
+
+def test_help_shows_the_fields_of_the_recipe_too(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(Recipe, ["--help"], "python -m pretrain")
+        main(["--help"])
     assert not stop.value.code
     assert "--temperature" in capsys.readouterr().out
+
+
+def test_help_and_refusals_do_not_wait_for_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pretrain.__main__ import main\n"
+        "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code or 0\n"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    for flags, expected in (
+        (["--help"], 0),
+        (["--recipe", "mocov3", "--data", "x"], 2),
+        (["--data", "x", "--temprature", "1"], 2),
+        (["--data", str(tmp_path / "nowhere")], 2),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert done.returncode == expected, done.stderr
+        assert expected == 0 or done.stderr.startswith("pretrain: ")

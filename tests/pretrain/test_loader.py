@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain import distributed, shards
-from pretrain.contrast import Batch
+from pretrain import distributed, loader
+from pretrain.data import Files, Shards, find_images
 from pretrain.loader import Loader
+from pretrain.mechanism import Batch
 from pretrain.recipe import Recipe
-from pretrain.sources import Files, Shards, find_images
+from results.errors import InputError
 from results.schema import Architecture
 
 IMAGES = 40
@@ -89,11 +90,11 @@ def test_every_pass_has_its_own_order_and_the_same_one_again(folder: Path, kind:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_goes_on_at_any_step(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int) -> None:
     """The same images in the same views as without a break, whichever worker's turn it is."""
-    monkeypatch.setattr(shards, "BLOCK", 6)
-    loader = loader_of(find_images(folder / kind), recipe_of(batch_size=4), workers)
-    whole = list(loader.epoch(3))
+    monkeypatch.setattr(loader, "BLOCK", 6)
+    loading = loader_of(find_images(folder / kind), recipe_of(batch_size=4), workers)
+    whole = list(loading.epoch(3))
     for first in range(1, 10) if not workers else (1, 4):
-        rest = list(loader.epoch(3, first))
+        rest = list(loading.epoch(3, first))
         assert len(rest) == len(whole) - first
         for one, two in zip(rest, whole[first:], strict=True):
             assert torch.equal(one.indices, two.indices)
@@ -147,13 +148,13 @@ def test_a_memory_bank_takes_one_view(folder: Path) -> None:
     ],
 )
 def test_impossible_loads_are_refused(folder: Path, changes: dict[str, object], workers: int, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         loader_of(find_images(folder / "tars"), recipe_of(**changes), workers)
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(ValueError, match="does not split over 3 ranks"):
+    with pytest.raises(InputError, match="does not split over 3 ranks"):
         loader_of(find_images(folder / "files"), recipe_of())
 
 
@@ -161,5 +162,5 @@ def test_an_index_that_does_not_fit_its_shard_is_named(folder: Path) -> None:
     found = find_images(folder / "tars")
     assert isinstance(found, Shards)
     wrong = Shards(found.urls, (4, *found.counts[1:]))
-    with pytest.raises(ValueError, match=r"0.tar holds 3 images where its index says 4"):
+    with pytest.raises(InputError, match=r"0.tar holds 3 images where its index says 4"):
         list(loader_of(wrong, recipe_of()).epoch(0))

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import mechanisms
-from pretrain.contrast import Batch, Mechanism
-from pretrain.memory_bank import MemoryBank
+from pretrain.baselines import MemoryBank
+from pretrain.mechanism import Batch, Mechanism, spread
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.schedule import build_optimizer
+from pretrain.train import build_mechanism, build_optimizer
 from results.schema import Architecture
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo
@@ -54,7 +53,7 @@ def recipe_of(name: str, architecture: Architecture = TINY) -> Recipe:
 
 def build(recipe: Recipe, dtype: torch.dtype) -> Mechanism:
     torch.manual_seed(0)
-    return mechanisms.build(recipe, torch.Generator().manual_seed(SEED), IMAGES).to(dtype)
+    return build_mechanism(recipe, torch.Generator().manual_seed(SEED), IMAGES).to(dtype)
 
 
 def plain_of(recipe: Recipe, model: Mechanism) -> Any:
@@ -166,7 +165,5 @@ def test_memory_bank_moves_only_the_vectors_of_the_batch() -> None:
 
 
 def test_spread_is_one_on_the_whole_sphere() -> None:
-    from pretrain.contrast import spread
-
     embeddings = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)))
     assert math.isclose(spread(embeddings).item(), 1.0, abs_tol=0.02)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pretrain.contrast import Batch, ProjectedEncoder
+from pretrain.mechanism import Batch, ProjectedEncoder
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from results.schema import Architecture

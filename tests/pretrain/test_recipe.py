@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pretrain.recipe import RECIPES, Recipe, load_recipe, merged
+from results.errors import InputError
 
 
 def test_defaults_are_moco_v2_as_published() -> None:
@@ -43,12 +44,12 @@ def test_a_file_inherits_from_its_parent_and_overrides_nested_fields(tmp_path: P
 def test_unknown_fields_and_wrong_types_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValidationError, match=r"moment|epochs|blurr_p"):
+    with pytest.raises(InputError, match=r"moment|epochs|blurr_p"):
         load_recipe(str(path))
 
 
 def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(FileNotFoundError, match="mocov2_resnet18w32_demo"):
+    with pytest.raises(InputError, match="mocov2_resnet18w32_demo"):
         load_recipe("mocov3")
 
 

@@ -7,32 +7,32 @@ import torch
 from torch import nn
 
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.schedule import LARS, build_optimizer, learning_rate
+from pretrain.train import LARS, build_optimizer
 
 
 def test_cosine_schedule_moves_once_an_epoch_as_published() -> None:
     r = Recipe()
-    assert learning_rate(r, 0) == 0.03
-    assert learning_rate(r, 100) == pytest.approx(0.015)
-    assert learning_rate(r, 199) == pytest.approx(0.03 * 0.5 * (1 - 0.99987663), rel=1e-3)
+    assert r.learning_rate(0) == 0.03
+    assert r.learning_rate(100) == pytest.approx(0.015)
+    assert r.learning_rate(199) == pytest.approx(0.03 * 0.5 * (1 - 0.99987663), rel=1e-3)
 
 
 def test_step_schedule_of_v1() -> None:
     r = load_recipe("mocov1_resnet50_8xb32-steplr-200e_in1k")
-    assert [learning_rate(r, e) for e in (0, 119, 120, 160)] == pytest.approx([0.03, 0.03, 0.003, 0.0003])
+    assert [r.learning_rate(e) for e in (0, 119, 120, 160)] == pytest.approx([0.03, 0.03, 0.003, 0.0003])
 
 
 def test_a_billion_images_decay_every_62500_iterations() -> None:
     r = load_recipe("mocov1_resnet50_64xb16-explr-1250kit_ig1b")
     assert r.epoch_steps is not None
     assert r.epochs * r.epoch_steps == 1_250_000
-    rates = [learning_rate(r, step // r.epoch_steps) for step in (0, 62_499, 62_500, 1_249_999)]
+    rates = [r.learning_rate(step // r.epoch_steps) for step in (0, 62_499, 62_500, 1_249_999)]
     assert rates == pytest.approx([0.12, 0.12, 0.12 * 0.9, 0.12 * 0.9**19])
 
 
 def test_simclr_warms_up_and_then_follows_a_whole_half_cosine() -> None:
     r = load_recipe("simclr_resnet50_8xb32-coslr-200e_in1k")
-    assert [learning_rate(r, e) for e in (0, 5, 10, 105, 200)] == pytest.approx([0, 0.15, 0.3, 0.15, 0], abs=1e-12)
+    assert [r.learning_rate(e) for e in (0, 5, 10, 105, 200)] == pytest.approx([0, 0.15, 0.3, 0.15, 0], abs=1e-12)
 
 
 def test_lars_equals_its_formula_step_by_step() -> None:

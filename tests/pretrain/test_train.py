@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from pretrain.checkpoint import load_resume, read_backbone, weights_sha256
-from pretrain.contrast import ProjectedEncoder
+from pretrain.mechanism import ProjectedEncoder
 from tests.pretrain.tiny_runs import assert_same_end, run
 
 

@@ -17,11 +17,11 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain import mechanisms
 from pretrain.checkpoint import read_backbone, weights_sha256
-from pretrain.contrast import Batch, Mechanism
+from pretrain.mechanism import Batch, Mechanism
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
+from pretrain.train import build_mechanism
 from results.schema import Architecture
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo
@@ -46,7 +46,7 @@ def recipe_of(name: str, **changes: Any) -> Recipe:
 
 def build(recipe: Recipe) -> Mechanism:
     torch.manual_seed(0)
-    return mechanisms.build(recipe, torch.Generator().manual_seed(SEED), IMAGES).double()
+    return build_mechanism(recipe, torch.Generator().manual_seed(SEED), IMAGES).double()
 
 
 def steps(views: int) -> list[Batch]:

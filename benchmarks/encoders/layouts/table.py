@@ -56,7 +56,7 @@ _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
 
 LAYOUTS = (
     Layout(
-        "encoder-bench run", "pretrain/trainer.py: the resume file",
+        "encoder-bench run", "pretrain/train.py: the resume file",
         ("model/encoder_q.backbone.conv1.weight", "@recipe"),
         {side: Pick("model", f"{side}.backbone.", f"{side}.head.") for side in ("encoder_q", "encoder_k")},
     ),

@@ -1,0 +1,91 @@
+"""The interface of a contrastive mechanism and what all mechanisms share: encoder with head, batch and loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.recipe import Recipe
+from pretrain.resnet import ResNet
+
+
+class Batch(NamedTuple):
+    """This rank's images of one step.
+
+    Attributes:
+        views: as many as the mechanism's `views`, each (N, 3, H, W).
+        indices: (N,) int64, each image's number in the data set.
+    """
+
+    views: tuple[Tensor, ...]
+    indices: Tensor
+
+
+class Loss(NamedTuple):
+    """What one step gives, over this rank's queries.
+
+    Attributes:
+        loss: to minimise.
+        accuracy: share of queries whose positive outscores every negative.
+        spread: standard deviation of the embedding's coordinates times sqrt(dim): 1 where embeddings are spread over
+            the whole sphere, 0 where they have collapsed into one point.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    spread: Tensor
+
+
+class ProjectedEncoder(nn.Module):
+    """Backbone and projection head; the output is L2-normalised, (N, dim).
+
+    v1's head is one linear layer, v2's has a hidden layer as wide as the features. Neither has a batch norm; both keep
+    torch's default initialisation, as the reference does.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.backbone = ResNet(recipe.architecture, recipe.split_bn)
+        width = self.backbone.channels
+        self.head: nn.Module = nn.Linear(width, recipe.dim)
+        if recipe.head == "mlp":
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.head(self.backbone(images))
+        return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
+
+
+class Mechanism(nn.Module, ABC):
+    """A contrastive mechanism: views of a batch in, loss out (MoCo v1, Figure 2, compares three).
+
+    `encoder_q` is the encoder whose backbone is the result. `views` is the number of views per image, and `trained`
+    names the encoders that the optimiser moves.
+    """
+
+    encoder_q: nn.Module
+    views: ClassVar[int] = 2
+    trained: ClassVar[tuple[str, ...]] = ("encoder_q",)
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Loss:
+        """Compute one step's loss and update the mechanism's memories."""
+
+    @property
+    @abstractmethod
+    def chance_loss(self) -> float:
+        """The loss of an encoder that maps every image to the same point."""
+
+    def fill(self, images_seen: int) -> float:
+        """Share of the stored negatives that are embeddings of images, not initial random vectors."""
+        return 1.0
+
+
+@torch.no_grad()
+def spread(embeddings: Tensor) -> Tensor:
+    """See `Loss.spread`; (N, dim) to a scalar."""
+    return embeddings.std(dim=0, correction=0).mean().float() * embeddings.shape[1] ** 0.5

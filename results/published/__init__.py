@@ -1,0 +1,1 @@
+"""The field's published figures, and where each belongs."""

@@ -1,0 +1,131 @@
+"""Folders, lists and shard indices, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.datasets.images import decode
+from pretrain.data import Files, Shards, count_images, find_images, read_rgb
+from results.errors import InputError
+
+
+def write_image(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), colour).save(path)
+    return path
+
+
+def write_shard(path: Path, names: list[str]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            data = io.BytesIO()
+            Image.new("RGB", (4, 4)).save(data, "PNG")
+            member = tarfile.TarInfo(name)
+            member.size = len(data.getvalue())
+            tar.addfile(member, io.BytesIO(data.getvalue()))
+    return path
+
+
+def test_a_folder_gives_its_train_images_sorted(tmp_path: Path) -> None:
+    for name in ("train/b/2.png", "train/a/1.jpg", "val/a/3.png"):
+        write_image(tmp_path / name)
+    assert find_images(tmp_path) == Files((tmp_path / "train/a/1.jpg", tmp_path / "train/b/2.png"))
+
+
+def test_a_list_names_files_relative_to_itself_and_may_have_labels(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "a picture.png")
+    write_image(tmp_path / "train" / "b.JPEG".replace("JPEG", "jpeg"))
+    listed = tmp_path / "train.txt"
+    listed.write_text("train/b.jpeg 17\n\ntrain/a picture.png\n", encoding="utf-8")
+    assert find_images(listed) == Files((tmp_path / "train/b.jpeg", tmp_path / "train/a picture.png"))
+
+
+def test_shards_are_counted_or_indexed(tmp_path: Path) -> None:
+    one = write_shard(tmp_path / "0.tar", ["a.png", "a.cls", "b.png", "__meta__/x.png"])
+    two = write_shard(tmp_path / "1.tar", ["c.png"])
+    write_shard(tmp_path / "2.tar", ["no-image.txt"])
+    assert count_images(one) == 2
+    assert find_images(tmp_path) == Shards((str(one), str(two)), (2, 1))
+    index = tmp_path / "shards.json"
+    entries = [{"url": "0.tar", "nsamples": 2}, {"url": "pipe:cat elsewhere.tar", "nsamples": 5}]
+    index.write_text(json.dumps({"wids_version": 1, "shardlist": entries}), encoding="utf-8")
+    expected = Shards((str(one), "pipe:cat elsewhere.tar"), (2, 5))
+    assert find_images(index) == find_images(tmp_path) == expected
+    assert len(expected) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("nothing", None, "data folder not found"),
+        ("empty/", None, "no image in"),
+        ("missing.txt", None, "image list not found"),
+        ("list.txt", "label only", "names no image"),
+        ("list.txt", "\n", "lists no image"),
+        ("list.txt", "gone.png", "image not found: .*gone.png"),
+        ("missing.json", None, "shard index not found"),
+        ("index.json", "[]", "is not a shard index"),
+        ("index.json", '{"shardlist": [{"url": "a.tar"}]}', "nsamples"),
+        ("index.json", '{"shardlist": []}', "no image in the shards"),
+        ("bad/0.tar", "no tar", "not a whole tar file"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | None, sentence: str) -> None:
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=sentence):
+        find_images(path.parent if path.suffix == ".tar" else path)
+
+
+def write_kinds(folder: Path) -> list[Path]:
+    """A file of each kind whose pixels a reader could understand in more than one way."""
+    random = np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter turn to the right
+    with_alpha = Image.fromarray(random.integers(0, 256, (8, 6, 4), dtype=np.uint8))
+    colours.save(folder / "turned.jpg", exif=turned)
+    colours.convert("CMYK").save(folder / "cmyk.jpg")
+    with_alpha.save(folder / "rgba.png")
+    with_alpha.convert("LA").save(folder / "la.png")
+    colours.quantize(8).save(folder / "palette.png", transparency=0)
+    Image.fromarray(random.integers(0, 65536, (8, 6), dtype=np.uint16)).save(folder / "deep.png")
+    colours.save(folder / "animation.webp", save_all=True, append_images=[Image.new("RGB", (6, 8))], lossless=True)
+    colours.convert("1").save(folder / "bits.png")
+    return sorted(folder.iterdir())
+
+
+def test_images_are_what_the_benchmarks_read(tmp_path: Path) -> None:
+    """An encoder is pretrained on the pixels that it is evaluated on: one rule for orientation, alpha and depth."""
+    kinds = write_kinds(tmp_path)
+    assert len(kinds) == 8
+    for path in kinds:
+        ours, theirs = read_rgb(path), decode(path)
+        assert ours.mode == "RGB"
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs)), path.name
+        assert np.array_equal(np.asarray(ours), np.asarray(read_rgb(path.read_bytes()))), path.name
+    assert read_rgb(tmp_path / "turned.jpg").size == (6, 8)  # as stored
+    with Image.open(tmp_path / "rgba.png") as image:
+        assert np.array_equal(np.asarray(read_rgb(tmp_path / "rgba.png")), np.asarray(image)[..., :3])  # alpha dropped
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"), [("a.jpg", b"nonsense", "is not a readable image"), ("a.tif", None, "32-bit pixels")]
+)
+def test_what_is_no_image_is_called_by_its_name(tmp_path: Path, name: str, content: bytes | None, fault: str) -> None:
+    if content is None:
+        Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match=f"{name} in 0.tar .*{fault}"):
+        read_rgb(content, f"{name} in 0.tar")

@@ -1,0 +1,120 @@
+"""Every published figure and every benchmark of the fact sheet has a place among the protocols, or a reason why not."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harnesses import HARNESSES
+from results.published.figures import MAP, UNSUPPORTED, Figure, chosen, figures
+from results.schema import Protocol
+
+BENCHMARKS = Path(__file__).parents[2] / "expected" / "benchmarks.csv"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runnable() -> dict[str, Protocol]:
+    return {protocol.id: protocol for harness in HARNESSES for protocol in harness.known()}
+
+
+def figure(source: str, benchmark: str, metric: str, model: str = "*") -> Figure:
+    found = [f for f in chosen(figures(), source=[source], benchmark=[benchmark], model=[model]) if f.metric == metric]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_published_figure_has_a_place_or_a_reason() -> None:
+    assert len(figures()) == 1237
+    for found in figures():
+        assert (found.place is None) == bool(found.reason), found
+
+
+def test_a_runnable_place_is_a_column_of_a_protocol_that_runs(runnable: dict[str, Protocol]) -> None:
+    places = {(f.place.protocol, f.place.column) for f in figures() if f.place and f.place.status == "runnable"}
+    assert len(places) > 30
+    assert [(p, c) for p, c in places if p not in runnable or c not in runnable[p].columns] == []
+
+
+def test_a_planned_protocol_does_not_run_yet(runnable: dict[str, Protocol]) -> None:
+    planned = {f.place.protocol for f in figures() if f.place and f.place.status == "planned"}
+    assert sorted(planned & set(runnable)) == [], "mark them as runnable in published_map.csv"
+
+
+def test_protocols_that_are_said_to_be_the_same_differ_in_name_and_source_alone(runnable: dict[str, Protocol]) -> None:
+    pairs = {(f.place.protocol, other) for f in figures() if f.place for other in f.place.same_as}
+    assert ("linear_avgpool.mmselfsup@1", "linear_avgpool.moco@1") in pairs
+    for pair in pairs:
+        first, second = (runnable[name].model_dump(exclude={"variant", "source"}) for name in pair)
+        assert first == second, pair
+
+
+def test_every_benchmark_of_the_fact_sheet_runs_is_planned_or_is_unsupported(runnable: dict[str, Protocol]) -> None:
+    unsupported = {row["benchmark"] for row in rows(UNSUPPORTED)}
+    for row in rows(BENCHMARKS):
+        if row["status"] == "unsupported":
+            assert row["benchmark"] in unsupported
+        else:
+            assert (row["protocol"] in runnable) == (row["status"] == "runnable"), (
+                f"correct tests/expected/benchmarks.csv: {row}"
+            )
+
+
+def test_every_protocol_but_the_embedded_datas_own_is_listed(runnable: dict[str, Protocol]) -> None:
+    listed = {row["protocol"] for row in rows(BENCHMARKS)}
+    assert sorted({name for name, p in runnable.items() if p.variant != "demo"} - listed) == []
+
+
+def test_every_place_is_a_benchmark_of_the_fact_sheet() -> None:
+    known = {row["protocol"] for row in rows(BENCHMARKS)}
+    assert {f.place.protocol for f in figures() if f.place} - known == set()
+
+
+def test_no_row_of_the_two_tables_is_idle() -> None:
+    used = {(f.place.protocol, f.place.statistic) for f in figures() if f.place}
+    assert {(row["protocol"], row["statistic"]) for row in rows(MAP)} == used
+    reasons = {f.reason for f in figures()} | {
+        row["reason"] for row in rows(UNSUPPORTED) if row["benchmark"] in {b["benchmark"] for b in rows(BENCHMARKS)}
+    }
+    assert {row["reason"] for row in rows(UNSUPPORTED)} - reasons == set()
+
+
+def test_a_probe_belongs_to_the_setting_that_it_was_run_in() -> None:
+    readme = "open-mmlab/mmselfsup@0.x(6faad81):configs/selfsup/{}/README.md"
+    for method, variant in (("simsiam", "simsiam"), ("swav", "swav"), ("mocov2", "mmselfsup"), ("mocov3", "mocov3")):
+        found = chosen(figures(), source=[readme.format(method)], benchmark=["linear_avgpool"])
+        assert {f.place.protocol for f in found if f.place} == {f"linear_avgpool.{variant}@1"}
+
+
+def test_what_a_figure_may_be_compared_with() -> None:
+    page = figure("MoCo v2 page A*", "linear_avgpool", "top1")
+    assert page.comparable("linear_avgpool.mmselfsup@1")
+    assert page.comparable("linear_avgpool.moco@1")
+    assert not page.comparable("linear_avgpool.simsiam@1")
+    assert not page.comparable("linear_avgpool.moco@1+epochs=10")
+    detection = figure("MoCo v2 page A*", "det_fasterrcnn_r50c4_24k", "AP50")
+    assert not detection.comparable("voc0712_det.moco@1")
+    trial = figure("facebookresearch/moco@7397dfe:README.md", "linear_avgpool", "top1_trial1", "MoCo v2")
+    assert not trial.comparable("linear_avgpool.moco@1")
+    assert figure("MoCo v2 page A*", "svm_best_layer", "layer").comparable("voc07_svm.mmselfsup@1") is False
+
+
+def test_a_hidden_data_set_is_named() -> None:
+    found = chosen(figures(), benchmark=["maskrcnn_r50fpn_1x"])
+    assert {f.place.protocol for f in found if f.place} == {"lvis_v0_5_mask_rcnn_fpn_1x.moco@1"}
+
+
+def test_filters_take_names_with_brackets_and_stars() -> None:
+    assert len(chosen(figures(), benchmark=["linear_avgpool [SimSiam paper setting]"])) == 7
+    assert {f.source for f in chosen(figures(), source=["arXiv*"])} == {
+        f.source for f in figures() if "arXiv:" in f.source[:6]
+    }
+    assert chosen(figures(), model=["nobody"]) == []
+    by_protocol = chosen(figures(), benchmark=["knn.mmselfsup@1"])
+    assert len(by_protocol) == 56

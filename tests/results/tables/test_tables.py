@@ -1,0 +1,209 @@
+"""What stands in which table, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from results.schema import Architecture, Score
+from results.store import read_records, write_record
+from results.tables.cells import Cell, Table
+from results.tables.model_zoo import section_tables
+from tests.results.factory_records import (
+    KNN,
+    KNN_COLUMNS,
+    LAYERS,
+    LINEAR,
+    card,
+    moco_card,
+    protocol,
+    random_card,
+    record,
+)
+from tests.results.table_readings import FOLDED, cell, section, table, titled, write
+
+
+def walk(root: Path) -> Iterator[tuple[bool, Table]]:
+    for embedded in (True, False):
+        for found in section_tables(section(root, embedded=embedded)):
+            yield embedded, found
+
+
+def test_tables_stand_in_the_order_of_a_model_zoo_page(demo_tables: list[Table]) -> None:
+    assert [t.title for t in demo_tables] == [
+        "VOC07 SVM: scenes",
+        "Linear evaluation, AvgPool: drawings",
+        "Nearest-neighbour classification: drawings",
+        "Gain over random initialisation",
+        "Encoders and pretraining cost",
+    ]
+
+
+def test_columns_are_the_protocols_and_the_svm_names_its_best_layer(demo_tables: list[Table]) -> None:
+    assert titled(demo_tables, "Nearest").columns == ("Encoder", "k=10", "k=20", "k=100", "k=200")
+    svm = titled(demo_tables, "VOC07 SVM")
+    assert svm.columns == ("Encoder", "Best Layer", *LAYERS, "SVM")
+    for row in svm.rows:
+        values = {layer: cell(svm, row.label, layer).value for layer in LAYERS}
+        assert cell(svm, row.label, "Best Layer").text == max(values, key=lambda layer: values[layer] or 0)
+
+
+def test_header_says_protocol_data_sizes_and_selection(demo: Path, demo_tables: list[Table]) -> None:
+    line = titled(demo_tables, "Nearest").lines[0]
+    for part in ("knn.demo@1", "drawings", "220 test and 512 training items", "accuracy, %", "selection: fixed"):
+        assert part in line
+
+
+def test_initialisations_are_one_row_with_mean_and_deviation(demo: Path, demo_tables: list[Table]) -> None:
+    records = [s.record for s in read_records(demo)[0] if s.record.encoder.method == "random"]
+    values = [r.scores["k=20"].value for r in records if r.protocol.id == KNN.id]
+    found = cell(titled(demo_tables, "Nearest"), FOLDED, "k=20")
+    assert len(values) == 5
+    assert found.value == pytest.approx(np.mean(np.array(values, dtype=float)))
+    assert found.std == pytest.approx(np.std(np.array(values, dtype=float)))
+    alone = records[0].scores["k=20"].standard_error
+    assert found.error is not None
+    assert alone is not None
+    assert 0.3 * alone < found.error < alone  # five encoders average out part of what one test sample does to each
+
+
+def test_pretraining_seeds_are_rows_of_their_own(demo_tables: list[Table]) -> None:
+    assert [row.label for row in titled(demo_tables, "Nearest").rows] == [
+        "raw pixels",
+        FOLDED,
+        "EfficientNet-Lite0",
+        *(f"mocov2_resnet18w32_demo (seed {seed})" for seed in range(3)),
+    ]
+
+
+def test_different_random_networks_are_not_averaged(tmp_path: Path) -> None:
+    wide = Architecture(name="resnet18")
+    recalibrated = "batch-norm statistics of the data"
+    for seed in range(2):
+        write(tmp_path, random_card(seed), 10.0)
+        write(tmp_path, random_card(seed, architecture=wide, weights_sha256=f"{seed:064d}"), 20.0)
+        write(tmp_path, random_card(seed, source=recalibrated, weights_sha256=f"{seed + 5:064d}"), 30.0)
+    found = table(tmp_path, "Nearest")
+    small = "random init (resnet18-w32-k3-nopool, {}), mean of 2 initialisations"
+    assert {row.label: row.cells[1].value for row in found.rows} == {
+        "random init (resnet18), mean of 2 initialisations": 20.0,
+        small.format("synthetic"): 10.0,
+        small.format(recalibrated): 30.0,
+    }
+
+
+def test_a_mean_over_initialisations_is_empty_where_one_has_no_figure(tmp_path: Path) -> None:
+    write(tmp_path, random_card(0), 10.0)
+    scores = {"k=20": Score(value=None, selection="fixed"), "k=10": Score(value=5.0, selection="fixed")}
+    write_record(tmp_path, record(random_card(1), KNN, scores=scores))
+    row = table(tmp_path, "Nearest").rows[0]
+    assert [c.value for c in row.cells] == [None, None, None, None]
+
+
+def test_embedded_and_full_data_never_share_a_table(tmp_path: Path) -> None:
+    for embedded in (True, False):
+        write(tmp_path, card(f"net embedded={embedded}"), 50.0, embedded=embedded)
+    for embedded, found in walk(tmp_path):
+        assert [row.label for row in found.rows] == [f"net embedded={embedded}"]
+    assert len(list(walk(tmp_path))) == 4
+
+
+def test_other_protocols_definitions_and_versions_of_the_data_have_tables_of_their_own(tmp_path: Path) -> None:
+    dino = protocol("knn", KNN_COLUMNS, "k=20", variant="dino")
+    redefined = KNN.model_copy(update={"params": {"epochs": 31}})
+    recomposed = record(card("net"), KNN).dataset.model_copy(update={"fingerprint": "f" * 64})
+    write(tmp_path, card("net"), 1.0)
+    write(tmp_path, card("net"), 2.0, dino)
+    write(tmp_path, card("net"), 3.0, KNN.with_overrides(epochs=10))
+    write(tmp_path, card("net"), 4.0, redefined)
+    write(tmp_path, card("net"), 5.0, dataset=recomposed)
+    tables = [t for t in section(tmp_path).tables() if t.title.startswith("Nearest")]
+    assert sorted(t.rows[0].cells[1].value or 0 for t in tables) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert {t.lines[0].split(" on ")[0] for t in tables} == {"knn.demo@1", "knn.dino@1", "knn.demo@1+epochs=10"}
+
+
+def test_the_newest_of_several_records_of_one_row_speaks(tmp_path: Path) -> None:
+    for day, value in (("02", 2.0), ("03", 3.0), ("01", 1.0)):
+        write(tmp_path, moco_card(0), value, seeds=(int(day),), created=f"2025-01-{day}T00:00:00+00:00")
+    assert [row.cells[1].value for row in table(tmp_path, "Nearest").rows] == [3.0]
+
+
+def test_encoders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, card("net", weights_sha256="a" * 64), 1.0)
+    write(tmp_path, card("net", weights_sha256="b" * 64), 2.0)
+    assert [row.label for row in table(tmp_path, "Nearest").rows] == ["net (aaaaaaaa)", "net (bbbbbbbb)"]
+
+
+def test_failures_are_listed_with_their_error_until_they_succeed(tmp_path: Path) -> None:
+    failed = {"status": "failed", "error": "RuntimeError: out of memory"}
+    write_record(tmp_path, record(card("net"), KNN, created="2025-01-02T00:00:00+00:00", **failed))
+    assert table(tmp_path, "Nearest").notes == ("Failed: net: RuntimeError: out of memory",)
+    assert table(tmp_path, "Nearest").rows == ()
+    write(tmp_path, card("net"), 1.0, seeds=(1,), created="2025-01-01T00:00:00+00:00")
+    assert len(table(tmp_path, "Nearest").notes) == len(table(tmp_path, "Nearest").rows) == 1
+    write(tmp_path, card("net"), 1.0, seeds=(2,), created="2025-01-03T00:00:00+00:00")
+    assert table(tmp_path, "Nearest").notes == ()
+
+
+def test_a_record_that_cannot_be_believed_is_marked(tmp_path: Path) -> None:
+    path = write(tmp_path, card("net"), 44.5)
+    write(tmp_path, card("honest"), 10.0)
+    path.write_text(path.read_text().replace("44.5", "99.5"))
+    found = table(tmp_path, "Nearest")
+    assert [row.label for row in found.rows] == ["honest", "net †"]
+    assert found.notes == ("† net: knn.demo@1: edited after it was written",)
+    summary = section(tmp_path).summary()
+    assert summary is not None
+    assert "net †" in [row.label for row in summary.rows]
+
+
+def test_a_missing_cell_is_empty(tmp_path: Path) -> None:
+    write(tmp_path, card("net"), 44.5)
+    assert [c.value for c in table(tmp_path, "Nearest").rows[0].cells] == [None, 44.5, None, None]
+
+
+def test_pretraining_cost_is_shown_where_it_is_known(demo_tables: list[Table]) -> None:
+    found = titled(demo_tables, "Encoders")
+    assert cell(found, "mocov2_resnet18w32_demo (seed 1)", "Pretraining time").text == "5 min 01 s"
+    assert cell(found, "EfficientNet-Lite0", "Pretraining time").text == ""
+
+
+def test_the_summary_has_one_row_per_encoder_and_the_primary_columns(demo: Path) -> None:
+    summary = section(demo).summary()
+    assert summary is not None
+    assert summary.columns == ("Encoder", "kNN (k=20)", "Linear (AvgPool)", "VOC07 SVM (SVM)")
+    assert [row.label for row in summary.rows][:3] == ["raw pixels", FOLDED, "EfficientNet-Lite0"]
+    assert cell(summary, "raw pixels", "VOC07 SVM (SVM)") == Cell()
+    assert all(c.error is not None for row in summary.rows for c in row.cells if c.value is not None)
+    assert section(demo, embedded=False).summary() is None
+
+
+def test_full_data_is_printed_with_the_decimals_of_a_model_zoo_page(tmp_path: Path) -> None:
+    write(tmp_path, card("net"), 55.6, embedded=False)
+    write(tmp_path, card("net"), 67.56, LINEAR, embedded=False)
+    assert {t.title.split(":")[0]: t.decimals for t in section(tmp_path, embedded=False).tables()[:2]} == {
+        "Linear evaluation, AvgPool": 2,
+        "Nearest-neighbour classification": 1,
+    }
+
+
+def test_a_benchmark_of_no_family_has_its_own_name(tmp_path: Path) -> None:
+    write(tmp_path, card("net"), 5.0, protocol("colour_guess", ("hit",), "hit"))
+    assert table(tmp_path, "colour_guess").columns == ("Encoder", "hit")
+
+
+def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_path: Path) -> None:
+    grid = protocol("semi_supervised_1pct", ("Top-1", "Top-1 oracle"), "Top-1", params={"lrs": (0.1, 1.0), "epochs": 9})
+    cell_of_it = grid.with_overrides(lrs=(1.0,))
+    short = grid.with_overrides(epochs=3)
+    for asked in (cell_of_it, short):
+        write(tmp_path, card("net"), 20.0, asked)
+    titles = "Semi-supervised classification, 1%"
+    assert len([t for t in section(tmp_path).tables() if t.title.startswith(titles)]) == 2
+    write(tmp_path, card("net"), 30.0, grid)
+    write(tmp_path, card("other"), 10.0, cell_of_it)  # whose grid is not done
+    found = {t.lines[0].split(" on ")[0]: [r.label for r in t.rows] for t in section(tmp_path).tables()[:-1]}
+    assert found == {grid.id: ["net"], short.id: ["net"], cell_of_it.id: ["other"]}
