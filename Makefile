@@ -173,7 +173,7 @@ publish-records: $(CORE) ## copy this machine's records into results/records, an
 	$(PY) -m results publish-records $(flags)
 	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)
 speed: $(CORE) ## measure the hot loops against plain ones, into work/speed.json: ONLY
-	$(PY) scripts/speed.py $(ONLY)
+	$(PY) -m scripts.speed $(ONLY)
 
 .PHONY: docs
 docs: $(CORE) $(DEV) ## the documentation site, built strictly, into work/site

@@ -9,67 +9,77 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from pretrain.command_line import parse, sentence
-from pretrain.distributed import own_device
-from pretrain.loader import Loader
-from pretrain.recipe import Recipe, load_recipe
-from pretrain.sources import find_images
-from results.errors import InputError
+from pretrain.data import find_images
+from pretrain.recipe import load_recipe
+from results.command_line import parse
+from results.errors import InputError, print_error
 
 
 @dataclass
 class BenchLoader:
-    """Loads batches as a run of the recipe would, and throws them away."""
+    """Load batches as a run of the recipe does, and time them."""
 
     data: Path
-    """as of `python -m pretrain`"""
+    """as for `python -m pretrain`"""
     recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     """name in pretrain/recipes, or a .toml file"""
     engine: Literal["pil", "tensor"] | None = None
-    """the recipe's where it is not given"""
+    """augmentation engine; the recipe's by default"""
     batch: int = 32
-    """images of this one process"""
+    """images per batch of this one process"""
     batches: int = 20
     workers: int = 2
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """loader processes"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
 
 
 def main() -> int:
-    """Prints one line."""
+    """Print one line; exit code 2 and a message on stderr when the input cannot be used."""
     try:
-        options = parse(BenchLoader, sys.argv[1:], "bench_loader.py")
-        if options.batches < 1:
-            raise ValueError(f"--batches {options.batches}: there must be one at least")
-        device = own_device(options.device)
-        fields = load_recipe(options.recipe).model_dump()
-        engine = options.engine or fields["augmentation"]["engine"]
-        if engine == "pil":
-            fields["augmentation"]["stored_size"] = None
-        fields["augmentation"]["engine"] = engine
-        # The loader asks nothing of the model's side of a recipe.
-        recipe = Recipe(**{**fields, "batch_size": options.batch, "queue_size": 2 * options.batch, "split_bn": 1})
-        loader = Loader(recipe, find_images(options.data), device, torch.Generator(device), options.workers)
-    except (InputError, FileNotFoundError, ValueError) as error:
-        sys.stderr.write(f"bench-loader: {sentence(error)}\n")
-        return 2
-    wanted, images, number = options.batches, 0, 0
+        options = parse(BenchLoader, sys.argv[1:], "scripts/bench_loader.py")
+        sys.stdout.write(_measure(options))
+    except (InputError, OSError) as error:
+        return print_error("bench-loader", error)
+    return 0
+
+
+def _measure(options: BenchLoader) -> str:
+    if options.batches < 1:
+        raise InputError(f"--batches must be at least 1, got {options.batches}")
+    recipe = load_recipe(options.recipe)
+    engine = options.engine or recipe.augmentation.engine
+    augmentation = {**recipe.augmentation.model_dump(), "engine": engine}
+    if engine == "pil":
+        augmentation["stored_size"] = None
+    # The model's fields do not matter to the loader, but must go together.
+    recipe = recipe.changed(
+        augmentation=augmentation, batch_size=options.batch, queue_size=2 * options.batch, split_bn=1
+    )
+    images = find_images(options.data)
+
+    import torch  # after everything that can be refused without it
+
+    from pretrain.distributed import own_device
+    from pretrain.loader import Loader
+
+    device = own_device(options.device)
+    loader = Loader(recipe, images, device, torch.Generator(device), options.workers)
+    left, count, number = options.batches, 0, 0
     began = time.perf_counter()
-    while wanted > 0:
-        for batch in islice(loader.epoch(number), wanted):
-            images += len(batch.indices)
-            wanted -= 1
+    while left > 0:
+        for batch in islice(loader.epoch(number), left):
+            count += len(batch.indices)
+            left -= 1
         number += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    sys.stdout.write(
-        f"{images / seconds:.1f} images/s, {loader.views * images / seconds:.1f} views/s: engine {engine}, "
-        f"{recipe.augmentation.crop} pixels, batch {options.batch}, {options.workers} workers, {images} images, the "
-        "workers' start included\n"
+    return (
+        f"{count / seconds:.1f} images/s, {recipe.views * count / seconds:.1f} views/s: engine {engine}, "
+        f"{recipe.augmentation.crop} pixels, batch {options.batch}, {options.workers} workers, {count} images, "
+        "including the start of the workers\n"
     )
-    return 0
 
 
 if __name__ == "__main__":

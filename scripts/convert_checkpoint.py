@@ -1,4 +1,4 @@
-"""Writes the backbone of a checkpoint for another library: convert_checkpoint.py IN OUT --to detectron2."""
+"""Write the backbone of a checkpoint for another library: convert_checkpoint.py IN OUT --to detectron2."""
 
 from __future__ import annotations
 
@@ -9,41 +9,39 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.contract import InputError
 from benchmarks.encoders.export.convert import Target, convert
+from results.command_line import parse
+from results.errors import InputError, print_error
 
 
 @dataclass
 class Convert:
-    """Reads any layout that benchmarks read, checks that it is whole, and writes the same weights as the target's file.
-    What the target must be told (mean, std, channel order, strides) is printed.
+    """Convert a checkpoint of any layout that benchmarks read into a file of the same weights for another library.
+
+    The settings that the library must be told (mean, std, channel order, strides) are printed.
     """
 
     source: tyro.conf.Positional[str]
-    """checkpoint, or what else `--encoder` takes"""
+    """checkpoint, or any other form that `--encoder` takes"""
     out: tyro.conf.Positional[Path]
     """file to write: .pkl for detectron2, .pth for openmmlab and torchvision, .safetensors for this project"""
     to: Target
     name: str | None = None
-    """what tables call the encoder"""
+    """name of the encoder in tables"""
     facts: tuple[str, ...] = ()
-    """what the checkpoint's keys cannot show, as channels=BGR stride_in_1x1=true"""
+    """facts that the checkpoint's keys do not show, as channels=BGR stride_in_1x1=true"""
     force: bool = False
-    """replace OUT where it is there"""
+    """replace OUT if it exists"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on what is wrong."""
-    options = tyro.cli(Convert, args=arguments)
+    """Exit code 0, or 2 with a message on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        options = parse(Convert, sys.argv[1:] if arguments is None else arguments, "scripts/convert_checkpoint.py")
         convert(options.source, options.out, options.to, name=options.name, facts=options.facts, force=options.force)
-    except InputError as error:
-        sys.stderr.write(f"convert_checkpoint: {' '.join(str(error).split())}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"convert_checkpoint: {error.filename or ''}: {error.strerror or error}\n")
-        return 2
+    except (InputError, OSError) as error:
+        return print_error("convert-checkpoint", error)
     return 0
 
 

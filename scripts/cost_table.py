@@ -6,57 +6,60 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from benchmarks.provenance import commit, hardware, versions
-from pretrain.command_line import parse, sentence
-from pretrain.cost import Cost, measure
-from pretrain.distributed import own_device
-from pretrain.mechanisms import method
 from pretrain.recipe import Recipe, load_recipe
-from results.errors import InputError
+from results.command_line import parse
+from results.errors import InputError, print_error
 from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
 from results.schema import canonical_sha256 as sha256
 from results.store import write_record
+
+if TYPE_CHECKING:
+    from pretrain.cost import Cost
 
 Mechanism = Literal["momentum", "end-to-end", "memory-bank", "simclr"]
 
 
 @dataclass
 class CostTable:
-    """As Table 3 of the MoCo v2 note, for any recipe on this machine: a step on noise, without the input pipeline."""
+    """Measure Table 3 of the MoCo v2 note for any recipe on this machine: steps on noise, without input pipeline."""
 
     recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     """name in pretrain/recipes, or a .toml file"""
     batch: int = 32
-    """images of this one process"""
+    """images per batch of this one process"""
     mechanisms: tuple[Mechanism, ...] = ("momentum", "end-to-end")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     steps: int = 3
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
     records: Path = Path("work/records")
 
 
 def main() -> int:
-    """Measures each mechanism in a process of its own."""
+    """Measure each mechanism in a process of its own; exit code 2 and a message when the input cannot be used."""
     try:
-        options = parse(CostTable, sys.argv[1:], "cost_table.py")
-        own_device(options.device)
-        if options.steps < 1 or not options.mechanisms:
-            raise ValueError("--steps and --mechanisms: there must be one of each at least")
-        base = load_recipe(options.recipe).model_dump()
+        options = parse(CostTable, sys.argv[1:], "scripts/cost_table.py")
+        if options.steps < 1:
+            raise InputError(f"--steps must be at least 1, got {options.steps}")
+        if not options.mechanisms:
+            raise InputError("--mechanisms needs at least one mechanism")
+        base = load_recipe(options.recipe)
         recipes = [
-            Recipe(**{**base, "batch_size": options.batch, "precision": options.precision, "mechanism": mechanism})
+            base.changed(batch_size=options.batch, precision=options.precision, mechanism=mechanism)
             for mechanism in options.mechanisms
         ]
-    except (InputError, FileNotFoundError, ValueError) as error:
-        sys.stderr.write(f"cost-table: {sentence(error)}\n")
-        return 2
-    costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
-    sys.stdout.write(_table(costs))
-    path = write_record(options.records, _record(recipes[0], costs, options))
+
+        from pretrain.cost import measure  # imports torch, after everything that can be refused without it
+        from pretrain.distributed import own_device
+
+        options.device = str(own_device(options.device))
+        costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
+        sys.stdout.write(_table(costs))
+        path = write_record(options.records, _record(recipes[0], costs, options))
+    except (InputError, OSError) as error:
+        return print_error("cost-table", error)
     sys.stdout.write(f"wrote {path}\n")
     return 0
 
@@ -74,6 +77,8 @@ def _table(costs: list[Cost]) -> str:
 
 def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
     """One record: a column per ratio to the first mechanism, a run per mechanism."""
+    from benchmarks.provenance import commit, hardware, versions
+
     first = costs[0]
     selection = f"median of {options.steps} steps"
     scores = {
@@ -105,7 +110,7 @@ def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
     return Record(
         status="ok",
         encoder=EncoderCard(
-            name=recipe.name, source=f"recipe {recipe.name}", architecture=recipe.architecture, method=method(recipe)
+            name=recipe.name, source=f"recipe {recipe.name}", architecture=recipe.architecture, method=recipe.method
         ),
         protocol=ProtocolRef(id=protocol.id, sha256=protocol.content_sha256(), resolved=protocol),
         dataset=DatasetRef(id="noise", fingerprint=sha256("noise"), embedded=True, train_items=0, test_items=0),

@@ -1,4 +1,4 @@
-"""Counts the images in tar shards and writes the index that lets a run begin at any image of them."""
+"""Count the images in tar shards and write the index from which a run finds any image in them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 
 import tyro
 
-from pretrain.command_line import parse, sentence
-from pretrain.sources import SHARD_INDEX, count_images
+from pretrain.data import SHARD_INDEX, count_images
+from results.atomic import write_file
+from results.command_line import parse
+from results.errors import InputError, print_error
 
 
 @dataclass
 class IndexShards:
-    """Writes FOLDER/shards.json, in the format of webdataset's widsindex."""
+    """Write FOLDER/shards.json, in the format of webdataset's widsindex."""
 
     folder: tyro.conf.Positional[Path]
-    """with the .tar files"""
+    """folder of .tar files"""
 
 
 def main() -> int:
-    """Reads the headers of every shard once."""
+    """Read the headers of every shard once."""
     try:
-        folder = parse(IndexShards, sys.argv[1:], "index_shards.py").folder
+        folder = parse(IndexShards, sys.argv[1:], "scripts/index_shards.py").folder
         shards = sorted(folder.glob("*.tar"))
         if not shards:
-            raise ValueError(f"no .tar file in {folder}")
-        entries = [{"url": shard.name, "nsamples": count_images(shard)} for shard in shards]
-    except ValueError as error:
-        sys.stderr.write(f"index-shards: {sentence(error)}\n")
-        return 2
-    path = folder / SHARD_INDEX
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"wids_version": 1, "shardlist": entries}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-    sys.stdout.write(f"wrote {path}: {sum(int(str(e['nsamples'])) for e in entries):,} images\n")
+            raise InputError(f"no .tar file in {folder}")
+        counts = {shard.name: count_images(shard) for shard in shards}
+        entries = [{"url": name, "nsamples": count} for name, count in counts.items()]
+        path = folder / SHARD_INDEX
+        write_file(path, json.dumps({"wids_version": 1, "shardlist": entries}, indent=1) + "\n")
+    except (InputError, OSError) as error:
+        return print_error("index-shards", error)
+    sys.stdout.write(f"wrote {path}: {sum(counts.values()):,} images\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Makes VOC 2012 aug: SegmentationClassAug and its lists from the .mat files of SBD (Hariharan et al. 2011)."""
+"""Make VOC 2012 aug: SegmentationClassAug and its lists from the .mat files of SBD (Hariharan et al. 2011)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
 
 from benchmarks.datasets.lists import read_lines
-from benchmarks.encoders.export.atomic import replacing
 from benchmarks.progress import progress
-from benchmarks.task import InputError
+from results.atomic import replacing, write_file
+from results.command_line import parse
+from results.errors import InputError, print_error
 
 log = logging.getLogger("prepare_voc12aug")
 
@@ -26,10 +26,10 @@ CLASSES = 21
 
 @dataclass
 class Prepare:
-    """Converts SBD's masks for the images that it adds to VOC's train, and writes aug.txt and trainaug.txt.
+    """Convert SBD's masks for the images that it adds to VOC's train, and write aug.txt and trainaug.txt.
 
     The lists are those of mmsegmentation's converter: everything of SBD and of VOC's train that is not in VOC's val.
-    A run that was stopped goes on where it was.
+    A run that was stopped resumes when it is started again.
     """
 
     data: Path = Path("work/data")
@@ -37,15 +37,15 @@ class Prepare:
     sbd: Path | None = None
     """folder with cls/, train.txt and val.txt; default VOCdevkit/VOCaug/dataset below the root"""
     expected: int = 10_582
-    """images that train and SBD must come to without val"""
+    """number of images that train and SBD must have together, without val"""
 
 
 def prepare(options: Prepare) -> int:
-    """Returns the number of masks written.
+    """Write masks and lists; return the number of masks written.
 
     Raises:
-        InputError: a list or a mask is missing or malformed, the lists come to another number, or something cannot be
-            written.
+        InputError: a list or a mask is missing or malformed, or the lists have another number of images.
+        OSError: a file cannot be written.
     """
     voc = options.data / "VOCdevkit" / "VOC2012"
     sbd = options.sbd or options.data / "VOCdevkit" / "VOCaug" / "dataset"
@@ -55,8 +55,8 @@ def prepare(options: Prepare) -> int:
     together = len(train | added)
     if together != options.expected:
         raise InputError(
-            f"{sbd} and {lists} come to {together} images for training, not {options.expected}; take train.txt and "
-            "val.txt of SBD's benchmark_RELEASE and of VOC 2012 (another number on purpose: --expected)"
+            f"{sbd} and {lists} list {together} training images, expected {options.expected}; take train.txt and "
+            "val.txt of SBD's benchmark_RELEASE and of VOC 2012, or change the number with --expected"
         )
     masks = voc / "SegmentationClassAug"
     todo = sorted(id for id in added if not (masks / f"{id}.png").is_file())
@@ -80,7 +80,7 @@ def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
     mask = np.asarray(mask)
     if mask.shape != (height, width) or mask.min() < 0 or mask.max() >= CLASSES:
         raise InputError(
-            f"{file} is no mask of {width} by {height} pixels with values below {CLASSES}; unpack SBD again"
+            f"{file} is not a mask of {width} by {height} pixels with values below {CLASSES}; unpack SBD again"
         )
     return mask.astype(np.uint8)
 
@@ -88,8 +88,8 @@ def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
 def _write_mask(mask: NDArray[np.uint8], file: Path) -> None:
     image = Image.fromarray(mask)
     image.putpalette(_palette())
-    with replacing(file) as opened:
-        image.save(opened, format="PNG")
+    with replacing(file) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _palette() -> list[int]:
@@ -102,18 +102,16 @@ def _palette() -> list[int]:
 
 
 def _write_list(file: Path, lines: Iterable[str]) -> None:
-    with replacing(file) as opened:
-        opened.write("".join(f"{line}\n" for line in lines).encode())
+    write_file(file, "".join(f"{line}\n" for line in lines))
 
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    options = tyro.cli(Prepare, args=arguments)
     try:
+        options = parse(Prepare, sys.argv[1:] if arguments is None else arguments, "scripts/prepare_voc12aug.py")
         written = prepare(options)
-    except InputError as error:
-        sys.stderr.write(f"prepare_voc12aug: {error}\n")
-        return 2
+    except (InputError, OSError) as error:
+        return print_error("prepare-voc12aug", error)
     log.info("wrote %d masks to %s, and the lists", written, options.data / "VOCdevkit/VOC2012/SegmentationClassAug")
     return 0
 

@@ -1,11 +1,11 @@
-"""Sends a command of the project to a cluster, or to processes of this machine, through submitit.
+"""Send a command of the project to a cluster, or to processes of this machine, through submitit.
 
     python scripts/submit.py -- python -m pretrain --recipe mocov2_resnet50_8xb32-coslr-200e_in1k --data /data/imagenet
     python scripts/submit.py --cluster slurm --gpus 1 -- python -m benchmarks all --encoder 'runs/*/*.pth' --data /data
 
-`python -m benchmarks all` becomes one job per encoder and benchmark, an array on Slurm. A job that is preempted or that
-runs out of its time is queued again and goes on where it was, as every long command of the project does. When the last
-one has ended, however it ended, `--then` runs.
+`python -m benchmarks all` becomes one job per encoder and benchmark, an array on Slurm. A job that is preempted or runs
+out of its time is queued again and resumes, as every long command of the project does. `--then` runs when the last job
+has ended, even if it failed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import submitit
-import tyro
 from submitit.helpers import Checkpointable, DelayedSubmission
+
+from results.command_line import parse
+from results.errors import InputError, print_error
 
 log = logging.getLogger("submit")
 
@@ -32,23 +34,23 @@ SPLIT_UP = ["-m", "benchmarks", "all"]
 
 @dataclass
 class Options:
-    """Sends a command through submitit. What follows `--` is the command."""
+    """Send a command through submitit. The command follows `--`."""
 
     cluster: Literal["local", "slurm"] = "local"
     folder: Path = Path("work/jobs")
     """logs and submissions"""
     minutes: int = 24 * 60
-    """of one job; one that needs longer is queued again"""
+    """time limit of one job; one that needs longer is queued again"""
     requeues: int = 10
-    """how often a job may run out of its time"""
+    """how many times a job may run out of its time"""
     gpus: int = 0
     cpus: int = 2
     memory_gb: int | None = None
     partition: str | None = None
     parallel: int = 1
-    """how many jobs run at the same time"""
+    """number of jobs that run at the same time"""
     together: bool = False
-    """do not split `python -m benchmarks all` up"""
+    """run `python -m benchmarks all` as one job"""
     then: str = "make pages"
     """command that runs when the last job has ended; empty for none"""
 
@@ -83,21 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    options, command = tyro.cli(Options, args=arguments[:at]), arguments[at + 1 :]
-    if command and command[0] in ("python", "python3"):
-        command[0] = sys.executable  # a node's own may be another
-    if not command:
-        sys.stderr.write("submit: there is no command; write it after --, as in: submit.py -- python -m benchmarks …\n")
-        return 2
+    command = arguments[at + 1 :]
     try:
+        options = parse(Options, arguments[:at], "scripts/submit.py")
+        if not command:
+            raise InputError("no command; write it after --, as in: submit.py -- python -m benchmarks …")
+        if command[0] in ("python", "python3"):
+            command[0] = sys.executable  # a node's own may be another
         commands = [command] if options.together else split_up(command)
-    except Exception as error:
-        from benchmarks.contract import InputError
-
-        if not isinstance(error, InputError):
-            raise
-        sys.stderr.write(f"submit: {error}\n")
-        return 2
+    except InputError as error:
+        return print_error("submit", error)
     then = shlex.split(options.then)
     return (_slurm if options.cluster == "slurm" else _local)(options, commands, then)
 
@@ -109,7 +106,7 @@ def split_up(command: list[str]) -> list[list[str]]:
         return [command]
     from benchmarks.bench_all import BenchAll, Summary, cards, distinct, suite
 
-    options = tyro.cli(BenchAll, args=command[at + 3 :])
+    options = parse(BenchAll, command[at + 3 :], "python -m benchmarks all")
     summary = Summary()
     named = list(distinct(cards(options, summary)))
     for attempt in summary.attempts:

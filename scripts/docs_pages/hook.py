@@ -20,10 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
 
-import inventories  # noqa: E402 - mkdocs puts the hook's own folder on the path
-import outputs  # noqa: E402
-import protocol_tables  # noqa: E402
-import published_pages  # noqa: E402
+import benchmark_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
+import inventories  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docs_pages")
 
@@ -32,15 +30,15 @@ class Site:
     """What one build has shown so far."""
 
     def __init__(self) -> None:
-        self.protocols = protocol_tables.ProtocolPages()
+        self.protocols = benchmark_tables.ProtocolPages()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
             *(inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.releases),
             *(inventories.recipes, inventories.recipe_fields, inventories.help_of, inventories.make_help),
             *(inventories.benchmark_commands, inventories.result_commands),
-            *(published_pages.sources, published_pages.papers, published_pages.zoo_pages),
-            *(published_pages.unplaced, published_pages.measured, published_pages.so_far),
-            *(protocol_tables.commands, protocol_tables.published, outputs.output),
+            *(benchmark_tables.sources, benchmark_tables.papers, benchmark_tables.zoo_pages),
+            *(benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far),
+            *(benchmark_tables.commands, benchmark_tables.published, inventories.output),
         )
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(protocols=self.protocols.tables, overview=self.protocols.overview)

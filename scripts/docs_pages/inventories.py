@@ -1,4 +1,4 @@
-"""What there is to choose from, as tables: data sets, checkpoint layouts, recipes, commands with their flags."""
+"""Data sets, checkpoint layouts, recipes and commands: tables of what there is, and what commands print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -66,7 +67,7 @@ def layouts() -> str:
 
 
 def releases() -> str:
-    """What is known of releases beyond their keys, with its source."""
+    """Facts about released checkpoints that their keys do not show, with their sources."""
     path = Path(import_module("benchmarks.encoders.layouts.facts").__file__ or "").with_name("releases.toml")
     rows = tomllib.loads(path.read_text(encoding="utf-8"))["release"]
     return table(
@@ -80,7 +81,7 @@ def _only(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipes() -> str:
-    """Every recipe: its parent, and what it states itself."""
+    """Every recipe with its parent and the fields that it states."""
     rows = []
     for path in sorted(RECIPES.glob("*.toml")):
         own = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +165,7 @@ def make_help() -> str:
 
 
 def benchmark_commands() -> list[str]:
-    """The commands of `python -m benchmarks` beside the harnesses."""
+    """The commands of `python -m benchmarks` that are not benchmarks."""
     return [command.name for command in import_module("benchmarks.__main__").COMMANDS]
 
 
@@ -172,3 +173,33 @@ def result_commands() -> list[str]:
     """The commands of `python -m results`."""
     usage = _help(import_module("results.__main__").main, "results", [])
     return re.findall(r"[\w-]+", re.findall(r"\{([\w,\s-]+)\}", usage)[0])
+
+
+def output(line: str, code: int = 0, first: int | None = None) -> str:
+    """A command and what it prints, as two code blocks. It is run as the page is built.
+
+    Args:
+        line: as `python -m results diff A B`; it is run in the project's folder.
+        code: its exit code.
+        first: number of lines of the output that are shown; all by default.
+
+    Raises:
+        ValueError: another command, or it ends with another exit code.
+    """
+    words = shlex.split(line)
+    if words[:3] != ["python", "-m", "results"]:
+        raise ValueError(f"{line} is not a command of python -m results")
+    printed, here = io.StringIO(), Path.cwd()
+    try:
+        os.chdir(ROOT)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            ended = import_module("results.__main__").main(words[3:])
+    finally:
+        os.chdir(here)
+    lines = printed.getvalue().rstrip("\n").splitlines()
+    if ended != code:
+        raise ValueError(f"{line} ended with {ended}, not {code}: {' '.join(lines[-1:])}")
+    shown = lines[:first] + (["…"] if first and len(lines) > first else [])
+    block = "".join(f"{each}\n" for each in ("", "```text", *shown, "```")) if shown else ""
+    said = f"\nIt ends with exit code {code}.\n" if code else ""
+    return f"```bash\n{line}\n```\n{block}{said}"

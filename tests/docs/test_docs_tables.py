@@ -41,7 +41,7 @@ def test_values_are_short_and_exact(table_module: ModuleType) -> None:
 
 
 def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
-    pages = room("protocol_tables").ProtocolPages()
+    pages = room("benchmark_tables").ProtocolPages()
     text = pages.tables("knn")
     assert all(f"`{p.variant}@{p.revision}`" in text for p in PROTOCOLS)
     assert all(f"| `{name}` |" in text for name in KnnParams.model_fields)
@@ -52,7 +52,7 @@ def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
 
 
 def test_a_field_that_two_names_share_is_explained_for_both() -> None:
-    text = room("protocol_tables").ProtocolPages().tables("svm", "voc07_svm")
+    text = room("benchmark_tables").ProtocolPages().tables("svm", "voc07_svm")
     assert "| `positive_weight` | class weights" in text
     assert "| `negative_weight` | class weights" in text
 
@@ -66,6 +66,6 @@ def test_the_front_page_claims_no_full_scale_run_as_long_as_no_record_holds_one(
 
 
 def test_published_figures_name_protocol_and_source() -> None:
-    text = room("protocol_tables").published("knn.mmselfsup@1")
+    text = room("benchmark_tables").published("knn.mmselfsup@1")
     assert "| `knn.mmselfsup@1` | k=20 | 55.7 | fixed k |" in text
     assert "MoCo v2 page B" in text

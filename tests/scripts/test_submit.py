@@ -71,7 +71,7 @@ def test_no_command_is_one_sentence(tmp_path: Path) -> None:
     process = submit(tmp_path, command=[])
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "there is no command" in errors
+    assert "submit: no command" in errors
 
 
 @pytest.fixture

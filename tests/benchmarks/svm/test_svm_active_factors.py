@@ -7,7 +7,7 @@ from benchmarks.svm import active_factors
 from benchmarks.svm.active_factors import ActiveFactors
 from benchmarks.svm.gram import Gram, gram
 from benchmarks.svm.rows import normalised_rows
-from benchmarks.svm.synthetic import synthetic_voc
+from scripts.speed.synthetic import synthetic_voc
 
 IMAGES = 200
 

@@ -11,7 +11,7 @@ from benchmarks.svm.costs import solve_costs
 from benchmarks.svm.gram import gram
 from benchmarks.svm.rows import Rows, normalised_rows
 from benchmarks.svm.solver import NotConvergedError, solve
-from benchmarks.svm.synthetic import synthetic_voc
+from scripts.speed.synthetic import synthetic_voc
 from tests.reference import svm_newton
 
 COSTS = (0.5**19, 0.5**13, 0.5**8, 0.5**4, 1.0, 10.0, 100.0)

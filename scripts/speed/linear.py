@@ -1,11 +1,10 @@
-"""What a bank of heads costs: an epoch with more heads against the same epoch with one."""
+"""Cost of additional linear heads: an epoch with more heads against the same epoch with one."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 
@@ -13,18 +12,18 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.linear.frozen import FrozenFeatures
 from benchmarks.linear.settings import ProbeSettings
 from benchmarks.linear.trainer import HeadTrainer
+from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
 
 CLASSES, SIZE = 1000, 224
 HEADS = (1, 11, 21)
 LIMIT = 1.10
 
 
-def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
-    """The measurements of this harness by name."""
+def entries() -> Entries:
     return {"linear-grid": linear_grid}
 
 
-def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32", "bf16"] = "bf16") -> dict[str, Any]:
+def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32", "bf16"] = "bf16") -> Entry:
     """Ten heads and then ten more, beside one, on a ResNet-50 with 1000 classes.
 
     An epoch is that many equal steps, and a step is one pass of the encoder and one update of the bank. Both are timed,
@@ -50,24 +49,20 @@ def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32
     passes: list[float] = []
     updates: list[list[float]] = [[] for _ in HEADS]
     for _ in range(rounds + 1):
-        started = time.perf_counter()
-        features = frozen(images)
-        passes.append(time.perf_counter() - started)
-        for taken, trainer in zip(updates, trainers, strict=True):
-            started = time.perf_counter()
-            trainer.update(features, targets, 1.0, batch_size)
-            taken.append(time.perf_counter() - started)
+        taken, features = timed(lambda: frozen(images))
+        passes.append(taken)
+        for seconds, trainer in zip(updates, trainers, strict=True):
+            seconds.append(seconds_of(partial(trainer.update, features, targets, 1.0, batch_size)))
     encoding = statistics.median(passes[1:])  # the first round warms up
-    one, eleven, twenty_one = (encoding + statistics.median(taken[1:]) for taken in updates)
+    one, eleven, twenty_one = (encoding + statistics.median(seconds[1:]) for seconds in updates)
     worst = max(eleven - one, twenty_one - eleven)
-    return {
-        "name": "linear-grid",
-        "ours_s": one + worst,
-        "baseline_s": one,
-        "baseline": "the same step with ten heads fewer",
-        "ratio": one / (one + worst),
-        "limit_s": LIMIT * one,
-        "limit": "a tenth more, at most",
-        "note": f"ResNet-50, {SIZE} pixels, {CLASSES} classes, batch {batch_size}, {precision}; a "
+    return entry(
+        "linear-grid",
+        ours=one + worst,
+        baseline=one,
+        described="the same step with ten heads fewer",
+        limit_s=LIMIT * one,
+        limit="at most a tenth more",
+        note=f"ResNet-50, {SIZE} pixels, {CLASSES} classes, batch {batch_size}, {precision}; a "
         f"step with {', '.join(map(str, HEADS))} heads: {one:.2f}, {eleven:.2f}, {twenty_one:.2f} s",
-    }
+    )

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,15 +30,15 @@ from benchmarks.svm.low_shot_problems import Problems, fit, stacked_problems
 from benchmarks.svm.protocols import PROTOCOLS
 from benchmarks.svm.rows import NORM_OFFSET
 from benchmarks.svm.settings import FullParams, LowShotParams
-from benchmarks.svm.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 from benchmarks.svm.threads import map_on_cores
+from scripts.speed.common import Entries, Entry, entry, timed
+from scripts.speed.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 
 _BASELINE_CLASSES = (3, 14)  # boat and person: a rare class and the most frequent one
 _CLASSES = 20
 
 
-def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
-    """What can be measured, by name."""
+def entries() -> Entries:
     return {
         "svm-2048": lambda: measure_full("svm-2048", 2048),
         "svm-8192": lambda: measure_full("svm-8192", 8192),
@@ -48,7 +46,7 @@ def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
     }
 
 
-def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
+def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     """The protocol voc07_svm.mmselfsup on one layer: 20 classes, 19 costs, 3 folds, and the final models."""
     params = typed(FullParams, _protocol("voc07_svm.mmselfsup@1"))
     train, _ = synthetic_voc(images, 1, dim)
@@ -58,8 +56,8 @@ def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, An
     theirs: list[tuple[float, NDArray[np.float64]]] = []
     flops = _products(lambda: fit_layer(train.features, problem, params, _phases(), iter(())))
     for c in _BASELINE_CLASSES:
-        theirs.append(_timed(partial(_baseline_class, train.features, train.targets[:, c], params)))
-        ours.append(_timed(lambda: fit_layer(train.features, problem, params, _phases(), iter(()))))
+        theirs.append(timed(partial(_baseline_class, train.features, train.targets[:, c], params)))
+        ours.append(timed(lambda: fit_layer(train.features, problem, params, _phases(), iter(()))))
     ap = ours[0][1].cv_ap
     gaps = [np.abs(ap[:, c] - cv_ap) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
     same = [int(ap[:, c].argmax() == cv_ap.argmax()) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
@@ -78,7 +76,7 @@ def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, An
     )
 
 
-def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str, Any]:
+def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     """All fits of voc07_low_shot_svm.mmselfsup on one layer: 20 classes, 5 sets, 8 values of k, 19 costs."""
     params = typed(LowShotParams, _protocol("voc07_low_shot_svm.mmselfsup@1"))
     train, test = synthetic_voc(images, VOC07_TEST, dim)
@@ -97,8 +95,8 @@ def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> dict[str
     flops = _products(all_fits)
     ours, theirs = [], []
     for c in _BASELINE_CLASSES:
-        theirs.append(_timed(partial(_baseline_draws, train.features, draws, c, params))[0])
-        ours.append(_timed(all_fits)[0])
+        theirs.append(timed(partial(_baseline_draws, train.features, draws, c, params))[0])
+        ours.append(timed(all_fits)[0])
     return _result(
         name,
         ours,
@@ -133,12 +131,6 @@ def _products(work: Callable[[], Any]) -> int:
     finally:
         torch.set_num_threads(threads)
     return int(counter.get_total_flops())
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    value = work()
-    return time.perf_counter() - began, value
 
 
 def _with_enough_positives(targets: NDArray[np.int8], least: int) -> NDArray[np.int8]:
@@ -204,31 +196,24 @@ def _fit_quietly(classifier: Any, x: NDArray[np.float64], y: NDArray[np.int64]) 
         classifier.fit(x, y)
 
 
-@dataclass(frozen=True)
-class _Gemm:
-    """Rate of a single-precision product of (m, n) with (n, n), in operations per second."""
-
-    rate: float
-
-    @classmethod
-    def measured(cls, m: int, n: int) -> _Gemm:
-        a, b = torch.randn(m, n), torch.randn(n, n)
-        seconds = statistics.median(_timed(lambda: a @ b)[0] for _ in range(9))
-        return cls(2 * m * n * n / seconds)
+def _product_rate(m: int, n: int) -> float:
+    """Operations per second of a single-precision product of (m, n) with (n, n)."""
+    a, b = torch.randn(m, n), torch.randn(n, n)
+    seconds = statistics.median(timed(lambda: a @ b)[0] for _ in range(9))
+    return 2 * m * n * n / seconds
 
 
 def _result(
     name: str, ours: list[float], theirs: list[float], share: int, flops: int, shape: tuple[int, int], note: str
-) -> dict[str, Any]:
+) -> Entry:
     ours_s, baseline_s = statistics.median(ours), statistics.median(theirs) * share
-    gemm = _Gemm.measured(*shape)
-    return {
-        "name": name,
-        "ours_s": ours_s,
-        "baseline_s": baseline_s,
-        "baseline": f"scikit-learn LinearSVC (tol 1e-4, 2,000 iterations) over {os.cpu_count()} cores with joblib",
-        "ratio": baseline_s / ours_s,
-        "limit_s": flops / gemm.rate,
-        "limit": f"the products alone: {flops / 1e12:.2f} TFLOP at {gemm.rate / 1e9:.0f} GFLOP/s",
-        "note": f"{note}; {torch.get_num_threads()} threads, peak memory of the process {peak_memory_gib():.1f} GiB",
-    }
+    rate = _product_rate(*shape)
+    return entry(
+        name,
+        ours=ours_s,
+        baseline=baseline_s,
+        described=f"scikit-learn LinearSVC (tol 1e-4, 2,000 iterations) over {os.cpu_count()} cores with joblib",
+        limit_s=flops / rate,
+        limit=f"the products alone: {flops / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s",
+        note=f"{note}; peak memory of the process {peak_memory_gib():.1f} GiB",
+    )

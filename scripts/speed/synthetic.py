@@ -1,4 +1,4 @@
-"""Seeded features that are about as hard as those of a real encoder on VOC07, to measure time and accuracy on."""
+"""Seeded features and labels about as hard to classify as those of a real encoder on VOC07."""
 
 from __future__ import annotations
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +25,7 @@ from benchmarks.features.fill import Settings
 from benchmarks.features.store import FeatureStore
 from benchmarks.options import Precision
 from results.schema import Geometry
+from scripts.speed.common import Entries, Entry, entry, timed
 
 IMAGES, WIDTH, HEIGHT = 128, 500, 375
 GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)
@@ -35,8 +33,7 @@ EMBED: Outputs = {"embed": ("embed", None)}
 BATCH, WORKERS, ROUNDS = 64, 2, 3
 
 
-def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
-    """The measurements of `make speed` by name."""
+def entries() -> Entries:
     return {
         "extract": lambda: measure("extract", "fp32"),
         "extract-bf16": lambda: measure("extract-bf16", "bf16"),
@@ -45,7 +42,7 @@ def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
 
 def measure(
     name: str, precision: Precision, *, encoder: Encoder | None = None, images: int = IMAGES, rounds: int = ROUNDS
-) -> dict[str, Any]:
+) -> Entry:
     """From files to features on disk and the loop's to features in memory, alternately; ours in parts beside.
 
     The limit is what no overlap can beat where reading and computing share the cores: the seconds of reading alone
@@ -74,18 +71,17 @@ def measure(
     limit = median["reading"] + median["model"]
     cosine = F.cosine_similarity(torch.from_numpy(np.array(ours)), torch.from_numpy(theirs)).min()
     rates = {part: images / value for part, value in median.items()}
-    return {
-        "name": name,
-        "ours_s": median["ours"],
-        "baseline_s": median["baseline"],
-        "baseline": f"fp32, NCHW, PIL, torchvision transforms, DataLoader with {WORKERS} workers, batch {BATCH}",
-        "ratio": median["baseline"] / median["ours"],
-        "limit_s": limit,
-        "limit": f"reading alone at {rates['reading']:.0f} images/s, then the model alone at {rates['model']:.1f}",
-        "note": f"ResNet-50 at its initialisation, {precision}, {images} JPEGs of {WIDTH}x{HEIGHT}: "
+    return entry(
+        name,
+        ours=median["ours"],
+        baseline=median["baseline"],
+        described=f"fp32, NCHW, PIL, torchvision transforms, DataLoader with {WORKERS} workers, batch {BATCH}",
+        limit_s=limit,
+        limit=f"reading alone at {rates['reading']:.0f} images/s, then the model alone at {rates['model']:.1f}",
+        note=f"ResNet-50 at its initialisation, {precision}, {images} JPEGs of {WIDTH}x{HEIGHT}: "
         f"{rates['ours']:.1f} images/s against {rates['baseline']:.1f}, {limit / median['ours']:.1%} of the limit; "
         f"least cosine to the loop's features {cosine:.6f}",
-    }
+    )
 
 
 def stored(encoder: Encoder, paths: list[Path], root: Path, precision: Precision) -> NDArray[np.float32]:
@@ -137,13 +133,6 @@ def compose(folder: Path, count: int) -> list[Path]:
         paths.append(folder / f"{number:05}.jpg")
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=92)
     return paths
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what it gave."""
-    began = time.perf_counter()
-    found = run()
-    return time.perf_counter() - began, found
 
 
 def _batches(paths: list[Path]) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.svm import speed
+from scripts.speed import svm as speed
 
 FIELDS = {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note"}
 
@@ -16,7 +16,7 @@ def check(result: dict[str, Any]) -> None:
 
 
 def test_names() -> None:
-    assert list(speed.pairs()) == ["svm-2048", "svm-8192", "low-shot-svm"]
+    assert list(speed.entries()) == ["svm-2048", "svm-8192", "low-shot-svm"]
 
 
 @pytest.mark.slow

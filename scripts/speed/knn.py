@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.knn.engines import choose
 from benchmarks.knn.search import search
 from benchmarks.knn.vote import true_class_ranks
+from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -51,8 +50,7 @@ def problem(rows: int = 100_000, queries: int = 5_000, dim: int = 2_048, num_cla
     return Problem(features[:rows], classes[:rows], features[rows:], classes[rows:], num_classes)
 
 
-def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
-    """The measurements of `make speed` by name."""
+def entries() -> Entries:
     return {
         "knn": lambda: measure("knn", loop_per_k, "100 query chunks, one-hot votes, once per k (DINO, mmselfsup)"),
         "knn-faiss": lambda: measure(
@@ -63,37 +61,36 @@ def pairs() -> dict[str, Callable[[], dict[str, Any]]]:
 
 def measure(
     name: str, baseline: Callable[[Problem], Top1], described: str, *, data: Problem | None = None, rounds: int = ROUNDS
-) -> dict[str, Any]:
+) -> Entry:
     """Time ours and the baseline alternately, from raw features to hits for every k, and the bare product beside."""
     data = problem() if data is None else data
     _, dtype = choose("auto", torch.device("cpu"))
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": [], "float32": []}
     for _ in range(rounds):
         seconds["limit"].append(product_seconds(data, dtype))
-        took, found = _timed(lambda: ours(data))
+        took, found = timed(lambda: ours(data))
         seconds["ours"].append(took)
-        took, expected = _timed(lambda: baseline(data))
+        took, expected = timed(lambda: baseline(data))
         seconds["baseline"].append(took)
     seconds["float32"].append(product_seconds(data, torch.float32))
     median = {key: statistics.median(values) for key, values in seconds.items()}
     same = min(int((found[k] == expected[k]).sum()) for k in KS)
     rows, dim = data.gallery.shape
     precision = str(dtype).removeprefix("torch.")
-    return {
-        "name": name,
-        "ours_s": median["ours"],
-        "baseline_s": median["baseline"],
-        "baseline": described,
-        "ratio": median["baseline"] / median["ours"],
-        "limit_s": median["limit"],
-        "limit": f"the bare {precision} product",
-        "note": f"{rows:,} x {dim:,} gallery, {len(data.queries):,} queries, k = {', '.join(map(str, KS))}; the bare "
+    return entry(
+        name,
+        ours=median["ours"],
+        baseline=median["baseline"],
+        described=described,
+        limit_s=median["limit"],
+        limit=f"the bare {precision} product",
+        note=f"{rows:,} x {dim:,} gallery, {len(data.queries):,} queries, k = {', '.join(map(str, KS))}; the bare "
         f"float32 product takes {median['float32']:.2f} s; top-1 hits agree for {same:,} queries or more",
-    }
+    )
 
 
 def ours(data: Problem) -> Top1:
-    """What the harness does: one search, then votes for every k."""
+    """What the benchmark does: one search, then votes for every k."""
     found = search(data.gallery, data.queries, KS[-1])
     return _votes(data, found.similarities, found.indices)
 
@@ -131,11 +128,13 @@ def faiss_flat(data: Problem) -> Top1:
 def product_seconds(data: Problem, dtype: torch.dtype) -> float:
     """Seconds of the matrix product alone, tile by tile."""
     gallery, queries = torch.from_numpy(data.gallery).to(dtype), torch.from_numpy(data.queries).to(dtype)
-    began = time.perf_counter()
-    for tile in gallery.split(_TILE):
-        for part in queries.split(_PART):
-            torch.mm(part, tile.T)
-    return time.perf_counter() - began
+
+    def products() -> None:
+        for tile in gallery.split(_TILE):
+            for part in queries.split(_PART):
+                torch.mm(part, tile.T)
+
+    return seconds_of(products)
 
 
 def _votes(data: Problem, similarities: NDArray[np.floating], indices: NDArray[np.int64]) -> Top1:
@@ -148,9 +147,3 @@ def _votes(data: Problem, similarities: NDArray[np.floating], indices: NDArray[n
         num_classes=data.num_classes,
     )
     return {k: ranks[k] == 0 for k in KS}
-
-
-def _timed(run: Callable[[], Top1]) -> tuple[float, Top1]:
-    began = time.perf_counter()
-    result = run()
-    return time.perf_counter() - began, result

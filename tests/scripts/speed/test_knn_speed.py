@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.knn import speed
+from scripts.speed import knn as speed
 
 
 @pytest.fixture(scope="module")
@@ -26,4 +26,4 @@ def test_a_pair_reports_every_field(data):
     found = speed.measure("knn", speed.loop_per_k, "the loop", data=data, rounds=1)
     assert found.keys() == {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note"}
     assert found["ratio"] == pytest.approx(found["baseline_s"] / found["ours_s"])
-    assert speed.pairs().keys() == {"knn", "knn-faiss"}
+    assert speed.entries().keys() == {"knn", "knn-faiss"}

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import models
 
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features import speed
+from scripts.speed import features as speed
 
 
 def test_files_are_of_the_size_that_they_are_said_to_be(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of `make speed`, one module per area."""

@@ -1,0 +1,352 @@
+"""Speed of pretraining: the whole step, MoCo's own work in it, the augmentation, and the end-to-end mechanism."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.augment import PilCrops, PilViews
+from pretrain.augment_tensor import BatchedViews
+from pretrain.cost import Stepper, measure
+from pretrain.data import Files, read_rgb
+from pretrain.mechanism import Batch
+from pretrain.moco import MoCo
+from pretrain.recipe import Recipe, load_recipe
+from pretrain.train import Trainer
+from scripts.speed.common import Entries, Entry, entry, seconds_of
+
+BATCH = 32
+CPU = torch.device("cpu")
+STEPS = 2
+WORKERS = (0, 2)  # loader workers: next to an update that wants every core they may cost more than they bring
+# Table 3 of the v2 note (8 V100, batch 256): hours of 200 epochs, and GB of one GPU.
+NOTE_HOURS, NOTE_GB = (53.0, 65.0), (5.0, 7.4)
+# Units of one forward pass: MoCo runs two and one backward pass of two units; end-to-end both of each.
+UNITS = (4, 6)
+GB = 1e9
+
+
+def entries() -> Entries:
+    return {
+        "pretrain-step": measure_step,
+        "moco-overhead": measure_overhead,
+        "augment": measure_augmentation,
+        "end-to-end": measure_end_to_end,
+    }
+
+
+def moco_v2(**changes: Any) -> Recipe:
+    """MoCo v2's recipe at a small batch."""
+    base = load_recipe("mocov2_resnet50_8xb32-coslr-200e_in1k").model_dump()
+    augmentation = {**base["augmentation"], **changes.pop("augmentation", {})}
+    return Recipe(**{**base, "batch_size": BATCH, **changes, "augmentation": augmentation})
+
+
+def photographs(folder: Path, number: int) -> Files:
+    """JPEG files of ImageNet's usual size, with coarse shapes and some grain."""
+    random = np.random.default_rng(0)
+    paths = []
+    for i in range(number):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), 3)
+        grain = random.normal(0, 8, (375, 500, 3))
+        pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
+        paths.append(folder / f"{i:03d}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return Files(tuple(paths))
+
+
+# ---- the whole step --------------------------------------------------------------------------------------------------
+
+
+def measure_step() -> Entry:
+    """Images from files to updated weights; a few steps with everything that they need, the loader's start included.
+
+    Each side has the same cores and runs with every number of loader workers in turn; its best one counts.
+    """
+    own = moco_v2(precision="bf16", augmentation={"engine": "tensor"})
+    plain = moco_v2()
+    with tempfile.TemporaryDirectory() as folder:
+        files = photographs(Path(folder), BATCH * STEPS)
+        ours, theirs = {}, {}
+        for workers in WORKERS:
+            fast = Trainer(own, files, CPU, workers)
+            fast.prepare()
+            fast.update(next(fast.loader.epoch(0)))  # warm
+            theirs[workers] = seconds_of(_PlainStep(plain, files, workers).run) / STEPS
+            ours[workers] = statistics.median(seconds_of(lambda run=fast: _run(run)) for _ in range(2)) / STEPS  # type: ignore[misc]
+        loader = Trainer(own, files, CPU, 0).loader
+        alone = seconds_of(lambda: list(loader.epoch(2))) / STEPS
+    stepper = Stepper(own, CPU)
+    stepper.step()
+    update, passes = (
+        min(times) for times in zip(*((stepper.timed(), bare_passes(stepper)) for _ in range(2)), strict=True)
+    )
+    step = min(ours.values())
+    return entry(
+        "pretrain-step",
+        ours=step,
+        baseline=min(theirs.values()),
+        described="float32, NCHW, all augmentation by PIL in loader workers, tensors updated one by one",
+        limit_s=passes,
+        limit="the encoders' bare passes in bfloat16",
+        note=f"seconds per step of {BATCH} images at 224 pixels, {BATCH / step:.1f} images/s, over {STEPS} steps from "
+        f"files to updated weights; with {_by_workers(ours)} against {_by_workers(theirs)}, the best of each side "
+        f"counts; measured alone: bare passes {passes:.2f} s, the whole update {update:.2f} s, decoding and "
+        f"augmentation in the process itself {alone:.2f} s",
+    )
+
+
+def _run(trainer: Trainer) -> None:
+    for batch in trainer.loader.epoch(1):
+        trainer.update(batch)
+
+
+def _by_workers(seconds: dict[int, float]) -> str:
+    return ", ".join(f"{workers} workers {s:.2f} s" for workers, s in seconds.items())
+
+
+class _PlainStep:
+    """The pretraining step as it is commonly written: float32, NCHW, PIL in loader workers, a loop over parameters."""
+
+    def __init__(self, recipe: Recipe, files: Files, workers: int) -> None:
+        self.trainer = Trainer(recipe, files, CPU, workers)
+        self.trainer.model.to(memory_format=torch.contiguous_format).train()
+
+    def run(self) -> None:
+        trainer = self.trainer
+        model = trainer.model
+        assert isinstance(model, MoCo)
+        for batch in trainer.loader.epoch(1):
+            view_q, view_k = (view.contiguous() for view in batch.views)
+            loss = self.loss(model, Batch((view_q, view_k), batch.indices))
+            trainer.optimizer.zero_grad()
+            loss.backward()
+            trainer.optimizer.step()
+
+    def loss(self, model: MoCo, batch: Batch) -> Tensor:
+        q = model.encoder_q(batch.views[0])
+        with torch.no_grad():
+            for k_parameter, q_parameter in zip(
+                model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True
+            ):
+                k_parameter.data = k_parameter.data * model.key_momentum + q_parameter.data * (1 - model.key_momentum)
+            k = model.encoder_k(batch.views[1])
+        positive = torch.einsum("nc,nc->n", q, k)[:, None]
+        negative = torch.einsum("nc,ck->nk", q, model.queue.clone().detach())
+        logits = torch.cat([positive, negative], dim=1) / model.temperature
+        start = int(model.queue_ptr)
+        model.queue[:, start : start + len(k)] = k.T
+        model.queue_ptr[0] = (start + len(k)) % model.queue.shape[1]
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+# ---- MoCo's own work -------------------------------------------------------------------------------------------------
+
+
+def measure_overhead() -> Entry:
+    """EMA, queue, logits, loss and shuffle, on stand-ins for the encoders, beside the encoders' passes."""
+    stepper = Stepper(moco_v2(precision="bf16"), CPU)
+    model = stepper.model
+    assert isinstance(model, MoCo)
+    stepper.step()
+    bare_passes(stepper)
+    passes = statistics.median(bare_passes(stepper) for _ in range(3))
+    ema = statistics.median(seconds_of(model.update_key_encoder) for _ in range(9))
+    stand_in = _StandIn(BATCH, 128)
+    model.add_module("encoder_q", stand_in)
+    model.add_module("encoder_k", stand_in)
+
+    def own() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(stepper.batch).loss
+        loss.backward()
+
+    own()
+    rest = statistics.median(seconds_of(own) for _ in range(9))
+    return entry(
+        "moco-overhead",
+        ours=ema + rest,
+        baseline=passes,
+        described="the bare passes: query forward and backward, key forward",
+        limit_s=0.05 * passes,
+        limit="5 % of the passes",
+        note=f"{100 * (ema + rest) / passes:.1f} % on top of the passes: EMA {1000 * ema:.0f} ms, shuffle, logits over "
+        f"65,536 keys, loss and queue {1000 * rest:.0f} ms; batch {BATCH}, 224 pixels, bfloat16",
+    )
+
+
+def bare_passes(stepper: Stepper) -> float:
+    """Query forward and backward, key forward without gradient."""
+    model, images = stepper.model, stepper.batch.views[0]
+    assert isinstance(model, MoCo)
+
+    def passes() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            q = model.encoder_q(images)
+            with torch.no_grad():
+                model.encoder_k(images)
+        q.sum().backward()
+
+    return seconds_of(passes)
+
+
+class _StandIn(nn.Module):
+    """An encoder without work."""
+
+    def __init__(self, n: int, dim: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(F.normalize(torch.randn(n, dim), dim=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embeddings * 1
+
+
+# ---- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def measure_augmentation() -> Entry:
+    """Views of decoded pictures on one core: the PIL list, and crops by PIL with the rest on batches."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    recipe = moco_v2()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [read_rgb(path) for path in photographs(Path(folder), BATCH).paths]
+    a = recipe.augmentation
+    pil, crops = PilViews(a, recipe.mean, recipe.std, views=1), PilCrops(a, views=1)
+    batched = BatchedViews(a, recipe.mean, recipe.std, torch.Generator().manual_seed(0))
+
+    def ours() -> None:
+        batched.recoloured(torch.stack([crops(picture)[0] for picture in pictures]))
+
+    def theirs() -> None:
+        torch.stack([pil(picture)[0] for picture in pictures])
+
+    try:
+        ours()
+        theirs()
+        rounds = [(seconds_of(ours), seconds_of(theirs)) for _ in range(7)]
+        crop = statistics.median(seconds_of(lambda: [crops(picture) for picture in pictures]) for _ in range(5))
+    finally:
+        torch.set_num_threads(threads)
+    mine, other = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return entry(
+        "augment",
+        ours=mine,
+        baseline=other,
+        described="the same list by PIL, image by image",
+        limit_s=crop,
+        limit="the crops, which both do by PIL",
+        note=f"{BATCH} views of 500 x 375 pixels at 224 on one core, without the decoding: {BATCH / mine:.0f} against "
+        f"{BATCH / other:.0f} views/s",
+    )
+
+
+# ---- the end-to-end mechanism ----------------------------------------------------------------------------------------
+
+
+def measure_end_to_end() -> Entry:
+    """A step of MoCo and of the end-to-end mechanism, the peak memory of each in a process of its own, and the parts.
+
+    Time: the passes of one encoder by themselves. Memory: what autograd keeps, and the tensors that stay.
+    """
+    recipes = [moco_v2(precision="bf16", mechanism=mechanism) for mechanism in ("momentum", "end-to-end")]
+    peaks = [measure(recipe, "cpu", 1).peak_gib * 2**30 for recipe in recipes]
+    steppers = [Stepper(recipe, CPU) for recipe in recipes]
+    for stepper in steppers:
+        stepper.step()
+    rounds = [[stepper.timed() for stepper in steppers] for _ in range(3)]
+    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    passes = [_passes(steppers[0]) for _ in range(3)]
+    forward, backward, forward_only = (statistics.median(column) for column in zip(*passes, strict=True))
+    staying = [sum(_lasting(stepper).values()) for stepper in steppers]
+    kept = [_kept(stepper, torch.bfloat16) for stepper in steppers]
+    kept_fp32 = [_kept(stepper, None) for stepper in steppers]
+    counted = [sum(parts) for parts in zip(staying, kept, strict=True)]
+    note = [sum(parts) for parts in zip(staying, kept_fp32, strict=True)]
+    return entry(
+        "end-to-end",
+        ours=ours,
+        baseline=theirs,
+        described="the end-to-end mechanism, both encoders back-propagated through",
+        limit_s=theirs * UNITS[0] / UNITS[1],
+        limit=f"{UNITS[0]} units of a forward pass against {UNITS[1]}, {_ratio(UNITS)}",
+        note=f"time {_ratio((ours, theirs))}, because a backward pass took {backward / forward:.2f} forward passes and "
+        f"the key's forward pass without gradient {forward_only / forward:.2f}, by which the passes alone are "
+        f"{_ratio((forward + backward + forward_only, 2 * (forward + backward)))}, and the end-to-end mechanism's SGD "
+        f"moves twice the weights; peak memory {_gb(peaks)}, because the keys' encoder keeps its activations "
+        f"({_gb(kept)}) and has gradients and momentum (tensors that stay: {_gb(staying)}), both together "
+        f"{_gb(counted)}, while what else a peak holds is of the moment and the same; Table 3 of the v2 note (8 V100, "
+        f"float32, 32 images on each) has time {_ratio(NOTE_HOURS)}, by the units of which {100 * _elsewhere():.0f} % "
+        f"of MoCo's step went elsewhere than into passes, and memory {_ratio(NOTE_GB)}: in float32 the same count is "
+        f"{_gb(note)}, and the {NOTE_GB[0] - note[0] / GB:.1f} and {NOTE_GB[1] - note[1] / GB:.1f} GB up to the note's "
+        "are what a GPU's process holds beside it",
+    )
+
+
+def _elsewhere() -> float:
+    """The share f / (4 + f) of MoCo's step outside the passes for which 6 + f to 4 + f units are the note's ratio."""
+    ratio = NOTE_HOURS[1] / NOTE_HOURS[0]
+    outside = (UNITS[1] - UNITS[0] * ratio) / (ratio - 1)
+    return outside / (UNITS[0] + outside)
+
+
+def _passes(stepper: Stepper) -> tuple[float, float, float]:
+    """Seconds of one encoder's forward pass, of its backward pass, and of a forward pass without gradient."""
+    encoder, images = stepper.model.encoder_q, stepper.batch.views[0]
+    times = [time.perf_counter()]
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = encoder(images)
+        times.append(time.perf_counter())
+    embeddings.sum().backward()
+    times.append(time.perf_counter())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        encoder(images)
+    times.append(time.perf_counter())
+    forward, backward, forward_only = (after - before for before, after in pairwise(times))
+    return forward, backward, forward_only
+
+
+def _lasting(stepper: Stepper) -> dict[int, int]:
+    """Bytes of weights, gradients, optimiser and queue by their address."""
+    tensors = list(stepper.model.state_dict().values())
+    tensors += [p.grad for p in stepper.model.parameters() if p.grad is not None]
+    tensors += [state["momentum_buffer"] for state in stepper.optimizer.state.values()]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def _kept(stepper: Stepper, autocast: torch.dtype | None) -> int:
+    """Bytes that autograd keeps of a step's forward passes, beside what stays anyway."""
+    lasting, kept = _lasting(stepper), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in lasting:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", autocast, enabled=autocast is not None),
+    ):
+        loss = stepper.model(stepper.batch).loss  # holds what is counted until the end
+    total = sum(kept.values())
+    del loss
+    return total
+
+
+def _ratio(pair: tuple[float, float]) -> str:
+    return f"1 to {pair[1] / pair[0]:.2f}"
+
+
+def _gb(pair: list[int] | list[float]) -> str:
+    return f"{pair[0] / GB:.2f} to {pair[1] / GB:.2f} GB, {_ratio((pair[0], pair[1]))}"
