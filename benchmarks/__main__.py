@@ -30,7 +30,7 @@ COMMANDS = (
     Command("audit", "benchmarks.audit.command"),
     Command("all", "benchmarks.bench_all"),
     Command("check-data", "benchmarks.datasets.check"),
-    Command("demo-data", "benchmarks.demo.command"),
+    Command("demo-data", "benchmarks.demo.compose"),
     Command("random-encoder", "benchmarks.encoders.random_file"),
     Command("explain", "benchmarks.explain"),
     Command("features-gc", "benchmarks.features.collect"),

@@ -1,39 +1,56 @@
-"""Composes the embedded data: single drawings, scenes in the Pascal VOC layout, and the same scenes as COCO."""
+"""Compose the embedded data (single drawings, scenes as Pascal VOC, the same as COCO), and draw a contact sheet."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from xml.etree import ElementTree as ET
 
+import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from benchmarks.datasets.lists import GROUPS_FILE
 from benchmarks.datasets.registry import EMBEDDED_STAMP
-from benchmarks.demo.coco_writer import Annotation, CocoWriter, annotate
-from benchmarks.demo.drawings import SPLIT_FILE
-from benchmarks.demo.painting import paint
-from benchmarks.demo.scenes import Scene, SceneSplit, instances, plan_scene, scene_pools
-from benchmarks.demo.singles import Single, paint_single, plan_singles
-from benchmarks.demo.voc_writer import VocWriter
+from benchmarks.demo.drawings import ARCHIVE, SPLIT_FILE, generator
+from benchmarks.demo.scenes import (
+    Scene,
+    SceneSplit,
+    Single,
+    instances,
+    paint,
+    paint_single,
+    plan_scene,
+    plan_singles,
+    scene_pools,
+)
+from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations
 from benchmarks.progress import progress as shown
 from benchmarks.task import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 YEAR = "2007"
+SHEET_COLUMNS = 6
 THREADS = 2  # Pillow encodes and resamples outside the interpreter lock
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much to compose. Trainval is train and val; `drawings_per_class` None takes all of them."""
+    """Numbers of scenes (trainval is train and val), and of single drawings per class; None for all."""
 
     train: int = 1200
     val: int = 400
@@ -42,10 +59,10 @@ class Counts:
 
 
 def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts | None = None) -> None:
-    """Writes `drawings/`, `VOCdevkit/VOC2007/` and `coco/` below `out`, the same bytes for the same seed and counts.
+    """Write `drawings/`, `VOCdevkit/VOC2007/` and `coco/` below `out`: the same bytes for the same seed and counts.
 
-    A part that is there and intact is left alone. Each part is composed aside and then moved into place, so that a run
-    may be killed at any time and started again.
+    An intact part is left alone. Each part is composed in another folder and then moved into place, so that a run can
+    be killed at any time and started again.
 
     Raises:
         InputError: one of the folders exists and was not composed by this function.
@@ -110,7 +127,7 @@ def _compose_coco(folder: Path, out: Path, seed: int, counts: Counts, progress: 
     pictures = out / f"VOCdevkit/VOC{YEAR}/JPEGImages"
 
     def describe(scene: Scene) -> tuple[Scene, list[Annotation]]:
-        return scene, annotate(instances(scene))
+        return scene, coco_annotations(instances(scene))
 
     for scene, found in _each(describe, plan(seed, counts), _scenes(counts), "COCO annotations", progress):
         writer.add(scene, pictures / f"{scene.number:06d}.jpg", found)
@@ -135,19 +152,16 @@ def _write_groups(folder: Path, sources: dict[str, set[str]]) -> None:
 
 
 def _key(seed: int, counts: Counts) -> str:
-    """Changes whenever something that decides the bytes does: settings, the composer's source, the split."""
+    """A hash of everything that decides the bytes: settings, the source of this package, drawings and split."""
     digest = hashlib.sha256(json.dumps([seed, asdict(counts)]).encode())
-    here = Path(__file__).parent
-    for file in sorted([SPLIT_FILE, *(f for f in here.glob("*.py") if f.name not in _NO_INFLUENCE)]):
+    sources = [Path(__file__).with_name(f"{module}.py") for module in ("compose", "drawings", "scenes", "writers")]
+    for file in (*sources, SPLIT_FILE, ARCHIVE):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-_NO_INFLUENCE = ("near_duplicates.py", "sheet.py", "split.py")
-
-
 class _Stamp:
-    """`embedded.json`: what was composed here, with which settings, and how to tell that it is still whole."""
+    """`embedded.json`: the composed parts, a hash of their settings, and a digest of each that shows damage."""
 
     def __init__(self, out: Path, key: str) -> None:
         self.out, self.key = out, key
@@ -156,7 +170,7 @@ class _Stamp:
             content = json.loads(self.file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             content = {}
-        # Part -> digest; empty while it is being composed, and for what other settings gave.
+        # Part -> digest; empty while the part is being composed, or if other settings composed it.
         self.parts: dict[str, str] = dict(content.get("parts", {}))
         if content.get("key") != key:
             self.parts = dict.fromkeys(self.parts, "")
@@ -186,3 +200,81 @@ def _digest(folder: Path) -> str:
     """SHA-256 over the names and sizes of all files."""
     lines = sorted(f"{f.relative_to(folder).as_posix()} {f.stat().st_size}\n" for f in folder.rglob("*") if f.is_file())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ---- contact sheet and command ---------------------------------------------------------------------------------------
+
+
+def contact_sheet(root: Path, out: Path, split: str, n: int = 24) -> None:
+    """Draw `n` scenes of a VOC split with boxes, class names, flags (D difficult, T truncated) and masks into a PNG.
+
+    Args:
+        root: the data root that `compose` wrote.
+        split: as in ImageSets/Main, such as trainval.
+
+    Raises:
+        InputError: the scenes are not there.
+    """
+    from matplotlib.figure import Figure
+
+    folder = root / "VOCdevkit" / f"VOC{YEAR}"
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not listing.is_file():
+        raise InputError(f"{listing} is missing; compose the data first")
+    ids = listing.read_text(encoding="utf-8").split()
+    chosen = sorted(generator(0, "sheet").permutation(len(ids))[:n])
+    rows = -(-n // SHEET_COLUMNS)
+    figure = Figure(figsize=(3 * SHEET_COLUMNS, 3 * rows), layout="constrained")
+    for position in range(n):
+        axis = figure.add_subplot(rows, SHEET_COLUMNS, 1 + position)
+        axis.set_axis_off()
+        if position < len(chosen):
+            _draw_scene(axis, folder, ids[chosen[position]])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(out)
+
+
+def _draw_scene(axis: Axes, folder: Path, image_id: str) -> None:
+    import matplotlib as mpl
+    from matplotlib.patches import Rectangle
+
+    with Image.open(folder / "JPEGImages" / f"{image_id}.jpg") as image:
+        axis.imshow(np.asarray(image))
+    with Image.open(folder / "SegmentationObject" / f"{image_id}.png") as image:
+        labels = np.asarray(image)
+    overlay = np.zeros((*labels.shape, 4))
+    overlay[labels == VOID] = (1, 1, 1, 0.9)
+    tree = ET.parse(folder / "Annotations" / f"{image_id}.xml")  # noqa: S314 - written by the composer
+    for number, element in enumerate(tree.findall("object"), start=1):
+        colour = mpl.colormaps["tab10"](number - 1)
+        overlay[labels == number] = (*colour[:3], 0.3)
+        left, top, right, bottom = (
+            int(element.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")
+        )
+        # Here pixel centres are whole numbers from 0; the file counts from 1 and includes both ends.
+        box = Rectangle((left - 1.5, top - 1.5), right - left + 1, bottom - top + 1, fill=False, ec=colour, lw=1.2)
+        axis.add_patch(box)
+        flags = [flag for flag, name in (("D", "difficult"), ("T", "truncated")) if element.findtext(name) == "1"]
+        text = " ".join([element.findtext("name", ""), *flags])
+        axis.text(left - 1, top - 2, text, fontsize=5, color="white", va="bottom",
+                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    axis.imshow(overlay)
+    axis.set_title(image_id, fontsize=5, pad=6)
+
+
+def command(out: Path = Path("work/data"), seed: int = 0, sheet: Path | None = None) -> int:
+    """Compose the embedded data: single drawings, scenes in the Pascal VOC layout, the same scenes as COCO.
+
+    Args:
+        out: data root to write.
+        seed: seed of the pictures.
+        sheet: also draw a contact sheet of scenes with boxes and masks to this PNG file.
+    """
+    compose(out, seed=seed)
+    log.info("composed %s", out)
+    if sheet:
+        contact_sheet(out, sheet, "trainval")
+        log.info("drew %s", sheet)
+    return 0

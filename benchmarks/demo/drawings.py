@@ -1,7 +1,10 @@
-"""The drawings, their near-duplicate groups and their side of the fixed train/test split."""
+"""The drawings in `openclipart12.zip`, their near-duplicate groups and their side of the fixed train/test split."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).parent / "openclipart12"
-SPLIT_FILE = Path(__file__).parent / "split.tsv"
+ARCHIVE = Path(__file__).with_name("openclipart12.zip")  # <class>/<name>.png
+SPLIT_FILE = Path(__file__).with_name("split.tsv")
 
-# Line art is what encloses this many times the area of its strokes.
+# A drawing that encloses at least this many times the area of its strokes is line art.
 LINE_ART = 1.8
+VISIBLE = 24  # of 255: alpha above which a pixel belongs to the drawing
 
 Side = Literal["train", "test"]
 
@@ -26,9 +30,7 @@ class Drawing:
 
     Attributes:
         id: `<class>/<file name without suffix>`.
-        group: id of the first drawing that it is a near-duplicate of (its own, where there is none). A group is wholly
-            on one side of the split.
-        side: `train` or `test`.
+        group: id of the first of its near-duplicates, or its own. All drawings of a group are on one side of the split.
     """
 
     id: str
@@ -43,14 +45,10 @@ class Drawing:
     def name(self) -> str:
         return self.id.split("/")[1]
 
-    @property
-    def file(self) -> Path:
-        return ROOT / f"{self.id}.png"
-
 
 @cache
 def read_drawings() -> tuple[Drawing, ...]:
-    """All drawings in use, sorted by id, from `split.tsv`. The files that it leaves out hold no drawing."""
+    """All drawings in use, sorted by id, from `split.tsv`. It leaves out two files without a drawing."""
     rows = [line.split("\t") for line in SPLIT_FILE.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     sides: dict[str, Side] = {"train": "train", "test": "test"}
     return tuple(Drawing(id, group, sides[side]) for id, group, side in rows if side in sides)
@@ -72,17 +70,33 @@ def classes() -> tuple[str, ...]:
 
 
 @cache
-def load(file: Path) -> Image.Image:
-    """The drawing as RGBA, cropped to the pixels that can be seen. Shared: do not change it in place."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGBA")
-    return image.crop(image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
+def _files() -> dict[str, bytes]:
+    """Drawing id -> PNG file."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        return {name.removesuffix(".png"): archive.read(name) for name in archive.namelist()}
+
+
+def all_ids() -> list[str]:
+    """The ids of all files in the archive, sorted."""
+    return sorted(_files())
 
 
 @cache
-def cut_out(file: Path) -> Image.Image:
-    """As `load`, but line art is filled with white paper: bare strokes would be no object on a coloured background."""
-    image = load(file)
+def load(id: str) -> Image.Image:
+    """The drawing as RGBA, cropped to its visible pixels. Shared: do not change it in place."""
+    with Image.open(io.BytesIO(_files()[id])) as opened:
+        return visible_part(opened.convert("RGBA"))
+
+
+def visible_part(image: Image.Image) -> Image.Image:
+    """The RGBA image cropped to its visible pixels."""
+    return image.crop(image.getchannel("A").point(lambda a: 255 * (a > VISIBLE)).getbbox())
+
+
+@cache
+def cut_out(id: str) -> Image.Image:
+    """As `load`, but line art is filled with white paper: bare strokes would hardly show on a coloured background."""
+    image = load(id)
     stroke = np.asarray(image)[..., 3] >= 64
     solid = _without_holes(stroke)
     if solid.sum() < LINE_ART * stroke.sum():
@@ -93,7 +107,7 @@ def cut_out(file: Path) -> Image.Image:
 
 
 def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask and everything that it encloses."""
+    """The mask and the areas that it encloses."""
     free = ~np.pad(mask, 1)
     outside = np.zeros_like(free)
     outside[0] = outside[-1] = outside[:, 0] = outside[:, -1] = True
@@ -104,3 +118,9 @@ def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
                 outside |= np.roll(outside, step, axis)
                 outside &= free
     return ~outside[1:-1, 1:-1]
+
+
+def generator(seed: int, *item: str | int) -> np.random.Generator:
+    """A random generator that depends on the seed and the item's name alone, whatever the order or the process."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *item))).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))

@@ -1,4 +1,4 @@
-"""The plan of the scenes: which drawing stands where. Nothing is painted here, so that the plan can be checked fast."""
+"""Plan and paint pictures: single drawings, and scenes of 1 to 5 drawings with the visible mask of each."""
 
 from __future__ import annotations
 
@@ -12,31 +12,83 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.demo.drawings import Drawing, classes, cut_out, of_side
-from benchmarks.demo.seeding import generator
+from benchmarks.demo.drawings import Drawing, Side, classes, cut_out, generator, load, of_side
 
 SceneSplit = Literal["train", "val", "test"]
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float32]
 Pool = dict[str, list[Drawing]]
 
+# Single drawings.
+SINGLE_SIZE = 96  # pixels
+VIEWS_TRAIN = 1
+VIEWS_VAL = 3  # the prediction depends on where the drawing lies; three views halve that noise
+
+# Scenes.
 LONGER_SIDE = 192  # pixels, give or take 16
 ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9)
 PORTRAIT = 0.4
-OBJECTS = (0.30, 0.30, 0.20, 0.12, 0.08)  # how often a scene is meant to have 1, 2, … 5 objects
-SAME_CLASS_AGAIN = 0.22  # so that instances of one class meet
+OBJECTS = (0.30, 0.30, 0.20, 0.12, 0.08)  # intended share of scenes with 1, 2, … 5 objects
+SAME_CLASS_AGAIN = 0.22  # so that instances of one class touch
 TINY = 0.08
 OVERHANGING = 0.2
 OVERHANG = 0.35  # at most this share of a side lies outside
-WELL_VISIBLE = 0.6  # where an object would have less than this left, another position is tried first
+WELL_VISIBLE = 0.6  # if an object would show less than this, other positions are tried first
 LEAST_VISIBLE = 0.15
 LEAST_PIXELS = 12
-POSITIONS = 8  # tried for a well visible object, and half as many for a hidden one, before another drawing is
-DRAWINGS = 4  # tried before the scene does with fewer objects
+POSITIONS = 8  # tries for a well visible object, then half as many for a hidden one, then another drawing
+DRAWINGS = 4  # tries before the scene gets fewer objects
 VAL_SHARE = 0.25
 OPAQUE = 64  # of 255: alpha from which a pixel belongs to the object
 DIFFICULT_VISIBLE = 0.35
 DIFFICULT_EXTENT = 22  # pixels of the visible box's longer side
 TRUNCATED_VISIBLE = 0.97
+
+
+# ---- single drawings -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Single:
+    """One picture of one drawing."""
+
+    drawing: Drawing
+    split: str
+    view: int
+
+    @property
+    def path(self) -> Path:
+        """Relative to the folder `drawings`."""
+        return Path(self.split, self.drawing.class_name, f"{self.drawing.name}_{self.view}.png")
+
+
+def plan_singles(per_class: int | None = None) -> list[Single]:
+    """Every drawing of both sides, or the first few of each class; test drawings are `val`, as ImageNet calls it."""
+    folders: tuple[tuple[str, Side, int], ...] = (("train", "train", VIEWS_TRAIN), ("val", "test", VIEWS_VAL))
+    return [
+        Single(drawing, split, view)
+        for split, side, views in folders
+        for drawings in of_side(side).values()
+        for drawing in drawings[:per_class]
+        for view in range(views)
+    ]
+
+
+def paint_single(single: Single, seed: int) -> Image.Image:
+    """The picture: the drawing at 75 to 95 % of the longer side, anywhere, on a light background."""
+    rng = generator(seed, single.drawing.id, single.view)
+    drawing = load(single.drawing.id)
+    zoom = SINGLE_SIZE * rng.uniform(0.75, 0.95) / max(drawing.size)
+    width, height = (max(1, round(zoom * side)) for side in drawing.size)
+    left, top = int(rng.integers(SINGLE_SIZE - width + 1)), int(rng.integers(SINGLE_SIZE - height + 1))
+    ground = _pale(rng, (SINGLE_SIZE, SINGLE_SIZE), plain=bool(rng.random() < 0.5))
+    image = Image.fromarray(ground.astype(np.uint8))
+    scaled = drawing.resize((width, height), Image.Resampling.BICUBIC)
+    image.paste(scaled, (left, top), scaled)
+    return image
+
+
+# ---- scenes ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,7 +104,7 @@ class Placement:
 
     def rendered(self) -> Image.Image:
         """The drawing at its size, RGBA. Shared: do not change it in place."""
-        return _rendered(self.drawing.file, self.width, self.height, self.mirrored)
+        return _rendered(self.drawing.id, self.width, self.height, self.mirrored)
 
 
 @dataclass(frozen=True)
@@ -68,11 +120,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Instance:
-    """What can be seen of one object.
+    """The visible part of one object.
 
     Attributes:
         mask: (height, width) visible pixels, at least one.
-        truncated: cut by the image's edge or covered in part by another object.
+        truncated: cut off by the image's edge or partly covered by another object.
         difficult: mostly hidden, or tiny.
     """
 
@@ -91,8 +143,8 @@ class Instance:
 def scene_pools() -> dict[SceneSplit, Pool]:
     """The drawings that the scenes of each split show, by class. No near-duplicate group is in two splits.
 
-    Test scenes show the test side; the train side is divided between train and val, so that whatever is chosen on val
-    is not chosen on drawings that were trained on.
+    Test scenes show the test side. The train side is divided between train and val, so that a choice made on val is not
+    made on drawings of train.
     """
     pools: dict[SceneSplit, Pool] = {"train": {}, "val": {}, "test": of_side("test")}
     for name, drawings in of_side("train").items():
@@ -103,18 +155,18 @@ def scene_pools() -> dict[SceneSplit, Pool]:
 
 
 def plan_scene(seed: int, number: int, split: SceneSplit, pool: Pool) -> Scene:
-    """A scene of 1 to 5 objects: a function of the arguments alone, whatever other scenes there are."""
+    """A scene of 1 to 5 objects. It depends on the arguments alone, not on other scenes."""
     rng = generator(seed, "scene", split, number)
     longer = LONGER_SIDE + int(rng.integers(-16, 17))
     sides = (longer, round(longer / float(rng.choice(ASPECTS))))
     width, height = sides[::-1] if rng.random() < PORTRAIT else sides
-    wanted = 1 + int(rng.choice(len(OBJECTS), p=OBJECTS))
+    intended = 1 + int(rng.choice(len(OBJECTS), p=OBJECTS))
     placements: list[Placement] = []
     visible: list[Mask] = []
     whole: list[int] = []
-    while not placements:  # a first object whose strokes are too thin to be seen is drawn again
-        for _ in range(wanted):
-            for placement, least in _proposals(rng, pool, placements, (width, height), wanted):
+    while not placements:  # the strokes of a first object may be too thin to be seen
+        for _ in range(intended):
+            for placement, least in _proposals(rng, pool, placements, (width, height), intended):
                 masks, area = _covered(visible, placement, (width, height))
                 if all(m.sum() >= max(least * w, LEAST_PIXELS) for m, w in zip(masks, [*whole, area], strict=True)):
                     placements.append(placement)
@@ -141,16 +193,16 @@ def instances(scene: Scene) -> list[Instance]:
 
 
 def _proposals(
-    rng: np.random.Generator, pool: Pool, before: Sequence[Placement], size: tuple[int, int], wanted: int
+    rng: np.random.Generator, pool: Pool, before: Sequence[Placement], size: tuple[int, int], intended: int
 ) -> Iterator[tuple[Placement, float]]:
-    """Several positions for each of several drawings, with the share that every object must show there."""
+    """Several positions for each of several drawings, with the visible share that every object must keep there."""
     for _ in range(DRAWINGS):
         again = before and rng.random() < SAME_CLASS_AGAIN
         name = before[-1].drawing.class_name if again else str(rng.choice(classes()))
         drawing = pool[name][int(rng.integers(len(pool[name])))]
-        natural = cut_out(drawing.file).size
+        natural = cut_out(drawing.id).size
         tiny = rng.random() < TINY
-        longer = rng.uniform(12, 22) if tiny else rng.uniform(0.4, 0.85) / wanted**0.3 * LONGER_SIDE
+        longer = rng.uniform(12, 22) if tiny else rng.uniform(0.4, 0.85) / intended**0.3 * LONGER_SIDE
         zoom = min(longer / max(natural), *(0.95 * room / side for room, side in zip(size, natural, strict=True)))
         extents = (max(1, round(zoom * natural[0])), max(1, round(zoom * natural[1])))
         mirrored = bool(rng.random() < 0.5)
@@ -164,7 +216,7 @@ def _proposals(
 
 
 def _covered(below: Sequence[Mask], placement: Placement, size: tuple[int, int]) -> tuple[list[Mask], int]:
-    """Visible pixels of all objects once this one lies on top, and the pixels that it would have if nothing cut it."""
+    """Visible pixels of all objects once this one lies on top, and the number of pixels of the whole object."""
     width, height = size
     shape = np.asarray(placement.rendered())[..., 3] >= OPAQUE
     own = np.zeros((height, width), dtype=bool)
@@ -179,6 +231,65 @@ def _covered(below: Sequence[Mask], placement: Placement, size: tuple[int, int])
 
 
 @lru_cache(maxsize=64)
-def _rendered(file: Path, width: int, height: int, mirrored: bool) -> Image.Image:
-    image = cut_out(file).resize((width, height), Image.Resampling.BICUBIC)
+def _rendered(id: str, width: int, height: int, mirrored: bool) -> Image.Image:
+    image = cut_out(id).resize((width, height), Image.Resampling.BICUBIC)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
+def paint(scene: Scene, seed: int) -> Image.Image:
+    """The picture of a scene, RGB."""
+    rng = generator(seed, "background", scene.split, scene.number)
+    image = Image.fromarray(_tinted(rng, (scene.width, scene.height)).astype(np.uint8))
+    for placement in scene.placements:
+        drawing = placement.rendered()
+        image.paste(drawing, (placement.left, placement.top), drawing)
+    return image
+
+
+# ---- backgrounds -----------------------------------------------------------------------------------------------------
+
+
+def _pale(rng: np.random.Generator, size: tuple[int, int], *, plain: bool) -> Floats:
+    """A light, nearly neutral background (height, width, 3), values 0..255.
+
+    Instance discrimination on one picture per drawing learns whatever separates two pictures most easily. That must not
+    be the background, so the textures stay within about 30 levels.
+    """
+    base = np.full(3, rng.uniform(215, 255)) + rng.uniform(-12, 12, 3)
+    ground = np.broadcast_to(base, (*size[::-1], 3))
+    if not plain:
+        tint = rng.uniform(0.7, 1.0, 3)
+        ground = ground + 15 * _pattern(rng, size)[..., None] * tint
+    return np.clip(ground, 0, 255).astype(np.float32)
+
+
+def _tinted(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
+    """A background of a scene (height, width, 3), values 0..255: a light tint under a gradient or texture, with noise.
+
+    In pooled features a background counts by its area. With colours and contrasts as strong as those of the drawings,
+    even ImageNet features lost a fifth of their mean AP, and the rest measured the backgrounds.
+    """
+    base = rng.uniform(170, 250) + rng.uniform(-25, 25, 3)
+    amplitude = rng.uniform(4, 18) * rng.uniform(0.6, 1.0, 3) * rng.choice([-1, 1])
+    grain = rng.normal(0, rng.uniform(1, 3), (*size[::-1], 1))
+    return np.clip(base + amplitude * _pattern(rng, size)[..., None] + grain, 0, 255).astype(np.float32)
+
+
+def _pattern(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
+    """A gradient, soft noise, stripes or checks, (height, width) in [-1, 1]."""
+    width, height = size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (np.cos(angle) * (x - width / 2) + np.sin(angle) * (y - height / 2)) / max(size)
+    kind = rng.choice(["gradient", "noise", "grain", "stripes", "checks"])
+    if kind == "gradient":
+        return np.clip(2 * along, -1, 1)
+    if kind == "stripes":
+        return np.sin(2 * np.pi * along * rng.uniform(4, 14)).astype(np.float32)
+    if kind == "checks":
+        across = (-np.sin(angle) * (x - width / 2) + np.cos(angle) * (y - height / 2)) / max(size)
+        turns = np.pi * rng.uniform(4, 12)
+        return np.clip(4 * np.sin(turns * along) * np.sin(turns * across), -1, 1).astype(np.float32)
+    cell = 24 if kind == "noise" else 4
+    coarse = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)
+    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)).clip(-1, 1)

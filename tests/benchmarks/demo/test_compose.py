@@ -2,14 +2,16 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.datasets.imagefolder import read_image_folder
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
-from benchmarks.demo.compose import Counts, compose
+from benchmarks.demo.compose import Counts, compose, contact_sheet
 from benchmarks.demo.drawings import read_drawings
-from benchmarks.demo.singles import VIEWS_TRAIN, VIEWS_VAL
+from benchmarks.demo.scenes import VIEWS_TRAIN, VIEWS_VAL
 from benchmarks.task import InputError
 
 SMALL = Counts(train=3, val=1, test=2, drawings_per_class=1)
@@ -57,7 +59,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compose_module, "annotate", killed)
+        patch.setattr(compose_module, "coco_annotations", killed)
         with pytest.raises(KeyboardInterrupt):
             compose(tmp_path, progress=False, counts=SMALL)
     assert not (tmp_path / "coco").exists()
@@ -124,3 +126,19 @@ def test_a_copy_is_as_good_as_a_link(composed: Path, tmp_path: Path, monkeypatch
     assert picture.read_bytes() == (composed / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg").read_bytes()
     shutil.rmtree(tmp_path / "VOCdevkit")
     assert picture.is_file()
+
+
+def test_a_sheet_of_scenes_is_drawn_and_the_same_every_time(composed: Path, tmp_path: Path) -> None:
+    contact_sheet(composed, tmp_path / "new" / "a.png", "test", n=6)
+    contact_sheet(composed, tmp_path / "b.png", "test", n=6)
+    first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("new/a.png", "b.png"))
+    assert np.array_equal(first, second)
+    assert first.shape[1] > 6 * 200
+    assert first.std() > 20
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_missing_data_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"trainval\.txt is missing; compose the data first"):
+        contact_sheet(tmp_path, tmp_path / "out.png", "trainval")
+    assert not (tmp_path / "out.png").exists()

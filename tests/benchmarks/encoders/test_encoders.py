@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.contract import InputError
+from benchmarks.demo.drawings import all_ids, load
 from benchmarks.encoders.encoder import FEATURES, Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.random_file import write_random_encoder
@@ -126,14 +127,13 @@ def test_efficientnet_lite0_is_whole_and_its_embedding_is_what_its_classifier_re
 def test_efficientnet_lite0_knows_its_classes() -> None:
     """A flat field of one colour is nothing in particular; the weights are real when drawings of one kind agree."""
     encoder = load_encoder("package:efficientnet-lite0")
-    folder = Path(__file__).parents[3] / "benchmarks" / "demo" / "openclipart12"
-    groups = [sorted((folder / name).glob("*.png"))[:12] for name in ("animals_birds", "transportation_vehicles")]
+    classes = ("animals_birds", "transportation_vehicles")
+    groups = [[id for id in all_ids() if id.startswith(name)][:12] for name in classes]
     vectors = []
-    for paths in groups:
+    for ids in groups:
         pictures = []
-        for path in paths:
-            with Image.open(path) as image:
-                rgba = image.convert("RGBA").resize((128, 128))
+        for id in ids:
+            rgba = load(id).resize((128, 128))
             white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             pictures.append(torch.from_numpy(np.array(white)).permute(2, 0, 1))
         images = encoder.normalise(torch.stack(pictures))
