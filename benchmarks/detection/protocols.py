@@ -1,145 +1,210 @@
-"""The detection protocols, each a few differences from a configuration that detectron2 ships.
+"""The detection protocols and the type of their parameters. Each protocol is a change of a detectron2 configuration.
 
-Figures: facebookresearch/moco `detection/`; mmselfsup 0.x `configs/benchmarks/{detectron2,mmdetection}`; MoCo v1
+Values: facebookresearch/moco `detection/`; mmselfsup 0.x `configs/benchmarks/{detectron2,mmdetection}`; MoCo v1
 (arXiv:1911.05722), section 4.2 and appendix, as transcribed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
-from benchmarks.detection.settings import DetectionSettings
-from results.schema import Geometry, Protocol, Source
+from pydantic import Field, model_validator
 
-_C4, _C4_MASK = "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
-_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+from results.schema import Geometry, Params, Protocol, Source
 
-VOC = DetectionSettings(
-    base=_C4,
-    task="voc",
-    norm="naiveSyncBN",
-    extra_norm=True,
+TaskName = Literal["voc", "coco", "densepose", "lvis", "cityscapes"]
+
+_BOX = ("AP_box", "AP50_box", "AP75_box")
+_MASK = ("AP_mask", "AP50_mask", "AP75_mask")
+_KEYPOINT = ("AP_kp", "AP50_kp", "AP75_kp")
+
+
+class DetectionParams(Params):
+    """A detector on the encoder, fine-tuned as a whole.
+
+    Attributes:
+        base: configuration shipped with detectron2 that the other fields change.
+        task: whose annotations are read and whose average precision is computed.
+        config: further keys of detectron2's configuration, for which there is no field here.
+        masks, keypoints: add a mask or a keypoint head.
+        norm: detectron2's name of the normalisation of the backbone (and of res5 in the box head). One process
+            replaces synchronised batch norms by ordinary ones.
+        fpn_norm, box_norm, mask_norm: the same for the pyramid, the box head and the mask head.
+        extra_norm: add a normalisation after res5 in the box head. It is not pretrained.
+        reduce_channels: channels of a 3x3 convolution with normalisation after a dilated res5; 0 adds none.
+        pad_divisor: pad the images of a batch to a multiple of it; 0 leaves it to detectron2.
+        precise_bn: iterations over which batch-norm statistics are computed again after training; 0 skips this.
+        norm_weight_decay: weight decay of the weights and biases of normalisations.
+        difficult_in_training: `keep` trains on VOC objects marked difficult, `ignore` removes them. An image that shows
+            nothing else stays, as one without objects.
+        inclusive_boxes: VOC's right and bottom edges are inside the box: its width is right - left + 1 in evaluation
+            and right - left in training. detectron2 has them outside.
+        rpn_low_quality: smallest overlap from which an object's best anchor is positive although it is below the
+            threshold of the other anchors.
+        min_sizes: short sides in training; one is drawn for each image.
+        max_size: largest long side in training.
+        test_min_size, test_max_size: the same in testing.
+        batch_size: images per iteration, over all ranks.
+        steps: iterations at which the learning rate is multiplied by `gamma`.
+        schedule: factor of `iterations` and `steps`, as 0.1.
+        scaled_batch: another total batch, k times `batch_size`: the learning rate is multiplied by k, and iterations,
+            steps and warm-up are divided by k (linear scaling, Goyal et al. 2017). 0 trains with `batch_size`.
+        trials: runs with different seeds; the protocol reports their mean.
+        checkpoint_every: iterations between checkpoints, from which a killed run continues.
+    """
+
+    base: str
+    task: TaskName
+    config: dict[str, Any] = Field(default_factory=dict)
+    masks: bool = False
+    keypoints: bool = False
+    norm: str = "SyncBN"
+    fpn_norm: str = ""
+    box_norm: str = ""
+    mask_norm: str = ""
+    extra_norm: bool = False
+    reduce_channels: int = Field(0, ge=0)
+    pad_divisor: int = Field(0, ge=0)
+    precise_bn: int = Field(200, ge=0)
+    norm_weight_decay: float = Field(0.0, ge=0)
+    difficult_in_training: Literal["keep", "ignore"] = "keep"
+    inclusive_boxes: bool = False
+    rpn_low_quality: float = Field(0.0, ge=0, le=1)
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    max_size: int = Field(1333, gt=0)
+    test_min_size: int = Field(800, gt=0)
+    test_max_size: int = Field(1333, gt=0)
+    batch_size: int = Field(16, gt=0)
+    iterations: int = Field(gt=0)
+    steps: tuple[int, ...]
+    lr: float = Field(0.02, gt=0)
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    gamma: float = 0.1
+    warmup_iterations: int = Field(1000, ge=0)
+    warmup_factor: float = Field(0.001, gt=0)
+    schedule: float = Field(1.0, gt=0)
+    scaled_batch: int = Field(0, ge=0)
+    trials: int = Field(1, gt=0)
+    checkpoint_every: int = Field(5000, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> Self:
+        if list(self.steps) != sorted(set(self.steps)) or any(step <= 0 for step in self.steps):
+            raise ValueError(f"steps {self.steps} must be positive and in ascending order")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the evaluator of `task` fills."""
+        match self.task:
+            case "voc":
+                return ("AP50",) if self.inclusive_boxes else ("AP50", "AP", "AP75")
+            case "cityscapes":
+                return _MASK[:2]
+            case "densepose":
+                return ("AP_dp", "AP50_dp", "AP75_dp")
+        return (*_BOX, *(_MASK if self.masks else ()), *(_KEYPOINT if self.keypoints else ()))
+
+    def solver(self) -> Solver:
+        """Batch, learning rate and lengths with `schedule` and `scaled_batch` applied."""
+        k = self.scaled_batch / self.batch_size if self.scaled_batch else 1.0
+        times = self.schedule / k
+        iterations = max(1, round(self.iterations * times))
+        return Solver(
+            batch_size=self.scaled_batch or self.batch_size,
+            lr=self.lr * k,
+            iterations=iterations,
+            steps=tuple(s for s in (round(step * times) for step in self.steps) if 0 < s < iterations),
+            warmup_iterations=round(self.warmup_iterations / k),
+        )
+
+
+class Solver(NamedTuple):
+    """See `DetectionParams.solver`."""
+
+    batch_size: int
+    lr: float
+    iterations: int
+    steps: tuple[int, ...]
+    warmup_iterations: int
+
+
+VOC = DetectionParams(
+    base="PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", task="voc",
+    norm="naiveSyncBN", extra_norm=True,
     min_sizes=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-    iterations=24_000,
-    steps=(18_000, 22_000),
-    warmup_iterations=100,
-    trials=5,
-)
-# mmdetection's counterpart: what it does otherwise, under the names that it has here.
-VOC_MMSELFSUP = VOC.model_copy(
-    update={
-        "norm": "SyncBN",
-        "precise_bn": 0,
-        "norm_weight_decay": 1e-4,
-        "difficult_in_training": "ignore",
-        "inclusive_boxes": True,
-        "rpn_low_quality": 0.3,
-        "pad_divisor": 32,
-        "trials": 1,
-        "config": {
-            "MODEL.RPN.BOUNDARY_THRESH": 0,
-            "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
-            "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
-        },
-    }
-)
-# Conv5 at stride 1 with dilation 2, a 3x3 convolution to 512 channels, two hidden layers.
-VOC_DILATED = VOC.model_copy(
-    update={
-        "base": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",
-        "extra_norm": False,
-        "reduce_channels": 512,
-    }
-)
-COCO_C4 = DetectionSettings(
-    base=_C4_MASK, task="coco", masks=True, norm="naiveSyncBN", extra_norm=True, iterations=90_000,
-    steps=(60_000, 80_000),
+    iterations=24_000, steps=(18_000, 22_000), warmup_iterations=100, trials=5,
 )  # fmt: skip
-_TWICE = {"iterations": 180_000, "steps": (120_000, 160_000)}
-_C4_MMSELFSUP = {"norm": "SyncBN", "max_size": 1200}
-COCO_FPN = DetectionSettings(  # the heads are detectron2's
-    base=_FPN, task="coco", masks=True, norm="SyncBN", fpn_norm="SyncBN", iterations=90_000, steps=(60_000, 80_000)
+# mmdetection's counterpart. Its differences from detectron2 are expressed by fields and keys of detectron2.
+VOC_MMSELFSUP = VOC.changed(
+    norm="SyncBN", precise_bn=0, norm_weight_decay=1e-4, pad_divisor=32, trials=1,
+    difficult_in_training="ignore", inclusive_boxes=True, rpn_low_quality=0.3,
+    config={
+        "MODEL.RPN.BOUNDARY_THRESH": 0,
+        "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    },
+)  # fmt: skip
+# Conv5 at stride 1 with dilation 2, a 3x3 convolution to 512 channels, two hidden layers.
+VOC_DILATED = VOC.changed(
+    base="COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml", extra_norm=False, reduce_channels=512
 )
-# 12 epochs of 7330 iterations: the 117,266 images of train2017 that show an object, 16 at a time.
-COCO_FPN_MMSELFSUP = COCO_FPN.model_copy(
-    update={
-        "box_norm": "SyncBN",
-        "mask_norm": "SyncBN",
-        "precise_bn": 0,
-        "norm_weight_decay": 1e-4,
-        "rpn_low_quality": 0.3,
-        "iterations": 12 * 7330,
-        "steps": (8 * 7330, 11 * 7330),
-        "config": {
-            "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
-            "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
-            "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
-            "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
-            "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
-            "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
-        },
-    }
+_TWICE: dict[str, Any] = {"iterations": 180_000, "steps": (120_000, 160_000)}
+_SIX_TIMES: dict[str, Any] = {"iterations": 540_000, "steps": (480_000, 520_000)}  # as detectron2 extends schedules
+COCO_C4 = DetectionParams(
+    base="COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", task="coco", masks=True,
+    norm="naiveSyncBN", extra_norm=True,
+    iterations=90_000, steps=(60_000, 80_000),
+)  # fmt: skip
+COCO_C4_MMSELFSUP = COCO_C4.changed(norm="SyncBN", max_size=1200)
+COCO_FPN = DetectionParams(  # the heads are detectron2's
+    base="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", task="coco", masks=True,
+    norm="SyncBN", fpn_norm="SyncBN",
+    iterations=90_000, steps=(60_000, 80_000),
+)  # fmt: skip
+COCO_FPN_MMSELFSUP = COCO_FPN.changed(
+    box_norm="SyncBN", mask_norm="SyncBN", precise_bn=0, norm_weight_decay=1e-4, rpn_low_quality=0.3,
+    # 12 epochs of 7330 iterations: the 117,266 images of train2017 that show an object, in batches of 16.
+    iterations=12 * 7330, steps=(8 * 7330, 11 * 7330),
+    config={
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+        "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    },
+)  # fmt: skip
+RETINANET = COCO_FPN.changed(base="COCO-Detection/retinanet_R_50_FPN_1x.yaml", masks=False, lr=0.01)
+KEYPOINTS = COCO_FPN.changed(
+    base="COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", masks=False, keypoints=True, **_TWICE
 )
-RETINANET = COCO_FPN.model_copy(
-    update={"base": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "masks": False, "lr": 0.01}
-)
-KEYPOINTS = COCO_FPN.model_copy(
-    update={"base": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", "masks": False, "keypoints": True, **_TWICE}
-)
-# detectron2's project, laid over the base that its own base repeats, since an installed project has no configurations.
-DENSEPOSE = COCO_FPN.model_copy(
-    update={
-        "base": "Base-RCNN-FPN.yaml",
-        "task": "densepose",
-        "masks": False,
-        "lr": 0.01,
-        "iterations": 130_000,
-        "steps": (100_000, 120_000),
-        "warmup_factor": 0.1,
-        "config": {
-            "MODEL.ROI_HEADS.NAME": "DensePoseROIHeads",
-            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
-            "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
-            "MODEL.ROI_DENSEPOSE_HEAD.NAME": "DensePoseV1ConvXHead",
-            "MODEL.ROI_DENSEPOSE_HEAD.POOLER_TYPE": "ROIAlign",
-        },
-    }
-)
-LVIS = COCO_FPN.model_copy(
-    update={"base": "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "task": "lvis", "trials": 5}
-)
-LVIS_V1 = LVIS.model_copy(update={"base": "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", **_TWICE})
-CITYSCAPES = COCO_FPN.model_copy(
-    update={
-        "base": "Cityscapes/mask_rcnn_R_50_FPN.yaml",
-        "task": "cityscapes",
-        "min_sizes": (800, 832, 864, 896, 928, 960, 992, 1024),
-        "max_size": 2048,
-        "test_min_size": 1024,
-        "test_max_size": 2048,
-        "batch_size": 8,
-        "lr": 0.01,
-        "iterations": 24_000,
-        "steps": (18_000,),
-        "config": {"INPUT.MASK_FORMAT": "bitmask"},  # of the instance images, not of the polygons
-    }
-)
+# The DensePose project's own base repeats detectron2's Base-RCNN-FPN, and an installed project ships no configurations.
+DENSEPOSE = COCO_FPN.changed(
+    base="Base-RCNN-FPN.yaml", task="densepose", masks=False,
+    lr=0.01, iterations=130_000, steps=(100_000, 120_000), warmup_factor=0.1,
+    config={
+        "MODEL.ROI_HEADS.NAME": "DensePoseROIHeads",
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+        "MODEL.ROI_DENSEPOSE_HEAD.NAME": "DensePoseV1ConvXHead",
+        "MODEL.ROI_DENSEPOSE_HEAD.POOLER_TYPE": "ROIAlign",
+    },
+)  # fmt: skip
+LVIS = COCO_FPN.changed(base="LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", task="lvis", trials=5)
+LVIS_V1 = LVIS.changed(base="LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", **_TWICE)
+CITYSCAPES = COCO_FPN.changed(
+    base="Cityscapes/mask_rcnn_R_50_FPN.yaml", task="cityscapes",
+    min_sizes=(800, 832, 864, 896, 928, 960, 992, 1024), max_size=2048, test_min_size=1024, test_max_size=2048,
+    batch_size=8, lr=0.01, iterations=24_000, steps=(18_000,),
+    config={"INPUT.MASK_FORMAT": "bitmask"},  # masks come from the instance images, not from polygons
+)  # fmt: skip
 # The embedded scenes: 192 pixels, 12 classes of drawings.
 _DEMO: dict[str, Any] = {
-    "min_sizes": (96, 112, 128),
-    "max_size": 192,
-    "test_min_size": 112,
-    "test_max_size": 192,
-    "precise_bn": 20,
-    "batch_size": 8,
-    "iterations": 400,
-    "steps": (300, 360),
-    "lr": 0.02,
-    "warmup_iterations": 50,
-    "checkpoint_every": 100,
-    "trials": 3,
-    "precision": "bf16",
-}
+    "min_sizes": (96, 112, 128), "max_size": 192, "test_min_size": 112, "test_max_size": 192,
+    "precise_bn": 20, "lr": 0.02, "warmup_iterations": 50, "trials": 3, "precision": "bf16",
+}  # fmt: skip
 _FEW_PROPOSALS = {
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 500,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
@@ -150,45 +215,38 @@ _FEW_PROPOSALS = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
-VOC_DEMO = VOC.model_copy(
-    update=_DEMO
-    | {
-        "config": {
-            **_FEW_PROPOSALS,
-            "MODEL.ANCHOR_GENERATOR.SIZES": [[20, 40, 80]],
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 8,
-        }
-    }
-)
-# Its heads start at random, and many small steps teach them most: AP50 was 15 after 1,200 of 4 images, 9 after 400 of
-# 8. Two levels are what the drawings need, with as many anchors each.
-COCO_DEMO = COCO_FPN.model_copy(
-    update=_DEMO
-    | {
-        "batch_size": 4,
-        "iterations": 1400,
-        "steps": (1100, 1300),
-        "checkpoint_every": 200,
-        "config": {
-            **_FEW_PROPOSALS,
-            "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5"],
-            "MODEL.FPN.IN_FEATURES": ["res4", "res5"],
-            "MODEL.FPN.OUT_CHANNELS": 128,
-            "MODEL.RPN.IN_FEATURES": ["p4", "p5"],
-            "MODEL.ROI_HEADS.IN_FEATURES": ["p4"],
-            "MODEL.ANCHOR_GENERATOR.SIZES": [[20, 28], [40, 80]],
-            "MODEL.ROI_BOX_HEAD.FC_DIM": 512,
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 5,
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
-            "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
-            "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
-            "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 7,
-        },
-    }
-)
+VOC_DEMO = VOC.changed(
+    **_DEMO, batch_size=8, iterations=400, steps=(300, 360), checkpoint_every=100,
+    config={
+        **_FEW_PROPOSALS,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[20, 40, 80]],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 8,
+    },
+)  # fmt: skip
+# The heads start from random weights and learn most from many small steps: AP50 was 15 after 1,200 iterations of 4
+# images and 9 after 400 of 8. Two pyramid levels, with as many anchors each, suffice for the drawings.
+COCO_DEMO = COCO_FPN.changed(
+    **_DEMO, batch_size=4, iterations=1400, steps=(1100, 1300), checkpoint_every=200,
+    config={
+        **_FEW_PROPOSALS,
+        "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5"],
+        "MODEL.FPN.IN_FEATURES": ["res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS": 128,
+        "MODEL.RPN.IN_FEATURES": ["p4", "p5"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p4"],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[20, 28], [40, 80]],
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 512,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 5,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 7,
+    },
+)  # fmt: skip
 
 _MOCO = Source(repository="facebookresearch/moco", revision="7397dfe", note="detection/configs; figures of 5 trials")
 _MOCO_V1 = Source(repository="arXiv:1911.05722", note="as transcribed; where it is silent, mmselfsup 0.x's file")
+_MOCO_V1_VOC07 = Source(repository="arXiv:1911.05722", note="no schedule is transcribed; that of trainval07+12")
 _MM = Source(
     repository="open-mmlab/mmselfsup",
     revision="6faad81",
@@ -203,26 +261,6 @@ _DENSEPOSE = Source(
 )
 _OURS = Source(repository="this project")
 
-_VOC_COLUMNS = ("AP50", "AP", "AP75")
-_BOX = ("AP_box", "AP50_box", "AP75_box")
-_MASK = ("AP_mask", "AP50_mask", "AP75_mask")
-_KEYPOINT = ("AP_kp", "AP50_kp", "AP75_kp")
-_SURFACE = ("AP_dp", "AP50_dp", "AP75_dp")
-
-
-def columns(protocol: Protocol) -> tuple[str, ...]:
-    """What an evaluator gives under these settings."""
-    params = protocol.params
-    if params["task"] == "voc":
-        return _VOC_COLUMNS[:1] if params["inclusive_boxes"] else _VOC_COLUMNS
-    if params["task"] == "cityscapes":
-        return _MASK[:2]
-    if params["task"] == "densepose":
-        return _SURFACE
-    return (*_BOX, *(_MASK if params["masks"] else ()), *(_KEYPOINT if params["keypoints"] else ()))
-
-
-_SPLITS = {"voc0712": ("trainval", "test"), "voc2007_det": ("trainval", "test")}
 _METRIC = {
     "voc": "PASCAL VOC 2007 average precision, 11 points, mean over classes (AP: over ten overlaps)",
     "coco": "COCO average precision (pycocotools)",
@@ -232,63 +270,69 @@ _METRIC = {
 }
 
 
-def _protocol(benchmark: str, variant: str, settings: DetectionSettings, source: Source, dataset: str) -> Protocol:
-    train, test = _SPLITS.get(dataset, ("train", "val"))
-    found = {
-        "voc": ("voc-det", "AP50"),
-        "coco": ("coco-keypoints", "AP_kp") if settings.keypoints else ("coco-det", "AP_box"),
-        "densepose": ("coco-det", "AP_dp"),
-        "lvis": ("lvis-det", "AP_mask"),
-        "cityscapes": ("cityscapes-det", "AP_mask"),
-    }
-    command, primary = found[settings.task]
-    protocol = Protocol(
+def _protocol(
+    command: str, benchmark: str, variant: str, params: DetectionParams, source: Source, dataset: str, primary: str
+) -> Protocol:
+    voc = params.task == "voc"
+    return Protocol.of(
+        params,
         benchmark=benchmark,
         variant=variant,
         harness=command,
         dataset=dataset,
-        train_split=train,
-        test_split=test,
-        geometry=Geometry(mode="shorter", resize=settings.test_min_size, crop=settings.test_min_size),
-        columns=(primary,),
+        train_split="trainval" if voc else "train",
+        test_split="test" if voc else "val",
+        geometry=Geometry(mode="shorter", resize=params.test_min_size, crop=params.test_min_size),
         primary=primary,
-        metric=_METRIC[settings.task],
+        metric=_METRIC[params.task],
         selection="last iteration",
-        params=settings.model_dump(),
         source=source,
     )
-    return protocol.model_copy(update={"columns": columns(protocol)})
 
 
-def _c4(variant: str, twice: bool) -> DetectionSettings:
-    changes = {**(_TWICE if twice else {}), **(_C4_MMSELFSUP if variant == "mmselfsup" else {})}
-    return COCO_C4.model_copy(update=changes)
+def _voc(benchmark: str, variant: str, params: DetectionParams, source: Source, dataset: str = "voc0712") -> Protocol:
+    return _protocol("voc-det", benchmark, variant, params, source, dataset, "AP50")
 
 
-_SIX_TIMES = {"iterations": 540_000, "steps": (480_000, 520_000)}  # as detectron2's own schedules beyond 2x
+def _coco(benchmark: str, variant: str, params: DetectionParams, source: Source) -> Protocol:
+    return _protocol("coco-det", benchmark, variant, params, source, "coco", "AP_box")
 
-PROTOCOLS = (
-    _protocol("voc0712_det", "moco", VOC, _MOCO, "voc0712"),
-    _protocol("voc0712_det", "mmselfsup", VOC_MMSELFSUP, _MM, "voc0712"),
-    _protocol("voc0712_det", "demo", VOC_DEMO, _OURS, "voc2007_det"),
-    _protocol("voc07_det", "moco", VOC.model_copy(update={"trials": 1}),
-              Source(repository="arXiv:1911.05722", note="no schedule is transcribed; that of trainval07+12"),
-              "voc2007_det"),
-    _protocol("voc0712_det_dilated_c5", "moco", VOC_DILATED, _MOCO_V1, "voc0712"),
-    _protocol("coco_mask_rcnn_c4_1x", "moco", _c4("moco", False), _MOCO, "coco"),
-    _protocol("coco_mask_rcnn_c4_2x", "moco", _c4("moco", True), _MOCO, "coco"),
-    _protocol("coco_mask_rcnn_c4_1x", "mmselfsup", _c4("mmselfsup", False), _MM_D2, "coco"),
-    _protocol("coco_mask_rcnn_c4_2x", "mmselfsup", _c4("mmselfsup", True), _MM_D2, "coco"),
-    _protocol("coco_mask_rcnn_fpn_1x", "mmselfsup", COCO_FPN_MMSELFSUP, _MM, "coco"),
-    _protocol("coco_mask_rcnn_fpn_1x", "moco", COCO_FPN, _MOCO_V1, "coco"),
-    _protocol("coco_mask_rcnn_fpn_2x", "moco", COCO_FPN.model_copy(update=_TWICE), _MOCO_V1, "coco"),
-    _protocol("coco_mask_rcnn_fpn_6x", "moco", COCO_FPN.model_copy(update=_SIX_TIMES), _MOCO_V1, "coco"),
-    _protocol("coco_mask_rcnn_fpn", "demo", COCO_DEMO, _OURS, "coco"),
-    _protocol("coco_retinanet_fpn", "mmselfsup", RETINANET, _MM_D2, "coco"),
-    _protocol("coco_keypoint_fpn_2x", "moco", KEYPOINTS, _MOCO_V1, "coco_keypoints"),
-    _protocol("coco_densepose_fpn_s1x", "moco", DENSEPOSE, _DENSEPOSE, "coco_densepose"),
-    _protocol("lvis_v0_5_mask_rcnn_fpn_1x", "moco", LVIS, _MOCO_V1, "lvis_v0.5"),
-    _protocol("lvis_v0_5_mask_rcnn_fpn_2x", "moco", LVIS.model_copy(update=_TWICE), _MOCO_V1, "lvis_v0.5"),
-    _protocol("lvis_v1_mask_rcnn_fpn_2x", "moco", LVIS_V1, _DETECTRON2, "lvis_v1"),
-    _protocol("cityscapes_mask_rcnn_fpn", "moco", CITYSCAPES, _MOCO_V1, "cityscapes_instances"),
-)  # fmt: skip
+
+def _lvis(benchmark: str, params: DetectionParams, source: Source, dataset: str) -> Protocol:
+    return _protocol("lvis-det", benchmark, "moco", params, source, dataset, "AP_mask")
+
+
+VOC_PROTOCOLS = (
+    _voc("voc0712_det", "moco", VOC, _MOCO),
+    _voc("voc0712_det", "mmselfsup", VOC_MMSELFSUP, _MM),
+    _voc("voc0712_det", "demo", VOC_DEMO, _OURS, "voc2007_det"),
+    _voc("voc07_det", "moco", VOC.changed(trials=1), _MOCO_V1_VOC07, "voc2007_det"),
+    _voc("voc0712_det_dilated_c5", "moco", VOC_DILATED, _MOCO_V1),
+)
+COCO_PROTOCOLS = (
+    _coco("coco_mask_rcnn_fpn_1x", "mmselfsup", COCO_FPN_MMSELFSUP, _MM),
+    _coco("coco_mask_rcnn_fpn_1x", "moco", COCO_FPN, _MOCO_V1),
+    _coco("coco_mask_rcnn_fpn_2x", "moco", COCO_FPN.changed(**_TWICE), _MOCO_V1),
+    _coco("coco_mask_rcnn_fpn_6x", "moco", COCO_FPN.changed(**_SIX_TIMES), _MOCO_V1),
+    _coco("coco_mask_rcnn_c4_1x", "moco", COCO_C4, _MOCO),
+    _coco("coco_mask_rcnn_c4_2x", "moco", COCO_C4.changed(**_TWICE), _MOCO),
+    _coco("coco_mask_rcnn_c4_1x", "mmselfsup", COCO_C4_MMSELFSUP, _MM_D2),
+    _coco("coco_mask_rcnn_c4_2x", "mmselfsup", COCO_C4_MMSELFSUP.changed(**_TWICE), _MM_D2),
+    _coco("coco_mask_rcnn_fpn", "demo", COCO_DEMO, _OURS),
+    _coco("coco_retinanet_fpn", "mmselfsup", RETINANET, _MM_D2),
+    _protocol("coco-det", "coco_densepose_fpn_s1x", "moco", DENSEPOSE, _DENSEPOSE, "coco_densepose", "AP_dp"),
+)
+KEYPOINT_PROTOCOLS = (
+    _protocol("coco-keypoints", "coco_keypoint_fpn_2x", "moco", KEYPOINTS, _MOCO_V1, "coco_keypoints", "AP_kp"),
+)
+LVIS_PROTOCOLS = (
+    _lvis("lvis_v1_mask_rcnn_fpn_2x", LVIS_V1, _DETECTRON2, "lvis_v1"),
+    _lvis("lvis_v0_5_mask_rcnn_fpn_1x", LVIS, _MOCO_V1, "lvis_v0.5"),
+    _lvis("lvis_v0_5_mask_rcnn_fpn_2x", LVIS.changed(**_TWICE), _MOCO_V1, "lvis_v0.5"),
+)
+CITYSCAPES_PROTOCOLS = (
+    _protocol(
+        "cityscapes-det", "cityscapes_mask_rcnn_fpn", "moco", CITYSCAPES, _MOCO_V1, "cityscapes_instances", "AP_mask"
+    ),
+)
+PROTOCOLS = (*VOC_PROTOCOLS, *COCO_PROTOCOLS, *KEYPOINT_PROTOCOLS, *LVIS_PROTOCOLS, *CITYSCAPES_PROTOCOLS)

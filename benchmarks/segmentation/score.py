@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, bincount, stack
 
-from benchmarks.segmentation.scenes import IGNORED
+from benchmarks.segmentation.protocols import IGNORED
+from benchmarks.training.trials import TrialScores
 
 
 def areas(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """(3, C) int64 pixels of the intersection, the prediction and the truth, by class; ignored pixels count nowhere.
+    """(3, C) int64 pixels of the intersection, the prediction and the truth, by class. Ignored pixels do not count.
 
     Args:
         predicted, truth: (H, W) class indices.
@@ -24,35 +22,22 @@ def areas(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     return stack([bincount(of, minlength=classes)[:classes] for of in each])
 
 
-@dataclass(frozen=True)
-class SegmentationScore:
-    """Percentages over all pixels of a test set (one confusion matrix, not a mean over images).
+def score(per_image: NDArray[np.int64], classes: tuple[str, ...]) -> TrialScores:
+    """Scores over all pixels of a test set (one confusion matrix, not a mean over images).
 
-    Attributes:
-        iou: of each class; NaN where neither prediction nor truth has it.
-        accuracy: of each class; NaN where the truth has none.
-        pixel_accuracy: of all pixels.
+    IoU has no value for a class that is in neither prediction nor truth, accuracy none for one that the truth lacks.
+
+    Args:
+        per_image: (N, 3, C) areas.
+        classes: C names.
     """
-
-    iou: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    pixel_accuracy: float
-
-    @property
-    def mean_iou(self) -> float:
-        return float(np.nanmean(self.iou))
-
-    @property
-    def mean_accuracy(self) -> float:
-        return float(np.nanmean(self.accuracy))
-
-
-def score(per_image: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> SegmentationScore:
-    """From the (3, C) areas of every image."""
-    intersection, predicted, truth = np.sum(per_image, axis=0).astype(np.float64)
+    intersection, predicted, truth = per_image.sum(axis=0).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return SegmentationScore(
-            iou=100 * intersection / (predicted + truth - intersection),
-            accuracy=100 * intersection / truth,
-            pixel_accuracy=float(100 * intersection.sum() / truth.sum()),
-        )
+        iou = 100 * intersection / (predicted + truth - intersection)
+        accuracy = 100 * intersection / truth
+        pixels = float(100 * intersection.sum() / truth.sum())
+    scores = TrialScores(areas=per_image)
+    scores.add("mIoU", classes, iou)
+    scores.add("mAcc", classes, accuracy)
+    scores.columns |= {"mIoU": float(np.nanmean(iou)), "mAcc": float(np.nanmean(accuracy)), "aAcc": pixels}
+    return scores

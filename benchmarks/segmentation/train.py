@@ -1,111 +1,235 @@
-"""One trial: an FCN on the encoder, trained by mmengine's runner and measured on the test images."""
+"""One trial: an FCN on the encoder, trained by mmengine's runner and measured on the test images, and its data loading.
+
+Order and random numbers of training images are a function of the seed and the number of the draw, so that a resumed run
+gives the same result as an uninterrupted one.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from benchmarks.contract import InputError, Labels
+from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.progress import progress as with_progress
-from benchmarks.segmentation import backbone, scenes
-from benchmarks.segmentation.config import model_config, optimisation, pipelines
-from benchmarks.segmentation.mmsegmentation import quiet, register, use_device
-from benchmarks.segmentation.score import areas
-from benchmarks.segmentation.settings import SegmentationSettings
+from benchmarks.segmentation.model import (
+    check_backbone,
+    model_config,
+    optimisation,
+    pipelines,
+    register,
+    transfer,
+    use_device,
+)
+from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
+from benchmarks.segmentation.score import areas, score
+from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.training.sync_norm import synchronise
+from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
 
 log = logging.getLogger(__name__)
 
-KEPT = 2  # a checkpoint that was being written when the run was killed leaves the one before
 
-
-class Trial:
-    """A training run with its own seed and folder; under torchrun every rank has its share of each batch.
+class ClassIndices:
+    """A step after `LoadAnnotations` that turns the mask's values into class indices.
 
     Args:
-        workers: loader processes; 0 loads in this one.
-        folder: of the checkpoints, from which a killed run goes on.
+        translation: value of a mask -> class index or 255; None where masks hold class indices already.
 
     Raises:
-        InputError: the batch cannot be split evenly, or images lack their masks.
+        InputError: the mask is not an (H, W) map, differs in size from its image, or has a value that is not a class.
+    """
+
+    def __init__(self, translation: dict[int, int] | None, classes: int) -> None:
+        self.classes = classes
+        self.table = np.full(256, -1, dtype=np.int16)
+        for value, index in (translation or {n: n for n in (*range(classes), IGNORED)}).items():
+            self.table[value] = index
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        mask, file = results["gt_seg_map"], results["seg_map_path"]
+        if mask.ndim != 2:
+            raise InputError(
+                f"{file} has {mask.shape[-1]} channels and is not a map of class indices; use the masks as their owner "
+                "publishes them, as PNGs with a palette or in grey"
+            )
+        if mask.shape != tuple(results["ori_shape"]):
+            (height, width), (tall, wide) = mask.shape, results["ori_shape"]
+            raise InputError(
+                f"{file} has {width} by {height} pixels but its image has {wide} by {tall}; unpack the data set again"
+            )
+        found = self.table[mask]
+        if found.min() < 0:
+            odd = int(mask[found < 0][0])
+            raise InputError(
+                f"{file} has the value {odd}, but classes are numbered 0 to {self.classes - 1} and ignored pixels are "
+                f"{IGNORED}; restore the mask"
+            )
+        results["gt_seg_map"] = found.astype(np.uint8)
+        return results
+
+
+class MaskedImages(Dataset[dict[str, Any]]):
+    """(image, mask) through a pipeline of mmsegmentation; the masks are the annotations of the labels.
+
+    Args:
+        classes: number of them.
+        seed: None takes items by index. Otherwise item n is the n-th draw of an endless series of shuffled epochs, and
+            its random numbers depend only on `seed` and n, in every worker and after a restart.
+
+    Raises:
+        InputError: there is not a mask for each image, or an item cannot be read or used.
+    """
+
+    def __init__(self, labels: Labels, classes: int, pipeline: list[dict[str, Any]], seed: int | None = None) -> None:
+        from mmcv.transforms import Compose
+
+        if len(labels.annotations) != len(labels):
+            raise InputError(
+                "the data set does not have a mask for each image; choose one with masks, as voc2012_seg or cityscapes"
+            )
+        self.paths, self.masks, self.seed = labels.paths, labels.annotations, seed
+        checked = ClassIndices(label_map(labels), classes)
+        steps = [(step, checked) if step["type"] == "LoadAnnotations" else (step,) for step in pipeline]
+        self.pipeline = Compose([step for group in steps for step in group])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        index = item
+        if self.seed is not None:
+            epoch, place = divmod(item, len(self))
+            index = int(np.random.default_rng((self.seed, epoch)).permutation(len(self))[place])
+            draw = np.random.SeedSequence((self.seed, item)).generate_state(2)
+            np.random.seed(draw[0])
+            random.seed(int(draw[1]))
+        image, mask = self.paths[index], self.masks[index]
+        files = {"img_path": str(image), "seg_map_path": str(mask)}
+        try:
+            packed: dict[str, Any] = self.pipeline({**files, "reduce_zero_label": False, "seg_fields": []})
+        except InputError:
+            raise
+        except Exception as error:
+            for file in (image, mask):
+                _require_readable(file)
+            raise RuntimeError(f"{image} and {mask.name} can be read, but fail in the pipeline: {error}") from error
+        return packed
+
+
+class Draws(Sampler[int]):
+    """Every `ranks`-th draw from `rank` on, without end. mmengine calls `skip` when it resumes a run."""
+
+    def __init__(self, items: int, rank: int = 0, ranks: int = 1) -> None:
+        self.items, self.next, self.ranks = items, rank, ranks
+
+    def __len__(self) -> int:
+        """Length of an epoch, by which mmengine counts; the iteration itself has no end."""
+        return self.items // self.ranks
+
+    def skip(self, count: int) -> None:
+        """Skip `count` draws of this rank."""
+        self.next += count * self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        draw = self.next
+        while True:
+            yield draw
+            draw += self.ranks
+
+
+def _require_readable(file: Path) -> None:
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        reason = " ".join(str(error).replace(str(file), "").split())
+        raise InputError(f"{file} cannot be read as an image ({reason}); unpack the data set again") from error
+
+
+class SegmentationTrial(Trial):
+    """See `Trial`.
+
+    Raises:
+        InputError: the batch cannot be split evenly, the precision needs a GPU, or images lack masks.
     """
 
     def __init__(
-        self, settings: SegmentationSettings, encoder: Encoder, train: Labels, test: Labels, *, seed: int,
-        device: str, workers: int, folder: Path,
+        self, params: SegmentationParams, encoder: Encoder, train: Labels, test: Labels, seed: int, folder: Path,
+        options: RunOptions,
     ) -> None:  # fmt: skip
         register()
-        self.settings, self.encoder, self.seed, self.folder = settings, encoder, seed, folder
-        self.device = distributed.join(device)
+        from mmengine.dataset import pseudo_collate
+
+        super().__init__(encoder, params.batch_size, seed, folder, options)
+        self.params, self.test = params, test
         use_device(self.device.type)
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # mmengine takes the current one
-        if settings.precision != "fp32" and self.device.type == "cpu":
-            raise InputError(
-                f"mmengine trains in {settings.precision} on a GPU alone; leave the precision at fp32 here"
-            )
-        self.rank, self.ranks = distributed.rank(), distributed.world_size()
-        if settings.batch_size % self.ranks:
-            raise InputError(
-                f"a batch of {settings.batch_size} cannot be split evenly over {self.ranks} ranks; start another "
-                "number of them, or --set batch_size, which the protocol's id will show"
-            )
-        training, testing = pipelines(settings)
-        common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": _collate}
+        if params.precision != "fp32" and self.device.type == "cpu":
+            raise InputError(f"mmengine trains in {params.precision} only on a GPU; use precision=fp32 on a CPU")
+        training, testing = pipelines(params)
+        common: dict[str, Any] = {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "collate_fn": pseudo_collate,
+        }
         self.train_loader: DataLoader[Any] = DataLoader(
-            scenes.Scenes(train, settings.classes, training, seed=seed),
-            batch_size=settings.batch_size // self.ranks,
-            sampler=scenes.Draws(len(train), self.rank, self.ranks),
+            MaskedImages(train, params.classes, training, seed=seed),
+            batch_size=params.batch_size // self.ranks,
+            sampler=Draws(len(train), self.rank, self.ranks),
             **common,
         )
-        mine = Subset(scenes.Scenes(test, settings.classes, testing), range(self.rank, len(test), self.ranks))
+        mine = Subset(MaskedImages(test, params.classes, testing), range(self.rank, len(test), self.ranks))
         self.test_loader: DataLoader[Any] = DataLoader(mine, batch_size=1, **common)
-        self.test_items = len(test)
 
+    @quiet()
     def train(self, *, progress: bool = True) -> nn.Module:
-        """The trained model. A run that was killed goes on from its last whole checkpoint.
+        """The trained model. A killed run continues from its last whole checkpoint.
 
         Raises:
-            FloatingPointError: the loss is not finite any more.
+            FloatingPointError: the loss is no longer finite.
         """
-        last = _last_whole_checkpoint(self.folder)
-        with quiet():
-            runner = self._runner(last, progress=progress)
-            runner.train()
+        newest_first = sorted(self.folder.glob("iter_*.pth"), key=_iterations, reverse=True)
+        # Not of weights alone: mmengine stores its messages too. This run wrote the file.
+        last = last_whole_checkpoint(
+            newest_first, partial(torch.load, map_location="cpu", weights_only=False, mmap=True)
+        )
+        runner = self._runner(last, progress=progress)
+        runner.train()
         trained: nn.Module = getattr(runner.model, "module", runner.model)
         return trained
 
     def _runner(self, last: Path | None, *, progress: bool) -> Any:
-        """mmengine's runner before its first iteration, or before that after the checkpoint `last`."""
+        """mmengine's runner before its first iteration, or after the checkpoint `last`."""
         from mmengine.hooks import Hook
         from mmengine.runner import Runner
 
-        settings, seed, encoder, rank, ranks = self.settings, self.seed, self.encoder, self.rank, self.ranks
-        done = 0
+        params, seed, encoder, rank, ranks = self.params, self.seed, self.encoder, self.rank, self.ranks
         if last is not None:
-            log.info("goes on from %s", last)
-            done = int(last.stem.partition("_")[2])
-        bar = with_progress(range(settings.iterations), f"segmentation, trial {seed}", show=progress and self.rank == 0)
-        for _ in range(done):
+            log.info("continuing from %s", last)
+        bar = with_progress(range(params.iterations), f"segmentation, trial {seed}", show=progress and self.rank == 0)
+        for _ in range(_iterations(last) if last else 0):
             next(bar)
 
         class EveryIteration(Hook):
-            """Makes dropout a function of seed and iteration, so that a run that goes on is the run that went on."""
+            """Seeds dropout by iteration, so that a resumed run gives the same result as an uninterrupted one."""
 
             def before_train(self, runner: Runner) -> None:
-                if runner.iter == 0:  # mmengine initialises and wraps models on its way here
-                    backbone.check(encoder, getattr(runner.model, "module", runner.model).backbone)
+                if runner.iter == 0:  # after mmengine initialised and wrapped the model
+                    check_backbone(encoder, getattr(runner.model, "module", runner.model).backbone)
 
             def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
                 torch.manual_seed((seed << 32) + runner.iter * ranks + rank)
@@ -113,30 +237,30 @@ class Trial:
             def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
                 next(bar, None)
                 number, loss = runner.iter + 1, kwargs["outputs"]["loss"]
-                # As seldom as a checkpoint is written, and before it is: to look at a loss waits for the GPU.
-                if (number % settings.checkpoint_every == 0 or number == settings.iterations) and not loss.isfinite():
+                # Before every checkpoint, not more often: reading the loss waits for the GPU.
+                if (number % params.checkpoint_every == 0 or number == params.iterations) and not loss.isfinite():
                     raise FloatingPointError(f"the loss is {float(loss)} after {number} iterations; lower lr")
 
             def after_train(self, runner: Runner) -> None:
                 for _ in bar:  # closes it
                     pass
 
-        wrapper, schedule = optimisation(settings)
-        # Its own way of wrapping a model names a GPU.
+        wrapper, schedule = optimisation(params)
+        # By default mmengine's wrapper names a GPU.
         wrap = {"model_wrapper_cfg": {"broadcast_buffers": False, "device_ids": None}}
         return Runner(
             model=self.build(),
             cfg=wrap if self.ranks > 1 and self.device.type == "cpu" else None,
             work_dir=str(self.folder),
             train_dataloader=self.train_loader,
-            train_cfg={"type": "IterBasedTrainLoop", "max_iters": settings.iterations,
-                       "val_interval": settings.iterations},
+            train_cfg={"type": "IterBasedTrainLoop", "max_iters": params.iterations,
+                       "val_interval": params.iterations},
             optim_wrapper=wrapper,
-            param_scheduler=list(schedule),
+            param_scheduler=schedule,
             default_scope="mmseg",
             default_hooks={
-                "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": settings.checkpoint_every,
-                               "max_keep_ckpts": KEPT},
+                "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": params.checkpoint_every,
+                               "max_keep_ckpts": KEPT_CHECKPOINTS},
                 "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
                 "sampler_seed": None,
             },
@@ -157,49 +281,30 @@ class Trial:
         from mmseg.registry import MODELS
 
         many, cuda = self.ranks > 1, self.device.type == "cuda"
-        config = model_config(self.settings, self.encoder.card, synchronised=many and cuda)
+        config = model_config(self.params, self.encoder.card, synchronised=many and cuda)
         torch.manual_seed(self.seed)
         model: nn.Module = MODELS.build(ConfigDict(config))
         model.init_weights()  # type: ignore[operator]  # of mmengine's BaseModule
-        backbone.transfer(self.encoder, model.backbone)  # type: ignore[arg-type]
+        transfer(self.encoder, model.backbone)  # type: ignore[arg-type]
         return synchronise(model, self.device) if many and not cuda else model
 
     @torch.no_grad()
-    def measure(
-        self, model: nn.Module, *, progress: bool = True, look: Callable[[int, Any], None] | None = None
-    ) -> NDArray[np.int64]:
-        """(N, 3, C) areas of every test image.
-
-        Args:
-            look: is shown the index and the prediction (mmseg's data sample) of every image.
-        """
+    def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
+        """Scores on the test images, the same on every rank. `sheet` collects some of the predictions."""
         model.eval()
-        found = torch.zeros(self.test_items, 3, self.settings.classes, dtype=torch.int64)
+        found = torch.zeros(len(self.test), 3, self.params.classes, dtype=torch.int64)
         shown = with_progress(self.test_loader, "test", show=progress and self.rank == 0)
         for number, batch in enumerate(shown):
             (sample,) = model.test_step(batch)  # type: ignore[operator]
             index = self.rank + number * self.ranks
             truth = sample.gt_sem_seg.data[0]
             predicted = sample.pred_sem_seg.data[0].to(truth.device)
-            found[index] = areas(predicted, truth, self.settings.classes).cpu()
-            if look:
-                look(index, sample)
-        return distributed.sum_(found.to(self.device)).cpu().numpy()
+            found[index] = areas(predicted, truth, self.params.classes).cpu()
+            if sheet:
+                sheet.look(index, sample)
+        per_image = distributed.sum_(found.to(self.device)).cpu().numpy()
+        return score(per_image, self.test.classes)
 
 
-def _collate(items: list[dict[str, Any]]) -> Any:
-    from mmengine.dataset import pseudo_collate
-
-    return pseudo_collate(items)
-
-
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of this run that can be read; one that was being written at a kill cannot."""
-    for path in sorted(folder.glob("iter_*.pth"), key=lambda p: int(p.stem.partition("_")[2]), reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=False, mmap=True)  # this run wrote it
-        except Exception as error:
-            log.warning("%s cannot be read and is passed over: %s", path, error)
-        else:
-            return path
-    return None
+def _iterations(checkpoint: Path) -> int:
+    return int(checkpoint.stem.partition("_")[2])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.detection.cityscapes_precision import CityscapesPrecision
+from benchmarks.detection.metrics import CityscapesPrecision
 
 # Label ids of the owner; the first four are drawn, predictions are of all eight.
 CLASSES = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.detection import densepose
-from benchmarks.detection.evaluators import evaluator
+from benchmarks.detection.data import read_scenes, training_scenes
+from benchmarks.detection.densepose import SURFACE_POINTS
+from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.protocols import DENSEPOSE
-from benchmarks.detection.scenes import SURFACE_POINTS, for_training, read_scenes
+from benchmarks.task import InputError
 from results.store import read_records
 from tests.layouts.densepose import write_densepose
 from tests.reference import densepose_settings
@@ -52,7 +53,7 @@ def test_without_the_project_one_sentence_says_how_to_install_it(
     monkeypatch.setattr("benchmarks.detection.densepose.find_spec", lambda name: None)
     assert main(command(tmp_path)) == 2
     (sentence,) = capsys.readouterr().err.strip().splitlines()
-    assert "DensePose needs the project of that name" in sentence
+    assert "DensePose protocols need detectron2's project DensePose, which is not installed" in sentence
     assert sentence.endswith(densepose.INSTALL)
     assert not list(tmp_path.rglob("records/*/*"))
 
@@ -86,7 +87,7 @@ def test_people_without_points_are_boxes_and_images_without_any_are_left_out(tmp
     assert len(without) == 2  # the last of either list
     assert all(len({len(a[key]) for key in SURFACE_POINTS}) == 1 for a in people if a not in without)
     assert not any("segmentation" in a for a in people)
-    kept = for_training(scenes, DENSEPOSE)
+    kept = training_scenes(scenes, DENSEPOSE)
     assert {id(s) for s in scenes if any("dp_x" in a for a in s["annotations"])} == {id(s) for s in kept}
     assert 0 < len(kept) < len(scenes)
 

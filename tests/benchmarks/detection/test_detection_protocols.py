@@ -7,15 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.contract import InputError
 from benchmarks.detection import densepose
-from benchmarks.detection.config import configuration, require_library
-from benchmarks.detection.protocols import PROTOCOLS
-from benchmarks.detection.settings import settings_of
-from benchmarks.harnesses import find_protocol, harness
-from results.schema import Architecture, EncoderCard
+from benchmarks.detection.model import add_defaults, configuration
+from benchmarks.detection.protocols import DetectionParams
+from benchmarks.detection.task import VocDetection
+from benchmarks.encoders.load import load_encoder
+from benchmarks.task import InputError, Labels, RunOptions
+from results.schema import Architecture, EncoderCard, Protocol
+from tests.benchmarks.detection.protocol import PROTOCOLS, TASKS, detection_protocol
 from tests.reference.densepose_settings import stand_in
 
 EXPECTED = Path(__file__).parents[2] / "expected" / "detection"
@@ -41,6 +43,10 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
+def params_of(protocol: Protocol) -> DetectionParams:
+    return DetectionParams.model_validate(protocol.params)
+
+
 def classes_of(protocol: Any) -> int:
     if protocol.dataset == "lvis_v1":
         return 1203
@@ -51,14 +57,12 @@ def differences(protocol: Any) -> dict[str, Any]:
     """The keys whose values are not detectron2's defaults, for a ResNet-50 with MoCo's input, on 8 processes."""
     from detectron2.config import get_cfg
 
-    from benchmarks.detection.backbone import defaults
-
     plain = get_cfg()
-    defaults(plain)
+    add_defaults(plain)
     if protocol.params["task"] == "densepose":
         densepose.defaults(plain)
     before = flat(plain)
-    found = flat(configuration(settings_of(protocol), card(), classes_of(protocol), ranks=8))
+    found = flat(configuration(params_of(protocol), card(), classes_of(protocol), ranks=8))
     named = ("difficult_in_training", "inclusive_boxes", "trials", "schedule", "scaled_batch", "precision")
     # The data are this project's lists, not detectron2's catalogue.
     changed = {k: v for k, v in found.items() if v != before[k] and not k.startswith("DATASETS.")}
@@ -79,32 +83,32 @@ def test_every_resolved_field_is_the_sources(protocol: Any, monkeypatch: pytest.
 
 @needs_library
 def test_a_changed_number_is_seen() -> None:
-    protocol = next(p for p in PUBLISHED if p.id == "voc0712_det.moco@1")
+    protocol = detection_protocol("voc0712_det.moco@1")
     expected = json.loads((EXPECTED / f"{protocol.id}.json").read_text(encoding="utf-8"))
-    assert differences(protocol.with_overrides(warmup_iterations=1000)) != expected
+    assert differences(protocol.changed(warmup_iterations=1000)) != expected
     assert differences(protocol) == expected
 
 
 @needs_library
 def test_normalisation_channel_order_and_strides_are_the_cards() -> None:
-    settings = settings_of(find_protocol("voc0712_det.moco"))
+    params = params_of(detection_protocol("voc0712_det.moco@1"))
     msra = EncoderCard(
         name="msra", source="test", channels="BGR", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0),
         value_range=255.0, architecture=Architecture(name="resnet50", stride_in_1x1=True),
     )  # fmt: skip
-    cfg = configuration(settings, msra, 20)
+    cfg = configuration(params, msra, 20)
     assert cfg.INPUT.FORMAT == "BGR"
     assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx([103.53, 116.28, 123.675])
     assert list(cfg.MODEL.PIXEL_STD) == pytest.approx([1, 1, 1])
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
-    ours = configuration(settings, card(), 20)
+    ours = configuration(params, card(), 20)
     assert list(ours.MODEL.PIXEL_MEAN) == pytest.approx([123.675, 116.28, 103.53])
     assert not ours.MODEL.RESNETS.STRIDE_IN_1X1
 
 
 @needs_library
 def test_one_process_has_ordinary_batch_norms() -> None:
-    cfg = configuration(settings_of(find_protocol("coco_mask_rcnn_fpn_1x.mmselfsup")), card(), 80)
+    cfg = configuration(params_of(detection_protocol("coco_mask_rcnn_fpn_1x.mmselfsup@1")), card(), 80)
     assert {cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_MASK_HEAD.NORM} == {
         "BN"
     }
@@ -112,42 +116,44 @@ def test_one_process_has_ordinary_batch_norms() -> None:
 
 @needs_library
 def test_processes_without_gpus_synchronise_their_norms_too() -> None:
-    of = settings_of(find_protocol("coco_mask_rcnn_fpn_1x.mmselfsup"))
+    of = params_of(detection_protocol("coco_mask_rcnn_fpn_1x.mmselfsup@1"))
     norms = {gpu: configuration(of, card(), 80, ranks=2, gpu=gpu).MODEL.RESNETS.NORM for gpu in (True, False)}
     assert norms == {True: "SyncBN", False: "naiveSyncBN"}
 
 
 def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence() -> None:
     with pytest.raises(InputError, match=r"an encoder: detection protocols are for ResNets: timm:vit_small is no"):
-        configuration(settings_of(PUBLISHED[0]), card("timm:vit_small"), 20)
+        configuration(params_of(PUBLISHED[0]), card("timm:vit_small"), 20)
 
 
 def test_a_scaled_schedule_is_in_the_id() -> None:
-    protocol = harness("voc-det").override(
-        find_protocol("voc0712_det.moco"), ["scaled_batch=4", "schedule=0.5", "trials=1"]
-    )
+    protocol = detection_protocol("voc0712_det.moco@1").changed(scaled_batch=4, schedule=0.5, trials=1)
     assert protocol.id == "voc0712_det.moco@1+scaled_batch=4+schedule=0.5+trials=1"
-    solver = settings_of(protocol).solved()
+    solver = params_of(protocol).solver()
     assert (solver.batch_size, solver.lr) == (4, pytest.approx(0.005))
     assert (solver.iterations, solver.steps, solver.warmup_iterations) == (48_000, (36_000, 44_000), 400)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InputError, match="must rise"):
-        settings_of(PUBLISHED[0].with_overrides(steps=(22_000, 18_000)))
+    with pytest.raises(InputError, match="must be positive and in ascending order"):
+        PUBLISHED[0].changed(steps=(22_000, 18_000))
 
 
 @needs_library
 def test_a_key_that_detectron2_does_not_have_is_named() -> None:
-    protocol = PUBLISHED[0].with_overrides(config={"MODEL.RPN.NO_SUCH": 1})
+    protocol = PUBLISHED[0].changed(config={"MODEL.RPN.NO_SUCH": 1})
     with pytest.raises(InputError, match=r"cannot have MODEL\.RPN\.NO_SUCH=1"):
-        configuration(settings_of(protocol), card(), 20)
+        configuration(params_of(protocol), card(), 20)
 
 
-def test_without_detectron2_one_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.detection.config.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="run `make setup-transfer`"):
-        require_library()
+def test_without_detectron2_one_sentence_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.training.trials.find_spec", lambda name: None)
+    none = Labels(ids=(), paths=(), classes=(), targets=np.zeros((0, 0)), groups=())
+    encoder = load_encoder("random:resnet18-w8:0")
+    with pytest.raises(InputError, match="needs detectron2, which is not installed; run `make setup-transfer`"):
+        VocDetection().run(PUBLISHED[0], encoder, none, none, tmp_path, RunOptions())
 
 
 @pytest.mark.parametrize(
@@ -163,4 +169,7 @@ def test_without_detectron2_one_sentence_says_how_to_install_it(monkeypatch: pyt
     ],
 )
 def test_commands_have_their_protocols(command: str, dataset: str | None, embedded: bool, expected: str) -> None:
-    assert harness(command).default(embedded, dataset).id == expected
+    assert (
+        next(task for task in TASKS if task.name == command)().default_protocol(embedded=embedded, dataset=dataset).id
+        == expected
+    )

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.detection.backbone import check
-from benchmarks.detection.config import build, configuration
-from benchmarks.detection.protocols import PROTOCOLS
-from benchmarks.detection.settings import settings_of
+from benchmarks.detection.model import build, check_backbone, configuration
+from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export.detectron2 import write_detectron2
 from benchmarks.encoders.load import load_encoder
+from tests.benchmarks.detection.protocol import detection_protocol
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"),
@@ -28,8 +27,8 @@ C4, FPN = "voc0712_det.moco@1", "coco_mask_rcnn_fpn_1x.moco@1"
 def built(encoder: Encoder, identifier: str, folder: Path, **changes: Any) -> tuple[Any, Any]:
     from detectron2.checkpoint import DetectionCheckpointer
 
-    protocol = next(p for p in PROTOCOLS if p.id == identifier).with_overrides(**changes)
-    cfg = configuration(settings_of(protocol), encoder.card, 3).clone()
+    params = DetectionParams.model_validate(detection_protocol(identifier).params).changed(**changes)
+    cfg = configuration(params, encoder.card, 3).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)
@@ -53,15 +52,15 @@ def built(encoder: Encoder, identifier: str, folder: Path, **changes: Any) -> tu
 def test_every_backbone_tensor_is_the_checkpoints(encoder: str, identifier: str, tmp_path: Path) -> None:
     of = load_encoder(encoder)
     model, cfg = built(of, identifier, tmp_path)
-    check(of, model)
+    check_backbone(of, model)
     new = [name for name in model.state_dict() if "res5.norm" in name]
     assert bool(new) == cfg.ENCODER.EXTRA_NORM
     name = "roi_heads.res5.0.conv1.weight" if identifier == C4 else "backbone.bottom_up.res5.0.conv1.weight"
     tensors = model.state_dict()
     with torch.no_grad():
         tensors[name if name in tensors else "backbone.res5.0.conv1.weight"].add_(1)
-    with pytest.raises(RuntimeError, match=r"1 tensors of the detector's backbone \(res5\.0\.conv1\.weight\) are not"):
-        check(of, model)
+    with pytest.raises(RuntimeError, match=r"1 of the backbone's tensors are not the checkpoint's: res5\.0\.conv1\.w"):
+        check_backbone(of, model)
 
 
 @pytest.mark.parametrize("encoder", ["random:resnet18-w8-k3-nopool:0", "random:resnet50-w8:0"])

@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.contract import InputError
 from benchmarks.datasets.registry import find_dataset
-from benchmarks.segmentation.scenes import IGNORED, ClassIndices, Scenes
-from benchmarks.segmentation.sheet import Sheet
+from benchmarks.segmentation.model import register
+from benchmarks.segmentation.protocols import IGNORED
+from benchmarks.segmentation.task import SegmentationSheet
+from benchmarks.segmentation.train import ClassIndices, MaskedImages
+from benchmarks.task import InputError
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.voc12aug import write_voc12aug
 
@@ -32,8 +34,6 @@ SMALLER = [READ[0], {"type": "Resize", "scale": (32, 32), "keep_ratio": True}, *
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> None:
-    from benchmarks.segmentation.mmsegmentation import register
-
     register()
 
 
@@ -47,7 +47,7 @@ def test_label_ids_and_train_ids_are_the_same_masks(tmp_path: Path) -> None:
         write_cityscapes(tmp_path / str(kind), train_ids=kind)
     labels = [find_dataset("cityscapes", tmp_path / str(kind)).read("val") for kind in (True, False)]
     assert [of.annotations[0].name.rpartition("_")[2] for of in labels] == ["labelTrainIds.png", "labelIds.png"]
-    first, second = (Scenes(of, 19, READ) for of in labels)
+    first, second = (MaskedImages(of, 19, READ) for of in labels)
     for item in range(len(first)):
         mask = mask_of(first[item])
         assert torch.equal(mask, mask_of(second[item]))
@@ -56,7 +56,7 @@ def test_label_ids_and_train_ids_are_the_same_masks(tmp_path: Path) -> None:
 
 def test_the_truth_of_a_test_image_keeps_its_size(tmp_path: Path) -> None:
     write_voc12aug(tmp_path)
-    item = Scenes(find_dataset("voc12aug", tmp_path).read("val"), 21, SMALLER)[0]
+    item = MaskedImages(find_dataset("voc12aug", tmp_path).read("val"), 21, SMALLER)[0]
     assert max(item["inputs"].shape[1:]) == 32
     assert mask_of(item).shape == (48, 64)
 
@@ -89,9 +89,9 @@ def _truncated(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (_other_size, "has 30 by 20 pixels and its image 64 by 48"),
-        (_in_colours, "is a picture of 3 channels, not a map of class indices"),
-        (_unknown_class, "has the value 77, and there are 21 classes"),
+        (_other_size, "has 30 by 20 pixels but its image has 64 by 48"),
+        (_in_colours, "has 3 channels and is not a map of class indices"),
+        (_unknown_class, "has the value 77, but classes are numbered 0 to 20"),
         (_truncated, "cannot be read as an image"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_mask_that_cannot_be_used_is_named(
     write_voc12aug(tmp_path)
     labels = find_dataset("voc12aug", tmp_path).read("val")
     damage(labels.annotations[1])
-    scenes = Scenes(labels, 21, pipeline)
+    scenes = MaskedImages(labels, 21, pipeline)
     assert mask_of(scenes[0]).shape == (48, 64)
     with pytest.raises(InputError, match=rf"{labels.annotations[1].name} {said}"):
         scenes[1]
@@ -113,20 +113,20 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     labels = find_dataset("voc12aug", tmp_path).read("val")
     labels.paths[2].write_bytes(b"nothing")
     with pytest.raises(InputError, match=rf"{labels.paths[2].name} cannot be read as an image"):
-        Scenes(labels, 21, READ)[2]
+        MaskedImages(labels, 21, READ)[2]
 
 
 def test_values_between_the_classes_and_255_are_no_classes() -> None:
     results = {"gt_seg_map": np.array([[0, 20, 255]], np.uint8), "seg_map_path": "m.png", "ori_shape": (1, 3)}
     assert ClassIndices(None, 21)(results)["gt_seg_map"].tolist() == [[0, 20, 255]]
-    with pytest.raises(InputError, match=r"m.png has the value 20, and there are 20 classes"):
+    with pytest.raises(InputError, match=r"m.png has the value 20, but classes are numbered 0 to 19"):
         ClassIndices(None, 20)(results)
 
 
 def test_the_sheet_shows_images_with_several_classes(tmp_path: Path) -> None:
     write_voc12aug(tmp_path)
     labels = find_dataset("voc12aug", tmp_path).read("val")
-    sheet = Sheet(labels, labels.classes, rows=2)
+    sheet = SegmentationSheet(labels.classes, labels, images=2)
     assert sheet.png() is None
 
     def sample(truth: torch.Tensor) -> Any:
@@ -134,7 +134,7 @@ def test_the_sheet_shows_images_with_several_classes(tmp_path: Path) -> None:
 
     empty = torch.zeros(1, 48, 64, dtype=torch.long)
     empty[:, :5] = IGNORED
-    scenes = Scenes(labels, 21, READ)
+    scenes = MaskedImages(labels, 21, READ)
     sheet.look(0, sample(empty))
     for index in (1, 2, 3):
         sheet.look(index, sample(mask_of(scenes[index])[None]))

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError, Labels
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
-from benchmarks.segmentation import harness
-from benchmarks.segmentation.protocols import PROTOCOLS
-from benchmarks.segmentation.scenes import Draws, Scenes
-from benchmarks.segmentation.settings import settings_of
+from benchmarks.segmentation.model import check_backbone
+from benchmarks.segmentation.protocols import CITYSCAPES_PROTOCOLS, VOC_PROTOCOLS, SegmentationParams
+from benchmarks.segmentation.task import CityscapesSegmentation, VocSegmentation
+from benchmarks.segmentation.train import Draws, MaskedImages, SegmentationTrial
+from benchmarks.task import InputError, Labels, RunOptions
 from pretrain import distributed
 from results.schema import Protocol
 from results.store import read_records
@@ -33,15 +33,16 @@ pytestmark = [
 ]
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
-TINY = {
+OPTIONS = RunOptions(device="cpu", workers=0, progress=False)
+TINY: dict[str, Any] = {
     "crop": 32, "batch_size": 4, "iterations": 6, "checkpoint_every": 2, "trials": 1, "head_channels": 8,
     "auxiliary_channels": 8, "scale": (64, 32),
 }  # fmt: skip
 
 
 def protocol(identifier: str = "voc12aug_fcn.mmselfsup@1", **changes: Any) -> Protocol:
-    found = next(p for p in PROTOCOLS if p.id == identifier)
-    return found.with_overrides(**{**TINY, **changes})
+    found = next(p for p in (*VOC_PROTOCOLS, *CITYSCAPES_PROTOCOLS) if p.id == identifier)
+    return found.changed(**{**TINY, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
 
 
 def trial(voc: tuple[Labels, Labels], folder: Path, encoder: str = ENCODER, **changes: Any) -> Any:
-    from benchmarks.segmentation.train import Trial
-
-    settings = settings_of(protocol(**changes))
-    return Trial(settings, load_encoder(encoder), *voc, seed=0, device="cpu", workers=0, folder=folder)
+    params = SegmentationParams.model_validate(protocol(**changes).params)
+    return SegmentationTrial(params, load_encoder(encoder), *voc, 0, folder, OPTIONS)
 
 
 def test_the_backbone_is_the_checkpoint_and_gives_its_stages(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
@@ -73,17 +72,13 @@ def test_the_backbone_is_the_checkpoint_and_gives_its_stages(voc: tuple[Labels, 
 
 @pytest.mark.parametrize("architecture", ["resnet50-w8", "resnext50_32x4d-w16"])
 def test_bottlenecks_and_groups_transfer_too(architecture: str, voc: tuple[Labels, Labels], tmp_path: Path) -> None:
-    from benchmarks.segmentation.backbone import check
-
     of = trial(voc, tmp_path, f"random:{architecture}:0")
     model = of.build()
-    check(of.encoder, model.backbone)
+    check_backbone(of.encoder, model.backbone)
     with torch.no_grad():
         model.backbone.layer3[0].conv1.weight.add_(1)
-    with pytest.raises(
-        RuntimeError, match=r"1 tensors of the backbone \(layer3\.0\.conv1\.weight\) are not the checkpoint's"
-    ):
-        check(of.encoder, model.backbone)
+    with pytest.raises(RuntimeError, match=r"1 of the backbone's tensors are not the checkpoint's: layer3\.0\.conv1"):
+        check_backbone(of.encoder, model.backbone)
 
 
 def test_draws_depend_on_seed_and_number_alone(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
@@ -106,7 +101,7 @@ def test_ignored_pixels_and_padding_add_nothing_to_the_loss(voc: tuple[Labels, L
     of = trial(voc, tmp_path, auxiliary_channels=0, dropout=0.0)
     model = of.build().train()
     small = {"type": "Resize", "scale": (24, 24), "keep_ratio": False}
-    scenes = Scenes(
+    scenes = MaskedImages(
         voc[0], 21, [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, small, {"type": "PackSegInputs"}]
     )
 
@@ -134,8 +129,6 @@ def test_ignored_pixels_and_padding_add_nothing_to_the_loss(voc: tuple[Labels, L
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
-    from benchmarks.segmentation.train import _last_whole_checkpoint
-
     whole = trial(voc, tmp_path / "whole").train(progress=False).state_dict()
     short = trial(voc, tmp_path / "killed")
     (tmp_path / "killed").mkdir()
@@ -152,9 +145,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Lab
     stopped.train_loader.collate_fn = collate
     with pytest.raises(KeyboardInterrupt):
         stopped.train(progress=False)
-    last = _last_whole_checkpoint(tmp_path / "killed")
-    assert last is not None
-    assert last.name == "iter_4.pth"
+    last = tmp_path / "killed" / "iter_4.pth"
+    assert last.is_file()
     (tmp_path / "killed" / "iter_6.pth").write_bytes(last.read_bytes()[:1000])  # killed while it was written
     again = short.train(progress=False).state_dict()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
@@ -171,10 +163,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(voc: tuple[Labels, Labels], tmp_
 def test_a_precision_and_a_batch_that_cannot_be_are_refused(
     voc: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="bf16 on a GPU alone"):
+    with pytest.raises(InputError, match="bf16 only on a GPU"):
         trial(voc, tmp_path, precision="bf16")
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(InputError, match="a batch of 4 cannot be split evenly over 3 ranks"):
+    with pytest.raises(InputError, match="a total batch of 4 cannot be split evenly over 3 processes"):
         trial(voc, tmp_path)
 
 
@@ -205,14 +197,8 @@ def test_cityscapes_runs_end_to_end_from_either_kind_of_masks(train_ids: bool, t
     write_cityscapes(tmp_path, train_ids=train_ids)
     spec = find_dataset("cityscapes", tmp_path)
     of = protocol("cityscapes_fcn.mmselfsup@1", window_stride=24, iterations=2)
-    outcome = harness.run(
-        of,
-        load_encoder(ENCODER),
-        spec.read("train"),
-        spec.read("val"),
-        workers=0,
-        workdir=tmp_path / "w",
-        progress=False,
+    outcome = CityscapesSegmentation().run(
+        of, load_encoder(ENCODER), spec.read("train"), spec.read("val"), tmp_path / "w", OPTIONS
     )
     assert set(outcome.scores) == {"mIoU", "mAcc", "aAcc"}
     assert 0 <= outcome.scores["mIoU"].value <= 100  # type: ignore[operator]
@@ -220,14 +206,15 @@ def test_cityscapes_runs_end_to_end_from_either_kind_of_masks(train_ids: bool, t
 
 
 def test_classes_that_are_not_the_protocols_are_refused(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"21 classes with the background and .* is for 19"):
-        harness.run(protocol("cityscapes_fcn.mmselfsup@1", window_stride=24), load_encoder(ENCODER), *voc,
-                    workdir=tmp_path, progress=False)  # fmt: skip
+    with pytest.raises(InputError, match=r"21 classes including the background, but .* is for 19"):
+        CityscapesSegmentation().run(
+            protocol("cityscapes_fcn.mmselfsup@1", window_stride=24), load_encoder(ENCODER), *voc, tmp_path, OPTIONS
+        )
 
 
 def test_what_is_no_resnet_is_refused_before_anything_is_written(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="protocols are for ResNets"):
-        harness.run(protocol(), load_encoder("pixels"), *voc, workdir=tmp_path / "w", progress=False)
+        VocSegmentation().run(protocol(), load_encoder("pixels"), *voc, tmp_path / "w", OPTIONS)
     assert not (tmp_path / "w").exists()
 
 

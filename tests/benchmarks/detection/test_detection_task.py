@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError
 from benchmarks.datasets.registry import find_dataset
-from benchmarks.detection import harness
-from benchmarks.detection.protocols import PROTOCOLS
-from benchmarks.detection.scenes import read_scenes
-from benchmarks.detection.settings import settings_of
+from benchmarks.detection.data import read_scenes
+from benchmarks.detection.protocols import DetectionParams
+from benchmarks.detection.task import VocDetection
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import InputError, RunOptions
+from pretrain import distributed
 from results.schema import Protocol
 from results.store import read_records
+from tests.benchmarks.detection.protocol import detection_protocol
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
@@ -35,6 +36,7 @@ pytestmark = [
 ]
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
+OPTIONS = RunOptions(device="cpu", workers=0, progress=False)
 TINY: dict[str, Any] = {"min_sizes": (48, 64), "test_min_size": 64, "batch_size": 2, "iterations": 4, "trials": 1}
 FEW: dict[str, Any] = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20, "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
@@ -49,9 +51,9 @@ ROI_FEW = {key: FEW[key] for key in FEW if key.startswith(("MODEL.RPN", "MODEL.R
 
 
 def tiny(identifier: str = "voc0712_det.moco@1", **changes: Any) -> Protocol:
-    found = next(p for p in PROTOCOLS if p.id == identifier)
+    found = detection_protocol(identifier)
     precise = {"precise_bn": 1 if found.params["precise_bn"] else 0}
-    return found.with_overrides(**{**TINY, **precise, **changes})
+    return found.changed(**{**TINY, **precise, **changes})
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def small_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_sets(protocol: Protocol, identifier: str) -> list[str]:
-    original = next(p for p in PROTOCOLS if p.id == identifier)
+    original = detection_protocol(identifier)
     changed = {k: v for k, v in protocol.params.items() if v != original.params[k]}
     return [f"{k}={_text(v)}" for k, v in changed.items()]
 
@@ -87,14 +89,13 @@ def voc(root: Path) -> None:
 
 
 def trial(root: Path, folder: Path, **changes: Any) -> Any:
-    from benchmarks.detection.train import Trial
+    from benchmarks.detection.train import DetectionTrial
 
-    protocol = tiny(**changes)
-    settings, spec = settings_of(protocol), find_dataset("voc0712", root)
+    params, spec = DetectionParams.model_validate(tiny(**changes).params), find_dataset("voc0712", root)
     train, test = spec.read("trainval"), spec.read("test")
-    scenes = [read_scenes(labels, "voc") for labels in (train, test)]
+    scenes = (read_scenes(train, "voc"), read_scenes(test, "voc"))
     folder.mkdir(parents=True, exist_ok=True)
-    return Trial(settings, load_encoder(ENCODER), *scenes, test, seed=0, device="cpu", workers=0, folder=folder)
+    return DetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, folder, OPTIONS)
 
 
 TARGETS = [
@@ -172,7 +173,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(precision: str, tmp_pa
 
 
 def test_batches_depend_on_seed_and_number_alone_and_have_one_aspect(tmp_path: Path) -> None:
-    from benchmarks.detection.loader import Batches
+    from benchmarks.detection.data import Batches
 
     voc(tmp_path)
     of = trial(tmp_path, tmp_path / "w")
@@ -183,14 +184,14 @@ def test_batches_depend_on_seed_and_number_alone_and_have_one_aspect(tmp_path: P
         assert all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
     scenes = [{"height": 2 - n % 2, "width": 1 + n % 2} for n in range(6)]
     order = [0, 1, 2, 3, 4, 5]
-    batches = [[i for _, i in b] for b in Batches(scenes, order, 2)]  # type: ignore[arg-type]
+    batches = [[i for _, i in b] for b in Batches(scenes, order, 2)]
     assert batches == [[0, 2], [1, 3]]
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     voc(tmp_path)
-    monkeypatch.setattr("benchmarks.detection.train.world_size", lambda: 3)
-    with pytest.raises(InputError, match="total batch of 2 does not split over 3 processes"):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(InputError, match="total batch of 2 cannot be split evenly over 3 processes"):
         trial(tmp_path, tmp_path / "w")
 
 
@@ -198,7 +199,9 @@ def test_what_is_no_resnet_is_refused_before_anything_is_written(tmp_path: Path)
     voc(tmp_path)
     spec = find_dataset("voc0712", tmp_path)
     with pytest.raises(InputError, match="protocols are for ResNets"):
-        harness.run(tiny(), load_encoder("pixels"), spec.read("trainval"), spec.read("test"), workdir=tmp_path / "w")
+        VocDetection().run(
+            tiny(), load_encoder("pixels"), spec.read("trainval"), spec.read("test"), tmp_path / "w", OPTIONS
+        )
     assert not (tmp_path / "w").exists()
 
 
@@ -224,7 +227,7 @@ def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("identifier", ["voc0712_det.mmselfsup@1", "voc0712_det.moco@1"])
 def test_two_ranks_share_the_batch_and_write_one_record(identifier: str, tmp_path: Path) -> None:
     voc(tmp_path / "data")
-    sets = as_sets(tiny(identifier, config={**settings_of(tiny(identifier)).config, **ROI_FEW}), identifier)
+    sets = as_sets(tiny(identifier, config={**tiny(identifier).params["config"], **ROI_FEW}), identifier)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks",
         "voc-det", "--encoder", ENCODER, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "records"),

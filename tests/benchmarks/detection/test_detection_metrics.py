@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.contract import Labels
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.detection.cityscapes_precision import CityscapesPrecision
-from benchmarks.detection.evaluators import coco_evaluator, coco_scores, voc_evaluator
+from benchmarks.detection.data import read_scenes, training_scenes
+from benchmarks.detection.metrics import CityscapesPrecision, coco_evaluator, coco_scores, voc_evaluator
 from benchmarks.detection.protocols import VOC_MMSELFSUP
-from benchmarks.detection.scenes import for_training, read_scenes
+from benchmarks.task import Labels
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
@@ -134,8 +133,8 @@ def test_inclusive_boxes_are_a_pixel_narrower_in_training_and_perfect_in_testing
 
 def test_difficult_objects_are_no_boxes_to_learn_for_mmselfsup(voc: Labels) -> None:
     scenes = read_scenes(voc, "voc")
-    kept = for_training(scenes, VOC_MMSELFSUP.model_copy(update={"difficult_in_training": "keep"}))
-    ignored = for_training(scenes, VOC_MMSELFSUP)
+    kept = training_scenes(scenes, VOC_MMSELFSUP.changed(difficult_in_training="keep"))
+    ignored = training_scenes(scenes, VOC_MMSELFSUP)
     assert len(kept) == len(ignored) == len(scenes)
     assert sum(len(s["annotations"]) for s in kept) > sum(len(s["annotations"]) for s in ignored)
     assert not any(a["difficult"] for s in ignored for a in s["annotations"])

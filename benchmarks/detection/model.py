@@ -1,0 +1,303 @@
+"""The detector: detectron2's configuration changed by a protocol and an encoder's card, and the network built from it.
+
+The backbones and the res5 box head registered here have the stem, width and blocks that the card names.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.detection import densepose
+from benchmarks.detection.protocols import DetectionParams
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.export.detectron2 import detectron2_facts, detectron2_name
+from benchmarks.encoders.export.resnet_facts import backbone_tensors, numbers
+from benchmarks.task import InputError, NotApplicableError
+from benchmarks.training.trials import require_same_tensors
+from results.schema import EncoderCard
+
+HEAD = "Res5ROIHeadsExtraNorm"
+BACKBONES = {  # detectron2's name -> that of the same network with the encoder's stem, width and blocks
+    "build_resnet_backbone": "build_card_backbone",
+    "build_resnet_fpn_backbone": "build_card_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone": "build_card_retinanet_fpn_backbone",
+}
+
+
+def configuration(params: DetectionParams, card: EncoderCard, classes: int, *, ranks: int = 1, gpu: bool = True) -> Any:
+    """The resolved configuration (a CfgNode).
+
+    Args:
+        classes: number of them in the data set.
+        ranks: number of processes. One process has ordinary batch norms in place of synchronised ones.
+        gpu: whether it trains on GPUs. Without them, detectron2's synchronised norm takes the place of torch's.
+
+    Raises:
+        InputError: detectron2 does not have a key of `params.config`.
+        NotApplicableError: the encoder is not a ResNet.
+    """
+    architecture = card.architecture
+    try:
+        facts, network = detectron2_facts(card), numbers(architecture)
+    except InputError as error:
+        raise NotApplicableError(f"{card.name}: detection protocols are for ResNets: {error}") from error
+    from detectron2 import model_zoo
+
+    cfg = model_zoo.get_config(params.base)
+    cfg.defrost()
+    add_defaults(cfg)
+    if params.task == "densepose":
+        densepose.defaults(cfg)
+    solver = params.solver()
+    padding = architecture.stem_kernel // 2 if architecture.stem_padding is None else architecture.stem_padding
+    changes: dict[str, Any] = {
+        **facts,
+        "MODEL.WEIGHTS": "",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.BACKBONE.NAME": BACKBONES[cfg.MODEL.BACKBONE.NAME],
+        "MODEL.RESNETS.NORM": _norm(params.norm, ranks, gpu),
+        "MODEL.FPN.NORM": _norm(params.fpn_norm, ranks, gpu),
+        "MODEL.ROI_BOX_HEAD.NORM": _norm(params.box_norm, ranks, gpu),
+        "MODEL.ROI_MASK_HEAD.NORM": _norm(params.mask_norm, ranks, gpu),
+        "MODEL.MASK_ON": params.masks,
+        "MODEL.KEYPOINT_ON": params.keypoints,
+        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
+        "MODEL.RETINANET.NUM_CLASSES": classes,
+        "INPUT.MIN_SIZE_TRAIN": tuple(params.min_sizes),
+        "INPUT.MAX_SIZE_TRAIN": params.max_size,
+        "INPUT.MIN_SIZE_TEST": params.test_min_size,
+        "INPUT.MAX_SIZE_TEST": params.test_max_size,
+        "SOLVER.IMS_PER_BATCH": solver.batch_size,
+        "SOLVER.BASE_LR": solver.lr,
+        "SOLVER.MAX_ITER": solver.iterations,
+        "SOLVER.STEPS": solver.steps,
+        "SOLVER.GAMMA": params.gamma,
+        "SOLVER.MOMENTUM": params.momentum,
+        "SOLVER.WEIGHT_DECAY": params.weight_decay,
+        "SOLVER.WEIGHT_DECAY_NORM": params.norm_weight_decay,
+        "SOLVER.WARMUP_ITERS": solver.warmup_iterations,
+        "SOLVER.WARMUP_FACTOR": params.warmup_factor,
+        "SOLVER.CHECKPOINT_PERIOD": params.checkpoint_every,
+        "SOLVER.AMP.ENABLED": params.precision == "fp16",
+        "TEST.PRECISE_BN.ENABLED": params.precise_bn > 0,
+        "TEST.PRECISE_BN.NUM_ITER": params.precise_bn or cfg.TEST.PRECISE_BN.NUM_ITER,
+        "TEST.EVAL_PERIOD": 0,
+        "ENCODER.BOTTLENECK": network.bottleneck,
+        "ENCODER.STEM_KERNEL": architecture.stem_kernel,
+        "ENCODER.STEM_STRIDE": architecture.stem_stride,
+        "ENCODER.STEM_PADDING": padding,
+        "ENCODER.MAX_POOL": architecture.max_pool,
+        "ENCODER.BN_EPS": architecture.bn_eps,
+        "ENCODER.EXTRA_NORM": params.extra_norm,
+        "ENCODER.REDUCE_CHANNELS": params.reduce_channels,
+        "ENCODER.PAD_DIVISOR": params.pad_divisor,
+        "ENCODER.RPN_LOW_QUALITY": params.rpn_low_quality,
+    }
+    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads" and cfg.MODEL.META_ARCHITECTURE != "RetinaNet":
+        changes["MODEL.ROI_HEADS.NAME"] = HEAD
+    for key, value in {**changes, **params.config}.items():
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError, ValueError) as error:
+            raise InputError(f"detectron2's configuration cannot have {key}={value!r}: {error}") from error
+    _name_levels(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _name_levels(cfg: Any) -> None:
+    """Rename a pyramid's levels after a stem of stride 1 or 2; a name says the stride, as p2 for stride 4."""
+    stride = cfg.ENCODER.STEM_STRIDE * (2 if cfg.ENCODER.MAX_POOL else 1)
+    shift = int(math.log2(stride)) - 2
+    for part in (cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
+        part.IN_FEATURES = [f"p{int(n[1:]) + shift}" if n.startswith("p") else n for n in part.IN_FEATURES]
+    if densepose.is_on(cfg):
+        cfg.MODEL.ROI_DENSEPOSE_HEAD.DECODER_COMMON_STRIDE = stride
+
+
+def _norm(name: str, ranks: int, gpu: bool) -> str:
+    if "SyncBN" not in name:
+        return name
+    return "BN" if ranks == 1 else name if gpu else "naiveSyncBN"
+
+
+def build(cfg: Any) -> nn.Module:
+    """The detector with random weights, the backbone included."""
+    from detectron2.modeling import build_model
+
+    register()
+    model: nn.Module = build_model(cfg)
+    if cfg.ENCODER.RPN_LOW_QUALITY:
+        _raise_low_quality(model, cfg.ENCODER.RPN_LOW_QUALITY)
+    return model
+
+
+def _raise_low_quality(model: Any, least: float) -> None:
+    """Make an object's best anchor positive only from the overlap `least` on; detectron2 does so at any overlap."""
+    matcher = model.proposal_generator.anchor_matcher
+    every = matcher.set_low_quality_matches_
+
+    def only_good(labels: torch.Tensor, overlaps: torch.Tensor) -> None:
+        every(labels, overlaps[overlaps.max(dim=1).values >= least])
+
+    matcher.set_low_quality_matches_ = only_good
+
+
+def add_defaults(cfg: Any) -> None:
+    """Add keys for what detectron2's configuration cannot express."""
+    from detectron2.config import CfgNode
+
+    cfg.ENCODER = CfgNode(
+        {
+            "BOTTLENECK": True, "STEM_KERNEL": 7, "STEM_STRIDE": 2, "STEM_PADDING": 3, "MAX_POOL": True,
+            "BN_EPS": 1e-5, "EXTRA_NORM": False, "REDUCE_CHANNELS": 0, "PAD_DIVISOR": 0, "RPN_LOW_QUALITY": 0.0,
+        }
+    )  # fmt: skip
+
+
+def _stage(cfg: Any, number: int) -> list[Any]:
+    """The blocks of res`number`."""
+    from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
+
+    nets = cfg.MODEL.RESNETS
+    depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    blocks = depths[nets.DEPTH][number - 2]
+    dilation = nets.RES5_DILATION if number == 5 else 1
+    first = 1 if number == 2 or dilation == 2 else 2
+    out = nets.RES2_OUT_CHANNELS * 2 ** (number - 2)
+    how: dict[str, Any] = {"norm": nets.NORM}
+    if cfg.ENCODER.BOTTLENECK:
+        how |= {
+            "bottleneck_channels": nets.NUM_GROUPS * nets.WIDTH_PER_GROUP * 2 ** (number - 2),
+            "num_groups": nets.NUM_GROUPS,
+            "stride_in_1x1": nets.STRIDE_IN_1X1,
+            "dilation": dilation,
+        }
+    stage: list[Any] = ResNet.make_stage(
+        BottleneckBlock if cfg.ENCODER.BOTTLENECK else BasicBlock,
+        blocks,
+        stride_per_block=[first] + [1] * (blocks - 1),
+        in_channels=nets.STEM_OUT_CHANNELS if number == 2 else out // 2,
+        out_channels=out,
+        **how,
+    )
+    return stage
+
+
+def _set_eps(module: nn.Module, eps: float) -> None:
+    norm: Any
+    for norm in module.modules():
+        if hasattr(norm, "running_mean") and hasattr(norm, "eps"):
+            norm.eps = eps
+
+
+@cache
+def register() -> None:
+    """Add the backbones and the box head to detectron2's registries, once."""
+    from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+    from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+    from detectron2.modeling.backbone import fpn
+    from detectron2.modeling.backbone.resnet import ResNet
+    from detectron2.modeling.roi_heads import Res5ROIHeads
+
+    class CardStem(CNNBlockBase):
+        def __init__(self, cfg: Any, in_channels: int) -> None:
+            encoder, channels = cfg.ENCODER, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS
+            super().__init__(in_channels, channels, encoder.STEM_STRIDE * (2 if encoder.MAX_POOL else 1))
+            self.conv1 = Conv2d(
+                in_channels, channels, encoder.STEM_KERNEL, encoder.STEM_STRIDE, encoder.STEM_PADDING, bias=False,
+                norm=get_norm(cfg.MODEL.RESNETS.NORM, channels),
+            )  # fmt: skip
+            self.max_pool = encoder.MAX_POOL
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = F.relu_(self.conv1(images))
+            return F.max_pool2d(x, 3, 2, 1) if self.max_pool else x
+
+    class CardResNet(ResNet):
+        def __init__(self, cfg: Any, in_channels: int) -> None:
+            stages = [_stage(cfg, number) for number in (2, 3, 4, 5)]
+            super().__init__(
+                CardStem(cfg, in_channels), stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
+                freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+            )  # fmt: skip
+            self._divisor = cfg.ENCODER.PAD_DIVISOR
+            _set_eps(self, cfg.ENCODER.BN_EPS)
+            channels = cfg.ENCODER.REDUCE_CHANNELS
+            if channels:  # R50-dilated-C5
+                self.reduce = Conv2d(
+                    self._out_feature_channels["res5"], channels, 3, padding=1, bias=False,
+                    norm=get_norm(cfg.MODEL.RESNETS.NORM, channels), activation=F.relu,
+                )  # fmt: skip
+                self._out_feature_channels["res5"] = channels
+
+        @property
+        def size_divisibility(self) -> int:
+            return self._divisor
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            maps: dict[str, torch.Tensor] = super().forward(images)
+            return {**maps, "res5": self.reduce(maps["res5"])} if hasattr(self, "reduce") else maps
+
+    def resnet(cfg: Any, input_shape: Any) -> Any:
+        return CardResNet(cfg, input_shape.channels)
+
+    def pyramid(cfg: Any, input_shape: Any) -> Any:
+        bottom_up, top = resnet(cfg, input_shape), fpn.LastLevelMaxPool()
+        # detectron2 names the last level for a stem of stride 4.
+        top.in_feature = f"p{int(math.log2(bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride))}"
+        return fpn.FPN(
+            bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, norm=cfg.MODEL.FPN.NORM, top_block=top,
+            fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        )  # fmt: skip
+
+    def retinanet_pyramid(cfg: Any, input_shape: Any) -> Any:
+        bottom_up, channels = resnet(cfg, input_shape), cfg.MODEL.FPN.OUT_CHANNELS
+        return fpn.FPN(
+            bottom_up, cfg.MODEL.FPN.IN_FEATURES, channels, norm=cfg.MODEL.FPN.NORM,
+            top_block=fpn.LastLevelP6P7(bottom_up.output_shape()["res5"].channels, channels),
+            fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        )  # fmt: skip
+
+    class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+        """Builds res5 from the encoder's kind of block; detectron2's builds bottlenecks for every depth."""
+
+        @classmethod
+        def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
+            blocks = nn.Sequential(*_stage(cfg, 5))
+            channels = blocks[-1].out_channels
+            _set_eps(blocks, cfg.ENCODER.BN_EPS)
+            if cfg.ENCODER.EXTRA_NORM:
+                blocks.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+            return blocks, channels  # type: ignore[return-value]
+
+    for name, builder in zip(BACKBONES.values(), (resnet, pyramid, retinanet_pyramid), strict=True):
+        builder.__name__ = name
+        BACKBONE_REGISTRY.register(builder)
+    ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
+
+
+def check_backbone(encoder: Encoder, model: nn.Module) -> None:
+    """Compare every backbone tensor of a built detector with the encoder's, including res5 in the box head.
+
+    Raises:
+        RuntimeError: see `require_same_tensors`.
+    """
+    weights = {detectron2_name(name): tensor for name, tensor in backbone_tensors(encoder, "detectron2").items()}
+    loaded = {}
+    for name, tensor in model.state_dict().items():
+        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+            own = name.removeprefix(prefix)
+            if own != name and own.partition(".")[0] in ("stem", "res2", "res3", "res4", "res5"):
+                if not own.startswith("res5.norm."):  # the extra norm is not pretrained
+                    loaded[own] = tensor
+                break
+    # A frozen norm counts no batches.
+    unused = {name for name in weights if name.endswith("num_batches_tracked") and name not in loaded}
+    require_same_tensors(encoder.card.name, loaded, {n: t for n, t in weights.items() if n not in unused})

@@ -1,0 +1,157 @@
+"""Detection, instance masks and keypoints: a detector on the encoder, fine-tuned as a whole by detectron2."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.detection import protocols as declared
+from benchmarks.detection.protocols import DetectionParams
+from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.trials import Sheet, Trial, require_packages, run_trials
+from results.schema import Protocol
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Detection(ImageTask[DetectionParams]):
+    """What the detection benchmarks share."""
+
+    Params = DetectionParams
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The last stage: a detector needs the whole backbone."""
+        return {"feature5": ("feature5", None)}
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Fine-tune a detector on the encoder in every trial of the protocol and measure it on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: detectron2 or its DensePose project is not installed, or the splits have different classes.
+            NotApplicableError: the encoder is not a ResNet.
+        """
+        require_packages("detection", "detectron2")
+        params = self.params(protocol)
+        from benchmarks.detection import densepose
+        from benchmarks.detection.data import read_scenes
+        from benchmarks.detection.model import configuration
+        from benchmarks.detection.train import DetectionTrial
+
+        if params.task == "densepose":
+            densepose.require_project()
+        if train.classes != test.classes:
+            raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
+        configuration(params, encoder.card, len(train.classes))  # raises before anything is written
+        if params.task == "densepose":
+            densepose.fetch_tables()
+
+        started = time.monotonic()
+        train_scenes, test_scenes = (
+            read_scenes(labels, params.task, inclusive=params.inclusive_boxes) for labels in (train, test)
+        )
+        reading = time.monotonic() - started
+
+        def start(seed: int, folder: Path) -> Trial:
+            return DetectionTrial(params, encoder, train_scenes, test_scenes, test, seed, folder, options)
+
+        outcome = run_trials(
+            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
+            sheet=DetectionSheet(test.classes),
+        )  # fmt: skip
+        outcome.timing["read"] = reading
+        return outcome
+
+
+@dataclass(frozen=True)
+class VocDetection(Detection):
+    """Object detection on PASCAL VOC: Faster R-CNN C4, fine-tuned."""
+
+    name = "voc-det"
+    protocols = declared.VOC_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class CocoDetection(Detection):
+    """Object detection and instance masks on COCO: Mask R-CNN or RetinaNet, fine-tuned; DensePose too."""
+
+    name = "coco-det"
+    protocols = declared.COCO_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class CocoKeypoints(Detection):
+    """Person keypoints on COCO: Keypoint R-CNN with a feature pyramid, fine-tuned."""
+
+    name = "coco-keypoints"
+    protocols = declared.KEYPOINT_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class LvisDetection(Detection):
+    """Instance masks of the long-tailed classes of LVIS: Mask R-CNN with a feature pyramid, fine-tuned."""
+
+    name = "lvis-det"
+    protocols = declared.LVIS_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class CityscapesDetection(Detection):
+    """Instance masks on Cityscapes: Mask R-CNN with a feature pyramid, fine-tuned."""
+
+    name = "cityscapes-det"
+    protocols = declared.CITYSCAPES_PROTOCOLS
+
+
+class DetectionSheet(Sheet):
+    """True and predicted boxes side by side."""
+
+    def look(self, item: Any, predicted: Any) -> None:
+        """Take a scene and detectron2's `Instances` of it, unless the sheet is full or the scene shows no object."""
+        if len(self.chosen) < self.images and item["annotations"]:
+            self.chosen.append((item, predicted))
+
+    def draw(self, plt: Any) -> Any:
+        """Two images per line, each with its true boxes and as many predicted ones."""
+        lines = math.ceil(len(self.chosen) / 2)
+        figure, axes = plt.subplots(lines, 4, figsize=(13, 3.2 * lines), squeeze=False, layout="constrained", dpi=100)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        pairs = [line[at : at + 2] for line in axes for at in (0, 2)]
+        for pair, (scene, found) in zip(pairs, self.chosen, strict=False):  # the last line may have room
+            with Image.open(scene["file_name"]) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            true = [(a["bbox"], a["category_id"], None) for a in scene["annotations"]]
+            boxes, kinds, scores = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()
+            # As many as there are objects: no threshold suits a weak detector and a strong one.
+            ranked = sorted(zip(boxes, kinds, scores, strict=True), key=lambda prediction: -prediction[2])
+            for axis, objects in zip(pair, (true, ranked[: len(true)]), strict=True):
+                axis.imshow(pixels)
+                for box, kind, score in objects:
+                    self._draw_box(axis, plt, box, kind, score)
+        for pair in pairs[: min(2, len(self.chosen))]:
+            for axis, title in zip(pair, ("truth", "most confident predictions, as many"), strict=True):
+                axis.set_title(title)
+        return figure
+
+    def _draw_box(self, axis: Any, plt: Any, box: tuple[float, ...], kind: int, score: float | None) -> None:
+        left, top, right, bottom = box
+        colour = plt.get_cmap("tab20")(kind % 20)
+        axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, lw=1.6, color=colour))
+        text = self.classes[kind] + (f" {score:.2f}" if score is not None else "")
+        light = np.dot(colour[:3], (0.3, 0.59, 0.11)) > 0.6  # luma
+        axis.text(
+            left, top, text, fontsize=7, color="black" if light else "white", va="bottom",
+            bbox={"facecolor": colour, "pad": 1, "lw": 0},
+        )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Semantic segmentation: an FCN on the encoder, fine-tuned as a whole by mmsegmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.segmentation import protocols as declared
+from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
+from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.trials import Sheet, Trial, run_trials
+from results.schema import Protocol
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Segmentation(ImageTask[SegmentationParams]):
+    """What the segmentation benchmarks share."""
+
+    Params = SegmentationParams
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The last stage, which the head sits on."""
+        return {"feature5": ("feature5", None)}
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Fine-tune an FCN on the encoder in every trial of the protocol and measure it on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: mmsegmentation is not installed, images lack masks, or the number of classes is another.
+            NotApplicableError: the encoder is not a ResNet.
+        """
+        params = self.params(protocol)
+        from benchmarks.segmentation.model import model_config, require_library
+
+        require_library()
+        if len(train.classes) != params.classes:
+            raise InputError(
+                f"{protocol.dataset} has {len(train.classes)} classes including the background, but {protocol.id} is "
+                f"for {params.classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
+            )
+        model_config(params, encoder.card, synchronised=False)  # raises before anything is written
+        from benchmarks.segmentation.train import SegmentationTrial
+
+        def start(seed: int, folder: Path) -> Trial:
+            return SegmentationTrial(params, encoder, train, test, seed, folder, options)
+
+        return run_trials(
+            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
+            sheet=SegmentationSheet(train.classes, test),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VocSegmentation(Segmentation):
+    """Semantic segmentation on PASCAL VOC 2012: an FCN, fine-tuned."""
+
+    name = "voc-seg"
+    protocols = declared.VOC_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class CityscapesSegmentation(Segmentation):
+    """Semantic segmentation on Cityscapes: an FCN, fine-tuned."""
+
+    name = "cityscapes-seg"
+    protocols = declared.CITYSCAPES_PROTOCOLS
+
+
+class SegmentationSheet(Sheet):
+    """Image, truth and prediction side by side, with a legend."""
+
+    def __init__(self, classes: tuple[str, ...], test: Labels, *, images: int = 8) -> None:
+        super().__init__(classes, images=images)
+        self.test = test
+
+    def look(self, item: Any, predicted: Any) -> None:
+        """Take the test image of this index and mmseg's sample, unless the sheet is full or the image has one class."""
+        truth = predicted.gt_sem_seg.data[0].cpu().numpy()
+        if len(self.chosen) >= self.images or len(set(np.unique(truth)) - {IGNORED}) < 2:
+            return
+        mask = predicted.pred_sem_seg.data[0].cpu().numpy()
+        with Image.open(self.test.paths[item]) as image:
+            self.chosen.append((np.asarray(image.convert("RGB")), truth, mask))
+
+    def draw(self, plt: Any) -> Any:
+        """One line per image."""
+        from matplotlib.colors import ListedColormap
+        from matplotlib.patches import Patch
+
+        paired = plt.get_cmap("tab20").colors
+        # Without tab20's two greys, which look like the background.
+        vivid = [*paired[:14], *paired[16:], (0.0, 0.3, 0.25), (0.2, 0.1, 0.4)]
+        others = len(self.classes) - (self.classes[0] == "background")
+        colours = [(0.92, 0.92, 0.92)] * (len(self.classes) - others) + [vivid[i % len(vivid)] for i in range(others)]
+        palette = ListedColormap(colours).with_extremes(bad="black")
+        width = 2.2  # inches of a picture
+        heights = [width * min(1.0, image.shape[0] / image.shape[1]) for image, _, _ in self.chosen]
+        legend = 0.2 * (len(self.classes) // 3 + 2)
+        figure, axes = plt.subplots(
+            len(self.chosen), 3, figsize=(3 * width, sum(heights) + legend), squeeze=False, layout="constrained",
+            height_ratios=heights, dpi=110,
+        )  # fmt: skip
+        for row, (image, truth, predicted) in zip(axes, self.chosen, strict=True):
+            row[0].imshow(image)
+            for axis, mask in zip(row[1:], (truth, predicted), strict=True):
+                shown = np.ma.masked_equal(mask, IGNORED)
+                axis.imshow(shown, cmap=palette, vmin=-0.5, vmax=len(self.classes) - 0.5, interpolation="nearest")
+            for axis in row:
+                axis.set_axis_off()
+        for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+            axis.set_title(title)
+        figure.legend(
+            handles=[
+                Patch(color=colour, label=name)
+                for colour, name in zip([*colours, "black"], [*self.classes, "ignored"], strict=True)
+            ],
+            loc="outside lower center", ncols=3, fontsize=8, frameon=False,
+        )  # fmt: skip
+        return figure
