@@ -17,25 +17,23 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from results.errors import InputError
-from results.published.figures import Figure, figures
-from results.published.models import ModelKey, bare_config, letters, model_key
+from results.families import SUMMARY
+from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
+from results.rows import Entry
 from results.store import StoredRecord
-from results.tables.groups import SUMMARY
-from results.tables.roster import Entry
-from results.tables.sections import Section, headline
+from results.tables import Section, headline
 from results.zoo_layout import LAYOUTS
 
 RECORD_DECIMALS = 4  # of a record's score as a claim: more than any page prints
 
 
 @dataclass(frozen=True)
-class Conflict:
-    """A cell that a source contradicts.
+class PageCell:
+    """A cell of a page, and what the sources say about it.
 
     Attributes:
-        against: claims with another figure, or the same figure in another column.
-        agreeing: claims with the page's figure.
-        note: a possible cause.
+        claims: the sources' values of this cell.
+        elsewhere: sources with the same figure in another column.
     """
 
     line: int
@@ -43,8 +41,27 @@ class Conflict:
     row: str
     column: str
     printed: str
+    claims: tuple[Claim, ...] = ()
+    elsewhere: tuple[Claim, ...] = ()
+
+    @property
+    def agreeing(self) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if claim.agrees(self.printed))
+
+    @property
+    def contradicting(self) -> tuple[Claim, ...]:
+        """Other values under the page's protocol, which is that of the agreeing claims; under any if none agrees."""
+        agreeing = self.agreeing
+        protocols = frozenset[str]().union(*(claim.protocols for claim in agreeing))
+        return tuple(c for c in self.claims if c not in agreeing and (not agreeing or c.protocols & protocols))
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A cell, the claims against it (another figure, or the same figure in another column), and a possible cause."""
+
+    cell: PageCell
     against: tuple[Claim, ...]
-    agreeing: tuple[Claim, ...]
     note: str = ""
 
 
@@ -85,10 +102,10 @@ def lint(page: Path, records: Sequence[StoredRecord]) -> Verdict:
             verdict.unsupported += 1
             continue
         verdict.checked += 1
-        if cell.against:
-            verdict.conflicts.append(cell.conflict(cell.against, _mixed_checkpoints(cell, cells)))
+        if cell.contradicting:
+            verdict.conflicts.append(Conflict(cell, cell.contradicting, _mixed_checkpoints(cell, cells)))
         elif cell.elsewhere and not cell.agreeing:
-            verdict.conflicts.append(cell.conflict(cell.elsewhere, "the source has this figure in another column"))
+            verdict.conflicts.append(Conflict(cell, cell.elsewhere, "the source has this figure in another column"))
     return verdict
 
 
@@ -96,10 +113,10 @@ def verdict_text(page: Path, verdict: Verdict) -> str:
     """The conflicts with the claims of both sides, then what was not checked, then the totals."""
     lines = []
     for conflict in verdict.conflicts:
-        where = f"{page}:{conflict.line}: {conflict.table}, {conflict.row}, {conflict.column}"
-        lines.append(f"{where}: the page says {conflict.printed}")
+        cell = conflict.cell
+        lines.append(f"{page}:{cell.line}: {cell.table}, {cell.row}, {cell.column}: the page says {cell.printed}")
         lines += [_claim_line("but", claim) for claim in conflict.against]
-        lines += [_claim_line("also", claim) for claim in conflict.agreeing]
+        lines += [_claim_line("also", claim) for claim in cell.agreeing]
         lines += [f"    note: {conflict.note}"] if conflict.note else []
     lines += [f"{page}: not checked: {unknown}" for unknown in verdict.unknown]
     total = f"{page}: {verdict.checked} figures checked, {len(verdict.conflicts)} in conflict"
@@ -341,34 +358,9 @@ class RecordClaims:
 # ---- the cells of a page and the claims about them
 
 
-@dataclass(frozen=True)
-class _Cell:
-    line: int
-    table: str
-    row: str
-    column: str
-    printed: str
-    claims: tuple[Claim, ...] = ()
-    elsewhere: tuple[Claim, ...] = ()
-
-    @property
-    def agreeing(self) -> tuple[Claim, ...]:
-        return tuple(claim for claim in self.claims if claim.agrees(self.printed))
-
-    @property
-    def against(self) -> tuple[Claim, ...]:
-        """Other values under the page's protocol, which is that of the agreeing claims; under any if none agrees."""
-        agreeing = self.agreeing
-        protocols = frozenset[str]().union(*(claim.protocols for claim in agreeing))
-        return tuple(c for c in self.claims if c not in agreeing and (not agreeing or c.protocols & protocols))
-
-    def conflict(self, against: tuple[Claim, ...], note: str) -> Conflict:
-        return Conflict(self.line, self.table, self.row, self.column, self.printed, against, self.agreeing, note)
-
-
 def _claimed_cells(
     table: MarkdownTable, published: PublishedClaims, measured: RecordClaims, verdict: Verdict
-) -> Iterator[_Cell]:
+) -> Iterator[PageCell]:
     """The cells of a table's recognised rows and columns; what is not recognised is noted in the verdict."""
     meanings = _column_meanings(table, measured)
     if not any(meanings):
@@ -394,7 +386,7 @@ def _claimed_cells(
             elsewhere = [
                 c for meaning in meant for model in models for c in published.elsewhere(model, meaning, printed)
             ]
-            yield _Cell(
+            yield PageCell(
                 row.line, table.title, labels[0], column, printed, tuple(dict.fromkeys(claims)), tuple(elsewhere)
             )
 
@@ -432,9 +424,9 @@ def _narrowed(
     return named or meanings
 
 
-def _mixed_checkpoints(cell: _Cell, cells: Sequence[_Cell]) -> str:
+def _mixed_checkpoints(cell: PageCell, cells: Sequence[PageCell]) -> str:
     """A note if the contradicting source confirms the other figures of the row: two checkpoints, or a slip."""
-    sources = {claim.source for claim in cell.against}
+    sources = {claim.source for claim in cell.contradicting}
     others = [other for other in cells if other is not cell and other.row == cell.row]
     same = sum(any(claim.source in sources for claim in other.agreeing) for other in others)
     if same < 2 or not cell.agreeing:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.published.figures import Figure
+from results.formats import Cell, Row, Table
+from results.published import Figure
+from results.rows import Entry
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.roster import Entry
-from results.tables.sections import SPREAD_LINE, Section, score_cell
+from results.tables import SPREAD_LINE, Section, score_cell
 
 NOTE = "arXiv:2003.04297 (MoCo v2 note)"
 NOTE_TABLES = "arXiv:2003.04297 Tables 1-2 (second-hand)"
@@ -164,6 +164,10 @@ _BOX_AND_MASK = tuple(f"{ap}_{kind}" for kind in ("box", "mask") for ap in ("AP"
 _VOC_COLUMNS = ("AP50", "AP", "AP75")
 
 
+def _rows(*models: str) -> tuple[PaperRow, ...]:
+    return tuple(PaperRow(model, (model,)) for model in models)
+
+
 def _transfer(
     name: str,
     title: str,
@@ -173,8 +177,7 @@ def _transfer(
     dataset: str = "",
 ) -> PaperLayout:
     columns = tuple(PaperColumn(metric, benchmark, (metric,), (PAPER,), dataset) for metric in metrics)
-    rows = tuple(PaperRow(model, (model,)) for model in models)
-    return PaperLayout(f"mocov1_{name}", f"MoCo v1: {title}", ("Pretraining",), columns, rows)
+    return PaperLayout(f"mocov1_{name}", f"MoCo v1: {title}", ("Pretraining",), columns, _rows(*models))
 
 
 _BATCH_NORM = ("supervised IN-1M frozen BN", *(f"{model} tuned BN" for model in _INITIALISATIONS[1:]))
@@ -206,20 +209,11 @@ MOCO_V1 = (
         "MoCo v1, Table 1: linear classification of methods and widths",
         ("Method and encoder",),
         (_linear("ImageNet top-1", PAPER),),
-        tuple(
-            PaperRow(label, (model,))
-            for label, model in (
-                ("InstDisc R50", "InstDisc R50"),
-                ("LocalAgg R50", "LocalAgg R50"),
-                ("BigBiGAN R50", "BigBiGAN R50"),
-                ("CPC v2 R170 wider (303M)", "CPC v2 R170 wider (303M)"),
-                ("CMC R50w2xL+ab (188M)", "CMC R50w2xL+ab (188M)"),
-                ("AMDIM large (626M)", "AMDIM large (626M)"),
-                ("MoCo R50", "MoCo v1 K=65536"),
-                ("MoCo RX50", "MoCo RX50"),
-                ("MoCo R50w2x (94M)", "MoCo R50w2x (94M)"),
-                ("MoCo R50w4x (375M)", "MoCo R50w4x (375M)"),
-            )
+        (
+            *_rows("InstDisc R50", "LocalAgg R50", "BigBiGAN R50", "CPC v2 R170 wider (303M)", "CMC R50w2xL+ab (188M)"),
+            *_rows("AMDIM large (626M)"),
+            PaperRow("MoCo R50", ("MoCo v1 K=65536",)),
+            *_rows("MoCo RX50", "MoCo R50w2x (94M)", "MoCo R50w4x (375M)"),
         ),
         ("The figures of the other methods were measured under their own protocols.",),
     ),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from results.atomic import write_file
+from results.rows import current, table_rows
 from results.store import StoredRecord
-from results.tables.roster import current, roster
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ class EncoderStyles:
         self._styles: dict[str, LineStyle] = {}
         families: dict[str, int] = {}
         members: dict[str, int] = {}
-        for entry in roster(stored for stored in current(records)[0] if stored.intact):
+        for entry in table_rows(stored for stored in current(records)[0] if stored.intact):
             name = entry.label if entry.random else entry.cards[0].name
             family, member = families.setdefault(name, len(families)), members.get(name, 0)
             members[name] = member + 1

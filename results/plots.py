@@ -27,10 +27,10 @@ from results.plot_style import (
     save_figure,
     stacked_panels,
 )
+from results.rows import current, table_rows
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
-from results.tables.per_class import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
-from results.tables.roster import current, roster
+from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
 
 # ---- every figure of a folder of records
 
@@ -38,8 +38,7 @@ from results.tables.roster import current, roster
 def write_figures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Path], dict[Path, str]]:
     """Write all figures and the per-class table below `out`, in `embedded/` and `full/`, which never share a figure.
 
-    Each folder gets `per_layer.png`, `knn_k.png`, `score_against_epoch.png`, one `low_shot_<protocol>_<data>.png` per
-    low-shot protocol and data set, and `per_class.md`.
+    Each folder gets a PNG for each of `record_figures`, and `per_class.md`.
 
     Returns:
         The files written, and for each file left out the reason.
@@ -51,34 +50,55 @@ def write_figures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Path
         if not own:
             continue
         folder = out / ("embedded" if embedded else "full")
-        for name, draw in _figures(own).items():
+        for figure in record_figures(own):
+            path = folder / f"{figure.name}.png"
             try:
-                draw(folder / name)
+                figure.draw(path)
             except NothingToDrawError as reason:
-                left_out[folder / name] = str(reason)
+                left_out[path] = str(reason)
             else:
-                written.append(folder / name)
-        tables = per_class_markdown(own)
-        if tables:
+                written.append(path)
+        if tables := per_class_markdown(own):
             write_file(folder / "per_class.md", tables)
             written.append(folder / "per_class.md")
-        else:
-            left_out[folder / "per_class.md"] = "no record has scores per class"
     return written, left_out
 
 
-def _figures(records: Sequence[StoredRecord]) -> dict[str, Callable[[Path], None]]:
+@dataclass(frozen=True)
+class RecordFigure:
+    """A figure of records: its file's name without ending, its title, how to read it, and the function to draw it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Path], None]
+
+
+def record_figures(records: Sequence[StoredRecord]) -> list[RecordFigure]:
+    """The figures of the embedded or of the full data sets, in which an encoder has the same style everywhere."""
     styles = EncoderStyles(records)
-    return {
-        "per_layer.png": partial(draw_per_layer, records, styles=styles),
-        "knn_k.png": partial(draw_knn_k, records, styles=styles),
-        "score_against_epoch.png": partial(draw_score_against_epoch, records),
-        **{
-            # Two protocols of one id may differ, for example after a new revision of their source.
-            f"low_shot_{slug(name)}_{sha256[:8]}_{data[:8]}.png": partial(draw_low_shot, own, styles=styles)
-            for (name, sha256, data), own in sorted(low_shot_groups(records).items())
-        },
-    }
+    by_layer = partial(draw_per_layer, records, styles=styles)
+    by_k = partial(draw_knn_k, records, styles=styles)
+    by_class = partial(draw_per_class, records, styles=styles)
+    found = [
+        RecordFigure("per_layer", "Score by layer", "", by_layer),
+        RecordFigure("knn_k", "kNN accuracy against the number of neighbours", "", by_k),
+        RecordFigure("per_class", "Score by class", "", by_class),
+        RecordFigure(
+            "score_against_epoch", "Score against pretraining epochs", "", partial(draw_score_against_epoch, records)
+        ),
+    ]
+    for (protocol, sha256, data), own in sorted(low_shot_groups(records).items()):
+        found.append(
+            RecordFigure(
+                # Two protocols of one id may differ, for example after a new revision of their source.
+                f"low_shot_{slug(protocol)}_{sha256[:8]}_{data[:8]}",
+                f"Low-shot mAP against the number of images per class, {protocol}",
+                "Lines: mean over the drawn sets; shaded: lowest to highest set.",
+                partial(draw_low_shot, own, styles=styles),
+            )
+        )
+    return found
 
 
 def _by_protocol_and_data(records: Sequence[StoredRecord]) -> dict[tuple[str, str, str], list[StoredRecord]]:
@@ -130,7 +150,7 @@ LAYERS = {1.0: "stem", 2.0: "stage 1", 3.0: "stage 2", 4.0: "stage 3", 5.0: "sta
 def draw_per_layer(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
     """Score of a linear classifier on the features of each layer, for protocols with a column per layer."""
     found = _with_lines(curve_panels(records, layer_of))
-    draw_curves(found, out, x_label="layer of the features", ticks=LAYERS, styles=styles or EncoderStyles(records))
+    draw_curves(found, out, x_label="layer of the network", ticks=LAYERS, styles=styles or EncoderStyles(records))
 
 
 def layer_of(column: str) -> float | None:
@@ -171,7 +191,7 @@ def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], floa
         protocol = group[0].record.protocol.resolved
         places = {column: x for column in protocol.columns if (x := position(column)) is not None}
         rows: dict[str, list[StoredRecord]] = {}
-        for entry in roster(newest):
+        for entry in table_rows(newest):
             label = entry.label if entry.random else entry.cards[0].name
             rows.setdefault(label, []).extend(entry.records(group))
         curves = [_curve(label, own, places) for label, own in rows.items() if own]
@@ -273,6 +293,7 @@ SELECTIONS = {
     "heldout": "Held out: C chosen on images outside\nthe drawn set (needs more labels than k)",
     "oracle": "Oracle: C chosen on the test images,\nas for published figures",
 }
+LEGEND_CHARACTERS = 150  # that fit side by side below the figure
 
 
 @dataclass(frozen=True)
@@ -330,14 +351,15 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
         fontsize="medium",
     )
     handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels), default=0) + 6)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
     save_figure(figure, out)
 
 
 def low_shot_bands(records: Sequence[StoredRecord], selection: str) -> list[Band]:
     """One band per row of the tables, over the k that all its records have."""
     found = []
-    for entry in roster(records):
+    for entry in table_rows(records):
         runs = [_by_k(stored.record, selection) for stored in entry.records(records)]
         shared = sorted(set.intersection(*(set(run) for run in runs)))
         if shared:

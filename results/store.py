@@ -1,28 +1,31 @@
-"""Where records live on disk, and how they get there: whole or not at all.
+"""Write, find and read records and their outcomes files on disk.
 
-A record is `<root>/<encoder>/<weights-sha8>/<dataset>/<protocol-id>-<key8>.json`. What happened to each test item lies
-beside it in `<protocol-id>-<key8>.<sha16>.npz`, named after its own hash: so replacing the JSON is the one moment in
-which a rewrite takes effect, and the record's hash covers the side file too.
+A record is `<root>/<encoder>/<weights-sha8>/<dataset>/<protocol-id>-<key8>.json`. Its outcomes file
+`<protocol-id>-<key8>.<sha16>.npz` in the same folder holds what happened to each test item. It is named after its own
+hash, so a rewrite takes effect at the one moment when the JSON is replaced, and the record's hash covers it too.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from results.atomic import make_folder, write_pair
+from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
 from results.schema import (
     SCHEMA_VERSION,
     DatasetRef,
@@ -33,14 +36,14 @@ from results.schema import (
     canonical_sha256,
     record_key,
 )
-from results.side_file import packed, unpacked, with_standard_errors
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
+REFERENCE = "same/"  # prefix of an array that names the array with the same content
 
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record that could be read, and what about it cannot be believed."""
+    """A record that could be read, and the faults for which it cannot be trusted."""
 
     path: Path
     record: Record
@@ -48,22 +51,22 @@ class StoredRecord:
 
     @property
     def intact(self) -> bool:
-        """Whether record, protocol, place and side file all still hash to what they say."""
+        """Whether record, protocol, file name and outcomes file still match their hashes."""
         return not self.faults
 
     def outcomes(self) -> dict[str, NDArray[Any]] | None:
-        """The side file's arrays, as `write_record` stored them; None where there are none that can be believed."""
+        """The arrays that `write_record` stored; None if there are none or they cannot be trusted."""
         if self.record.outcomes_file is None or not self.intact:
             return None
         try:
             return unpacked(self.path.with_name(self.record.outcomes_file))
-        except (OSError, ValueError, BadZipFile):  # no .npz, whatever its hash says
+        except (OSError, ValueError, BadZipFile):  # not an .npz file, although its hash is right
             return None
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A file in a records folder that is no record, and why."""
+    """A file in a records folder that is not a record, and why."""
 
     path: Path
     reason: str
@@ -77,14 +80,14 @@ def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: Data
 
 
 def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]] | None = None) -> Path:
-    """Seals a record and writes it with its side file, replacing one of the same key.
+    """Seal a record and write it with its outcomes file, replacing one of the same key.
 
-    Where the outcomes have groups, scores without a standard error get theirs. Decisions are stored as ranks within
-    their class (equal decisions share one), which is all that ranking metrics use and a fraction of the size.
+    If the outcomes have groups, scores without a standard error get theirs. Decisions are stored as ranks within their
+    class (equal decisions share one), which is all that ranking metrics need and a fraction of the size.
 
     Args:
         outcomes: `ids` (N,), `targets` (N,) or (N, C); per column `correct/<column>` (N,) bool, `decision/<column>`
-            (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.resampling.bootstrap`; and
+            (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.bootstrap`; and
             the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
     Raises:
@@ -96,21 +99,21 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
         record = with_standard_errors(record, outcomes)
         payload = packed(outcomes)
     path = record_path(root, record.encoder, record.protocol.resolved, record.dataset, record.seeds)
-    side_name = None if payload is None else _side_name(path, payload)
-    sealed = record.model_copy(update={"outcomes_file": side_name}).sealed()
+    outcomes_name = None if payload is None else _outcomes_name(path, payload)
+    sealed = record.model_copy(update={"outcomes_file": outcomes_name}).sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with _locked(root):
-        write_pair(path, text.encode(), side_name, payload)
+        write_pair(path, text.encode(), outcomes_name, payload)
     return path
 
 
 def find_record(
     root: Path, card: EncoderCard, protocol: Protocol, dataset: DatasetRef, seeds: tuple[int, ...]
 ) -> Record | None:
-    """The record that makes a new run needless: same name and key, status ok, intact. Anything else is run again."""
+    """The record that makes a new run unnecessary: same encoder name and key, status ok, intact."""
     path = record_path(root, card, protocol, dataset, seeds)
     key = record_key(protocol, card, dataset.fingerprint, seeds)
-    # Older schemas gave the same question other file names, so the folder's records of this protocol are asked too.
+    # Older schemas used other file names for the same key, so all records of this protocol are read.
     others = sorted(path.parent.glob(f"{glob.escape(slug(protocol.id))}-*.json"), reverse=True)
     for place in (path, *(other for other in others if other != path)):
         found = read_record(place) if place.is_file() else None
@@ -122,7 +125,7 @@ def find_record(
 
 
 def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
-    """Every record below a folder in the order of their paths, and every file that should be one and is not."""
+    """Every record below a folder, sorted by path, and every .json file there that is not a record."""
     records: list[StoredRecord] = []
     bad: list[BadRecord] = []
     for path in sorted(root.rglob("*.json")):
@@ -135,11 +138,11 @@ def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
 
 
 def read_record(path: Path) -> StoredRecord | BadRecord:
-    """One record of this or an older schema version. Never raises: what is wrong with the file is in the answer."""
+    """Read one record of this or an older schema version. Never raises: a fault of the file is in the result."""
     while True:
         before = _stamp(path)
         found = _read(path)
-        # A writer may have put another record in place, whose side file took that of the one that was being read.
+        # A writer may have replaced the record, and its outcomes file, while it was being read.
         if (isinstance(found, StoredRecord) and found.intact) or _stamp(path) == before:
             return found
 
@@ -173,10 +176,10 @@ def _read(path: Path) -> StoredRecord | BadRecord:
 
 
 def copy_record(stored: StoredRecord, source_root: Path, target_root: Path) -> None:
-    """Copies a record with its side file, byte for byte, to the same place below another folder."""
-    side_name = stored.record.outcomes_file
-    side = None if side_name is None else stored.path.with_name(side_name).read_bytes()
-    write_pair(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), side_name, side)
+    """Copy a record with its outcomes file, byte for byte, to the same place below another folder."""
+    outcomes_name = stored.record.outcomes_file
+    payload = None if outcomes_name is None else stored.path.with_name(outcomes_name).read_bytes()
+    write_pair(target_root / stored.path.relative_to(source_root), stored.path.read_bytes(), outcomes_name, payload)
 
 
 def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> bool:
@@ -189,37 +192,34 @@ def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> boo
 
 
 def slug(name: str) -> str:
-    """A file name that every system takes, cut where it is long: the key behind it tells long ids apart.
-
-    Two encoders may share one; of the same weights the last run stands.
-    """
+    """A file name that every system accepts. A long one is cut: the record's key tells long ids apart."""
     return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).strip("._")[:120] or "unnamed"
 
 
-def _side_name(path: Path, payload: bytes) -> str:
+def _outcomes_name(path: Path, payload: bytes) -> str:
     return f"{path.stem}.{hashlib.sha256(payload).hexdigest()[:16]}.npz"
 
 
 def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a number that JSON knows")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _faults(path: Path, raw: dict[str, Any], record: Record) -> Iterator[str]:
-    """Looks at the JSON as it stands: fields that a later schema adds do not make an old record look edited."""
+    """Check the JSON as it is in the file, so that fields added by a later schema do not look like edits."""
     if canonical_sha256({k: v for k, v in raw.items() if k != "sha256"}) != record.sha256:
         yield "edited after it was written"
     if canonical_sha256(raw["protocol"]["resolved"]) != record.protocol.sha256:
-        yield "its protocol does not hash to what it says"
+        yield "its protocol does not match its hash"
     if record.protocol.resolved.id != record.protocol.id:
-        yield f"its protocol is not {record.protocol.id} but {record.protocol.resolved.id}"
+        yield f"its protocol is {record.protocol.resolved.id}, not {record.protocol.id}"
     if not path.stem.endswith(f"-{_key(raw, record)}"):
-        yield "its encoder, protocol, data or seeds are not those that its file name stands for"
+        yield "its encoder, protocol, data or seeds do not match its file name"
     if record.outcomes_file is not None:
-        side = path.with_name(record.outcomes_file)
-        if side.parent != path.parent or not side.is_file():
-            yield "its side file is missing"
-        elif side.name != _side_name(path, side.read_bytes()):
-            yield "its side file was changed after it was written"
+        outcomes_path = path.with_name(record.outcomes_file)
+        if outcomes_path.parent != path.parent or not outcomes_path.is_file():
+            yield "its outcomes file is missing"
+        elif outcomes_path.name != _outcomes_name(path, outcomes_path.read_bytes()):
+            yield "its outcomes file was changed after it was written"
 
 
 def _key(raw: dict[str, Any], record: Record) -> str:
@@ -235,3 +235,77 @@ def _locked(root: Path) -> Iterator[None]:
     make_folder(root)
     with FileLock(root / ".lock", timeout=LOCK_TIMEOUT_SECONDS):
         yield
+
+
+def measured_column(record: Record, column: str, measured: Sequence[str]) -> str | None:
+    """The column whose outcomes belong to `column`: itself, or the one that it was chosen from (a best layer)."""
+    if column in measured:
+        return column
+    score = record.scores.get(column)
+    if score is None or score.value is None:
+        return None
+    return next((name for name in measured if name in record.scores and record.scores[name].value == score.value), None)
+
+
+def with_standard_errors(record: Record, outcomes: Mapping[str, NDArray[Any]]) -> Record:
+    """Return the record with standard errors from its outcomes, for the scores that have none yet."""
+    measured = measured_columns(outcomes)
+    behind = {
+        column: source
+        for column, score in record.scores.items()
+        if score.value is not None
+        and score.standard_error is None
+        and (source := measured_column(record, column, measured)) is not None
+    }
+    if not behind or "group_offsets" not in outcomes:
+        return record
+    found = replicates(outcomes, sorted(set(behind.values())))
+    scores = dict(record.scores)
+    for column, source in behind.items():
+        error = found[source].standard_error * (100 if scores[column].unit == "%" else 1)
+        scores[column] = scores[column].model_copy(update={"standard_error": error})
+    return record.model_copy(update={"scores": scores})
+
+
+def packed(outcomes: Mapping[str, NDArray[Any]]) -> bytes:
+    """Outcomes as an .npz whose bytes depend on the arrays alone: names are sorted, and numpy dates members 1980.
+
+    Decisions become ranks within their class; equal ones share a rank. A column with the same outcomes as another (a
+    best layer and its layer) is stored as a reference to it.
+
+    Raises:
+        ValueError: a decision is not a number, or an array holds Python objects.
+    """
+    arrays = {}
+    for name in sorted(outcomes):
+        array = np.asarray(outcomes[name])
+        if array.dtype.hasobject:
+            raise ValueError(f"the outcome {name!r} holds Python objects instead of numbers or text")
+        arrays[name] = _ranks(name, array) if name.startswith("decision/") else array
+    columns = [name for name in arrays if name.startswith(COLUMN_PREFIXES)]
+    for name in reversed(columns):
+        same = next(other for other in columns if np.array_equal(arrays[other], arrays[name]))
+        if same != name:
+            del arrays[name]
+            columns.remove(name)
+            arrays[REFERENCE + name] = np.array(same)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
+    return buffer.getvalue()
+
+
+def unpacked(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `packed` wrote; decisions are ranks."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays: dict[str, NDArray[Any]] = {k: v for k, v in stored.items() if not k.startswith(REFERENCE)}
+        references = {k.removeprefix(REFERENCE): str(v) for k, v in stored.items() if k.startswith(REFERENCE)}
+    return arrays | {name: arrays[same] for name, same in references.items()}
+
+
+def _ranks(name: str, decisions: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    if decisions.ndim != 2:
+        raise ValueError(f"the outcome {name!r} has shape {decisions.shape}, not (items, classes)")
+    if np.isnan(decisions).any():
+        raise ValueError(f"the outcome {name!r} is NaN for some items")
+    ranks = [np.unique(scores, return_inverse=True)[1] for scores in decisions.T]
+    return np.stack(ranks, axis=1).astype(np.uint16 if len(decisions) <= 2**16 else np.uint32)

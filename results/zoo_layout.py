@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.published.figures import Figure
-from results.tables.cells import Cell, Row, Table
+from results.formats import Cell, Row, Table
+from results.published import Figure
 
 CONFIG = "Self-Supervised Config"  # heads the first column, as on the published pages
 
@@ -77,15 +77,15 @@ class TableLayout:
     Attributes:
         part: heading above it.
         task: title for other data than the full data sets.
-        lines: how to read the columns.
+        line: how to read the columns.
         protocol: the protocol on the full data sets, in one sentence.
     """
 
     part: str
     title: str
     task: str
-    lines: tuple[str, ...]
     columns: tuple[LayoutColumn, ...]
+    line: str = ""
     protocol: str = ""
     decimals: int = 2
 
@@ -98,7 +98,6 @@ _FEATURES = tuple(f"Feature{i}" for i in range(1, 6))
 _LOW_SHOT = tuple(f"k={k}" for k in (1, 2, 4, 8, 16, 32, 64, 96))
 _NEIGHBOURS = tuple(f"k={k}" for k in (10, 20, 100, 200))
 _POOLED = "Feature1 to Feature5 are the maps of the stem and the four stages, pooled to fixed sizes but not globally."
-_MOCO_DETECTION = "Detection follows MoCo's protocol"
 
 
 def _instances(benchmark: str) -> tuple[LayoutColumn, ...]:
@@ -111,137 +110,84 @@ def _instances(benchmark: str) -> tuple[LayoutColumn, ...]:
 
 LAYOUTS = (
     TableLayout(
-        "Classification",
-        "VOC SVM / Low-shot SVM",
-        "SVM / Low-shot SVM",
-        (
-            "Best Layer is the layer whose features score highest: 1 is the stem, 2 to 5 are the four stages. k is the "
-            "number of positive training images per class.",
-        ),
+        "Classification", "VOC SVM / Low-shot SVM", "SVM / Low-shot SVM",
         (
             LayoutColumn("Best Layer", "voc07_svm", "best_oracle", "voc2007", layer=True),
             LayoutColumn("SVM", "voc07_svm", "best_oracle", "voc2007"),
             *_columns("voc07_low_shot_svm", _LOW_SHOT, "voc2007"),
         ),
+        line="Best Layer is the layer whose features score highest: 1 is the stem, 2 to 5 are the four stages. k is "
+        "the number of positive training images per class.",
     ),
     TableLayout(
-        "Classification",
-        "ImageNet Linear Evaluation",
-        "Linear Evaluation",
-        (f"{_POOLED} AvgPool is the vector after global average pooling.",),
-        (
-            *_columns("linear_multihead", _FEATURES, "imagenet"),
-            *_columns("linear_avgpool", ("AvgPool",), "imagenet"),
-        ),
+        "Classification", "ImageNet Linear Evaluation", "Linear Evaluation",
+        (*_columns("linear_multihead", _FEATURES, "imagenet"), *_columns("linear_avgpool", ("AvgPool",), "imagenet")),
+        line=f"{_POOLED} AvgPool is the vector after global average pooling.",
     ),
     TableLayout(
-        "Classification",
-        "Places205 Linear Evaluation",
-        "Linear Evaluation",
-        (_POOLED,),
-        _columns("linear_multihead_places205", _FEATURES, "places205"),
+        "Classification", "Places205 Linear Evaluation", "Linear Evaluation",
+        _columns("linear_multihead_places205", _FEATURES, "places205"), line=_POOLED,
     ),
     TableLayout(
-        "Classification",
-        "iNaturalist18 Linear Evaluation",
-        "Linear Evaluation",
-        (_POOLED,),
-        _columns("linear_multihead_inat18", _FEATURES, "inat18"),
+        "Classification", "iNaturalist18 Linear Evaluation", "Linear Evaluation",
+        _columns("linear_multihead_inat18", _FEATURES, "inat18"), line=_POOLED,
     ),
     TableLayout(
-        "Classification",
-        "ImageNet Nearest-Neighbor Classification",
-        "Nearest-Neighbor Classification",
-        ("Features after global average pooling; k is the number of neighbours that vote.",),
-        _columns("knn", _NEIGHBOURS, "imagenet"),
-        decimals=1,
+        "Classification", "ImageNet Nearest-Neighbor Classification", "Nearest-Neighbor Classification",
+        _columns("knn", _NEIGHBOURS, "imagenet"), decimals=1,
+        line="Features after global average pooling; k is the number of neighbours that vote.",
     ),
     TableLayout(
-        "Classification",
-        "ImageNet Semi-Supervised Classification",
-        "Semi-Supervised Classification",
-        (
-            "The whole network is fine-tuned on 1% or 10% of the labels, with the learning rates of a grid that score "
-            "best on val.",
-        ),
+        "Classification", "ImageNet Semi-Supervised Classification", "Semi-Supervised Classification",
         tuple(
             LayoutColumn(f"{share}% {top}", f"semi_supervised_{share}pct", f"{top} oracle")
             for share in (1, 10)
             for top in ("Top-1", "Top-5")
         ),
+        line="The whole network is fine-tuned on 1% or 10% of the labels, with the learning rates of a grid that score "
+        "best on val.",
     ),
     TableLayout(
-        "Classification",
-        "Fine-tuning",
-        "Fine-tuning",
-        ("The whole network is fine-tuned on all labels.",),
+        "Classification", "Fine-tuning", "Fine-tuning",
         (
             LayoutColumn("ImageNet Top-1", "finetune_imagenet", "Top-1"),
             LayoutColumn("iNaturalist18 Top-1", "finetune_inat18", "Top-1"),
         ),
-        decimals=1,
+        line="The whole network is fine-tuned on all labels.", decimals=1,
     ),
     TableLayout(
-        "Detection",
-        "Pascal VOC 2007 + 2012",
-        "Faster R-CNN C4",
-        (),
-        _columns("voc0712_det", ("AP50", "AP", "AP75")),
-        protocol=f"{_MOCO_DETECTION}: Faster R-CNN C4, 24k iterations.",
+        "Detection", "Pascal VOC 2007 + 2012", "Faster R-CNN C4", _columns("voc0712_det", ("AP50", "AP", "AP75")),
+        protocol="Detection follows MoCo's protocol: Faster R-CNN C4, 24k iterations.",
     ),
     TableLayout(
-        "Detection",
-        "COCO2017",
-        "Mask R-CNN FPN",
-        (),
-        _instances("coco_mask_rcnn_fpn_1x"),
-        decimals=1,
-        protocol=f"{_MOCO_DETECTION}: Mask R-CNN FPN, 1x schedule.",
+        "Detection", "COCO2017", "Mask R-CNN FPN", _instances("coco_mask_rcnn_fpn_1x"), decimals=1,
+        protocol="Detection follows MoCo's protocol: Mask R-CNN FPN, 1x schedule.",
     ),
     TableLayout(
-        "Detection",
-        "COCO2017, Mask R-CNN FPN, 2x schedule",
-        "Mask R-CNN FPN",
-        (),
-        _instances("coco_mask_rcnn_fpn_2x"),
-        decimals=1,
+        "Detection", "COCO2017, Mask R-CNN FPN, 2x schedule", "Mask R-CNN FPN",
+        _instances("coco_mask_rcnn_fpn_2x"), decimals=1,
     ),
     TableLayout(
-        "Detection",
-        "COCO2017, Mask R-CNN C4, 2x schedule",
-        "Mask R-CNN C4",
-        (),
-        _instances("coco_mask_rcnn_c4_2x"),
-        decimals=1,
+        "Detection", "COCO2017, Mask R-CNN C4, 2x schedule", "Mask R-CNN C4",
+        _instances("coco_mask_rcnn_c4_2x"), decimals=1,
     ),
     TableLayout(
-        "Segmentation",
-        "Pascal VOC 2012 + Aug",
-        "FCN",
-        (),
-        (LayoutColumn("mIOU", "voc12aug_fcn", "mIoU"),),
+        "Segmentation", "Pascal VOC 2012 + Aug", "FCN", (LayoutColumn("mIOU", "voc12aug_fcn", "mIoU"),),
         protocol="Segmentation follows mmsegmentation's protocol: FCN, 20k iterations.",
     ),
     TableLayout(
-        "Segmentation",
-        "Cityscapes",
-        "FCN",
-        (),
-        (LayoutColumn("mIOU", "cityscapes_fcn", "mIoU"),),
+        "Segmentation", "Cityscapes", "FCN", (LayoutColumn("mIOU", "cityscapes_fcn", "mIoU"),),
         protocol="Segmentation follows mmsegmentation's protocol: FCN, 40k iterations.",
     ),
     TableLayout(
-        "Segmentation",
-        "MoCo's own FCN, stride 16",
-        "FCN, stride 16",
-        ("This network differs from the FCN of the two tables above.",),
+        "Segmentation", "MoCo's own FCN, stride 16", "FCN, stride 16",
         (
             LayoutColumn("VOC2012 mIOU", "voc12aug_fcn_s16", "mIoU"),
             LayoutColumn("Cityscapes mIOU", "cityscapes_fcn_s16", "mIoU"),
         ),
-        decimals=1,
+        line="This network differs from the FCN of the two tables above.", decimals=1,
     ),
-)
+)  # fmt: skip
 
 
 # ---- published figures in these tables
@@ -322,7 +268,7 @@ def published_table(layout: TableLayout, figures: Sequence[Figure]) -> Table | N
     several = len({row.model.partition("/")[0] for row in rows}) > 1
     return Table(
         layout.title,
-        (*layout.lines, *([layout.protocol] if layout.protocol else [])),
+        tuple(line for line in (layout.line, layout.protocol) if line),
         (CONFIG, *(column.title for column in columns)),
         tuple(Row(row.model if several else row.config, tuple(row.cell(column) for column in columns)) for row in rows),
         layout.decimals,

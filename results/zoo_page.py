@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from results.bootstrap import CONFIDENCE
 from results.errors import InputError
-from results.published.figures import Figure
-from results.resampling.bootstrap import CONFIDENCE
+from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
+from results.noise import NOISE_LINE, TWO_SIDED, ReplicateCache, detectable_line, mark_best
+from results.published import Figure
+from results.rows import Entry, Group, architecture_text, current, table_rows
 from results.schema import EncoderCard
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.groups import Group
-from results.tables.noise import NOISE_LINE, TWO_SIDED, detectable_line, mark_best
-from results.tables.render import escape_latex, escape_markdown, latex, markdown
-from results.tables.replicates import ReplicateCache
-from results.tables.roster import Entry, architecture_text, current, roster
-from results.tables.sections import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
+from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 from results.zoo_layout import (
     CONFIG,
     LAYOUTS,
@@ -52,7 +49,7 @@ FIRST_VARIANTS = ("mmselfsup", "moco", "mocov1")  # the protocols of the publish
 
 
 @dataclass(frozen=True)
-class Part:
+class PagePart:
     """Tables under a heading."""
 
     title: str
@@ -66,7 +63,7 @@ class Page:
 
     title: str
     lines: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[PagePart, ...]
     methods: tuple[Method, ...]
 
     @property
@@ -84,7 +81,7 @@ def published_page(figures: Sequence[Figure]) -> Page:
     for title in dict.fromkeys(layout.part for layout in LAYOUTS):
         found = [published_table(layout, figures) for layout in LAYOUTS if layout.part == title]
         if tables := tuple(table for table in found if table is not None):
-            parts.append(Part(title, (), tables))
+            parts.append(PagePart(title, (), tables))
     if not parts:
         raise InputError("none of the chosen published figures has a place on a model-zoo page")
     methods = list(dict.fromkeys(figure.model.partition("/")[0] for figure in figures))
@@ -108,14 +105,14 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
     Raises:
         InputError: no record succeeded.
     """
-    entries = roster(current(records)[0])
+    entries = table_rows(current(records)[0])
     if not entries:
         raise InputError("none of the chosen records succeeded, so the page would be empty")
-    parts = [Part("Encoder", (), (_about(entries, weights),))]
+    parts = [PagePart("Encoder", (), (_about(entries, weights),))]
     for embedded in (False, True):
         parts += _section_parts(Section(records, embedded=embedded), [] if embedded else figures)
     if costs := _costs(figures):
-        parts.append(Part("Pretraining cost", (), (costs,)))
+        parts.append(PagePart("Pretraining cost", (), (costs,)))
     cards = [card for entry in entries for card in entry.cards]
     names = dict.fromkeys(method for card in cards if (method := card.method))
     compared = any(row.label.endswith("difference") for part in parts for table in part.tables for row in table.rows)
@@ -127,11 +124,11 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
     )
 
 
-def _section_parts(section: Section, figures: Sequence[Figure]) -> list[Part]:
+def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart]:
     """The parts of the embedded or of the full data sets: by task, then other protocols, then failures."""
 
-    def part(title: str, lines: tuple[str, ...], tables: Sequence[Table]) -> Part:
-        return Part(f"{title}: {EMBEDDED}" if section.embedded else title, lines, tuple(tables))
+    def part(title: str, lines: tuple[str, ...], tables: Sequence[Table]) -> PagePart:
+        return PagePart(f"{title}: {EMBEDDED}" if section.embedded else title, lines, tuple(tables))
 
     parts = []
     own = [stored for group in section.groups for stored in group.records]
@@ -269,13 +266,10 @@ def compared_table(
         for stored in row.all
         if stored.faults
     ]
+    protocol_line = "" if embedded else layout.protocol
     return Table(
         f"{layout.task}: {', '.join(datasets)}" if embedded else layout.title,
-        (
-            *layout.lines,
-            *([layout.protocol] if layout.protocol and not embedded else []),
-            detectable_line(cache, asked, decimals),
-        ),
+        tuple(line for line in (layout.line, protocol_line, detectable_line(cache, asked, decimals)) if line),
         (CONFIG, *(column.title for column in layout.columns), "Protocol", "n"),
         tuple(rows),
         decimals,

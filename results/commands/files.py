@@ -9,18 +9,18 @@ from pathlib import Path
 from results.atomic import write_file
 from results.commands.options import Format
 from results.errors import InputError
+from results.formats import Table
+from results.rows import matching
 from results.store import BadRecord, StoredRecord, read_records
-from results.tables.cells import Table
-from results.tables.roster import matching
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
 
 def formatted(tables: Sequence[Table], form: Format) -> str:
-    from results.tables.render import latex, markdown
+    from results.formats import latex, markdown
 
     if form == "csv":
-        from results.tables.frame import tables_frame
+        from results.formats import tables_frame
 
         return tables_frame(tables).to_csv(index=False, lineterminator="\n")
     return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)

@@ -7,8 +7,8 @@ import sys
 from results.commands.files import formatted, name_bad, picture_file, put, read, write
 from results.commands.options import Correlations, Explain, Lint, Report
 from results.errors import InputError
-from results.published.figures import figures
-from results.tables.roster import matching
+from results.published import figures
+from results.rows import matching
 
 
 def report_command(options: Report) -> int:

@@ -26,9 +26,9 @@ from results.commands.options import (
 )
 from results.commands.questions import correlations_command, explain_command, lint_command, report_command
 from results.errors import InputError
-from results.published.figures import Figure, chosen, figures
+from results.formats import Cell, Row, Table
+from results.published import Figure, chosen, figures
 from results.store import BadRecord, StoredRecord
-from results.tables.cells import Cell, Row, Table
 from results.zoo_page import Page
 
 PUBLISHED_PAGES = ("MoCo v2 page *",)
@@ -67,7 +67,7 @@ def run(command: AnyCommand) -> int:
 
 
 def _tables(options: Tables) -> int:
-    from results.tables.model_zoo import readme_block, with_block
+    from results.tables import readme_block, with_block
 
     if options.check and options.out is None and options.readme is None:
         raise InputError("--check compares a file with the records: name it with --out or --readme")
@@ -106,7 +106,7 @@ def _tables(options: Tables) -> int:
 
 
 def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) -> str:
-    from results.tables.model_zoo import latex_page, markdown_page
+    from results.tables import latex_page, markdown_page
 
     if options.format == "markdown":
         return markdown_page(records, bad, options.records)
@@ -117,7 +117,7 @@ def _page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) ->
             f"{options.records} holds rows of the embedded data and of full data sets, which never share a table: "
             "choose with --rows embedded or --rows full"
         )
-    from results.tables.frame import frame
+    from results.formats import frame
 
     return frame(records).to_csv(index=False, lineterminator="\n")
 
@@ -200,7 +200,7 @@ def _figures(options: PublishedFigures) -> int:
     if not found:
         raise InputError("no published figure matches")
     if options.format == "csv":
-        from results.tables.frame import figures_frame
+        from results.formats import figures_frame
 
         put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
         return 0
@@ -241,7 +241,7 @@ def _publish(options: PublishRecords) -> int:
 
 def _diff(options: Diff) -> int:
     from results.compare.diff import diff, side
-    from results.tables.model_zoo import HEADINGS
+    from results.tables import HEADINGS
 
     records: list[StoredRecord] = []
     for root in options.records:

@@ -13,13 +13,12 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from results.published.figures import Figure
-from results.published.models import bare_config
-from results.resampling.bootstrap import CONFIDENCE
+from results.bootstrap import CONFIDENCE
+from results.families import place_of
+from results.formats import Cell, Row, Table
+from results.published import Figure, bare_config
+from results.rows import current, table_rows
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.groups import FAMILIES
-from results.tables.roster import current, roster
 
 RESAMPLES = 2000
 MIN_ENCODERS = 5  # with fewer an interval would be meaningless
@@ -100,7 +99,7 @@ def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Value
     """
     chosen = [s for s in current(records)[0] if s.intact and s.record.dataset.embedded == embedded]
     found: dict[Column, dict[str, list[float]]] = {}
-    for entry in roster(chosen):
+    for entry in table_rows(chosen):
         for stored in entry.records(chosen):
             record, protocol = stored.record, stored.record.protocol.resolved
             if protocol.overrides or not protocol.higher_is_better:
@@ -140,8 +139,7 @@ def headlines(values: Values) -> list[Column]:
 
 def page_order(column: Column) -> tuple[int, Column]:
     """Sort key: the order of a model-zoo page."""
-    places = [i for i, family in enumerate(FAMILIES) if column.protocol.startswith(family.prefix)]
-    return (places[0] if places else len(FAMILIES)), column
+    return place_of(column.protocol.partition(".")[0]), column
 
 
 # ---- the coefficients

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from results.bootstrap import CONFIDENCE
 from results.errors import InputError
-from results.resampling.bootstrap import CONFIDENCE
+from results.formats import Cell, Row, Table
+from results.noise import Difference, ReplicateCache, difference
+from results.rows import Group, grouped, identity, table_rows
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.groups import Group, grouped
-from results.tables.noise import Difference, difference
-from results.tables.replicates import ReplicateCache
-from results.tables.roster import identity, roster
-from results.tables.sections import score_cell
+from results.tables import score_cell
 
 DIFF_LINE = (
     f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
@@ -43,7 +41,7 @@ def side(records: Sequence[StoredRecord], text: str) -> Side:
         InputError: no record matches.
     """
     successes = [stored for stored in records if stored.record.status == "ok"]
-    labels = {identity(card): entry.label for entry in roster(successes) for card in entry.cards}
+    labels = {identity(card): entry.label for entry in table_rows(successes) for card in entry.cards}
     name, commit = _split(text, successes)
     newest: dict[tuple[object, ...], StoredRecord] = {}
     for stored in sorted(successes, key=lambda s: (s.record.created, s.path)):

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from results.atomic import write_file
+from results.bootstrap import CONFIDENCE
 from results.errors import InputError
-from results.resampling.bootstrap import CONFIDENCE
+from results.formats import Cell, Row, Table
+from results.noise import ReplicateCache
+from results.rows import current, identity
 from results.schema import Protocol
 from results.store import StoredRecord
-from results.tables.cells import Cell, Row, Table
-from results.tables.replicates import ReplicateCache
-from results.tables.roster import current, identity
 
 Corner = frozenset[str]  # the fields that have B's value
 COLUMN_FIELDS = ("k", "top")  # they decide which columns a protocol has, and change the score of none

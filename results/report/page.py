@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,28 +24,20 @@ from results.compare.correlations import (
 )
 from results.compare.explain import Explanation, Question, explanations
 from results.errors import InputError
-from results.plot_style import EncoderStyles
+from results.formats import Row, Table
+from results.noise import NOISE_LINE
 from results.plots import (
     PretrainingLog,
     draw_heat_map,
-    draw_knn_k,
-    draw_low_shot,
-    draw_per_class,
-    draw_per_layer,
     draw_pretraining,
-    draw_score_against_epoch,
     draw_waterfall,
-    low_shot_groups,
+    record_figures,
 )
-from results.published.figures import Figure
-from results.report.parts import SCORE_COLUMNS, Chart, Part, TableMaker, chart, saved_images
+from results.published import Figure
+from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, chart, saved_images
+from results.rows import current, matching
 from results.store import BadRecord, StoredRecord
-from results.tables.cells import Row, Table
-from results.tables.model_zoo import HEADINGS
-from results.tables.noise import NOISE_LINE
-from results.tables.per_class import per_class_tables
-from results.tables.roster import current, matching
-from results.tables.sections import SPREAD_LINE, Section
+from results.tables import HEADINGS, SPREAD_LINE, Section, per_class_tables
 from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 
 TITLE = "Benchmark report"
@@ -100,10 +93,10 @@ def report_html(
 # ---- the measured data sets
 
 
-def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool) -> Part:
+def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool) -> ReportPart:
     own = [stored for stored in records if stored.record.dataset.embedded == embedded]
     title, line = HEADINGS[embedded]
-    part = Part("embedded" if embedded else "full", title, (line,) if line else ())
+    part = ReportPart("embedded" if embedded else "full", title, (line,) if line else ())
     if own:
         part.tables = maker.section(Section(records, embedded=embedded))
         part.tables += [maker.plain(table) for table in per_class_tables(own)]
@@ -112,33 +105,11 @@ def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool)
     return part
 
 
-def _charts(records: Sequence[StoredRecord], name: str) -> list[Chart]:
-    styles = EncoderStyles(records)
+def _charts(records: Sequence[StoredRecord], part: str) -> list[Chart]:
     made = [
-        chart(f"{name}-layers", "Score by layer", LEGEND, partial(draw_per_layer, records, styles=styles)),
-        chart(
-            f"{name}-neighbours",
-            "kNN accuracy against the number of neighbours",
-            LEGEND,
-            partial(draw_knn_k, records, styles=styles),
-        ),
-        chart(f"{name}-classes", "Score by class", LEGEND, partial(draw_per_class, records, styles=styles)),
-        chart(
-            f"{name}-epochs",
-            "Score against pretraining epochs",
-            LEGEND,
-            partial(draw_score_against_epoch, records),
-        ),
+        chart(f"{part}-{re.sub(r'[^a-z0-9]+', '-', one.name)}", one.title, f"{one.caption} {LEGEND}".strip(), one.draw)
+        for one in record_figures(records)
     ]
-    for i, ((protocol, _, _), group) in enumerate(low_shot_groups(records).items()):
-        made.append(
-            chart(
-                f"{name}-low-shot-{i}",
-                f"Low-shot mAP against the number of images per class, {protocol}",
-                f"Lines: mean over the drawn sets; shaded: lowest to highest set. {LEGEND}",
-                partial(draw_low_shot, group, styles=styles),
-            )
-        )
     return [one for one in made if one is not None]
 
 
@@ -167,9 +138,9 @@ def _without_steps(records: Sequence[StoredRecord], explained: Sequence[Explanat
     return [stored for stored in records if stored.path not in steps]
 
 
-def _differences(explained: Sequence[Explanation], maker: TableMaker) -> Part:
+def _differences(explained: Sequence[Explanation], maker: TableMaker) -> ReportPart:
     line = "The intermediate protocols that were measured for these explanations appear only here."
-    part = Part("differences", "Why two protocols differ", (line,))
+    part = ReportPart("differences", "Why two protocols differ", (line,))
     for i, one in enumerate(explained):
         part.tables.append(maker.explanation(one))
         form = f".{one.decimals}f"
@@ -186,7 +157,7 @@ def _differences(explained: Sequence[Explanation], maker: TableMaker) -> Part:
 # ---- correlations
 
 
-def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[Part]:
+def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[ReportPart]:
     full = together(published_values(figures), measured_values(records, embedded=False))
     small = measured_values(records, embedded=True)
     description = (
@@ -200,7 +171,7 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
     ):
         found = correlations(values, headlines(values))
         said = remark(values)
-        part = Part(name, title, (said,) if said else (), folded=len(found) > FOLD_FROM)
+        part = ReportPart(name, title, (said,) if said else (), folded=len(found) > FOLD_FROM)
         drawn = [one for one in found if len(one.encoders) >= MIN_ENCODERS]
         heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
         part.charts = [] if heat_map is None else [heat_map]
@@ -215,16 +186,16 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
 # ---- pretraining, published figures, and what was left out
 
 
-def _pretraining(logs: Sequence[PretrainingLog]) -> Part:
+def _pretraining(logs: Sequence[PretrainingLog]) -> ReportPart:
     description = f"One line per run. Dotted: the loss at chance. {LEGEND}"
     drawn = chart("pretraining-curves", "Pretraining curves", description, partial(draw_pretraining, logs))
-    return Part("pretraining", "Pretraining", charts=[] if drawn is None else [drawn])
+    return ReportPart("pretraining", "Pretraining", charts=[] if drawn is None else [drawn])
 
 
-def _published(figures: Sequence[Figure], maker: TableMaker) -> Part:
+def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:
     """Every published figure that has a place on a model-zoo page, with its source."""
     line = "Figures as their sources print them. Protocols differ between sources. This project measured none of them."
-    part = Part("published", "Published figures", (line,), folded=True)
+    part = ReportPart("published", "Published figures", (line,), folded=True)
     for layout in LAYOUTS:
         found = published_rows(layout, figures)
         if not found:
@@ -239,14 +210,20 @@ def _published(figures: Sequence[Figure], maker: TableMaker) -> Part:
             )
             for row in found
         ]
-        titles = (CONFIG, *(column.title for column in columns))
-        table = Table(layout.title, layout.lines, titles, tuple(rows), layout.decimals, sources=tuple(sources))
+        table = Table(
+            layout.title,
+            (layout.line,) if layout.line else (),
+            (CONFIG, *(column.title for column in columns)),
+            tuple(rows),
+            layout.decimals,
+            sources=tuple(sources),
+        )
         part.tables.append(maker.plain(table))
     return part
 
 
-def _left_out(bad: Sequence[BadRecord], unanswered: tuple[str, ...], maker: TableMaker) -> Part:
+def _left_out(bad: Sequence[BadRecord], unanswered: tuple[str, ...], maker: TableMaker) -> ReportPart:
     files = tuple(f"{found.path.name}: {found.reason}" for found in bad)
     lists = {"Files that are not records": files, "Differences that these records do not explain": unanswered}
     tables = [maker.plain(Table(title, (), ("",), (), notes=notes)) for title, notes in lists.items() if notes]
-    return Part("left-out", "Left out", tables=tables)
+    return ReportPart("left-out", "Left out", tables=tables)

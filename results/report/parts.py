@@ -14,18 +14,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
+from results.formats import Cell, Row, Table, cell_text, numeric_columns
 from results.plot_style import NothingToDrawError
+from results.rows import Entry
 from results.schema import Record
 from results.store import StoredRecord
-from results.tables.cells import Cell, Table, cell_text
-from results.tables.gains import gain_over_random
-from results.tables.render import numeric_columns
-from results.tables.roster import Entry
-from results.tables.sections import Section
+from results.tables import Section, gain_over_random
 
 
 @dataclass
-class Part:
+class ReportPart:
     """What stands under one heading: lines, tables, charts, images. The tables of a `folded` part open on a click."""
 
     id: str
@@ -52,32 +50,28 @@ class Part:
 
 
 @dataclass(frozen=True)
-class ReportCell:
-    """A cell as it is shown and as it is sorted. `origin` is the id of the box with the records behind it."""
-
-    text: str
-    sort: str
-    bold: bool = False
-    origin: str = ""
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """A row. `sources` are the numbers of the table's footnotes."""
-
-    label: str
-    cells: tuple[ReportCell, ...]
-    sources: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class ReportTable:
-    """A table with its id on the page. `numeric` says for each column whether it holds numbers."""
+    """A table with its id on the page, and for every cell the id of the box with the records behind it (or "")."""
 
     id: str
     table: Table
-    numeric: tuple[bool, ...]
-    rows: tuple[ReportRow, ...]
+    origins: tuple[tuple[str, ...], ...]
+
+    @property
+    def numeric(self) -> list[bool]:
+        return numeric_columns(self.table)
+
+    @property
+    def rows(self) -> list[tuple[Row, list[tuple[Cell, str]]]]:
+        """Each row, and its cells with their origins."""
+        pairs = zip(self.table.rows, self.origins, strict=True)
+        return [(row, list(zip(row.cells, origins, strict=True))) for row, origins in pairs]
+
+    def text(self, cell: Cell) -> str:
+        return cell_text(cell, self.table.decimals)
+
+    def sort_key(self, cell: Cell) -> str:
+        return self.text(cell) if cell.value is None else repr(cell.value)
 
 
 @dataclass
@@ -118,18 +112,15 @@ class TableMaker:
         return made
 
     def _table(self, table: Table, records: Sequence[Sequence[tuple[StoredRecord, ...]]]) -> ReportTable:
-        rows = []
-        for row, of_row in zip(table.rows, records, strict=True):
-            cells = tuple(self._cell(c, table, own) for c, own in zip(row.cells, of_row, strict=True))
-            rows.append(ReportRow(row.label, cells, row.sources))
-        return ReportTable(f"table-{next(self._ids)}", table, tuple(numeric_columns(table)), tuple(rows))
+        origins = tuple(
+            tuple(self._origin(cell, own) for cell, own in zip(row.cells, of_row, strict=True))
+            for row, of_row in zip(table.rows, records, strict=True)
+        )
+        return ReportTable(f"table-{next(self._ids)}", table, origins)
 
-    def _cell(self, cell: Cell, table: Table, records: tuple[StoredRecord, ...]) -> ReportCell:
-        text = cell_text(cell, table.decimals)
-        sort = text if cell.value is None else repr(cell.value)
-        return ReportCell(text, sort, cell.bold, self._origin(records) if text and records else "")
-
-    def _origin(self, records: tuple[StoredRecord, ...]) -> str:
+    def _origin(self, cell: Cell, records: tuple[StoredRecord, ...]) -> str:
+        if not records or not cell_text(cell, 0):
+            return ""
         paths = tuple(stored.path for stored in records)
         if paths not in self._of_records:
             self._of_records[paths] = f"origin-{len(self._of_records)}"

@@ -15,12 +15,12 @@ from markdown_table import cell, plain, table
 from pydantic import BaseModel
 
 from benchmarks.harnesses import HARNESSES, harness
+from results.formats import markdown
 from results.papers import paper_tables
-from results.published.figures import Figure, figures
+from results.published import Figure, figures
 from results.schema import Protocol
 from results.store import read_records
-from results.tables.model_zoo import markdown_page
-from results.tables.render import markdown
+from results.tables import markdown_page
 from results.zoo_page import markdown_page as zoo_markdown
 from results.zoo_page import published_page
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.resampling.bootstrap import replicates
+from results.bootstrap import replicates
 from results.schema import (
     Architecture,
     DatasetRef,

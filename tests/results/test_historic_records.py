@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from results.resampling.bootstrap import standard_error
 from results.schema import SCHEMA_VERSION
 from results.store import read_records
-from results.tables.sections import Section
+from results.tables import Section
+from tests.results.paired import standard_error
 
 HISTORIC = Path(__file__).parent / "historic"
 

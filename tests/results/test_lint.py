@@ -8,7 +8,7 @@ import pytest
 
 from results.__main__ import main
 from results.lint import Claim, Verdict, lint, markdown_tables, verdict_text
-from results.published.models import model_key
+from results.published import model_key
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.factory_records import KNN, card, protocol, record, write_demo
@@ -40,14 +40,18 @@ def test_the_two_published_pages_disagree_on_one_figure(
     assert verdict.checked == checked
     assert verdict.unknown == []
     (conflict,) = verdict.conflicts
-    assert (conflict.table, conflict.column, conflict.printed) == ("ImageNet Linear Evaluation", "AvgPool", printed)
+    assert (conflict.cell.table, conflict.cell.column, conflict.cell.printed) == (
+        "ImageNet Linear Evaluation",
+        "AvgPool",
+        printed,
+    )
     assert {claim.text for claim in conflict.against} == {others}
-    assert {claim.text for claim in conflict.agreeing} == {printed}
+    assert {claim.text for claim in conflict.cell.agreeing} == {printed}
     assert "23 other figures" in conflict.note
     text = verdict_text(page, verdict)
-    assert f"{page}:{conflict.line}: " in text
+    assert f"{page}:{conflict.cell.line}: " in text
     assert {"MoCo v2 page A (mmselfsup v0.5 README)", "MoCo v2 page B (mmselfsup 0.x documentation)"} <= {
-        claim.source for claim in (*conflict.against, *conflict.agreeing)
+        claim.source for claim in (*conflict.against, *conflict.cell.agreeing)
     }
 
 
@@ -61,7 +65,7 @@ def test_readmes_that_the_model_zoo_of_their_project_contradicts(
 ) -> None:
     verdict = lint(published_page(tmp_path, f"open-mmlab/mmselfsup@*/{readme}/*"), [])
     (conflict,) = verdict.conflicts
-    assert (conflict.column, conflict.printed) == ("AvgPool", printed)
+    assert (conflict.cell.column, conflict.cell.printed) == ("AvgPool", printed)
     assert [claim.text for claim in conflict.against] == [other]
     assert "model_zoo.md" in conflict.against[0].source
 
@@ -69,23 +73,23 @@ def test_readmes_that_the_model_zoo_of_their_project_contradicts(
 def test_a_figure_of_another_column(tmp_path: Path) -> None:
     page = HEAD.replace("MoCo v2", "InterCLR") + "| interclr-moco_resnet50_8xb32-coslr-200e | 68.04 | 68.04 |\n"
     (conflict,) = lint_text(tmp_path, page).conflicts
-    assert conflict.column == "AvgPool"
+    assert conflict.cell.column == "AvgPool"
     assert conflict.note == "the source has this figure in another column"
 
 
 def test_a_misprint_and_a_coarser_figure(tmp_path: Path) -> None:
     page = HEAD + "| [resnet50_8xb32-coslr-200e](configs/a.py) | 62.46 | 67.6 |\n"
     verdict = lint_text(tmp_path, page)
-    assert [(c.column, c.printed) for c in verdict.conflicts] == [("Feature5", "62.46")]
+    assert [(c.cell.column, c.cell.printed) for c in verdict.conflicts] == [("Feature5", "62.46")]
     assert {claim.text for claim in verdict.conflicts[0].against} == {"66.24"}
-    assert verdict.conflicts[0].agreeing == ()
+    assert verdict.conflicts[0].cell.agreeing == ()
 
 
 def test_a_configuration_of_two_methods_is_that_of_the_heading(tmp_path: Path) -> None:
     row = "| resnet50_8xb32-coslr-200e | 66.24 |  |\n"
     assert lint_text(tmp_path, HEAD + row).conflicts == []
     other = lint_text(tmp_path, HEAD.replace("MoCo v2", "DenseCL") + row)
-    assert [c.column for c in other.conflicts] == ["Feature5"]
+    assert [c.cell.column for c in other.conflicts] == ["Feature5"]
     unknown = lint_text(tmp_path, HEAD.replace("MoCo v2", "Our zoo") + row)
     assert unknown.checked == 0
     assert len(unknown.unknown) == 1
@@ -95,7 +99,7 @@ def test_protocols_are_not_held_against_each_other(tmp_path: Path) -> None:
     """BYOL's figure under SimSiam's probe is another than under MoCo's, and both are right."""
     source = "open-mmlab/mmselfsup@0.x*:docs/en/model_zoo.md"
     page = published_page(tmp_path, source)
-    assert not any("BYOL" in conflict.row for conflict in lint(page, []).conflicts)
+    assert not any("BYOL" in conflict.cell.row for conflict in lint(page, []).conflicts)
 
 
 def test_tables_made_from_records_agree_until_they_are_edited(

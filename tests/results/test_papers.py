@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from results.__main__ import main
+from results.formats import Row, Table, cell_text
 from results.papers import paper_tables
-from results.published.figures import chosen, figures
+from results.published import chosen, figures
 from results.schema import Score
 from results.store import read_records, write_record
-from results.tables.cells import Row, Table, cell_text
 from tests.results.factory_records import card, protocol, record
 
 EXPECTED = Path(__file__).parents[1] / "expected"

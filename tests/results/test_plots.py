@@ -263,7 +263,12 @@ def test_every_picture_and_the_table_are_written(tmp_path: Path, capsys: pytest.
         "embedded/low_shot_voc07_low_shot_svm.demo",
         "embedded/low_shot_voc07_low_shot_svm.other",
     ]
-    assert {"embedded/knn_k.png", "embedded/per_class.md", "embedded/per_layer.png"} <= {*made}
+    assert {
+        "embedded/knn_k.png",
+        "embedded/per_class.md",
+        "embedded/per_class.png",
+        "embedded/per_layer.png",
+    } <= {*made}
     for path in out.rglob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 300

@@ -1,19 +1,30 @@
-"""Records on disk: whole or not at all, found again by key, and believed only where they are what was written."""
+"""Records on disk: written atomically, found by key, read, and marked where they were edited or damaged."""
 
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from results.atomic import write_file
-from results.schema import Score
-from results.side_file import packed, unpacked
-from results.store import read_records, write_record
+from results.schema import DECISIVE, EncoderCard, Record, Score, record_key
+from results.store import (
+    BadRecord,
+    StoredRecord,
+    find_record,
+    packed,
+    read_record,
+    read_records,
+    unpacked,
+    write_record,
+)
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -148,7 +159,7 @@ def test_a_figure_that_is_no_number_is_refused_and_nothing_is_written(tmp_path: 
         write_record(tmp_path, record(moco_card(0), KNN, scores=nan))
     outcomes = decision_outcomes(LAYERS, 1.0, 0)
     outcomes["decision/feature5"] = np.full_like(outcomes["decision/feature5"], np.nan)
-    with pytest.raises(ValueError, match="'decision/feature5' is not a number"):
+    with pytest.raises(ValueError, match="'decision/feature5' is NaN"):
         write_record(tmp_path, record(moco_card(0), SVM, scores={}), outcomes)
     with pytest.raises(ValueError, match="Python objects"):
         write_record(tmp_path, record(moco_card(0), KNN, scores={}), {"ids": np.array([{}], dtype=object)})
@@ -203,3 +214,186 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path: Path) -> N
         os.close(reading)
     assert pipe.is_fifo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe"]
+
+
+HISTORIC = Path(__file__).parent / "historic"
+
+
+def found_again(root: Path, asked: Record) -> Record | None:
+    return find_record(root, asked.encoder, asked.protocol.resolved, asked.dataset, asked.seeds)
+
+
+def test_only_what_succeeded_under_the_same_key_is_skipped(tmp_path: Path) -> None:
+    asked = record(moco_card(0), KNN, OUTCOMES)
+    assert found_again(tmp_path, asked) is None
+    write_record(tmp_path, record(moco_card(0), KNN, status="failed", error="out of memory"))
+    assert found_again(tmp_path, asked) is None
+    path = written(tmp_path)
+    found = found_again(tmp_path, asked)
+    assert found is not None
+    assert found.scores["k=20"].value == asked.scores["k=20"].value
+
+    for other in (
+        record(moco_card(1), KNN, OUTCOMES),
+        record(moco_card(0), KNN.with_overrides(epochs=10), OUTCOMES),
+        record(moco_card(0), KNN, OUTCOMES, embedded=False),
+        record(moco_card(0), KNN, OUTCOMES, seeds=(1,)),
+    ):
+        assert found_again(tmp_path, other) is None
+
+    path.write_text(path.read_text().replace('"status": "ok"', '"status" : "ok"').replace("220", "221"))
+    assert found_again(tmp_path, asked) is None
+
+
+def test_long_overrides_have_short_names_that_tell_them_apart(tmp_path: Path) -> None:
+    plain = KNN.model_copy(update={"params": {**KNN.params, "config": {}, "sizes": (), "other": 0}})
+    paths = []
+    for last in (1, 2):
+        config = {f"MODEL.PART_{n}.SIZE": n for n in range(40)} | {"MODEL.LAST": last}
+        asked = plain.with_overrides(config=config, sizes=tuple(range(200)), other=last)
+        names = asked.id.split("+")[1:]
+        assert names[0].startswith("config={'MODEL.PART_0.SIZE': 0, 'MODEL.~")
+        assert names[1] == f"other={last}"
+        assert names[2].startswith("sizes=0,1,2,3,4,5,6,7,8,9,10,11,12,")
+        assert len(asked.id) < 160
+        paths.append(write_record(tmp_path, record(moco_card(0), asked, OUTCOMES), OUTCOMES))
+        assert found_again(tmp_path, record(moco_card(0), asked, OUTCOMES)) is not None
+        assert asked.with_overrides(config={}, sizes=(), other=0).params == plain.params
+    ids = {stored(path).record.protocol.id for path in paths}
+    assert len(ids) == 2
+    assert all(stored(path).intact for path in paths)
+    assert max(len(name.rpartition("/")[2]) for name in contents(tmp_path)) < 160
+    assert plain.with_overrides(config={"MODEL.LAST": 1}).id == "knn.demo@1+config={'MODEL.LAST': 1}"
+
+
+def test_the_same_weights_trained_again_are_not_measured_again(tmp_path: Path) -> None:
+    written(tmp_path)
+    again = moco_card(0, pretrain_seconds=999.0, epochs=61, source="elsewhere", licence="MIT", keys_unused=3)
+    assert found_again(tmp_path, record(again, KNN, OUTCOMES)) is not None
+    path = write_record(tmp_path, record(again, KNN, OUTCOMES), OUTCOMES)
+    assert [p for p in contents(tmp_path) if p.endswith(".json")] == [path.relative_to(tmp_path).as_posix()]
+    for change in ({"mean": (0.5, 0.5, 0.5)}, {"channels": "BGR"}, {"embed": "class token"}, {"value_range": 255.0}):
+        assert found_again(tmp_path, record(moco_card(0, **change), KNN, OUTCOMES)) is None, change
+
+
+def test_every_field_of_the_card_moves_a_number_or_only_describes() -> None:
+    describes = {"name", "source", "layout", "keys_matched", "keys_unused", "method", "epochs", "pretrain_data",
+                 "pretrain_seconds", "init", "licence", "published_as", "assumed", "interpolation"}  # fmt: skip
+    assert set(EncoderCard.model_fields) == {*DECISIVE, *describes}, "put a new field into DECISIVE, or here"
+
+
+def test_a_record_of_an_older_schema_makes_a_new_run_needless(tmp_path: Path) -> None:
+    old = next(path for path in HISTORIC.rglob("*.json") if '"schema_version": 1,' in path.read_text())
+    there = tmp_path / old.relative_to(HISTORIC)
+    shutil.copytree(old.parent, there.parent)
+    asked = stored(there).record
+    assert record_key(asked.protocol.resolved, asked.encoder, asked.dataset.fingerprint, asked.seeds) not in there.name
+    assert found_again(tmp_path, asked) == asked
+    trained_again = asked.model_copy(
+        update={"encoder": asked.encoder.model_copy(update={"pretrain_seconds": 1.0, "epochs": 7.0})}
+    )
+    assert found_again(tmp_path, trained_again) == asked
+    there.write_text(there.read_text().replace('"pretrain_seconds": ', '"pretrain_seconds": 1'))
+    assert found_again(tmp_path, asked) is None
+
+
+def test_the_name_of_a_record_stands_for_what_it_holds(tmp_path: Path) -> None:
+    for path in (written(tmp_path), next(HISTORIC.rglob("*.json"))):
+        moved = path.with_name(f"{path.stem[:-8]}00000000.json")
+        target = tmp_path / "moved" / moved.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+        fault = "its encoder, protocol, data or seeds do not match its file name"
+        assert fault in stored(target).faults
+        assert stored(path).faults == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "..", "a/b\\c", "x" * 500, "名前", "a\nb\0c", " . ", "Net <script>"]
+)
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "records"
+    path = write_record(root, record(card(name), KNN))
+    assert path.resolve().is_relative_to(root.resolve())
+    assert len(path.relative_to(root).parts) == 4
+    assert stored(path).record.encoder.name == name
+
+
+def edited(path: Path, change: Any) -> StoredRecord:
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    return stored(path)
+
+
+def test_an_edited_score_is_marked(tmp_path: Path) -> None:
+    found = edited(written(tmp_path), lambda raw: raw["scores"]["k=20"].update(value=99.9))
+    assert found.faults == ("edited after it was written",)
+    assert found.outcomes() is None
+
+
+def test_a_sealed_edit_of_protocol_or_encoder_is_marked_too(tmp_path: Path) -> None:
+    path = written(tmp_path)
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["protocol"]["resolved"]["revision"] = 7
+        raw["encoder"]["weights_sha256"] = "0" * 64
+        raw["sha256"] = Record.model_validate(raw).sealed().sha256
+
+    faults = " | ".join(edited(path, change).faults)
+    assert "edited after" not in faults
+    assert "its protocol does not match its hash" in faults
+    assert "its protocol is knn.demo@7, not knn.demo@1" in faults
+    assert "do not match its file name" in faults
+
+
+@pytest.mark.parametrize(("damage", "fault"), [("remove", "missing"), ("change", "changed")])
+def test_a_side_file_that_is_not_the_records_own_is_marked(tmp_path: Path, damage: str, fault: str) -> None:
+    path = written(tmp_path)
+    side = path.with_name(stored(path).record.outcomes_file or "")
+    if damage == "remove":
+        side.unlink()
+    else:
+        side.write_bytes(side.read_bytes()[:-1] + b"!")
+    found = stored(path)
+    assert len(found.faults) == 1
+    assert fault in found.faults[0]
+    assert found.outcomes() is None
+
+
+BAD = {
+    "truncated": ("{", "Expecting property name"),
+    "binary": ("\udcff", "codec can't decode"),
+    "not_a_record": ("[]", "no schema_version"),
+    "newer": ('{"schema_version": 99}', "newer version (schema 99"),
+    "nan": ('{"schema_version": NaN}', "NaN is not a JSON number"),
+    "empty_object": ('{"schema_version": 1}', "status: Field required"),
+    "deep": ("[" * 100_000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_and_the_others_are_read(tmp_path: Path, name: str) -> None:
+    written(tmp_path)
+    text, reason = BAD[name]
+    bad_path = tmp_path / f"{name}.json"
+    bad_path.write_bytes(text.encode(errors="surrogateescape"))
+    records, bad = read_records(tmp_path)
+    assert len(records) == 1
+    assert [b.path for b in bad] == [bad_path]
+    assert reason in bad[0].reason
+
+
+def test_an_unknown_field_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"created"', '"invented": 1,\n "created"'))
+    found = read_record(path)
+    assert isinstance(found, BadRecord)
+    assert found.reason.startswith("invented: Extra inputs")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.chmod(0)
+    assert "Permission denied" in read_records(tmp_path)[1][0].reason

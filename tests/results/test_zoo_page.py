@@ -13,10 +13,10 @@ import pytest
 
 from results.__main__ import main
 from results.errors import InputError
-from results.published.figures import chosen, figures
+from results.formats import Row, Table, cell_text
+from results.published import chosen, figures
 from results.schema import Architecture, Protocol, Score
 from results.store import read_records, write_record
-from results.tables.cells import Row, Table, cell_text
 from results.zoo_page import Page, file_name, latex_page, markdown_page, measured_page, published_page
 from tests.results.factory_records import (
     KNN,

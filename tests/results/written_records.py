@@ -1,11 +1,14 @@
-"""A record in a folder: written, what then lies there, and read again."""
+"""A record in a folder: written, what then lies there, and read again; tables of a folder, and their cells by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from results.store import StoredRecord, read_record, write_record
+from results.formats import Cell, Table
+from results.schema import EncoderCard, Protocol, Score
+from results.store import StoredRecord, read_record, read_records, write_record
+from results.tables import Section, section_tables
 from tests.results.factory_records import KNN, KNN_COLUMNS, accuracy_outcomes, moco_card, record
 
 OUTCOMES = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
@@ -25,3 +28,27 @@ def stored(path: Path) -> StoredRecord:
     found = read_record(path)
     assert isinstance(found, StoredRecord)
     return found
+
+
+FOLDED = "random init (resnet18-w32-k3-nopool), mean of 5 initialisations"
+
+
+def section(root: Path, *, embedded: bool = True) -> Section:
+    return Section(read_records(root)[0], embedded=embedded)
+
+
+def table(root: Path, title: str, **which: Any) -> Table:
+    return titled(section_tables(section(root, **which)), title)
+
+
+def titled(tables: list[Table], title: str) -> Table:
+    return next(t for t in tables if t.title.startswith(title))
+
+
+def cell(found: Table, row: str, column: str) -> Cell:
+    return next(r for r in found.rows if r.label == row).cells[found.columns.index(column) - 1]
+
+
+def write(root: Path, encoder: EncoderCard, value: float, asked: Protocol = KNN, **fields: Any) -> Path:
+    scores = {asked.primary: Score(value=value, n=220, selection="fixed")}
+    return write_record(root, record(encoder, asked, scores=scores, **fields))

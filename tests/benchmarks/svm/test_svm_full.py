@@ -11,7 +11,7 @@ from benchmarks.svm.average_precision import average_precisions
 from benchmarks.svm.folds import NO_FOLD, assign_folds
 from benchmarks.svm.full import run
 from benchmarks.svm.protocols import PROTOCOLS
-from results.resampling.bootstrap import replicates
+from results.bootstrap import replicates
 from results.schema import Protocol
 from tests.reference import svm_protocol
 from tests.reference.svm_splits import CLASSES, splits

@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
+from results.formats import frame, tables_frame
 from results.schema import Score
 from results.store import read_records, write_record
-from results.tables.frame import frame, tables_frame
-from results.tables.model_zoo import BEGIN, END
-from results.tables.sections import Section
+from results.tables import BEGIN, END, Section
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -152,7 +151,7 @@ def test_a_readme_without_its_markers_is_refused(
     readme = tmp_path / "README.md"
     readme.write_text(text)
     assert main(["tables", "--records", str(records), "--readme", str(readme)]) == 2
-    assert "README.md needs one line <!-- table:begin -->" in capsys.readouterr().err
+    assert "README.md must contain one line <!-- table:begin -->" in capsys.readouterr().err
     assert readme.read_text() == text
 
 
@@ -262,7 +261,7 @@ def test_help_comes_without_the_heavy_libraries() -> None:
 
 def test_the_store_comes_without_torch_and_pandas() -> None:
     heavy = "sorted({'pandas', 'torch', 'tyro'} & set(sys.modules))"
-    code = f"import sys, results.store, results.tables.sections; print({heavy})"
+    code = f"import sys, results.store, results.tables; print({heavy})"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,7 @@ from results.compare.correlations import (
     together,
 )
 from results.plots import draw_heat_map
-from results.published.figures import figures
+from results.published import figures
 from results.store import read_records
 from tests.results.factory_records import write_demo
 

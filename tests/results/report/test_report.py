@@ -18,7 +18,7 @@ from results.compare.explain import Question, remember, remembered
 from results.errors import InputError
 from results.plot_style import NothingToDrawError
 from results.plots import draw_pretraining, read_pretraining_logs
-from results.published.figures import chosen, figures
+from results.published import chosen, figures
 from results.report.page import report_html
 from results.report.parts import chart, inline_svg
 from results.schema import Score
@@ -187,7 +187,7 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
 
 
 def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
-    svg = re.search(r'id="embedded-neighbours".*?</svg>', page, re.DOTALL)
+    svg = re.search(r'id="embedded-knn-k".*?</svg>', page, re.DOTALL)
     assert svg is not None
     assert re.search(r"<text[^>]*>number of neighbours k</text>", svg[0])
     assert "#000000" not in svg[0]

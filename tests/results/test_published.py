@@ -1,4 +1,4 @@
-"""Every published figure and every benchmark of the fact sheet has a place among the protocols, or a reason why not."""
+"""Published figures are read as printed, and each has a protocol and column, or a reason why not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,36 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harnesses import HARNESSES
-from results.published.figures import MAP, UNSUPPORTED, Figure, chosen, figures
+from results.published import MAP, PUBLISHED, UNSUPPORTED, Figure, chosen, figures
 from results.schema import Protocol
 
-BENCHMARKS = Path(__file__).parents[2] / "expected" / "benchmarks.csv"
+
+def test_every_row_is_there_and_whole() -> None:
+    found = figures()
+    assert len(found) == len(PUBLISHED.read_text(encoding="utf-8").splitlines()) - 1 == 1237
+    assert all(all((f.source, f.model, f.benchmark, f.dataset, f.metric)) for f in found)
+
+
+def test_both_published_average_pool_figures_are_kept() -> None:
+    pages = [f for f in figures() if f.source.startswith("MoCo v2 page") and f.benchmark == "linear_avgpool"]
+    assert [(f.text, f.number, f.epochs) for f in pages] == [("67.56", 67.56, 200.0), ("67.58", 67.58, 200.0)]
+
+
+def test_a_value_that_is_no_number_stays_as_text() -> None:
+    layers = [f for f in figures() if f.benchmark == "svm_best_layer"]
+    assert "feature5" in {f.text for f in layers}
+    assert all(f.number is None for f in layers)
+    unknown = [f for f in figures() if f.text == "n/a"]
+    assert [(f.metric, f.number) for f in unknown] == [("hours_200ep", None)]
+
+
+def test_trailing_zeros_survive() -> None:
+    ends = [f for f in figures() if f.number is not None and f.text.endswith("0") and "." in f.text]
+    assert ends
+    assert all(f.decimals == len(f.text.partition(".")[2]) for f in ends)
+
+
+BENCHMARKS = Path(__file__).parents[1] / "expected" / "benchmarks.csv"
 
 
 def rows(path: Path) -> list[dict[str, str]]:

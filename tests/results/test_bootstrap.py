@@ -1,4 +1,4 @@
-"""The cluster bootstrap against plain loops, and its intervals against simulated truth."""
+"""Standard errors and paired gains against plain loops, and the metrics under weights against repeated items."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from results.resampling import bootstrap
-from results.resampling.bootstrap import SPREAD, Outcomes, measured_columns, paired_gain, replicates, standard_error
-from results.side_file import packed, unpacked
+from benchmarks.svm.average_precision import average_precisions
+from results import bootstrap
+from results.bootstrap import RULES, SPREAD, MeanAveragePrecision, Outcomes, align, measured_columns, replicates
+from results.store import packed, unpacked
 from tests.reference.weighted_average_precision import mean_average_precision
-from tests.results.factory_records import encode_groups, scene_groups, single_groups
+from tests.results.factory_records import decision_outcomes, encode_groups, scene_groups, single_groups
+from tests.results.paired import paired_gain, standard_error
 
 
 def ap_problem(seed: int, *, items: int = 40, classes: int = 3, levels: int | None = None) -> dict[str, NDArray[Any]]:
@@ -255,3 +257,48 @@ def test_mean_intersection_over_union_is_of_all_pixels_together() -> None:
         replicates({**outcomes, "iou/mIoU": areas[:, :2]}, ["mIoU"])
     with pytest.raises(ValueError, match="predicted or true somewhere"):
         replicates({**outcomes, "iou/mIoU": np.zeros_like(areas)}, ["mIoU"])
+
+
+COLUMN = "feature5"
+OUTCOMES = decision_outcomes((COLUMN,), 1.0, 0)
+TARGETS = OUTCOMES["targets"]
+TIED = np.round(OUTCOMES[f"decision/{COLUMN}"], 1)  # many items share a value
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("decision", [OUTCOMES[f"decision/{COLUMN}"], TIED])
+def test_whole_weights_are_repeated_items(rule: str, decision: np.ndarray) -> None:
+    weights = np.random.default_rng(0).integers(1, 4, (len(TARGETS), 3))
+    found = MeanAveragePrecision(decision, TARGETS, rule)(np.column_stack([np.ones(len(TARGETS)), weights]))
+    for value, times in zip(found, [np.ones(len(TARGETS), int), *weights.T], strict=True):
+        rows = np.repeat(np.arange(len(TARGETS)), times)
+        plain = average_precisions(decision[rows].T, TARGETS[rows].T).by(rule).mean()  # type: ignore[arg-type]
+        assert value == pytest.approx(plain, abs=1e-12)
+
+
+def test_the_rules_differ_and_no_other_is_known() -> None:
+    ones = np.ones((len(TARGETS), 1))
+    values = {rule: float(MeanAveragePrecision(TIED, TARGETS, rule)(ones)[0]) for rule in RULES}
+    assert values["sklearn"] < values["envelope"]
+    assert len(set(values.values())) == 3
+    with pytest.raises(ValueError, match=r"unknown definition of average precision .10point.; known are envelope"):
+        MeanAveragePrecision(TIED, TARGETS, "10point")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_outcomes_name_their_rule(rule: str) -> None:
+    named = {**OUTCOMES, "ap_rule": np.array(rule)}
+    expected = average_precisions(OUTCOMES[f"decision/{COLUMN}"].T, TARGETS.T).by(rule).mean()  # type: ignore[arg-type]
+    found = replicates(named, [COLUMN], resamples=20)[COLUMN]
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.standard_error > 0
+
+
+def test_items_in_another_order_keep_the_rule() -> None:
+    turned = {name: array[::-1] for name, array in OUTCOMES.items() if not name.startswith("group")}
+    sizes = np.diff(OUTCOMES["group_offsets"])[::-1]
+    members = np.split(OUTCOMES["group_members"], OUTCOMES["group_offsets"][1:-1])[::-1]
+    turned |= {"group_offsets": np.concatenate([[0], sizes.cumsum()]), "group_members": np.concatenate(members)}
+    back = align({**turned, "ap_rule": np.array("11point")}, OUTCOMES)
+    assert str(back["ap_rule"]) == "11point"
+    np.testing.assert_array_equal(back[f"decision/{COLUMN}"], OUTCOMES[f"decision/{COLUMN}"])

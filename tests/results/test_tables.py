@@ -1,29 +1,36 @@
-"""What stands in which table, and what does not."""
+"""Records in tables: rows, gains over random, smallest detectable differences, bold, and values per class."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from results.schema import Architecture, Score
-from results.store import read_records, write_record
-from results.tables.cells import Cell, Table
-from results.tables.model_zoo import section_tables
+from results.formats import Cell, Table
+from results.plots import draw_per_class
+from results.schema import Architecture, EncoderCard, Score
+from results.store import StoredRecord, read_records, write_record
+from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
     LAYERS,
     LINEAR,
+    SVM,
+    accuracy_outcomes,
     card,
+    decision_outcomes,
     moco_card,
     protocol,
     random_card,
     record,
+    single_groups,
 )
-from tests.results.table_readings import FOLDED, cell, section, table, titled, write
+from tests.results.paired import paired_gain
+from tests.results.written_records import FOLDED, cell, section, table, titled, write
 
 
 def walk(root: Path) -> Iterator[tuple[bool, Table]]:
@@ -192,7 +199,7 @@ def test_full_data_is_printed_with_the_decimals_of_a_model_zoo_page(tmp_path: Pa
 
 def test_a_benchmark_of_no_family_has_its_own_name(tmp_path: Path) -> None:
     write(tmp_path, card("net"), 5.0, protocol("colour_guess", ("hit",), "hit"))
-    assert table(tmp_path, "colour_guess").columns == ("Encoder", "hit")
+    assert table(tmp_path, "colour guess").columns == ("Encoder", "hit")
 
 
 def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_path: Path) -> None:
@@ -207,3 +214,129 @@ def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_
     write(tmp_path, card("other"), 10.0, cell_of_it)  # whose grid is not done
     found = {t.lines[0].split(" on ")[0]: [r.label for r in t.rows] for t in section(tmp_path).tables()[:-1]}
     assert found == {grid.id: ["net"], short.id: ["net"], cell_of_it.id: ["other"]}
+
+
+def test_the_gain_over_random_is_paired_with_the_mean_of_the_initialisations(demo_tables: list[Table]) -> None:
+    found = titled(demo_tables, "Gain over random")
+    assert [row.label for row in found.rows] == [f"mocov2_resnet18w32_demo (seed {seed})" for seed in range(3)]
+    assert "kNN (k=20): 220 items from 220 sources" in found.lines[1]
+    assert "VOC07 SVM (SVM): 160 items from 60 sources" in found.lines[1]
+    outcomes = [accuracy_outcomes(KNN_COLUMNS, 0.25, number) for number in range(5)]
+    expected = paired_gain(accuracy_outcomes(KNN_COLUMNS, 0.45, 6), outcomes, "k=20")
+    assert expected.excludes_zero
+    text = f"{100 * expected.value:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
+    assert cell(found, "mocov2_resnet18w32_demo (seed 1)", "kNN (k=20)").text == text
+
+
+def test_a_gain_in_a_best_layer_compares_each_encoders_own(demo: Path, demo_tables: list[Table]) -> None:
+    best = {
+        s.record.encoder.name + str(s.record.encoder.init): s.record.scores["SVM"].value or 0.0
+        for s in read_records(demo)[0]
+        if s.record.protocol.id == SVM.id
+    }
+    random = np.mean([value for name, value in best.items() if name.startswith("random")])
+    gain = best["mocov2_resnet18w32_demoseed 0"] - random
+    text = cell(titled(demo_tables, "Gain over random"), "mocov2_resnet18w32_demo (seed 0)", "VOC07 SVM (SVM)").text
+    assert text.startswith(f"{gain:+.1f} [")
+
+
+def test_no_gain_without_a_control_of_the_same_architecture_or_without_outcomes(tmp_path: Path) -> None:
+    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.4, 0)
+    for encoder in (random_card(0), moco_card(0, architecture=Architecture(name="resnet50"))):
+        write_record(tmp_path, record(encoder, KNN, outcomes), outcomes)
+    assert gain_over_random(section(tmp_path)) is None
+    write(tmp_path, moco_card(1), 50.0)
+    assert gain_over_random(section(tmp_path)) is None
+
+
+def test_the_header_prints_the_smallest_detectable_difference(demo_tables: list[Table]) -> None:
+    found = titled(demo_tables, "Nearest")
+    (line,) = [line for line in found.lines if line.startswith("Smallest detectable difference between two rows (95%)")]
+    numbers = dict(re.findall(r"(k=\d+) (\d+\.\d)", line))
+    assert set(numbers) == set(found.columns[1:])
+    assert all(2 < float(number) < 20 for number in numbers.values())  # 220 items, no better
+
+
+def test_the_best_is_bold_only_where_it_is_better_than_each_by_more_than_the_noise(tmp_path: Path) -> None:
+    for name, skill, seed in (("low", 0.2, 0), ("high", 0.6, 1), ("higher", 0.605, 3)):
+        outcomes = accuracy_outcomes(KNN_COLUMNS, skill, seed)
+        write_record(tmp_path, record(card(name), KNN, outcomes), outcomes)
+    assert not any(c.bold for row in table(tmp_path, "Nearest").rows for c in row.cells)
+    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.95, 4)
+    write_record(tmp_path, record(card("highest"), KNN, outcomes), outcomes)
+    bold = [row.label for row in table(tmp_path, "Nearest").rows if all(c.bold for c in row.cells)]
+    assert bold == ["highest"]
+
+
+def test_nothing_is_bold_where_the_noise_is_not_known(tmp_path: Path) -> None:
+    write(tmp_path, card("low"), 1.0)
+    write(tmp_path, card("high"), 99.0)
+    found = table(tmp_path, "Nearest")
+    assert not any(c.bold for row in found.rows for c in row.cells)
+    assert any("(95%): not known, since the records hold no outcomes" in line for line in found.lines)
+
+
+def test_svm_outcomes_of_the_factory_have_scenes_that_share_drawings() -> None:
+    outcomes = decision_outcomes(LAYERS, 1.0, 0)
+    assert len(np.unique(outcomes["group_members"])) < len(outcomes["group_members"]) / 3
+
+
+CLASSES = ("bird", "boat", "cat", "dog")
+LAYERED = protocol("voc07_svm", ("feature4", "feature5"), "feature5", metric="mAP", dataset="scenes")
+
+
+def write_classes(root: Path, encoder: EncoderCard, level: float, *, outcomes: bool = True) -> None:
+    found = decision_outcomes(("feature4", "feature5"), 1.0, 0) if outcomes else None
+    values = {c: dict(zip(CLASSES, level + np.arange(4.0), strict=True)) for c in ("feature4", "feature5")}
+    values["feature4"]["bird"] = 1.25
+    write_record(root, record(encoder, LAYERED, found, per_class=values), found)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[StoredRecord]:
+    write_classes(tmp_path, card("trained"), 30.0)
+    write_classes(tmp_path, random_card(0), 10.0)
+    write_classes(tmp_path, random_card(1), 12.0)
+    return read_records(tmp_path)[0]
+
+
+def test_encoders_stand_side_by_side_and_initialisations_are_averaged(records: list[StoredRecord]) -> None:
+    (table,) = per_class_tables(records)
+    assert [row.label for row in table.rows] == list(CLASSES)
+    assert table.columns[:2] == ("Class", "Positives")
+    assert table.columns[2].endswith("mean of 2")
+    assert table.columns[3] == "trained"
+    assert [cell.value for cell in table.rows[1].cells[1:]] == [12.0, 31.0]
+
+
+def test_positives_are_counted_from_the_targets(records: list[StoredRecord]) -> None:
+    (table,) = per_class_tables(records)
+    targets = decision_outcomes(("feature4",), 1.0, 0)["targets"]
+    assert [row.cells[0].text for row in table.rows] == [str(n) for n in (targets == 1).sum(0)]
+
+
+def test_without_targets_no_column_says_how_many_positives_there_are(tmp_path: Path) -> None:
+    write_classes(tmp_path, card("trained"), 30.0, outcomes=False)
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert table.columns == ("Class", "trained")
+    assert table.rows[1].cells[0].value == 31.0
+    draw_per_class(read_records(tmp_path)[0], tmp_path / "classes.svg")
+    assert (tmp_path / "classes.svg").is_file()
+
+
+def test_segmentation_counts_the_images_whose_truth_has_the_class(tmp_path: Path) -> None:
+    areas = np.random.default_rng(0).integers(0, 3, (220, 3, 4))
+    areas[:, 0] = np.minimum(areas[:, 1], areas[:, 2])
+    outcomes = {"iou/mIoU": areas, "targets": np.zeros((220, 0), np.int8), **single_groups(220)}
+    asked = protocol("voc12aug_fcn", ("mIoU",), "mIoU", dataset="scenes")
+    values = {"mIoU": dict.fromkeys(CLASSES, 20.0)}
+    scores = {"mIoU": Score(value=20.0, selection="last")}
+    write_record(tmp_path, record(card("net"), asked, outcomes, scores=scores, per_class=values), outcomes)
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert [row.cells[0].text for row in table.rows] == [str(n) for n in (areas[:, 2] > 0).sum(0)]
+
+
+def test_another_column_can_be_shown(records: list[StoredRecord]) -> None:
+    assert "1.2" in per_class_markdown(records, "feature4")
+    assert "| bird" in per_class_markdown(records)
+    assert per_class_markdown(records, "embed") == ""

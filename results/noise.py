@@ -1,4 +1,4 @@
-"""Which differences are more than noise: of the test sample by paired bootstrap, and of the runs where there are some.
+"""Decide which differences are more than noise of the test sample (paired bootstrap) and of the runs.
 
 The test sample and what differs from run to run (seed, trial, drawn set of labels) are independent, so their variances
 add. The bootstrap also works where there is one run only; the spread over runs counts where both sides have several.
@@ -12,18 +12,33 @@ parts hold what happens between an image and a set, so it counts twice and the i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit  # the quantile of Student's t
 
-from results.resampling.bootstrap import CONFIDENCE
-from results.store import StoredRecord
-from results.tables.cells import Cell
-from results.tables.groups import family_of
-from results.tables.replicates import ReplicateCache
+from results.bootstrap import (
+    COLUMN_PREFIXES,
+    CONFIDENCE,
+    Gain,
+    Replicates,
+    align,
+    gain_of,
+    mean_replicates,
+    measured_columns,
+    replicates,
+    size_of,
+)
+from results.families import family_of
+from results.formats import Cell
+from results.store import StoredRecord, measured_column
+
+Arrays = dict[str, NDArray[Any]]
 
 TWO_SIDED = 1.96  # standard errors to each side of a 95 % interval
 NOISE_LINE = (
@@ -60,10 +75,10 @@ class Difference:
 
 
 def runs_of(records: Sequence[StoredRecord], column: str) -> list[float]:
-    """A column's value of each run: of several encoders that stand for one, or of the trials within one record.
+    """A column's value in each run: of several encoders that share a row, or of the trials within one record.
 
     A trial is an entry of `Record.runs` with the key `trial` and the values under the names of the columns. One with
-    the key `drawn` is no run of its own, see `sets_of`.
+    the key `drawn` is not a run of its own, see `sets_of`.
     """
     if len(records) > 1:
         scores = [stored.record.scores.get(column) for stored in records]
@@ -74,7 +89,7 @@ def runs_of(records: Sequence[StoredRecord], column: str) -> list[float]:
 
 
 def sets_of(records: Sequence[StoredRecord], column: str) -> dict[str, float]:
-    """A column's value on each drawn set of labels, the mean over encoders; nothing unless all have the same sets."""
+    """A column's value on each drawn set of labels, the mean over encoders; empty unless all have the same sets."""
     found = [
         {str(run["drawn"]): float(run[column]) for run in stored.record.runs if "drawn" in run and column in run}
         for stored in records
@@ -87,17 +102,17 @@ def sets_of(records: Sequence[StoredRecord], column: str) -> dict[str, float]:
 def difference(
     cache: ReplicateCache, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str
 ) -> Difference | None:
-    """Of the mean of `a` and the mean of `b`; None where neither outcomes per item nor runs tell how noisy it is.
+    """Mean of `a` minus mean of `b` with its interval; None if neither outcomes per item nor runs give its noise.
 
-    The interval covers the test sample where both sides have outcomes per item, the initialisations or trials where
-    both have several, and the drawn sets of labels where there are some. Of runs alone it understates.
+    The interval covers the test sample if both sides have outcomes per item, the initialisations or trials if both
+    have several, and the drawn sets of labels if there are some. From runs alone it is too narrow.
     """
     gain = cache.gain(a, b, column)
     scale = _scale([*a, *b])
     runs, sets = (runs_of(a, column), runs_of(b, column)), (sets_of(a, column), sets_of(b, column))
-    believed = all(stored.intact for stored in (*a, *b))
-    several = believed and min(map(len, runs)) > 1
-    drawn = believed and min(map(len, sets)) > 1
+    intact = all(stored.intact for stored in (*a, *b))
+    several = intact and min(map(len, runs)) > 1
+    drawn = intact and min(map(len, sets)) > 1
     spread = float(np.hypot(_of_runs(*runs) if several else 0.0, _of_sets(*sets) if drawn else 0.0))
     counts = (len(runs[0]), len(runs[1])) if several else None
     if gain is not None:
@@ -112,7 +127,7 @@ def difference(
 
 
 def _of_runs(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half the interval of the difference of two means, of runs that have nothing in common: Welch 1947."""
+    """Half the interval of the difference of two means of independent runs: Welch 1947."""
     variances = [float(np.var(side, ddof=1)) / len(side) for side in (a, b)]
     total = sum(variances)
     if total == 0:
@@ -122,9 +137,9 @@ def _of_runs(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _of_sets(a: Mapping[str, float], b: Mapping[str, float] | None = None) -> float:
-    """Half the interval of the mean of `a`, or of that of its differences to `b` set by set: Student's t.
+    """Half the interval of the mean of `a`, or of its differences from `b` set by set: Student's t.
 
-    Sides with sets of their own have runs that have nothing in common.
+    Sides that were measured on different sets count as independent runs.
     """
     if b is not None and a.keys() != b.keys():
         return _of_runs(list(a.values()), list(b.values()))
@@ -153,14 +168,13 @@ def mark_best(
             found = difference(cache, rows[best], rows[other], column)
             if found is None or not (found.beyond_noise and sign * found.value > 0):
                 return marked
-    first = cells[best]
-    marked[best] = Cell(first.value, first.error, first.std, first.text, bold=True)
+    marked[best] = replace(cells[best], bold=True)
     return marked
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """A difference that just leaves the noise; `of_sample` where the noise of the test sample is in it."""
+    """A smallest detectable difference; `of_sample` if it includes the noise of the test sample."""
 
     value: float
     of_sample: bool
@@ -169,9 +183,9 @@ class Detectable:
 def smallest_detectable(
     cache: ReplicateCache, rows: Sequence[Sequence[StoredRecord]], column: str
 ) -> Detectable | None:
-    """The difference between two rows that just leaves the noise: half the 95 % interval, the median over all pairs.
+    """The smallest difference between two rows beyond the noise: half the 95 % interval, the median over all pairs.
 
-    Without a pair it is that of two independent encoders with a row's noise; None where that is not known.
+    Without a pair it is that of two independent encoders with a row's noise; None if that is not known.
     """
     pairs = [found for a, b in combinations(rows, 2) if (found := difference(cache, a, b, column)) is not None]
     if pairs:
@@ -194,10 +208,10 @@ def detectable_line(
 ) -> str:
     """As `Smallest detectable difference between two rows (95%): k=10 5.1, k=20 5.3.`, for the header of a table.
 
-    What rests on runs alone, and what is not known, says so and why.
+    A difference from runs alone is marked; for an unknown one the reason is given.
 
     Args:
-        asked: by how the table calls it, the rows and the column of their records. One without a figure is left out.
+        asked: by column title, the records of each row and their column. A column without a score is left out.
     """
     found = {
         title: smallest_detectable(cache, rows, column)
@@ -224,16 +238,91 @@ def _has(stored: StoredRecord, column: str) -> bool:
 
 
 def _why_not(records: Sequence[StoredRecord]) -> str:
-    """Why the records tell nothing of the noise of the test sample."""
-    if not any(family_of(stored.record.protocol.resolved).outcomes for stored in records):
+    """Why the noise of the test sample cannot be computed from the records."""
+    if not any(family_of(stored.record.protocol.resolved.benchmark).outcomes for stored in records):
         return "since this benchmark keeps no outcomes per item and no two rows have two trials each"
     if not all(stored.intact for stored in records):
-        return "since records that cannot be believed tell nothing"
+        return "since edited or damaged records are not used for it"
     if any(stored.record.outcomes_file is None for stored in records):
         return "since the records hold no outcomes per item; measured again with --force they do"
     return "since no outcomes per item are kept for it"
 
 
 def _scale(records: Sequence[StoredRecord]) -> float:
-    """Outcomes are fractions of one, and scores mostly percent."""
+    """Factor from outcomes, which are fractions of one, to scores, which mostly are percent."""
     return 100.0 if all(stored.record.protocol.resolved.unit == "%" for stored in records) else 1.0
+
+
+class ReplicateCache:
+    """Replicates and paired gains of records by column, each computed once."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[Path, Arrays | None] = {}
+        self._replicates: dict[tuple[Path, int], Replicates | None] = {}
+        self._means: dict[tuple[tuple[Path, ...], str], Replicates | None] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        self._paired: dict[tuple[Path, Path], bool] = {}
+
+    def mean(self, stored: Sequence[StoredRecord], column: str) -> Replicates | None:
+        """Replicates of the mean score of several encoders; None unless all have outcomes for it, on the same items."""
+        key = tuple(s.path for s in stored), column
+        if key not in self._means:
+            found = [self._one(s, column) for s in stored]
+            whole = [replicate for replicate in found if replicate is not None]
+            fit = len(whole) == len(found) > 0 and all(self._same_items(stored[0], other) for other in stored[1:])
+            self._means[key] = mean_replicates(whole) if fit else None
+        return self._means[key]
+
+    def gain(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> Gain | None:
+        """Gain of the mean of `a` over the mean of `b`; None unless all were measured on the same items."""
+        first, second = self.mean(a, column), self.mean(b, column)
+        if first is None or second is None or not self._same_items(a[0], b[0]):
+            return None
+        if a[0].path not in self._sizes:
+            self._sizes[a[0].path] = size_of(self._held(a[0]) or {})
+        return gain_of(first, second, self._sizes[a[0].path])
+
+    def _one(self, stored: StoredRecord, column: str) -> Replicates | None:
+        outcomes = self._held(stored) or {}
+        columns = measured_columns(outcomes)
+        measured = measured_column(stored.record, column, columns)
+        if measured is None or "group_offsets" not in outcomes:
+            return None
+        if (stored.path, _array(outcomes, measured)) not in self._replicates:
+            # weights of a large test set cost more than a metric, so all columns of a page share them
+            shown = [c for c in columns if c in stored.record.protocol.resolved.columns and not c.endswith("top-5")]
+            self._fill(stored.path, outcomes, list(dict.fromkeys([*shown, measured])))
+        return self._replicates[stored.path, _array(outcomes, measured)]
+
+    def _fill(self, path: Path, outcomes: Arrays, columns: list[str]) -> None:
+        distinct = {_array(outcomes, column): column for column in columns}
+        try:
+            found = dict(replicates(outcomes, list(distinct.values())))
+        except (KeyError, ValueError, IndexError):  # arrays that do not fit each other
+            if len(distinct) > 1:  # the other columns may be usable
+                for column in distinct.values():
+                    self._fill(path, outcomes, [column])
+                return
+            found = {}
+        for array, column in distinct.items():
+            self._replicates[path, array] = found.get(column)
+
+    def _held(self, stored: StoredRecord) -> Arrays | None:
+        if stored.path not in self._outcomes:
+            self._outcomes[stored.path] = stored.outcomes()
+        return self._outcomes[stored.path]
+
+    def _same_items(self, a: StoredRecord, b: StoredRecord) -> bool:
+        key = a.path, b.path
+        if key not in self._paired:
+            first, second = self._held(a), self._held(b)
+            try:
+                self._paired[key] = first is not None and second is not None and bool(align(second, first))
+            except (KeyError, ValueError):
+                self._paired[key] = False
+        return self._paired[key]
+
+
+def _array(outcomes: Arrays, column: str) -> int:
+    """Identity of the array, held as long as the cache, with a column's outcomes: several columns may share one."""
+    return next(id(outcomes[prefix + column]) for prefix in COLUMN_PREFIXES if prefix + column in outcomes)

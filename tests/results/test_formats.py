@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from results.tables.cells import Cell, Row, Table, cell_text
-from results.tables.render import escape_latex, escape_markdown, latex, markdown
+from results.formats import Cell, Row, Table, cell_text, escape_latex, escape_markdown, latex, markdown
 
 TABLE = Table(
     title="kNN: a_b",

@@ -1,8 +1,8 @@
-"""The field's published figures as they were printed, and where each of them belongs among the protocols.
+"""Read the published figures, as they were printed, with the protocol and column that each belongs to.
 
 `published.csv` holds the figures. `published_map.csv` says, by source, model, benchmark, data set and metric, under
 which protocol and column each was measured, how it was chosen and over how many runs; `unsupported.csv` says why some
-belong to no protocol. In these two `*` stands for anything, the first match counts, and unsupported.csv is asked first.
+belong to no protocol. In these two `*` stands for any text, the first match counts, and unsupported.csv has precedence.
 """
 
 from __future__ import annotations
@@ -13,27 +13,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PUBLISHED = Path(__file__).parents[1] / "published.csv"
+PUBLISHED = Path(__file__).with_name("published.csv")
 MAP, UNSUPPORTED = PUBLISHED.with_name("published_map.csv"), PUBLISHED.with_name("unsupported.csv")
-COLUMNS = ("source", "model", "pretrain_epochs", "benchmark", "dataset", "metric", "value")
+LETTERS_OF_A_METHOD = 3  # fewest letters of an abbreviated method
 
 Statistic = Literal["value", "mean", "std", "trial", "difference", "layer"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a figure belongs.
+    """The protocol and column that a figure belongs to.
 
     Attributes:
-        statistic: what the figure is of that column; only a `value` or a `mean` can be compared with a measurement.
+        statistic: of that column; only a `value` or a `mean` can be compared with a measurement.
         selection: how the figure was chosen, as far as the source says.
-        runs: behind the figure; None where the source does not say.
-        same_as: ids of protocols that differ from this one in their name and source alone.
+        runs: number of runs behind the figure; None if the source does not say.
+        same_as: ids of protocols that differ from this one only in name and source.
         status: `planned` until the protocol can be run.
     """
 
@@ -57,7 +54,7 @@ class Figure:
     """One published number, or word (`feature5`, `n/a`), as it was printed.
 
     Attributes:
-        place: None where it belongs to no protocol, for the `reason` given.
+        place: None if it belongs to no protocol, for the `reason` given.
     """
 
     source: str
@@ -79,11 +76,11 @@ class Figure:
 
     @property
     def decimals(self) -> int:
-        """As it was printed."""
+        """Decimals as printed."""
         return len(self.text.partition(".")[2])
 
     def comparable(self, protocol_id: str) -> bool:
-        """Whether a measurement under this protocol may be set against it: never one under an override."""
+        """Whether a measurement under this protocol may be compared with it; never one under an override."""
         place = self.place
         return (
             place is not None
@@ -92,33 +89,12 @@ class Figure:
         )
 
 
-def load_published(path: Path = PUBLISHED) -> pd.DataFrame:
-    """One row per published figure.
-
-    Returns:
-        text columns `source`, `model`, `benchmark`, `dataset` and `metric`; `pretrain_epochs` (nullable); `value` as
-        it was printed, so that 55.70 stays apart from 55.7; `number`, the value as a float, missing where it is none
-        ("feature5", "n/a").
-
-    Raises:
-        ValueError: the columns are not the expected ones, or an epoch count is no number.
-    """
-    import pandas as pd
-
-    rows = pd.read_csv(path, dtype="string", keep_default_na=False, na_values={"pretrain_epochs": [""]})
-    if tuple(rows.columns) != COLUMNS:
-        raise ValueError(f"{path.name} has the columns {', '.join(rows.columns)}, not {', '.join(COLUMNS)}")
-    rows["pretrain_epochs"] = pd.to_numeric(rows["pretrain_epochs"]).astype("Float64")
-    rows["number"] = pd.to_numeric(rows["value"], errors="coerce").astype("Float64")
-    return rows
-
-
 @cache
 def figures() -> tuple[Figure, ...]:
-    """Every row of published.csv in its order, with its place.
+    """Every row of published.csv, in its order, with its place.
 
     Raises:
-        ValueError: a row has no place and no reason either.
+        ValueError: a row has neither a place nor a reason.
     """
     places, reasons = _Lookup(_rows(MAP)), _Lookup(_rows(UNSUPPORTED))
     found = []
@@ -127,7 +103,8 @@ def figures() -> tuple[Figure, ...]:
         if reason is None:
             match = places.of(row)
             if match is None:
-                raise ValueError(f"published_map.csv and unsupported.csv know nothing of {' | '.join(row.values())}")
+                about = " | ".join(row.values())
+                raise ValueError(f"neither published_map.csv nor unsupported.csv has a row for {about}")
             place = _place(*match)
         found.append(
             Figure(
@@ -161,12 +138,12 @@ def chosen(
 
 
 def _pattern(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Of names with brackets and question marks in them: only `*` is special."""
+    """Pattern in which only `*` is special, because names contain brackets and question marks."""
     return re.compile("|".join(re.escape(pattern).replace(r"\*", "(.*)") for pattern in patterns), re.DOTALL)
 
 
 class _Lookup:
-    """The first row of a table of patterns that matches, with what its last `*` stood for."""
+    """Find the first matching row of a table of patterns, and the text that its last `*` matched."""
 
     def __init__(self, rows: list[dict[str, str]]) -> None:
         keys = [key for key in ("source", "model", "benchmark", "dataset", "metric") if rows and key in rows[0]]
@@ -205,3 +182,44 @@ def _place(row: dict[str, str], captured: str) -> Place:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@cache
+def published_models() -> tuple[str, ...]:
+    """The `model` names of published.csv, in its order."""
+    return tuple(dict.fromkeys(row["model"] for row in _rows(PUBLISHED)))
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """One model of one method, for names that differ in spelling: sources write a configuration with or without its
+    method. `config` is empty if a source names the method alone.
+    """
+
+    method: str
+    config: str
+
+
+def letters(text: str) -> str:
+    """Lower-case letters and digits of a name, without its punctuation."""
+    return re.sub(r"[\W_]+", "", text.lower())
+
+
+def model_key(model: str) -> ModelKey:
+    """Key of a published `model`; `ODC/odc_resnet50_8xb64-steplr-440e_in1k` has the config `resnet50_8xb64-…`."""
+    method, _, config = model.partition("/")
+    return ModelKey(letters(method), bare_config(config, method))
+
+
+def bare_config(config: str, method: str) -> str:
+    """A configuration's name without the leading method, the data at the end and the file extension."""
+    return without_method(re.sub(r"(_in1k)?(\.py)?$", "", config.strip()), method)
+
+
+def without_method(config: str, method: str) -> str:
+    """Drop the method, or an abbreviation of it, from the beginning of a configuration's name."""
+    for cut in reversed([found.start() for found in re.finditer(r"[-_]", config)]):
+        prefix = letters(config[:cut])
+        if len(prefix) >= LETTERS_OF_A_METHOD and letters(method).startswith(prefix):
+            return config[cut + 1 :]
+    return config

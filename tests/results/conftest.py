@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from results.tables.cells import Table
-from results.tables.model_zoo import section_tables
+from results.formats import Table
+from results.tables import section_tables
 from tests.results.factory_records import write_demo
-from tests.results.table_readings import section
+from tests.results.written_records import section
 
 
 @pytest.fixture(scope="module")

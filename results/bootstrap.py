@@ -1,4 +1,4 @@
-"""How far a score would move with other test data: a cluster bootstrap over the sources of the test items.
+"""Cluster bootstrap over the sources of the test items: how far a score would move with other test data.
 
 Test items that share a source (two scenes with the same drawing in them) are not independent, so sources are
 reweighted and an item gets the product of its sources' weights: Owen and Eckles 2012, "Bootstrapping data arrays of
@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.resampling.outcome_metrics import MeanAveragePrecision, MeanIntersectionOverUnion, WeightedMean
-
 Outcomes = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 
@@ -33,13 +31,14 @@ CONFIDENCE = 0.95
 RESAMPLES = 1000
 SPREAD = 0.25
 COLUMN_PREFIXES = ("correct/", "decision/", "iou/", "pseudo_value/")
-AP_RULE = "ap_rule"  # of all decisions
+AP_RULE = "ap_rule"  # the outcome that names the definition of average precision
+RULES = ("envelope", "sklearn", "11point")
 BLOCK_VALUES = 4_000_000  # item weights held at once: 32 MB
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """A metric with all weights one, and as other test samples might have given it, (B,)."""
+    """A metric with all weights one, and its `resampled` values (B,) under random weights."""
 
     value: float
     resampled: Floats
@@ -65,7 +64,7 @@ class Gain:
 
 
 def measured_columns(outcomes: Outcomes) -> tuple[str, ...]:
-    """The columns whose metric can be computed again from the outcomes, sorted."""
+    """The columns whose metric the outcomes allow to compute again, sorted."""
     return tuple(sorted(key.split("/", 1)[1] for key in outcomes if key.startswith(COLUMN_PREFIXES)))
 
 
@@ -101,39 +100,8 @@ def replicates(
     }
 
 
-def standard_error(outcomes: Outcomes, column: str, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """Standard error of one column's metric, of the test sample only. Raises as `replicates` does."""
-    return replicates(outcomes, [column], resamples=resamples, seed=seed)[column].standard_error
-
-
-def paired_gain(
-    a: Outcomes | Sequence[Outcomes],
-    b: Outcomes | Sequence[Outcomes],
-    column: str,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Gain:
-    """How much better `a` is than `b` on the same items; a side of several encoders counts with their mean metric.
-
-    Raises:
-        KeyError: the outcomes do not hold the column or the groups.
-        ValueError: the two sides were not measured on the same items, targets and sources.
-    """
-    sides = [[side] if isinstance(side, Mapping) else list(side) for side in (a, b)]
-    if not all(sides):
-        raise ValueError("a paired gain needs at least one encoder on each side")
-    reference = sides[0][0]
-
-    def mean_of(side: Sequence[Outcomes]) -> Replicates:
-        aligned = [align(outcomes, reference) for outcomes in side]
-        return mean_replicates([replicates(o, [column], resamples=resamples, seed=seed)[column] for o in aligned])
-
-    return gain_of(mean_of(sides[0]), mean_of(sides[1]), size_of(reference))
-
-
 def mean_replicates(encoders: Sequence[Replicates]) -> Replicates:
-    """Of the mean metric over several encoders that were measured on the same items."""
+    """Replicates of the mean metric of several encoders that were measured on the same items."""
     return Replicates(
         float(np.mean([encoder.value for encoder in encoders])),
         np.mean([encoder.resampled for encoder in encoders], axis=0),
@@ -141,7 +109,7 @@ def mean_replicates(encoders: Sequence[Replicates]) -> Replicates:
 
 
 def gain_of(a: Replicates, b: Replicates, size: tuple[int, int]) -> Gain:
-    """The paired gain of two replicates that were computed with the same weights, on so many items and sources."""
+    """The paired gain of two replicates with the same weights; `size` is the number of items and of sources."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(a.resampled - b.resampled, [tail, 1 - tail])
     return Gain(a.value - b.value, float(low), float(high), *size)
@@ -184,7 +152,7 @@ def _take(outcomes: Outcomes, rows: NDArray[np.intp]) -> Outcomes:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Which sources each item has: of `members` (M,), source indices, those from `starts[i]` on; every item has one."""
+    """The sources of each item: those of item i stand in `members` (M,), source indices, from `starts[i]` on."""
 
     starts: NDArray[np.intp]
     members: NDArray[np.intp]
@@ -238,3 +206,91 @@ def _metric(
     if decision.ndim != 2 or decision.shape != targets.shape or len(decision) != items:
         raise ValueError(f"decision/{column} {decision.shape} and targets {targets.shape} do not fit {items} items")
     return MeanAveragePrecision(decision, targets, str(outcomes.get(AP_RULE, "envelope")))
+
+
+class WeightedMean:
+    """Weighted mean of (N,) values: of right and wrong items for accuracy, of pseudo-values for another metric."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values.astype(np.float64)
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(N, B) item weights to (B,) weighted means."""
+        return (self.values @ weights) / weights.sum(axis=0)
+
+
+class MeanAveragePrecision:
+    """Mean over classes of average precision, in one of three definitions.
+
+    Items with equal decisions enter together, so their order does not matter. Classes without a positive item are left
+    out of the mean.
+
+    Args:
+        decision: (N, C), higher for more confident.
+        targets: (N, C) of 1, 0 and -1 (ignored).
+        rule: `envelope`, the area under the monotone envelope of precision at every change of recall (VOC2010 and
+            later); `sklearn`, precision times change of recall, not interpolated; `11point`, the mean of the envelope
+            at recalls 0, 0.1 … 1 (VOC2007).
+
+    Raises:
+        ValueError: no class has a positive item, or the rule is unknown.
+    """
+
+    def __init__(self, decision: NDArray[Any], targets: NDArray[Any], rule: str = "envelope") -> None:
+        if rule not in RULES:
+            raise ValueError(f"unknown definition of average precision {rule!r}; known are {', '.join(RULES)}")
+        self.rule = rule
+        self.classes: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]] = []
+        for scores, labels in zip(decision.T, targets.T, strict=True):
+            rows = np.flatnonzero(labels != -1)
+            rows = rows[np.argsort(-scores[rows].astype(np.float64), kind="stable")]
+            positive = labels[rows] == 1
+            if not positive.any():
+                continue
+            level = np.concatenate([[0], np.cumsum(scores[rows][1:] != scores[rows][:-1])])  # equal decisions share one
+            # recall changes only where a positive enters, and precision between two such levels only falls
+            levels = np.unique(level[positive])
+            ends = np.searchsorted(level, levels, side="right")
+            starts = np.concatenate([[0], ends[:-1]])
+            first_positives = np.searchsorted(level[positive], levels)
+            self.classes.append((rows[: ends[-1]], starts, rows[positive], first_positives))
+        if not self.classes:
+            raise ValueError("average precision needs a class with at least one positive item")
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(N, B) item weights to (B,) weighted mean average precisions."""
+        total = np.zeros(weights.shape[1])
+        for rows, starts, positives, first_positives in self.classes:
+            seen = np.add.reduceat(weights[rows], starts, axis=0).cumsum(axis=0)
+            entering = np.add.reduceat(weights[positives], first_positives, axis=0)
+            found = entering.cumsum(axis=0)
+            precision = found / seen
+            total += self._of_class(precision, entering, found)
+        return total / len(self.classes)
+
+    def _of_class(self, precision: Floats, entering: Floats, found: Floats) -> Floats:
+        """(levels, B) precision, weight of the positives of a level and of all up to it, to (B,)."""
+        if self.rule == "sklearn":
+            return np.asarray((precision * entering).sum(axis=0) / found[-1])
+        envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        if self.rule == "envelope":
+            return np.asarray((envelope * entering).sum(axis=0) / found[-1])
+        below = [(found < (tenth / 10 - 1e-9) * found[-1]).sum(axis=0) for tenth in range(11)]  # 3 of 5 reach 0.6
+        return np.take_along_axis(envelope, np.array(below), 0).mean(axis=0)
+
+
+class MeanIntersectionOverUnion:
+    """Intersection over union of all pixels together, mean over the classes that are predicted or true somewhere."""
+
+    def __init__(self, areas: NDArray[Any]) -> None:
+        pixels = areas.astype(np.float64)
+        self.intersection = pixels[:, 0]
+        self.union = pixels[:, 1] + pixels[:, 2] - pixels[:, 0]
+        present = self.union.any(axis=0)
+        if not present.any():
+            raise ValueError("intersection over union needs a class that is predicted or true somewhere")
+        self.intersection, self.union = self.intersection[:, present], self.union[:, present]
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(N, B) item weights to (B,) weighted means."""
+        return np.mean((self.intersection.T @ weights) / (self.union.T @ weights), axis=0)

@@ -1,4 +1,4 @@
-"""Which records speak, and which of them share a row: what every table of one section agrees on."""
+"""Select which records appear in a table, and as which rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from results.schema import Architecture, EncoderCard, Record
+from results.families import Family, family_of, place_of
+from results.schema import Architecture, EncoderCard, Protocol, Record
 from results.store import StoredRecord
 
 Identity = tuple[str, str | None, str | None]
@@ -15,11 +16,11 @@ Identity = tuple[str, str | None, str | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A row in each table of a section: one encoder, or several random initialisations of one architecture.
+    """A table row: one encoder, or several random initialisations of one architecture.
 
     Attributes:
-        cards: of the encoders in the row; more than one only where `random`.
-        random: no training at all, the control of pretrained encoders with the same architecture.
+        cards: of the encoders in the row; more than one only if `random`.
+        random: not trained; the control of pretrained encoders with the same architecture.
     """
 
     label: str
@@ -31,13 +32,13 @@ class Entry:
         return self.cards[0].architecture
 
     def records(self, among: Iterable[StoredRecord]) -> list[StoredRecord]:
-        """Those of this row's encoders."""
+        """The records of this row's encoders."""
         identities = {identity(card) for card in self.cards}
         return [stored for stored in among if identity(stored.record.encoder) in identities]
 
 
 def identity(card: EncoderCard) -> Identity:
-    """What makes two records speak of the same encoder."""
+    """What two records of the same encoder have in common."""
     return card.name, card.init, card.weights_sha256
 
 
@@ -68,7 +69,7 @@ def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[S
     finished: dict[tuple[object, ...], str] = {}
     failures: dict[tuple[object, ...], StoredRecord] = {}
     for stored in sorted(records, key=lambda s: (s.record.created, s.path)):
-        card, asked = stored.record.encoder, _asked(stored.record)
+        card, asked = stored.record.encoder, _question(stored.record)
         attempt = (card.name, card.init, *asked)  # a failed record may have been written before the weights were known
         if stored.record.status == "ok":
             newest[*identity(card), *asked] = stored
@@ -79,7 +80,7 @@ def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[S
     return sorted(newest.values(), key=lambda s: s.path), sorted(left, key=lambda s: s.path)
 
 
-def roster(records: Iterable[StoredRecord]) -> list[Entry]:
+def table_rows(records: Iterable[StoredRecord]) -> list[Entry]:
     """The rows, in the order of every table: raw pixels, random initialisations, then the others by name."""
     cards = {identity(s.record.encoder): s.record.encoder for s in records}
     single: list[EncoderCard] = []
@@ -113,12 +114,12 @@ def architecture_text(architecture: Architecture) -> str:
     return "-".join(parts + (["nopool"] if not architecture.max_pool else []))
 
 
-def _asked(record: Record) -> tuple[str, ...]:
+def _question(record: Record) -> tuple[str, ...]:
     return record.dataset.id, record.dataset.fingerprint, record.protocol.id, record.protocol.sha256
 
 
 def _labels(cards: Sequence[EncoderCard]) -> list[str]:
-    """The name alone where it is enough, with the initialisation and the weights' hash where several share it."""
+    """Encoder names, with initialisation and weights' hash if several encoders share a name."""
     labels = []
     for card in cards:
         namesakes = [other for other in cards if other.name == card.name]
@@ -127,3 +128,104 @@ def _labels(cards: Sequence[EncoderCard]) -> list[str]:
         parts += [(card.weights_sha256 or "unloaded")[:8]] if len(twins) > 1 else []
         labels.append(f"{card.name} ({', '.join(parts)})" if parts else card.name)
     return labels
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one table, at least one: they share protocol and version of the data."""
+
+    records: tuple[StoredRecord, ...]
+    failures: tuple[StoredRecord, ...]
+
+    @property
+    def example(self) -> Record:
+        return (self.records or self.failures)[0].record
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.example.protocol.resolved
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.protocol.benchmark)
+
+    @property
+    def title(self) -> str:
+        return f"{self.family.title}: {self.example.dataset.id}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a page shows; top-5 is only in the CSV."""
+        return tuple(column for column in self.protocol.columns if not column.endswith("top-5"))
+
+    @property
+    def decimals(self) -> int:
+        """One for the embedded data, whose few test items do not justify a second."""
+        if self.protocol.unit == "1":
+            return 3
+        return 1 if self.example.dataset.embedded else self.family.decimals
+
+    @property
+    def line(self) -> str:
+        """Protocol, data, sizes, metric and selection in one line."""
+        protocol, dataset = self.protocol, self.example.dataset
+        unit = ", %" if protocol.unit == "%" else ""
+        items = f"{dataset.test_items:,} test and {dataset.train_items:,} training items"
+        direction = "higher" if protocol.higher_is_better else "lower"
+        return (
+            f"{self.example.protocol.id} on {dataset.id} ({items}, fingerprint {dataset.fingerprint[:8]}); "
+            f"{protocol.metric}{unit}, {direction} is better; selection: {protocol.selection}."
+        )
+
+
+def without_cells(records: Sequence[StoredRecord]) -> list[StoredRecord]:
+    """Drop the records of single grid cells if there is a record of the whole grid, which has their scores.
+
+    A cell's protocol is the grid's protocol with one of the listed values for each field that differs.
+    """
+    grids: dict[tuple[str, ...], list[Protocol]] = {}
+    for stored in records:
+        protocol = stored.record.protocol.resolved
+        if not protocol.overrides and family_of(protocol.benchmark).grid and stored.record.status == "ok":
+            grids.setdefault(_grid_key(stored.record), []).append(protocol)
+    return [
+        stored
+        for stored in records
+        if not any(_is_cell(stored.record.protocol.resolved, g) for g in grids.get(_grid_key(stored.record), []))
+    ]
+
+
+def _is_cell(protocol: Protocol, grid: Protocol) -> bool:
+    changed = {name: value for name, value in protocol.params.items() if value != grid.params.get(name)}
+    return bool(changed) and all(
+        isinstance(listed := grid.params.get(name), list | tuple)
+        and isinstance(value, list | tuple)
+        and len(value) == 1
+        and value[0] in listed
+        for name, value in changed.items()
+    )
+
+
+def _grid_key(record: Record) -> tuple[str, ...]:
+    protocol, card = record.protocol.resolved, record.encoder
+    about = protocol.benchmark, protocol.variant, str(protocol.revision), record.dataset.fingerprint
+    return card.name, card.init or "", card.weights_sha256 or "", *about
+
+
+def grouped(records: Sequence[StoredRecord], failures: Sequence[StoredRecord]) -> list[Group]:
+    """All groups, in the order of a model-zoo page."""
+    keys = {_group_key(stored.record) for stored in (*records, *failures)}
+    groups = [
+        Group(
+            tuple(stored for stored in records if _group_key(stored.record) == key),
+            tuple(stored for stored in failures if _group_key(stored.record) == key),
+        )
+        for key in sorted(keys)
+    ]
+    return sorted(groups, key=lambda group: place_of(group.protocol.benchmark))
+
+
+def _group_key(record: Record) -> tuple[str, ...]:
+    """What one table shares. An edited protocol has another hash and so gets a table of its own."""
+    resolved = record.protocol.resolved
+    return resolved.benchmark, record.dataset.id, resolved.id, record.dataset.fingerprint, resolved.content_sha256()

@@ -1,0 +1,83 @@
+"""Title, order and number format of each benchmark's tables, kept outside protocols and so outside their hashes.
+
+A benchmark without an entry here gets a title from its name and stands after the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """How tables show a benchmark.
+
+    Attributes:
+        short: column title in the summary; empty where the summary leaves the benchmark out.
+        line: explanation above its table.
+        best_layer: the table names the best layer of each encoder.
+        grid: a protocol may be a grid, whose cells have records of their own that the grid's record sums up.
+        outcomes: records keep what happened to each test item.
+    """
+
+    title: str
+    decimals: int = 2
+    short: str = ""
+    line: str = ""
+    best_layer: bool = False
+    grid: bool = False
+    outcomes: bool = True
+
+
+POOLED = "Features after global average pooling."
+
+# In the order of a model-zoo page. An entry `coco` also holds for `coco_keypoints`, unless that has its own.
+FAMILIES = {
+    "voc07_svm": Family(
+        "VOC07 SVM",
+        short="VOC07 SVM",
+        line="Best Layer is the layer whose features did best on test: 1 is the stem, 2 to 5 are the stages.",
+        best_layer=True,
+    ),
+    "voc07_low_shot_svm": Family("VOC07 low-shot SVM"),
+    "places205_low_shot_svm": Family("Places205 low-shot SVM"),
+    "linear_multihead": Family(
+        "Linear evaluation, Feature1 to Feature5",
+        line="Maps are pooled to fixed sizes, without global average pooling.",
+    ),
+    "linear_avgpool": Family("Linear evaluation, AvgPool", short="Linear", line=POOLED),
+    "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
+    "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
+    "semi_supervised_1pct": Family("Semi-supervised classification, 1% of the labels", grid=True),
+    "semi_supervised_10pct": Family("Semi-supervised classification, 10% of the labels", grid=True),
+    "finetune": Family("Fine-tuning", grid=True),
+    "voc0712_det": Family("VOC07+12 detection", outcomes=False),
+    "voc07_det": Family("VOC07 detection", outcomes=False),
+    "coco_mask_rcnn": Family("COCO detection and instance segmentation", decimals=1, outcomes=False),
+    "coco": Family("COCO", decimals=1, outcomes=False),
+    "lvis": Family("LVIS", decimals=1, outcomes=False),
+    "cityscapes_mask_rcnn": Family("Cityscapes instance segmentation", decimals=1, outcomes=False),
+    "voc12aug_fcn": Family("VOC2012 semantic segmentation"),
+    "cityscapes_fcn": Family("Cityscapes semantic segmentation"),
+}
+SUMMARY = ("knn", "linear_avgpool", "voc07_svm")  # columns of the summary, from left to right
+
+
+def family_key(benchmark: str) -> str | None:
+    """The key in `FAMILIES` of a benchmark: its name, or the longest entry that its name continues after a `_`."""
+    key = benchmark
+    while key and key not in FAMILIES:
+        key = key.rpartition("_")[0]
+    return key or None
+
+
+def family_of(benchmark: str) -> Family:
+    """How tables show a benchmark, listed or not."""
+    key = family_key(benchmark)
+    return Family(benchmark.replace("_", " ")) if key is None else FAMILIES[key]
+
+
+def place_of(benchmark: str) -> int:
+    """Where a benchmark stands on a page, from 0; one without an entry stands last."""
+    key = family_key(benchmark)
+    return len(FAMILIES) if key is None else list(FAMILIES).index(key)

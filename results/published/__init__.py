@@ -1,1 +1,0 @@
-"""The field's published figures, and where each belongs."""

@@ -1,1 +1,0 @@
-"""Bootstrap over test items: how far a figure would move with other data."""

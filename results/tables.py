@@ -1,0 +1,372 @@
+"""Tables from records, in the layout of a model-zoo page, and the pages and README block that hold them.
+
+A table holds one protocol on one version of one data set, so that its rows can be compared. The tables of the embedded
+data form a section of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from results.bootstrap import CONFIDENCE, Gain
+from results.errors import InputError
+from results.families import SUMMARY, family_of
+from results.formats import Cell, Row, Table, escape_markdown, latex, markdown
+from results.noise import NOISE_LINE, ReplicateCache, detectable_line, mark_best
+from results.rows import Entry, Group, architecture_text, current, grouped, table_rows, without_cells
+from results.schema import EncoderCard
+from results.store import BadRecord, StoredRecord
+
+MARK = "†"
+SPREAD_LINE = (
+    "± is the standard error of the test sample: a bootstrap over the sources of the test items, not over the items. "
+    "std is over initialisations or trials."
+)
+PAIRED_LINE = (
+    f"In percentage points, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test "
+    "items: both sides see the same resamples. Initialisations are averaged; their spread is not in the interval."
+)
+POSITIVES = "Positives"
+MEAN_OF = ", mean of "  # between a row's label and the number of its encoders
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+HEADINGS = {
+    True: (
+        "Embedded data",
+        "Small pictures that this project composes from its own drawings. No figure here can be set beside one of a "
+        "full data set.",
+    ),
+    False: ("Full data sets", ""),
+}
+NO_RECORDS = "No records yet."
+
+
+class Section:
+    """The tables of the embedded data, or those of the full data sets, never of both."""
+
+    def __init__(self, records: Iterable[StoredRecord], *, embedded: bool) -> None:
+        successes, failures = current(without_cells([s for s in records if s.record.dataset.embedded == embedded]))
+        self.embedded = embedded
+        self.entries = table_rows(successes)
+        self.groups = grouped(successes, failures)
+        self.cache = ReplicateCache()
+
+    def tables(self) -> list[Table]:
+        """One per protocol and data, then one of the encoders."""
+        return [self.group_table(group) for group in self.groups] + self._encoder_table()
+
+    def summary(self) -> Table | None:
+        """One row per encoder, the primary column of each headline group; None without any."""
+        groups = self.headline_groups()
+        records = [stored for group in groups for stored in group.records]
+        if not records:
+            return None
+        columns = tuple(headline(group) for group in groups)
+        entries = [entry for entry in self.entries if entry.records(records)]
+        filled = [self._column(entries, group, group.protocol.primary) for group in groups]
+        rows = [
+            Row(_row_label(entry, entry.records(records), len(entry.cards)), cells)
+            for entry, cells in zip(entries, zip(*filled, strict=True), strict=True)
+        ]
+        lines = [f"{column}: {group.line}" for column, group in zip(columns, groups, strict=True)]
+        decimals = max(group.decimals for group in groups)
+        asked = {
+            column: (_own(entries, group), group.protocol.primary)
+            for column, group in zip(columns, groups, strict=True)
+        }
+        return Table(
+            title="Summary",
+            lines=(*lines, SPREAD_LINE, detectable_line(self.cache, asked, decimals), NOISE_LINE),
+            columns=("Encoder", *columns),
+            rows=tuple(rows),
+            decimals=decimals,
+            notes=self._fault_notes(records),
+        )
+
+    def headline_groups(self) -> list[Group]:
+        """One group per benchmark of the summary: of several protocols the one with the most records."""
+        candidates = ([g for g in self.groups if g.protocol.benchmark == name and g.records] for name in SUMMARY)
+        return [max(groups, key=lambda g: len(g.records)) for groups in candidates if groups]
+
+    def group_table(self, group: Group) -> Table:
+        layers = [column for column in group.columns if column.lower().startswith("feature")]
+        best_layer = group.family.best_layer and len(layers) > 1
+        entries = [entry for entry in self.entries if entry.records(group.records)]
+        filled = {column: self._column(entries, group, column) for column in group.columns}
+        rows = []
+        for i, entry in enumerate(entries):
+            own = entry.records(group.records)
+            cells = {column: filled[column][i] for column in group.columns}
+            first = [best_layer_cell(layers, cells)] if best_layer else []
+            rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
+        lines = [group.line, *([group.family.line] if group.family.line else [])]
+        if entries:
+            asked = {column: (_own(entries, group), column) for column in group.columns}
+            lines.append(detectable_line(self.cache, asked, group.decimals))
+        return Table(
+            title=group.title,
+            lines=tuple(lines),
+            columns=("Encoder", *(["Best Layer"] if best_layer else []), *group.columns),
+            rows=tuple(rows),
+            decimals=group.decimals,
+            notes=(*_failure_notes(group.failures), *self._fault_notes(group.records)),
+        )
+
+    def _column(self, entries: Sequence[Entry], group: Group, column: str) -> list[Cell]:
+        """One cell per row, the best in bold if it leads by more than the noise."""
+        own = [entry.records(group.records) for entry in entries]
+        cells = [score_cell(self.cache, records, column) for records in own]
+        return mark_best(self.cache, own, cells, column, higher_is_better=group.protocol.higher_is_better)
+
+    def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
+        return tuple(
+            f"{MARK} {entry.label}: {stored.record.protocol.id}: {'; '.join(stored.faults)}"
+            for entry in self.entries
+            for stored in entry.records(records)
+            if stored.faults
+        )
+
+    def _encoder_table(self) -> list[Table]:
+        if not self.entries:
+            return []
+        columns = (
+            "Encoder",
+            "Architecture",
+            "Method",
+            "Pretraining data",
+            "Epochs",
+            "Pretraining time",
+            "Weights (sha256)",
+        )
+        rows = [Row(entry.label, tuple(Cell(text=text) for text in _about(entry.cards))) for entry in self.entries]
+        return [Table("Encoders and pretraining cost", (), columns, tuple(rows))]
+
+
+def headline(group: Group) -> str:
+    """Title of a group's primary column in the summary: `kNN (k=20)`."""
+    return f"{family_of(group.protocol.benchmark).short} ({group.protocol.primary})"
+
+
+def _own(entries: Sequence[Entry], group: Group) -> list[list[StoredRecord]]:
+    """The records of each row."""
+    return [records for entry in entries if (records := list(entry.records(group.records)))]
+
+
+def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:
+    mark = f" {MARK}" if any(stored.faults for stored in own) else ""
+    return entry.label + (f", mean of {encoders} initialisations" if encoders > 1 else "") + mark
+
+
+def score_cell(cache: ReplicateCache, records: Sequence[StoredRecord], column: str) -> Cell:
+    """One record's score, or the mean over initialisations; empty unless all of them have the column."""
+    scores = [stored.record.scores.get(column) for stored in records]
+    values = [score.value for score in scores if score is not None and score.value is not None]
+    if not values or len(values) < len(records):
+        return Cell()
+    if len(records) == 1:
+        score = records[0].record.scores[column]
+        return Cell(score.value, score.standard_error, score.std)
+    mean = cache.mean(records, column)
+    scale = 100.0 if records[0].record.protocol.resolved.unit == "%" else 1.0
+    return Cell(
+        value=float(np.mean(values)),
+        error=None if mean is None else scale * mean.standard_error,
+        std=float(np.std(values)),
+    )
+
+
+def best_layer_cell(layers: Sequence[str], cells: Mapping[str, Cell]) -> Cell:
+    """The name of the layer with the highest figure."""
+    values = {layer: value for layer in layers if (value := cells[layer].value) is not None}
+    return Cell(text=max(values, key=lambda layer: values[layer])) if values else Cell()
+
+
+def _failure_notes(failures: Sequence[StoredRecord]) -> tuple[str, ...]:
+    return tuple(f"Failed: {s.record.encoder.name}: {s.record.error or 'no error was recorded'}" for s in failures)
+
+
+def _about(cards: Sequence[EncoderCard]) -> tuple[str, ...]:
+    """What a row's encoders share; time and weights only of a single encoder."""
+    card, alone = cards[0], len(cards) == 1
+    return (
+        architecture_text(card.architecture),
+        card.method or "",
+        card.pretrain_data or "",
+        f"{card.epochs:g}" if card.epochs else "",
+        _duration(card.pretrain_seconds) if alone and card.pretrain_seconds is not None else "",
+        (card.weights_sha256 or "")[:8] if alone else "",
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds / 3600:.1f} h"
+
+
+def gain_over_random(section: Section) -> Table | None:
+    """Gain of each trained encoder over random initialisations of its architecture; None without such a pair."""
+    groups = section.headline_groups()
+    rows, sizes = [], [""] * len(groups)
+    for entry in section.entries:
+        for control in section.entries:
+            if entry.random or not control.random or control.architecture != entry.architecture:
+                continue
+            gains = [
+                section.cache.gain(entry.records(group.records), control.records(group.records), group.protocol.primary)
+                for group in groups
+            ]
+            for i, gain in enumerate(gains):
+                if gain is not None:
+                    sizes[i] = f"{headline(groups[i])}: {gain.n_items:,} items from {gain.n_sources:,} sources"
+            if any(gain is not None for gain in gains):
+                texts = [_gain_text(gain, group) for gain, group in zip(gains, groups, strict=True)]
+                rows.append(Row(entry.label, tuple(Cell(text=text) for text in (control.label, *texts))))
+    if not rows:
+        return None
+    return Table(
+        title="Gain over random initialisation",
+        lines=(PAIRED_LINE, "; ".join(size for size in sizes if size) + "."),
+        columns=("Encoder", "Control", *(headline(group) for group in groups)),
+        rows=tuple(rows),
+    )
+
+
+def _gain_text(gain: Gain | None, group: Group) -> str:
+    if gain is None:
+        return ""
+    scale = 100.0 if group.protocol.unit == "%" else 1.0
+    value, low, high = (f"{scale * number:+.{group.decimals}f}" for number in (gain.value, gain.low, gain.high))
+    return f"{value} [{low}, {high}]"
+
+
+def per_class_tables(records: Sequence[StoredRecord], column: str | None = None) -> list[Table]:
+    """One table for each protocol and data set whose records have values per class; encoders in columns.
+
+    Random initialisations of one architecture share a column, which is their mean.
+
+    Args:
+        column: the protocol's column to show; its primary one where this is None.
+    """
+    newest = [stored for stored in current(records)[0] if stored.intact]
+    tables = []
+    for group in grouped(newest, []):
+        shown = column or group.protocol.primary
+        own = [stored for stored in group.records if shown in stored.record.per_class]
+        if not own:
+            continue
+        entries = [(entry, entry.records(own)) for entry in table_rows(newest)]
+        filled = [(entry, found) for entry, found in entries if found]
+        classes = tuple(own[0].record.per_class[shown])
+        positives = _positives(own, shown, len(classes))
+        rows = []
+        for i, name in enumerate(classes):
+            values = [[stored.record.per_class[shown].get(name) for stored in found] for _, found in filled]
+            cells = [
+                Cell(None if None in of or not of else float(np.mean([v for v in of if v is not None])))
+                for of in values
+            ]
+            counted = [] if positives is None else [Cell(text=str(positives[i]))]
+            rows.append(Row(name, (*counted, *cells)))
+        labels = [entry.label + (f"{MEAN_OF}{len(found)}" if len(found) > 1 else "") for entry, found in filled]
+        about = [] if positives is None else ["Positives: test images with the class, ignored ones not counted."]
+        tables.append(
+            Table(
+                title=f"{group.title}, {', '.join((shown, *group.protocol.overrides))}, per class",
+                lines=(group.line, *about),
+                columns=("Class", *([] if positives is None else [POSITIVES]), *labels),
+                rows=tuple(rows),
+                decimals=group.decimals,
+            )
+        )
+    return tables
+
+
+def per_class_markdown(records: Sequence[StoredRecord], column: str | None = None) -> str:
+    """`per_class_tables` as one markdown text; empty where no record has values per class."""
+    return "\n".join(markdown(table) for table in per_class_tables(records, column))
+
+
+def _positives(records: Sequence[StoredRecord], column: str, classes: int) -> NDArray[np.int64] | None:
+    """(C,) number of test images with each class, from the first outcomes file that says."""
+    for stored in records:
+        outcomes = stored.outcomes() or {}
+        areas, targets = outcomes.get(f"iou/{column}"), outcomes.get("targets")
+        if areas is not None:
+            counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
+        elif targets is None:
+            continue
+        else:
+            counts = np.bincount(targets, minlength=classes) if targets.ndim == 1 else (targets == 1).sum(0)
+        if counts.shape == (classes,):
+            return counts.astype(np.int64)
+    return None
+
+
+def sections(records: Sequence[StoredRecord]) -> list[Section]:
+    """The embedded data's, then the full data sets'."""
+    return [Section(records, embedded=embedded) for embedded in HEADINGS]
+
+
+def section_tables(section: Section) -> list[Table]:
+    """The tables of one section in the order of the page."""
+    tables, gains = section.tables(), gain_over_random(section)
+    return tables if gains is None else [*tables[:-1], gains, tables[-1]]
+
+
+def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], root: Path) -> str:
+    """Every table, failures, and files that could not be read. The same records give the same bytes."""
+    parts = [
+        "# Model zoo\n",
+        "Written by `python -m results tables` from records; an edit here is lost. A table holds one protocol on one "
+        "version of one data set, and a cell without a measurement is empty.\n",
+        f"{SPREAD_LINE} {NOISE_LINE}\n",
+    ]
+    for section in sections(records):
+        title, line = HEADINGS[section.embedded]
+        parts += [f"## {title}\n"] + ([line + "\n"] if line else [])
+        parts += [markdown(table) for table in section_tables(section)] or [NO_RECORDS + "\n"]
+    if bad:
+        lines = [f"- {escape_markdown(f'{b.path.relative_to(root).as_posix()}: {b.reason}')}\n" for b in bad]
+        parts += ["## Files that are not records\n", "".join(lines)]
+    return "\n".join(parts)
+
+
+def latex_page(records: Sequence[StoredRecord]) -> str:
+    """Every table for LaTeX with booktabs, the two sections under a comment each."""
+    parts = []
+    for section in sections(records):
+        parts += [f"% {HEADINGS[section.embedded][0]}\n", *(latex(table) for table in section_tables(section))]
+    return "\n".join(parts)
+
+
+def readme_block(records: Sequence[StoredRecord]) -> str:
+    """The summaries, one per section that has records, with the markers around them."""
+    parts = []
+    for section in sections(records):
+        summary = section.summary()
+        if summary is not None:
+            title, line = HEADINGS[section.embedded]
+            parts += [f"**{title}.** {line}".strip() + "\n", _table_first(summary)]
+    return "\n".join([BEGIN, "", *(parts or [NO_RECORDS + "\n"]), END])
+
+
+def with_block(text: str, block: str, name: str) -> str:
+    """Replace everything between the table markers of a text.
+
+    Raises:
+        InputError: there is not exactly one pair of markers, in order.
+    """
+    begin, end = text.find(BEGIN), text.find(END)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
+        raise InputError(f"{name} must contain one line {BEGIN} and then one line {END}: the table goes between them")
+    return text[:begin] + block + text[end + len(END) :]
+
+
+def _table_first(table: Table) -> str:
+    """Markdown of a table with its explanations below it, for the README."""
+    bare = Table("", (), table.columns, table.rows, table.decimals)
+    return markdown(bare) + "\n" + markdown(Table("", (), table.columns, (), notes=(*table.lines, *table.notes)))

@@ -1,1 +1,0 @@
-"""Records as tables: which may stand side by side, what is more than noise, and their formats."""

@@ -1,0 +1,23 @@
+"""Standard errors and paired gains straight from outcomes, without records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from results.bootstrap import Gain, Outcomes, Replicates, align, gain_of, mean_replicates, replicates, size_of
+
+
+def standard_error(outcomes: Outcomes, column: str) -> float:
+    return replicates(outcomes, [column])[column].standard_error
+
+
+def paired_gain(a: Outcomes | Sequence[Outcomes], b: Outcomes | Sequence[Outcomes], column: str, **draws: Any) -> Gain:
+    """How much better `a` is than `b` on the same items; several encoders count with their mean."""
+    sides = [[side] if isinstance(side, Mapping) else list(side) for side in (a, b)]
+    reference = sides[0][0]
+
+    def mean_of(side: Sequence[Outcomes]) -> Replicates:
+        return mean_replicates([replicates(align(o, reference), [column], **draws)[column] for o in side])
+
+    return gain_of(mean_of(sides[0]), mean_of(sides[1]), size_of(reference))
