@@ -1,23 +1,29 @@
-"""`python -m results`: what was measured and what was published, as pages that nobody typed."""
+"""Command line of results: `python -m results COMMAND`."""
 
 from __future__ import annotations
 
 import sys
 
-import tyro
+from results.command_line import first_sentence, parse, split_command
+from results.errors import InputError, print_error
+from results.options import GROUPS
 
-from results.commands.options import COMMANDS, AnyCommand
+PROGRAM = "python -m results"
+ABOUT = "Turn records of measurements, and published figures, into tables, pages, pictures and comparisons."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 2 and one sentence on stderr where it cannot work."""
-    command: AnyCommand = tyro.cli(COMMANDS, args=arguments, prog="python -m results", description=__doc__)
-
-    from results.commands.run import run  # with the libraries, which --help can do without
-    from results.errors import InputError, print_error
-
+    """Run a command. An input error is printed to stderr and gives exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    sentences = {heading: {n: first_sentence(kind) for n, kind in group.items()} for heading, group in GROUPS.items()}
     try:
-        return run(command)
+        name, rest = split_command(sentences, given, PROGRAM, ABOUT)
+        kind = next(group[name] for group in GROUPS.values() if name in group)
+        options = parse(kind, rest, f"{PROGRAM} {name}")
+
+        from results.commands import run  # loads the libraries, which --help does not need
+
+        return run(options)
     except (InputError, OSError) as error:
         return print_error("results", error)
 

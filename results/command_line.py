@@ -127,11 +127,16 @@ def _did_you_mean_flag(name: str, known: Iterable[str]) -> str:
 
 
 def _message(box: str) -> str:
-    """What is wrong, from tyro's box: the lines above the first rule in it."""
-    plain = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
-    lines = [line.strip("│ ") for line in plain if not line.startswith("╭")]
-    ends = [number for number, line in enumerate(lines) if line.startswith(("─", "╰"))]
-    text = " ".join(" ".join(lines[: ends[0]] if ends else lines).split())
-    if text.startswith("Missing from "):
-        text = "missing: " + text.partition(": ")[2].replace(" (required)", ";").rstrip(";")
-    return text[:1].lower() + text[1:]
+    """What is wrong, from tyro's box: the part up to its next rule. Without UTF-8 its title has a rule of its own."""
+    parts: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines():
+        text = line.strip("│| ")
+        if re.match(r"[╭╰─+-]{2}", text):
+            parts.append([])
+        else:
+            parts[-1] += text.split()
+    words = parts[1] if len(parts) > 1 else parts[0]
+    message = " ".join(words)
+    if message.startswith("Missing from "):
+        message = "missing: " + message.partition(": ")[2].replace(" (required)", ";").rstrip(";")
+    return message[:1].lower() + message[1:]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import create_model
 
 from results.bootstrap import replicates
 from results.schema import (
@@ -16,6 +17,7 @@ from results.schema import (
     EncoderCard,
     Geometry,
     Hardware,
+    Params,
     Protocol,
     ProtocolRef,
     Record,
@@ -55,7 +57,13 @@ def moco_card(seed: int, **fields: Any) -> EncoderCard:
 
 
 def protocol(
-    benchmark: str, columns: tuple[str, ...], primary: str, *, variant: str = "demo", **fields: Any
+    benchmark: str,
+    columns: tuple[str, ...],
+    primary: str,
+    *,
+    variant: str = "demo",
+    params: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Protocol:
     defaults: dict[str, Any] = {
         "harness": benchmark.split("_")[0],
@@ -65,10 +73,12 @@ def protocol(
         "geometry": Geometry(mode="shorter", resize=36, crop=32),
         "metric": "accuracy",
         "selection": "fixed",
-        "params": {"epochs": 30},
         "source": Source(repository="synthetic"),
     }
-    return Protocol(benchmark=benchmark, variant=variant, columns=columns, primary=primary, **{**defaults, **fields})
+    about = {"benchmark": benchmark, "variant": variant, "columns": columns, "primary": primary}
+    values = {"epochs": 30} if params is None else params
+    typed: Any = create_model("MadeUpParams", __base__=Params, **{name: (Any, v) for name, v in values.items()})
+    return Protocol.of(typed(), **{**about, **defaults, **fields})
 
 
 KNN = protocol("knn", KNN_COLUMNS, "k=20")
@@ -77,7 +87,7 @@ SVM = protocol("voc07_svm", (*LAYERS, "SVM"), "SVM", metric="mean average precis
 
 
 def encode_groups(groups: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
-    """Each item's source ids as `group_offsets` (N + 1,) and `group_members` (M,), as side files hold them."""
+    """Each item's source ids as `group_offsets` (N + 1,) and `group_members` (M,), as outcomes files hold them."""
     offsets = np.cumsum([0, *(len(group) for group in groups)])
     return {"group_offsets": offsets, "group_members": np.array([source for group in groups for source in group])}
 

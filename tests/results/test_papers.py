@@ -73,7 +73,7 @@ def test_a_source_can_be_left_out() -> None:
 def test_what_was_measured_under_the_same_protocol_stands_below(tmp_path: Path) -> None:
     def put(name: str, variant: str, value: float, *, embedded: bool = False, overrides: bool = False) -> None:
         asked = protocol("linear_avgpool", ("AvgPool",), "AvgPool", variant=variant, dataset="imagenet")
-        asked = asked.with_overrides(epochs=3) if overrides else asked
+        asked = asked.changed(epochs=3) if overrides else asked
         scores = {"AvgPool": Score(value=value, standard_error=0.2, selection="best epoch")}
         write_record(tmp_path, record(card(name), asked, scores=scores, embedded=embedded))
 

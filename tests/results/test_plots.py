@@ -304,4 +304,4 @@ def test_nothing_to_draw_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert len(error.splitlines()) == 1
     assert not out.exists()
     assert main(["pictures", "--records", str(tmp_path / "none"), "--out", str(out)]) == 2
-    assert "no folder of records" in capsys.readouterr().err
+    assert "records folder not found" in capsys.readouterr().err

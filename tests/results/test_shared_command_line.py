@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -70,6 +74,19 @@ def test_a_refusal_is_one_sentence_and_names_the_fault(arguments: list[str], sai
     assert str(refused.value).startswith(said)
     assert "│" not in str(refused.value)
     assert "its opposite" in said or "demo --help" in str(refused.value).splitlines()[1]
+
+
+def test_the_fault_is_read_from_a_box_without_utf_8_too() -> None:
+    code = "from tests.results.test_shared_command_line import Options, parse\nparse(Options, [], 'demo')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InputError: missing: NAME whose name it is." in done.stderr
 
 
 def test_values_that_do_not_go_together_are_refused_with_the_models_reason() -> None:

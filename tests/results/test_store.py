@@ -34,6 +34,7 @@ from tests.results.factory_records import (
     card,
     decision_outcomes,
     moco_card,
+    protocol,
     record,
 )
 from tests.results.written_records import OUTCOMES, contents, stored, written
@@ -235,7 +236,7 @@ def test_only_what_succeeded_under_the_same_key_is_skipped(tmp_path: Path) -> No
 
     for other in (
         record(moco_card(1), KNN, OUTCOMES),
-        record(moco_card(0), KNN.with_overrides(epochs=10), OUTCOMES),
+        record(moco_card(0), KNN.changed(epochs=10), OUTCOMES),
         record(moco_card(0), KNN, OUTCOMES, embedded=False),
         record(moco_card(0), KNN, OUTCOMES, seeds=(1,)),
     ):
@@ -246,11 +247,12 @@ def test_only_what_succeeded_under_the_same_key_is_skipped(tmp_path: Path) -> No
 
 
 def test_long_overrides_have_short_names_that_tell_them_apart(tmp_path: Path) -> None:
-    plain = KNN.model_copy(update={"params": {**KNN.params, "config": {}, "sizes": (), "other": 0}})
+    values = {**KNN.params, "config": {}, "sizes": (), "other": 0}
+    plain = protocol("knn", KNN_COLUMNS, "k=20", params=values)
     paths = []
     for last in (1, 2):
         config = {f"MODEL.PART_{n}.SIZE": n for n in range(40)} | {"MODEL.LAST": last}
-        asked = plain.with_overrides(config=config, sizes=tuple(range(200)), other=last)
+        asked = plain.changed(config=config, sizes=tuple(range(200)), other=last)
         names = asked.id.split("+")[1:]
         assert names[0].startswith("config={'MODEL.PART_0.SIZE': 0, 'MODEL.~")
         assert names[1] == f"other={last}"
@@ -258,12 +260,12 @@ def test_long_overrides_have_short_names_that_tell_them_apart(tmp_path: Path) ->
         assert len(asked.id) < 160
         paths.append(write_record(tmp_path, record(moco_card(0), asked, OUTCOMES), OUTCOMES))
         assert found_again(tmp_path, record(moco_card(0), asked, OUTCOMES)) is not None
-        assert asked.with_overrides(config={}, sizes=(), other=0).params == plain.params
+        assert asked.changed(config={}, sizes=(), other=0).params == plain.params
     ids = {stored(path).record.protocol.id for path in paths}
     assert len(ids) == 2
     assert all(stored(path).intact for path in paths)
     assert max(len(name.rpartition("/")[2]) for name in contents(tmp_path)) < 160
-    assert plain.with_overrides(config={"MODEL.LAST": 1}).id == "knn.demo@1+config={'MODEL.LAST': 1}"
+    assert plain.changed(config={"MODEL.LAST": 1}).id == "knn.demo@1+config={'MODEL.LAST': 1}"
 
 
 def test_the_same_weights_trained_again_are_not_measured_again(tmp_path: Path) -> None:

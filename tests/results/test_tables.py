@@ -124,7 +124,7 @@ def test_other_protocols_definitions_and_versions_of_the_data_have_tables_of_the
     recomposed = record(card("net"), KNN).dataset.model_copy(update={"fingerprint": "f" * 64})
     write(tmp_path, card("net"), 1.0)
     write(tmp_path, card("net"), 2.0, dino)
-    write(tmp_path, card("net"), 3.0, KNN.with_overrides(epochs=10))
+    write(tmp_path, card("net"), 3.0, KNN.changed(epochs=10))
     write(tmp_path, card("net"), 4.0, redefined)
     write(tmp_path, card("net"), 5.0, dataset=recomposed)
     tables = [t for t in section(tmp_path).tables() if t.title.startswith("Nearest")]
@@ -204,8 +204,8 @@ def test_a_benchmark_of_no_family_has_its_own_name(tmp_path: Path) -> None:
 
 def test_a_grids_cells_stand_in_no_table_of_their_own_once_the_grid_is_done(tmp_path: Path) -> None:
     grid = protocol("semi_supervised_1pct", ("Top-1", "Top-1 oracle"), "Top-1", params={"lrs": (0.1, 1.0), "epochs": 9})
-    cell_of_it = grid.with_overrides(lrs=(1.0,))
-    short = grid.with_overrides(epochs=3)
+    cell_of_it = grid.changed(lrs=(1.0,))
+    short = grid.changed(epochs=3)
     for asked in (cell_of_it, short):
         write(tmp_path, card("net"), 20.0, asked)
     titles = "Semi-supervised classification, 1%"

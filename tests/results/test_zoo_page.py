@@ -181,7 +181,7 @@ def test_the_same_protocol_under_another_name_is_compared(tmp_path: Path) -> Non
 
 def test_overrides_other_data_and_edits_are_in_no_parity_column(tmp_path: Path) -> None:
     knn = full("knn", FOUR_K, "mmselfsup")
-    put(tmp_path, knn.with_overrides(epochs=3), {"k=20": 99.0})
+    put(tmp_path, knn.changed(epochs=3), {"k=20": 99.0})
     put(tmp_path, knn.model_copy(update={"dataset": "flowers"}), {"k=20": 98.0})
     page = page_of(tmp_path)
     assert [table.title for table in page.tables][1:3] == [
@@ -292,7 +292,7 @@ def test_an_encoder_is_chosen_by_pattern_and_an_unknown_one_refused(
     capsys.readouterr()
     for arguments, sentence in (
         (["--encoder", "nobody"], "no record matches --encoder nobody; the records hold mocov2_resnet18w32_demo"),
-        ([], "name the encoder with --encoder, or say --published"),
+        ([], "name the encoder with --encoder, or give --published"),
         (["--encoder", "moco*", "--against", "nobody"], "published.csv has no model nobody"),
     ):
         assert main(["zoo-page", *arguments, "--records", str(tmp_path)]) == 2

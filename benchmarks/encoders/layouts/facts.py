@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -12,13 +11,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from benchmarks.contract import InputError
+from results.published import published_models
 from results.schema import Architecture, EncoderCard
 
 NETWORK = ("stem_stride", "stem_padding", "max_pool", "stride_in_1x1", "bn_eps", "num_heads")
@@ -117,7 +116,7 @@ def parse_facts(texts: Sequence[str]) -> Facts:
 
 
 def _refuse_unpublished(model: str | None) -> None:
-    known = _published_models()
+    known = published_models()
     if model is None or model in known:
         return
     lowered = {name.lower(): name for name in known}
@@ -128,12 +127,6 @@ def _refuse_unpublished(model: str | None) -> None:
         f"--facts published_as={model}: no model of results/published.csv; {named}; leave it out for an encoder that "
         "nobody published"
     )
-
-
-@cache
-def _published_models() -> tuple[str, ...]:
-    text = files("results").joinpath("published.csv").read_text(encoding="utf-8")
-    return tuple(dict.fromkeys(row["model"] for row in csv.DictReader(text.splitlines())))
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

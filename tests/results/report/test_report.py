@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
     write_record(root / "records", record(card("full"), big, scores={"k=20": Score(value=55.5, selection="fixed")},
                                           embedded=False))  # fmt: skip
-    ends = KNN, KNN.with_overrides(epochs=10)
+    ends = KNN, KNN.changed(epochs=10)
     between = [end.model_copy(update={"geometry": GEOMETRY, "overrides": (*end.overrides, CROP)}) for end in ends]
     for asked, value in zip((*ends, *between), (20.0, 23.0, 21.5, 25.25), strict=True):
         scores = {"k=20": Score(value=value, selection="fixed")}

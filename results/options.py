@@ -1,32 +1,34 @@
-"""The commands of `python -m results`, as tyro reads them. Light: nothing here loads numpy, pydantic or pandas."""
+"""Options of the commands of `python -m results`. Light: nothing here loads numpy, pydantic or pandas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-LOCAL, COMMITTED = Path("work/records"), Path("results/records")
+LOCAL, COMMITTED = Path("work/records"), Path(__file__).with_name("records")
 Format = Literal["markdown", "csv", "latex"]
+A = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
+B = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Turns records into tables: prints them, or writes a page and the table of a README.
+    """Write tables of the records: to the terminal, to a page, or into a README.
 
     Attributes:
         records: folder of the records.
         out: file to write the page to, instead of the terminal.
         format: markdown and latex are pages; csv has one row per record and column at full precision.
         rows: embedded or full data sets only. A csv never holds both.
-        encoder: names of encoders, or patterns; all without.
+        encoder: names of encoders, or patterns; default: all.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.
-        source: where the weights came from, as their cards say, or patterns.
+        source: origin of the weights as in their cards, or patterns.
         readme: file whose text between the table markers is replaced by the summary.
-        check: write nothing; exit with 1 where --out or --readme differs from what the records give.
-        dry_run: say what would be read and written, and stop.
+        check: write nothing; exit with 1 if --out or --readme differs from what the records give.
+        dry_run: print what would be read and written, and stop.
     """
 
     records: Path = LOCAL
@@ -43,18 +45,18 @@ class Tables:
 
 @dataclass(frozen=True)
 class ZooPage:
-    """The page that a model zoo shows of an encoder, or the published pages from published.csv alone.
+    """Write the model-zoo page of an encoder, or the published pages from published.csv alone.
 
     Attributes:
         encoder: names of encoders, or patterns; several become rows of the same tables.
         records: folder of the records.
-        out: file to write to, instead of the terminal; with --published the folder of the pages.
+        out: file to write to instead of the terminal; with --published the folder of the pages.
         format: markdown, latex, or csv with one row per cell.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.
         published: write the page of every source that --source chooses.
-        source: with --published, the sources of published.csv, or patterns; else of the figures to set beside.
-        against: published models, or patterns, to set beside; without, what the encoder's card says it is.
-        weights: checkpoint that the page offers, for its size and sha256.
+        source: sources of published.csv, or patterns: of the published pages, or of the figures to compare with.
+        against: published models, or patterns, to compare with; default: the model that the encoder's card names.
+        weights: checkpoint that the page offers, to print its size and sha256.
     """
 
     encoder: tuple[str, ...] = ()
@@ -70,13 +72,13 @@ class ZooPage:
 
 @dataclass(frozen=True)
 class PaperTables:
-    """The MoCo papers' tables from published.csv, with what was measured under the same protocols.
+    """Write the tables of the MoCo papers from published.csv, with measured rows of the same protocols.
 
     Attributes:
-        records: folder of the records; without, the published figures alone.
-        encoder: names of encoders, or patterns; all without.
+        records: folder of the records; default: only the published figures.
+        encoder: names of encoders, or patterns; default: all.
         source: sources of published.csv, or patterns.
-        out: folder, a file per table; without, the terminal.
+        out: folder for one file per table, instead of the terminal.
         format: markdown, latex, or csv with one row per cell.
     """
 
@@ -89,13 +91,13 @@ class PaperTables:
 
 @dataclass(frozen=True)
 class PublishedFigures:
-    """The published figures, each with the protocol and column that it belongs to, or the reason why to none.
+    """List the published figures, each with its protocol and column, or the reason why it has none.
 
     Attributes:
         source: sources of published.csv, or patterns.
         encoder: names of models, or patterns.
         benchmark: names of benchmarks there, or protocol ids, or patterns.
-        out: file to write to, instead of the terminal.
+        out: file to write to instead of the terminal.
         format: markdown, latex, or csv.
     """
 
@@ -108,13 +110,13 @@ class PublishedFigures:
 
 @dataclass(frozen=True)
 class PublishRecords:
-    """Copies records of this machine to the committed ones, and says what it left out.
+    """Copy records of this machine to the committed ones, and list those left out.
 
     Attributes:
         records: folder of the local records.
         out: folder of the published records.
-        encoder: names of encoders, or patterns; all without.
-        dry_run: say what would be copied, and stop.
+        encoder: names of encoders, or patterns; default: all.
+        dry_run: print what would be copied, and stop.
     """
 
     records: Path = LOCAL
@@ -125,20 +127,20 @@ class PublishRecords:
 
 @dataclass(frozen=True)
 class Diff:
-    """Encoder A against encoder B, or one encoder under two commits, for all they were both measured in.
+    """Compare two encoders, or one encoder at two commits, in everything that both were measured in.
 
     Attributes:
         a: encoder name, or a row's label, or a pattern; NAME@COMMIT takes the records of one commit. Several encoders
             count with their mean.
-        b: likewise.
-        records: folder of the records, or several, as before and after a change.
+        b: the other encoder, given in the same way.
+        records: folders of the records, for example before and after a change.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.
-        out: file to write to, instead of the terminal.
+        out: file to write to instead of the terminal.
         format: markdown, latex, or csv with one row per cell.
     """
 
-    a: tyro.conf.Positional[str]
-    b: tyro.conf.Positional[str]
+    a: A
+    b: B
     records: tuple[Path, ...] = (LOCAL,)
     benchmark: tuple[str, ...] = ("*",)
     out: Path | None = None
@@ -147,7 +149,9 @@ class Diff:
 
 @dataclass(frozen=True)
 class Lint:
-    """Checks model-zoo pages against the records and published.csv. Exit code 1 where a figure is contradicted.
+    """Check model-zoo pages against the records and published.csv.
+
+    The exit code is 1 if a figure is contradicted.
 
     Attributes:
         pages: markdown files.
@@ -160,13 +164,13 @@ class Lint:
 
 @dataclass(frozen=True)
 class Report:
-    """Writes everything that the records say as one HTML file that needs no network.
+    """Write all tables and figures of the records as one HTML file that needs no network.
 
     Attributes:
         records: folder of the records.
         out: the file.
-        pretrain: folder with the runs of pretraining, whose logs become curves; one that is not there has none.
-        dry_run: say what would be read and written, and stop.
+        pretrain: folder with pretraining runs, whose logs become curves.
+        dry_run: print what would be read and written, and stop.
     """
 
     records: Path = LOCAL
@@ -177,24 +181,24 @@ class Report:
 
 @dataclass(frozen=True)
 class Explain:
-    """Why two protocols of one benchmark give different scores: what each field that they differ in contributes.
+    """Explain why two protocols of one benchmark give different scores, field by field.
 
     `python -m benchmarks explain` measures the protocols in between. The question is kept beside the records, and the
     report answers it too.
 
     Attributes:
         a: protocol id, as knn.mmselfsup@1.
-        b: likewise.
+        b: the other protocol id.
         records: folder of the records.
-        encoder: names of encoders, or patterns; all without.
-        column: one that both protocols have; without, A's primary one.
-        out: file to write to, instead of the terminal.
+        encoder: names of encoders, or patterns; default: all.
+        column: one that both protocols have; default: the primary column of A.
+        out: file to write to instead of the terminal.
         picture: file for the waterfall.
         format: markdown, latex, or csv with one row per cell.
     """
 
-    a: tyro.conf.Positional[str]
-    b: tyro.conf.Positional[str]
+    a: A
+    b: B
     records: Path = LOCAL
     encoder: tuple[str, ...] = ("*",)
     column: str | None = None
@@ -205,13 +209,13 @@ class Explain:
 
 @dataclass(frozen=True)
 class Correlations:
-    """Rank correlations of every two columns over published.csv and the records: which number predicts which.
+    """Compute rank correlations of all pairs of columns over published.csv and the records.
 
     Attributes:
         records: folder of the records.
-        embedded: of the records on the embedded data, and those alone.
-        columns: one column of each protocol, or all of them.
-        out: file to write to, instead of the terminal.
+        embedded: use only the records on the embedded data.
+        columns: one column of each protocol, or all.
+        out: file to write to instead of the terminal.
         picture: file for a heat map of the pairs with five encoders or more.
         format: markdown, latex, or csv with one row per cell.
     """
@@ -226,12 +230,12 @@ class Correlations:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Draws what the records give: score by layer, kNN against k, low-shot mAP against k; and a table per class.
+    """Draw scores by layer, kNN against k and low-shot mAP against k, and write tables per class.
 
     Attributes:
         out: folder of the pictures and of per_class.md, below it one folder for the embedded and one for full data.
         records: folder of the records.
-        encoder: names of encoders, or patterns; all without.
+        encoder: names of encoders, or patterns; default: all.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.
     """
 
@@ -241,29 +245,9 @@ class Pictures:
     benchmark: tuple[str, ...] = ("*",)
 
 
-AnyCommand = (
-    Report
-    | Correlations
-    | Explain
-    | Lint
-    | Tables
-    | ZooPage
-    | PaperTables
-    | PublishedFigures
-    | PublishRecords
-    | Diff
-    | Pictures
-)
-COMMANDS = (
-    Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Correlations, tyro.conf.subcommand("correlations")]
-    | Annotated[Explain, tyro.conf.subcommand("explain")]
-    | Annotated[Lint, tyro.conf.subcommand("lint")]
-    | Annotated[Tables, tyro.conf.subcommand("tables")]
-    | Annotated[ZooPage, tyro.conf.subcommand("zoo-page")]
-    | Annotated[PaperTables, tyro.conf.subcommand("paper-tables")]
-    | Annotated[PublishedFigures, tyro.conf.subcommand("published")]
-    | Annotated[PublishRecords, tyro.conf.subcommand("publish-records")]
-    | Annotated[Diff, tyro.conf.subcommand("diff")]
-    | Annotated[Pictures, tyro.conf.subcommand("pictures")]
-)
+GROUPS: dict[str, dict[str, type[Any]]] = {
+    "Measured": {"tables": Tables, "zoo-page": ZooPage, "pictures": Pictures, "report": Report},
+    "Published": {"published": PublishedFigures, "paper-tables": PaperTables, "lint": Lint},
+    "Compared": {"diff": Diff, "explain": Explain, "correlations": Correlations},
+    "Committed": {"publish-records": PublishRecords},
+}

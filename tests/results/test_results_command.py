@@ -158,10 +158,10 @@ def test_a_readme_without_its_markers_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tables", "--records", "nowhere"], "no folder of records at nowhere"),
+        (["tables", "--records", "nowhere"], "records folder not found: nowhere"),
         (["tables", "--records", ".", "--check"], "--check compares a file"),
         (["tables", "--records", ".", "--readme", "none.md"], "none.md"),
-        (["publish-records", "--records", "nowhere"], "no folder of records at nowhere"),
+        (["publish-records", "--records", "nowhere"], "records folder not found: nowhere"),
         (["diff", "a", "b", "--records", "."], "no encoder matches 'a'; the records hold none"),
         (["paper-tables", "--source", "nobody"], "no table of the papers has a figure from nobody"),
         (["published", "--source", "nobody"], "no published figure matches"),
@@ -181,10 +181,18 @@ def test_what_cannot_work_is_one_sentence_and_2(
     assert error.count("\n") == 1
 
 
-def test_unknown_flags_exit_with_2() -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["tables", "--record", "x"])
-    assert stop.value.code == 2
+def test_an_unknown_flag_or_command_exits_with_2_and_names_what_is_close(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, close in (
+        (["tables", "--ouput", "x"], "did you mean --out?"),
+        (["tabels"], "did you mean 'tables'?"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("results: no ")
+        assert close in said.err.splitlines()[0]
+    assert main(["diff"]) == 2
+    assert capsys.readouterr().err.startswith("results: missing: A encoder name")
 
 
 def test_an_empty_folder_gives_a_page_and_a_readme_block(tmp_path: Path) -> None:
@@ -254,7 +262,7 @@ def test_help_comes_without_the_heavy_libraries() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print('LOADED', sorted({'numpy', 'pandas', 'torch', 'pydantic'} & set(sys.modules)))\n"
     )
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "LOADED []" in done.stdout
 
@@ -262,6 +270,6 @@ def test_help_comes_without_the_heavy_libraries() -> None:
 def test_the_store_comes_without_torch_and_pandas() -> None:
     heavy = "sorted({'pandas', 'torch', 'tyro'} & set(sys.modules))"
     code = f"import sys, results.store, results.tables; print({heavy})"
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,447 @@
+"""What the commands of `python -m results` do: read records, select, and write tables, pages and pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from results.atomic import write_file
+from results.errors import InputError, did_you_mean
+from results.formats import Cell, Row, Table, figures_frame, frame, latex, markdown, tables_frame
+from results.options import (
+    Correlations,
+    Diff,
+    Explain,
+    Format,
+    Lint,
+    PaperTables,
+    Pictures,
+    PublishedFigures,
+    PublishRecords,
+    Report,
+    Tables,
+    ZooPage,
+)
+from results.published import Figure, chosen, figures
+from results.rows import matching
+from results.store import BadRecord, StoredRecord, read_records
+from results.zoo_page import Page
+
+SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+PUBLISHED_PAGES = ("MoCo v2 page *",)
+
+
+def run(command: object) -> int:
+    """Run the command that the options describe, and return the exit code.
+
+    Raises:
+        InputError: what the user gave cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    match command:
+        case Report():
+            return _report(command)
+        case Correlations():
+            return _correlations(command)
+        case Explain():
+            return _explain(command)
+        case Lint():
+            return _lint(command)
+        case Tables():
+            return _tables(command)
+        case ZooPage():
+            return _published_pages(command) if command.published else _zoo_page(command)
+        case PaperTables():
+            return _paper_tables(command)
+        case PublishedFigures():
+            return _figures(command)
+        case PublishRecords():
+            return _publish(command)
+        case Diff():
+            return _diff(command)
+        case Pictures():
+            return _pictures(command)
+        case _:
+            raise TypeError(f"not the options of a command: {command!r}")
+
+
+def _tables(options: Tables) -> int:
+    from results.tables import readme_block, with_block
+
+    if options.check and options.out is None and options.readme is None:
+        raise InputError("--check compares a file with the records; name the file with --out or --readme")
+    found, bad = _read(options.records)
+    _name_bad(bad)
+    patterns = {"encoder": options.encoder, "benchmark": options.benchmark, "source": options.source}
+    # Before there are records there is a page without rows.
+    records = _chosen_records(found, options.records, rows=options.rows, **patterns) if found else []
+    if options.dry_run:
+        targets = [str(path) for path in (options.out, options.readme) if path is not None] or ["the terminal"]
+        size = sum(stored.path.stat().st_size for stored in records) / 2**20
+        sys.stdout.write(
+            f"would read {len(records)} records ({size:.1f} MiB) and leave out {len(bad)} unreadable files below "
+            f"{options.records}, and write {' and '.join(targets)}: seconds of bootstrap, no further disk\n"
+        )
+        return 0
+    wanted: dict[Path, str] = {}
+    if options.readme is not None:
+        wanted[options.readme] = with_block(_read_text(options.readme), readme_block(records), options.readme.name)
+    if options.out is not None or options.readme is None:
+        page = _tables_page(options, records, bad)
+        if options.out is None:
+            sys.stdout.write(page)
+        else:
+            wanted[options.out] = page
+
+    stale = [path for path, text in wanted.items() if _differs(path, text)]
+    if not options.check:
+        for path, text in wanted.items():
+            _write(path, text)
+        return 0
+    for path in wanted:
+        state = "differs from" if path in stale else "is"
+        sys.stderr.write(f"results: {path} {state} what the records in {options.records} give\n")
+    return 1 if stale else 0
+
+
+def _tables_page(options: Tables, records: list[StoredRecord], bad: list[BadRecord]) -> str:
+    from results.tables import latex_page, markdown_page
+
+    if options.format == "markdown":
+        return markdown_page(records, bad, options.records)
+    if options.format == "latex":
+        return latex_page(records)
+    if len({stored.record.dataset.embedded for stored in records}) > 1:
+        raise InputError(
+            f"{options.records} holds rows of the embedded data and of full data sets, which never share a table: "
+            "choose with --rows embedded or --rows full"
+        )
+    return frame(records).to_csv(index=False, lineterminator="\n")
+
+
+def _published_pages(options: ZooPage) -> int:
+    from results.zoo_page import file_name, published_page
+
+    given = [name for name in ("encoder", "against", "weights") if getattr(options, name)]
+    if given:
+        raise InputError(f"--published writes pages of published.csv alone: leave --{' and --'.join(given)} out")
+    sources = list(dict.fromkeys(f.source for f in chosen(figures(), source=options.source or PUBLISHED_PAGES)))
+    if not sources:
+        raise InputError(f"published.csv has no source {' or '.join(options.source)}")
+    for source in sources:
+        page = published_page(chosen(figures(), source=[source], benchmark=options.benchmark))
+        text = _formatted_page(page, options.format)
+        if options.out is None:
+            sys.stdout.write(text)
+        else:
+            _write(options.out / f"{file_name(source)}{SUFFIX[options.format]}", text)
+    return 0
+
+
+def _zoo_page(options: ZooPage) -> int:
+    from results.zoo_page import measured_page
+
+    if not options.encoder:
+        raise InputError("name the encoder with --encoder, or give --published for the published pages")
+    found, bad = _read(options.records)
+    _name_bad(bad)
+    records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
+    page = measured_page(records, _beside(options, records), options.weights)
+    _put(options.out, _formatted_page(page, options.format))
+    return 0
+
+
+def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
+    """The published figures that a page compares the measured ones with."""
+    source = options.source or ("*",)
+    if not chosen(figures(), source=source):
+        raise InputError(f"published.csv has no source {' or '.join(source)}")
+    if options.against:
+        against = chosen(figures(), source=source, model=options.against)
+        if not against:
+            raise InputError(f"published.csv has no model {' or '.join(options.against)}")
+        return against
+    cards = [stored.record.encoder for stored in records]
+    models = {card.published_as for card in cards if card.published_as}
+    known = {figure.model for figure in figures()}
+    for model in sorted(models - known):
+        hint = did_you_mean(model, known)
+        sys.stderr.write(f"results: published.csv has no model {model}, which a card names{hint}\n")
+    return [f for f in chosen(figures(), source=source) if f.model in models]
+
+
+def _paper_tables(options: PaperTables) -> int:
+    from results.papers import paper_tables
+
+    records: list[StoredRecord] = []
+    if options.records is not None:
+        found, bad = _read(options.records)
+        _name_bad(bad)
+        records = _chosen_records(found, options.records, encoder=options.encoder)
+    elif options.encoder != ("*",):
+        raise InputError("--encoder chooses among records: name their folder with --records")
+    tables = paper_tables(chosen(figures(), source=options.source), records)
+    if not tables:
+        raise InputError(f"no table of the papers has a figure from {' or '.join(options.source)}")
+    if options.out is None:
+        sys.stdout.write(_formatted(list(tables.values()), options.format))
+        return 0
+    for name, table in tables.items():
+        _write(options.out / f"{name}{SUFFIX[options.format]}", _formatted([table], options.format))
+    return 0
+
+
+def _figures(options: PublishedFigures) -> int:
+    found = chosen(figures(), source=options.source, model=options.encoder, benchmark=options.benchmark)
+    if not found:
+        raise InputError("no published figure matches")
+    if options.format == "csv":
+        _put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
+        return 0
+    sources = list(dict.fromkeys(figure.source for figure in found))
+    rows = [_figure_row(figure, sources.index(figure.source) + 1) for figure in found]
+    columns = ("Model", "Epochs", "Benchmark", "Data", "Metric", "Value", "Protocol", "Column")
+    _put(options.out, _formatted([Table("Published figures", (), columns, tuple(rows), sources=tuple(sources))],
+                                 options.format))  # fmt: skip
+    return 0
+
+
+def _figure_row(figure: Figure, source: int) -> Row:
+    epochs = "" if figure.epochs is None else f"{figure.epochs:g}"
+    place = (figure.place.protocol, figure.place.column) if figure.place else (f"none: {figure.reason}", "")
+    about = (epochs, figure.benchmark, figure.dataset, figure.metric)
+    value = Cell(figure.number, text=figure.text)
+    return Row(figure.model, (*(Cell(text=t) for t in about), value, *(Cell(text=t) for t in place)), (source,))
+
+
+def _publish(options: PublishRecords) -> int:
+    from results.publish import publish
+
+    _chosen_records(_read(options.records)[0], options.records, encoder=options.encoder)
+    done = publish(options.records, options.out, options.encoder, dry_run=options.dry_run)
+    for path in done.replaced:
+        sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
+    for path, reason in done.left_out:
+        sys.stdout.write(f"left out {path}: {reason}\n")
+    for path in done.copied:
+        sys.stdout.write(f"published {path}\n")
+    would = " (nothing was written)" if options.dry_run else ""
+    sys.stdout.write(
+        f"{len(done.copied)} published, {len(done.unchanged)} there already, {len(done.replaced)} removed, "
+        f"{len(done.left_out)} left out, in {options.out}{would}\n"
+    )
+    return 0
+
+
+def _diff(options: Diff) -> int:
+    from results.compare.diff import diff, side
+    from results.tables import HEADINGS
+
+    records: list[StoredRecord] = []
+    for root in options.records:
+        found, bad = _read(root)
+        records += found
+        _name_bad(bad)
+    tables = diff(side(records, options.a), side(records, options.b), options.benchmark)
+    if not tables:
+        raise InputError(f"{options.a} and {options.b} have no protocol and data in common")
+    if options.format == "markdown":
+        parts = [f"## {HEADINGS[embedded][0]}\n\n{_formatted([table], 'markdown')}" for embedded, table in tables]
+        _put(options.out, "\n".join(parts))
+    else:
+        _put(options.out, _formatted([table for _, table in tables], options.format))
+    return 0
+
+
+def _pictures(options: Pictures) -> int:
+    from results.plots import write_figures
+
+    found, bad = _read(options.records)
+    _name_bad(bad)
+    records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
+    written, left_out = write_figures(records, options.out)
+    for path, reason in left_out.items():
+        sys.stderr.write(f"results: left out {path}: {reason}\n")
+    if not written:
+        raise InputError(f"no record in {options.records} matches that a picture or a table per class can show")
+    for path in written:
+        sys.stdout.write(f"wrote {path}\n")
+    return 0
+
+
+def _formatted_page(page: Page, form: Format) -> str:
+    from results.zoo_page import latex_page, markdown_page
+
+    if form == "csv":  # the heading says which rows are of the embedded data
+        titled = [replace(table, title=f"{part.title}: {table.title}") for part in page.parts for table in part.tables]
+        return _formatted(titled, form)
+    return markdown_page(page) if form == "markdown" else latex_page(page)
+
+
+def _report(options: Report) -> int:
+    from results.compare.explain import remembered
+    from results.plots import read_pretraining_logs
+    from results.report.page import report_html
+
+    records, bad = _read(options.records)
+    logs, asked = read_pretraining_logs(options.pretrain), remembered(options.records)
+    if options.dry_run:
+        sys.stdout.write(
+            f"would read {len(records)} records, leave out {len(bad)} unreadable files, draw {len(logs)} logs, and "
+            f"write {options.out}: about a minute\n"
+        )
+        return 0
+    _name_bad(bad)
+    _write(options.out, report_html(records, bad, logs, figures(), asked))
+    return 0
+
+
+def _correlations(options: Correlations) -> int:
+    from results.compare import correlations as correlation
+    from results.plots import draw_heat_map
+
+    if options.picture is not None:
+        _check_picture_file(options.picture)
+    records, bad = _read(options.records)
+    _name_bad(bad)
+    values = correlation.measured_values(records, embedded=options.embedded)
+    if not options.embedded:
+        values = correlation.together(correlation.published_values(figures()), values)
+    chosen_columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
+    found = correlation.correlations(values, chosen_columns)
+    if not found:
+        raise InputError("no two columns have three encoders in common")
+    _put(options.out, _formatted([correlation.correlation_table(found)], options.format))
+    if (said := correlation.remark(values)) is not None:
+        sys.stderr.write(f"results: {said}\n")
+    if options.picture is not None:
+        drawn = [one for one in found if len(one.encoders) >= correlation.MIN_ENCODERS]
+        if not drawn:
+            fewest = correlation.MIN_ENCODERS
+            raise InputError(f"no two columns have {fewest} encoders in common, so there is no heat map")
+        draw_heat_map(drawn, options.picture)
+    return 0
+
+
+def _explain(options: Explain) -> int:
+    from results.compare.explain import Question, explanation_table, explanations, remember
+    from results.plots import draw_waterfall
+
+    if options.picture is not None:
+        _check_picture_file(options.picture)
+    records, bad = _read(options.records)
+    _name_bad(bad)
+    found = explanations(matching(records, encoder=options.encoder), options.a, options.b, options.column)
+    _put(options.out, _formatted([explanation_table(one) for one in found], options.format))
+    if options.picture is not None:
+        draw_waterfall(found, options.picture)
+    try:
+        if remember(options.records, Question(options.a, options.b, options.column, options.encoder)):
+            sys.stderr.write(f"results: the report of {options.records} will show it\n")
+    except OSError as error:
+        sys.stderr.write(f"results: the report will not show it: {error}\n")
+    return 0
+
+
+def _lint(options: Lint) -> int:
+    from results.lint import lint, verdict_text
+
+    records, bad = _read(options.records)
+    _name_bad(bad)
+    if not options.pages:
+        raise InputError("name at least one markdown page to check, for example results/MODEL_ZOO.md")
+    verdicts = [(page, lint(page, records)) for page in options.pages]
+    sys.stdout.write("".join(verdict_text(page, verdict) for page, verdict in verdicts))
+    return 1 if any(verdict.conflicts for _, verdict in verdicts) else 0
+
+
+def _formatted(tables: Sequence[Table], form: Format) -> str:
+    if form == "csv":
+        return tables_frame(tables).to_csv(index=False, lineterminator="\n")
+    return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)
+
+
+def _put(out: Path | None, text: str) -> None:
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write(out, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file atomically; an unchanged file keeps its time."""
+    stale = _differs(path, text)
+    if stale:
+        write_file(path, text.encode())
+    sys.stderr.write(f"results: {'wrote' if stale else 'unchanged:'} {path}\n")
+
+
+def _differs(path: Path, text: str) -> bool:
+    """Whether a file is missing or holds another text."""
+    return not path.is_file() or path.read_bytes() != text.encode()
+
+
+def _read_text(path: Path) -> str:
+    """Read a page that the user names.
+
+    Raises:
+        InputError: it is not text.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; name a markdown file") from error
+
+
+def _chosen_records(
+    found: Sequence[StoredRecord], root: Path, *, rows: str = "all", **patterns: Sequence[str]
+) -> list[StoredRecord]:
+    """Records that match all patterns (of `encoder`, `benchmark`, `source`), of embedded or full data.
+
+    Raises:
+        InputError: no record matches.
+    """
+    if not found:
+        raise InputError(f"no records in {root}; run a benchmark first, or name another folder with --records")
+    records = matching(found, **patterns)
+    if rows != "all":
+        records = [stored for stored in records if stored.record.dataset.embedded == (rows == "embedded")]
+    if not records:
+        names = {
+            "encoder": {stored.record.encoder.name for stored in found},
+            "benchmark": {stored.record.protocol.id for stored in found},
+            "source": {stored.record.encoder.source for stored in found},
+        }
+        given = {name: " ".join(texts) for name, texts in patterns.items() if tuple(texts) != ("*",)}
+        known = sorted(set().union(*(names[name] for name in given or ("encoder",))))
+        given |= {"rows": rows} if rows != "all" else {}
+        asked = " ".join(f"--{name} {text}" for name, text in given.items())
+        raise InputError(f"no record matches {asked}; the records hold {', '.join(known)}")
+    return records
+
+
+def _check_picture_file(path: Path) -> None:
+    """Check the extension of a picture before anything is computed or printed.
+
+    Raises:
+        InputError: there is no such format.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix.removeprefix(".") not in known:
+        raise InputError(f"{path}: not a picture format\nknown extensions: {', '.join(sorted(known))}")
+
+
+def _name_bad(bad: Iterable[BadRecord]) -> None:
+    for found in bad:
+        sys.stderr.write(f"results: left out {found.path}: {found.reason}\n")
+
+
+def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
+    if not root.is_dir():
+        raise InputError(f"records folder not found: {root}; run a benchmark first, or name another with --records")
+    return read_records(root)
