@@ -20,17 +20,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contract import Labels
-from benchmarks.overrides import typed
+from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets
+from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
+from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, Problems, solve_problems, stacked_problems
 from benchmarks.provenance import peak_memory_gib
-from benchmarks.svm.few_rows import AllPairs, Source
-from benchmarks.svm.full_fit import FullFit, FullProblem, fit_layer
-from benchmarks.svm.index_sets import NOT_DRAWN, Draw, draw_sets
-from benchmarks.svm.low_shot_problems import Problems, fit, stacked_problems
-from benchmarks.svm.protocols import PROTOCOLS
-from benchmarks.svm.rows import NORM_OFFSET
-from benchmarks.svm.settings import FullParams, LowShotParams
-from benchmarks.svm.threads import map_on_cores
+from benchmarks.solvers.cross_validation import ClassModels, fit_cross_validated
+from benchmarks.solvers.gram import NORM_OFFSET
+from benchmarks.solvers.subsets import AllPairs, SubsetRows
+from benchmarks.solvers.threads import map_on_cores
+from benchmarks.task import Labels
+from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
+from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
 from scripts.speed.common import Entries, Entry, entry, timed
 from scripts.speed.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 
@@ -48,16 +48,20 @@ def entries() -> Entries:
 
 def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     """The protocol voc07_svm.mmselfsup on one layer: 20 classes, 19 costs, 3 folds, and the final models."""
-    params = typed(FullParams, _protocol("voc07_svm.mmselfsup@1"))
+    params = VocSvm().params(VOC_SVM[0])  # voc07_svm.mmselfsup@1
     train, _ = synthetic_voc(images, 1, dim)
-    classes = tuple(f"class{c}" for c in range(_CLASSES))
-    problem = FullProblem.of(train.targets, classes, params, "cpu")
-    ours: list[tuple[float, FullFit]] = []
+    positive = train.targets.T == 1
+    weights = np.where(positive, params.positive_weight, params.negative_weight)
+    folds = assign_folds(_labels(train.targets), params)
+    fit = partial(
+        fit_cross_validated, train.features, positive, weights, folds, params.costs, tolerance=params.tolerance
+    )
+    ours: list[tuple[float, ClassModels]] = []
     theirs: list[tuple[float, NDArray[np.float64]]] = []
-    flops = _products(lambda: fit_layer(train.features, problem, params, _phases(), iter(())))
+    flops = _products(fit)
     for c in _BASELINE_CLASSES:
         theirs.append(timed(partial(_baseline_class, train.features, train.targets[:, c], params)))
-        ours.append(timed(lambda: fit_layer(train.features, problem, params, _phases(), iter(()))))
+        ours.append(timed(fit))
     ap = ours[0][1].cv_ap
     gaps = [np.abs(ap[:, c] - cv_ap) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
     same = [int(ap[:, c].argmax() == cv_ap.argmax()) for c, (_, cv_ap) in zip(_BASELINE_CLASSES, theirs, strict=True)]
@@ -78,14 +82,10 @@ def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
 
 def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     """All fits of voc07_low_shot_svm.mmselfsup on one layer: 20 classes, 5 sets, 8 values of k, 19 costs."""
-    params = typed(LowShotParams, _protocol("voc07_low_shot_svm.mmselfsup@1"))
+    params = LowShotSvm().params(LOW_SHOT[0])  # voc07_low_shot_svm.mmselfsup@1
     train, test = synthetic_voc(images, VOC07_TEST, dim)
     targets = _with_enough_positives(train.targets, params.k[-1])
-    ids = tuple(f"{i:06d}" for i in range(images))
-    labels = Labels(
-        ids, tuple(map(Path, ids)), tuple(f"class{c}" for c in range(_CLASSES)), targets, tuple((i,) for i in ids)
-    )
-    draws = draw_sets(labels, params)
+    draws = draw_sets(_labels(targets), k=params.k, sets=params.sets, seed=params.seed)
 
     def all_fits() -> None:
         source = AllPairs(train.features, test.features[:0], "cpu")
@@ -109,16 +109,14 @@ def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     )
 
 
-def _fit_stack(source: Source, params: LowShotParams, problems: Problems) -> None:
-    deque(fit(*source.gram(problems.images), problems, params.costs, params, "cpu"), maxlen=0)
+def _labels(targets: NDArray[np.int8]) -> Labels:
+    ids = tuple(f"{i:06d}" for i in range(len(targets)))
+    classes = tuple(f"class{c}" for c in range(targets.shape[1]))
+    return Labels(ids, tuple(map(Path, ids)), classes, targets, tuple((i,) for i in ids))
 
 
-def _protocol(identifier: str) -> Any:
-    return next(protocol for protocol in PROTOCOLS if protocol.id == identifier)
-
-
-def _phases() -> dict[str, float]:
-    return {"gram": 0.0, "cross-validation": 0.0, "refit": 0.0}
+def _fit_stack(rows: SubsetRows, params: LowShotParams, problems: Problems) -> None:
+    deque(solve_problems(rows.gram(problems.images), problems, params.costs, params), maxlen=0)
 
 
 def _products(work: Callable[[], Any]) -> int:
@@ -153,7 +151,9 @@ def _classifier(cost: float) -> Any:
     return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, max_iter=2000, dual=True, random_state=0)
 
 
-def _baseline_class(features: NDArray[np.float32], labels: NDArray[np.int8], params: FullParams) -> NDArray[np.float64]:
+def _baseline_class(
+    features: NDArray[np.float32], labels: NDArray[np.int8], params: VocSvmParams
+) -> NDArray[np.float64]:
     """(costs,) cross-validated AP of one class, a job per cost, and its final model."""
     from joblib import Parallel, delayed
 

@@ -15,13 +15,14 @@ import pytest
 from benchmarks.finetune.protocols import PROTOCOLS as TUNED
 from benchmarks.knn.protocols import PROTOCOLS as KNN
 from benchmarks.linear.protocols import PROTOCOLS as LINEAR
-from benchmarks.svm.protocols import PROTOCOLS as SVM
+from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
+from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from results.schema import Protocol
 
 TABLES: dict[str, Any] = tomllib.loads(
     (Path(__file__).parents[1] / "expected" / "classification" / "protocols.toml").read_text(encoding="utf-8")
 )
-PUBLISHED = {p.id: p for p in (*KNN, *LINEAR, *SVM, *TUNED) if p.source.repository != "this project"}
+PUBLISHED = {p.id: p for p in (*KNN, *LINEAR, *VOC_SVM, *LOW_SHOT, *TUNED) if p.source.repository != "this project"}
 AROUND = ("dataset", "train_split", "test_split", "primary")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harnesses import HARNESSES
 from benchmarks.knn.protocols import PROTOCOLS, KnnParams
-from benchmarks.svm.protocols import COSTS_MMSELFSUP
+from benchmarks.svm_common import COSTS_MMSELFSUP
 from results.store import read_records
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contract import Labels, Split
+from benchmarks.task import Labels, Split
 from scripts.speed.synthetic import synthetic_voc
 
 CLASSES = ("bird", "boat", "cat", "dog")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.svm.average_precision import average_precisions
+from benchmarks.solvers.average_precision import average_precisions
 from results import bootstrap
 from results.bootstrap import RULES, SPREAD, MeanAveragePrecision, Outcomes, align, measured_columns, replicates
 from results.store import packed, unpacked

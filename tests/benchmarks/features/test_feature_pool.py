@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from benchmarks.contract import InputError
 from benchmarks.features.pool import AdaptivePooling, FixedPooling, GlobalAverage, pool
-from benchmarks.svm.settings import ADAPTIVE_POOLING, FIXED_POOLING
+from benchmarks.svm_common import ADAPTIVE_POOLING, FIXED_POOLING
 
 
 @pytest.mark.parametrize(

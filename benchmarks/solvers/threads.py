@@ -1,4 +1,4 @@
-"""Independent pieces of work on the cores of a CPU, side by side."""
+"""Run independent pieces of work on the cores of a CPU."""
 
 from __future__ import annotations
 

@@ -6,17 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contract import InputError, Labels, Split
-from benchmarks.overrides import typed
-from benchmarks.svm import low_shot
-from benchmarks.svm.average_precision import average_precisions
-from benchmarks.svm.index_sets import Draw, draw_sets, sets_sha256
-from benchmarks.svm.low_shot import run
-from benchmarks.svm.low_shot_report import LayerResult, choose
-from benchmarks.svm.protocols import PROTOCOLS
-from benchmarks.svm.settings import LowShotParams
+from benchmarks import low_shot_svm
+from benchmarks.low_shot_sets import Draw, draw_sets, sets_sha256
+from benchmarks.low_shot_svm import PROTOCOLS, LayerResult, LowShotParams, LowShotSvm, choose
+from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
+from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
 from results.schema import Protocol
 from tests.reference import svm_protocol
+from tests.reference.svm_protocol import normalised
 from tests.reference.svm_splits import CLASSES, labels, single_label, splits
 
 COSTS = (1.0, 100.0, 0.01)
@@ -26,11 +23,20 @@ SETS = 3
 
 def protocol(**changes: object) -> Protocol:
     known = next(p for p in PROTOCOLS if p.id == "voc07_low_shot_svm.adaptive@1")
-    return known.with_overrides(**{"costs": COSTS, "k": K, "sets": SETS, **changes})
+    return known.changed(**{"costs": COSTS, "k": K, "sets": SETS, **changes})  # type: ignore[arg-type]
 
 
 def params(**changes: object) -> LowShotParams:
-    return typed(LowShotParams, protocol(**changes))
+    return LowShotSvm().params(protocol(**changes))
+
+
+def drawn(labels: Labels, **changes: object) -> list[Draw]:
+    asked = params(**changes)
+    return draw_sets(labels, k=asked.k, sets=asked.sets, seed=asked.seed)
+
+
+def run(asked: Protocol, train: Split, test: Split, index_files: Path | None = None) -> Outcome:
+    return LowShotSvm(index_files=index_files).run(asked, train, test, RunOptions(device="cpu", progress=False))
 
 
 def reference(train: Split, test: Split, draws: list[Draw]) -> dict[tuple[int, int], np.ndarray]:
@@ -56,8 +62,8 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
     train, test = splits()
     if single:
         train, test = single_label(train), single_label(test)
-    outcome = run(protocol(), train, test, progress=False)
-    expected = reference(train, test, draw_sets(train.labels, params()))
+    outcome = run(protocol(), train, test)
+    expected = reference(train, test, drawn(train.labels))
     for k in K:
         by_set = 100 * np.stack([expected[index, k] for index in range(SETS)])  # (sets, costs, C)
         mean = by_set.mean((0, 2))
@@ -79,9 +85,9 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
 
 def test_many_images_are_read_draw_by_draw_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = splits()
-    together = run(protocol(), train, test, progress=False)
-    monkeypatch.setattr(low_shot, "DENSE_ROWS", 100)
-    apart = run(protocol(), train, test, progress=False)
+    together = run(protocol(), train, test)
+    monkeypatch.setattr(low_shot_svm, "MANY_IMAGES", 100)
+    apart = run(protocol(), train, test)
     assert apart.scores.keys() == together.scores.keys()
     for column, score in together.scores.items():
         assert apart.scores[column].value == pytest.approx(score.value, abs=0.02)
@@ -93,7 +99,7 @@ def test_heldout_choice_never_sees_the_test_split() -> None:
     scrambled = Split(test.labels, {"embed": test.features["embed"][::-1].copy()})
     chosen = [
         [run_.scores[f"k={k} heldout"].selection for k in K]
-        for run_ in (run(protocol(), train, which, progress=False) for which in (test, scrambled))
+        for run_ in (run(protocol(), train, which) for which in (test, scrambled))
     ]
     assert chosen[0] == chosen[1]
     assert "more labels than k" in chosen[0][0]
@@ -101,12 +107,11 @@ def test_heldout_choice_never_sees_the_test_split() -> None:
 
 def test_heldout_figures_are_of_the_images_outside_the_set() -> None:
     train, test = splits()
-    outcome = run(protocol(k=(4,), sets=1), train, test, progress=False)
-    (draw,) = draw_sets(train.labels, params(k=(4,), sets=1))
+    outcome = run(protocol(k=(4,), sets=1), train, test)
+    (draw,) = drawn(train.labels, k=(4,), sets=1)
     outside = np.full(train.labels.targets.shape, -1)
     for c in range(len(CLASSES)):
-        drawn = draw.rows[draw.labels[:, c] >= 0]
-        kept = np.setdiff1d(np.arange(len(train.labels)), drawn)
+        kept = np.setdiff1d(np.arange(len(train.labels)), draw.rows[draw.labels[:, c] >= 0])
         outside[kept, c] = train.labels.targets[kept, c]
     as_test = Split(replace(train.labels, targets=outside), train.features)
     expected = reference(train, as_test, [draw])[0, 4]
@@ -117,7 +122,7 @@ def test_heldout_figures_are_of_the_images_outside_the_set() -> None:
 
 def test_saved_models_and_sets_give_the_score() -> None:
     train, test = splits()
-    outcome = run(protocol(), train, test, progress=False)
+    outcome = run(protocol(), train, test)
     x = svm_protocol.normalised(test.features["embed"])
     cost = outcome.scores["k=4"].selection.split("C=")[1].split(";")[0]
     weight = outcome.tensors[f"embed/k=4/cost={cost}/weight"].numpy()
@@ -128,38 +133,38 @@ def test_saved_models_and_sets_give_the_score() -> None:
     assert ((matrix == 1).sum(0) == 4).all()
     assert ((matrix == 0).sum(0) == 12).all()
     digest = next(r for r in outcome.runs if "sha256" in r)["sha256"]
-    assert digest == sets_sha256(draw_sets(train.labels, params()))
+    assert digest == sets_sha256(drawn(train.labels))
 
 
 def test_sets_have_the_right_sizes_and_labels() -> None:
     train, _ = splits()
-    draws = draw_sets(train.labels, params())
+    draws = drawn(train.labels)
     assert [(draw.index, draw.k) for draw in draws] == [(index, k) for index in range(SETS) for k in K]
     for draw in draws:
         assert ((draw.labels == 1).sum(0) == draw.k).all()
         assert ((draw.labels == 0).sum(0) == 3 * draw.k).all()
-        drawn = draw.labels >= 0
-        assert (draw.labels[drawn] == train.labels.targets[draw.rows][drawn]).all()
-        assert drawn.any(1).all()
+        used = draw.labels >= 0
+        assert (draw.labels[used] == train.labels.targets[draw.rows][used]).all()
+        assert used.any(1).all()
     assert len({tuple(draw.rows) for draw in draws}) == len(draws)
     assert not set(draws[0].rows) <= set(draws[1].rows)  # k = 4 does not contain k = 1
 
 
 def test_sets_are_a_function_of_the_seed_alone() -> None:
     train, _ = splits()
-    digests = [sets_sha256(draw_sets(train.labels, params(seed=seed))) for seed in (0, 0, 1)]
+    digests = [sets_sha256(drawn(train.labels, seed=seed)) for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_sets_do_not_change_from_release_to_release() -> None:
     targets = (np.arange(40)[:, None] % np.array([2, 3, 4, 5]) == 0).astype(np.int8)
-    (draw,) = draw_sets(labels(targets), params(k=(2,), sets=1))
+    (draw,) = drawn(labels(targets), k=(2,), sets=1)
     assert sets_sha256([draw]) == "f99802203e4b165f74476402e6ca0e4f857b5908555c5967c13a6600eda18eb0"
 
 
 def test_single_label_sets_share_their_images() -> None:
     train = single_label(splits()[0])
-    for draw in draw_sets(train.labels, params()):
+    for draw in drawn(train.labels):
         assert draw.labels.shape == (4 * draw.k, 4)
         assert (draw.labels.sum(0) == draw.k).all()
         assert (draw.labels.argmax(1) == train.labels.targets[draw.rows]).all()
@@ -169,17 +174,17 @@ def test_too_few_images_are_refused_by_name() -> None:
     train, test = splits()
     targets = train.labels.targets.copy()
     targets[np.flatnonzero(targets[:, 2] == 1)[11:], 2] = 0
-    with pytest.raises(InputError, match="cat has 11 positive training images, and k=12 needs 12"):
-        run(protocol(), Split(replace(train.labels, targets=targets), train.features), test, progress=False)
+    with pytest.raises(InputError, match="cat has 11 positive training images, but k=12 needs 12"):
+        run(protocol(), Split(replace(train.labels, targets=targets), train.features), test)
     crowded = np.ones((20, 4), np.int8)
     crowded[:5] = 0
-    with pytest.raises(InputError, match="bird has 5 negative training images, and k=2 needs 6"):
-        draw_sets(labels(crowded), params(k=(1, 2)))
+    with pytest.raises(InputError, match="bird has 5 negative training images, but k=2 needs 6"):
+        drawn(labels(crowded), k=(1, 2))
 
 
 def write_published(folder: Path, train: Labels, ks: tuple[int, ...] = K) -> list[Draw]:
     """The format of the published label files: the whole training split, -1 where an image is not drawn."""
-    draws = draw_sets(train, params(k=ks, seed=5))
+    draws = drawn(train, k=ks, seed=5)
     for draw in draws:
         matrix = np.full((len(train), len(train.classes)), -1.0)
         matrix[draw.rows] = draw.labels
@@ -190,18 +195,18 @@ def write_published(folder: Path, train: Labels, ks: tuple[int, ...] = K) -> lis
 def test_published_files_are_read(tmp_path: Path) -> None:
     train, test = splits()
     draws = write_published(tmp_path, train.labels)
-    outcome = run(protocol(index_sets="files"), train, test, progress=False, index_files=tmp_path)
+    outcome = run(protocol(index_sets="files"), train, test, tmp_path)
     assert next(r for r in outcome.runs if "sha256" in r)["sha256"] == sets_sha256(draws)
-    seeded = run(protocol(seed=5), train, test, progress=False)
+    seeded = run(protocol(seed=5), train, test)
     assert outcome.scores["k=4"].value == seeded.scores["k=4"].value
 
 
 def test_published_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     train, test = splits()
-    with pytest.raises(InputError, match="name their folder"):
-        run(protocol(index_sets="files"), train, test, progress=False)
+    with pytest.raises(InputError, match="give their folder"):
+        run(protocol(index_sets="files"), train, test)
     with pytest.raises(InputError, match=r"train_targets_sample1_k1.npy is missing"):
-        run(protocol(index_sets="files"), train, test, progress=False, index_files=tmp_path)
+        run(protocol(index_sets="files"), train, test, tmp_path)
 
     def refusal(change: object) -> str:
         write_published(tmp_path, train.labels)
@@ -210,18 +215,18 @@ def test_published_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         change(matrix) if callable(change) else None
         np.save(file, matrix[:-1] if change == "short" else matrix)
         with pytest.raises(InputError) as error:
-            run(protocol(index_sets="files"), train, test, progress=False, index_files=tmp_path)
+            run(protocol(index_sets="files"), train, test, tmp_path)
         return str(error.value)
 
-    assert "(239, 4) values, and 240 images of 4 classes" in refusal("short")
+    assert "(239, 4) values, but 240 images of 4 classes" in refusal("short")
     assert "gives bird 3 positives and 12 negatives instead of 4 and 12" in refusal(
         lambda m: m.__setitem__((np.flatnonzero(m[:, 0] == 1)[0], 0), -1)
     )
     assert "contradicts the labels of" in refusal(lambda m: m.__setitem__(slice(None), m[::-1].copy()))
     assert "of 1, 0 and -1" in refusal(lambda m: m.__setitem__((0, 0), 7))
     (tmp_path / "train_targets_sample1_k1.npy").write_bytes(b"not an array")
-    with pytest.raises(InputError, match="is no NumPy array"):
-        run(protocol(index_sets="files"), train, test, progress=False, index_files=tmp_path)
+    with pytest.raises(InputError, match="is not a NumPy array"):
+        run(protocol(index_sets="files"), train, test, tmp_path)
 
 
 def test_each_selection_takes_what_it_may_look_at() -> None:
@@ -259,22 +264,22 @@ def test_a_class_whose_positives_are_all_drawn_does_not_count_outside() -> None:
 def test_the_fixed_cost_must_be_among_the_costs() -> None:
     train, test = splits()
     with pytest.raises(InputError, match="fixed_cost 3 is not among the costs"):
-        run(protocol(fixed_cost=3.0), train, test, progress=False)
+        run(protocol(fixed_cost=3.0), train, test)
 
 
 def test_one_set_of_a_single_label_data_set_leaves_nothing_to_compare_on() -> None:
     train, test = (single_label(split) for split in splits())
-    with pytest.raises(InputError, match="draw two or more"):
-        run(protocol(sets=1), train, test, progress=False)
+    with pytest.raises(InputError, match="sets=2 or more"):
+        run(protocol(sets=1), train, test)
 
 
 def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
     """One image set for all classes: k positives, and k of every other class as negatives."""
     known = next(p for p in PROTOCOLS if p.id == "places205_low_shot_svm.fssb@1")
     assert (known.dataset, known.train_split, known.test_split) == ("places205", "train", "val")
-    small = known.with_overrides(k=(1, 4), sets=2, costs=(1.0, 0.01))
+    small = known.changed(k=(1, 4), sets=2, costs=(1.0, 0.01))
     train, test = (single_label(split) for split in splits(embed=30, feature5=50))
-    outcome = run(small, train, test, progress=False)
+    outcome = run(small, train, test)
     assert {f"k={k}{how}" for k in (1, 4) for how in ("", " fixed", " heldout")} == set(outcome.scores)
     for column in ("k=4", "k=4 fixed", "k=4 heldout"):
         assert set(outcome.per_class[column]) == set(CLASSES)
@@ -284,3 +289,115 @@ def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
     assert ((matrix == 0).sum(0) == (len(CLASSES) - 1) * 4).all()
     chance = 100 * np.bincount(test.labels.targets).mean() / len(test.labels)
     assert outcome.scores["k=4"].value > chance
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_low_shot_run_keeps_what_each_image_contributes_and_what_each_set_gave(single: bool) -> None:
+    train, test = splits()
+    if single:
+        train, test = single_label(train), single_label(test)
+    known = next(p for p in PROTOCOLS if p.id == "voc07_low_shot_svm.adaptive@1")
+    asked = known.changed(costs=(1.0, 100.0, 0.01), k=(1, 4), sets=3)
+    outcome = run(asked, train, test)
+    assert {f"pseudo_value/{column}" for column in outcome.scores} == outcome.items.keys()
+    draws = draw_sets(train.labels, k=(1, 4), sets=3, seed=0)
+    trials = [entry for entry in outcome.runs if "trial" in entry]
+    assert [entry["drawn"] for entry in trials] == [
+        sets_sha256([draw for draw in draws if draw.index == index])[:16] for index in range(3)
+    ]
+    targets = test.labels.targets
+    if single:
+        targets = (targets[:, None] == np.arange(4)).astype(np.int8)
+    for column, score in outcome.scores.items():
+        of_sets = [entry[column] for entry in trials]
+        assert np.mean(of_sets) == pytest.approx(score.value)
+        assert np.std(of_sets) == pytest.approx(score.std)
+        layer, _, rest = score.selection.partition(", C=")
+        k, cost = column.split(" ")[0].removeprefix("k="), rest.partition(";")[0]
+        decisions = decisions_of(outcome.tensors, test, layer, int(k), float(cost))  # (sets, C, N)
+        assert 100 * average_precisions(decisions, targets.T).envelope.mean(-1) == pytest.approx(of_sets, abs=0.02)
+        plain = np.zeros(len(targets))
+        for of_set in decisions:
+            for of_class, truth in zip(of_set, targets.T, strict=True):
+                plain += envelope_influence(of_class, truth) / (len(decisions) * len(of_set))
+        found = outcome.items[f"pseudo_value/{column}"]
+        assert found.mean() == pytest.approx((score.value or 0) / 100, abs=1e-6)
+        expected = pseudo_values((score.value or 0) / 100, plain)
+        assert np.corrcoef(found, expected)[0, 1] > 0.999
+        assert found == pytest.approx(expected, abs=0.02 * float(expected.std()) + 1e-6, rel=0.05)
+
+
+def decisions_of(tensors: dict[str, object], test: Split, layer: str, k: int, cost: float) -> np.ndarray:
+    weight, bias = (np.asarray(tensors[f"{layer}/k={k}/cost={cost:g}/{part}"]) for part in ("weight", "bias"))
+    return weight @ normalised(test.features[layer]).T + bias[..., None]
+
+
+def test_label_files_show_in_the_key_and_not_in_the_id(tmp_path: Path) -> None:
+    write_published(tmp_path, splits()[0].labels)
+    asked = next(p for p in PROTOCOLS if p.id == "voc07_low_shot_svm.fssb@1")
+    resolved = LowShotSvm(index_files=tmp_path).resolve(asked)
+    assert resolved.id == asked.id
+    assert {name for name in resolved.params if resolved.params[name] != asked.params.get(name)} == {"index_sha256"}
+    (tmp_path / "train_targets_sample1_k1.npy").write_bytes(b"another")
+    assert LowShotSvm(index_files=tmp_path).resolve(asked).params != resolved.params
+    assert LowShotSvm().resolve(asked) == asked
+    with pytest.raises(InputError, match="draws its own low-shot sets and cannot use --index-files"):
+        LowShotSvm(index_files=tmp_path).resolve(protocol())
+
+
+def test_labels_that_cannot_be_measured_are_refused_before_extraction() -> None:
+    train, test = splits()
+    LowShotSvm().check(protocol(), train.labels, test.labels)
+    targets = train.labels.targets.copy()
+    targets[np.flatnonzero(targets[:, 2] == 1)[11:], 2] = 0
+    with pytest.raises(InputError, match="cat has 11 positive training images"):
+        LowShotSvm().check(protocol(), replace(train.labels, targets=targets), test.labels)
+    with pytest.raises(InputError, match="fixed_cost 3 is not among the costs"):
+        LowShotSvm().check(protocol(fixed_cost=3.0), train.labels, test.labels)
+    with pytest.raises(InputError, match="--index-files"):
+        LowShotSvm().check(protocol(index_sets="files"), train.labels, test.labels)
+
+
+# ---- protocols: the values as they stand in the sources that the protocols name --------------------------------------
+
+BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
+PUBLISHED = [f"voc07_low_shot_svm.{variant}@1" for variant in ("mmselfsup", "vissl", "fssb")]
+
+
+def test_ids() -> None:
+    assert set(BY_ID) == {
+        *PUBLISHED,
+        "voc07_low_shot_svm.adaptive@1",
+        "voc07_low_shot_svm.demo@1",
+        "places205_low_shot_svm.fssb@1",
+    }
+
+
+def test_costs() -> None:
+    mmselfsup, vissl, fssb = (LowShotSvm().params(BY_ID[id]) for id in PUBLISHED)
+    assert mmselfsup.costs[:4] == (1, 10, 100, 0.0625)
+    assert mmselfsup.costs[-1] == 0.5**19
+    assert len(mmselfsup.costs) == 19
+    assert vissl.costs == (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
+    assert fssb.costs[:10] == (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100)
+    assert fssb.costs[10:] == mmselfsup.costs[3:]
+    for of_variant in (mmselfsup, vissl, fssb):
+        assert (of_variant.positive_weight, of_variant.negative_weight) == (2, 1)
+
+
+@pytest.mark.parametrize("id", PUBLISHED)
+def test_published_values(id: str) -> None:
+    asked = BY_ID[id]
+    of_protocol = LowShotSvm().params(asked)
+    assert of_protocol.k == (1, 2, 4, 8, 16, 32, 64, 96)
+    assert of_protocol.sets == 5
+    assert asked.columns[:8] == tuple(f"k={k}" for k in of_protocol.k)
+    assert asked.geometry.resize == (0 if "vissl" in id else 256)
+
+
+@pytest.mark.parametrize("asked", PROTOCOLS, ids=lambda asked: asked.id)
+def test_every_protocol_names_its_source_and_survives_json(asked: Protocol) -> None:
+    assert asked.source.repository
+    again = Protocol.model_validate_json(asked.model_dump_json())
+    assert again.content_sha256() == asked.content_sha256()
+    assert LowShotParams.model_validate(again.params) == LowShotSvm().params(asked)

@@ -5,23 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.contract import InputError, Split
-from benchmarks.harnesses import harness
-from benchmarks.svm.average_precision import average_precisions
-from benchmarks.svm.folds import NO_FOLD, assign_folds
-from benchmarks.svm.full import run
-from benchmarks.svm.protocols import PROTOCOLS
+from benchmarks.solvers.average_precision import average_precisions
+from benchmarks.task import InputError, Outcome, RunOptions, Split
+from benchmarks.voc_svm import PROTOCOLS, VocSvm, VocSvmParams, assign_folds
 from results.bootstrap import replicates
 from results.schema import Protocol
 from tests.reference import svm_protocol
-from tests.reference.svm_splits import CLASSES, splits
+from tests.reference.svm_splits import CLASSES, labels, splits
 
 COSTS = (1.0, 100.0, 0.0625, 0.5**8, 0.5**16)
 
 
 def protocol(**changes: object) -> Protocol:
     known = next(p for p in PROTOCOLS if p.id == "voc07_svm.adaptive@1")
-    return known.with_overrides(**{"costs": COSTS, **changes})
+    return known.changed(**{"costs": COSTS, **changes})  # type: ignore[arg-type]
+
+
+def run(asked: Protocol, train: Split, test: Split) -> Outcome:
+    return VocSvm().run(asked, train, test, RunOptions(device="cpu", progress=False))
 
 
 def with_labels(split: Split, **changes: object) -> Split:
@@ -31,7 +32,7 @@ def with_labels(split: Split, **changes: object) -> Split:
 @pytest.mark.parametrize("drop", [False, True])
 def test_agrees_with_scikit_learn_throughout(drop: bool) -> None:
     train, test = splits(embed=60)
-    outcome = run(protocol(ignore_in_train="drop" if drop else "negative"), train, test, progress=False)
+    outcome = run(protocol(ignore_in_train="drop" if drop else "negative"), train, test)
     cv, chosen, decisions = svm_protocol.full(
         train.features["embed"], train.labels.targets, test.features["embed"], COSTS, drop_ignored=drop
     )
@@ -52,14 +53,13 @@ def test_agrees_with_scikit_learn_throughout(drop: bool) -> None:
 @pytest.mark.parametrize("rule", ["envelope", "sklearn", "11point"])
 def test_the_rule_of_average_precision_moves_the_figure_alone(rule: str) -> None:
     train, test = splits(embed=60, feature5=80)
-    family = harness("voc-svm")
-    asked = family.override(protocol(), {"ap_rule": rule})
-    outcome = run(asked, train, test, progress=False)
+    asked = protocol(ap_rule=rule)
+    outcome = run(asked, train, test)
     decisions = outcome.items["decision/embed"]
     expected = 100 * average_precisions(decisions.T, test.labels.targets.T).by(rule)  # type: ignore[arg-type]
     assert list(outcome.per_class["embed"].values()) == pytest.approx(list(expected), abs=1e-9)
     assert outcome.scores["embed"].value == pytest.approx(expected.mean(), abs=1e-9)
-    np.testing.assert_array_equal(decisions, run(protocol(), train, test, progress=False).items["decision/embed"])
+    np.testing.assert_array_equal(decisions, run(protocol(), train, test).items["decision/embed"])
     assert str(outcome.items.get("ap_rule", "envelope")) == rule
     assert asked.metric == {
         "envelope": "mAP (precision envelope)", "sklearn": "mAP (not interpolated)", "11point": "mAP (11-point)"
@@ -76,7 +76,7 @@ def test_ignored_images_do_train_as_negatives_by_default() -> None:
     targets[negatives[:60], 0] = -1
     ignoring = with_labels(train, targets=targets)
     kept, same, dropped = (
-        run(protocol(ignore_in_train=how), split, test, progress=False).items["decision/embed"]
+        run(protocol(ignore_in_train=how), split, test).items["decision/embed"]
         for split, how in ((train, "negative"), (ignoring, "negative"), (ignoring, "drop"))
     )
     np.testing.assert_allclose(kept[:, 0], same[:, 0], atol=1e-6)
@@ -85,7 +85,7 @@ def test_ignored_images_do_train_as_negatives_by_default() -> None:
 
 def test_ignored_test_images_take_no_part() -> None:
     train, test = splits()
-    outcome = run(protocol(), train, test, progress=False)
+    outcome = run(protocol(), train, test)
     decisions, targets = outcome.items["decision/embed"], test.labels.targets
     assert (targets == -1).any()
     for c, name in enumerate(CLASSES):
@@ -96,7 +96,7 @@ def test_ignored_test_images_take_no_part() -> None:
 
 def test_saved_models_give_the_decisions() -> None:
     train, test = splits(embed=60, feature5=80)
-    outcome = run(protocol(), train, test, progress=False)
+    outcome = run(protocol(), train, test)
     for layer in ("embed", "feature5"):
         x = svm_protocol.normalised(test.features[layer])
         weight, bias = outcome.tensors[f"{layer}/weight"].numpy(), outcome.tensors[f"{layer}/bias"].numpy()
@@ -107,7 +107,7 @@ def test_best_looks_at_trainval_and_best_oracle_at_test() -> None:
     """A layer that shines in training only: its test features belong to other images."""
     train, test = splits(feature4=40, feature5=200)
     spoilt = {**test.features, "feature5": test.features["feature5"][::-1].copy()}
-    outcome = run(protocol(), train, Split(test.labels, spoilt), progress=False)
+    outcome = run(protocol(), train, Split(test.labels, spoilt))
     layers = {run["column"]: run for run in outcome.runs if "class" not in run}
     assert layers["feature5"]["cv_map"] > layers["feature4"]["cv_map"]
     assert layers["feature5"]["map"] < layers["feature4"]["map"]
@@ -119,12 +119,12 @@ def test_best_looks_at_trainval_and_best_oracle_at_test() -> None:
 
 def test_the_pooled_vector_is_no_layer_to_choose() -> None:
     train, test = splits(embed=60)
-    assert set(run(protocol(), train, test, progress=False).scores) == {"embed"}
+    assert set(run(protocol(), train, test).scores) == {"embed"}
 
 
 def test_three_kinds_of_ap_are_reported_each_under_its_name() -> None:
     train, test = splits()
-    outcome = run(protocol(), train, test, progress=False)
+    outcome = run(protocol(), train, test)
     of_layer = outcome.runs[0]
     found = average_precisions(outcome.items["decision/embed"].T, test.labels.targets.T)
     assert of_layer["map"] == pytest.approx(100 * found.envelope.mean(), abs=1e-3)
@@ -140,7 +140,7 @@ def test_ties_go_to_the_first_cost_of_the_list() -> None:
         with_labels(Split(which.labels, {"embed": clean[which.labels.ids] + 0.1}), targets=(t == 1).astype(np.int8))
         for which, t in ((train, train.labels.targets), (test, test.labels.targets))
     ]
-    runs = run(protocol(costs=(10.0, 100.0, 1.0)), *parts, progress=False).runs
+    runs = run(protocol(costs=(10.0, 100.0, 1.0)), *parts).runs
     assert [run["cost"] for run in runs if "class" in run] == [10.0] * 4
     assert [run["cv_ap"] for run in runs if "class" in run] == pytest.approx([100.0] * 4)
 
@@ -153,14 +153,14 @@ def test_single_label_targets_are_one_against_the_rest() -> None:
         for s, i in zip((train, test), indices, strict=True)
     ]
     single = [with_labels(s, targets=i) for s, i in zip((train, test), indices, strict=True)]
-    scores = [run(protocol(), *parts, progress=False).scores["embed"].value for parts in (multi, single)]
+    scores = [run(protocol(), *parts).scores["embed"].value for parts in (multi, single)]
     assert scores[0] == scores[1]
 
 
 def test_constant_features_score_the_share_of_positives() -> None:
     train, test = splits()
     flat = [Split(which.labels, {"embed": np.ones((len(which.labels), 5), np.float32)}) for which in (train, test)]
-    outcome = run(protocol(), *flat, progress=False)
+    outcome = run(protocol(), *flat)
     kept = test.labels.targets >= 0
     share = (test.labels.targets == 1).sum(0) / kept.sum(0)
     assert list(outcome.per_class["embed"].values()) == pytest.approx(list(100 * share))
@@ -169,10 +169,13 @@ def test_constant_features_score_the_share_of_positives() -> None:
 def test_folds_are_scikit_learns_per_class() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(-1, 2, (40, 3)).astype(np.int8)
-    kept = assign_folds(targets, "abc", 3, drop_ignored=False)
-    dropped = assign_folds(targets, "abc", 3, drop_ignored=True)
-    assert (kept != NO_FOLD).all()
-    np.testing.assert_array_equal(dropped == NO_FOLD, targets.T == -1)
+    params = VocSvm().params(protocol())
+    kept, dropped = (
+        assign_folds(labels(targets, ("a", "b", "c")), params.changed(ignore_in_train=how))
+        for how in ("negative", "drop")
+    )
+    assert (kept >= 0).all()
+    np.testing.assert_array_equal(dropped == -1, targets.T == -1)
     for folds in (kept, dropped):
         for c in range(3):
             positives = [int((targets[folds[c] == fold, c] == 1).sum()) for fold in range(3)]
@@ -181,7 +184,7 @@ def test_folds_are_scikit_learns_per_class() -> None:
 
 def refusal(train: Split, test: Split, **changes: object) -> str:
     with pytest.raises(InputError) as error:
-        run(protocol(**changes), train, test, progress=False)
+        run(protocol(**changes), train, test)
     return str(error.value)
 
 
@@ -194,7 +197,7 @@ def test_refusals_name_what_is_wrong() -> None:
     )
     empty = with_labels(test, ids=(), paths=(), groups=(), targets=test.labels.targets[:0])
     assert "test split is empty" in refusal(train, empty)
-    assert "none of" in refusal(Split(train.labels, {"head": spoilt}), test)
+    assert "include none of feature1" in refusal(Split(train.labels, {"head": spoilt}), test)
     short = {"embed": test.features["embed"][:, :7]}
     assert "60 numbers per image in train and 7 in test" in refusal(train, Split(test.labels, short))
     fewer = {"embed": test.features["embed"][:9]}
@@ -207,4 +210,100 @@ def test_refusals_name_what_is_wrong() -> None:
     absent = test.labels.targets.copy()
     absent[:, 2] = 0
     assert "no image with cat" in refusal(train, with_labels(test, targets=absent))
-    assert "costs" in refusal(train, test, costs=(1.0, -1.0))
+    with pytest.raises(InputError, match="costs"):
+        protocol(costs=(1.0, -1.0))
+
+
+def test_labels_that_cannot_be_measured_are_refused_before_extraction() -> None:
+    train, test = splits()
+    VocSvm().check(protocol(), train.labels, test.labels)
+    rare = train.labels.targets.copy()
+    rare[:, 1] = 0
+    rare[:2, 1] = 1
+    with pytest.raises(InputError, match=r"boat has 2 positive .*leave the class out by removing its lists"):
+        VocSvm().check(protocol(), replace(train.labels, targets=rare), test.labels)
+    absent = test.labels.targets.copy()
+    absent[:, 2] = 0
+    with pytest.raises(InputError, match="no image with cat"):
+        VocSvm().check(protocol(), train.labels, replace(test.labels, targets=absent))
+    with pytest.raises(InputError, match="differ in their classes"):
+        VocSvm().check(protocol(), train.labels, replace(test.labels, classes=("a", "b", "c", "d")))
+
+
+# ---- protocols: the values as they stand in the sources that the protocols name --------------------------------------
+
+BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
+PUBLISHED = [f"voc07_svm.{variant}@1" for variant in ("mmselfsup", "vissl", "fssb")]
+
+
+def test_ids() -> None:
+    assert set(BY_ID) == {*PUBLISHED, "voc07_svm.adaptive@1", "voc07_svm.demo@1"}
+
+
+def test_costs() -> None:
+    mmselfsup, vissl, fssb = (VocSvm().params(BY_ID[id]) for id in PUBLISHED)
+    assert mmselfsup.costs[:4] == (1, 10, 100, 0.0625)
+    assert mmselfsup.costs[-1] == 0.5**19
+    assert len(mmselfsup.costs) == 19
+    assert vissl.costs == (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
+    assert fssb.costs[:10] == (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100)
+    assert fssb.costs[10:] == mmselfsup.costs[3:]
+    for params in (mmselfsup, vissl, fssb):
+        assert (params.positive_weight, params.negative_weight) == (2, 1)
+
+
+@pytest.mark.parametrize("id", PUBLISHED)
+def test_published_values(id: str) -> None:
+    asked = BY_ID[id]
+    params = VocSvm().params(asked)
+    assert (params.folds, params.ignore_in_train) == (3, "negative")
+    assert (asked.dataset, asked.train_split, asked.test_split) == ("voc2007", "trainval", "test")
+    assert (asked.geometry.mode, asked.geometry.resize, asked.geometry.crop) == ("warp", 256, 224)
+    assert asked.columns == (*(f"feature{i}" for i in range(1, 6)), "embed", "best", "best_oracle")
+
+
+def test_fixed_pooling_by_its_published_kernels() -> None:
+    outputs = VocSvm().outputs(BY_ID["voc07_svm.mmselfsup@1"])
+    kernels = {
+        name: (pooling.kernel, pooling.stride, pooling.padding)  # type: ignore[union-attr]
+        for name, (_, pooling) in outputs.items()
+        if pooling is not None
+    }
+    assert kernels == {
+        "feature1": (10, 10, 4),
+        "feature2": (16, 8, 0),
+        "feature3": (13, 5, 0),
+        "feature4": (8, 3, 0),
+        "feature5": (6, 1, 0),
+    }
+    assert outputs["embed"] == ("embed", None)
+
+
+def test_adaptive_grids() -> None:
+    outputs = VocSvm().outputs(BY_ID["voc07_svm.adaptive@1"])
+    assert [outputs[f"feature{i}"][1].grid for i in range(1, 6)] == [12, 6, 4, 3, 2]  # type: ignore[union-attr]
+
+
+def test_an_override_makes_another_id() -> None:
+    dropped = BY_ID["voc07_svm.mmselfsup@1"].changed(ignore_in_train="drop")
+    assert dropped.id == "voc07_svm.mmselfsup@1+ignore_in_train=drop"
+
+
+def test_columns_and_selection_follow_an_override() -> None:
+    pooled = BY_ID["voc07_svm.mmselfsup@1"].changed(outputs={"embed": None}, folds=5)
+    assert (pooled.columns, pooled.primary) == (("embed",), "embed")
+    assert pooled.selection == "cost per class by 5-fold CV on trainval"
+    assert BY_ID["voc07_svm.mmselfsup@1"].selection == "cost per class by 3-fold CV on trainval"
+
+
+def test_maps_without_pooling_are_refused() -> None:
+    with pytest.raises(InputError, match="feature5 are feature maps and need a pooling"):
+        BY_ID["voc07_svm.mmselfsup@1"].changed(outputs={"feature5": None})
+
+
+@pytest.mark.parametrize("asked", PROTOCOLS, ids=lambda asked: asked.id)
+def test_every_protocol_names_its_source_and_survives_json(asked: Protocol) -> None:
+    assert asked.source.repository
+    again = Protocol.model_validate_json(asked.model_dump_json())
+    assert again.content_sha256() == asked.content_sha256()
+    assert VocSvmParams.model_validate(again.params) == VocSvm().params(asked)

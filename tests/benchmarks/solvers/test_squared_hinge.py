@@ -6,11 +6,9 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from benchmarks.svm import solver
-from benchmarks.svm.costs import solve_costs
-from benchmarks.svm.gram import gram
-from benchmarks.svm.rows import Rows, normalised_rows
-from benchmarks.svm.solver import NotConvergedError, solve
+from benchmarks.solvers import squared_hinge
+from benchmarks.solvers.gram import Gram, Rows, gram, normalised_rows
+from benchmarks.solvers.squared_hinge import NotConvergedError, solve, solve_costs
 from scripts.speed.synthetic import synthetic_voc
 from tests.reference import svm_newton
 
@@ -108,7 +106,7 @@ def test_a_stack_gives_what_its_problems_give_alone(size: int, dim: int) -> None
 def test_rows_kept_as_factor_give_what_the_matrix_gives() -> None:
     rows, signs, _, _, _, _ = problem(500, 60)
     whole = gram(rows)
-    factored = type(whole)(whole.whole, None, None, whole.shift, whole.constant)
+    factored = Gram(whole.whole, None, None, whole.shift, whole.constant)
     y, weights = torch.from_numpy(signs)[None], torch.from_numpy(class_weights(signs))[None]
     for factor in (0.01, 1.0, 30.0):
         found = [rows.weights(solve(kernel, y, factor * weights).beta[0]) for kernel in (whole, factored)]
@@ -136,7 +134,7 @@ def test_constant_features_leave_the_intercept_alone() -> None:
 
 @pytest.mark.parametrize("images", [50, 300])
 def test_reaching_the_limit_is_an_error(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "MAX_NEWTON", 1)
+    monkeypatch.setattr(squared_hinge, "MAX_NEWTON", 1)
     rows, signs, _, _, _, _ = problem(images, 100)
     y, weights = torch.from_numpy(signs)[None], torch.from_numpy(class_weights(signs))[None]
     with pytest.raises(NotConvergedError, match="did not converge in 1 Newton"):
@@ -151,9 +149,8 @@ def test_products_agree_with_plain_double_precision() -> None:
     expected = vectors.numpy()[0] @ kernel
     np.testing.assert_allclose(whole.product(vectors)[0], expected, atol=1e-4)
     np.testing.assert_allclose(whole.exact_product(vectors)[0], expected, atol=1e-6)
-    a, b = torch.tensor([3, 5, 199]), torch.tensor([0, 7])
-    np.testing.assert_allclose(whole.block(0, a, b), kernel[np.ix_(a, b)], atol=1e-6)
-    np.testing.assert_allclose(whole.matrices()[0], kernel, atol=1e-6)
+    images = torch.tensor([3, 5, 199])
+    np.testing.assert_allclose(whole.block(0, images), kernel[np.ix_(images, images)], atol=1e-6)
 
 
 def test_memory_mapped_features_are_read_in_blocks_and_left_alone(tmp_path: object) -> None:
@@ -164,3 +161,31 @@ def test_memory_mapped_features_are_read_in_blocks_and_left_alone(tmp_path: obje
     plain = before / (np.linalg.norm(before.astype(np.float64), axis=1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(rows.centred + rows.mean, plain, atol=1e-7)
     np.testing.assert_array_equal(features, before)
+
+
+@pytest.mark.parametrize(("images", "dim"), [(150, 40), (600, 64), (400, 90)])
+def test_random_labels_at_the_highest_published_cost_agree_with_liblinear(images: int, dim: int) -> None:
+    """Nothing to learn and fewer dimensions than images: K is singular and its coefficients are large."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((images, dim), dtype=np.float32)
+    signs = np.where(rng.random((4, images)) < 0.4, 1.0, -1.0)
+    rows = normalised_rows(features)
+    y, weights = torch.from_numpy(signs)[None], torch.from_numpy(class_weights(signs))[None]
+    plain = features / (np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True) + 1e-5)
+    for i, beta in solve_costs(gram(rows), y, weights, (1.0, 100.0, 1000.0)):
+        ours = rows.decisions(rows.weights(beta[0])).numpy()
+        cost = (1.0, 100.0, 1000.0)[i]
+        for c, sign in enumerate(signs):
+            theirs = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, tol=1e-10, max_iter=100_000, dual=False)
+            assert np.abs(ours[c] - theirs.fit(plain, sign).decision_function(plain)).max() < 1e-3
+
+
+def test_decisions_on_other_images() -> None:
+    whole = gram(normalised_rows(synthetic_voc(200, 1, 300)[0].features))
+    rows, columns = torch.arange(0, 90), torch.arange(120, 200, 3)
+    vectors = torch.randn(4, 90, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = whole.rows().extended()
+    expected = vectors @ plain[rows] @ plain[columns].T
+    factored = Gram(whole.whole, None, None, whole.shift, whole.constant)
+    for kernel in (whole, factored):
+        torch.testing.assert_close(kernel.across(vectors, rows, columns), expected, atol=1e-4, rtol=0)

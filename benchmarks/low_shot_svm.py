@@ -1,0 +1,584 @@
+"""VOC07 low-shot SVM: k positives per class, several drawn sets, mean average precision on the whole test split.
+
+Goyal et al. 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", section 6.2. Published
+results choose cost and layer on the test split. That choice is reported as `oracle`. Two more selections never look at
+the test split: a fixed cost, and the cost that does best on the training images outside the drawn set, which uses more
+labels than the k.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from benchmarks.low_shot_sets import NOT_DRAWN, Draw, check_counts, draw_sets, read_sets, sets_sha256
+from benchmarks.progress import progress
+from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
+from benchmarks.svm_common import (
+    ADAPTIVE,
+    ADAPTIVE_POOLING,
+    COSTS_DEMO,
+    COSTS_FSSB,
+    COSTS_MMSELFSUP,
+    COSTS_VISSL,
+    DEMO_WARP,
+    FIXED_POOLING,
+    FSSB,
+    MMSELFSUP,
+    RESIZE_THEN_WARP,
+    VISSL,
+    WARP,
+    PooledOutputs,
+    SvmParams,
+    check_labels,
+    layers,
+    one_hot,
+    usable_outputs,
+)
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split
+from results.schema import Geometry, Protocol, Score, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.solvers.gram import Gram
+    from benchmarks.solvers.subsets import SubsetRows
+
+Floats = NDArray[np.float64]
+Selection = Literal["oracle", "fixed", "heldout"]
+SELECTIONS: Mapping[Selection, str] = {
+    "oracle": "layer and cost by test mAP (oracle)",
+    "fixed": "layer by mAP outside the set, cost fixed",
+    "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
+}
+STACK_VALUES = 1 << 23  # numbers in the Gram matrices that are worked on at once: 32 MB, as large as a cache
+MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read
+_MODELS_TOGETHER = 32  # scored at once
+
+
+class LowShotParams(SvmParams):
+    """The numbers of a low-shot protocol.
+
+    Attributes:
+        k: positives per class, see `low_shot_sets`.
+        sets: independent draws; a score is their mean, with its spread.
+        seed: of the draws.
+        index_sets: `seeded` draws by this project, or `files` in the format of the published ones.
+        index_sha256: of the files, where there are any: other files are another measurement.
+        fixed_cost: the cost of the `fixed` selection.
+    """
+
+    unlabelled = frozenset({"index_sha256"})
+
+    k: tuple[int, ...] = Field(min_length=1)
+    sets: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0)
+    index_sets: Literal["seeded", "files"] = "seeded"
+    index_sha256: str | None = Field(None, exclude_if=lambda value: value is None)
+    fixed_cost: float = Field(1.0, gt=0)
+
+    @field_validator("k")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or len(set(value)) < len(value):
+            raise ValueError(f"{value} must be positive and without repeats")
+        return tuple(sorted(value))
+
+    def columns(self) -> tuple[str, ...]:
+        """One per selection and k."""
+        return tuple(column(k, selection) for selection in SELECTIONS for k in self.k)
+
+
+def column(k: int, selection: Selection) -> str:
+    """The table column: `k=8` for the published, oracle selection, `k=8 fixed` and `k=8 heldout` for the others."""
+    return f"k={k}" if selection == "oracle" else f"k={k} {selection}"
+
+
+# ---- protocols -------------------------------------------------------------------------------------------------------
+
+K = (1, 2, 4, 8, 16, 32, 64, 96)  # 96: VOC07 trainval has 96 images with sheep
+
+
+def _protocol(
+    variant: str,
+    costs: tuple[float, ...],
+    source: Source,
+    *,
+    benchmark: str = "voc07_low_shot_svm",
+    dataset: str = "voc2007",
+    train_split: str = "trainval",
+    test_split: str = "test",
+    geometry: Geometry = RESIZE_THEN_WARP,
+    outputs: PooledOutputs = FIXED_POOLING,
+    index_sets: Literal["seeded", "files"] = "seeded",
+    k: tuple[int, ...] = K,
+) -> Protocol:
+    return Protocol.of(
+        LowShotParams(costs=costs, outputs=outputs, k=k, index_sets=index_sets),
+        benchmark=benchmark,
+        variant=variant,
+        harness="low-shot-svm",
+        dataset=dataset,
+        train_split=train_split,
+        test_split=test_split,
+        geometry=geometry,
+        primary=column(k[-1], "oracle"),
+        metric="mAP (precision envelope)",
+        selection="layer and one cost per k with the best mean mAP on test (oracle); mean over the sets",
+        source=source,
+    )
+
+
+PROTOCOLS = (
+    _protocol("mmselfsup", COSTS_MMSELFSUP, MMSELFSUP),
+    _protocol("vissl", COSTS_VISSL, VISSL, geometry=WARP),  # its low-shot configuration skips the resize to 256
+    _protocol("fssb", COSTS_FSSB, FSSB, index_sets="files"),
+    _protocol("adaptive", COSTS_MMSELFSUP, ADAPTIVE, outputs=ADAPTIVE_POOLING),
+    _protocol(
+        "fssb",
+        COSTS_FSSB,
+        FSSB,
+        benchmark="places205_low_shot_svm",
+        dataset="places205",
+        train_split="train",
+        test_split="val",
+    ),
+    _protocol(
+        "demo",
+        COSTS_DEMO,
+        Source(
+            repository="this project",
+            note="voc07_low_shot_svm.adaptive@1 on the embedded scenes, at their size, on the pooled vector alone, "
+            "four costs and k up to 64",
+        ),
+        geometry=DEMO_WARP,
+        outputs={"embed": None},
+        k=K[:-1],  # at 96 nearly all negatives of the scenes are drawn, and the five sets hardly differ
+    ),
+)
+
+
+# ---- benchmark -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LowShotSvm(FeatureTask[LowShotParams]):
+    """Linear SVMs on k images per class of VOC07 or Places205 (Goyal et al. 2019, section 6.2)."""
+
+    index_files: Path | None = None
+    """folder of the published label files train_targets_sample1_k1.npy …, for protocols that train on them"""
+
+    name = "low-shot-svm"
+    Params = LowShotParams
+    protocols = PROTOCOLS
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        return self.params(protocol).read()
+
+    def resolve(self, protocol: Protocol) -> Protocol:
+        """The protocol with the hash of the label files, so that other files make another record."""
+        if self.index_files is None:
+            return protocol
+        if self.params(protocol).index_sets != "files":
+            raise InputError(
+                f"{protocol.id} draws its own low-shot sets and cannot use --index-files: choose a protocol with "
+                "index_sets=files, or leave the flag out"
+            )
+        digest = hashlib.sha256()
+        for file in sorted(self.index_files.glob("*.npy")):
+            digest.update(file.name.encode() + file.read_bytes())
+        return protocol.changed(index_sha256=digest.hexdigest())
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Refuse what the labels alone show.
+
+        Raises:
+            InputError: splits without images or positives, a fixed cost that is not among the costs, a single set of a
+                single-label data set, or a class with too few training images.
+        """
+        check_labels(train, test)
+        params = self.params(protocol)
+        if params.fixed_cost not in params.costs:
+            raise InputError(
+                f"{protocol.id}: fixed_cost {params.fixed_cost:g} is not among the costs "
+                f"({', '.join(f'{cost:g}' for cost in params.costs)}): choose one of them"
+            )
+        if train.targets.ndim == 1 and params.sets == 1:
+            raise InputError(
+                f"{protocol.id}: with sets=1 there are no other sets on whose images costs can be compared: use "
+                "sets=2 or more"
+            )
+        if params.index_sets == "seeded":
+            check_counts(train, params.k[-1])
+        elif self.index_files is None:
+            raise InputError(
+                f"{protocol.id} trains on the published label files train_targets_sample1_k1.npy …: give their folder "
+                "with --index-files, or choose a protocol with seeded sets"
+            )
+
+    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+        """Train and test on every drawn set, k, cost and layer.
+
+        Raises:
+            InputError: see `check`, `usable_outputs` and `read_sets`.
+        """
+        self.check(protocol, train.labels, test.labels)
+        params = self.params(protocol)
+        names = usable_outputs(params, train, test)
+        if self.index_files is not None and params.index_sets == "files":
+            draws = read_sets(train.labels, self.index_files, k=params.k, sets=params.sets)
+        else:
+            draws = draw_sets(train.labels, k=params.k, sets=params.sets, seed=params.seed)
+        few = train.labels.targets.ndim == 2 and len(train.labels) <= MANY_IMAGES
+        problems = list(stacked_problems(train.labels.targets, draws, STACK_VALUES if few else 1))
+        targets = one_hot(test.labels).T
+
+        outcome = Outcome(seeds=(params.seed,))
+        began = time.perf_counter()
+        ticks = progress(range(len(names) * len(problems)), protocol.id, show=options.progress)
+        results: dict[str, LayerResult] = {}
+        for name in names:
+            rows = _rows(train.features[name], test.features[name], options.device, few)
+            results[name] = _measure(rows, problems, targets, params, options.device, lambda: next(ticks, None))
+        next(ticks, None)  # closes the bar
+        measured = time.perf_counter()
+
+        choices = choose(results, params)
+        drawn = [sets_sha256([draw for draw in draws if draw.index == index])[:16] for index in range(params.sets)]
+        _report(params, results, choices, train.labels.classes, len(test.labels), drawn, outcome)
+        for name in dict.fromkeys(choice.layer for choice in choices):
+            of_layer = [choice for choice in choices if choice.layer == name]
+            rows = _rows(train.features[name], test.features[name], options.device, few)
+            _add_models(outcome, rows, problems, of_layer, targets, params, options.device)
+        _add_sets(outcome, draws)
+        outcome.timing = {"fit and score": measured - began, "models": time.perf_counter() - measured}
+        outcome.runs.append({"index_sets": params.index_sets, "sets": params.sets, "sha256": sets_sha256(draws)})
+        return outcome
+
+
+# ---- training and scoring --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Binary problems of one draw that are solved together: g Gram matrices of n images, m classes on each.
+
+    Attributes:
+        draw: the draw that they belong to.
+        classes: (g, m) the class of the positives.
+        images: (g, n) rows of the training split.
+        positive: (g, m, n).
+        compared: (O,) training images on which costs may be compared.
+        compared_labels: (g, m, O) of 1, 0 and -1 (drawn, or ignored in the data set).
+    """
+
+    draw: Draw
+    classes: NDArray[np.int64]
+    images: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    compared: NDArray[np.int64]
+    compared_labels: NDArray[np.int8]
+
+
+def stacked_problems(
+    targets: NDArray[np.integer], draws: Sequence[Draw], most: int = STACK_VALUES
+) -> Iterator[Problems]:
+    """All problems of the draws, in stacks of about `most` numbers in their Gram matrices.
+
+    In a multi-label data set every class has images of its own, and costs are compared on all others. In a single-label
+    data set the classes share the images; costs are compared on the other sets' images at the same k, since all others
+    would be the whole data set.
+    """
+    for draw in draws:
+        count = draw.labels.shape[1]
+        if targets.ndim == 1:
+            same_k = np.concatenate([other.rows for other in draws if other.k == draw.k])
+            compared = np.setdiff1d(same_k, draw.rows)
+            classes = np.arange(count)[None]
+            labels = (targets[compared] == classes[..., None]).astype(np.int8)
+            yield Problems(draw, classes, draw.rows[None], draw.labels.T[None] == 1, compared, labels)
+            continue
+        images = np.stack([draw.rows[draw.labels[:, c] != NOT_DRAWN] for c in range(count)])
+        for classes in np.array_split(np.arange(count), min(count, -(-count * images.shape[1] ** 2 // most))):
+            drawn = images[classes]
+            labels = targets.T[classes].astype(np.int8)
+            positive = np.take_along_axis(labels, drawn, 1) == 1
+            np.put_along_axis(labels, drawn, np.int8(-1), 1)
+            yield Problems(draw, classes[:, None], drawn, positive[:, None], np.arange(len(targets)), labels[:, None])
+
+
+def solve_problems(
+    part: Gram, problems: Problems, costs: Sequence[float], params: LowShotParams
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields (index into `costs`, (g, m, n) coefficients) on the Gram matrices `part` of the problems."""
+    import torch
+
+    from benchmarks.solvers.squared_hinge import solve_costs
+
+    positive = torch.from_numpy(problems.positive).to(part.shift.device)
+    signs = torch.where(positive, 1.0, -1.0).double()
+    weights = torch.where(positive, params.positive_weight, params.negative_weight).double()
+    yield from solve_costs(part, signs, weights, costs, tolerance=params.tolerance)
+
+
+def _rows(train: NDArray[np.float32], test: NDArray[np.float32], device: str, few: bool) -> SubsetRows:
+    from benchmarks.solvers.subsets import AllPairs, DrawnRows
+
+    return AllPairs(train, test, device) if few else DrawnRows(train, test, device)
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """Average precisions in [0, 1] on one layer's features.
+
+    Attributes:
+        test: (3, sets, K, costs, C): precision envelope, scikit-learn's and 11-point, on the test split.
+        heldout: (sets, K, costs, C) precision envelope on training images outside the set; NaN where no positive is
+            left outside.
+    """
+
+    test: Floats
+    heldout: Floats
+
+    @classmethod
+    def empty(cls, params: LowShotParams, classes: int) -> LayerResult:
+        """All values unknown."""
+        shape = (params.sets, len(params.k), len(params.costs), classes)
+        return cls(np.full((3, *shape), np.nan), np.full(shape, np.nan))
+
+    @property
+    def test_map(self) -> Floats:
+        """(sets, K, costs) on test."""
+        return self.test[0].mean(-1)
+
+    @property
+    def heldout_map(self) -> Floats:
+        """(K, costs) outside the sets: mean over the classes that have positives there, then over the sets."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NaN where no class has any
+            return np.nanmean(np.nanmean(self.heldout, -1), 0)
+
+
+def _measure(
+    rows: SubsetRows,
+    stacks: Sequence[Problems],
+    targets: NDArray[np.int8],
+    params: LowShotParams,
+    device: str,
+    stack_done: Callable[[], object],
+) -> LayerResult:
+    """Average precisions of every set, k, cost and class; `targets` are the (C, N) labels of the test images."""
+    from benchmarks.solvers.threads import map_on_cores
+
+    result = LayerResult.empty(params, len(targets))
+    work = partial(_measure_stack, rows, targets, params)
+    for problems, (test, heldout) in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+        cell = problems.draw.index, params.k.index(problems.draw.k)
+        result.test[(slice(None), *cell)][..., problems.classes] = test
+        result.heldout[cell][:, problems.classes] = heldout
+        stack_done()
+    return result
+
+
+def _measure_stack(
+    rows: SubsetRows, targets: NDArray[np.int8], params: LowShotParams, problems: Problems
+) -> tuple[Floats, Floats]:
+    """(3, costs, g, m) average precisions on test and (costs, g, m) on the compared images."""
+    import torch
+
+    part = rows.gram(problems.images)
+    path = solve_problems(part, problems, params.costs, params)
+    count, m = problems.classes.shape
+    test, heldout = np.zeros((3, len(params.costs), count, m)), np.zeros((len(params.costs), count, m))
+    while solved := list(islice(path, max(1, _MODELS_TOGETHER // m))):
+        costs = [cost for cost, _ in solved]
+        betas = torch.cat([beta for _, beta in solved], 1)
+        found = rows.decisions(part, betas, problems.images, problems.compared)
+        # From (g, costs m, images) to (costs, g, m, images).
+        on_test, on_compared = (
+            values.reshape(count, len(costs), m, values.shape[-1]).swapaxes(0, 1)
+            for values in (found.test, found.train)
+        )
+        ap = average_precisions(on_test, targets[problems.classes])
+        test[:, costs] = ap.envelope, ap.step, ap.eleven_point
+        heldout[costs] = average_precisions(on_compared, problems.compared_labels).envelope
+    return test, heldout
+
+
+def _add_models(
+    outcome: Outcome,
+    rows: SubsetRows,
+    stacks: Sequence[Problems],
+    choices: Sequence[Choice],
+    targets: NDArray[np.int8],
+    params: LowShotParams,
+    device: str,
+) -> None:
+    """Solve one layer's chosen costs again, for the models and for what each test image contributes to the scores.
+
+    Keeping the models of every cost until the costs are chosen would need as many times the memory as there are costs.
+    Models are (sets, C, D) weights and (sets, C) intercepts, named `embed/k=8/cost=1/weight` and `…/bias`.
+    """
+    import torch
+
+    from benchmarks.solvers.threads import map_on_cores
+
+    costs = {k: sorted({choice.cost for choice in choices if choice.k == k}) for k in params.k}
+    influences = {(k, cost): np.zeros(targets.shape[1]) for k in params.k for cost in costs[k]}
+    work = partial(_solve_chosen, rows, costs, targets, params)
+    for problems, found in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+        k, index = problems.draw.k, problems.draw.index
+        for cost, (weights, influence) in found.items():
+            key = f"{choices[0].layer}/k={k}/cost={cost:g}"
+            if f"{key}/weight" not in outcome.tensors:
+                outcome.tensors[f"{key}/weight"] = torch.zeros(params.sets, len(targets), weights.shape[-1] - 1)
+                outcome.tensors[f"{key}/bias"] = torch.zeros(params.sets, len(targets))
+            outcome.tensors[f"{key}/weight"][index, problems.classes] = weights[..., :-1]
+            outcome.tensors[f"{key}/bias"][index, problems.classes] = weights[..., -1]
+            influences[k, cost] += influence / (params.sets * len(targets))
+    for choice in choices:
+        name = column(choice.k, choice.selection)
+        score = (outcome.scores[name].value or 0.0) / 100
+        outcome.items[f"pseudo_value/{name}"] = pseudo_values(score, influences[choice.k, choice.cost])
+
+
+def _solve_chosen(
+    rows: SubsetRows,
+    costs: Mapping[int, Sequence[float]],
+    targets: NDArray[np.int8],
+    params: LowShotParams,
+    problems: Problems,
+) -> dict[float, tuple[Tensor, Floats]]:
+    """Cost -> (g, m, D + 1) float32 weights, the intercept last, and (N,) influence summed over the classes."""
+    import torch
+
+    chosen = costs[problems.draw.k]
+    if not chosen:
+        return {}
+    part = rows.gram(problems.images)
+    places = [part.rows(place) for place in range(len(problems.images))]
+    order, betas = zip(*solve_problems(part, problems, chosen, params), strict=True)
+    decisions = rows.decisions(part, torch.cat(betas, 1), problems.images, np.zeros(0, np.int64)).test
+    found = {}
+    for i, beta, of_cost in zip(order, betas, np.split(decisions, len(betas), axis=1), strict=True):
+        weights = [of.weights(of_place).float().cpu() for of, of_place in zip(places, beta, strict=True)]
+        influence = np.zeros(targets.shape[1])
+        for place, c in np.ndenumerate(problems.classes):
+            influence += envelope_influence(of_cost[place], targets[c])
+        found[chosen[i]] = torch.stack(weights), influence
+    return found
+
+
+def _add_sets(outcome: Outcome, draws: Sequence[Draw]) -> None:
+    import torch
+
+    for draw in draws:
+        key = f"sets/sample{draw.index + 1}_k{draw.k}"
+        outcome.tensors[f"{key}/rows"] = torch.from_numpy(draw.rows)
+        outcome.tensors[f"{key}/labels"] = torch.from_numpy(draw.labels)
+
+
+# ---- choice and report -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layer and cost behind one score."""
+
+    selection: Selection
+    k: int
+    layer: str
+    cost: float
+
+
+def choose(results: Mapping[str, LayerResult], params: LowShotParams) -> list[Choice]:
+    """One cost per selection and k, shared by classes and sets, the first maximum; one layer per selection.
+
+    The layer is the one of feature1 … feature5, or of all outputs where there is none of them, with the highest mean
+    over k of the selection's criterion: test mAP for `oracle`, mAP outside the sets for the others.
+    """
+    candidates = layers(tuple(results)) or list(results)
+    fixed = np.full(len(params.k), params.costs.index(params.fixed_cost))
+    choices = []
+    for selection in SELECTIONS:
+        mean, layer, indices = -1.0, "", fixed
+        for name in candidates:
+            # A k whose sets leave no positive outside has no held-out value: any cost is as good.
+            by_cost = (
+                results[name].test_map.mean(0) if selection == "oracle" else np.nan_to_num(results[name].heldout_map)
+            )
+            index = fixed if selection == "fixed" else by_cost.argmax(-1)
+            of_layer = float(np.take_along_axis(by_cost, index[:, None], -1).mean())
+            if of_layer > mean:
+                mean, layer, indices = of_layer, name, index
+        choices += [Choice(selection, k, layer, params.costs[i]) for k, i in zip(params.k, indices, strict=True)]
+    return choices
+
+
+def _report(
+    params: LowShotParams,
+    results: Mapping[str, LayerResult],
+    choices: Sequence[Choice],
+    classes: Sequence[str],
+    test_items: int,
+    drawn: Sequence[str],
+    outcome: Outcome,
+) -> None:
+    """Fill scores, per-class values and runs.
+
+    Args:
+        drawn: hash of each set, so that encoders are compared set by set.
+    """
+    chosen: list[dict[str, object]] = []
+    of_sets: list[dict[str, object]] = [{"trial": index, "drawn": label} for index, label in enumerate(drawn)]
+    for choice in choices:
+        name = column(choice.k, choice.selection)
+        ap = results[choice.layer].test[0][:, params.k.index(choice.k), params.costs.index(choice.cost)]  # (sets, C)
+        outcome.scores[name] = Score(
+            value=100 * float(ap.mean()),
+            std=100 * float(ap.mean(-1).std()),
+            n=test_items,
+            selection=f"{choice.layer}, C={choice.cost:g}; {SELECTIONS[choice.selection]}",
+        )
+        outcome.per_class[name] = dict(zip(classes, map(float, 100 * ap.mean(0)), strict=True))
+        for of_set, value in zip(of_sets, ap.mean(-1), strict=True):
+            of_set[name] = 100 * float(value)
+        cell = {"score": name, "column": choice.layer, "k": choice.k, "cost": choice.cost}
+        chosen.append({**cell, **_over_sets(100 * ap.mean(-1))})
+    for layer, result in results.items():
+        for ki, k in enumerate(params.k):
+            for i, cost in enumerate(params.costs):
+                heldout = float(result.heldout_map[ki, i])
+                outcome.runs.append(
+                    {
+                        "column": layer,
+                        "k": k,
+                        "cost": cost,
+                        **_over_sets(100 * result.test_map[:, ki, i]),
+                        "map_sklearn": 100 * float(result.test[1, :, ki, i].mean()),
+                        "map_11point": 100 * float(result.test[2, :, ki, i].mean()),
+                        "heldout_map": 100 * heldout if np.isfinite(heldout) else None,
+                    }
+                )
+    outcome.runs += [*chosen, *of_sets]
+
+
+def _over_sets(of_sets: Floats) -> dict[str, float]:
+    """Of (sets,) mean average precisions; the spread is that of the population, as in the published script."""
+    return {
+        "map": float(of_sets.mean()),
+        "map_min": float(of_sets.min()),
+        "map_max": float(of_sets.max()),
+        "map_std": float(of_sets.std()),
+    }

@@ -1,0 +1,167 @@
+"""Shared parts of the two SVM benchmarks: params, pooled outputs, published costs and sources, and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES, Pooling
+from benchmarks.task import InputError, Labels, Outputs, Split
+from results.schema import Geometry, Params, Source
+
+_CHUNK_ROWS = 4096
+
+PooledOutputs = dict[str, Pooling | None]
+FIXED_POOLING: PooledOutputs = {**FIXED_224, "embed": None}
+ADAPTIVE_POOLING: PooledOutputs = {**ADAPTIVE_GRIDS, "embed": None}
+
+_POWERS = tuple(0.5**n for n in range(4, 20))
+COSTS_MMSELFSUP = (1.0, 10.0, 100.0, *_POWERS)
+COSTS_VISSL = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+COSTS_FSSB = (*(float(f"1e{n}") for n in range(-7, 3)), *_POWERS)
+COSTS_DEMO = (0.01, 0.1, 1.0, 10.0)  # every decade between the extremes that were ever chosen on the embedded scenes
+
+RESIZE_THEN_WARP = Geometry(mode="warp", resize=256, crop=224)
+WARP = Geometry(mode="warp", resize=0, crop=224)
+DEMO_WARP = Geometry(mode="warp", resize=0, crop=96)
+
+MMSELFSUP = Source(
+    repository="open-mmlab/mmselfsup",
+    revision="0.x@6faad81",
+    note="tools/benchmarks/classification/svm_voc07: LinearSVC, squared hinge, L2, class weight 1:2 -1:1, 3-fold "
+    "cross-validation, envelope AP; best layer of the page chosen on test",
+)
+VISSL = Source(
+    repository="facebookresearch/vissl",
+    revision="09270ed",
+    note="vissl/utils/svm_utils and configs/config/benchmark: cost base -1 disables the powers",
+)
+FSSB = Source(
+    repository="facebookresearch/fair_self_supervision_benchmark",
+    revision="1e5d165",
+    note="tools/svm and its guide: costs 1e-7 to 1e2 by decades and 0.5^4 to 0.5^19",
+)
+ADAPTIVE = Source(
+    repository="this project",
+    note="costs of mmselfsup 0.x on adaptive grids of 12, 6, 4, 3 and 2, for any encoder and size",
+)
+
+
+class SvmParams(Params):
+    """Params of both benchmarks.
+
+    Attributes:
+        costs: in the order in which ties are broken: the first best cost wins.
+        positive_weight, negative_weight: class weights, factors of the cost.
+        tolerance: of the solver, see `squared_hinge.solve`. Every model is the optimum to within it.
+        outputs: encoder output -> pooling of its maps, None for a vector.
+    """
+
+    costs: tuple[float, ...] = Field(min_length=1)
+    positive_weight: float = Field(2.0, gt=0, allow_inf_nan=False)
+    negative_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    tolerance: float = Field(1e-5, gt=0, le=1e-2)
+    outputs: PooledOutputs = Field(min_length=1)
+
+    @field_validator("costs")
+    @classmethod
+    def _positive_and_distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < cost < float("inf") for cost in value) or len(set(value)) < len(value):
+            raise ValueError(f"{value} must be positive, finite and without repeats")
+        return value
+
+    @field_validator("outputs")
+    @classmethod
+    def _maps_are_pooled(cls, value: PooledOutputs) -> PooledOutputs:
+        unpooled = [name for name, pooling in value.items() if name in STAGES and pooling is None]
+        if unpooled:
+            raise ValueError(f"{', '.join(unpooled)} are feature maps and need a pooling to become vectors")
+        return value
+
+    def read(self) -> Outputs:
+        """What the benchmark reads of an encoder, see `Task.outputs`."""
+        return {name: (name, pooling) for name, pooling in self.outputs.items()}
+
+
+def layers(names: Sequence[str]) -> list[str]:
+    """The outputs that can be the best layer: feature1 … feature5."""
+    return [name for name in names if name in STAGES]
+
+
+def one_hot(labels: Labels) -> NDArray[np.int8]:
+    """(N, C) int8 of 1 present, 0 absent, -1 ignored, of a single-label or a multi-label data set."""
+    if labels.targets.ndim == 2:
+        return labels.targets.astype(np.int8)
+    return (labels.targets[:, None] == np.arange(len(labels.classes))).astype(np.int8)
+
+
+def check_labels(train: Labels, test: Labels) -> None:
+    """Refuse splits on which no average precision can be measured.
+
+    Raises:
+        InputError: an empty split, splits of different classes, or a class without a positive test image.
+    """
+    for labels, name in ((train, "train"), (test, "test")):
+        if len(labels) == 0:
+            raise InputError(f"the {name} split is empty: an SVM needs images in both splits")
+    if train.classes != test.classes:
+        raise InputError(
+            f"train and test differ in their classes ({first_few(train.classes)} against {first_few(test.classes)}): "
+            "use two splits of one data set"
+        )
+    without = [name for name, has in zip(test.classes, (one_hot(test) == 1).any(0), strict=True) if not has]
+    if without:
+        raise InputError(
+            f"the test split has no image with {first_few(without)}, so that average precision is undefined: "
+            f"use a larger split{leave_out(test)}"
+        )
+
+
+def leave_out(labels: Labels) -> str:
+    """How to leave a class out of the data set, for the end of a message."""
+    if labels.targets.ndim == 2:
+        return ", or leave the class out by removing its lists from ImageSets/Main"
+    return ", or leave the class out by removing its folder from every split"
+
+
+def usable_outputs(params: SvmParams, train: Split, test: Split) -> tuple[str, ...]:
+    """The outputs of the protocol that both splits have, in the protocol's order.
+
+    Raises:
+        InputError: the splits have none of the outputs, or features of the wrong shape or not finite.
+    """
+    names = tuple(name for name in params.outputs if name in train.features and name in test.features)
+    if not names:
+        raise InputError(
+            f"the features of the splits ({', '.join(train.features) or 'none'}) include none of "
+            f"{', '.join(params.outputs)}: choose a protocol that reads an output of the encoder"
+        )
+    for name in names:
+        _check_features(name, train, "train")
+        _check_features(name, test, "test")
+        dims = train.features[name].shape[1], test.features[name].shape[1]
+        if dims[0] != dims[1]:
+            raise InputError(f"{name} has {dims[0]} numbers per image in train and {dims[1]} in test: extract it again")
+    return names
+
+
+def _check_features(name: str, split: Split, which: str) -> None:
+    features, ids = split.features[name], split.labels.ids
+    if features.ndim != 2 or len(features) != len(ids):
+        raise InputError(f"{name} of {which} has shape {features.shape} for {len(ids)} images: extract it again")
+    starts = range(0, len(features), _CHUNK_ROWS)  # in blocks, as the features may be memory-mapped
+    finite = np.concatenate([np.isfinite(features[start : start + _CHUNK_ROWS]).all(axis=1) for start in starts])
+    bad = np.flatnonzero(~finite)
+    if len(bad):
+        raise InputError(
+            f"{name} of {which} is NaN or infinite for {len(bad)} of {len(ids)} images "
+            f"({first_few([ids[i] for i in bad])}): check these images and the encoder's weights"
+        )
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, with an ellipsis if there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
