@@ -27,13 +27,13 @@ class Command:
 
 # What prepares for harnesses, looks into what they use, or runs several of them.
 COMMANDS = (
-    Command("audit", "benchmarks.audit.command"),
+    Command("audit", "benchmarks.audit"),
     Command("all", "benchmarks.bench_all"),
     Command("check-data", "benchmarks.datasets.check"),
     Command("demo-data", "benchmarks.demo.compose"),
-    Command("random-encoder", "benchmarks.encoders.random_file"),
+    Command("random-encoder", "benchmarks.encoders.load"),
     Command("explain", "benchmarks.explain"),
-    Command("features-gc", "benchmarks.features.collect"),
+    Command("features-gc", "benchmarks.features.gc"),
 )
 
 

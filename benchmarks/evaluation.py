@@ -21,6 +21,7 @@ from benchmarks.contract import InputError, Items, Labels, Outcome, Split
 from benchmarks.harnesses import find_protocol, harness
 from benchmarks.jobs import Job, dataset_reference, find_done, marked, prepare, wanted_features
 from benchmarks.options import Engine, Precision
+from benchmarks.task import RunOptions
 from results.atomic import write_file
 from results.schema import Protocol, ProtocolRef, Record
 from results.store import StoredRecord, read_record, record_path, write_record
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks.encoders.encoder import Encoder
+    from benchmarks.features.store import FeatureStore
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def evaluate(
         dataset: another data set than the protocol's own.
         overrides: `params` of the protocol by name, as {"epochs": 10}; the record's protocol id says so.
         name: of the encoder, in records and tables.
-        facts: what a checkpoint's keys cannot show, as `channels=BGR` (see `benchmarks.encoders.layouts.facts`).
+        facts: what a checkpoint's keys cannot show, as `channels=BGR` (see `benchmarks.encoders.card_facts`).
         index_files: folder of published low-shot sets, for the protocol that uses them.
         engine: what proposes neighbours for kNN.
         out: folder of the records.
@@ -207,18 +209,21 @@ def prefetch(jobs: Iterable[Job], features: Path, *, device: str = "cpu", **read
     """Computes the stored features of several jobs: one pass per encoder and split for all that they read of it.
 
     Args:
-        reading: see `benchmarks.features.fill.Settings`.
+        reading: workers, batch_size and strict, as in `benchmarks.task.RunOptions`.
 
     Raises:
         InputError: see `benchmarks.features.store.FeatureStore.fill`.
     """
-    from benchmarks.features.fill import Settings
-    from benchmarks.features.store import FeatureStore
-
     on_features = [job for job in jobs if job.harness.on_features]
     for job in on_features:
         job.encoder.to(device)
-    FeatureStore(features, Settings(**reading)).fill(want for job in on_features for want in wanted_features(job))
+    _store(features, **reading).fill(want for job in on_features for want in wanted_features(job))
+
+
+def _store(features: Path, *, show: bool = True, **reading: Any) -> FeatureStore:
+    from benchmarks.features.store import FeatureStore
+
+    return FeatureStore(RunOptions(features=features, progress=show, **reading))
 
 
 def _with_features(job: Job, features: Path, **reading: Any) -> tuple[Job, Split, Split]:
@@ -227,10 +232,7 @@ def _with_features(job: Job, features: Path, **reading: Any) -> tuple[Job, Split
     Where images could not be read, the job is another one: of fewer items, under their own fingerprint, and with a
     protocol id that says how many are missing, so that its number stands in no published column.
     """
-    from benchmarks.features.fill import Settings
-    from benchmarks.features.store import FeatureStore
-
-    train, test = FeatureStore(features, Settings(**reading)).get(wanted_features(job))
+    train, test = _store(features, **reading).get(wanted_features(job))
     missing = len(job.train) - len(train.labels) + len(job.test) - len(test.labels)
     if missing:
         protocol = marked(job.protocol, f"unreadable={missing}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks.encoders.encoder import Encoder
-    from benchmarks.features.address import Wanted
+    from benchmarks.features.store import FeatureRequest
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def find_done(job: Job, out: Path) -> Record | None:
     return find_record(out, job.encoder.card, job.protocol, job.dataset, (job.seed,))
 
 
-def wanted_features(job: Job) -> list[Wanted]:
+def wanted_features(job: Job) -> list[FeatureRequest]:
     """What a job reads of the feature store: of its train and of its test split."""
-    from benchmarks.features.address import Wanted
+    from benchmarks.features.store import FeatureRequest
 
     outputs = {k: v for k, v in job.harness.required_outputs(job.protocol).items() if job.encoder.has(v[0])}
     splits = ((job.protocol.train_split, job.train), (job.protocol.test_split, job.test))
     return [
-        Wanted(job.encoder, labels, job.protocol.geometry, outputs, job.precision, f"{job.dataset.id} {name}")
+        FeatureRequest(job.encoder, labels, job.protocol.geometry, outputs, job.precision, f"{job.dataset.id} {name}")
         for name, labels in splits
     ]
 

@@ -10,6 +10,7 @@ from benchmarks.contract import InputError
 from benchmarks.features.store import FeatureStore, gib
 from benchmarks.jobs import find_done, prepare, wanted_features
 from benchmarks.options import Bench
+from benchmarks.task import RunOptions
 from results.schema import Protocol
 
 PROBE_IMAGES = 16
@@ -49,7 +50,7 @@ def plan(protocol: Protocol, encoders: list[str], options: Bench, device: str) -
             trained = int(params["iterations"]) * int(params["batch_size"])
         passes = cells * int(params.get("trials", 1)) * (trained + len(job.test))
         if job.harness.on_features:
-            sizes = FeatureStore(options.features).bytes_to_write(wanted_features(job))
+            sizes = FeatureStore(RunOptions(features=options.features)).bytes_to_write(wanted_features(job))
             each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(sizes.items()))
             disk = f"{gib(sum(sizes.values()))} in {options.features}" + (f": {each}" if each else ", all there")
         else:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES, Pooling
-from benchmarks.task import InputError, Labels, Outputs, Split
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
+from benchmarks.task import FEATURE_MAPS, InputError, Labels, Outputs, Split
 from results.schema import Geometry, Params, Source
 
 _CHUNK_ROWS = 4096
@@ -76,7 +76,7 @@ class SvmParams(Params):
     @field_validator("outputs")
     @classmethod
     def _maps_are_pooled(cls, value: PooledOutputs) -> PooledOutputs:
-        unpooled = [name for name, pooling in value.items() if name in STAGES and pooling is None]
+        unpooled = [name for name, pooling in value.items() if name in FEATURE_MAPS and pooling is None]
         if unpooled:
             raise ValueError(f"{', '.join(unpooled)} are feature maps and need a pooling to become vectors")
         return value
@@ -88,7 +88,7 @@ class SvmParams(Params):
 
 def layers(names: Sequence[str]) -> list[str]:
     """The outputs that can be the best layer: feature1 … feature5."""
-    return [name for name in names if name in STAGES]
+    return [name for name in names if name in FEATURE_MAPS]
 
 
 def one_hot(labels: Labels) -> NDArray[np.int8]:

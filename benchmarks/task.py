@@ -29,6 +29,7 @@ ParamsT = TypeVar("ParamsT", bound=Params)
 Precision = Literal["fp32", "bf16", "fp16"]
 Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
 Outputs = Mapping[str, "tuple[str, Pooling | None]"]  # feature key -> encoder output, pooling of its maps or None
+FEATURE_MAPS = ("feature1", "feature2", "feature3", "feature4", "feature5")  # encoder outputs at strides 2 to 32
 
 
 class NotApplicableError(InputError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.encoders.export.convert import Target, convert
+from benchmarks.encoders.export import Target, convert
 from results.command_line import parse
 from results.errors import InputError, print_error
 

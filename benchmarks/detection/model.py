@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export.detectron2 import detectron2_facts, detectron2_name
-from benchmarks.encoders.export.resnet_facts import backbone_tensors, numbers
+from benchmarks.encoders.export import backbone_tensors, detectron2_name, detectron2_settings, resnet_shape
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import require_same_tensors
 from results.schema import EncoderCard
@@ -44,7 +43,7 @@ def configuration(params: DetectionParams, card: EncoderCard, classes: int, *, r
     """
     architecture = card.architecture
     try:
-        facts, network = detectron2_facts(card), numbers(architecture)
+        facts, network = detectron2_settings(card), resnet_shape(architecture)
     except InputError as error:
         raise NotApplicableError(f"{card.name}: detection protocols are for ResNets: {error}") from error
     from detectron2 import model_zoo

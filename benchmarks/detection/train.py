@@ -17,7 +17,7 @@ from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export.detectron2 import write_detectron2
+from benchmarks.encoders.export import write_detectron2
 from benchmarks.progress import progress as with_progress
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.training.memory_format import safe_memory_format

@@ -1,54 +1,86 @@
-"""From a weight file of any layout to an `Encoder`."""
+"""From a weight file of any layout to an `Encoder`: recognise the layout by the keys, infer the network, fill it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from benchmarks.contract import InputError
-from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.infer_resnet import infer_resnet, is_resnet
-from benchmarks.encoders.layouts.facts import NETWORK, PIXELS, Facts, card_facts, recipe_facts, release_facts
-from benchmarks.encoders.layouts.recognise import Found, recognise, unfold_statistics, unrecognised
-from benchmarks.encoders.projection import described, projection
-from benchmarks.encoders.resnet import fill, parse_architecture, resnet_encoder
-from benchmarks.encoders.timm_models import timm_encoder, timm_keys
-from benchmarks.encoders.vit import infer_vit, timm_dinov2
-from benchmarks.encoders.weight_files.untrusted import Contents, read_weights
+import torch
+from torch import Tensor
+
+from benchmarks.encoders.card_facts import (
+    NETWORK,
+    PIXELS,
+    CardOverrides,
+    overrides_of_card,
+    overrides_of_recipe,
+    overrides_of_release,
+)
+from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
+from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
+from benchmarks.encoders.resnet import infer_resnet, is_resnet, parse_architecture, resnet_encoder
+from benchmarks.encoders.timm_models import dinov2_as_timm, infer_vit, timm_encoder, timm_keys
+from benchmarks.encoders.weight_files import WeightFile, read_weights
+from benchmarks.task import InputError
 from pretrain.checkpoint import CARD_KEY, weights_sha256
 from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
 
 log = logging.getLogger(__name__)
 
+# Where several mappings of a file match a layout, such as a model and its moving average: the first of these, then any.
+PREFERRED_MAPPINGS = ("state_dict", "model", "model_state", "model_state_dict", "teacher", "target", "")
 
-def load_checkpoint(path: Path, facts: Facts | None = None) -> Encoder:
-    """Reads, recognises and strictly loads a file. The card says which layout it was and what is only assumed.
+
+@dataclass(frozen=True)
+class RecognisedCheckpoint:
+    """A checkpoint with a known layout.
+
+    Attributes:
+        layout: its row of the table.
+        name: name of the layout, and of the chosen encoder where the file has several.
+        backbone: tensors by torchvision's or timm's names.
+        head: tensors of the projection head, without their prefix.
+        unused: number of other tensors in the file.
+        keys: all keys of the mapping that was read, as they are in the file.
+    """
+
+    layout: CheckpointLayout
+    name: str
+    backbone: dict[str, Tensor]
+    head: dict[str, Tensor]
+    unused: int
+    keys: tuple[str, ...]
+
+
+def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
+    """Read, recognise and strictly load a file. The card names the layout and lists what is only assumed.
 
     Args:
-        facts: what the user says; it prevails over the file's card and the table of releases.
+        overrides: from the user; they prevail over the file's own card and the table of releases.
 
     Raises:
-        InputError: the file is unsafe, damaged, of no known layout, does not fill its network, or leaves out what only
-            the user can say.
+        InputError: the file is unsafe or damaged, has no known layout, does not fill its network, or does not show
+            something that only the user can say.
     """
-    facts = facts or Facts()
-    contents = read_weights(path)
-    if contents.card is not None:
-        return _own(contents, contents.card, facts)
-    if facts.architecture and facts.architecture.startswith("timm:"):
-        encoder = _named_timm(contents, facts.architecture, facts)
+    file = read_weights(path)
+    if file.card is not None:
+        return _with_own_card(file, file.card, overrides)
+    if overrides.architecture and overrides.architecture.startswith("timm:"):
+        encoder = _named_timm(file, overrides.architecture, overrides)
     else:
-        found = recognise(contents, facts.pick)
+        found = recognise(file, overrides.pick)
         resnet = is_resnet(found.backbone)
-        if facts.architecture and not resnet:
+        if overrides.architecture and not resnet:
             raise InputError(
-                f"{path} is of the layout {found.name}, which is no {facts.architecture}; give another file, or "
-                "architecture=timm:NAME"
+                f"{path} has the layout {found.name}, which is not a {overrides.architecture}; give another file, or "
+                "--facts architecture=timm:NAME"
             )
-        encoder = (_resnet if resnet else _transformer)(contents, found, facts)
+        encoder = (_resnet if resnet else _vit)(file, found, overrides)
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
@@ -56,16 +88,129 @@ def load_checkpoint(path: Path, facts: Facts | None = None) -> Encoder:
     return encoder
 
 
-def _own(contents: Contents, card: EncoderCard, facts: Facts) -> Encoder:
-    """A file that carries its card: nothing is recognised or assumed that the card does not say is."""
-    source, tensors = str(contents.path), contents.tensors[""]
-    asked = facts.architecture or card.architecture.name
+# ---- recognise the layout --------------------------------------------------------------------------------------------
+
+
+def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint:
+    """Read the file by the first layout of the table whose marks it has all of.
+
+    Args:
+        pick: which encoder, where the file has several (`student`, `encoder_k`, …); the layout's first by default.
+
+    Raises:
+        InputError: no layout matches, the file has no such encoder, or two keys mean the same tensor.
+    """
+    mappings = {where: _without_wrapper_prefix(tensors) for where, tensors in file.tensors.items()}
+    for layout in LAYOUTS:
+        options = _encoders_of(layout, mappings, file.keys)
+        if options:
+            break
+    else:
+        total = sum(len(tensors) for tensors in mappings.values())
+        names = [f"{where}/{key}".lstrip("/") for where, tensors in mappings.items() for key in tensors]
+        raise InputError(
+            f"{file.path} has no backbone in a known layout: {total} tensors, the first are "
+            f"{', '.join(names[:3]) or 'none'}; name the network with --facts architecture=timm:NAME, or wrap it as "
+            "my_package.my_module:build"
+        )
+    chosen = pick or next(iter(options))
+    if chosen not in options:
+        raise InputError(
+            f"{file.path} has the layout {layout.name}, which has no {pick!r}; pick one of {', '.join(options)}"
+        )
+    place = options[chosen]
+    tensors = mappings[place.mapping]
+    head_prefixes = tuple(place.head.split("|")) if place.head else ()
+    head = {key.removeprefix(h): t for h in head_prefixes for key, t in tensors.items() if key.startswith(h)}
+    backbone: dict[str, Tensor] = {}
+    for key, name in _backbone_names(layout, place, tensors, head_prefixes):
+        if name in backbone:
+            raise InputError(f"{file.path}: two keys mean {name}, one of them is {key}; the file is damaged")
+        backbone[name] = tensors[key]
+    total = sum(len(tensors) for tensors in mappings.values())
+    label = layout.name if len(options) == 1 else f"{layout.name}: {chosen}"
+    return RecognisedCheckpoint(layout, label, backbone, head, total - len(backbone) - len(head), tuple(tensors))
+
+
+def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
+    """The mapping of the file that has most of a network's tensor names, where its layout is not in the table.
+
+    Args:
+        pick: path of another mapping.
+    """
+    mappings = {where: _without_wrapper_prefix(tensors) for where, tensors in file.tensors.items()} or {"": {}}
+    best = pick if pick is not None else max(mappings, key=lambda where: len(set(mappings[where]) & set(names)))
+    if best not in mappings:
+        raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(mappings)}")
+    total = sum(len(tensors) for tensors in mappings.values())
+    layout = CheckpointLayout("the network's own names", "", (), {})
+    unused = total - len(mappings[best])
+    return RecognisedCheckpoint(layout, layout.name, mappings[best], {}, unused, tuple(mappings[best]))
+
+
+def _without_wrapper_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that DistributedDataParallel and torch.compile put in front of every key."""
+    bare = dict(tensors)
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if bare and all(key.startswith(prefix) for key in bare):
+            bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
+    return bare
+
+
+def _encoders_of(
+    layout: CheckpointLayout, mappings: Mapping[str, Mapping[str, Tensor]], top_keys: Collection[str]
+) -> dict[str, Pick]:
+    """The encoders of the file under this layout, by name; empty where the file has another layout."""
+
+    def present(mark: str, place: str) -> bool:
+        if mark.startswith("@"):
+            return mark[1:] in top_keys
+        where, _, pattern = mark.rpartition("/")
+        return any(fnmatchcase(key, pattern) for key in mappings.get(place if where == "*" else where, ()))
+
+    any_mapping = any(mark.startswith("*/") for mark in layout.marks)
+    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
+    places = sorted(mappings, key=lambda place: order.get(place, len(order))) if any_mapping else [""]
+    places = [place for place in places if all(present(mark, place) for mark in layout.marks)]
+    options: dict[str, Pick] = {}
+    for place in places:
+        for name, pick in layout.picks.items():
+            mapping = place if pick.mapping == "*" else pick.mapping
+            if any(key.startswith(pick.prefix) for key in mappings.get(mapping, ())):
+                if len(places) > 1:
+                    name = place or name if len(layout.picks) == 1 else f"{place}.{name}"
+                options[name] = Pick(mapping, pick.prefix, pick.head)
+    return options
+
+
+def _backbone_names(
+    layout: CheckpointLayout, place: Pick, tensors: Collection[str], head_prefixes: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    """The file's key and torchvision's or timm's name of each tensor of the backbone."""
+    for key in tensors:
+        if not key.startswith(place.prefix) or (head_prefixes and key.startswith(head_prefixes)):
+            continue
+        name = key.removeprefix(place.prefix)
+        if any(fnmatchcase(name, pattern) for pattern in layout.ignore):
+            continue
+        for pattern, replacement in NAMING_SCHEMES[layout.names]:
+            name = re.sub(pattern, replacement, name)
+        yield key, name
+
+
+# ---- build and fill the network --------------------------------------------------------------------------------------
+
+
+def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides) -> Encoder:
+    """A file of this project: the card says everything, and only what it lists as assumed is assumed."""
+    source, tensors = str(file.path), file.tensors[""]
+    asked = overrides.architecture or card.architecture.name
     if asked.partition("-")[0] != card.architecture.name:
-        raise InputError(f"{source} says that it is {card.architecture.name}, not {asked}; give another file")
-    facts.refuse(["pick"], f"{source} holds one encoder")
-    _refuse_other_networks(facts, card.architecture.name, source)
-    card = card.model_copy(update={"architecture": facts.network(card.architecture)})
-    card = card_facts(card).under(facts).card(card, card.assumed)
+        raise InputError(f"{source} holds a {card.architecture.name}, not a {asked}; give another file")
+    overrides.refuse(["pick"], f"{source} holds one encoder")
+    _refuse_fields_of_other_networks(overrides, card.architecture.name, source)
+    card = card.model_copy(update={"architecture": overrides.apply_to_network(card.architecture)})
+    card = overrides_of_card(card).then(overrides).apply_to_card(card, card.assumed)
     if card.architecture.name not in STAGES:
         return timm_encoder(card, tensors, source)
     backbone = ResNet(card.architecture)
@@ -73,117 +218,142 @@ def _own(contents: Contents, card: EncoderCard, facts: Facts) -> Encoder:
     return resnet_encoder(card, backbone)
 
 
-def _refuse_other_networks(facts: Facts, architecture: str, source: str) -> None:
-    """Facts that this kind of network does not have would change nothing, and nobody would notice."""
+def _refuse_fields_of_other_networks(overrides: CardOverrides, architecture: str, source: str) -> None:
+    """Such a value would change nothing, and nobody would notice."""
     others = ("num_heads",) if architecture in STAGES else tuple(name for name in NETWORK if name != "num_heads")
-    facts.refuse(others, f"{source} is {architecture}, which has no such thing")
+    overrides.refuse(others, f"{source} is a {architecture}, which has no such setting")
 
 
-def _released(contents: Contents, found: Found, architecture: Architecture, kernel: int | None) -> Facts:
-    values = contents.values
-    known = release_facts(found.layout.name, architecture, found.keys, values.get("__author__"), kernel)
+def _known_without_user(
+    file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture, stem_kernel: int | None
+) -> CardOverrides:
+    """The values that the layout, the table of releases and the file's own metadata fix."""
+    author = file.values.get("__author__")
+    known = overrides_of_release(found.layout.name, architecture, found.keys, author, stem_kernel)
     if found.layout.method:
-        known = Facts({"method": found.layout.method}).under(known)
-    epochs = values.get(found.layout.epochs or "")
+        known = CardOverrides({"method": found.layout.method}).then(known)
+    epochs = file.values.get(found.layout.epochs or "")
     if isinstance(epochs, int):
-        known = known.under(Facts({"epochs": epochs}))
-    recipe = values.get("recipe")
-    return known.under(recipe_facts(recipe)) if isinstance(recipe, str) and "run" in found.layout.name else known
+        known = known.then(CardOverrides({"epochs": epochs}))
+    recipe = file.values.get("recipe")
+    if isinstance(recipe, str) and found.layout.name == "encoder-bench run":
+        known = known.then(overrides_of_recipe(recipe))
+    return known
 
 
-def _resnet(contents: Contents, found: Found, facts: Facts) -> Encoder:
-    source, tensors = str(contents.path), dict(found.backbone)
-    if facts.architecture:
+def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
+    source, tensors = str(file.path), dict(found.backbone)
+    if overrides.architecture:
         stem = tensors["conv1.weight"]
         shown = {"width": stem.shape[0], "stem_kernel": stem.shape[-1]}
-        architecture = parse_architecture(facts.architecture).model_copy(update=shown)
+        architecture = parse_architecture(overrides.architecture).model_copy(update=shown)
     else:
         architecture = infer_resnet(tensors, source)
-    _refuse_other_networks(facts, architecture.name, source)
-    own = _carried(contents)
-    known = _released(contents, found, architecture, architecture.stem_kernel)
+    _refuse_fields_of_other_networks(overrides, architecture.name, source)
+    own = _embedded_card(file)
+    known = _known_without_user(file, found, architecture, architecture.stem_kernel)
     if own is not None:
-        known = known.under(card_facts(own, assumed=True))
-    known = known.under(facts)
+        known = known.then(overrides_of_card(own, assumed=True))
+    known = known.then(overrides)
     bottleneck = any(".conv3." in name for name in tensors)
-    small = architecture.stem_kernel < 7
-    what = f"{source} is of the layout {found.name}"
+    small_stem = architecture.stem_kernel < 7
+    subject = f"{source} has the layout {found.name}"
     required = [name for name in found.layout.required if bottleneck or name != "stride_in_1x1"]
-    if small:
-        what += f", with a stem of {architecture.stem_kernel}x{architecture.stem_kernel}"
+    if small_stem:
+        subject += f", with a stem of {architecture.stem_kernel}x{architecture.stem_kernel}"
         required += ["stem_stride", "max_pool"]
-    known.require(required, what)
-    architecture = known.network(architecture)
+    known.require(required, subject)
+    architecture = known.apply_to_network(architecture)
     layout = found.name
     if found.layout.names == "caffe2" and unfold_statistics(tensors, architecture.bn_eps):
         layout += ", statistics folded into the norms"
     backbone = ResNet(architecture)
     matched = fill(backbone, tensors, source)
-    head = projection(found.head, backbone.channels)
+    head = projection_head(found.head, backbone.channels)
     card = EncoderCard(
-        name=contents.path.name.partition(".")[0],
-        source=f"checkpoint {contents.path.name}",
+        name=file.path.name.partition(".")[0],
+        source=f"checkpoint {file.path.name}",
         architecture=architecture,
         weights_sha256=weights_sha256(backbone.state_dict()),
         layout=layout,
         keys_matched=matched,
         keys_unused=found.unused + (0 if head else len(found.head)),
-        head=described(head) if head else None,
+        head=head_summary(head),
     )
-    asked = [*PIXELS, "stem_stride", "max_pool", "bn_eps"]
-    asked += ["stem_padding"] if small else []
-    asked += ["stride_in_1x1"] if bottleneck else []
     if own is not None:
         if own.weights_sha256 not in (None, card.weights_sha256):
             raise InputError(
                 f"{source}: the weights are not those that its card describes; write or copy the file again"
             )
-        met = ("architecture", "weights_sha256", "layout", "keys_matched", "keys_unused", "head")
-        card = known.card(own.model_copy(update={name: getattr(card, name) for name in met}), ())
-        left = tuple(name for name in own.assumed if name not in facts.values)
-        return resnet_encoder(card.model_copy(update={"assumed": left}), backbone, head)
-    return resnet_encoder(known.card(card, asked), backbone, head)
+        seen = ("architecture", "weights_sha256", "layout", "keys_matched", "keys_unused", "head")
+        card = known.apply_to_card(own.model_copy(update={name: getattr(card, name) for name in seen}), ())
+        assumed = tuple(name for name in own.assumed if name not in overrides.values)
+        return resnet_encoder(card.model_copy(update={"assumed": assumed}), backbone, head)
+    needed = [*PIXELS, "stem_stride", "max_pool", "bn_eps"]
+    needed += ["stem_padding"] if small_stem else []
+    needed += ["stride_in_1x1"] if bottleneck else []
+    return resnet_encoder(known.apply_to_card(card, needed), backbone, head)
 
 
-def _carried(contents: Contents) -> EncoderCard | None:
-    """The card that this project's own writers put into other libraries' files."""
-    text = contents.values.get(CARD_KEY)
+def unfold_statistics(backbone: dict[str, Tensor], eps: float) -> bool:
+    """Make Caffe2's tensors those of a ResNet, and return whether batch-norm statistics were folded.
+
+    The zero biases of convolutions are removed. Batch norms that were folded into scale and bias get neutral
+    statistics: (x - 0) / sqrt(1 - eps + eps) is x, as in detectron2's frozen batch norm.
+    """
+    biases = [name for name in backbone if name.endswith(".bias")]
+    norms = [name for name in biases if "bn" in name or "downsample.1" in name]
+    for name in set(biases) - set(norms):
+        if not backbone[name].any():
+            del backbone[name]
+    folded = not any(name.endswith("running_mean") for name in backbone)
+    if folded:
+        for name in norms:
+            zeros = torch.zeros_like(backbone[name])
+            norm = name.removesuffix("bias")
+            backbone[f"{norm}running_mean"], backbone[f"{norm}running_var"] = zeros, zeros + (1 - eps)
+    return folded
+
+
+def _embedded_card(file: WeightFile) -> EncoderCard | None:
+    """The card that `benchmarks.encoders.export` writes into other libraries' files."""
+    text = file.values.get(CARD_KEY)
     try:
         return EncoderCard.model_validate_json(text) if isinstance(text, str) else None
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{contents.path} carries a card that cannot be read ({reason}); write the file again"
-        ) from error
+        raise InputError(f"{file.path} has a card that cannot be read ({reason}); write the file again") from error
 
 
-def _transformer(contents: Contents, found: Found, facts: Facts) -> Encoder:
-    architecture, tensors = infer_vit(found.backbone, str(contents.path))
-    _refuse_other_networks(facts, architecture.name, str(contents.path))
-    known = _released(contents, found, architecture, None).under(facts)
-    return _timm(contents, architecture.name, replace(found, backbone=tensors), known, [*PIXELS, "num_heads"])
+def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
+    architecture, tensors = infer_vit(found.backbone, str(file.path))
+    _refuse_fields_of_other_networks(overrides, architecture.name, str(file.path))
+    known = _known_without_user(file, found, architecture, None).then(overrides)
+    return _timm(file, architecture.name, replace(found, backbone=tensors), known, [*PIXELS, "num_heads"])
 
 
-def _named_timm(contents: Contents, name: str, facts: Facts) -> Encoder:
-    """A file of a timm model whose name the user gives: its layout may be known, else its keys are the model's."""
-    _refuse_other_networks(facts, name, str(contents.path))
+def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
+    """A file of a timm model that the user names: in a known layout, or with the model's own tensor names."""
+    _refuse_fields_of_other_networks(overrides, name, str(file.path))
     try:
-        found = recognise(contents, facts.pick)
+        found = recognise(file, overrides.pick)
     except InputError:
-        found = unrecognised(contents, timm_keys(name), facts.pick)
+        found = best_mapping(file, timm_keys(name), overrides.pick)
     if found.layout.names == "dinov2":
-        found = replace(found, backbone=timm_dinov2(found.backbone))
-    return _timm(contents, name, found, facts, PIXELS)
+        found = replace(found, backbone=dinov2_as_timm(found.backbone))
+    return _timm(file, name, found, overrides, PIXELS)
 
 
-def _timm(contents: Contents, name: str, found: Found, known: Facts, asked: Sequence[str]) -> Encoder:
+def _timm(
+    file: WeightFile, name: str, found: RecognisedCheckpoint, known: CardOverrides, needed: Sequence[str]
+) -> Encoder:
     card = EncoderCard(
-        name=contents.path.name.partition(".")[0],
-        source=f"checkpoint {contents.path.name}",
-        architecture=known.network(Architecture(name=name)),
+        name=file.path.name.partition(".")[0],
+        source=f"checkpoint {file.path.name}",
+        architecture=known.apply_to_network(Architecture(name=name)),
         layout=found.name,
         keys_unused=found.unused,
     )
-    encoder = timm_encoder(card, found.backbone, str(contents.path), head=found.head)
-    encoder.card = known.card(encoder.card, asked)
+    encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head)
+    encoder.card = known.apply_to_card(encoder.card, needed)
     return encoder

@@ -1,4 +1,4 @@
-"""Encoders around `pretrain.resnet.ResNet`: strictly filled, or at random initialisation."""
+"""ResNet encoders: architecture from a text or from the shapes of tensors, random or torchvision's own weights."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
+import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from benchmarks.contract import InputError
-from benchmarks.encoders.encoder import FEATURES, Encoder
+from benchmarks.encoders.card_facts import PIXELS, CardOverrides
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill
+from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import weights_sha256
 from pretrain.resnet import STAGES, ResNet
 from results.schema import Architecture, EncoderCard
-
-
-class ProjectedResNet(nn.Module):
-    """A backbone and its projection head in one module, so that both move together."""
-
-    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
 
 
 def resnet_encoder(card: EncoderCard, backbone: ResNet, head: nn.Module | None = None) -> Encoder:
@@ -28,47 +23,15 @@ def resnet_encoder(card: EncoderCard, backbone: ResNet, head: nn.Module | None =
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         stages = backbone.stages(images)
-        outputs = dict(zip(FEATURES, stages, strict=True))
+        outputs = dict(zip(FEATURE_MAPS, stages, strict=True))
         outputs["embed"] = stages[-1].mean(dim=(2, 3))
         if head is not None and "head" in names:
             outputs["head"] = head(outputs["embed"])
         return {name: outputs[name] for name in names}
 
     if head is None:
-        return Encoder(card, backbone, forward, (*FEATURES, "embed"))
-    return Encoder(card, ProjectedResNet(backbone, head), forward, (*FEATURES, "embed", "head"))
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> int:
-    """Loads every tensor of `module`, or nothing, and returns how many. Only `num_batches_tracked` may be absent.
-
-    Raises:
-        InputError: with counts and the first few names, unless names and shapes agree one to one; or a weight that is
-            not a floating-point number.
-    """
-    own = module.state_dict()
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    missing = sorted(needed - set(tensors))
-    unused = sorted(set(tensors) - set(own))
-    shapes = sorted(n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape)
-    if missing or unused or shapes:
-        faults = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for names, what in ((missing, "missing"), (unused, "left over"), (shapes, "of another shape"))
-            if names
-        ]
-        good = len(needed) - len(missing) - len([n for n in shapes if n in needed])
-        raise InputError(
-            f"{source} fills {good} of the backbone's {len(needed)} tensors: {'; '.join(faults)}; "
-            "it is a checkpoint of another architecture"
-        )
-    whole = [n for n in sorted(needed) if own[n].is_floating_point() and not tensors[n].is_floating_point()]
-    if whole:
-        raise InputError(
-            f"{source} holds whole numbers in {len(whole)} tensors ({', '.join(whole[:3])}); it is quantised"
-        )
-    module.load_state_dict(dict(tensors), strict=False)
-    return len(tensors)
+        return Encoder(card, backbone, forward, (*FEATURE_MAPS, "embed"))
+    return Encoder(card, BackboneWithHead(backbone, head), forward, (*FEATURE_MAPS, "embed", "head"))
 
 
 def parse_architecture(text: str) -> Architecture:
@@ -79,7 +42,7 @@ def parse_architecture(text: str) -> Architecture:
     """
     name, *parts = text.split("-")
     if name not in STAGES:
-        raise InputError(f"unknown architecture {name!r} in {text!r}; known are {', '.join(STAGES)}")
+        raise InputError(f"unknown architecture {name!r} in {text!r}; choose from {', '.join(STAGES)}")
     fields: dict[str, int | bool] = {}
     letters = {"w": "width", "k": "stem_kernel", "s": "stem_stride"}
     for part in parts:
@@ -90,13 +53,51 @@ def parse_architecture(text: str) -> Architecture:
             fields[letters[number[1]]] = int(number[2])
         else:
             raise InputError(
-                f"unknown part {part!r} in {text!r}; parts are wN, kN, sN and nopool, as resnet18-w32-k3-nopool"
+                f"unknown part {part!r} in {text!r}; parts are wN, kN, sN and nopool, as in resnet18-w32-k3-nopool"
             )
     return Architecture(name=name, **fields)
 
 
+def is_resnet(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a torchvision ResNet."""
+    return "conv1.weight" in tensors and any(name.startswith("layer1.0.conv") for name in tensors)
+
+
+def infer_resnet(tensors: Mapping[str, Tensor], source: str) -> Architecture:
+    """Name, width and stem kernel from the shapes. Strides, max-pool and the like keep their defaults.
+
+    Raises:
+        InputError: no known ResNet has these shapes.
+    """
+    stem, first, grouped = (tensors.get(n) for n in ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"))
+    if stem is None or first is None or grouped is None or {stem.ndim, first.ndim, grouped.ndim} != {4}:
+        raise InputError(
+            f"{source} lacks the stem or the first block of a ResNet; it is incomplete or of another kind, give "
+            "another checkpoint"
+        )
+    depths = tuple(_depth(tensors, stage) for stage in (1, 2, 3, 4))
+    width, kernel = stem.shape[0], stem.shape[2]
+    block = Bottleneck if any(name.startswith("layer1.0.conv3.") for name in tensors) else BasicBlock
+    inner = first.shape[0]
+    groups = max(inner // max(grouped.shape[1], 1), 1)
+    per_group = inner * 64 // (groups * width) if block is Bottleneck else 64
+    for name, known in STAGES.items():
+        if known == (block, depths, groups, per_group):
+            return Architecture(name=name, width=width, stem_kernel=kernel)
+    raise InputError(
+        f"{source} is a ResNet of {'-'.join(map(str, depths))} {block.__name__} blocks with {groups} groups of width "
+        f"{per_group}, which is not one of {', '.join(STAGES)}; give --facts architecture=timm:NAME, or wrap it as "
+        "my_package.my_module:build"
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor], stage: int) -> int:
+    found = (re.match(rf"layer{stage}\.(\d+)\.", name) for name in tensors)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
 def random_resnet(architecture: Architecture, seed: int) -> Encoder:
-    """The network as a MoCo run with this seed finds it before its first step, batch norms at their initial values."""
+    """The network as a MoCo run with this seed has it before its first step, batch norms at their initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = ResNet(architecture)
@@ -116,15 +117,16 @@ def random_resnet(architecture: Architecture, seed: int) -> Encoder:
 
 @torch.no_grad()
 def recalibrated(encoder: Encoder, batches: Iterable[Tensor]) -> Encoder:
-    """The encoder with the batch-norm statistics of its own activations on `batches` of uint8 images.
+    """The encoder with batch-norm statistics of its own activations on `batches` of uint8 images.
 
-    At their initial values (mean 0, variance 1) the norms of a random network do nothing, which no trained network
-    has to bear; with statistics of the data the comparison with a trained one is fair. Plain averages over batches.
+    At their initial values (mean 0, variance 1) the batch norms of a random network do not normalise anything, and no
+    trained network has that handicap. With statistics of the data, the comparison with a trained network is fair.
+    The statistics are plain averages over batches.
     """
     norms = [m for m in encoder.module.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's name for a cumulative average
+        norm.momentum = None  # a cumulative average
     encoder.module.train()
     for batch in batches:
         encoder.module(encoder.normalise(batch))
@@ -138,3 +140,32 @@ def recalibrated(encoder: Encoder, batches: Iterable[Tensor]) -> Encoder:
         }
     )
     return encoder
+
+
+def pretrained_torchvision(name: str, overrides: CardOverrides) -> Encoder:
+    """The ResNet with the weights that torchvision itself loads, from its cache or the network.
+
+    Raises:
+        InputError: torchvision cannot load its weights.
+    """
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # of the network, the file system or a damaged download
+        raise InputError(
+            f"torchvision cannot load its weights of {name} ({' '.join(str(error).split())[:120]}); connect to the "
+            f"network once, or give a file: torchvision:{name}:FILE"
+        ) from error
+    backbone = ResNet(Architecture(name=name))
+    tensors = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    matched = fill(backbone, tensors, str(weights))
+    transform = weights.transforms()
+    card = EncoderCard(
+        name=f"torchvision {weights}", source=f"torchvision {torchvision.__version__}, {weights}",
+        architecture=Architecture(name=name), weights_sha256=weights_sha256(backbone.state_dict()),
+        layout="torchvision", keys_matched=matched, keys_unused=len(state) - len(tensors), mean=tuple(transform.mean),
+        std=tuple(transform.std), interpolation=transform.interpolation.value, method="supervised",
+        pretrain_data="ImageNet-1k",
+    )  # fmt: skip
+    known = CardOverrides({field: getattr(card, field) for field in PIXELS}).then(overrides)
+    return resnet_encoder(known.apply_to_card(card, PIXELS), backbone)

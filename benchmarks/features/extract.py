@@ -1,66 +1,148 @@
-"""The frozen encoder's side of a pass: from a batch of images to one vector per image and output."""
+"""Extraction of features: batches of images, folding of batch norms, and the encoder's pass over a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.datasets.images import BadImage, Images
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.features.fold import folded
-from benchmarks.features.pool import Pooling, pool
-from benchmarks.options import Precision
+from benchmarks.features.pool import pool
+from benchmarks.task import Outputs, Precision
 from results.schema import Geometry
 
-Outputs = Mapping[str, tuple[str, Pooling | None]]  # key -> encoder output, pooling of its maps or None for a vector
 Extract = Callable[[Tensor, Outputs], dict[str, Tensor]]
+Map = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
 
-_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Pixels of a batch. On a CPU the maps of a batch this small stay in the last-level cache (ResNet-50 at 224 pixels: 8
-# images); it must not follow the number of threads, as sums may be ordered otherwise in a batch of another size.
-_BATCH_PIXELS = {"cpu": 8 * 224**2}
+FOLD_TOLERANCE = 1e-3  # of an output's largest value: above rounding in the deepest networks, below any wrong fold
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Pixels of a batch. On a CPU, the maps of a batch this small stay in the last-level cache (ResNet-50 at 224 pixels: 8
+# images). It must not depend on the number of threads: sums may be ordered differently in a batch of another size.
+_CPU_BATCH_PIXELS = 8 * 224**2
 _GPU_BATCH_PIXELS = 256 * 224**2
 
 
+class Batch(NamedTuple):
+    """Consecutive rows of a split.
+
+    Attributes:
+        start, stop: the rows.
+        readable: the rows whose image could be read.
+        images: (len(readable), 3, crop, crop) uint8, RGB.
+        unreadable: the other rows, with the reason.
+    """
+
+    start: int
+    stop: int
+    readable: list[int]
+    images: Tensor
+    unreadable: dict[int, str]
+
+
+class Reader(Dataset[Batch]):
+    """Reads ranges of rows. An unreadable image is reported in the batch, or with `strict` raised at once."""
+
+    def __init__(self, paths: Sequence[Path], geometry: Geometry, *, strict: bool = False) -> None:
+        self.images, self.strict, self.crop = Images(paths, geometry), strict, geometry.crop
+
+    def read(self, rows: Sequence[int], map_rows: Map = map) -> Batch:
+        """Read consecutive rows; `map_rows` may read several at a time."""
+        found = dict(zip(rows, map_rows(self.read_one, rows), strict=True))
+        images = {row: image for row, image in found.items() if isinstance(image, Tensor)}
+        # Channels last in memory, as they are decoded and as the model needs them.
+        stacked = torch.empty(len(images), self.crop, self.crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        if images:
+            torch.stack(list(images.values()), out=stacked)
+        unreadable = {row: reason for row, reason in found.items() if isinstance(reason, str)}
+        return Batch(rows[0], rows[-1] + 1, list(images), stacked, unreadable)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        return self.read(rows)
+
+    def read_one(self, row: int) -> Tensor | str:
+        """The image, or why it cannot be decoded."""
+        try:
+            return self.images[row][0]
+        except BadImage as error:
+            cause = error.__cause__
+            if self.strict or (isinstance(cause, OSError) and cause.errno is not None):
+                raise  # the system's error, not the decoder's: a failing disk says nothing about the image
+            return str(error)
+
+
+def batches(reader: Reader, requests: Iterable[Sequence[int]], device: torch.device, workers: int) -> Iterator[Batch]:
+    """One batch per request, in order.
+
+    On a GPU, `workers` processes read ahead. On a CPU, reading and computing need the same cores, and computing threads
+    that wait for each other at every layer lose more to a reader than the reader gains. So they take turns, each with
+    all of torch's threads (Pillow decodes and resizes outside the interpreter's lock). Without workers, this thread
+    reads.
+    """
+    if not workers:
+        yield from map(reader.read, requests)
+    elif device.type == "cpu":
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            yield from (reader.read(rows, threads.map) for rows in requests)
+    else:
+        yield from DataLoader(
+            reader,
+            batch_sampler=requests,  # type: ignore[arg-type]  # any iterable of lists works
+            num_workers=workers,
+            collate_fn=_unchanged,  # type: ignore[arg-type]  # `__getitems__` returns a batch, not a list
+            pin_memory=device.type == "cuda",
+        )
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
 def default_batch_size(device: torch.device, crop: int) -> int:
-    """Images at a time, by the kind of device and the size of the images alone."""
-    return max(1, _BATCH_PIXELS.get(device.type, _GPU_BATCH_PIXELS) // crop**2)
+    """Images per batch, by the kind of device and the image size only."""
+    return max(1, (_CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS) // crop**2)
 
 
 @contextmanager
 def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision: Precision) -> Iterator[Extract]:
-    """A function of (N, 3, crop, crop) uint8 images and some of `outputs` that gives (N, D) float32 per key.
+    """A function of (N, 3, crop, crop) uint8 images and some of `outputs` that returns (N, D) float32 per key.
 
-    fp32 is float32 throughout, TF32 off. bf16 and fp16 are torch's autocast; pooling to fixed grids is float32 always.
-    Batch norms are folded while the context lasts.
+    fp32 is float32 throughout, without TF32. bf16 and fp16 are torch's autocast; pooling is always float32. Batch norms
+    are folded inside the context.
     """
     names = {output for output, _ in outputs.values()}
 
-    def run(images: Tensor, wanted: Outputs) -> dict[str, Tensor]:
-        # The context of a generator would leak these modes, which belong to the thread, into its caller.
+    def extract(images: Tensor, requested: Outputs) -> dict[str, Tensor]:
+        # Entered per call: in the generator, these modes of the thread would leak into its caller.
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(deterministic=True, allow_tf32=False),
-            torch.autocast(encoder.device.type, _LOW.get(precision), enabled=precision in _LOW),
+            torch.autocast(encoder.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
         ):
-            found = encoder.outputs(encoder.normalise(images), {output for output, _ in wanted.values()})
+            found = encoder.outputs(encoder.normalise(images), {output for output, _ in requested.values()})
             vectors = {}
-            for key, (output, pooling) in wanted.items():
+            for key, (output, pooling) in requested.items():
                 value = found[output].float()
                 vectors[key] = value if pooling is None else pool(value, pooling)
             return vectors
 
     with folded(encoder, names, geometry.crop):
-        yield run
+        yield extract
 
 
 def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, int]:
     """D of each output's (N, D) features, from one blank image.
 
     Raises:
-        InputError: a pooling kernel that the encoder's maps do not fit.
+        InputError: a pooling kernel does not fit the encoder's maps.
     """
     blank = torch.zeros(1, 3, geometry.crop, geometry.crop, dtype=torch.uint8)
     with torch.inference_mode():
@@ -69,3 +151,73 @@ def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, 
             key: (found[output] if pooling is None else pool(found[output], pooling)).shape[1]
             for key, (output, pooling) in outputs.items()
         }
+
+
+@contextmanager
+def folded(encoder: Encoder, names: set[str], size: int) -> Iterator[bool]:
+    """Fold every batch norm in eval mode into its convolution, and undo it afterwards. Yields whether any is folded.
+
+    This saves one pass over the maps per convolution, and in bfloat16 one rounding, as the fold itself is made in
+    float32. A blank pass shows which norm follows which convolution, so any network will do. If something else reads
+    the output of such a convolution, the fold gives other numbers; so it is kept only where the outputs `names` of a
+    noise image agree before and after.
+    """
+    device = encoder.device
+    noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = encoder.normalise(noise)
+    pairs, plain = _convolutions_with_norm(encoder, batch, names)
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    parents = {
+        id(child): (parent, name) for parent in encoder.module.modules() for name, child in parent.named_children()
+    }
+    try:
+        for convolution, norm in pairs:
+            merged = fuse_conv_bn_eval(convolution, norm).to(device).to(memory_format=torch.channels_last)
+            for old, new in ((convolution, merged), (norm, nn.Identity())):
+                parent, name = parents[id(old)]
+                replaced.append((parent, name, old))
+                setattr(parent, name, new)
+        kept = not pairs or _agree(plain, encoder.outputs(batch, names))
+        if not kept:
+            _restore(replaced)
+        yield kept and bool(pairs)
+    finally:
+        _restore(replaced)
+
+
+def _restore(replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    for parent, name, old in reversed(replaced):
+        setattr(parent, name, old)
+    replaced.clear()
+
+
+def _agree(plain: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+    return all(
+        bool((plain[name] - found[name]).abs().amax() <= FOLD_TOLERANCE * plain[name].abs().amax()) for name in plain
+    )
+
+
+def _convolutions_with_norm(
+    encoder: Encoder, batch: Tensor, names: set[str]
+) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], dict[str, Tensor]]:
+    """(convolution, norm) where the norm's input is the convolution's output, each called once; and the outputs."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds the tensor, so that no other tensor gets its id
+    calls: dict[nn.Module, int] = {}
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (module, output)
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made and module.running_mean is not None:
+            found.append((made[id(inputs[0])][0], module))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    hooks = [m.register_forward_hook(note) for m in encoder.module.modules() if type(m) in kinds]
+    try:
+        outputs = encoder.outputs(batch, names)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # In-place activations may have overwritten convolution outputs by now, but neither weights nor norms.
+    return [(c, n) for c, n in found if calls[c] == calls[n] == 1], dict(outputs)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.contract import InputError
+from benchmarks.task import FEATURE_MAPS, InputError
 from results.schema import Frozen
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FixedPooling(Frozen):
-    """Average over `kernel` x `kernel` windows of a `size` x `size` map; the zeros of the padding count as values."""
+    """Average over `kernel` x `kernel` windows of a `size` x `size` map; the padding's zeros count in the average."""
 
     kind: Literal["fixed"] = "fixed"
     size: int = Field(gt=0)
@@ -44,9 +44,7 @@ class GlobalAverage(Frozen):
 
 Pooling = Annotated[FixedPooling | AdaptivePooling | GlobalAverage, Field(discriminator="kind")]
 
-
-STAGES = ("feature1", "feature2", "feature3", "feature4", "feature5")
-# For the maps of a 224-pixel image; of a ResNet-50 they leave 9216, 9216, 8192, 9216 and 8192 numbers.
+# For the maps of a 224-pixel image. A ResNet-50 gives 9216, 9216, 8192, 9216 and 8192 numbers.
 FIXED_224 = {
     "feature1": FixedPooling(size=112, kernel=10, stride=10, padding=4),
     "feature2": FixedPooling(size=56, kernel=16, stride=8),
@@ -54,17 +52,17 @@ FIXED_224 = {
     "feature4": FixedPooling(size=14, kernel=8, stride=3),
     "feature5": FixedPooling(size=7, kernel=6, stride=1),
 }
-# The same grids from maps of any size.
-ADAPTIVE_GRIDS = {name: AdaptivePooling(grid=grid) for name, grid in zip(STAGES, (12, 6, 4, 3, 2), strict=True)}
+# The same grids, from maps of any size.
+ADAPTIVE_GRIDS = {name: AdaptivePooling(grid=grid) for name, grid in zip(FEATURE_MAPS, (12, 6, 4, 3, 2), strict=True)}
 
 
 def pool(maps: Tensor, pooling: Pooling) -> Tensor:
     """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major.
 
     Raises:
-        InputError: the maps do not have the size that a fixed kernel was chosen for.
+        InputError: the maps do not have the size that a fixed kernel is for.
     """
-    from torch.nn import functional  # protocols are declared with these models, and declaring needs no torch
+    from torch.nn import functional  # declaring protocols with these models must not need torch
 
     if isinstance(pooling, GlobalAverage):
         return maps.mean((2, 3))
@@ -73,8 +71,8 @@ def pool(maps: Tensor, pooling: Pooling) -> Tensor:
     height, width = maps.shape[2:]
     if (height, width) != (pooling.size, pooling.size):
         raise InputError(
-            f"the {pooling.kernel}x{pooling.kernel} pooling kernel is for {pooling.size}x{pooling.size} maps, and this "
-            f"encoder gives {height}x{width}: choose a protocol with adaptive grids"
+            f"the {pooling.kernel}x{pooling.kernel} pooling kernel is for {pooling.size}x{pooling.size} maps, but this "
+            f"encoder gives {height}x{width}; choose a protocol with adaptive grids"
         )
     pooled = functional.avg_pool2d(maps, pooling.kernel, pooling.stride, pooling.padding, count_include_pad=True)
     return pooled.flatten(1)

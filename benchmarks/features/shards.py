@@ -1,14 +1,14 @@
-"""One address of the store on disk: outputs that are complete, and outputs that are being filled shard by shard.
+"""The on-disk format of one address of the feature store: complete outputs, and outputs filled shard by shard.
 
-    meta.json              what the address stands for; its time is that of the last use
-    ids.json               the images' ids, row by row
-    embed.npy              a complete output, with
-    embed.json             the images that could not be read, which have no row in it: id -> why
-    lock, claims           taken by the processes at work; the system frees both when a process dies, however it dies
+    meta.json              description of the address; its modification time is that of the last use
+    ids.json               the image ids, row by row
+    embed.npy              a complete output
+    embed.json             the images without a row in embed.npy, because they could not be read: id -> reason
+    lock, claims           locks of the processes at work; the system frees them when a process dies
     partial/embed.npy      an output that is being filled, at its full (sparse) size from the start
-    partial/embed.00012    shard 12 of it is on the disk; holds its unreadable rows: row -> why
+    partial/embed.00012    says that shard 12 of it is on disk; holds its unreadable rows: row -> reason
 
-A shard's mark is written after its rows were synced, so what a mark says is true after any kill.
+A shard's mark is written after its rows were synced to disk, so it is true even after a kill.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from benchmarks.contract import InputError
+from benchmarks.task import InputError
 
 SHARD_ROWS = 512
 _COPIED_ROWS = 4096
@@ -43,18 +42,18 @@ def shard_of(row: int) -> int:
     return row // SHARD_ROWS
 
 
-class Claims:
-    """Which shards of an address this process works on: a byte-range lock on byte `shard` of the file `claims`.
+class ShardClaims:
+    """The shards of an address that this process works on: a lock on byte `shard` of the file `claims` for each.
 
-    Such locks belong to the process. Loader workers that are forked from it do not inherit them, and the system
-    frees them when it dies.
+    Byte-range locks belong to the process. Forked loader workers do not inherit them, and the system frees them when
+    the process dies.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
 
     def take(self, shard: int) -> bool:
-        """Whether the shard is this process's now; False while another has it."""
+        """Claim a shard. False while another process has it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
         except (BlockingIOError, PermissionError):
@@ -62,7 +61,7 @@ class Claims:
         return True
 
     def take_all(self) -> bool:
-        """Whether no other process is at work, and none can begin."""
+        """Claim all shards, so that no other process can start. False while another process has one."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -70,6 +69,7 @@ class Claims:
         return True
 
     def release(self, shard: int) -> None:
+        """Give a shard back."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, shard)
 
     def __enter__(self) -> Self:
@@ -79,13 +79,13 @@ class Claims:
         os.close(self._file)
 
 
-class Partial:
-    """An output that is being filled, by one process or several.
+class PartialOutput:
+    """An output that one or several processes are filling.
 
     Args:
-        folder: of the address.
+        folder: folder of the address.
         key: file name of the output, without suffix.
-        rows, width: its shape.
+        rows, width: shape of the output.
     """
 
     def __init__(self, folder: Path, key: str, rows: int, width: int) -> None:
@@ -96,18 +96,18 @@ class Partial:
         self._file = self._offset = -1
 
     def bytes_to_write(self) -> int:
-        """Disk that the missing shards will take. Shards that were left unfinished count as missing."""
+        """Disk space of the missing shards. Unfinished shards count as missing."""
         if self.final.is_file():
             return 0
         return sum(len(shard_rows(s, self.rows)) for s in range(self.shards) if not self.done(s)) * self.width * 4
 
     def allocate(self) -> None:
-        """Makes the file unless it is there.
+        """Create the file unless it exists.
 
         Raises:
-            InputError: a file of another shape is there.
+            InputError: the existing file has another shape.
         """
-        with _locked(self.folder):
+        with FileLock(self.folder / "lock"):
             if self.final.is_file():
                 return
             if not self.path.is_file():
@@ -117,9 +117,7 @@ class Partial:
                 temporary.replace(self.path)
             stored = np.load(self.path, mmap_mode="r")
             if stored.shape != (self.rows, self.width):
-                raise InputError(
-                    f"{self.path} has shape {stored.shape}, where {(self.rows, self.width)} is expected; remove it"
-                )
+                raise InputError(f"{self.path} has shape {stored.shape}, expected {(self.rows, self.width)}; remove it")
             self._offset = stored.offset
             self._file = os.open(self.path, os.O_RDWR)
 
@@ -133,7 +131,7 @@ class Partial:
         return any(self.done(shard) for shard in range(self.shards))
 
     def write(self, start: int, vectors: NDArray[np.float32]) -> None:
-        """Rows from `start` on. Not through a memory map, where a full disk would kill the process.
+        """Write rows from `start` on. Not through a memory map: there a full disk would kill the process.
 
         Raises:
             OSError: the disk is full.
@@ -144,23 +142,24 @@ class Partial:
             content, at = content[written:], at + written
 
     def finish(self, shard: int, unreadable: dict[int, str]) -> None:
-        """The shard's rows are all written."""
+        """Mark a shard whose rows are all written."""
         os.fsync(self._file)
         write_json(self._mark(shard), unreadable)
 
     def complete(self, ids: Sequence[str]) -> None:
-        """Puts the output in its place once every shard is done, without the rows of unreadable images."""
+        """Move the finished output to its place, without the rows of unreadable images."""
         self.close()
-        with _locked(self.folder):
+        with FileLock(self.folder / "lock"):
             if self.final.is_file():
                 return
             marks = [self._mark(shard) for shard in range(self.shards)]
-            unreadable = {int(row): why for mark in marks for row, why in read_json(mark).items()}
-            source = self._without(unreadable) if unreadable else self.path
-            write_json(self.folder / f"{self.key}.json", {ids[row]: why for row, why in sorted(unreadable.items())})
+            unreadable = {int(row): reason for mark in marks for row, reason in read_json(mark).items()}
+            source = self._copy_without(unreadable) if unreadable else self.path
+            reasons = {ids[row]: reason for row, reason in sorted(unreadable.items())}
+            write_json(self.folder / f"{self.key}.json", reasons)
             source.replace(self.final)
-            for left in (self.path, *marks):
-                left.unlink(missing_ok=True)
+            for leftover in (self.path, *marks):
+                leftover.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -170,8 +169,7 @@ class Partial:
     def _mark(self, shard: int) -> Path:
         return self.path.with_suffix(f".{shard:05}")
 
-    def _without(self, unreadable: Collection[int]) -> Path:
-        """A copy that lacks these rows."""
+    def _copy_without(self, unreadable: Collection[int]) -> Path:
         keep = np.ones(self.rows, dtype=bool)
         keep[list(unreadable)] = False
         source = np.load(self.path, mmap_mode="r")
@@ -187,7 +185,7 @@ class Partial:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically. Not synced: an interrupted pass starts its shard again."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:6]}.new")
     temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     temporary.replace(path)
@@ -195,9 +193,3 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with FileLock(folder / "lock"):
-        yield

@@ -1,4 +1,4 @@
-"""Features on disk, addressed by everything that could change a number in them."""
+"""The feature store: features on disk, at an address made of everything that could change a number in them."""
 
 from __future__ import annotations
 
@@ -6,166 +6,360 @@ import errno
 import logging
 import os
 import shutil
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from benchmarks.contract import InputError, Split
-from benchmarks.features.address import Wanted, file_key
-from benchmarks.features.extract import widths
-from benchmarks.features.fill import Pass, Settings
-from benchmarks.features.join import join
-from benchmarks.features.shards import Claims, Partial, write_json
+import numpy as np
+from torch import Tensor
+
+from benchmarks.datasets.lists import fingerprint
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
+from benchmarks.features.pool import Pooling
+from benchmarks.features.shards import PartialOutput, ShardClaims, read_json, shard_of, shard_rows, write_json
+from benchmarks.progress import progress
+from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split
+from results.schema import Geometry, canonical_sha256
 
 log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Raised by hand when extraction itself changes a number; a test holds golden vectors against it.
+FEATURES_VERSION = 2
+MAX_UNWRITTEN_BATCHES = 2
+
+_POLL_SECONDS = 0.5
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NAMED = 5
+_NAMED_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """Outputs of one encoder on one split.
+
+    Attributes:
+        outputs: feature key -> (encoder output, pooling of its maps or None for a vector).
+        about: the data set and its split, for people.
+    """
+
+    encoder: Encoder
+    labels: Labels
+    geometry: Geometry
+    outputs: Outputs
+    precision: Precision = "fp32"
+    about: str = ""
+
+    @cached_property
+    def description(self) -> dict[str, object]:
+        """Everything that could change a number; the encoder's name could not.
+
+        Left out are the device, the libraries, the number of threads and the batch size: they may change the order of
+        the same float32 sums. With these four equal, features are equal bit for bit.
+        """
+        card = self.encoder.card
+        head = {} if card.head is None else {"head": card.head}  # the hash of the weights is the backbone's only
+        return head | {
+            "version": FEATURES_VERSION,
+            "weights": card.weights_sha256,
+            "architecture": card.architecture.model_dump(mode="json"),
+            "input": [card.mean, card.std, card.value_range, card.channels],
+            "embed": card.embed,
+            "images": fingerprint(self.labels),
+            "geometry": self.geometry.model_dump(mode="json"),
+            "precision": self.precision,
+        }
+
+    @cached_property
+    def address(self) -> str:
+        """Name of the folder in the store."""
+        return canonical_sha256(self.description)[:24]
+
+    @property
+    def files(self) -> dict[str, tuple[str, Pooling | None]]:
+        """File name without suffix -> output, as in `outputs`. The same output under two keys is one file."""
+        return {file_key(*output): output for output in self.outputs.values()}
+
+    def with_outputs(self, outputs: Outputs) -> FeatureRequest:
+        """The same request for other outputs, without computing the images' fingerprint again."""
+        other = replace(self, outputs=outputs)
+        other.__dict__.update(description=self.description, address=self.address)
+        return other
+
+
+def file_key(output: str, pooling: Pooling | None) -> str:
+    """File name of an output, without suffix."""
+    return output if pooling is None else f"{output}-{canonical_sha256(pooling.model_dump(mode='json'))[:8]}"
 
 
 class FeatureStore:
-    """A folder of features. The same address, no work; anything that could change a number changes the address.
+    """A folder of features, computed once per address.
 
-    Every output lies in a file of its own below the address, so a protocol that needs one more output costs one more
-    pass and no other file. Any number of processes may fill one address at once, the ranks of torchrun among them:
-    each takes shards that no other has, and all return when all shards are there. A shard is the same whoever
-    computes it. After a kill the finished shards stay.
+    Every output has a file of its own at the address, so a protocol that needs one more output costs one more pass and
+    one more file. Several processes may fill one address at once, such as the ranks of torchrun: each takes shards that
+    no other process has, and all return when all shards are there. A shard is the same whoever computes it. Finished
+    shards survive a kill.
 
-    Images that cannot be read do not stop a pass of hours. They are left out of the split, told by name and count,
-    and listed beside the features; the caller sees a shorter split and must mark the number.
+    An unreadable image does not stop a pass of hours. It is left out of the split, reported by name and count, and
+    listed next to the features; the caller gets a shorter split and must mark the number.
 
     Args:
-        root: the folder.
-        settings: how passes are made.
+        options: `features` is the folder; `batch_size`, `workers`, `strict` and `progress` say how to extract.
     """
 
-    def __init__(self, root: Path, settings: Settings = Settings()) -> None:  # noqa: B008 - it is immutable
-        self.root, self.settings = root, settings
+    def __init__(self, options: RunOptions) -> None:
+        self.root, self.options = options.features, options
 
-    def get(self, wanted: Sequence[Wanted]) -> list[Split]:
-        """The splits with (N, D) float32 memory maps, computed where they are not there yet.
+    def get(self, requests: Sequence[FeatureRequest]) -> list[Split]:
+        """The splits with (N, D) float32 memory maps, computed where they are missing.
 
-        Row i is image i of the split's labels, joined by id. These are the wanted labels without the images that
+        Row i is image i of the split's labels, joined by id. These are the requested labels without the images that
         could not be read.
 
         Raises:
-            InputError: see `fill`; with `strict`, an image that could not be read in an earlier pass either.
+            InputError: see `fill`; with `strict`, also an image that could not be read in an earlier pass.
         """
-        self.fill(wanted)
-        return [self._read(want) for want in wanted]
+        self.fill(requests)
+        return [self._read(request) for request in requests]
 
-    def fill(self, wanted: Iterable[Wanted]) -> None:
-        """Computes what is not there yet: one pass per address for everything that is wanted of it.
+    def fill(self, requests: Iterable[FeatureRequest]) -> None:
+        """Compute what is missing, in one pass per address for all requests.
 
         Raises:
-            InputError: the disk has or leaves too little room, features are NaN or infinite, maps do not fit a pooling
-                kernel, no image can be read; with `strict`, any image cannot.
+            InputError: the disk has too little room or gets full, features are NaN or infinite, a pooling kernel does
+                not fit the maps, or no image can be read; with `strict`, any image cannot be read.
         """
-        passes = list(self._passes(wanted))
-        needed = sum(part.bytes_to_write() for _, parts in passes for part in parts.values())
+        passes = list(self._passes(requests))
         if not passes:
             return
+        needed = sum(part.bytes_to_write() for each in passes for part in each.parts.values())
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"the features cannot go to {self.root} ({error.strerror}); set --features to another folder"
+                f"cannot store features in {self.root} ({error.strerror}); set --features to another folder"
             ) from error
         free = shutil.disk_usage(self.root).free
         log.info("features to compute: %s in %s, where %s are free", gib(needed), self.root, gib(free))
         if needed > free:
             raise InputError(
-                f"the features need {gib(needed)} in {self.root}, where {gib(free)} are free; make room or set "
-                "--features to another disk"
+                f"the features need {gib(needed)} in {self.root}, but only {gib(free)} are free; free disk space, or "
+                "set --features to another disk"
             )
-        for want, parts in passes:
+        for each in passes:
             try:
-                self._compute(want, parts)
+                each.run()
             except OSError as error:
                 if error.errno in _READ_ONLY:
                     raise InputError(
-                        f"{error.filename or self.root} may not be written ({error.strerror}); set --features to a "
-                        "folder that may"
+                        f"cannot write {error.filename or self.root} ({error.strerror}); set --features to a folder "
+                        "that you may write"
                     ) from error
-                if error.errno not in _FULL:
+                if error.errno not in _DISK_FULL:
                     raise
-                left = sum(part.bytes_to_write() for part in parts.values())
+                left = sum(part.bytes_to_write() for part in each.parts.values())
                 raise InputError(
-                    f"{self.root} is full, and the features of {want.encoder.card.name} need another {gib(left)}; make "
-                    "room and run the same command again, finished shards are kept"
+                    f"{self.root} is full, and the features of {each.request.encoder.card.name} need {gib(left)} more; "
+                    "free disk space and run the same command again, finished shards are kept"
                 ) from error
 
-    def _compute(self, want: Wanted, parts: Mapping[str, Partial]) -> None:
-        folder = self.root / want.address
-        folder.mkdir(exist_ok=True)
-        if not (folder / "ids.json").is_file():
-            write_json(folder / "meta.json", _meta(want))
-            write_json(folder / "ids.json", want.labels.ids)
-        with Claims(folder) as claims:
-            try:
-                Pass(want, parts, claims, self.settings).run()
-            except BaseException:
-                _tidy(folder, parts.values(), claims)
-                raise
-
-    def bytes_to_write(self, wanted: Iterable[Wanted]) -> dict[str, int]:
-        """Disk that `fill` would take, per file name of an output."""
+    def bytes_to_write(self, requests: Iterable[FeatureRequest]) -> dict[str, int]:
+        """Disk space that `fill` would need, by file name of the output."""
         sizes: dict[str, int] = defaultdict(int)
-        for _, parts in self._passes(wanted):
-            for key, part in parts.items():
+        for each in self._passes(requests):
+            for key, part in each.parts.items():
                 sizes[key] += part.bytes_to_write()
         return dict(sizes)
 
-    def _passes(self, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, dict[str, Partial]]]:
-        """One per address that lacks something, with the file -> output of all who want it and its lacking files."""
-        by_address: dict[str, list[Wanted]] = defaultdict(list)
-        for want in wanted:
-            by_address[want.address].append(want)
+    def _passes(self, requests: Iterable[FeatureRequest]) -> Iterator[ExtractionPass]:
+        """One pass per address with missing outputs, for all requests of this address."""
+        by_address: dict[str, list[FeatureRequest]] = defaultdict(list)
+        for request in requests:
+            by_address[request.address].append(request)
         for address, same in by_address.items():
             folder, first = self.root / address, same[0]
-            outputs = {key: output for want in same for key, output in want.files.items()}
-            lacking = {key: output for key, output in outputs.items() if not (folder / f"{key}.npy").is_file()}
-            if lacking:
-                dims = widths(first.encoder, first.geometry, lacking)
-                yield (
-                    first.with_outputs(lacking),
-                    {key: Partial(folder, key, len(first.labels), dims[key]) for key in lacking},
-                )
+            outputs = {key: output for request in same for key, output in request.files.items()}
+            missing = {key: output for key, output in outputs.items() if not (folder / f"{key}.npy").is_file()}
+            if missing:
+                dims = widths(first.encoder, first.geometry, missing)
+                parts = {key: PartialOutput(folder, key, len(first.labels), dims[key]) for key in missing}
+                yield ExtractionPass(first.with_outputs(missing), folder, parts, self.options)
 
-    def _read(self, want: Wanted) -> Split:
-        folder = self.root / want.address
-        with suppress(OSError):  # a store that may only be read is as good
+    def _read(self, request: FeatureRequest) -> Split:
+        folder = self.root / request.address
+        with suppress(OSError):  # a read-only store will do
             os.utime(folder / "meta.json")
-        split, unreadable = join(folder, want.labels, {k: file_key(*output) for k, output in want.outputs.items()})
+        files = {key: file_key(*output) for key, output in request.outputs.items()}
+        split, unreadable = _join(folder, request.labels, files)
         if unreadable:
-            names = ", ".join(list(unreadable)[:_NAMED]) + (", …" if len(unreadable) > _NAMED else "")
-            told = f"{len(unreadable)} of {len(want.labels)} images of {want.about} cannot be read: {names}"
-            if self.settings.strict:
-                raise InputError(f"{told}; repair them or leave them out of the lists ({folder} says why)")
-            log.warning("%s; they are left out, %s/*.json say why", told, folder)
+            names = ", ".join(list(unreadable)[:_NAMED_IMAGES]) + (", …" if len(unreadable) > _NAMED_IMAGES else "")
+            fault = f"{len(unreadable)} of {len(request.labels)} images of {request.about} cannot be read: {names}"
+            if self.options.strict:
+                raise InputError(f"{fault}; repair them or remove them from the lists (reasons in {folder})")
+            log.warning("%s; they are left out, for the reasons in %s/*.json", fault, folder)
         return split
 
 
 def gib(size: float) -> str:
-    """For people: `0.3 MiB`, `12.0 GiB`."""
+    """A size for people: `0.3 MiB`, `12.0 GiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _meta(want: Wanted) -> dict[str, object]:
-    return {
-        **want.description,
-        "encoder": want.encoder.card.model_dump(mode="json"),
-        "about": want.about,
-        "count": len(want.labels),
-    }
+def _join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split, dict[str, str]]:
+    """The images of `labels` that have a row in every output, and the other images: id -> reason.
+
+    The features stay memory-mapped where their rows are those of the labels in order. Otherwise they are copied: an
+    image could be read in one pass and not in another, or the labels are in another order.
+
+    Args:
+        files: feature key -> name of its file, without suffix.
+
+    Raises:
+        InputError: the files do not hold the images of their lists, or no image is left.
+    """
+    requested = set(labels.ids)
+    try:
+        ids: list[str] = read_json(folder / "ids.json")
+        absent: dict[str, dict[str, str]] = {key: read_json(folder / f"{file}.json") for key, file in files.items()}
+        unreadable = {id: reason for reasons in absent.values() for id, reason in reasons.items() if id in requested}
+        if len(unreadable) == len(requested):  # numpy cannot map the empty arrays
+            raise InputError(f"none of the {len(requested)} images can be read: {next(iter(unreadable.values()))}")
+        features = {key: np.load(folder / f"{file}.npy", mmap_mode="r") for key, file in files.items()}
+    except (OSError, ValueError) as error:
+        raise InputError(f"the features in {folder} are damaged ({error}); remove that folder") from error
+    if unreadable:
+        labels = labels.rows([row for row, id in enumerate(labels.ids) if id not in unreadable])
+    for key, file in files.items():
+        stored = tuple(id for id in ids if id not in absent[key])
+        if len(features[key]) != len(stored) or not requested.issubset({*stored, *unreadable}):
+            raise InputError(f"{folder / file}.npy does not hold the images that it should; remove {folder}")
+        if stored != labels.ids:
+            row_of = {id: row for row, id in enumerate(stored)}
+            features[key] = features[key][[row_of[id] for id in labels.ids]]
+    return Split(labels, features), unreadable
 
 
-def _tidy(folder: Path, parts: Iterable[Partial], claims: Claims) -> None:
-    """Leaves nothing behind where no shard was finished and nobody else is at work."""
-    for part in parts:
-        part.close()
-    if any(part.started for part in parts) or list(folder.glob("*.npy")) or not claims.take_all():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+class ExtractionPass:
+    """One pass of an encoder over a split, shared by all processes that make it."""
+
+    def __init__(
+        self, request: FeatureRequest, folder: Path, parts: Mapping[str, PartialOutput], options: RunOptions
+    ) -> None:
+        self.request, self.folder, self.parts, self.options = request, folder, parts, options
+        self.rows = len(request.labels)
+        self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
+        self.label = f"features of {request.encoder.card.name}"
+        self.missing: dict[int, Outputs] = {}  # shard -> the outputs that it lacks
+        self.unreadable: dict[int, dict[int, str]] = defaultdict(dict)  # shard -> row -> reason
+        self.written: dict[int, int] = defaultdict(int)  # shard -> number of rows
+
+    def run(self) -> None:
+        """Return when every shard is on disk, whichever process computed it."""
+        self.folder.mkdir(exist_ok=True)
+        if not (self.folder / "ids.json").is_file():
+            meta = {
+                **self.request.description,
+                "encoder": self.request.encoder.card.model_dump(mode="json"),
+                "about": self.request.about,
+                "count": self.rows,
+            }
+            write_json(self.folder / "meta.json", meta)
+            write_json(self.folder / "ids.json", self.request.labels.ids)
+        with ShardClaims(self.folder) as claims:
+            try:
+                self._run(claims)
+            except BaseException:
+                self._remove_if_empty(claims)
+                raise
+
+    def _run(self, claims: ShardClaims) -> None:
+        request = self.request
+        for part in self.parts.values():
+            part.allocate()
+        reader = Reader(request.labels.paths, request.geometry, strict=self.options.strict)
+        shards = range(next(iter(self.parts.values())).shards)
+        announced = False
+        with (
+            extractor(request.encoder, request.geometry, request.outputs, request.precision) as extract,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            while missing := [shard for shard in shards if self._missing_outputs(shard)]:
+                if not self._extract_free_shards(missing, claims, reader, extract, writer):
+                    if not announced:
+                        log.info("%s: waiting for other processes", self.label)
+                    announced = True
+                    time.sleep(_POLL_SECONDS)
+        for part in self.parts.values():
+            part.complete(request.labels.ids)
+
+    def _extract_free_shards(
+        self, shards: list[int], claims: ShardClaims, reader: Reader, extract: Extract, writer: ThreadPoolExecutor
+    ) -> bool:
+        """Compute those of the shards that no other process has; False where there are none."""
+        writes: deque[Future[None]] = deque()
+        read = batches(reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.workers)
+        total = sum(-(-len(shard_rows(shard, self.rows)) // self.batch_size) for shard in shards)
+        for batch in progress(read, self.label, total=total, show=self.options.progress):
+            outputs = self.missing[shard_of(batch.start)]
+            vectors = extract(batch.images, outputs) if batch.readable else {}
+            # In a thread of its own, so that the model waits for neither the device's answer nor the disk.
+            writes.append(writer.submit(self._write, batch, vectors, outputs, claims))
+            while len(writes) > MAX_UNWRITTEN_BATCHES:
+                writes.popleft().result()
+        for write in writes:
+            write.result()
+        return bool(writes)
+
+    def _missing_outputs(self, shard: int) -> Outputs:
+        return {key: self.request.outputs[key] for key, part in self.parts.items() if not part.done(shard)}
+
+    def _rows_to_read(self, shards: Iterable[int], claims: ShardClaims) -> Iterator[range]:
+        """Rows per batch. A shard is claimed only when the reader comes to it."""
+        for shard in shards:
+            if not claims.take(shard):
+                continue
+            self.missing[shard] = self._missing_outputs(shard)
+            if not self.missing[shard]:  # another process finished it in the meantime
+                claims.release(shard)
+                continue
+            rows = shard_rows(shard, self.rows)
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+    def _write(self, batch: Batch, vectors: Mapping[str, Tensor], outputs: Outputs, claims: ShardClaims) -> None:
+        shard = shard_of(batch.start)
+        self.unreadable[shard].update(batch.unreadable)
+        readable = np.array(batch.readable, dtype=np.int64) - batch.start
+        for key in outputs:
+            part = self.parts[key]
+            rows = np.zeros((batch.stop - batch.start, part.width), np.float32)
+            if len(readable):
+                rows[readable] = vectors[key].cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if len(bad):
+                remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"
+                raise InputError(
+                    f"{self.request.encoder.card.name}: {len(bad)} of {len(rows)} images have NaN or infinite {key}, "
+                    f"the first is {self.request.labels.ids[batch.start + bad[0]]}; check the weights{remedy}"
+                )
+            part.write(batch.start, rows)
+        # Counted, because the write of an earlier batch may have failed.
+        self.written[shard] += batch.stop - batch.start
+        if self.written[shard] == len(shard_rows(shard, self.rows)):
+            for key in outputs:
+                self.parts[key].finish(shard, self.unreadable[shard])
+            claims.release(shard)
+
+    def _remove_if_empty(self, claims: ShardClaims) -> None:
+        """Remove the folder after an error where no shard is finished and no other process is at work."""
+        for part in self.parts.values():
+            part.close()
+        if any(part.started for part in self.parts.values()) or list(self.folder.glob("*.npy")):
+            return
+        if claims.take_all():
+            shutil.rmtree(self.folder, ignore_errors=True)

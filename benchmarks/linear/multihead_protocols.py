@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, STAGES
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224
 from benchmarks.linear.declare import CIFAR, OWN, RESIZE_256, probe_protocol
 from benchmarks.linear.settings import ProbeSettings
+from benchmarks.task import FEATURE_MAPS
 from results.schema import Geometry, Protocol, Source
 
 
@@ -23,7 +24,7 @@ def _multihead(
     )
 
 
-_NESTEROV: dict[str, Any] = {"outputs": STAGES, "pooling": FIXED_224, "lrs": (0.01,), "nesterov": True}
+_NESTEROV: dict[str, Any] = {"outputs": FEATURE_MAPS, "pooling": FIXED_224, "lrs": (0.01,), "nesterov": True}
 _NO_COLOUR = {"jitter": 0.0, "lighting": 0.0}
 
 _MMSELFSUP = ProbeSettings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.features.pool import ADAPTIVE_GRIDS, STAGES
+from benchmarks.features.pool import ADAPTIVE_GRIDS
 from benchmarks.linear import declare
 from benchmarks.linear.avgpool_protocols import AVGPOOL_PROTOCOLS
 from benchmarks.linear.declare import (
@@ -14,6 +14,7 @@ from benchmarks.linear.declare import (
 )
 from benchmarks.linear.multihead_protocols import MULTIHEAD_PROTOCOLS
 from benchmarks.linear.settings import ProbeSettings, StoredSettings
+from benchmarks.task import FEATURE_MAPS
 from results.schema import Geometry, Protocol, Source
 
 STORED = ("Stored", "Stored oracle", "Stored top-5", "Stored oracle top-5")
@@ -40,7 +41,7 @@ MULTIHEAD_DEMO = probe_protocol(
     "linear_multihead",
     "demo",
     _SMALL_HEADS.changed(
-        outputs=STAGES,
+        outputs=FEATURE_MAPS,
         pooling=ADAPTIVE_GRIDS,
         batch_norm="plain",
         nesterov=True,

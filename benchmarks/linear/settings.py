@@ -7,8 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from benchmarks.contract import InputError
-from benchmarks.features.pool import STAGES, Pooling
+from benchmarks.features.pool import Pooling
 from benchmarks.overrides import typed
+from benchmarks.task import FEATURE_MAPS
 from benchmarks.training.settings import Decays, NotNegative, Positive, Rates, TrainingSettings
 from results.schema import Frozen, Protocol
 
@@ -44,7 +45,7 @@ class ProbeSettings(TrainingSettings):
             raise ValueError(
                 "several rates or weight decays are chosen among on a held-out part of train: set heldout > 0"
             )
-        known = ("embed", *STAGES)
+        known = ("embed", *FEATURE_MAPS)
         if len(set(self.outputs)) < len(self.outputs) or not set(self.outputs) <= set(known):
             raise ValueError(f"outputs {', '.join(self.outputs)} must be among {', '.join(known)} and without repeats")
         unpooled = [name for name in self.outputs if name != "embed" and name not in self.pooling]

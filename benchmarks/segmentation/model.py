@@ -11,8 +11,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export.openmmlab import openmmlab_facts
-from benchmarks.encoders.export.resnet_facts import backbone_tensors, numbers
+from benchmarks.encoders.export import backbone_tensors, openmmlab_settings, resnet_shape
 from benchmarks.segmentation.protocols import SegmentationParams
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import quiet, require_packages, require_same_tensors
@@ -99,7 +98,7 @@ def model_config(params: SegmentationParams, card: EncoderCard, *, synchronised:
     """
     architecture = card.architecture
     try:
-        facts, network = openmmlab_facts(card), numbers(architecture)
+        facts, network = openmmlab_settings(card), resnet_shape(architecture)
     except InputError as error:
         raise NotApplicableError(f"{card.name}: segmentation protocols are for ResNets: {error}") from error
     if network.groups == 1 and network.group_width != architecture.width:

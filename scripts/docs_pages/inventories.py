@@ -21,7 +21,8 @@ from typing import Any
 from markdown_table import table
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.encoders.layouts.table import LAYOUTS
+from benchmarks.encoders.card_facts import RELEASES
+from benchmarks.encoders.layouts import LAYOUTS
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture
 
@@ -68,8 +69,7 @@ def layouts() -> str:
 
 def releases() -> str:
     """Facts about released checkpoints that their keys do not show, with their sources."""
-    path = Path(import_module("benchmarks.encoders.layouts.facts").__file__ or "").with_name("releases.toml")
-    rows = tomllib.loads(path.read_text(encoding="utf-8"))["release"]
+    rows = tomllib.loads(RELEASES.read_text(encoding="utf-8"))["release"]
     return table(
         ("Layouts", "Only where", "Source"),
         [(row["layout"], _only(row), row["source"]) for row in rows],

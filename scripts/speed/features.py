@@ -15,15 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from benchmarks.contract import Labels
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.address import Wanted
-from benchmarks.features.batches import Reader, batches
-from benchmarks.features.extract import Extract, Outputs, default_batch_size, extractor
-from benchmarks.features.fill import Settings
-from benchmarks.features.store import FeatureStore
-from benchmarks.options import Precision
+from benchmarks.features.extract import Extract, Reader, batches, default_batch_size, extractor
+from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 from scripts.speed.common import Entries, Entry, entry, timed
 
@@ -88,8 +84,8 @@ def stored(encoder: Encoder, paths: list[Path], root: Path, precision: Precision
     """Ours: through the store, onto the disk."""
     ids = tuple(path.name for path in paths)
     labels = Labels(ids, tuple(paths), ("none",), np.zeros(len(ids), np.int64), tuple((id,) for id in ids))
-    store = FeatureStore(root, Settings(show=False))
-    (split,) = store.get([Wanted(encoder, labels, GEOMETRY, EMBED, precision)])
+    store = FeatureStore(RunOptions(features=root, progress=False))
+    (split,) = store.get([FeatureRequest(encoder, labels, GEOMETRY, EMBED, precision)])
     return split.features["embed"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.encoders.layouts.table import LAYOUTS
+from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.harnesses import HARNESSES
 from pretrain.recipe import RECIPES
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export.detectron2 import write_detectron2
+from benchmarks.encoders.export import write_detectron2
 from benchmarks.encoders.load import load_encoder
 from tests.benchmarks.detection.protocol import detection_protocol
 

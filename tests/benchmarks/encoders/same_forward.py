@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.encoders.encoder import FEATURES
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import FEATURE_MAPS
 from pretrain.checkpoint import weights_sha256
 from pretrain.resnet import ResNet
 from results.schema import EncoderCard
@@ -20,9 +20,9 @@ D2 = ("channels=BGR", "mean=103.53,116.28,123.675", "std=1,1,1", "value_range=25
 def assert_same_forward(path: Path, net: ResNet, **options: Any) -> EncoderCard:
     encoder = load_encoder(path, **options)
     images = torch.randn(2, 3, 64, 64)
-    outputs = encoder.outputs(images, [*FEATURES, "embed"])
+    outputs = encoder.outputs(images, [*FEATURE_MAPS, "embed"])
     with torch.no_grad():
-        for name, expected in zip(FEATURES, net.stages(images), strict=True):
+        for name, expected in zip(FEATURE_MAPS, net.stages(images), strict=True):
             assert torch.equal(outputs[name], expected), name
         assert torch.equal(outputs["embed"], net(images))
     assert encoder.card.weights_sha256 == weights_sha256(net.state_dict())

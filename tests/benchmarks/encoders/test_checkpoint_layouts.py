@@ -14,9 +14,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.contract import InputError
-from benchmarks.encoders.layouts.table import LAYOUTS
+from benchmarks.encoders.card_facts import RELEASES
+from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import InputError
 from pretrain.checkpoint import weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.benchmarks.encoders.same_forward import D2, assert_same_forward, strided_in_1x1
@@ -84,7 +85,7 @@ CASES = {
     **{f"attribute_{name}": Case(f"{name}.*", lambda t: {"model": t, "epoch": 3})
        for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
 }  # fmt: skip
-ELSEWHERE = {  # rows whose tests are further down, in test_layout_facts.py or in test_timm_models.py
+ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py or in test_timm_models.py
     "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
     "ViT of timm's names",
 }  # fmt: skip
@@ -109,8 +110,7 @@ def test_every_row_of_the_tables_has_its_source_and_releases_name_layouts_that_t
     assert len(names) == len(LAYOUTS)
     assert {case.layout.partition(": ")[0] for case in CASES.values()} | ELSEWHERE == names  # each has a test
     assert all(layout.source and layout.marks and layout.picks for layout in LAYOUTS)
-    path = Path(__file__).parents[3] / "benchmarks" / "encoders" / "layouts" / "releases.toml"
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = tomllib.loads(RELEASES.read_text(encoding="utf-8"))
     for row in table["release"]:
         assert row["source"]
         assert set(row["layout"]) <= names
@@ -253,7 +253,7 @@ def test_torchvisions_own_resnet50_from_a_file(tmp_path: Path) -> None:
         assert torch.equal(encoder.outputs(images, ["embed"])["embed"], theirs(images))
     assert encoder.card.keys_unused == 2
     assert set(encoder.card.assumed) == {"mean", "std", "value_range", "channels"}
-    with pytest.raises(InputError, match="none of resnet18"):
+    with pytest.raises(InputError, match="not one of resnet18"):
         load_encoder("torchvision:vgg16")
     (tmp_path / "r50.pth").unlink()
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contract import InputError
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import InputError
 from pretrain.checkpoint import write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.reference.checkpoint_tables import NARROW, named, network, table
@@ -43,7 +43,7 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
     refused(tmp_path / "c.pth", {**whole, key: torch.zeros(7)}, r"1 of another shape \(layer3.5.bn2.running_var\)")
     head = {"fc.weight": torch.zeros(10, 2048), "fc.bias": torch.zeros(10)}
     refused(tmp_path / "d.pth", head, r"no backbone in a known layout: 2 tensors, the first are state_dict/fc.weight")
-    refused(tmp_path / "e.pth", {**whole, key: torch.zeros(32, dtype=torch.int64)}, "whole numbers in 1 tensors")
+    refused(tmp_path / "e.pth", {**whole, key: torch.zeros(32, dtype=torch.int64)}, "integers in 1 tensors")
     odd = network(Architecture(name="resnet18", width=8)).state_dict()
     odd = {name: tensor for name, tensor in odd.items() if not name.startswith("layer2.1")}
     refused(tmp_path / "f.pth", odd, "2-1-2-2 BasicBlock blocks with 1 groups")
@@ -52,15 +52,16 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
 @pytest.mark.parametrize(
     ("fact", "fault"),
     [
-        ("chanels=BGR", "write name=value, with a name of architecture, pick"), ("channels=BRG", "channels=BRG: "),
+        ("chanels=BGR", "chanels=BGR: expected name=value; did you mean 'channels'?\nnames: architecture, pick"),
+        ("channels=BRG", "channels=BRG: "), ("channels=", "expected name=value"),
         ("mean=1,2", "mean=1,2: write three numbers"), ("mean=a,b,c", "mean=a,b,c: write three numbers"),
-        ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "write name=value"), ("channels=", "write name=value"),
-        ("stem_stride=0", "stem_stride=0: write what is above 0"), ("std=1,0,1", "std=1,0,1: write what is above 0"),
+        ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "expected name=value"),
+        ("stem_stride=0", "stem_stride=0: must be above 0"), ("std=1,0,1", "std=1,0,1: must be above 0"),
         ("value_range=nan", "above 0"), ("bn_eps=-1", "above 0"), ("stem_padding=-1", "0 or more"),
-        ("mean=inf,0,0", "mean=inf,0,0: write what is finite"), ("epochs=-3", "0 or more"),
+        ("mean=inf,0,0", "mean=inf,0,0: must be finite"), ("epochs=-3", "0 or more"),
         ("channels=BGR channels=RGB", "channels: given as BGR and as RGB; keep one"),
-        ("channels=BGR RGB", "--facts channels=BGR RGB: write name=value"),
-        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: write name=value"),
+        ("channels=BGR RGB", "--facts channels=BGR RGB: expected name=value"),
+        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: expected name=value"),
     ],
 )  # fmt: skip
 def test_facts_are_typed(fact: str, fault: str, tmp_path: Path) -> None:
@@ -75,12 +76,12 @@ def test_facts_that_nothing_would_heed_are_refused(tmp_path: Path) -> None:
     write_backbone(tmp_path / "own.safetensors", net.state_dict(),
                    EncoderCard(name="mine", source="test", architecture=NARROW))  # fmt: skip
     for encoder, facts, fault in (
-        ("pixels", "channels=BGR", "channels: they describe a checkpoint, and pixels is none"),
-        (tmp_path / "c.pth", "num_heads=6", "num_heads: .*is resnet50, which has no such thing"),
-        (tmp_path / "own.safetensors", "num_heads=6", "num_heads: .*is resnet50"),
+        ("pixels", "channels=BGR", "channels: only a checkpoint has them, and pixels is not one"),
+        (tmp_path / "c.pth", "num_heads=6", "num_heads: .*is a resnet50, which has no such setting"),
+        (tmp_path / "own.safetensors", "num_heads=6", "num_heads: .*is a resnet50"),
         (tmp_path / "own.safetensors", "pick=encoder_k", "holds one encoder"),
-        (tmp_path / "own.safetensors", "architecture=resnet18", "says that it is resnet50, not resnet18"),
-        (f"torchvision:resnet101:{tmp_path / 'own.safetensors'}", "", "says that it is resnet50, not resnet101"),
+        (tmp_path / "own.safetensors", "architecture=resnet18", "holds a resnet50, not a resnet18"),
+        (f"torchvision:resnet101:{tmp_path / 'own.safetensors'}", "", "holds a resnet50, not a resnet101"),
     ):
         with pytest.raises(InputError, match=fault):
             load_encoder(encoder, facts=[facts] if facts else [])
@@ -98,17 +99,19 @@ def test_what_a_zoo_page_says_of_an_encoder_can_be_given_with_blanks(tmp_path: P
 @pytest.mark.parametrize(
     ("said", "near"),
     [
-        ("MoCo v2/resnet50_8xb32-coslr-200", "near it are MoCo v2/resnet50_8xb32-coslr-200e, "),
-        ("moco v2/resnet50_8xb32-coslr-200e", "near it are MoCo v2/resnet50_8xb32-coslr-200e, "),
-        ("qqqq", "nothing there is near it"),
+        ("MoCo v2/resnet50_8xb32-coslr-200", "\nsimilar names: MoCo v2/resnet50_8xb32-coslr-200e, "),
+        ("moco v2/resnet50_8xb32-coslr-200e", "\nsimilar names: MoCo v2/resnet50_8xb32-coslr-200e, "),
+        ("qqqq", ""),
     ],
 )
 def test_a_published_model_that_is_none_is_refused_with_its_near_misses(tmp_path: Path, said: str, near: str) -> None:
     torch.save(network().state_dict(), tmp_path / "c.pth")
     with pytest.raises(InputError) as refused:
         load_encoder(tmp_path / "c.pth", facts=[f"published_as={said}"])
-    assert str(refused.value).startswith(f"--facts published_as={said}: no model of results/published.csv; {near}")
-    assert "\n" not in str(refused.value)
+    fault = f"--facts published_as={said}: results/published.csv has no such model; "
+    remedy = "leave it out for an encoder that was not published"
+    assert str(refused.value).startswith(fault + remedy + near)
+    assert near or str(refused.value) == fault + remedy
 
 
 def test_a_files_own_card_may_name_a_model_that_another_version_knew(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.contract import InputError
 from benchmarks.demo.drawings import all_ids, load
-from benchmarks.encoders.encoder import FEATURES, Encoder
-from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.random_file import write_random_encoder
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.load import load_encoder, random_encoder_command
 from benchmarks.encoders.resnet import random_resnet, recalibrated
+from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import read_backbone, weights_sha256, write_backbone
 from pretrain.resnet import ResNet
 from results.schema import Architecture, EncoderCard
@@ -36,9 +35,9 @@ def test_file_gives_the_forward_pass_bit_by_bit(tmp_path: Path) -> None:
     net = written(tmp_path / "b.safetensors")
     encoder = load_encoder(tmp_path / "b.safetensors")
     images = torch.randn(3, 3, 32, 32)
-    outputs = encoder.outputs(images, [*FEATURES, "embed"])
+    outputs = encoder.outputs(images, [*FEATURE_MAPS, "embed"])
     with torch.no_grad():
-        for name, expected in zip(FEATURES, net.stages(images), strict=True):
+        for name, expected in zip(FEATURE_MAPS, net.stages(images), strict=True):
             assert torch.equal(outputs[name], expected)
         assert torch.equal(outputs["embed"], net(images))
     assert not any(p.requires_grad for p in encoder.module.parameters())
@@ -96,7 +95,7 @@ def test_edited_weights_damaged_files_and_files_without_a_card_are_refused(tmp_p
     save_file(tensors, tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="do not show stem_stride, max_pool"):
         load_encoder(tmp_path / "bare.safetensors")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="encoder file not found"):
         load_encoder(tmp_path / "absent.safetensors")
 
 
@@ -116,8 +115,8 @@ def test_normalise_applies_mean_std_range_and_channel_order() -> None:
 def test_efficientnet_lite0_is_whole_and_its_embedding_is_what_its_classifier_reads() -> None:
     encoder = load_encoder("package:efficientnet-lite0")
     images = torch.randn(2, 3, 64, 64)
-    outputs = encoder.outputs(images, [*FEATURES, "embed"])
-    assert [64 // outputs[name].shape[-1] for name in FEATURES] == [2, 4, 8, 16, 32]
+    outputs = encoder.outputs(images, [*FEATURE_MAPS, "embed"])
+    assert [64 // outputs[name].shape[-1] for name in FEATURE_MAPS] == [2, 4, 8, 16, 32]
     assert outputs["embed"].shape == (2, 1280)
     with torch.no_grad():
         assert torch.allclose(encoder.module.classifier(outputs["embed"]), encoder.module(images), atol=1e-5)
@@ -174,11 +173,11 @@ def test_random_encoder_file_round_trip(tmp_path: Path) -> None:
     (tmp_path / "train" / "things").mkdir(parents=True)
     for number in range(3):
         Image.new("RGB", (40, 30), (number * 80, 100, 50)).save(tmp_path / "train" / "things" / f"{number}.png")
-    write_random_encoder("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r.safetensors", seed=1, size=16)
+    random_encoder_command("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r.safetensors", seed=1, size=16)
     card = load_encoder(tmp_path / "r.safetensors").card
     assert (card.method, card.init) == ("random", "seed 1")
     with pytest.raises(InputError, match="nowhere"):
-        write_random_encoder("resnet18", tmp_path / "nowhere", tmp_path / "x.safetensors", seed=0, size=16)
+        random_encoder_command("resnet18", tmp_path / "nowhere", tmp_path / "x.safetensors", size=16)
 
 
 def test_raw_pixels_are_the_normalised_image() -> None:

@@ -16,9 +16,13 @@ import pytest
 import torch
 
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export.detectron2 import detectron2_facts, write_detectron2
-from benchmarks.encoders.export.openmmlab import openmmlab_facts, write_openmmlab
-from benchmarks.encoders.export.torchvision import write_torchvision
+from benchmarks.encoders.export import (
+    detectron2_settings,
+    openmmlab_settings,
+    write_detectron2,
+    write_openmmlab,
+    write_torchvision,
+)
 from benchmarks.encoders.resnet import resnet_encoder
 from pretrain.checkpoint import weights_sha256
 from pretrain.resnet import ResNet
@@ -58,7 +62,7 @@ def read_by_detectron2(path: Path, encoder: Encoder, norm: str) -> tuple[Any, An
     from detectron2.modeling.backbone import build_resnet_backbone
 
     cfg = get_cfg()
-    cfg.merge_from_list([part for pair in detectron2_facts(encoder.card).items() for part in pair])
+    cfg.merge_from_list([part for pair in detectron2_settings(encoder.card).items() for part in pair])
     cfg.MODEL.RESNETS.OUT_FEATURES = ["stem", "res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.NORM = norm
     model = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
@@ -146,8 +150,10 @@ def test_openmmlab_runs_the_same_backbone(tmp_path: Path, architecture: Architec
     register_all_modules(init_default_scope=True)
     encoder = trained_like(architecture)
     write_openmmlab(encoder, tmp_path / "out.pth")
-    facts = openmmlab_facts(encoder.card)
-    model = MODELS.build({**facts["backbone"], "norm_cfg": {"type": "BN", "requires_grad": True, **facts["norm_cfg"]}})
+    settings = openmmlab_settings(encoder.card)
+    model = MODELS.build(
+        {**settings["backbone"], "norm_cfg": {"type": "BN", "requires_grad": True, **settings["norm_cfg"]}}
+    )
     load_checkpoint(model, str(tmp_path / "out.pth"), strict=True, logger=logging.getLogger("strict load"))
     model.eval()  # returns nothing there
     with torch.inference_mode():
@@ -167,6 +173,6 @@ def test_openmmlab_reads_it_through_init_cfg(tmp_path: Path) -> None:
     encoder = trained_like(Architecture(name="resnet18", width=16))
     write_openmmlab(encoder, tmp_path / "out.pth")
     init = {"type": "Pretrained", "checkpoint": str(tmp_path / "out.pth")}
-    model = MODELS.build({**openmmlab_facts(encoder.card)["backbone"], "init_cfg": init})
+    model = MODELS.build({**openmmlab_settings(encoder.card)["backbone"], "init_cfg": init})
     model.init_weights()
     assert weights_sha256(model.state_dict()) == encoder.card.weights_sha256

@@ -11,9 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contract import InputError
-from benchmarks.encoders.encoder import FEATURES
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import write_backbone
 
 KEYS = Path(__file__).parent / "keys"
@@ -47,8 +46,8 @@ def test_a_convnet_by_name_and_file_has_its_stages_and_its_own_embedding(tmp_pat
         load_encoder(path, facts=["architecture=timm:mobilenetv3_small_050"]),
     ):
         assert torch.equal(encoder.outputs(images, ["embed"])["embed"], embedding(net, images))
-        outputs = encoder.outputs(images, [*FEATURES, "embed"])
-        assert [64 // outputs[name].shape[-1] for name in FEATURES] == [2, 4, 8, 16, 32]
+        outputs = encoder.outputs(images, [*FEATURE_MAPS, "embed"])
+        assert [64 // outputs[name].shape[-1] for name in FEATURE_MAPS] == [2, 4, 8, 16, 32]
         assert torch.equal(outputs["embed"], embedding(net, images))
         card = encoder.card
         assert card.keys_matched + card.keys_unused == len(net.state_dict())
@@ -65,8 +64,8 @@ def test_stages_are_given_where_a_model_has_them(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         maps = net.forward_intermediates(images, intermediates_only=True)
-    outputs = encoder.outputs(images, FEATURES[1:])
-    assert all(torch.equal(outputs[name], expected) for name, expected in zip(FEATURES[1:], maps, strict=True))
+    outputs = encoder.outputs(images, FEATURE_MAPS[1:])
+    assert all(torch.equal(outputs[name], expected) for name, expected in zip(FEATURE_MAPS[1:], maps, strict=True))
 
 
 @pytest.mark.parametrize(

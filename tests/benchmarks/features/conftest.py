@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.contract import Labels
 from benchmarks.features import shards
+from benchmarks.task import Labels
 
 
 @pytest.fixture

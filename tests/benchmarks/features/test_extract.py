@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
-from benchmarks.features.extract import default_batch_size, extractor, widths
-from benchmarks.features.fold import folded
+from benchmarks.features.extract import default_batch_size, extractor, folded, widths
 from benchmarks.features.pool import AdaptivePooling, FixedPooling
+from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard, Geometry
 from results.store import read_records
 

@@ -14,20 +14,18 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from benchmarks.contract import Labels
+from benchmarks.task import Labels, RunOptions
 from benchmarks.datasets.lists import LazyPaths
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.address import Wanted
-from benchmarks.features.fill import Settings
-from benchmarks.features.store import FeatureStore
+from benchmarks.features.store import FeatureRequest, FeatureStore
 from results.schema import Geometry
 
 folder, root, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 ids = tuple(f"{number:05}.jpg" for number in range(count))
 labels = Labels(ids, LazyPaths(folder, ids), ("a",), np.zeros(count, np.int64), tuple((id,) for id in ids))
 geometry = Geometry(mode="shorter", resize=32, crop=32)
-want = Wanted(load_encoder("random:resnet18-w16-k3-nopool"), labels, geometry, {"embed": ("embed", None)})
-FeatureStore(root, Settings(show=False)).get([want])
+want = FeatureRequest(load_encoder("random:resnet18-w16-k3-nopool"), labels, geometry, {"embed": ("embed", None)})
+FeatureStore(RunOptions(features=root, progress=False)).get([want])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmarks.contract import InputError
 from benchmarks.features.pool import AdaptivePooling, FixedPooling, GlobalAverage, pool
 from benchmarks.svm_common import ADAPTIVE_POOLING, FIXED_POOLING
+from benchmarks.task import InputError
 
 
 @pytest.mark.parametrize(

@@ -18,42 +18,41 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.contract import InputError, Labels
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features import batches, fill, shards
-from benchmarks.features.address import Wanted
-from benchmarks.features.fill import Settings
+from benchmarks.features import shards, store
+from benchmarks.features.extract import Reader
 from benchmarks.features.pool import AdaptivePooling
-from benchmarks.features.shards import Claims, Partial
-from benchmarks.features.store import FeatureStore
+from benchmarks.features.shards import PartialOutput, ShardClaims
+from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.task import InputError, Labels
 from results.schema import Geometry
 from results.store import read_records
+from tests.benchmarks.features.run_options import options
 
-SETTINGS = Settings(workers=0, batch_size=2, show=False)
 OUTPUTS = {"embed": ("embed", None), "f": ("feature4", AdaptivePooling(grid=2))}
 PROCESSES = multiprocessing.get_context("fork")
 
 
 def features(labels: Labels, root: Path) -> dict[str, NDArray[np.float32]]:
     encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
-    want = Wanted(encoder, labels, Geometry(mode="shorter", resize=24, crop=24), OUTPUTS)  # type: ignore[arg-type]
-    (split,) = FeatureStore(root, SETTINGS).get([want])
+    want = FeatureRequest(encoder, labels, Geometry(mode="shorter", resize=24, crop=24), OUTPUTS)  # type: ignore[arg-type]
+    (split,) = FeatureStore(options(root, batch_size=2)).get([want])
     assert split.labels.ids == labels.ids
     return {key: np.array(array) for key, array in split.features.items()}
 
 
 def rows_read(monkeypatch: pytest.MonkeyPatch, log: Path, seconds: float = 0.0) -> None:
     """Every row that any process reads becomes a line of `log`."""
-    one = batches.Reader._one
+    one = Reader.read_one
 
-    def logged(self: batches.Reader, row: int) -> Any:
+    def logged(self: Reader, row: int) -> Any:
         time.sleep(seconds)
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{row} {os.getpid()}\n")
         return one(self, row)
 
-    monkeypatch.setattr(batches.Reader, "_one", logged)
+    monkeypatch.setattr(Reader, "read_one", logged)
 
 
 def child(run: Callable[[], Any]) -> multiprocessing.process.BaseProcess:
@@ -68,13 +67,13 @@ def child(run: Callable[[], Any]) -> multiprocessing.process.BaseProcess:
 
 
 KILLS = [
-    ("before anything is written", Partial, "write", 1, False),
-    ("in the middle of a shard", Partial, "write", 7, False),
-    ("rows written, not marked", Partial, "finish", 4, False),
-    ("one output of the shard marked, the other not", Partial, "finish", 5, True),
-    ("marked, still claimed", Claims, "release", 3, False),
-    ("all shards done", Partial, "complete", 1, False),
-    ("one output complete", Partial, "complete", 2, False),
+    ("before anything is written", PartialOutput, "write", 1, False),
+    ("in the middle of a shard", PartialOutput, "write", 7, False),
+    ("rows written, not marked", PartialOutput, "finish", 4, False),
+    ("one output of the shard marked, the other not", PartialOutput, "finish", 5, True),
+    ("marked, still claimed", ShardClaims, "release", 3, False),
+    ("all shards done", PartialOutput, "complete", 1, False),
+    ("one output complete", PartialOutput, "complete", 2, False),
     ("listed, not in its place", shards, "write_json", 13, True),
 ]
 
@@ -136,14 +135,14 @@ def test_processes_share_the_work_and_agree_with_one_bit_for_bit(
 
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
     def hold() -> None:
-        Claims(tmp_path).take(3)
+        ShardClaims(tmp_path).take(3)
         (tmp_path / "held").touch()
         time.sleep(60)
 
     process = child(hold)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with Claims(tmp_path) as claims:
+    with ShardClaims(tmp_path) as claims:
         assert not claims.take(3)
         assert not claims.take_all()
         assert claims.take(2)
@@ -169,8 +168,8 @@ def test_a_disk_that_fills_up_leaves_finished_shards(
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda file, content, at: full(file, content, at) if len(calls) < 11 else
                       real(file, content, at))  # fmt: skip
-        patch.setattr(fill, "_UNWRITTEN_BATCHES", 8)  # what is under way when the disk is full must not be believed
-        with pytest.raises(InputError, match=r"store is full, and the features of .* need another 0\.0 MiB; make room"):
+        patch.setattr(store, "MAX_UNWRITTEN_BATCHES", 8)  # what is under way when the disk is full must not be believed
+        with pytest.raises(InputError, match=r"store is full, .* features of .* need 0\.0 MiB more; free disk"):
             features(labels, tmp_path / "store")
     resumed = features(labels, tmp_path / "store")
     for key, array in undisturbed.items():

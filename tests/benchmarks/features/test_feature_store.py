@@ -11,20 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.contract import InputError, Labels
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features import batches
-from benchmarks.features.address import Wanted
-from benchmarks.features.fill import Settings
+from benchmarks.features.extract import Reader
 from benchmarks.features.pool import AdaptivePooling
-from benchmarks.features.store import FeatureStore
+from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.task import InputError, Labels
 from results.schema import Architecture, EncoderCard, Geometry
+from tests.benchmarks.features.run_options import options
 
 GEOMETRY = Geometry(mode="shorter", resize=24, crop=24)
 EMBED = {"embed": ("embed", None)}
-SETTINGS = Settings(workers=0, show=False)
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 
 
@@ -32,25 +30,25 @@ ENCODER = "random:resnet18-w8-k3-nopool:0"
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that were read from files, as they come."""
     rows: list[int] = []
-    one = batches.Reader._one
+    one = Reader.read_one
 
-    def counted(self: batches.Reader, row: int) -> Tensor | str:
+    def counted(self: Reader, row: int) -> Tensor | str:
         rows.append(row)
         return one(self, row)
 
-    monkeypatch.setattr(batches.Reader, "_one", counted)
+    monkeypatch.setattr(Reader, "read_one", counted)
     return rows
 
 
-def wanted(labels: Labels, outputs=EMBED, encoder: str | Encoder = ENCODER, **rest) -> Wanted:  # type: ignore[no-untyped-def]
+def request(labels: Labels, outputs=EMBED, encoder: str | Encoder = ENCODER, **rest) -> FeatureRequest:  # type: ignore[no-untyped-def]
     loaded = load_encoder(encoder)
-    return Wanted(loaded, labels, rest.pop("geometry", GEOMETRY), outputs, **rest)
+    return FeatureRequest(loaded, labels, rest.pop("geometry", GEOMETRY), outputs, **rest)
 
 
 def test_equals_a_plain_loop_over_single_images(labels: Labels, tmp_path: Path, small_shards: int) -> None:
     outputs = {"embed": ("embed", None), "feature5": ("feature5", AdaptivePooling(grid=2))}
     encoder = load_encoder(ENCODER)
-    (split,) = FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels, outputs)])
+    (split,) = FeatureStore(options(tmp_path / "store")).get([request(labels, outputs)])
     assert split.labels is not None
     images = Images(labels.paths, GEOMETRY)
     for row in range(len(labels)):
@@ -66,21 +64,20 @@ def test_equals_a_plain_loop_over_single_images(labels: Labels, tmp_path: Path, 
 def test_the_way_of_reading_changes_nothing(
     labels: Labels, tmp_path: Path, small_shards: int, workers: int, batch_size: int
 ) -> None:
-    (plain,) = FeatureStore(tmp_path / "a", SETTINGS).get([wanted(labels)])
-    settings = Settings(batch_size=batch_size, workers=workers, show=False)
-    (other,) = FeatureStore(tmp_path / "b", settings).get([wanted(labels)])
+    (plain,) = FeatureStore(options(tmp_path / "a")).get([request(labels)])
+    (other,) = FeatureStore(options(tmp_path / "b", batch_size=batch_size, workers=workers)).get([request(labels)])
     assert np.allclose(plain.features["embed"], other.features["embed"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_address_costs_nothing_and_a_new_output_costs_only_itself(
     labels: Labels, tmp_path: Path, reads: list[int]
 ) -> None:
-    store = FeatureStore(tmp_path / "store", SETTINGS)
-    store.get([wanted(labels)])
+    store = FeatureStore(options(tmp_path / "store"))
+    store.get([request(labels)])
     assert len(reads) == 22
-    store.get([wanted(labels)])
+    store.get([request(labels)])
     assert len(reads) == 22
-    both = wanted(labels, {**EMBED, "f": ("feature4", AdaptivePooling(grid=1))})
+    both = request(labels, {**EMBED, "f": ("feature4", AdaptivePooling(grid=1))})
     assert set(store.bytes_to_write([both])) == {key for key in both.files if key != "embed"}
     store.get([both])
     assert len(reads) == 44
@@ -90,10 +87,10 @@ def test_the_same_address_costs_nothing_and_a_new_output_costs_only_itself(
 
 
 def test_one_pass_gives_what_several_ask_for(labels: Labels, tmp_path: Path, reads: list[int]) -> None:
-    store = FeatureStore(tmp_path / "store", SETTINGS)
-    grids = [wanted(labels, {"f": ("feature4", AdaptivePooling(grid=grid))}) for grid in (1, 2)]
-    assert sorted(store.bytes_to_write([*grids, wanted(labels)]).values()) == [22 * 4 * d for d in (32, 64, 128)]
-    store.fill([*grids, wanted(labels)])
+    store = FeatureStore(options(tmp_path / "store"))
+    grids = [request(labels, {"f": ("feature4", AdaptivePooling(grid=grid))}) for grid in (1, 2)]
+    assert sorted(store.bytes_to_write([*grids, request(labels)]).values()) == [22 * 4 * d for d in (32, 64, 128)]
+    store.fill([*grids, request(labels)])
     assert sorted(reads) == list(range(22))
     one, two = store.get(grids)
     assert len(reads) == 22
@@ -102,8 +99,8 @@ def test_one_pass_gives_what_several_ask_for(labels: Labels, tmp_path: Path, rea
 
 def test_rows_are_joined_on_ids_not_on_order(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the same address ever asked for with another order of the items, each would still get its own row."""
-    store = FeatureStore(tmp_path / "store", SETTINGS)
-    first = wanted(labels)
+    store = FeatureStore(options(tmp_path / "store"))
+    first = request(labels)
     (straight,) = store.get([first])
     order = np.random.default_rng(1).permutation(len(labels))
     shuffled = replace(
@@ -113,34 +110,34 @@ def test_rows_are_joined_on_ids_not_on_order(labels: Labels, tmp_path: Path, mon
         targets=labels.targets[order],
         groups=tuple(labels.groups[i] for i in order),
     )
-    monkeypatch.setattr(Wanted, "address", first.address)
-    (other,) = store.get([wanted(shuffled)])
+    monkeypatch.setattr(FeatureRequest, "address", first.address)
+    (other,) = store.get([request(shuffled)])
     assert other.labels.ids == shuffled.ids
     assert np.array_equal(other.features["embed"], straight.features["embed"][order])
 
 
 def test_features_of_other_images_are_refused(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, first = FeatureStore(tmp_path / "store", SETTINGS), wanted(labels)
+    store, first = FeatureStore(options(tmp_path / "store")), request(labels)
     store.get([first])
-    monkeypatch.setattr(Wanted, "address", first.address)
+    monkeypatch.setattr(FeatureRequest, "address", first.address)
     with pytest.raises(InputError, match=r"embed\.npy does not hold the images that it should; remove"):
-        store.get([wanted(replace(labels, ids=("other.png", *labels.ids[1:])))])
+        store.get([request(replace(labels, ids=("other.png", *labels.ids[1:])))])
 
 
 def test_anything_that_could_change_a_number_changes_the_address(labels: Labels) -> None:
-    base = wanted(labels).address
-    assert wanted(labels, encoder=load_encoder(ENCODER, name="other name")).address == base
+    base = request(labels).address
+    assert request(labels, encoder=load_encoder(ENCODER, name="other name")).address == base
     others = [
-        wanted(labels, encoder="random:resnet18-w8-k3-nopool:1").address,
-        wanted(labels, geometry=GEOMETRY.model_copy(update={"interpolation": "bicubic"})).address,
-        wanted(labels, precision="bf16").address,
+        request(labels, encoder="random:resnet18-w8-k3-nopool:1").address,
+        request(labels, geometry=GEOMETRY.model_copy(update={"interpolation": "bicubic"})).address,
+        request(labels, precision="bf16").address,
     ]
     for field, value in (("mean", (0.5, 0.5, 0.5)), ("channels", "BGR"), ("value_range", 255.0)):
         changed = load_encoder(ENCODER)
         changed.card = changed.card.model_copy(update={field: value})
-        others.append(wanted(labels, encoder=changed).address)
+        others.append(request(labels, encoder=changed).address)
     Image.new("RGB", (30, 40)).save(labels.paths[0])  # another picture under the same name
-    others.append(wanted(labels).address)
+    others.append(request(labels).address)
     assert len({base, *others}) == len(others) + 1
 
 
@@ -155,9 +152,9 @@ def test_features_that_are_not_numbers_are_refused_by_image_and_leave_nothing(la
     store = tmp_path / "store"
     broken = Encoder(card, nn.Identity(), forward, ["embed"])
     with pytest.raises(InputError, match=r"broken: 1 of 22 images have NaN .*03\.png; check the weights$"):
-        FeatureStore(store, SETTINGS).get([wanted(labels, encoder=broken)])
+        FeatureStore(options(store)).get([request(labels, encoder=broken)])
     with pytest.raises(InputError, match="--precision fp32"):
-        FeatureStore(store, SETTINGS).get([wanted(labels, encoder=broken, precision="bf16")])
+        FeatureStore(options(store)).get([request(labels, encoder=broken, precision="bf16")])
     assert list(store.iterdir()) == []
 
 
@@ -167,20 +164,20 @@ def test_too_little_disk_is_refused_before_the_work(
     from benchmarks.features import store as module
 
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 64 * 4 - 1})())
-    with pytest.raises(InputError, match=r"need 0\.0 MiB in .*store, where .* are free; make room"):
-        FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
+    with pytest.raises(InputError, match=r"need 0\.0 MiB in .*store, but only .* are free; free disk space"):
+        FeatureStore(options(tmp_path / "store")).get([request(labels)])
     assert (list((tmp_path / "store").iterdir()), reads) == ([], [])
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 22 * 64 * 4})())
-    FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
+    FeatureStore(options(tmp_path / "store")).get([request(labels)])
 
 
 def test_the_size_is_told_before_the_work(
     labels: Labels, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(batches.Reader, "read", lambda *_: told.extend(caplog.messages) or 1 / 0)
+    monkeypatch.setattr(Reader, "read", lambda *_: told.extend(caplog.messages) or 1 / 0)
     with caplog.at_level("INFO"), pytest.raises(ZeroDivisionError):
-        FeatureStore(tmp_path / "store", SETTINGS).get([wanted(labels)])
+        FeatureStore(options(tmp_path / "store")).get([request(labels)])
     assert any("features to compute: 0.0 MiB in" in message for message in told)
 
 
@@ -194,7 +191,7 @@ def test_golden_vectors(tmp_path: Path) -> None:
     outputs = {"embed": ("embed", None), "f": ("feature3", AdaptivePooling(grid=2))}
     for mode in ("shorter", "warp"):
         geometry = Geometry(mode=mode, resize=28, crop=24)
-        (split,) = FeatureStore(tmp_path / mode, SETTINGS).get([wanted(labels, outputs, geometry=geometry)])
+        (split,) = FeatureStore(options(tmp_path / mode)).get([request(labels, outputs, geometry=geometry)])
         found = {key: array[0, 3:7].tolist() for key, array in split.features.items()}
         for key, values in found.items():
             assert values == pytest.approx(GOLDEN[mode][key], rel=2e-5, abs=2e-6), found
@@ -208,25 +205,26 @@ GOLDEN = {
 
 def test_a_store_that_cannot_be_written_is_one_sentence(labels: Labels, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"the features cannot go to .*file.*; set --features to another folder"):
-            FeatureStore(root, SETTINGS).get([wanted(labels)])
+    with pytest.raises(InputError, match=r"expected a folder, but .*file is a file; choose another with --features"):
+        FeatureStore(options(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot store features in .*below \(.*; set --features to another folder"):
+        FeatureStore(options(tmp_path / "file" / "below")).get([request(labels)])
 
 
-def test_settings_that_mean_nothing_are_refused() -> None:
+def test_settings_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     for settings, fault in (
-        ({"batch_size": 0}, "--batch-size 0: give 1 or more"), ({"batch_size": -3}, "--batch-size -3"),
-        ({"workers": -1}, "--workers -1: give 0 or more"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"), ({"batch_size": -3}, "got -3"),
+        ({"workers": -1}, "--workers must be at least 0, got -1"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=fault):
-            Settings(**settings)
+            options(tmp_path, **settings)
 
 
 @pytest.mark.parametrize("name", ["ids.json", "embed.json", "embed.npy"])
 def test_damaged_features_are_one_sentence(labels: Labels, tmp_path: Path, name: str) -> None:
-    store = FeatureStore(tmp_path / "store", SETTINGS)
-    store.get([wanted(labels)])
+    store = FeatureStore(options(tmp_path / "store"))
+    store.get([request(labels)])
     (file,) = (tmp_path / "store").glob(f"*/{name}")
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(InputError, match=rf"the features in .*{file.parent.name} are damaged .*; remove that folder"):
-        store.get([wanted(labels)])
+        store.get([request(labels)])

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.features.shards import Claims, read_json, write_json
+from benchmarks.features.shards import ShardClaims, read_json, write_json
 
 ENCODERS = ("random:resnet18-w8-k3-nopool:0", "random:resnet18-w8-k3-nopool:1")
 
@@ -79,7 +79,7 @@ def test_leftovers_go_unless_their_process_lives(measured: Path, capsys: pytest.
     (folder / "partial" / "feature4.npy").write_bytes(b"1" * 2**20)
 
     def hold() -> None:
-        Claims(folder).take(0)
+        ShardClaims(folder).take(0)
         (measured / "held").touch()
         time.sleep(60)
 
@@ -104,7 +104,7 @@ def test_an_empty_store_and_folders_of_unknown_origin(tmp_path: Path, capsys: py
     (tmp_path / "features" / ".3fe.17.partial").mkdir(parents=True)
     (tmp_path / "features" / ".3fe.17.partial" / "embed.npy").write_bytes(b"1" * 5000)
     assert collect(tmp_path) == 0
-    assert "of an unknown kind" in capsys.readouterr().out
+    assert "unknown" in capsys.readouterr().out
     assert collect(tmp_path, "--delete") == 0
     assert folders(tmp_path) == set()
 
@@ -124,8 +124,8 @@ def test_nothing_but_the_stores_own_folders_is_ever_removed(measured: Path, caps
     assert folders(measured) == {"my notes", moved.name}
     assert (mine / "text.txt").read_text(encoding="utf-8") == "mine"
     assert (elsewhere / "embed.npy").is_file()
-    assert "not of this store, stays" in told
-    assert f"a link to {elsewhere}, stays" in told
+    assert "not made by this store, never removed" in told
+    assert f"a link to {elsewhere}, never removed" in told
 
 
 def test_records_that_are_not_there_do_not_make_everything_unused(
@@ -134,9 +134,9 @@ def test_records_that_are_not_there_do_not_make_everything_unused(
     before = folders(measured)
     (measured / "records").rename(measured / "other")
     assert collect(measured, "--delete") == 2
-    assert "so nothing says which features are used; give --records" in capsys.readouterr().err
+    assert "so all features would count as unused; give --records" in capsys.readouterr().err
     assert folders(measured) == before
     assert collect(measured) == 0  # a list does no harm
     (measured / "file").touch()
     assert main(["features-gc", "--features", str(measured / "file")]) == 2
-    assert "is a file; give the folder" in capsys.readouterr().err
+    assert "is a file; choose another with --features" in capsys.readouterr().err

@@ -10,23 +10,22 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError, Labels
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.address import Wanted
-from benchmarks.features.fill import Settings
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.shards import read_json
-from benchmarks.features.store import FeatureStore
+from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.task import InputError, Labels
 from results.schema import Geometry, Record
 from results.store import read_records
+from tests.benchmarks.features.run_options import options
 
 EMBED = {"embed": ("embed", None)}
 
 
-def wanted(labels: Labels, outputs=EMBED) -> Wanted:  # type: ignore[no-untyped-def]
+def request(labels: Labels, outputs=EMBED) -> FeatureRequest:  # type: ignore[no-untyped-def]
     geometry = Geometry(mode="shorter", resize=24, crop=24)
-    return Wanted(load_encoder("random:resnet18-w8-k3-nopool:0"), labels, geometry, outputs, about="some train")
+    return FeatureRequest(load_encoder("random:resnet18-w8-k3-nopool:0"), labels, geometry, outputs, about="some train")
 
 
 def damage(*paths: Path) -> None:
@@ -39,13 +38,13 @@ def damage(*paths: Path) -> None:
 def test_they_are_left_out_and_named(
     labels: Labels, tmp_path: Path, small_shards: int, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (sound,) = FeatureStore(tmp_path / "sound", Settings(show=False, workers=0)).get([wanted(labels)])
+    (sound,) = FeatureStore(options(tmp_path / "sound")).get([request(labels)])
     bad = [0, 9, 12, 13, 14, 15]  # a whole shard among them
     damage(*(labels.paths[row] for row in bad))
-    store = FeatureStore(tmp_path / "store", Settings(show=False, workers=workers, batch_size=3))
+    store = FeatureStore(options(tmp_path / "store", workers=workers, batch_size=3))
     for _ in range(2):  # the second time from the disk
         caplog.clear()
-        (split,) = store.get([wanted(labels)])
+        (split,) = store.get([request(labels)])
         kept = [row for row in range(22) if row not in bad]
         assert split.labels.ids == tuple(labels.ids[row] for row in kept)
         assert split.labels.paths == tuple(labels.paths[row] for row in kept)
@@ -61,11 +60,11 @@ def test_they_are_left_out_and_named(
 
 
 def test_an_output_that_has_a_row_for_them_is_cut_to_the_common_images(labels: Labels, tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "store", Settings(show=False, workers=0))
-    (whole,) = store.get([wanted(labels)])
+    store = FeatureStore(options(tmp_path / "store"))
+    (whole,) = store.get([request(labels)])
     damage(labels.paths[5])
     both = {**EMBED, "f": ("feature4", AdaptivePooling(grid=1))}
-    (split,) = store.get([wanted(labels, both)])
+    (split,) = store.get([request(labels, both)])
     kept = [row for row in range(22) if row != 5]
     assert len(split.labels) == len(split.features["f"]) == 21
     assert np.array_equal(split.features["embed"], whole.features["embed"][kept])
@@ -73,27 +72,27 @@ def test_an_output_that_has_a_row_for_them_is_cut_to_the_common_images(labels: L
 
 def test_strict_stops_at_the_first_and_also_at_what_an_earlier_pass_left_out(labels: Labels, tmp_path: Path) -> None:
     damage(labels.paths[7], labels.paths[9])
-    strict = FeatureStore(tmp_path / "store", Settings(show=False, workers=0, strict=True))
+    strict = FeatureStore(options(tmp_path / "store", strict=True))
     with pytest.raises(InputError, match=r"07\.png cannot be decoded"):
-        strict.get([wanted(labels)])
-    FeatureStore(tmp_path / "store", Settings(show=False, workers=0)).get([wanted(labels)])
+        strict.get([request(labels)])
+    FeatureStore(options(tmp_path / "store")).get([request(labels)])
     with pytest.raises(InputError, match=r"2 of 22 images .*07\.png, 09\.png; repair them"):
-        strict.get([wanted(labels)])
+        strict.get([request(labels)])
 
 
 def test_a_disk_that_goes_away_is_no_bad_image(labels: Labels, tmp_path: Path) -> None:
-    want = wanted(labels)
+    want = request(labels)
     assert want.address  # every file was there when the data was listed
     labels.paths[7].unlink()
     with pytest.raises(InputError, match=r"07\.png does not exist"):
-        FeatureStore(tmp_path / "store", Settings(show=False, workers=0)).get([want])
+        FeatureStore(options(tmp_path / "store")).get([want])
 
 
 def test_none_readable_is_refused(labels: Labels, tmp_path: Path) -> None:
     damage(*labels.paths)
     for _ in range(2):
         with pytest.raises(InputError, match="none of the 22 images can be read"):
-            FeatureStore(tmp_path / "store", Settings(show=False, workers=0)).get([wanted(labels)])
+            FeatureStore(options(tmp_path / "store")).get([request(labels)])
 
 
 @pytest.fixture(scope="module")
@@ -151,5 +150,5 @@ def test_what_looks_odd_but_is_sound_is_read(tmp_path: Path) -> None:
     paths = tuple(sorted(tmp_path.iterdir()))
     ids = tuple(path.name for path in paths)
     labels = Labels(ids, paths, ("a",), np.zeros(len(ids), np.int64), tuple((id,) for id in ids))
-    (split,) = FeatureStore(tmp_path / "store", Settings(show=False, workers=0)).get([wanted(labels)])
+    (split,) = FeatureStore(options(tmp_path / "store")).get([request(labels)])
     assert set(ids) - set(split.labels.ids) == {"truncated.jpg", "text.jpg"}

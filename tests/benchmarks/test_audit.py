@@ -14,16 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.__main__ import main
-from benchmarks.audit.activations import ChannelRanges
-from benchmarks.audit.batch_statistics import using_batch_statistics
-from benchmarks.audit.examine import examine
-from benchmarks.audit.report import Audit, text
-from benchmarks.audit.sample import draw_sample
-from benchmarks.audit.variations import levels, variations
-from benchmarks.contract import InputError
-from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.own_module import module_encoder
+from benchmarks.audit import (
+    Audit,
+    ChannelRanges,
+    draw_sample,
+    examine,
+    levels,
+    text,
+    using_batch_statistics,
+    variations,
+)
+from benchmarks.encoders.load import load_encoder, module_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
 
 HUES = ((200, 60, 60), (60, 60, 200), (120, 200, 60), (60, 200, 120))
@@ -115,7 +118,7 @@ def test_the_audit_changes_nothing(folder: Path) -> None:
 
 def test_a_net_without_batch_norms_says_not_applicable(folder: Path) -> None:
     audit = examine(load_encoder("pixels"), draw_sample(folder, 16, 0), seconds=600, seed=0, show=False)
-    assert "batch norms   none, so their mode is not applicable" in text(audit)
+    assert "batch norms   none, so batch statistics do not apply" in text(audit)
     assert "batch statistics" not in {t.name for t in audit.trials}
 
 
@@ -224,9 +227,11 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        (["--out", "file/below"], "the reports cannot go to .*below"), (["--seconds", "-5"], "--seconds -5"),
-        (["--threads", "0"], "--threads 0: give 1"), (["--device", "quantum"], "the device quantum cannot be used"),
-        (["--encoder", "pixels", "random:resnet18-w8", "--name", "one"], "--name names one encoder, and there are 2"),
+        (["--out", "file/below"], "cannot write reports to .*below"),
+        (["--seconds", "-5"], "--seconds must be above 0, got -5"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--device", "quantum"], "cannot use the device quantum"),
+        (["--encoder", "pixels", "random:resnet18-w8", "--name", "one"], "--name is for one encoder, but there are 2"),
         (["--facts", "chanels=BGR"], "--facts chanels=BGR"), (["--encoder", "nothing*.pth"], "no file matches"),
     ],
 )  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.audit.examine import examine
-from benchmarks.audit.sample import Sample, draw_sample
+from benchmarks.audit import AuditSample, draw_sample, examine
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.load import load_encoder
 
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def drawings(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> AuditSample:
     data = tmp_path_factory.mktemp("data")
     compose(data, progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=61))
     return draw_sample(data, 96, 0)
@@ -29,7 +28,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     ],
     ids=["right", "BGR", "mean", "range"],
 )
-def test_efficientnet_under_a_card(drawings: Sample, wrong: dict[str, object], said: str | None) -> None:
+def test_efficientnet_under_a_card(drawings: AuditSample, wrong: dict[str, object], said: str | None) -> None:
     encoder = load_encoder("package:efficientnet-lite0")
     encoder.card = encoder.card.model_copy(update=wrong)
     audit = examine(encoder, drawings, seconds=1e6, seed=0, show=False)

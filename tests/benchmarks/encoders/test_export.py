@@ -10,21 +10,24 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks.contract import InputError
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export import atomic
-from benchmarks.encoders.export.convert import WRITERS, Target, convert
-from benchmarks.encoders.export.detectron2 import (
-    beyond_detectron2,
-    detectron2_facts,
+from benchmarks.encoders.export import (
+    WRITERS,
+    Target,
+    convert,
     detectron2_name,
+    detectron2_settings,
+    openmmlab_settings,
+    unsupported_by_detectron2,
+    unsupported_by_openmmlab,
     write_detectron2,
+    write_openmmlab,
+    write_safetensors,
+    write_torchvision,
 )
-from benchmarks.encoders.export.openmmlab import beyond_openmmlab, openmmlab_facts, write_openmmlab
-from benchmarks.encoders.export.safetensors import write_safetensors
-from benchmarks.encoders.export.torchvision import write_torchvision
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, resnet_encoder
+from benchmarks.task import InputError
 from pretrain.checkpoint import weights_sha256
 from pretrain.resnet import ResNet
 from results.schema import Architecture, EncoderCard
@@ -53,38 +56,38 @@ def test_detectron2_names_are_those_of_its_own_converter(name: str) -> None:
 
 
 def test_detectron2_facts_of_a_caffe_like_net_keep_its_order_and_range() -> None:
-    facts = detectron2_facts(caffe_encoder().card)
-    assert facts["INPUT.FORMAT"] == "BGR"
-    assert facts["MODEL.PIXEL_MEAN"] == [103.53, 116.28, 123.675]
-    assert facts["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0]
-    assert facts["MODEL.RESNETS.STRIDE_IN_1X1"] is True
-    assert (facts["MODEL.RESNETS.STEM_OUT_CHANNELS"], facts["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (16, 64)
+    settings = detectron2_settings(caffe_encoder().card)
+    assert settings["INPUT.FORMAT"] == "BGR"
+    assert settings["MODEL.PIXEL_MEAN"] == [103.53, 116.28, 123.675]
+    assert settings["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0]
+    assert settings["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    assert (settings["MODEL.RESNETS.STEM_OUT_CHANNELS"], settings["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (16, 64)
 
 
 def test_facts_of_an_imagenet_net_are_the_usual_ones() -> None:
     card = random_resnet(Architecture(name="resnet50"), 0).card
-    facts = detectron2_facts(card)
-    assert facts["MODEL.PIXEL_MEAN"] == [123.675, 116.28, 103.53]
-    assert facts["MODEL.PIXEL_STD"] == [58.395, 57.12, 57.375]
-    assert (facts["INPUT.FORMAT"], facts["MODEL.RESNETS.STRIDE_IN_1X1"]) == ("RGB", False)
-    pixels = openmmlab_facts(card)["data_preprocessor"]
+    settings = detectron2_settings(card)
+    assert settings["MODEL.PIXEL_MEAN"] == [123.675, 116.28, 103.53]
+    assert settings["MODEL.PIXEL_STD"] == [58.395, 57.12, 57.375]
+    assert (settings["INPUT.FORMAT"], settings["MODEL.RESNETS.STRIDE_IN_1X1"]) == ("RGB", False)
+    pixels = openmmlab_settings(card)["data_preprocessor"]
     assert pixels == {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "bgr_to_rgb": True}
-    assert openmmlab_facts(caffe_encoder().card)["data_preprocessor"]["bgr_to_rgb"] is False
-    assert openmmlab_facts(caffe_encoder().card)["backbone"]["style"] == "caffe"
+    assert openmmlab_settings(caffe_encoder().card)["data_preprocessor"]["bgr_to_rgb"] is False
+    assert openmmlab_settings(caffe_encoder().card)["backbone"]["style"] == "caffe"
 
 
 def test_what_a_builder_lacks_is_said() -> None:
     small = random_resnet(parse_architecture("resnet18-w32-k3-nopool"), 0).card
-    assert beyond_detectron2(small) == ["width 32", "a stem of 3x3", "no max-pool"]
-    assert beyond_openmmlab(small) == ["a stem of 3x3", "no max-pool"]
+    assert unsupported_by_detectron2(small) == ["width 32", "a stem of 3x3", "no max-pool"]
+    assert unsupported_by_openmmlab(small) == ["a stem of 3x3", "no max-pool"]
     wide = small.model_copy(update={"architecture": Architecture(name="wide_resnet50_2")})
-    assert (beyond_detectron2(wide), beyond_openmmlab(wide)) == ([], ["wide 3x3 convolutions"])
-    assert beyond_detectron2(caffe_encoder().card) == []
+    assert (unsupported_by_detectron2(wide), unsupported_by_openmmlab(wide)) == ([], ["wide 3x3 convolutions"])
+    assert unsupported_by_detectron2(caffe_encoder().card) == []
 
 
 @pytest.mark.parametrize("to", list(WRITERS))
 def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence(tmp_path: Path, to: Target) -> None:
-    with pytest.raises(InputError, match=r"raw pixels is pixels, and .* takes a ResNet"):
+    with pytest.raises(InputError, match=r"raw pixels is pixels, but .* needs a ResNet"):
         convert("pixels", tmp_path / f"out{SUFFIX[to]}", to)
     assert list(tmp_path.iterdir()) == []
 
@@ -129,13 +132,6 @@ def test_a_killed_write_leaves_the_old_file(
     with pytest.raises(KeyboardInterrupt):
         write(encoder, out)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.bin", "old")]
-
-
-def test_replacing_writes_under_another_name_until_the_end(tmp_path: Path) -> None:
-    with atomic.replacing(tmp_path / "new" / "file") as file:
-        assert not (tmp_path / "new" / "file").exists()
-        file.write(b"whole")
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("first", ["detectron2", "openmmlab", "safetensors"])

@@ -13,8 +13,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.contract import InputError
 from benchmarks.encoders.load import load_encoder
+from benchmarks.task import InputError
 from pretrain.checkpoint import weights_sha256
 from results.schema import Architecture, EncoderCard
 from tests.benchmarks.encoders.same_forward import D2, assert_same_forward, strided_in_1x1
@@ -32,7 +32,7 @@ def test_detectron2_pickle(author: str, needs: bool, tmp_path: Path) -> None:
     content = {"model": arrays(named(rows, net)), "__author__": author, "matching_heuristics": True}
     (tmp_path / "r50.pkl").write_bytes(pickle.dumps(content))
     if needs:
-        with pytest.raises(InputError, match="do not show channels, mean, std, value_range, stride_in_1x1; give them"):
+        with pytest.raises(InputError, match="do not show channels, mean, std, value_range, stride_in_1x1; add"):
             load_encoder(tmp_path / "r50.pkl")
         card = assert_same_forward(tmp_path / "r50.pkl", net, facts=D2)
         assert (card.channels, card.std) == ("BGR", (1.0, 1.0, 1.0))
@@ -58,7 +58,7 @@ def test_a_card_inside_another_librarys_file_is_believed_where_it_fits_the_weigh
     with pytest.raises(InputError, match="not those that its card describes"):
         load_encoder(tmp_path / "r50.pkl")
     (tmp_path / "r50.pkl").write_bytes(pickle.dumps({**content, "encoder_card": "{}"}))
-    with pytest.raises(InputError, match="carries a card that cannot be read"):
+    with pytest.raises(InputError, match="has a card that cannot be read"):
         load_encoder(tmp_path / "r50.pkl")
 
 
@@ -122,7 +122,7 @@ def test_solo_learn_on_cifar_pads_its_stem_by_two(tmp_path: Path) -> None:
 def test_a_small_stem_asks_for_what_its_keys_do_not_show(tmp_path: Path) -> None:
     net = network(Architecture(name="resnet18", width=8, stem_kernel=3, stem_stride=1, max_pool=False))
     save_file(net.state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match=r"stem of 3x3, and its keys do not show stem_stride, max_pool; give them"):
+    with pytest.raises(InputError, match=r"stem of 3x3, and its keys do not show stem_stride, max_pool; add --facts"):
         load_encoder(tmp_path / "plain.safetensors")
     card = assert_same_forward(tmp_path / "plain.safetensors", net, facts=["stem_stride=1 max_pool=false"])
     assert "stem_padding" in card.assumed

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from benchmarks.audit.retrieval import difference, jackknife_groups, retrieval
+from benchmarks.audit import difference, jackknife_groups, retrieval
 
 
 def problem(seed: int, sources: int = 60, views: int = 2) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:

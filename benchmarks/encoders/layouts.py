@@ -1,25 +1,66 @@
-"""The checkpoint layouts that people have, as one table.
+"""The table of checkpoint layouts, and how each naming scheme maps to the names of torchvision and timm.
 
 To add a layout: (1) write a row with its name and the repository and file that write it, so that it can be checked;
-(2) `marks` are keys that it always has and that no row above it has all of, as `mapping/key`, `*` matching anything,
-a lone `*` as mapping standing for any one mapping of the file, and `@key` for a key at the file's top; (3) `picks` say
-where its encoders lie, the default one first; (4) `names` is the scheme of `names.py` that the rest of a key follows;
-(5) add a literal key table to tests/benchmarks/encoders/keys, copied from the source. Rows are tried in order.
+(2) `marks` are keys that it always has, chosen so that no row above has all of them in the file: `mapping/key` with `*`
+matching anything, a lone `*` as mapping standing for any one mapping of the file, and `@key` for a key at the file's
+top; (3) `picks` say where its encoders are, the default one first; (4) `names` is the scheme of `NAMING_SCHEMES` that
+the rest of a key follows; (5) add a literal key table to tests/benchmarks/encoders/keys, copied from the source. Rows
+are tried in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+# (pattern, replacement) pairs, applied in turn to a key without its prefix. A key that no pattern matches keeps its
+# name, and counts as left over if the network has no tensor of this name.
+Rules = Sequence[tuple[str, str]]
+
+NAMING_SCHEMES: dict[str, Rules] = {
+    "torchvision": [],
+    "vissl": [(r"^(base_model\.)?_feature_blocks\.", "")],
+    "sequential": [
+        (r"^0\.", "conv1."),
+        (r"^1\.", "bn1."),
+        *((rf"^{n + 3}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    ],
+    "sequential without max-pool": [
+        (r"^0\.", "conv1."),
+        (r"^1\.", "bn1."),
+        *((rf"^{n + 2}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    ],
+    "detectron2": [
+        (r"^stem\.", ""),
+        *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+        (r"shortcut\.norm\.", "downsample.1."),
+        (r"shortcut\.", "downsample.0."),
+        (r"conv(\d)\.norm\.", r"bn\1."),
+    ],
+    "caffe2": [
+        (r"^(res_)?conv1_bn_", "bn1."),
+        (r"^conv1_", "conv1."),
+        *((rf"^res{n + 1}_(\d+)_", rf"layer{n}.\1.") for n in (1, 2, 3, 4)),
+        (r"branch1_bn_", "downsample.1."),
+        (r"branch1_", "downsample.0."),
+        *((rf"branch2{letter}_bn_", f"bn{n}.") for n, letter in enumerate("abc", start=1)),
+        *((rf"branch2{letter}_", f"conv{n}.") for n, letter in enumerate("abc", start=1)),
+        (r"\.(w|s|gamma)$", ".weight"),
+        (r"\.(b|beta)$", ".bias"),
+        (r"\.rm$", ".running_mean"),
+        (r"\.riv$", ".running_var"),
+    ],
+    "dinov2": [(r"^register_tokens$", "reg_token")],
+}
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One encoder of a checkpoint.
+    """Where one encoder of a checkpoint is.
 
     Attributes:
-        mapping: path of the mapping that holds it; a `module.` before every key of it is taken off first.
-        prefix: what its keys start with.
+        mapping: path of the mapping that holds it; a `module.` in front of all of its keys is removed first.
+        prefix: the start of its keys.
         head: prefix of its projection head: a linear layer, or a Sequential of linear layers and batch norms with
             ReLU at the indices that have no tensors. None where the head has another structure.
     """
@@ -30,13 +71,14 @@ class Pick:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """A row of the table.
 
     Attributes:
-        ignore: patterns of keys below the prefix that are no part of the backbone, as a classifier's.
-        epochs: the file's key that counts finished epochs.
-        required: facts that a wrong guess would ruin, and that the user must give where nothing else does.
+        ignore: patterns of keys below the prefix that do not belong to the backbone, such as a classifier's.
+        epochs: the file's key with the number of finished epochs.
+        required: fields of the card that the user must give where no release says them, because a wrong guess would
+            spoil every result.
     """
 
     name: str
@@ -55,12 +97,12 @@ _VISSL = "classy_state_dict/base_model/model/trunk"
 _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
 
 LAYOUTS = (
-    Layout(
+    CheckpointLayout(
         "encoder-bench run", "pretrain/train.py: the resume file",
         ("model/encoder_q.backbone.conv1.weight", "@recipe"),
         {side: Pick("model", f"{side}.backbone.", f"{side}.head.") for side in ("encoder_q", "encoder_k")},
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/moco-v3", "facebookresearch/moco-v3 c349e6e moco/builder.py, main_moco.py",
         ("state_dict/base_encoder.*", "state_dict/momentum_encoder.*", "@arch"),
         {
@@ -69,13 +111,13 @@ LAYOUTS = (
         },
         epochs="epoch", method="MoCo v3",
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/moco CIFAR notebook", "facebookresearch/moco f736491 colab/moco_cifar10_demo.ipynb",
         ("state_dict/encoder_q.net.0.weight", "state_dict/encoder_q.net.3.0.conv1.weight"),
         {side: Pick("state_dict", f"{side}.net.", f"{side}.net.9.") for side in ("encoder_q", "encoder_k")},
         names="sequential without max-pool", epochs="epoch", method="MoCo",
     ),
-    Layout(
+    CheckpointLayout(
         # mmselfsup 0.x holds the query backbone twice; `backbone.` is what its own extraction tool reads.
         "mmselfsup 0.x", "open-mmlab/mmselfsup 6faad81 models/algorithms/moco.py, densecl.py",
         ("state_dict/backbone.conv1.weight", "state_dict/encoder_q.0.conv1.weight"),
@@ -85,7 +127,7 @@ LAYOUTS = (
             "encoder_k": Pick("state_dict", "encoder_k.0.", "encoder_k.1.mlp."),
         },
     ),
-    Layout(
+    CheckpointLayout(
         "mmselfsup 0.x BYOL", "open-mmlab/mmselfsup 6faad81 models/algorithms/byol.py",
         ("state_dict/backbone.conv1.weight", "state_dict/online_net.0.conv1.weight"),
         {
@@ -95,13 +137,13 @@ LAYOUTS = (
         },
         method="BYOL",
     ),
-    Layout(
+    CheckpointLayout(
         "mmselfsup 0.x SimSiam", "open-mmlab/mmselfsup 6faad81 models/algorithms/simsiam.py",
         ("state_dict/backbone.conv1.weight", "state_dict/encoder.0.conv1.weight"),
         {"backbone": Pick("state_dict", "backbone."), "encoder": Pick("state_dict", "encoder.0.")},
         method="SimSiam",
     ),
-    Layout(
+    CheckpointLayout(
         # An mmengine averaged model wraps Sequential(backbone, neck) as `module`.
         "mmselfsup 1.x", "open-mmlab/mmselfsup 1.x models/algorithms/moco.py, densecl.py",
         ("state_dict/backbone.conv1.weight", "state_dict/encoder_k.module.0.conv1.weight"),
@@ -110,23 +152,23 @@ LAYOUTS = (
             "encoder_k": Pick("state_dict", "encoder_k.module.0.", "encoder_k.module.1.mlp."),
         },
     ),
-    Layout(
+    CheckpointLayout(
         "mmselfsup 1.x BYOL", "open-mmlab/mmselfsup 1.x models/algorithms/byol.py",
         ("state_dict/backbone.conv1.weight", "state_dict/target_net.module.0.conv1.weight"),
         {"backbone": Pick("state_dict", "backbone."), "target_net": Pick("state_dict", "target_net.module.0.")},
         method="BYOL",
     ),
-    Layout(
+    CheckpointLayout(
         "VISSL", "facebookresearch/vissl 09270ed models/trunks/resnext.py, extra_scripts/convert_vissl_to_torchvision",
         (f"{_VISSL}/*_feature_blocks.conv1.weight",),
         {"trunk": Pick(_VISSL)}, names="vissl",
     ),
-    Layout(
+    CheckpointLayout(
         "VISSL trunk", "facebookresearch/vissl 09270ed extra_scripts/convert_vissl_to_torchvision.py",
         ("*/*_feature_blocks.conv1.weight",),
         {"trunk": Pick("*")}, names="vissl",
     ),
-    Layout(
+    CheckpointLayout(
         "solo-learn", "vturrisi/solo-learn solo/methods/base.py",
         ("state_dict/backbone.*", "state_dict/classifier.weight"),
         {
@@ -134,7 +176,7 @@ LAYOUTS = (
             "momentum_backbone": Pick("state_dict", "momentum_backbone.", "momentum_projector."),
         },
     ),
-    Layout(
+    CheckpointLayout(
         "solo-learn before 1.0.3", "vturrisi/solo-learn README: `encoder` became `backbone`",
         ("state_dict/encoder.*", "state_dict/classifier.weight"),
         {
@@ -142,49 +184,49 @@ LAYOUTS = (
             "momentum_encoder": Pick("state_dict", "momentum_encoder.", "momentum_projector."),
         },
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/dino", "facebookresearch/dino 7c446df main_dino.py, utils.py MultiCropWrapper",
         ("teacher/backbone.*", "student/backbone.*"),
         {side: Pick(side, "backbone.") for side in ("teacher", "student")},  # its evaluation reads the teacher
         epochs="epoch",
     ),
-    Layout(
+    CheckpointLayout(
         "Barlow Twins or VICReg", "facebookresearch/barlowtwins 8e8d284 main.py; vicreg 4e12602 main_vicreg.py",
         ("model/backbone.conv1.weight", "model/projector.0.weight"),
         {"backbone": Pick("model", "backbone.", "projector.")},
         epochs="epoch",
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/simsiam", "facebookresearch/simsiam a7bc177 simsiam/builder.py, main_simsiam.py",
         ("state_dict/encoder.conv1.weight", "state_dict/predictor.0.weight"),
         {"encoder": Pick("state_dict", "encoder.", "encoder.fc.")},
         epochs="epoch", method="SimSiam",
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/moco", "facebookresearch/moco 7397dfe moco/builder.py, main_moco.py, main_lincls.py",
         ("*/encoder_q.conv1.weight",),  # the end-to-end variant has no queue
         {side: Pick("*", f"{side}.", f"{side}.fc.") for side in ("encoder_q", "encoder_k")},
         epochs="epoch",
     ),
-    Layout(
+    CheckpointLayout(
         "facebookresearch/swav", "facebookresearch/swav 06b1b7c src/resnet50.py, main_swav.py",
         ("*/conv1.weight", "*/projection_head.*"),
         {"model": Pick("*", "", "projection_head.")},
         ignore=("prototypes.*",), epochs="epoch",
     ),
-    Layout(
+    CheckpointLayout(
         "detectron2", "facebookresearch/detectron2 02b5c4e tools/convert-torchvision-to-d2.py",
         ("*/stem.conv1.weight", "*/res2.0.conv1.weight"),
         {"model": Pick("*")},
         names="detectron2", ignore=("stem.fc.*", "linear.*"), required=_D2_REQUIRED,
     ),
-    Layout(
+    CheckpointLayout(
         "detectron2 detector", "facebookresearch/detectron2 02b5c4e modeling/backbone/fpn.py",
         ("*/backbone.bottom_up.stem.conv1.weight",),
         {"backbone": Pick("*", "backbone.bottom_up.")},
         names="detectron2", required=_D2_REQUIRED,
     ),
-    Layout(
+    CheckpointLayout(
         # The names of Caffe2's Detectron, as MSRA's ResNets are stored. Either the statistics are folded into the
         # scale and bias, or they are there; convolutions' biases are zeros.
         "Caffe2", "facebookresearch/detectron2 02b5c4e checkpoint/c2_model_loading.py",
@@ -192,64 +234,64 @@ LAYOUTS = (
         {"blobs": Pick("*")},
         names="caffe2", ignore=("fc1000_*", "pred_*", "*_momentum", "lr", "weight_order"), required=_D2_REQUIRED,
     ),
-    Layout(
+    CheckpointLayout(
         "sthalles/SimCLR", "sthalles/SimCLR models/resnet_simclr.py: the head replaces the backbone's fc",
         ("state_dict/backbone.conv1.weight", "state_dict/backbone.fc.*"),
         {"backbone": Pick("state_dict", "backbone.", "backbone.fc.")},
         method="SimCLR",
     ),
-    Layout(
+    CheckpointLayout(
         "lucidrains/byol-pytorch", "lucidrains/byol-pytorch byol_pytorch.py: NetWrapper.net",
         ("*/online_encoder.net.conv1.weight", "*/target_encoder.net.conv1.weight"),
         {side: Pick("*", f"{side}_encoder.net.") for side in ("online", "target")},
         ignore=("fc.*",), method="BYOL",
     ),
-    Layout(
+    CheckpointLayout(
         # A Sequential of a torchvision ResNet's children, as lightly and many Lightning modules build it.
         "Sequential backbone", "lightly-ai/lightly examples: nn.Sequential(*list(resnet.children())[:-1])",
         ("*/backbone.0.weight", "*/backbone.4.0.conv1.weight"),
         {"backbone": Pick("*", "backbone.", "projection_head.layers.")}, names="sequential",
     ),
-    Layout(
+    CheckpointLayout(
         "Sequential", "lightly-ai/lightly examples: nn.Sequential(*list(resnet.children())[:-1])",
         ("*/0.weight", "*/4.0.conv1.weight"),
         {"backbone": Pick("*")}, names="sequential", ignore=("9.*",),
     ),
-    Layout(
+    CheckpointLayout(
         "OpenMMLab", "open-mmlab/mmselfsup models/algorithms/base.py; mmpretrain, mmdet, mmseg alike",
         ("state_dict/backbone.conv1.weight", "@meta"),
         {"backbone": Pick("state_dict", "backbone.", "neck.mlp.")},
     ),
-    Layout(
-        "Lightning", "Lightning-AI/pytorch-lightning: `pytorch-lightning_version` beside `state_dict`",
+    CheckpointLayout(
+        "Lightning", "Lightning-AI/pytorch-lightning: `pytorch-lightning_version` next to `state_dict`",
         ("state_dict/backbone.*", "@pytorch-lightning_version"),
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=_CLASSIFIER,
     ),
     *(
-        Layout(
-            f"{attribute}.*", "any training script or Lightning module that calls its encoder so",
+        CheckpointLayout(
+            f"{attribute}.*", "any training script or Lightning module with this attribute",
             (f"*/{attribute}.conv1.weight", f"*/{attribute}.layer1.*"),
             {attribute: Pick("*", f"{attribute}.")}, ignore=_CLASSIFIER,
         )
         for attribute in ("backbone", "encoder", "model", "net", "network", "resnet")
     ),
-    Layout(
+    CheckpointLayout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",
         ("state_dict/conv1.weight", "state_dict/layer1.*", "@author"),
         {"backbone": Pick("state_dict")},
     ),
-    Layout(
+    CheckpointLayout(
         "torchvision names", "torchvision models/resnet.py; timm's ResNets, the releases of Barlow Twins, VICReg, DINO",
         ("*/conv1.weight", "*/layer1.0.conv1.weight"),
         {"model": Pick("*")}, ignore=("fc.*",),
     ),
-    Layout(
+    CheckpointLayout(
         "DINOv2", "facebookresearch/dinov2 models/vision_transformer.py",
         ("*/cls_token", "*/blocks.0.norm1.weight", "*/mask_token", "*/blocks.0.ls1.gamma"),
         {"model": Pick("*")}, names="dinov2", ignore=("mask_token",), method="DINOv2",
     ),
-    Layout(
+    CheckpointLayout(
         "ViT of timm's names", "timm models/vision_transformer.py; facebookresearch/dino vision_transformer.py, mae",
         ("*/patch_embed.proj.weight", "*/blocks.0.norm1.weight"),
         {"model": Pick("*")},

@@ -1,4 +1,4 @@
-"""`python -m benchmarks features-gc`: what the feature store holds, what uses it, and room made of the rest."""
+"""The `features-gc` command: list the stored features, and remove those that no record refers to."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contract import InputError
 from benchmarks.encoders.load import expand, load_encoder
-from benchmarks.features.address import FEATURES_VERSION
-from benchmarks.features.shards import Claims, read_json
-from benchmarks.features.store import gib
+from benchmarks.features.shards import ShardClaims, read_json
+from benchmarks.features.store import FEATURES_VERSION, gib
+from benchmarks.task import InputError
 from results.schema import Record, canonical_sha256
 from results.store import read_records
 
 log = logging.getLogger(__name__)
 
-# Addresses, and what versions before 2 left of a run that was killed. Nothing else in the folder is the store's.
-_OURS = re.compile(r"[0-9a-f]{24}|\.[0-9a-f]+\.\d+\.partial")
+# Addresses, and leftovers of killed runs of versions before 2. Nothing else in the folder belongs to the store.
+_STORE_FOLDER = re.compile(r"[0-9a-f]{24}|\.[0-9a-f]+\.\d+\.partial")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFeatures:
     """One folder of the store.
 
     Attributes:
-        meta: what it is of; None where that cannot be read.
-        size: bytes on the disk; of what is complete, and of what a process left unfinished.
+        meta: description of the features; None where it cannot be read.
+        size: bytes on disk of complete outputs.
+        unfinished: bytes on disk of unfinished outputs.
+        used: time of the last use.
         busy: another process is filling it.
     """
 
@@ -46,8 +47,8 @@ class Stored:
 
     @property
     def foreign(self) -> bool:
-        """Whether it is not the store's own, or lies elsewhere. What somebody put or linked there stays."""
-        return _OURS.fullmatch(self.folder.name) is None or self.folder.is_symlink()
+        """Whether somebody else put or linked it there. Such a folder is never removed."""
+        return _STORE_FOLDER.fullmatch(self.folder.name) is None or self.folder.is_symlink()
 
 
 def command(
@@ -56,34 +57,35 @@ def command(
     encoder: tuple[str, ...] = (),
     delete: bool = False,
 ) -> int:
-    """Lists the stored features, and removes those that nothing uses.
+    """List stored features that no record refers to, and remove them with --delete.
 
-    Used is what a record was measured on: its encoder, precise data, transform and precision; and all of the given
-    encoders. What a process that is no longer alive left unfinished goes too; the next run would have gone on from it.
+    Features are in use if a record was measured on them (same encoder, images, geometry and precision), or if they are
+    of one of the given encoders. Unfinished features of processes that are no longer alive are removed too; otherwise
+    the next run would resume them.
 
     Args:
         features: folder of the stored features.
-        records: folder of the records that say what is used.
-        encoder: encoders (or globs) whose features are used too, as of a run that has no record yet.
-        delete: remove, and not only list.
+        records: folder of the records.
+        encoder: encoders (or globs) whose features are in use too, such as those of a run without a record yet.
+        delete: remove unused features.
     """
     if features.exists() and not features.is_dir():
-        raise InputError(f"{features} is a file; give the folder of the stored features")
+        raise InputError(f"expected a folder, but {features} is a file; choose another with --features")
     stored = scan(features)
     found, bad = read_records(records) if records.is_dir() else ((), ())
     if bad:
-        log.warning("%d files in %s are no readable records, and keep nothing: %s, …", len(bad), records, bad[0].path)
+        log.warning("%d files in %s are not readable records and are ignored: %s, …", len(bad), records, bad[0].path)
     weights = {load_encoder(each).card.weights_sha256 for each in expand(encoder)}
     unused = {entry.folder for entry in stored if not entry.foreign}
     unused -= in_use(stored, [each.record for each in found], weights)
     if delete and not records.is_dir() and any(entry.meta and entry.folder in unused for entry in stored):
-        raise InputError(f"{records} is no folder, so nothing says which features are used; give --records")
+        raise InputError(f"{records} is not a folder, so all features would count as unused; give --records")
     freed = 0
     for entry in stored:
         remove = entry.folder in unused and not entry.busy
         state = "busy" if entry.busy else "kept" if entry.foreign else "unused" if remove else "used"
         left = f", and {gib(entry.unfinished)} unfinished" if entry.unfinished and not entry.busy else ""
-        sys.stdout.write(f"{state:6}  {gib(entry.size):>10}{left}  {_described(entry)}\n")
+        sys.stdout.write(f"{state:6}  {gib(entry.size):>10}{left}  {_summary(entry)}\n")
         if entry.busy or entry.foreign:
             continue
         freed += entry.size + entry.unfinished if remove else entry.unfinished
@@ -102,8 +104,8 @@ def _remove(folder: Path) -> None:
         raise InputError(f"cannot remove {error.filename or folder} ({error.strerror}); remove it yourself") from error
 
 
-def scan(root: Path) -> list[Stored]:
-    """What lies in the store, by the time of its last use."""
+def scan(root: Path) -> list[StoredFeatures]:
+    """The folders of the store, by the time of their last use."""
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
     entries = []
     for folder in folders:
@@ -113,16 +115,18 @@ def scan(root: Path) -> list[Stored]:
         except (OSError, ValueError):
             meta, used = None, folder.stat().st_mtime
         busy = False
-        if (folder / "claims").is_file() and _OURS.fullmatch(folder.name):
-            with Claims(folder) as claims:
+        if (folder / "claims").is_file() and _STORE_FOLDER.fullmatch(folder.name):
+            with ShardClaims(folder) as claims:
                 busy = not claims.take_all()
-        unfinished = _on_disk(folder / "partial")
-        entries.append(Stored(folder, meta, _on_disk(folder) - unfinished, unfinished, used, busy))
+        unfinished = _size_on_disk(folder / "partial")
+        entries.append(StoredFeatures(folder, meta, _size_on_disk(folder) - unfinished, unfinished, used, busy))
     return sorted(entries, key=lambda entry: entry.used)
 
 
-def in_use(stored: Collection[Stored], records: Collection[Record], weights: Collection[str | None]) -> set[Path]:
-    """Folders that a record or one of the encoders reads."""
+def in_use(
+    stored: Collection[StoredFeatures], records: Collection[Record], weights: Collection[str | None]
+) -> set[Path]:
+    """Folders with features of one of the records or one of the encoders (by `weights_sha256`)."""
     valid = [(entry.folder, entry.meta) for entry in stored if entry.meta and entry.meta["version"] == FEATURES_VERSION]
     used = {folder for folder, meta in valid if meta["weights"] in weights}
     for record in records:
@@ -131,7 +135,7 @@ def in_use(stored: Collection[Stored], records: Collection[Record], weights: Col
         kind = (record.encoder.weights_sha256, protocol.geometry.model_dump(mode="json"), precision)
         same = [(f, meta) for f, meta in valid if (meta["weights"], meta["geometry"], meta["precision"]) == kind]
         if any(override.startswith("unreadable=") for override in protocol.overrides):
-            # Its fingerprint is that of the images which could be read; the names of the splits must do.
+            # The record's fingerprint is that of the readable images only, so compare the names of the splits.
             splits = {f"{record.dataset.id} {name}" for name in (protocol.train_split, protocol.test_split)}
             used |= {folder for folder, meta in same if meta["about"] in splits}
             continue
@@ -141,17 +145,17 @@ def in_use(stored: Collection[Stored], records: Collection[Record], weights: Col
     return used
 
 
-def _described(entry: Stored) -> str:
+def _summary(entry: StoredFeatures) -> str:
     last = datetime.fromtimestamp(entry.used, UTC).date()
     meta = entry.meta
     if entry.foreign:
-        where = f"a link to {entry.folder.readlink()}" if entry.folder.is_symlink() else "not of this store"
-        return f"{entry.folder.name}  {where}, stays; remove it yourself if you mean to"
+        kind = f"a link to {entry.folder.readlink()}" if entry.folder.is_symlink() else "not made by this store"
+        return f"{entry.folder.name}  {kind}, never removed by this command"
     if meta is None:
-        return f"{entry.folder.name}  of an unknown kind, {last}"
+        return f"{entry.folder.name}  unknown, {last}"
     geometry = meta["geometry"]
     outputs = ", ".join(sorted(file.stem for file in entry.folder.glob("*.npy"))) or "nothing complete"
-    version = "" if meta["version"] == FEATURES_VERSION else f"  made by version {meta['version']}"
+    version = "" if meta["version"] == FEATURES_VERSION else f"  of version {meta['version']}"
     return (
         f"{entry.folder.name}  {meta['encoder']['name']}  {meta['about']}, {meta['count']:,} images  "
         f"{geometry['mode']} {geometry['resize']} to {geometry['crop']} {geometry['interpolation']}  "
@@ -159,6 +163,6 @@ def _described(entry: Stored) -> str:
     )
 
 
-def _on_disk(folder: Path) -> int:
-    """Bytes that the files below a folder occupy; a file that is being filled occupies less than its length."""
+def _size_on_disk(folder: Path) -> int:
+    """Bytes that the files below a folder occupy. A sparse file occupies less than its length."""
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

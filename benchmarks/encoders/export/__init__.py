@@ -1,1 +1,0 @@
-"""Encoders written as other libraries read them: the weights as they are, what must be told of them beside."""

@@ -1,1 +1,0 @@
-"""Reading weight files that nobody vouches for."""
