@@ -1,4 +1,4 @@
-"""From the git-ignored folder of local runs to the records that are committed."""
+"""Copy records from the git-ignored folder of local runs to the committed records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from results.store import StoredRecord, copy_record, is_copied, read_records
 
 @dataclass(frozen=True)
 class Publication:
-    """What `publish` did; paths are relative to the folder they are in."""
+    """What `publish` did; paths are relative to the folder of their records."""
 
     copied: tuple[Path, ...]
     unchanged: tuple[Path, ...]
@@ -25,22 +25,22 @@ class Publication:
 def publish(
     local_root: Path, published_root: Path, encoders: Sequence[str] = ("*",), *, dry_run: bool = False
 ) -> Publication:
-    """Copies records with their side files, byte for byte.
+    """Copy records with their outcomes files, byte for byte.
 
-    A published record gives way to a newer one of the same encoder (name and initialisation), data set and protocol, so
-    that a rerun does not leave last week's row beside today's. Failed, edited and unreadable records are left out.
+    A newer record replaces the published one of the same encoder (name and initialisation), data set and protocol.
+    Failed, edited and unreadable records are left out.
 
     Args:
-        encoders: patterns of encoder names, as a shell would match them.
-        dry_run: say what would be done, and do nothing.
+        encoders: shell patterns of encoder names.
+        dry_run: only report what would be done.
 
     Raises:
-        InputError: one of the folders is in the other, so that a record would give way to itself.
+        InputError: one of the folders contains the other.
     """
     here, there_root = local_root.resolve(), published_root.resolve()
     if here.is_relative_to(there_root) or there_root.is_relative_to(here):
         raise InputError(
-            f"{published_root} and {local_root} are one folder or lie in each other: publish to a folder of its own"
+            f"{published_root} and {local_root} overlap, one contains the other; publish to a separate folder"
         )
     records, bad = read_records(local_root)
     left_out = [(b.path.relative_to(local_root), b.reason) for b in bad]
@@ -56,7 +56,12 @@ def publish(
         else:
             older = newest.get(_row(record))
             if older is not None:
-                left_out.append((older.path.relative_to(local_root), "there is a newer record of the same row"))
+                left_out.append(
+                    (
+                        older.path.relative_to(local_root),
+                        "a newer record has the same encoder, data and protocol",
+                    )
+                )
             newest[_row(record)] = stored
 
     copied: list[Path] = []
@@ -81,7 +86,7 @@ def publish(
 
 
 def _row(record: Record) -> tuple[str | None, ...]:
-    """What a published record is unique in."""
+    """What identifies a published record."""
     return record.encoder.name, record.encoder.init, record.dataset.id, record.protocol.id
 
 

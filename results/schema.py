@@ -405,7 +405,7 @@ class Hardware(Frozen):
 class Record(Frozen):
     """One encoder on one data set under one protocol.
 
-    `runs` holds trials, grid cells, layers and heads, each a flat mapping. `outcomes_file` names the side file with
+    `runs` holds trials, grid cells, layers and heads, each a flat mapping. `outcomes_file` names the file with
     per-item outcomes that paired comparisons rest on. `sha256` is over everything else in the record.
     """
 

@@ -119,7 +119,7 @@ def test_a_picture_of_no_format_is_refused_before_anything_is_printed(records: P
 def test_records_are_not_published_over_themselves(records: Path, refusal: Said) -> None:
     before = files(records.parent)
     for out in (records, records.parent, records / "published", records / ".." / "records"):
-        assert "lie in each other: publish to a folder of its own" in refusal(
+        assert "one contains the other; publish to a separate folder" in refusal(
             "publish-records", "--records", records, "--out", out
         )
     assert files(records.parent) == before
