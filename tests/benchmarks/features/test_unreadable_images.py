@@ -56,7 +56,7 @@ def test_they_are_left_out_and_named(
     (folder,) = (tmp_path / "store").iterdir()
     listed = read_json(folder / "embed.json")
     assert list(listed) == [labels.ids[row] for row in bad]
-    assert "no image format" in listed["09.png"]
+    assert "does not recognise the format" in listed["09.png"]
 
 
 def test_an_output_that_has_a_row_for_them_is_cut_to_the_common_images(labels: Labels, tmp_path: Path) -> None:
