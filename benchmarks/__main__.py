@@ -1,64 +1,351 @@
-"""`python -m benchmarks COMMAND`: a harness, or one of the commands that prepare what harnesses need."""
+"""The command line: `encoder-bench COMMAND`, or `python -m benchmarks COMMAND`."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.contract import InputError
-from benchmarks.harnesses import HARNESSES
-from benchmarks.options import Bench
+from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
+from benchmarks.task import InputError, RunOptions
+from results.command_line import first_sentence, parse, split_command
+from results.errors import print_error
+from results.schema import Protocol
+
+log = logging.getLogger("benchmarks")
+
+PROGRAM = "encoder-bench"
+
+
+@dataclass(frozen=True)
+class BenchFlags:
+    """What every benchmark command takes."""
+
+    encoder: tuple[str, ...]
+    """checkpoint of any known layout, a glob of them, torchvision:ARCH[:FILE], timm:NAME[:FILE], random:ARCH[:SEED],
+    package:efficientnet-lite0, pixels, or my_package.my_module:build; one or several"""
+    data: Path = Path("work/data")
+    """root of the data sets, or an image folder with train/ and val/"""
+    protocol: str | None = None
+    """protocol id, as knn.mmselfsup@1; default: the published one, or the small one on embedded data"""
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    """numbers of the protocol to change, as epochs=10 batch_size=128; the id in the record says so"""
+    trials: int | None = None
+    """runs with seeds of their own, whose mean and spread are reported; short for --set trials=N"""
+    dataset: str | None = None
+    """another data set than the protocol's, as imagefolder"""
+    name: str | None = None
+    """what tables call the encoder"""
+    facts: tuple[str, ...] = ()
+    """what a checkpoint's keys cannot show, as channels=BGR stride_in_1x1=true architecture=resnet50 pick=teacher"""
+    threads: int | None = None
+    """CPU threads of this process; default: torch's"""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """say what would run, what is missing and what it needs, and stop"""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a number that cannot be used."""
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class AllFlags(BenchFlags):
+    """Run every benchmark whose data is there."""
+
+    only: tuple[str, ...] = ()
+    """protocol ids or patterns, as 'knn.*' 'voc07_*'; default: the published variant of every benchmark, or the small
+    one on embedded data"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 2 and a message on stderr where the input cannot be used."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        if words[:1] and words[0] in TASK_NAMES:
+            return _bench_command(words[0], words[1:])
+        command, rest = split_command(_groups(words), words, PROGRAM, "Measure pretrained image encoders.")
+        return COMMANDS[command].run(rest)
+    except (InputError, OSError) as error:
+        return print_error(PROGRAM, error)
+
+
+def _groups(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Commands and their sentences by the heading of their group. Benchmarks are imported for the help page alone."""
+    shown = words[:1] in (["-h"], ["--help"])
+    groups = {
+        heading: {name: first_sentence(load_task(name)) if shown else "" for name in names}
+        for heading, names in TASKS.items()
+    }
+    for name, command in COMMANDS.items():
+        groups.setdefault(command.group, {})[name] = command.sentence
+    return groups
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def _parse(kind: Any, arguments: Sequence[str], command: str) -> Any:
+    return parse(kind, list(arguments), f"{PROGRAM} {command}")
+
+
+def _bench_command(name: str, arguments: Sequence[str]) -> int:
+    """One benchmark on every encoder."""
+    flags, options, task = parse_flags(name, BenchFlags, arguments, load_task(name))
+    return _run(flags, options, [_question(task, flags)])
+
+
+@dataclass(frozen=True)
+class _NoTask:
+    """A command that runs several benchmarks has no flags of one."""
+
+
+def parse_flags(
+    command: str, flags: type[BenchFlags], arguments: Sequence[str], task: type[Any] = _NoTask
+) -> tuple[Any, RunOptions, Any]:
+    """The flags of a command: its own, the run's options, and the benchmark's own as an instance of its class."""
+    flat = tyro.conf.arg(name="")
+    fields = {"flags": flags, "options": RunOptions, "task": task}
+    kind = make_dataclass(command, [(name, Annotated[each, flat]) for name, each in fields.items()], frozen=True)
+    kind.__doc__ = flags.__doc__ if task is _NoTask else task.__doc__
+    parsed = _parse(kind, arguments, command)
+    return parsed.flags, parsed.options, parsed.task
+
+
+def _question(task: AnyTask, flags: BenchFlags) -> Any:
+    """The protocol that the flags ask of a task."""
+    from benchmarks.datasets.registry import is_embedded
+    from benchmarks.evaluate import Question
+
+    if flags.protocol is None:
+        embedded = is_embedded(flags.data) and flags.dataset is None
+        protocol = task.default_protocol(embedded=embedded, dataset=flags.dataset)
+    else:
+        protocol = find_protocol(flags.protocol)
+        if protocol.harness != task.name:
+            raise InputError(f"{protocol.id} is run by `{PROGRAM} {protocol.harness}`, not {task.name}")
+    return Question(task, _changed(protocol, flags))
+
+
+def _changed(protocol: Protocol, flags: BenchFlags, *, trials_everywhere: bool = True) -> Protocol:
+    settings = flags.settings
+    if flags.trials is not None and (trials_everywhere or "trials" in protocol.params):
+        settings = (*settings, f"trials={flags.trials}")
+    return with_settings(protocol, settings) if settings else protocol
+
+
+def _all(arguments: Sequence[str]) -> int:
+    """Every benchmark whose data is there, on every encoder; then a summary."""
+    flags, options, _ = parse_flags("all", AllFlags, arguments)
+    questions = suite(flags.data, flags.only or ((flags.protocol,) if flags.protocol else ()))
+    questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
+    return _run(flags, options, questions, summary=True)
+
+
+def suite(data: Path, only: Sequence[str] = ()) -> list[Any]:
+    """What `all` asks of an encoder: the protocols that match, or of every benchmark the variant that suits the data.
+
+    Raises:
+        InputError: a pattern that matches no protocol.
+    """
+    from benchmarks.datasets.registry import is_embedded
+    from benchmarks.evaluate import Question
+
+    found = matching_protocols(only or ["*"])
+    if not only:
+        embedded = is_embedded(data)
+        found = [
+            (task, protocol)
+            for task, protocol in found
+            if protocol.variant == (task.demo_variant if embedded else task.protocols[0].variant)
+        ]
+    return [Question(task, protocol, optional=True) for task, protocol in found]
+
+
+def _probes(arguments: Sequence[str]) -> int:
+    """The AvgPool and the Feature1–5 probes in one pass over the images."""
+    flags, options, _ = parse_flags("probes", BenchFlags, arguments)
+    if flags.protocol:
+        raise InputError(
+            "probes takes no --protocol: it runs those of linear and multihead; choose one of these instead"
+        )
+    return _run(flags, options, [_question(load_task(name)(), flags) for name in ("linear", "multihead")])
+
+
+def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
+    """Measure, or say what would be measured, and report what failed."""
+    from benchmarks.encoders.load import expand
+    from benchmarks.evaluate import bench, dry_run, resolve_device
+
+    encoders = expand(flags.encoder)
+    if flags.threads is not None:
+        import torch
+
+        torch.set_num_threads(flags.threads)
+    options = replace(options, device=resolve_device(options.device))
+    how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
+    if flags.dry_run:
+        for line in dry_run(encoders, questions, flags.data, options, **how):
+            sys.stdout.write(line + "\n")
+        return 0
+    attempts = []
+    for attempt in bench(encoders, questions, flags.data, options, **how):
+        log.info("%s  %s  %s  %s", attempt.status, attempt.encoder, attempt.protocol, _one_line(attempt.detail))
+        attempts.append(attempt)
+    if summary:
+        sys.stdout.write(summary_text(attempts))
+    else:
+        for attempt in attempts:
+            if attempt.status in ("failed", "skipped"):
+                skipped = "skipped: " if attempt.status == "skipped" else ""
+                print_error(PROGRAM, InputError(f"{attempt.encoder}: {skipped}{attempt.detail}"))
+    return exit_code(attempts)
+
+
+def exit_code(attempts: Sequence[Any]) -> int:
+    """0, or 1 where the program failed, or 2 where the input could not be used or nothing could be measured."""
+    failed = [attempt for attempt in attempts if attempt.status == "failed"]
+    if failed:
+        return 2 if all(attempt.user_error for attempt in failed) else 1
+    return 0 if any(attempt.status in ("done", "cached") for attempt in attempts) else 2
+
+
+def summary_text(attempts: Sequence[Any]) -> str:
+    """A line per attempt, grouped by what became of it."""
+    lines = []
+    for status in ("done", "cached", "skipped", "failed"):
+        own = [attempt for attempt in attempts if attempt.status == status]
+        if own:
+            lines.append(f"{status}: {len(own)}")
+            lines += [f"  {a.encoder}  {a.protocol}  {_one_line(a.detail)}" for a in own]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---- other commands --------------------------------------------------------------------------------------------------
+
+
+def _protocols(arguments: Sequence[str]) -> int:
+    """List protocols that match a pattern, or show one with its sources."""
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    if len(words) != len(arguments) or len(words) > 2 or (len(words) == 2 and words[0] != "show"):
+        sys.stdout.write(f"usage: {PROGRAM} protocols [PATTERN]\n       {PROGRAM} protocols show ID\n")
+        return 0 if len(words) != len(arguments) else 2
+    if words[:1] == ["show"]:
+        if len(words) == 1:
+            raise InputError("protocols show needs an id, as knn.mmselfsup@1")
+        sys.stdout.write(described(find_protocol(words[1])))
+        return 0
+    pattern = words[0] if words else "*"
+    found = matching_protocols([pattern if any(c in pattern for c in "*?[") else f"{pattern}*"])
+    width = max(len(protocol.id) for _, protocol in found)
+    for _, protocol in found:
+        sys.stdout.write(
+            f"{protocol.id:<{width}}  {protocol.harness:<14}  {protocol.dataset:<20}  {protocol.source.repository}\n"
+        )
+    return 0
+
+
+def described(protocol: Protocol) -> str:
+    """Every field of a protocol, one per line."""
+    shape = protocol.geometry
+    source = protocol.source
+    lines = {
+        "id": protocol.id,
+        "command": f"{PROGRAM} {protocol.harness} --protocol {protocol.id}",
+        "data": f"{protocol.dataset}: {protocol.train_split} -> {protocol.test_split}",
+        "geometry": f"{shape.mode}, resize {shape.resize}, crop {shape.crop}, {shape.interpolation}",
+        "columns": ", ".join(protocol.columns),
+        "primary": protocol.primary,
+        "metric": f"{protocol.metric}, {'higher' if protocol.higher_is_better else 'lower'} is better",
+        "selection": protocol.selection,
+        "source": f"{source.repository} {source.revision}".strip(),
+        **({"note": source.note} if source.note else {}),
+        "hash": protocol.content_sha256(),
+    }
+    text = "".join(f"{name:<10} {value}\n" for name, value in lines.items())
+    return text + "params\n" + "".join(f"  {name} = {value}\n" for name, value in protocol.params.items())
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command beside the harnesses, imported only when asked for.
+    """A command that is no benchmark.
 
-    `module` has a function `command` whose annotated arguments are the flags (tyro) and whose answer is the exit code.
+    Attributes:
+        sentence: what it does, for the help page.
+        run: takes the words after its name and returns the exit code.
     """
 
-    name: str
-    module: str
+    group: str
+    sentence: str
+    run: Callable[[Sequence[str]], int]
 
 
-# What prepares for harnesses, looks into what they use, or runs several of them.
-COMMANDS = (
-    Command("audit", "benchmarks.audit"),
-    Command("all", "benchmarks.bench_all"),
-    Command("check-data", "benchmarks.datasets.check"),
-    Command("demo-data", "benchmarks.demo.compose"),
-    Command("random-encoder", "benchmarks.encoders.load"),
-    Command("explain", "benchmarks.explain"),
-    Command("features-gc", "benchmarks.features.gc"),
-)
+def _function(name: str, find: Callable[[], Any]) -> Callable[[Sequence[str]], int]:
+    """A command whose function's annotated arguments are the flags; it is imported when it runs."""
+    return lambda arguments: int(_parse(find(), arguments, name))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    commands = {command.name: command for command in COMMANDS}
-    names = [*(h.command for h in HARNESSES), *commands]
-    if not arguments or arguments[0] not in names:
-        sys.stderr.write(f"usage: python -m benchmarks {{{','.join(names)}}} --help\n")
-        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
-    name, rest = arguments[0], arguments[1:]
-    program = f"python -m benchmarks {name}"
-    try:
-        if name in commands:
-            return int(tyro.cli(import_module(commands[name].module).command, args=rest, prog=program))
-        from benchmarks.bench import bench
+def _audit() -> Any:
+    from benchmarks.audit import command
 
-        return bench(name, tyro.cli(Bench, args=rest, prog=program))
-    except InputError as error:
-        sys.stderr.write(f"benchmarks: {' '.join(str(error).split())}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"benchmarks: {error.filename or ''}: {error.strerror or error}\n")
-        return 2
+    return command
+
+
+def _check_data() -> Any:
+    from benchmarks.datasets.check import command
+
+    return command
+
+
+def _demo_data() -> Any:
+    from benchmarks.demo.compose import command
+
+    return command
+
+
+def _random_encoder() -> Any:
+    from benchmarks.encoders.load import random_encoder_command
+
+    return random_encoder_command
+
+
+def _features_gc() -> Any:
+    from benchmarks.features.gc import command
+
+    return command
+
+
+def _explain() -> Any:
+    from benchmarks.explain import command
+
+    return command
+
+
+COMMANDS: Mapping[str, Command] = {
+    "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
+    "probes": Command("Several benchmarks", "linear and multihead in one pass over the images", _probes),
+    "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
+    "explain": Command("Protocols", "measure the protocols between two, to take their difference apart",
+                       _function("explain", _explain)),
+    "audit": Command("Encoders and data", "check that an encoder is what its card says", _function("audit", _audit)),
+    "check-data": Command("Encoders and data", "say which data sets are there, missing or damaged",
+                          _function("check-data", _check_data)),
+    "demo-data": Command("Encoders and data", "compose the embedded data sets", _function("demo-data", _demo_data)),
+    "random-encoder": Command("Encoders and data", "write an untrained encoder to a file",
+                              _function("random-encoder", _random_encoder)),
+    "features-gc": Command("Encoders and data", "list stored features that no record refers to",
+                           _function("features-gc", _features_gc)),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,20 +9,16 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from pydantic import ValidationError
 
-from benchmarks.contract import InputError
-from benchmarks.evaluation import evaluate
-from benchmarks.harnesses import Harness, find_protocol, harness
-from benchmarks.options import DATA, Precision
-from benchmarks.overrides import first_fault
-from results.schema import Geometry, Protocol
+from benchmarks.registry import find_protocol, with_settings
+from benchmarks.task import InputError, RunOptions
+from results.schema import Protocol
 
 log = logging.getLogger("benchmarks")
 
@@ -31,66 +27,53 @@ GEOMETRY = "geometry."  # before the name of one of its fields
 NAMING = ("k", "top")  # fields that say which columns there are, and change no column
 
 
+@dataclass(frozen=True)
+class ExplainFlags:
+    """Measure an encoder under two protocols of one benchmark and under those between them; one record for each."""
+
+    a: str
+    """protocol id, as knn.mmselfsup@1"""
+    b: str
+    """the protocol to compare with"""
+    encoder: str
+    """as the benchmarks take it"""
+    data: Path = Path("work/data")
+    """root of the data sets"""
+    set_a: tuple[str, ...] = ()
+    """numbers of A to change, as temperature=0.2 or geometry.crop=192"""
+    set_b: tuple[str, ...] = ()
+    """numbers of B to change"""
+    dataset: str | None = None
+    """another data set than the protocols', as drawings"""
+    name: str | None = None
+    """what tables call the encoder"""
+    facts: tuple[str, ...] = ()
+    """what a checkpoint's keys cannot show, as channels=BGR"""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """name the protocols, and stop"""
+
+
 def command(
-    a: str,
-    b: str,
-    encoder: str,
-    data: Path = DATA,
-    set_a: tuple[str, ...] = (),
-    set_b: tuple[str, ...] = (),
-    dataset: str | None = None,
-    name: str | None = None,
-    facts: tuple[str, ...] = (),
-    out: Path = Path("work/records"),
-    features: Path = Path("work/features"),
-    device: str = "auto",
-    seed: int = 0,
-    workers: int = 2,
-    precision: Precision | None = None,
-    batch_size: int | None = None,
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    flags: Annotated[ExplainFlags, tyro.conf.arg(name="")], options: Annotated[RunOptions, tyro.conf.arg(name="")]
 ) -> int:
-    """Measures an encoder under two protocols of one benchmark and under those between them; one record for each.
-
-    Args:
-        a: protocol id, as knn.mmselfsup@1.
-        b: likewise.
-        encoder: as the harnesses take it.
-        data: root of the data sets.
-        set_a: numbers of A to change, as temperature=0.2 or geometry.crop=192.
-        set_b: likewise of B.
-        dataset: another data set than the protocols', as drawings.
-        name: what tables call the encoder.
-        facts: what a checkpoint's keys cannot show, as channels=BGR.
-        out: folder of the records.
-        features: folder of the stored features.
-        device: cpu, cuda, cuda:1, …
-        seed: of the harness.
-        workers: loader processes.
-        precision: of the encoder; default the protocol's own.
-        batch_size: images at a time in a pass for features.
-        dry_run: name the protocols, and stop.
-    """
-    from benchmarks.bench import headline, resolve_device
-    from benchmarks.encoders.load import load_encoder
-
-    first, second = overridden(a, set_a), overridden(b, set_b)
+    """Measure an encoder under two protocols of one benchmark and under those between them; one record for each."""
+    first, second = (
+        with_settings(find_protocol(one), changes) for one, changes in ((flags.a, flags.set_a), (flags.b, flags.set_b))
+    )
     protocols = between(first, second)
-    if dry_run:
+    if flags.dry_run:
         sys.stdout.write("".join(f"would run {protocol.id}\n" for protocol in protocols))
         return 0
-    loaded = load_encoder(encoder, name, facts)
-    reading: dict[str, Any] = {"workers": workers, "batch_size": batch_size, "precision": precision}
+    from benchmarks.evaluate import evaluate, headline, load
+
+    loaded = load(flags.encoder, flags.name, flags.facts)
     records = []
     for number, protocol in enumerate(protocols, start=1):
-        record = evaluate(
-            loaded, protocol, data, dataset=dataset, out=out, features=features, device=resolve_device(device),
-            seed=seed, **reading,
-        )  # fmt: skip
+        record = evaluate(loaded, protocol, flags.data, dataset=flags.dataset, options=options)
         records.append(record)
         log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, headline(record))
     ends = [record.protocol.id for record in (records[0], records[-1])]
-    sys.stdout.write(f"python -m results explain {shlex.join(ends)} --records {out}\n")
+    sys.stdout.write(f"python -m results explain {shlex.join(ends)} --records {options.records}\n")
     return 0
 
 
@@ -113,54 +96,20 @@ def between(a: Protocol, b: Protocol) -> list[Protocol]:
         sets = [list(chosen) for size in range(1, len(names)) for chosen in combinations(names, size)]
     else:
         sets = [names[:i] for i in range(1, len(names))] + [names[i:] for i in range(1, len(names))]
-    return [a, *(_switched(a, b, chosen, harness(a.harness)) for chosen in sets), b]
-
-
-def overridden(identifier: str, changes: tuple[str, ...]) -> Protocol:
-    """The protocol with other `params`, and here, where features are drawn for it alone, another geometry too."""
-    protocol = find_protocol(identifier)
-    shape = dict(change.partition("=")[::2] for change in changes if change.startswith(GEOMETRY))
-    params = tuple(change for change in changes if not change.startswith(GEOMETRY))
-    if params:
-        protocol = harness(protocol.harness).override(protocol, params)
-    return _reshaped(protocol, shape) if shape else protocol
+    return [a, *(_switched(a, b, chosen) for chosen in sets), b]
 
 
 def _fields(protocol: Protocol) -> dict[str, Any]:
     """Splits, geometry and `params`, flat, in the order in which they are switched."""
+    kind = protocol.params_type
     geometry = {f"{GEOMETRY}{name}": value for name, value in protocol.geometry.model_dump().items()}
     splits = {"train_split": protocol.train_split, "test_split": protocol.test_split}
-    params = protocol.model_dump(mode="json")["params"]
-    return {**splits, **geometry, **harness(protocol.harness).unstated(protocol), **params}
+    unstated = {name: kind.model_fields[name].default for name in protocol.settable if name not in protocol.params}
+    return {**splits, **geometry, **unstated, **protocol.model_dump(mode="json")["params"]}
 
 
-def _switched(a: Protocol, b: Protocol, names: list[str], family: Harness) -> Protocol:
+def _switched(a: Protocol, b: Protocol, names: list[str]) -> Protocol:
     """A with these fields of B, and an id that names them."""
     theirs = _fields(b)
-    geometry = {name: theirs[name] for name in names if name.startswith(GEOMETRY)}
-    splits = {name: theirs[name] for name in names if name in ("train_split", "test_split")}
-    params = {name: theirs[name] for name in names if name not in (*geometry, *splits)}
-    protocol = family.override(a, params) if params else a
-    protocol = _reshaped(protocol, geometry) if geometry else protocol
-    labels = [f"{name}={value}" for name, value in splits.items()]
-    return protocol.model_copy(update={**splits, "overrides": tuple(sorted({*protocol.overrides, *labels}))})
-
-
-def _reshaped(protocol: Protocol, changes: Mapping[str, Any]) -> Protocol:
-    """With another geometry, as `{"geometry.crop": 192}`, and an id that names it."""
-    named = {name.removeprefix(GEOMETRY): value for name, value in changes.items()}
-    unknown = sorted(set(named) - set(Geometry.model_fields))
-    if unknown:
-        raise InputError(f"{protocol.id} has no {GEOMETRY}{unknown[0]}; it has {', '.join(Geometry.model_fields)}")
-    try:
-        geometry = Geometry.model_validate({**protocol.geometry.model_dump(), **named})
-    except ValidationError as error:
-        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{first_fault(error)}") from error
-    if geometry.crop < 1 or geometry.resize < 0:
-        fault = "a crop has a pixel or more" if geometry.crop < 1 else "a side has no fewer than no pixels"
-        where = "crop" if geometry.crop < 1 else "resize"
-        raise InputError(f"{protocol.id} cannot have {GEOMETRY}{where}={getattr(geometry, where)}: {fault}")
-    new = {n: v for n, v in geometry.model_dump().items() if n in named and v != getattr(protocol.geometry, n)}
-    kept = {label for label in protocol.overrides if label.partition("=")[0].removeprefix(GEOMETRY) not in new}
-    labels = {f"{GEOMETRY}{name}={value}" for name, value in new.items()}
-    return protocol.model_copy(update={"geometry": geometry, "overrides": tuple(sorted(kept | labels))})
+    geometry = {name.removeprefix(GEOMETRY): theirs[name] for name in names if name.startswith(GEOMETRY)}
+    return a.changed(geometry=geometry, **{name: theirs[name] for name in names if not name.startswith(GEOMETRY)})

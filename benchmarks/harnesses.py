@@ -113,20 +113,15 @@ class Harness:
         return override(protocol, values, model, *hooks)
 
 
-_SVM, _LINEAR, _KNN = "benchmarks.svm.protocols", "benchmarks.linear.protocols", "benchmarks.knn.protocols"
+_LINEAR = "benchmarks.linear.protocols"
 _PROBE, _STORED = "benchmarks.linear.settings:ProbeSettings", "benchmarks.linear.settings:StoredSettings"
 _SEG, _SEGMENTED = "benchmarks.segmentation.old", "benchmarks.segmentation.protocols:SegmentationParams"
 _TUNE, _TUNED = "benchmarks.finetune.protocols", "benchmarks.finetune.settings:FineTuneSettings"
 _DET, _DETECTED = "benchmarks.detection.old", "benchmarks.detection.protocols:DetectionParams"
 HARNESSES = (
-    Harness("knn", _KNN, "benchmarks.knn.harness", "knn", True, "mmselfsup", f"{_KNN}:KnnParams"),
     Harness("linear", _LINEAR, "benchmarks.linear.harness", "linear_avgpool", False, "moco", _PROBE),
     Harness("multihead", _LINEAR, "benchmarks.linear.harness", "linear_multihead", False, "mmselfsup", _PROBE),
     Harness("linear-stored", _LINEAR, "benchmarks.linear.stored", "linear_stored", True, "imagefolder", _STORED),
-    Harness("voc-svm", _SVM, "benchmarks.svm.full", "voc07_svm", True, "mmselfsup",
-            "benchmarks.voc_svm:VocSvmParams"),
-    Harness("low-shot-svm", _SVM, "benchmarks.svm.low_shot", "voc07_low_shot_svm", True, "mmselfsup",
-            "benchmarks.low_shot_svm:LowShotParams"),
     Harness("semi-1pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_1pct", False, "mmselfsup", _TUNED),
     Harness("semi-10pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_10pct", False, "mmselfsup", _TUNED),
     Harness("finetune", _TUNE, "benchmarks.finetune.harness", "finetune_imagenet", False, "mocov1", _TUNED),

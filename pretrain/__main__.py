@@ -139,12 +139,11 @@ def _monitor_splits(root: Path) -> tuple[Labelled, Labelled]:
 
 
 def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64]) -> float:
-    from benchmarks.knn.search import search
-    from benchmarks.knn.vote import true_class_ranks
+    from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
 
     k = min(MONITOR_K, len(gallery))
-    found = search(gallery, queries, k)
-    ranks = true_class_ranks(
+    found = exact_knn(gallery, queries, k)
+    ranks = vote_ranks(
         found.similarities,
         classes[found.indices],
         targets,

@@ -104,18 +104,21 @@ def split_up(command: list[str]) -> list[list[str]]:
     at = next((i for i in range(len(command)) if command[i : i + 3] == SPLIT_UP), None)
     if at is None:
         return [command]
-    from benchmarks.bench_all import BenchAll, Summary, cards, distinct, suite
+    from benchmarks.__main__ import AllFlags, parse_flags, suite
+    from benchmarks.encoders.load import expand
+    from benchmarks.evaluate import Attempt, unique_names
 
-    options = parse(BenchAll, command[at + 3 :], "python -m benchmarks all")
-    summary = Summary()
-    named = list(distinct(cards(options, summary)))
-    for attempt in summary.attempts:
-        sys.stderr.write(f"submit: {attempt.encoder}: {attempt.detail}\n")
+    flags = parse_flags("all", AllFlags, command[at + 3 :])[0]
+    named = unique_names(expand(flags.encoder), flags.name, flags.facts)
+    for found in named.values():
+        if isinstance(found, Attempt):
+            sys.stderr.write(f"submit: {found.encoder}: {found.detail}\n")
     # The last of two flags of one name holds.
     return [
-        [*command, "--encoder", encoder, "--name", name, "--only", protocol.id]
-        for encoder, name in named
-        for protocol in suite(options.data, options.only)
+        [*command, "--encoder", encoder, *(["--name", name] if name else []), "--only", question.protocol.id]
+        for encoder, name in named.items()
+        if not isinstance(name, Attempt)
+        for question in suite(flags.data, flags.only)
     ]
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from markdown_table import cell, plain, table
 from pydantic import BaseModel
 
-from benchmarks.harnesses import HARNESSES, harness
+from benchmarks.registry import TASK_NAMES, load_task, tasks
 from results.formats import markdown
 from results.papers import paper_tables
 from results.published import Figure, figures
@@ -29,6 +28,9 @@ _HIDDEN = {"benchmark", "variant", "revision", "harness", "source", "overrides"}
 _FIRST = ("dataset", "train_split", "test_split", "metric", "primary", "selection")
 
 
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
+
+
 class ProtocolPages:
     """Writes the tables of benchmarks, and keeps in mind which protocols have been shown."""
 
@@ -39,44 +41,47 @@ class ProtocolPages:
         """Ids of protocols that no page has shown."""
         return sorted({protocol.id for protocol in every_protocol()} - self.shown)
 
-    def tables(self, module: str, pattern: str = "*") -> str:
-        """Every benchmark of `benchmarks.<module>.protocols` whose name matches, with its variants side by side."""
-        found = [p for p in declared(module) if fnmatchcase(p.benchmark, pattern)]
-        if not found:
-            raise ValueError(f"benchmarks.{module}.protocols has no benchmark {pattern}")
+    def tables(self, *names: str) -> str:
+        """The protocols of these commands: for each benchmark its variants next to each other."""
+        unknown = [name for name in names if name not in TASK_NAMES]
+        if unknown:
+            raise ValueError(f"there is no benchmark {unknown[0]}")
+        found = [protocol for name in names for protocol in load_task(name).protocols]
         self.shown |= {protocol.id for protocol in found}
-        names = dict.fromkeys(protocol.benchmark for protocol in found)
-        tables = [_benchmark(name, [p for p in found if p.benchmark == name]) for name in names]
-        return "\n".join(tables) + _meaning({protocol.harness for protocol in found})
+        benchmarks = dict.fromkeys(protocol.benchmark for protocol in found)
+        tables = [_benchmark(name, [p for p in found if p.benchmark == name]) for name in benchmarks]
+        return "\n".join(tables) + _meaning(names)
+
+    def others(self) -> str:
+        """The protocols of commands that have no page of their own, so that a new benchmark needs none."""
+        pages = "".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
+        paged = {
+            name for names in re.findall(r"protocols\(([^)]+)\)", pages) for name in re.findall(r'"([^"]+)"', names)
+        }
+        own = [name for name in TASK_NAMES if name not in paged]
+        return "".join(f"## {name}\n\n{load_task(name).__doc__}\n{self.tables(name)}" for name in own)
 
     def overview(self) -> str:
-        """One line per benchmark family and data set."""
+        """One line per benchmark and data set."""
         rows = []
-        for family in HARNESSES:
-            known = list(family.known())
-            for benchmark in dict.fromkeys(p.benchmark for p in known):
-                of = [p for p in known if p.benchmark == benchmark]
+        for task in tasks():
+            for benchmark in dict.fromkeys(p.benchmark for p in task.protocols):
+                of = [p for p in task.protocols if p.benchmark == benchmark]
                 sets = dict.fromkeys(p.dataset for p in of)
                 names = ", ".join(p.variant for p in of)
-                rows.append((f"`{family.command}`", f"`{benchmark}`", plain(list(sets)), names, of[0].metric))
+                rows.append((f"`{task.name}`", f"`{benchmark}`", plain(list(sets)), names, of[0].metric))
         return table(("Command", "Benchmark", "Data sets", "Variants", "Metric"), rows)
-
-
-def declared(module: str) -> list[Protocol]:
-    """The protocols of one folder of `benchmarks`."""
-    return list(import_module(f"benchmarks.{module}.protocols").PROTOCOLS)
 
 
 def every_protocol() -> Iterator[Protocol]:
     """Those that a command runs."""
-    for family in HARNESSES:
-        yield from family.known()
+    for task in tasks():
+        yield from task.protocols
 
 
-def commands(module: str) -> str:
-    """The commands that run a folder's protocols."""
-    of = [h.command for h in HARNESSES if h.protocols == f"benchmarks.{module}.protocols" and not h.parts]
-    return ", ".join(f"`python -m benchmarks {command}`" for command in of)
+def commands(*names: str) -> str:
+    """Commands as they are typed."""
+    return ", ".join(f"`python -m benchmarks {name}`" for name in names)
 
 
 def _benchmark(name: str, variants: list[Protocol]) -> str:
@@ -108,7 +113,8 @@ def _fields(protocol: Protocol) -> dict[str, Any]:
     content = protocol.model_dump(mode="json", exclude=_HIDDEN)
     params, columns = content.pop("params"), content.pop("columns")
     first = {name: content.pop(name) for name in _FIRST}
-    stated = {**params, **harness(protocol.harness).unstated(protocol)}
+    fields = protocol.params_type.model_fields
+    stated = {**params, **{name: fields[name].default for name in protocol.settable if name not in params}}
     return {**first, **_flat(content), **_flat(stated), "columns": columns}
 
 
@@ -122,13 +128,11 @@ def _flat(content: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[
     return flat
 
 
-def _meaning(commands: set[str]) -> str:
-    """What the settings of these commands' protocols say of each field, in docstrings and descriptions."""
-    kinds = dict.fromkeys(h.params for h in HARNESSES if h.command in commands)
+def _meaning(commands: Sequence[str]) -> str:
+    """What the params of these commands' protocols say of each field, in docstrings and descriptions."""
     seen: dict[str, str] = {}
-    for kind in kinds:
-        place, _, name = kind.partition(":")
-        for model in getattr(import_module(place), name).__mro__:
+    for kind in dict.fromkeys(load_task(name).Params for name in commands):
+        for model in kind.__mro__:
             if issubclass(model, BaseModel) and model.__module__.startswith("benchmarks."):
                 described = {n: f.description for n, f in model.model_fields.items() if f.description}
                 seen = {**described, **_attributes(model), **seen}

@@ -1,6 +1,6 @@
 """mkdocs hook: pages are Jinja templates that call the tables generated from the code. See docs/*.md.
 
-A page says `{{ protocols("knn") }}` and gets the declared protocols of `benchmarks.knn`. An unknown name stops the
+A page says `{{ protocols("knn") }}` and gets the declared protocols of the command `knn`. An unknown name stops the
 build; a protocol that no page shows is a warning, which `mkdocs build --strict` fails on.
 """
 
@@ -41,7 +41,9 @@ class Site:
             *(benchmark_tables.commands, benchmark_tables.published, inventories.output),
         )
         self.environment.globals.update({function.__name__: function for function in plain})
-        self.environment.globals.update(protocols=self.protocols.tables, overview=self.protocols.overview)
+        self.environment.globals.update(
+            protocols=self.protocols.tables, overview=self.protocols.overview, other_protocols=self.protocols.others
+        )
 
 
 _site: Site

@@ -165,8 +165,8 @@ def make_help() -> str:
 
 
 def benchmark_commands() -> list[str]:
-    """The commands of `python -m benchmarks` that are not benchmarks."""
-    return [command.name for command in import_module("benchmarks.__main__").COMMANDS]
+    """The commands of `python -m benchmarks` that are no benchmark."""
+    return list(import_module("benchmarks.__main__").COMMANDS)
 
 
 def result_commands() -> list[str]:

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.knn.engines import choose
-from benchmarks.knn.search import search
-from benchmarks.knn.vote import true_class_ranks
+from benchmarks.solvers.exact_knn import choose_engine, exact_knn, vote_ranks
 from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
 
 KS = (10, 20, 100, 200)
@@ -64,7 +62,7 @@ def measure(
 ) -> Entry:
     """Time ours and the baseline alternately, from raw features to hits for every k, and the bare product beside."""
     data = problem() if data is None else data
-    _, dtype = choose("auto", torch.device("cpu"))
+    _, dtype = choose_engine("auto", torch.device("cpu"))
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": [], "float32": []}
     for _ in range(rounds):
         seconds["limit"].append(product_seconds(data, dtype))
@@ -91,7 +89,7 @@ def measure(
 
 def ours(data: Problem) -> Top1:
     """What the benchmark does: one search, then votes for every k."""
-    found = search(data.gallery, data.queries, KS[-1])
+    found = exact_knn(data.gallery, data.queries, KS[-1])
     return _votes(data, found.similarities, found.indices)
 
 
@@ -138,7 +136,7 @@ def product_seconds(data: Problem, dtype: torch.dtype) -> float:
 
 
 def _votes(data: Problem, similarities: NDArray[np.floating], indices: NDArray[np.int64]) -> Top1:
-    ranks = true_class_ranks(
+    ranks = vote_ranks(
         similarities,
         data.gallery_classes[indices],
         data.query_classes,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import InputError, evaluate
+from benchmarks import InputError, RunOptions, evaluate
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.harnesses import HARNESSES, find_protocol
+from benchmarks.registry import find_protocol, tasks
 from pretrain.resnet import ResNet
 from results.schema import Architecture, Record
 from results.store import read_records
@@ -93,13 +93,11 @@ def test_a_bad_encoder_does_not_stop_the_others(data: Path, tmp_path: Path, caps
 def test_a_harness_that_fails_leaves_a_failed_record_which_is_retried(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks.knn import harness
-
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "run", broken)
+        patch.setattr("benchmarks.knn.Knn.run", broken)
         assert run("knn", data, tmp_path, encoder=(ENCODER, "pixels")) == 1
     assert "out of luck" in capsys.readouterr().err
     assert {(r.status, r.error) for r in records(tmp_path)} == {("failed", "RuntimeError: out of luck")}
@@ -127,8 +125,8 @@ def test_dry_run_says_which_data_is_missing(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--protocol", "knn.nobody@1"], "no protocol 'knn.nobody@1'"),
-        (["--protocol", "voc07_svm.demo@1"], "is run by `python -m benchmarks voc-svm`"),
+        (["--protocol", "knn.dinno@1"], "no protocol 'knn.dinno@1'; did you mean 'knn.dino@1'"),
+        (["--protocol", "voc07_svm.demo@1"], "is run by `encoder-bench voc-svm`"),
         (["--dataset", "imagenet22k"], "no data set is called"),
     ],
 )
@@ -138,7 +136,8 @@ def test_mistakes_get_one_sentence(
     assert run("knn", data, tmp_path, *flags) == 2
     error = capsys.readouterr().err
     assert sentence in error
-    assert len(error.splitlines()) == 1
+    assert error.startswith("encoder-bench: ")
+    assert len(error.splitlines()) <= 2
 
 
 def test_a_damaged_image_is_named_with_loader_workers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +151,8 @@ def test_a_damaged_image_is_named_with_loader_workers_too(tmp_path: Path, capsys
 
 
 def test_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["segway"]) == 2
-    assert "knn" in capsys.readouterr().err
+    assert main(["knm"]) == 2
+    assert "no command 'knm'; did you mean 'knn'" in capsys.readouterr().err
 
 
 class Small(nn.Module):
@@ -167,11 +166,11 @@ class Small(nn.Module):
 
 
 def test_evaluate_from_python_takes_a_module_and_reads_its_record_the_second_time(data: Path, tmp_path: Path) -> None:
-    where = {"out": tmp_path / "records", "features": tmp_path / "features", "workers": 0, "show": False}
-    first = evaluate(Small(), "knn.demo@1", data, name="mine", **where)  # type: ignore[arg-type]
+    options = RunOptions(records=tmp_path / "records", features=tmp_path / "features", workers=0, progress=False)
+    first = evaluate(Small(), "knn.demo@1", data, name="mine", options=options)
     assert first.encoder.name == "mine"
     assert "mean" in first.encoder.assumed
-    again = evaluate(Small(), "knn.demo", data, name="mine", **where)  # type: ignore[arg-type]
+    again = evaluate(Small(), "knn.demo", data, name="mine", options=options)
     assert again == first
     with pytest.raises(InputError, match="no protocol"):
         evaluate(Small(), "knn@7", data)
@@ -193,7 +192,7 @@ def test_knn_record_equals_a_plain_count_over_the_stored_outcomes(data: Path, tm
 
 
 def test_protocol_ids_are_unique_and_found_with_and_without_revision() -> None:
-    protocols = [p for h in HARNESSES for p in h.known()]
+    protocols = [p for task in tasks() for p in task.protocols]
     identifiers = [p.id for p in protocols]
     assert len(set(identifiers)) == len(identifiers)
     for protocol in protocols:

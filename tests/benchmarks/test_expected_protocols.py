@@ -12,17 +12,24 @@ from typing import Any
 
 import pytest
 
-from benchmarks.finetune.protocols import PROTOCOLS as TUNED
-from benchmarks.knn.protocols import PROTOCOLS as KNN
-from benchmarks.linear.protocols import PROTOCOLS as LINEAR
-from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
-from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
+from benchmarks.registry import load_task
 from results.schema import Protocol
 
 TABLES: dict[str, Any] = tomllib.loads(
     (Path(__file__).parents[1] / "expected" / "classification" / "protocols.toml").read_text(encoding="utf-8")
 )
-PUBLISHED = {p.id: p for p in (*KNN, *LINEAR, *VOC_SVM, *LOW_SHOT, *TUNED) if p.source.repository != "this project"}
+TASKS = (
+    "knn",
+    "linear",
+    "multihead",
+    "linear-stored",
+    "voc-svm",
+    "low-shot-svm",
+    "semi-1pct",
+    "semi-10pct",
+    "finetune",
+)
+PUBLISHED = {p.id: p for name in TASKS for p in load_task(name).protocols if p.source.repository != "this project"}
 AROUND = ("dataset", "train_split", "test_split", "primary")
 
 

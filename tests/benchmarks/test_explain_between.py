@@ -9,8 +9,8 @@ import pytest
 from benchmarks import InputError
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.explain import between, overridden
-from benchmarks.harnesses import find_protocol, harness
+from benchmarks.explain import between
+from benchmarks.registry import find_protocol, with_settings
 from results.__main__ import main as results_main
 from results.compare.explain import differing, explanations
 from results.store import read_records
@@ -28,7 +28,7 @@ def test_protocols_that_differ_in_one_field_have_none_between() -> None:
 
 def test_few_fields_give_every_set_of_them() -> None:
     a = find_protocol("knn.mmselfsup@1")
-    b = harness("knn").override(find_protocol("knn.dino@1"), {"temperature": 0.2, "normalise": False})
+    b = find_protocol("knn.dino@1").changed(temperature=0.2, normalise=False)
     found = between(a, b)
     assert len(found) == 8
     assert found[0] == a
@@ -44,9 +44,7 @@ def test_few_fields_give_every_set_of_them() -> None:
 
 def test_many_fields_are_switched_in_two_orders() -> None:
     a = find_protocol("knn.mmselfsup@1")
-    b = harness("knn").override(
-        find_protocol("knn.dino@1"), {"temperature": 0.2, "normalise": False, "features": "feature5"}
-    )
+    b = find_protocol("knn.dino@1").changed(temperature=0.2, normalise=False, features="feature5")
     sizes = [len(protocol.overrides) for protocol in between(a, b)[1:-1]]
     assert sizes == [1, 2, 3, 3, 2, 1]
 
@@ -65,7 +63,7 @@ def test_many_fields_are_switched_in_two_orders() -> None:
     ],
 )
 def test_every_field_can_be_switched_by_itself(a: str, b: str, changes: tuple[str, ...], field: str) -> None:
-    first, last = find_protocol(a), overridden(b, changes)
+    first, last = find_protocol(a), with_settings(find_protocol(b), changes)
     found = between(first, last)
     alone = {name for p in (*found[1:-1], last) for name in differing(first, p) if len(differing(first, p)) == 1}
     assert field in alone
@@ -74,7 +72,7 @@ def test_every_field_can_be_switched_by_itself(a: str, b: str, changes: tuple[st
 
 def test_a_setting_that_is_left_out_at_its_default_is_switched_both_ways() -> None:
     plain = find_protocol("voc07_svm.mmselfsup@1")
-    other = overridden(plain.id, ("ap_rule=11point", "ignore_in_train=drop"))
+    other = with_settings(plain, ("ap_rule=11point", "ignore_in_train=drop"))
     forth, back = between(plain, other), between(other, plain)
     assert [set(p.overrides) for p in forth[1:-1]] == [{"ap_rule=11point"}, {"ignore_in_train=drop"}]
     assert [p.params.get("ap_rule") for p in back] == ["11point", "11point", None, None]
@@ -82,13 +80,15 @@ def test_a_setting_that_is_left_out_at_its_default_is_switched_both_ways() -> No
 
 
 def test_a_geometry_that_cannot_be_is_named() -> None:
-    with pytest.raises(InputError, match=r"knn\.demo@1 has no geometry\.size; it has mode, resize, crop"):
-        overridden("knn.demo@1", ("geometry.size=3",))
-    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop: Input should be a valid integer"):
-        overridden("knn.demo@1", ("geometry.crop=x",))
-    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop=0: a crop has a pixel or more"):
-        overridden("knn.demo@1", ("geometry.crop=0",))
-    assert overridden("knn.demo@1", ("geometry.crop=48",)) == find_protocol("knn.demo@1")  # as it was
+    with pytest.raises(InputError, match=r"knn\.demo@1 has no setting 'geometry\.size'"):
+        with_settings(find_protocol("knn.demo@1"), ("geometry.size=3",))
+    with pytest.raises(
+        InputError, match=r"knn\.demo@1 cannot have geometry\.crop='x': Input should be a valid integer"
+    ):
+        with_settings(find_protocol("knn.demo@1"), ("geometry.crop=x",))
+    with pytest.raises(InputError, match=r"knn\.demo@1 cannot have geometry\.crop='0': Input should be greater"):
+        with_settings(find_protocol("knn.demo@1"), ("geometry.crop=0",))
+    assert with_settings(find_protocol("knn.demo@1"), ("geometry.crop=48",)) == find_protocol("knn.demo@1")  # as it was
 
 
 def test_what_cannot_be_compared() -> None:
@@ -97,7 +97,7 @@ def test_what_cannot_be_compared() -> None:
         between(knn, svm)
     with pytest.raises(InputError, match="differ in nothing"):
         between(knn, knn)
-    other = knn.model_copy(update={"columns": ("k=3",), "primary": "k=3"})
+    other = knn.changed(k=(3,))
     with pytest.raises(InputError, match="no column in common"):
         between(knn, other)
 

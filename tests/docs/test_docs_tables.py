@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.harnesses import HARNESSES
-from benchmarks.knn.protocols import PROTOCOLS, KnnParams
+from benchmarks.knn import PROTOCOLS, KnnParams
+from benchmarks.registry import tasks
 from benchmarks.svm_common import COSTS_MMSELFSUP
 from results.store import read_records
 
@@ -47,12 +47,12 @@ def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
     assert all(f"| `{name}` |" in text for name in KnnParams.model_fields)
     assert "| `temperature` | 0.07 | 0.07 | 0.07 | 0.1 |" in text
     assert "T of a neighbour's weight" in text
-    every = {p.id for h in HARNESSES for p in h.known()}
+    every = {p.id for task in tasks() for p in task.protocols}
     assert set(pages.missing()) == every - {p.id for p in PROTOCOLS}
 
 
 def test_a_field_that_two_names_share_is_explained_for_both() -> None:
-    text = room("benchmark_tables").ProtocolPages().tables("svm", "voc07_svm")
+    text = room("benchmark_tables").ProtocolPages().tables("voc-svm")
     assert "| `positive_weight` | class weights" in text
     assert "| `negative_weight` | class weights" in text
 

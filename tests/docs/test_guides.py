@@ -91,7 +91,7 @@ def test_add_a_benchmark(clone: Path) -> None:
     assert "lint-imports" in commands
     records = list((clone / "work" / "records").rglob("ncm.demo@1-*.json"))
     assert len(records) == 1
-    page = (clone / "work" / "site" / "benchmarks" / "ncm.html").read_text(encoding="utf-8")
+    page = (clone / "work" / "site" / "benchmarks" / "index.html").read_text(encoding="utf-8")
     assert "ncm.imagefolder@1" in page
 
 

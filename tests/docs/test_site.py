@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.encoders.layouts import LAYOUTS
-from benchmarks.harnesses import HARNESSES
+from benchmarks.registry import tasks
 from pretrain.recipe import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ class Loaded(HTMLParser):
 @pytest.mark.slow
 def test_everything_that_can_be_chosen_is_on_its_page(site: Path) -> None:
     benchmarks = "".join(Loaded(page).text for page in (site / "benchmarks").glob("*.html"))
-    protocols = [protocol for harness in HARNESSES for protocol in harness.known()]
+    protocols = [protocol for task in tasks() for protocol in task.protocols]
     assert [p.id for p in protocols if p.id not in benchmarks] == []
     checkpoints, recipes = Loaded(site / "checkpoints.html").text, Loaded(site / "recipes.html").text
     assert [layout.name for layout in LAYOUTS if layout.name not in checkpoints] == []
@@ -102,6 +102,6 @@ def test_broken_links_missing_pages_and_protocols_that_no_page_shows_fail_the_bu
 
 @pytest.mark.slow
 def test_a_page_that_asks_for_what_there_is_not_is_named(tmp_path: Path) -> None:
-    assert "docs/index.md: ValueError: benchmarks.knn.protocols has no benchmark" in broken(
+    assert "docs/index.md: ValueError: there is no benchmark gone" in broken(
         tmp_path, '# T\n\n{{ protocols("knn", "gone") }}\n'
     )

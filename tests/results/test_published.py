@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harnesses import HARNESSES
+from benchmarks.registry import tasks
 from results.published import MAP, PUBLISHED, UNSUPPORTED, Figure, chosen, figures
 from results.schema import Protocol
 
@@ -47,7 +47,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def runnable() -> dict[str, Protocol]:
-    return {protocol.id: protocol for harness in HARNESSES for protocol in harness.known()}
+    return {protocol.id: protocol for task in tasks() for protocol in task.protocols}
 
 
 def figure(source: str, benchmark: str, metric: str, model: str = "*") -> Figure:

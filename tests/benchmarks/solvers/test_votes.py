@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.knn import vote
-from benchmarks.knn.vote import true_class_ranks
+from benchmarks.solvers import exact_knn
+from benchmarks.solvers.exact_knn import vote_ranks
 from tests.reference.knn_plain import ranking
 
 
@@ -28,8 +28,8 @@ def test_equals_the_plain_votes(queries, kmax, classes, temperature, cells, seed
     targets = rng.integers(0, classes, queries)
     ks = sorted({1, max(1, kmax // 2), kmax})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vote, "_CELLS", cells)
-        ranks = true_class_ranks(similarities, near, targets, ks=ks, temperature=temperature, num_classes=classes)
+        patch.setattr(exact_knn, "VOTE_CELLS", cells)
+        ranks = vote_ranks(similarities, near, targets, ks=ks, temperature=temperature, num_classes=classes)
     for k in ks:
         for i in range(queries):
             order = ranking(range(k), similarities[i, :k], near[i], temperature)
@@ -38,7 +38,7 @@ def test_equals_the_plain_votes(queries, kmax, classes, temperature, cells, seed
 
 
 def one(similarities, near, target, k, classes=8, temperature=0.1):
-    ranks = true_class_ranks(
+    ranks = vote_ranks(
         np.array([similarities], float),
         np.array([near]),
         np.array([target]),

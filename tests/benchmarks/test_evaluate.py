@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.contract import InputError
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.jobs import prepare
+from benchmarks.evaluate import Run, load, prepare
+from benchmarks.registry import find_protocol, load_task
+from benchmarks.task import InputError, RunOptions
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
@@ -20,23 +21,28 @@ FSSB = "voc07_low_shot_svm.fssb@1"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=6, val=4, test=6, drawings_per_class=4))
+    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
     return root
+
+
+def question(identifier: str, data: Path, index_files: Path) -> Run:
+    task = load_task("low-shot-svm")(index_files=index_files)
+    return prepare(task, find_protocol(identifier), load(ENCODER), data, options=RunOptions(device="cpu"))
 
 
 def test_other_low_shot_files_are_another_record(data: Path, tmp_path: Path) -> None:
     keys = []
     for value in (0, 1, 1):
         np.save(tmp_path / "train_targets_sample1_k1.npy", np.full((2, 2), value))
-        keys.append(prepare(ENCODER, FSSB, data, index_files=tmp_path).key)
+        keys.append(question(FSSB, data, tmp_path).key)
     assert keys[0] != keys[1]
     assert keys[1] == keys[2]
 
 
 def test_files_for_a_protocol_that_reads_none_are_refused(data: Path, tmp_path: Path) -> None:
-    for identifier in ("knn.demo@1", "voc07_low_shot_svm.demo@1"):
-        with pytest.raises(InputError, match="reads no low-shot sets from files"):
-            prepare(ENCODER, identifier, data, index_files=tmp_path)
+    for identifier in ("voc07_low_shot_svm.mmselfsup@1", "voc07_low_shot_svm.demo@1"):
+        with pytest.raises(InputError, match="draws its own low-shot sets and cannot use --index-files"):
+            question(identifier, data, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["knn", "all"])
@@ -46,9 +52,9 @@ def test_what_could_not_be_written_is_refused_before_it_is_measured(
     (tmp_path / "file").write_text("")
     base = [command, "--encoder", ENCODER, "--data", str(data), "--features", str(tmp_path / "features")]
     assert main([*base, "--out", str(tmp_path / "file")]) == 2
-    assert f"{tmp_path / 'file'} is a file and should be a folder" in capsys.readouterr().err
+    assert f"expected a folder, but {tmp_path / 'file'} is a file" in capsys.readouterr().err
     assert main([*base, "--out", str(tmp_path / "out"), "--threads", "-1"]) == 2
-    assert "--threads is -1" in capsys.readouterr().err
+    assert "--threads must be at least 1, got -1" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.contract import Labels
-from benchmarks.knn.neighbours import QUERIES, _chosen, neighbour_sheet
+from benchmarks.knn import SHEET_QUERIES, neighbour_sheet, sheet_queries
+from benchmarks.task import Labels
 
 
 def labels(folder: Path, targets: list[int], classes: int) -> Labels:
@@ -30,13 +30,13 @@ def test_it_is_a_picture_with_a_row_per_class(tmp_path: Path) -> None:
     assert png is not None
     with Image.open(BytesIO(png)) as sheet:
         assert sheet.size[1] == pytest.approx(495, abs=2)  # three rows
-    assert _chosen(test) == [0, 1, 2]
+    assert sheet_queries(test) == [0, 1, 2]
 
 
 def test_many_classes_are_sampled_evenly(tmp_path: Path) -> None:
     many = Labels((), (), (), np.arange(1000) % 500, ())
-    rows = _chosen(many)
-    assert len(rows) == QUERIES
+    rows = sheet_queries(many)
+    assert len(rows) == SHEET_QUERIES
     assert rows[0] == 0
     assert rows[-1] == 499
 

@@ -18,20 +18,20 @@ SEARCH = """
     import json, re, resource, sys
     from pathlib import Path
     import numpy as np
-    from benchmarks.knn.search import search
+    from benchmarks.solvers.exact_knn import exact_knn
 
     folder, room = Path(sys.argv[1]), int(sys.argv[2])
     gallery = np.load(folder / "gallery.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
-    search(gallery[:600], queries[:3], 5, engine=sys.argv[3])  # libraries take their own share on first use
-    used = 1024 * int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    exact_knn(gallery[:600], queries[:3], 5, engine=sys.argv[3])  # libraries take their own share on first use
+    used = 1024 * int(re.exact_knn(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
     resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
     try:
         np.ones(2 * room, np.uint8)
         sys.exit("the limit does not hold")
     except MemoryError:
         pass
-    found = search(gallery, queries, 20, engine=sys.argv[3])
+    found = exact_knn(gallery, queries, 20, engine=sys.argv[3])
     print(json.dumps(found.indices[:, 0].tolist()))
 """
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contract import InputError, Labels, Split
-from benchmarks.knn.harness import run
-from benchmarks.knn.protocols import CIFAR_NOTEBOOK, DEMO, DINO, MMSELFSUP, PROTOCOLS, VISSL, KnnParams
+from benchmarks.knn import PROTOCOLS, Knn, KnnParams
+from benchmarks.task import InputError, Labels, RunOptions, Split
 from tests.reference.knn_plain import neighbours, ranking
 
+VARIANT = {protocol.variant: protocol for protocol in PROTOCOLS}
+MMSELFSUP, DINO, VISSL, DEMO = (VARIANT[name] for name in ("mmselfsup", "dino", "vissl", "demo"))
+CIFAR_NOTEBOOK = VARIANT["cifar_notebook"]
+QUIET = RunOptions(device="cpu", progress=False)
 CLASSES = ("bird", "boat", "car", "dog", "house", "plane", "tree")
 
 
@@ -27,13 +30,13 @@ def split(prefix, n, *, seed, dim=16, output="embed", classes=CLASSES):
 
 
 def small(k=(3, 10), **changes):
-    return DEMO.with_overrides(k=k, **changes)
+    return DEMO.changed(k=k, **changes)
 
 
 @pytest.mark.parametrize("engine", ["torch", "faiss"])
 def test_equals_the_plain_version(engine):
     train, test = split("a", 90, seed=0), split("b", 31, seed=1)
-    outcome = run(small(), train, test, engine=engine, progress=False)
+    outcome = Knn(engine=engine).run(small(), train, test, QUIET)
     assert list(outcome.scores) == ["k=3", "k=10", "k=3 top-5", "k=10 top-5"]
     for k in (3, 10):
         hits = []
@@ -53,7 +56,7 @@ def test_cosine_ignores_length_and_the_dot_product_does_not():
     lengths = np.random.default_rng(2).uniform(0.1, 10, (90, 1)).astype(np.float32)
     longer = Split(train.labels, {"embed": train.features["embed"] * lengths})
     scores = [
-        [s.value for s in run(protocol, data, test, progress=False).scores.values()]
+        [s.value for s in Knn().run(protocol, data, test, QUIET).scores.values()]
         for protocol in (small(), small(normalise=False))
         for data in (train, longer)
     ]
@@ -63,7 +66,7 @@ def test_cosine_ignores_length_and_the_dot_product_does_not():
 
 def test_dot_product_equals_the_plain_version():
     train, test = split("a", 90, seed=0, output="head"), split("b", 31, seed=1, output="head")
-    outcome = run(VISSL.with_overrides(k=(12,)), train, test, progress=False)
+    outcome = Knn().run(VISSL.changed(k=(12,)), train, test, QUIET)
     expected = []
     for query, target in zip(test.features["head"], test.labels.targets, strict=True):
         rows, similarities, _ = neighbours(train.features["head"], query, 12, normalise=False)
@@ -78,25 +81,25 @@ def test_classes_are_matched_by_name():
     shuffled = replace(
         test.labels, classes=tuple(CLASSES[i] for i in order), targets=np.argsort(order)[test.labels.targets]
     )
-    same = run(small(), train, Split(shuffled, test.features), progress=False)
-    assert same.scores == run(small(), train, test, progress=False).scores
+    same = Knn().run(small(), train, Split(shuffled, test.features), QUIET)
+    assert same.scores == Knn().run(small(), train, test, QUIET).scores
 
 
 def test_own_image_is_no_neighbour():
     data = split("a", 60, seed=4)
     noise = np.random.default_rng(5)
     data = Split(replace(data.labels, targets=noise.integers(0, 7, 60)), data.features)  # labels that mean nothing
-    outcome = run(small(k=(1,)), data, data, progress=False)
+    outcome = Knn().run(small(k=(1,)), data, data, QUIET)
     assert outcome.runs[0]["self_matches_excluded"] == 60
     assert outcome.scores["k=1"].value < 50
-    assert run(small(k=(1,), exclude_self=False), data, data, progress=False).scores["k=1"].value == 100
+    assert Knn().run(small(k=(1,), exclude_self=False), data, data, QUIET).scores["k=1"].value == 100
 
 
 def test_the_same_id_in_another_file_is_another_image():
     """CIFAR numbers both of its splits from zero."""
     data = split("a", 60, seed=4)
     elsewhere = replace(data.labels, paths=tuple(Path("test") / p for p in data.labels.paths))
-    outcome = run(small(k=(1,)), data, Split(elsewhere, data.features), progress=False)
+    outcome = Knn().run(small(k=(1,)), data, Split(elsewhere, data.features), QUIET)
     assert outcome.runs[0]["self_matches_excluded"] == 0
 
 
@@ -110,14 +113,14 @@ def test_partial_overlap_excludes_only_the_shared():
         data.labels.groups[20:30] + other.labels.groups,
     )
     both = Split(labels, {"embed": np.concatenate([data.features["embed"][20:30], other.features["embed"]])})
-    outcome = run(small(k=(59,)), data, both, progress=False)
+    outcome = Knn().run(small(k=(59,)), data, both, QUIET)
     assert outcome.runs[0]["self_matches_excluded"] == 10
     with pytest.raises(InputError, match="only 59 images to choose from: use k up to 59"):
-        run(small(k=(60,)), data, both, progress=False)
+        Knn().run(small(k=(60,)), data, both, QUIET)
 
 
 def test_record_names_engine_and_fallbacks():
-    outcome = run(small(), split("a", 60, seed=0), split("b", 9, seed=1), engine="faiss", progress=False)
+    outcome = Knn(engine="faiss").run(small(), split("a", 60, seed=0), split("b", 9, seed=1), QUIET)
     assert outcome.runs == [
         {"engine": "faiss float32", "fallbacks_float32": 0, "fallbacks_float64": 0, "self_matches_excluded": 0}
     ]
@@ -166,28 +169,34 @@ def broken(fault):
 )
 def test_refuses_in_one_sentence(fault, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
-        run(small(), *broken(fault), progress=False)
+        Knn().run(small(), *broken(fault), QUIET)
     assert "\n" not in str(caught.value)
 
 
 def test_refuses_more_neighbours_than_images():
     with pytest.raises(InputError, match=r"knn.demo@1 asks for k=200, but the gallery has only 40 images"):
-        run(DEMO, split("a", 40, seed=0), split("b", 9, seed=1), progress=False)
+        Knn().run(DEMO, split("a", 40, seed=0), split("b", 9, seed=1), QUIET)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"k": (0, 5)}, "k: "),
+        ({"k": (0, 5)}, r"k=\(0, 5\)"),
         ({"k": (5, 5)}, "without repeats"),
-        ({"k": ()}, "k: "),
-        ({"temperature": 0.0}, "temperature: Input should be greater than 0"),
-        ({"temperature": "warm"}, "temperature: "),
+        ({"k": ()}, r"k=\(\)"),
+        ({"temperature": 0.0}, "temperature=0.0: Input should be greater than 0"),
+        ({"temperature": "warm"}, "temperature='warm'"),
     ],
 )
 def test_refuses_parameters_that_mean_nothing(changes, sentence):
     with pytest.raises(InputError, match=sentence):
-        run(DEMO.with_overrides(**changes), split("a", 40, seed=0), split("b", 9, seed=1), progress=False)
+        DEMO.changed(**changes)
+
+
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("benchmarks.knn.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="install faiss-cpu, or use --engine torch"):
+        Knn(engine="faiss")
 
 
 def test_protocols_say_what_their_columns_are():

@@ -8,11 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.contract import InputError
-from benchmarks.knn import engines
-from benchmarks.knn.engines import Proposal, choose, propose_faiss, propose_torch
-from benchmarks.knn.rows import Rows, norms
-from benchmarks.knn.search import search
+from benchmarks.solvers import exact_knn as solver
+from benchmarks.solvers.exact_knn import (
+    Proposal,
+    Rows,
+    choose_engine,
+    exact_knn,
+    norms,
+    propose_faiss,
+    propose_torch,
+)
 from tests.reference.knn_plain import neighbours, neighbours_by_matrix
 
 CPU = torch.device("cpu")
@@ -35,7 +40,7 @@ def engine(request, monkeypatch):
     """Every engine and precision, whatever this machine would choose."""
     name, _, dtype = request.param.partition(" ")
     if dtype:
-        monkeypatch.setattr("benchmarks.knn.search.choose", lambda *_: ("torch", getattr(torch, dtype)))
+        monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", getattr(torch, dtype)))
     return name
 
 
@@ -43,7 +48,7 @@ def engine(request, monkeypatch):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_equals_the_plain_loop(engine, k, normalise):
     gallery, queries = gaussian(60, 24, 0), gaussian(9, 24, 1)
-    found = search(gallery, queries, k, engine=engine, normalise=normalise)
+    found = exact_knn(gallery, queries, k, engine=engine, normalise=normalise)
     for i, query in enumerate(queries):
         rows, similarities, gap = neighbours(gallery, query, k, normalise=normalise)
         assert gap > NATURAL_GAP
@@ -54,11 +59,11 @@ def test_equals_the_plain_loop(engine, k, normalise):
 @pytest.mark.parametrize("make", [gaussian, pooled])
 @pytest.mark.parametrize("k", [1, 20, 200])
 def test_equals_float64_over_many_tiles(engine, make, k, monkeypatch):
-    monkeypatch.setattr(engines, "_TILE_ROWS", 1100)
-    monkeypatch.setattr(engines, "_QUERY_ROWS", 16)
-    monkeypatch.setattr("benchmarks.knn.search._QUERY_BLOCK", 50)
+    monkeypatch.setattr(solver, "TILE_ROWS", 1100)
+    monkeypatch.setattr(solver, "QUERY_ROWS", 16)
+    monkeypatch.setattr(solver, "QUERY_BLOCK", 50)
     gallery, queries = make(6007, 256, 2), make(70, 256, 3)
-    found = search(gallery, queries, k, engine=engine)
+    found = exact_knn(gallery, queries, k, engine=engine)
     rows, gap = neighbours_by_matrix(gallery, queries, k)
     clear = gap > NATURAL_GAP
     assert clear.mean() > 0.9
@@ -67,10 +72,10 @@ def test_equals_float64_over_many_tiles(engine, make, k, monkeypatch):
 
 def test_engines_agree_bit_for_bit(monkeypatch):
     gallery, queries = pooled(3000, 128, 4), pooled(64, 128, 5)
-    results = [search(gallery, queries, 50, engine="faiss")]
+    results = [exact_knn(gallery, queries, 50, engine="faiss")]
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        monkeypatch.setattr("benchmarks.knn.search.choose", lambda *_, d=dtype: ("torch", d))
-        results.append(search(gallery, queries, 50))
+        monkeypatch.setattr(solver, "choose_engine", lambda *_, d=dtype: ("torch", d))
+        results.append(exact_knn(gallery, queries, 50))
     for other in results[1:]:
         np.testing.assert_array_equal(other.indices, results[0].indices)
         np.testing.assert_array_equal(other.similarities, results[0].similarities)
@@ -79,12 +84,12 @@ def test_engines_agree_bit_for_bit(monkeypatch):
 @pytest.mark.parametrize("copies", [2, 40, 900])
 def test_ties_go_to_the_smaller_row(engine, copies, monkeypatch):
     """Equal rows, strewn over the tiles: more of them than are kept as candidates must still come in order."""
-    monkeypatch.setattr(engines, "_TILE_ROWS", 512)
+    monkeypatch.setattr(solver, "TILE_ROWS", 512)
     rng = np.random.default_rng(6)
     distinct = gaussian(3, 32, 6)
     queries = gaussian(8, 32, 7)
     which = rng.permutation(np.repeat(np.arange(3), copies))
-    found = search(distinct[which], queries, min(200, 2 * copies), engine=engine)
+    found = exact_knn(distinct[which], queries, min(200, 2 * copies), engine=engine)
     for i, query in enumerate(queries):
         nearest_first = neighbours(distinct, query, 3)[0]
         expected = np.concatenate([np.flatnonzero(which == d) for d in nearest_first])[: found.indices.shape[1]]
@@ -93,7 +98,7 @@ def test_ties_go_to_the_smaller_row(engine, copies, monkeypatch):
 
 def test_equal_rows_tie_in_the_exhaustive_search():
     """A float64 product of this shape gives equal rows last bits that differ with their place."""
-    found = search(np.repeat(gaussian(1, 333, 23), 1203, axis=0), gaussian(256, 333, 24), 300)
+    found = exact_knn(np.repeat(gaussian(1, 333, 23), 1203, axis=0), gaussian(256, 333, 24), 300)
     assert found.fallbacks["float64"] == 256
     np.testing.assert_array_equal(found.indices, np.broadcast_to(np.arange(300), (256, 300)))
 
@@ -122,7 +127,7 @@ def test_close_neighbours_fall_back_to_float32(engine, gap, fallbacks):
     gallery, query = rows_at(cosines, 512, 8)
     rows, (natural,) = neighbours_by_matrix(gallery, query, 100)
     assert natural > NATURAL_GAP
-    found = search(gallery, query, 100, engine=engine)
+    found = exact_knn(gallery, query, 100, engine=engine)
     assert set(found.indices[0]) == set(rows[0])
     assert found.fallbacks == (fallbacks if "bfloat16" in found.engine else {"float32": 0, "float64": 0})
 
@@ -133,16 +138,16 @@ def test_a_cliff_of_a_millionth_falls_back_to_float64(engine):
     gallery, query = rows_at(np.where(near, 0.6, 0.6 - 3e-6), 2048, 9)
     rows, (natural,) = neighbours_by_matrix(gallery, query, 100)
     assert natural > NATURAL_GAP
-    found = search(gallery, query, 100, engine=engine)
+    found = exact_knn(gallery, query, 100, engine=engine)
     assert set(found.indices[0]) == set(rows[0]) == set(np.flatnonzero(near))
     assert found.fallbacks["float64"] == 1
 
 
 def test_fallbacks_count_queries(monkeypatch):
-    monkeypatch.setattr("benchmarks.knn.search.choose", lambda *_: ("torch", torch.bfloat16))
+    monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", torch.bfloat16))
     gallery, query = rows_at(np.where(np.arange(2000) < 1, 0.6, 0.6 - 3e-6), 2048, 10)
     easy = gaussian(5, 2048, 10)
-    found = search(np.concatenate([gallery, 3 * easy]), np.concatenate([easy, query, easy]), 1)
+    found = exact_knn(np.concatenate([gallery, 3 * easy]), np.concatenate([easy, query, easy]), 1)
     np.testing.assert_array_equal(found.indices[:, 0], [*range(2000, 2005), 0, *range(2000, 2005)])
     assert found.fallbacks == {"float32": 1, "float64": 1}
 
@@ -159,12 +164,12 @@ def test_slack_bounds_the_error_of_every_product(dtype, make):
 
 def test_products_are_full_float32_whatever_the_user_set(monkeypatch):
     used = []
-    multiply = engines._multiply
+    multiply = solver.multiply
     precision = torch.backends.mkldnn.matmul
-    monkeypatch.setattr(engines, "_multiply", lambda *a: (used.append(precision.fp32_precision), multiply(*a)))
+    monkeypatch.setattr(solver, "multiply", lambda *a: (used.append(precision.fp32_precision), multiply(*a)))
     before, precision.fp32_precision = precision.fp32_precision, "bf16"
     try:
-        search(gaussian(20, 4, 0), gaussian(2, 4, 1), 3, engine="torch")
+        exact_knn(gaussian(20, 4, 0), gaussian(2, 4, 1), 3, engine="torch")
         assert used == ["ieee"]
         assert precision.fp32_precision == "bf16"
     finally:
@@ -184,10 +189,10 @@ def test_errors_as_large_as_the_slack_are_noticed(monkeypatch):
         values, order = values.sort(dim=1, descending=True)
         return Proposal(values, honest.indices.gather(1, order), slack, torch.zeros_like(slack))
 
-    monkeypatch.setattr("benchmarks.knn.search.choose", lambda *_: ("torch", torch.bfloat16))
-    monkeypatch.setattr("benchmarks.knn.search.propose_torch", adversary)
+    monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", torch.bfloat16))
+    monkeypatch.setattr(solver, "propose_torch", adversary)
     gallery, query = rows_at(np.where(np.arange(3000) < 400, 0.6 - 1e-4 * np.arange(3000), 0), 256, 22)
-    found = search(gallery, query, 10)
+    found = exact_knn(gallery, query, 10)
     assert found.indices[0].tolist() == list(range(10))
     assert found.fallbacks == {"float32": 1, "float64": 0}
 
@@ -208,25 +213,25 @@ def check_slack(found, rows, q):
 
 @pytest.mark.parametrize("tile_rows", [512, 5000])
 def test_own_row_is_excluded(engine, tile_rows, monkeypatch):
-    monkeypatch.setattr(engines, "_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(solver, "TILE_ROWS", tile_rows)
     gallery = gaussian(1500, 64, 13)
     own = np.arange(1500)[::50]
-    with_self = search(gallery, gallery[own], 11, engine=engine)
+    with_self = exact_knn(gallery, gallery[own], 11, engine=engine)
     np.testing.assert_array_equal(with_self.indices[:, 0], own)
-    without = search(gallery, gallery[own], 10, engine=engine, excluded=own)
+    without = exact_knn(gallery, gallery[own], 10, engine=engine, excluded=own)
     np.testing.assert_array_equal(without.indices, with_self.indices[:, 1:])
 
 
 def test_own_row_is_excluded_by_the_exhaustive_search(engine):
     gallery = np.repeat(gaussian(1, 16, 14), 1200, axis=0)  # all equal: nothing can be certified
-    found = search(gallery, gallery[:3], 2, engine=engine, excluded=np.array([0, 1, -1]))
+    found = exact_knn(gallery, gallery[:3], 2, engine=engine, excluded=np.array([0, 1, -1]))
     assert found.indices.tolist() == [[1, 2], [0, 2], [0, 1]]
     assert found.fallbacks["float64"] == 3
 
 
 def test_all_but_oneself_can_be_asked_for(engine):
     gallery = gaussian(700, 16, 15)
-    found = search(gallery, gallery[:4], 699, engine=engine, excluded=np.arange(4))
+    found = exact_knn(gallery, gallery[:4], 699, engine=engine, excluded=np.arange(4))
     for i in range(4):
         assert set(found.indices[i]) == set(range(700)) - {i}
 
@@ -234,23 +239,23 @@ def test_all_but_oneself_can_be_asked_for(engine):
 @pytest.mark.parametrize("k", [0, 8])
 def test_refuses_more_neighbours_than_rows(k):
     with pytest.raises(ValueError, match=f"k={k} with 7"):
-        search(gaussian(7, 4, 16), gaussian(2, 4, 17), k)
+        exact_knn(gaussian(7, 4, 16), gaussian(2, 4, 17), k)
     with pytest.raises(ValueError, match="k=7 with 6"):
-        search(gaussian(7, 4, 16), gaussian(2, 4, 17), 7, excluded=np.array([-1, 3]))
+        exact_knn(gaussian(7, 4, 16), gaussian(2, 4, 17), 7, excluded=np.array([-1, 3]))
 
 
 def test_reads_a_memory_map(tmp_path):
     gallery, queries = gaussian(900, 32, 18), gaussian(5, 32, 19)
     np.save(tmp_path / "g.npy", gallery)
     mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
-    np.testing.assert_array_equal(search(mapped, queries, 7).indices, search(gallery, queries, 7).indices)
+    np.testing.assert_array_equal(exact_knn(mapped, queries, 7).indices, exact_knn(gallery, queries, 7).indices)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e15])
 def test_scale_of_features_does_not_matter(engine, scale):
     gallery, queries = gaussian(800, 32, 20), gaussian(6, 32, 21)
-    small = search((gallery * np.float32(scale)), queries * np.float32(scale), 5, engine=engine)
-    np.testing.assert_array_equal(small.indices, search(gallery, queries, 5).indices)
+    small = exact_knn((gallery * np.float32(scale)), queries * np.float32(scale), 5, engine=engine)
+    np.testing.assert_array_equal(small.indices, exact_knn(gallery, queries, 5).indices)
 
 
 @settings(max_examples=60, deadline=None)
@@ -268,7 +273,7 @@ def test_small_integers_with_many_ties(rows, queries, dim, seed, data):
     asked = rng.integers(1, 3, (queries, dim)).astype(np.float32)
     k = data.draw(st.integers(1, rows))
     engine = data.draw(st.sampled_from(["torch", "faiss"]))
-    found = search(gallery, asked, k, engine=engine)
+    found = exact_knn(gallery, asked, k, engine=engine)
     for i in range(queries):
         assert found.similarities[i] == pytest.approx(neighbours(gallery, asked[i], k)[1], abs=1e-13)
         equal = np.diff(found.similarities[i]) == 0
@@ -280,15 +285,13 @@ def test_small_integers_with_many_ties(rows, queries, dim, seed, data):
 
 def test_choice_by_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert choose("auto", CPU) == ("torch", torch.bfloat16)
-    assert choose("faiss", CPU) == ("faiss", torch.float32)
+    assert choose_engine("auto", CPU) == ("torch", torch.bfloat16)
+    assert choose_engine("faiss", CPU) == ("faiss", torch.float32)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert choose("auto", CPU) == ("torch", torch.bfloat16)
+    assert choose_engine("auto", CPU) == ("torch", torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert choose("auto", CPU) == ("faiss", torch.float32)
-    assert choose("torch", CPU) == ("torch", torch.float32)
-    assert choose("auto", torch.device("cuda")) == ("torch", torch.float16)
-    monkeypatch.setattr(engines, "find_spec", lambda _: None)
-    assert choose("auto", CPU) == ("torch", torch.float32)
-    with pytest.raises(InputError, match="--engine torch"):
-        choose("faiss", CPU)
+    assert choose_engine("auto", CPU) == ("faiss", torch.float32)
+    assert choose_engine("torch", CPU) == ("torch", torch.float32)
+    assert choose_engine("auto", torch.device("cuda")) == ("torch", torch.float16)
+    monkeypatch.setattr(solver, "find_spec", lambda _: None)
+    assert choose_engine("auto", CPU) == ("torch", torch.float32)

@@ -1,0 +1,595 @@
+"""Measure encoders: the one path from an encoder, a protocol and a data root to a record.
+
+    prepare         resolve the protocol, load the encoder, list the data, refuse what cannot work
+    cached_record   look for a record of exactly this question
+    extract         compute the stored features that are missing, in one pass per encoder and split
+    measure         run the task and write its record
+
+`evaluate` does this for one encoder and one protocol; `bench` for many of both, where one failure does not stop the
+others; `describe` says what a run would cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import provenance
+from benchmarks.datasets.lists import fingerprint
+from benchmarks.datasets.registry import find_dataset, is_embedded
+from benchmarks.registry import AnyTask, find_protocol, load_task
+from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
+from results.atomic import write_file
+from results.schema import DatasetRef, EncoderCard, Protocol, ProtocolRef, Record, canonical_sha256, record_key
+from results.store import StoredRecord, find_record, read_record, record_path, write_record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from benchmarks.encoders.encoder import Encoder
+    from benchmarks.features.store import FeatureRequest
+
+log = logging.getLogger("benchmarks")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One encoder under one protocol on one data set: everything that is known before anything is measured."""
+
+    task: AnyTask
+    protocol: Protocol
+    encoder: Encoder
+    train: Labels
+    test: Labels
+    dataset: DatasetRef
+    options: RunOptions
+
+    @property
+    def key(self) -> str:
+        """Eight hex digits that identify the question; a record of the same key answers it."""
+        return record_key(self.protocol, self.encoder.card, self.dataset.fingerprint, (self.options.seed,))
+
+    @property
+    def workdir(self) -> Path:
+        """Folder of resumable state, removed when the record is written."""
+        return self.options.records.parent / "heads" / self.key
+
+
+def evaluate(
+    encoder: str | Path | nn.Module | Encoder,
+    protocol: str | Protocol,
+    data: str | Path,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    facts: Sequence[str] = (),
+    task: AnyTask | None = None,
+    options: RunOptions | None = None,
+) -> Record:
+    """Measure one encoder under one protocol and write the record, unless there is one already.
+
+    Args:
+        encoder: a module that maps normalised images (N, 3, H, W) to (N, D) or to a dict of named outputs, or what
+            `--encoder` takes: a checkpoint, `torchvision:ARCH`, `timm:NAME`, …
+        protocol: a protocol or its id, as `knn.mmselfsup@1`.
+        data: root of the data sets, or an image folder with `train/` and `val/`.
+        name: what tables call the encoder.
+        dataset: another data set than the protocol's own.
+        changes: `params` of the protocol by name, as {"epochs": 10}; the record's protocol id says so.
+        facts: what a checkpoint's keys cannot show, as `channels=BGR`.
+        task: the benchmark with flags of its own, as `Knn(engine="torch")`.
+        options: device, loader processes, folders and the like.
+
+    Raises:
+        InputError: the encoder, the protocol or the data cannot be used. Nothing is written.
+        NotApplicableError: this encoder cannot be measured under this protocol.
+        Exception: the benchmark failed. A record with status `failed` says so.
+    """
+    resolved = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    task = task or load_task(resolved.harness)()
+    if changes:
+        resolved = resolved.changed(**changes)
+    options = options or RunOptions()
+    options = replace(options, device=resolve_device(options.device))
+    run = prepare(task, resolved, load(encoder, name, facts), data, dataset=dataset, options=options)
+    record = cached_record(run)
+    if record is not None:
+        log.info("%s: %s has a record", run.encoder.card.name, run.protocol.id)
+        return record
+    return measure([run])[0]
+
+
+# ---- one run, step by step -------------------------------------------------------------------------------------------
+
+
+def load(encoder: str | Path | nn.Module | Encoder, name: str | None = None, facts: Sequence[str] = ()) -> Encoder:
+    """The encoder, frozen, on the CPU (see `benchmarks.encoders.load`)."""
+    from benchmarks.encoders.load import load_encoder
+
+    return load_encoder(encoder, name, facts)
+
+
+def prepare(
+    task: AnyTask,
+    protocol: Protocol,
+    encoder: Encoder,
+    data: str | Path,
+    *,
+    dataset: str | None = None,
+    options: RunOptions,
+) -> Run:
+    """Resolve the protocol, list the data, and refuse what cannot work before anything is computed.
+
+    Raises:
+        InputError: the protocol or the data cannot be used.
+        NotApplicableError: the encoder has none of the outputs that the protocol reads.
+    """
+    read = {output for output, _ in task.outputs(protocol).values()}
+    if not any(encoder.has(output) for output in read):
+        raise NotApplicableError(
+            f"{encoder.card.name} has none of {', '.join(sorted(read))}, which {protocol.id} reads"
+        )
+    protocol = task.resolve(protocol)
+    if dataset is not None:
+        protocol = protocol.changed(dataset=dataset)
+    if options.precision is not None:
+        protocol = _at_precision(task, protocol, options)
+    found = find_dataset(protocol.dataset, Path(data))
+    train, test = found.read(protocol.train_split), found.read(protocol.test_split)
+    if isinstance(task, FeatureTask):
+        task.check(protocol, train, test)
+    reference = _dataset_ref(protocol.dataset, train, test, embedded=is_embedded(Path(data)))
+    return Run(task, protocol, encoder, train, test, reference, options)
+
+
+def cached_record(run: Run) -> Record | None:
+    """The intact record of exactly this question, unless `--force` asks to measure again."""
+    if run.options.force:
+        return None
+    seeds = (run.options.seed,)
+    return find_record(run.options.records, run.encoder.card, run.protocol, run.dataset, seeds)
+
+
+def extract(runs: Sequence[Run]) -> None:
+    """Compute the stored features of several runs of one encoder: one pass over each split for all that is missing.
+
+    Raises:
+        InputError: see `benchmarks.features.store.FeatureStore.fill`.
+    """
+    on_features = [run for run in runs if isinstance(run.task, FeatureTask)]
+    if on_features:
+        from benchmarks.features.store import FeatureStore
+
+        on_features[0].encoder.to(on_features[0].options.device)
+        FeatureStore(on_features[0].options).fill(request for run in on_features for request in feature_requests(run))
+
+
+def measure(runs: Sequence[Run]) -> list[Record]:
+    """Measure runs of one encoder and write their records.
+
+    Several runs share one pass over the images; their tasks must allow that (`ImageTask.shared_pass`).
+    """
+    started = time.monotonic()
+    run, options = runs[0], runs[0].options
+    task = run.task
+    cells = task.cells(run.protocol)
+    if cells:
+        return [_measure_grid(run, cells)]
+    run.encoder.to(options.device)
+    try:
+        if isinstance(task, FeatureTask):
+            run, train, test = _with_features(run)
+            record = cached_record(run) if run is not runs[0] else None
+            if record is not None:
+                return [record]
+            runs, extracted = [run], time.monotonic() - started
+            outcomes = [task.run(run.protocol, train, test, options)]
+            outcomes[0].timing["extract"] = extracted
+        elif len(runs) > 1:
+            assert isinstance(task, ImageTask)
+            protocols, workdirs = [each.protocol for each in runs], [each.workdir for each in runs]
+            outcomes = task.run_together(protocols, run.encoder, run.train, run.test, workdirs, options)
+        else:
+            assert isinstance(task, ImageTask)
+            outcomes = [task.run(run.protocol, run.encoder, run.train, run.test, run.workdir, options)]
+    except InputError:
+        raise
+    except Exception as error:
+        for each in runs:
+            write_record(options.records, _record(each, None, f"{type(error).__name__}: {error}", started), None)
+        raise
+    records = [_write(each, outcome, started) for each, outcome in zip(runs, outcomes, strict=True)]
+    if _is_rank_zero():
+        for each in runs:
+            shutil.rmtree(each.workdir, ignore_errors=True)
+    return records
+
+
+def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
+    """A record per cell of a grid, then the record that chooses among them. A stopped grid keeps its finished cells."""
+    started = time.monotonic()
+    runs = [replace(run, protocol=cell) for cell in cells]
+    records = [cached_record(each) or measure([each])[0] for each in runs]
+
+    def items(cell: int) -> Items:
+        where = run.options.records, run.encoder.card, cells[cell], run.dataset, (run.options.seed,)
+        stored = read_record(record_path(*where))
+        return (stored.outcomes() if isinstance(stored, StoredRecord) else None) or {}
+
+    return _write(run, run.task.summarise(run.protocol, records, items), started)
+
+
+def feature_requests(run: Run) -> list[FeatureRequest]:
+    """What a run reads of the feature store: outputs of its train and of its test split."""
+    from benchmarks.features.store import FeatureRequest
+
+    outputs = {key: value for key, value in run.task.outputs(run.protocol).items() if run.encoder.has(value[0])}
+    splits = ((run.protocol.train_split, run.train), (run.protocol.test_split, run.test))
+    precision = run.options.precision or "fp32"
+    return [
+        FeatureRequest(run.encoder, labels, run.protocol.geometry, outputs, precision, f"{run.dataset.id} {name}")
+        for name, labels in splits
+    ]
+
+
+def _with_features(run: Run) -> tuple[Run, Any, Any]:
+    """The run with the features of its splits.
+
+    Where images could not be read, it becomes another run: of fewer items, with their own fingerprint, and with a
+    protocol id that says how many are missing, so that its number stands in no published column.
+    """
+    from benchmarks.features.store import FeatureStore
+
+    train, test = FeatureStore(run.options).get(feature_requests(run))
+    missing = len(run.train) - len(train.labels) + len(run.test) - len(test.labels)
+    if missing:
+        reference = _dataset_ref(run.dataset.id, train.labels, test.labels, embedded=run.dataset.embedded)
+        run = replace(
+            run,
+            protocol=run.protocol.changed(label=f"unreadable={missing}"),
+            dataset=reference,
+            train=train.labels,
+            test=test.labels,
+        )
+    return run, train, test
+
+
+def _at_precision(task: AnyTask, protocol: Protocol, options: RunOptions) -> Protocol:
+    """The protocol at this precision of the encoder, and an id that says so where it is not the protocol's own."""
+    if "precision" in protocol.params:
+        return protocol.changed(precision=options.precision)
+    if not isinstance(task, FeatureTask):
+        raise InputError(f"{protocol.id} has no --precision to choose")
+    return protocol if options.precision == "fp32" else protocol.changed(label=f"precision={options.precision}")
+
+
+def _dataset_ref(name: str, train: Labels, test: Labels, *, embedded: bool) -> DatasetRef:
+    return DatasetRef(
+        id=name,
+        fingerprint=canonical_sha256([fingerprint(train), fingerprint(test)]),
+        embedded=embedded,
+        train_items=len(train),
+        test_items=len(test),
+    )
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one. Under torchrun each rank takes the GPU of its local rank."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _is_rank_zero() -> bool:
+    """Under torchrun every rank has the same outcome, and rank 0 writes it."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _write(run: Run, outcome: Outcome, started: float) -> Record:
+    record = _record(run, outcome, None, started)
+    if not _is_rank_zero():
+        return record.sealed()
+    items = {**outcome.items, **_test_items(run.test)} if outcome.items else None
+    path = write_record(run.options.records, record, items)
+    if outcome.tensors:
+        from safetensors.torch import save_file
+
+        partial = path.with_suffix(".heads.partial")
+        save_file(outcome.tensors, partial)
+        partial.replace(path.with_suffix(".heads.safetensors"))
+    for name, png in outcome.pictures.items():
+        write_file(path.with_suffix(f".{name}.png"), png)
+    log.info("wrote %s", path)
+    stored = read_record(path)
+    assert isinstance(stored, StoredRecord)  # it was written a moment ago
+    return stored.record  # with standard errors and the name of the outcomes file
+
+
+def _test_items(test: Labels) -> dict[str, NDArray[Any]]:
+    """What paired comparisons need to know of the test items."""
+    offsets = [0, *accumulate(len(sources) for sources in test.groups)]
+    return {
+        "targets": test.targets,
+        "ids": np.array(test.ids),
+        "group_offsets": np.array(offsets, dtype=np.int64),
+        "group_members": np.array([source for sources in test.groups for source in sources]),
+    }
+
+
+def _record(run: Run, outcome: Outcome | None, error: str | None, started: float) -> Record:
+    outcome = outcome or Outcome()
+    timing = {**outcome.timing, "total": time.monotonic() - started}
+    return Record(
+        status="failed" if error else "ok",
+        error=error,
+        encoder=run.encoder.card,
+        protocol=ProtocolRef(id=run.protocol.id, sha256=run.protocol.content_sha256(), resolved=run.protocol),
+        dataset=run.dataset,
+        scores=outcome.scores,
+        per_class=outcome.per_class,
+        runs=tuple(outcome.runs),
+        seeds=(run.options.seed,),
+        timing={phase: round(seconds, 3) for phase, seconds in timing.items()},
+        peak_memory_gib=provenance.peak_memory_gib(),
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+        hardware=provenance.hardware(run.options.device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def headline(record: Record) -> str:
+    """The primary column's score, for a log line."""
+    column = record.protocol.resolved.primary
+    score = record.scores.get(column)
+    if score is None or score.value is None:
+        return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
+    return f"{column} {score.value:.2f}{score.unit}"
+
+
+# ---- many encoders and protocols -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one encoder under one protocol.
+
+    Attributes:
+        encoder: its name, or what the user wrote where it could not be loaded.
+        protocol: its id; empty where the encoder could not be loaded.
+        status: `cached` has a record already; `skipped` cannot be measured, for lack of data or of an output.
+        detail: the headline score, or the reason.
+        user_error: a failure that is the input's and not the program's.
+    """
+
+    encoder: str
+    protocol: str
+    status: Literal["done", "cached", "skipped", "failed"]
+    detail: str
+    user_error: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A protocol and its task, as asked of every encoder.
+
+    Attributes:
+        optional: skip it where its data is not there, instead of failing.
+    """
+
+    task: AnyTask
+    protocol: Protocol
+    optional: bool = False
+
+
+def bench(
+    encoders: Sequence[str],
+    questions: Sequence[Question],
+    data: Path,
+    options: RunOptions,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    facts: Sequence[str] = (),
+) -> Iterator[Attempt]:
+    """Measure every encoder under every protocol; what fails does not stop the rest.
+
+    An encoder is loaded once, features that several protocols read are extracted in one pass, and probes that can
+    share a pass over the images do.
+    """
+    names = unique_names(encoders, name, facts)
+    for number, encoder in enumerate(encoders, start=1):
+        if isinstance(names[encoder], Attempt):
+            yield names[encoder]
+            continue
+        try:
+            loaded = load(encoder, names[encoder], facts)
+        except InputError as error:
+            yield Attempt(encoder, "", "failed", str(error), user_error=True)
+            continue
+        log.info("%d of %d  %s on %s", number, len(encoders), loaded.card.name, options.device)
+        yield from _bench_one(loaded, questions, data, options, dataset)
+
+
+def _bench_one(
+    encoder: Encoder, questions: Sequence[Question], data: Path, options: RunOptions, dataset: str | None
+) -> Iterator[Attempt]:
+    runs: list[Run] = []
+    name = encoder.card.name
+    for question in questions:
+        try:
+            run = prepare(question.task, question.protocol, encoder, data, dataset=dataset, options=options)
+            record = cached_record(run)
+        except InputError as error:
+            skipped = question.optional or isinstance(error, NotApplicableError)
+            status: Literal["skipped", "failed"] = "skipped" if skipped else "failed"
+            yield Attempt(name, question.protocol.id, status, str(error), user_error=True)
+            continue
+        except Exception as error:
+            log.exception("%s could not be prepared for %s", name, question.protocol.id)
+            yield Attempt(name, question.protocol.id, "failed", f"{type(error).__name__}: {error}")
+            continue
+        if record is None:
+            runs.append(run)
+        else:
+            yield Attempt(name, run.protocol.id, "cached", headline(record))
+    try:
+        extract(runs)
+    except Exception as error:  # runs that read these features fail with the same error; the others can go on
+        log.error("features of %s: %s", name, error)
+    for group in _by_pass(runs):
+        yield from _measured(group)
+
+
+def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
+    name, started = runs[0].encoder.card.name, time.monotonic()
+    try:
+        records = measure(runs)
+    except Exception as error:
+        wrong_input = isinstance(error, InputError)
+        if not wrong_input:
+            log.exception("%s failed under %s", name, ", ".join(run.protocol.id for run in runs))
+        status: Literal["skipped", "failed"] = "skipped" if isinstance(error, NotApplicableError) else "failed"
+        for run in runs:
+            yield Attempt(name, run.protocol.id, status, str(error) or type(error).__name__, wrong_input)
+        return
+    seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
+    for record in records:
+        yield Attempt(name, record.protocol.id, "done", f"{headline(record)} in {seconds}")
+
+
+def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that one pass over the images can serve together; the others alone."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for number, run in enumerate(runs):
+        task = run.task
+        shared = task.shared_pass(run.protocol) if isinstance(task, ImageTask) else None
+        groups.setdefault((shared or f"alone {number}", run.dataset.fingerprint), []).append(run)
+    return list(groups.values())
+
+
+def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]) -> dict[str, str | Attempt | None]:
+    """What tables call each encoder: its own name (None), or with the epoch where one run has several checkpoints.
+
+    Encoders of one name and the same epoch are repetitions, which tables average, and keep their name. An encoder
+    that cannot be loaded gets its failed attempt instead.
+    """
+    if len(encoders) == 1:
+        return {encoders[0]: name}
+    if name:
+        raise InputError(f"--name names one encoder, but there are {len(encoders)}")
+    found: dict[str, str | Attempt | None] = {}
+    cards: dict[str, EncoderCard] = {}
+    for encoder in encoders:
+        try:
+            cards[encoder] = load(encoder, None, facts).card  # the weights go: there may be a hundred checkpoints
+        except InputError as error:
+            found[encoder] = Attempt(encoder, "", "failed", str(error), user_error=True)
+    return found | dict(distinct_names(cards))
+
+
+def distinct_names(cards: Mapping[str, EncoderCard]) -> Iterator[tuple[str, str | None]]:
+    """(what the user wrote, a name with the epoch or None) of each encoder."""
+    epochs: dict[str, set[float | None]] = {}
+    for card in cards.values():
+        epochs.setdefault(card.name, set()).add(card.epochs)
+    for encoder, card in cards.items():
+        several = len(epochs[card.name]) > 1 and card.epochs is not None
+        yield encoder, f"{card.name}, epoch {card.epochs:g}" if several else None
+
+
+# ---- what a run would do ---------------------------------------------------------------------------------------------
+
+PROBE_IMAGES = 16
+
+
+def describe(run: Run) -> list[str]:
+    """Lines that say what a run would do and what it needs. The time is that of the encoder's passes, on noise."""
+    import torch
+
+    from benchmarks.features.store import FeatureStore, gib
+
+    encoder, protocol, options = run.encoder, run.protocol, run.options
+    if cached_record(run) is not None:
+        return [f"done       {encoder.card.name} has a record under {protocol.id}"]
+    encoder.to(options.device)
+    crop = protocol.geometry.crop
+    images = torch.randint(0, 256, (PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8)
+    for _ in range(2):  # the first one warms up
+        started = time.monotonic()
+        found = encoder.outputs(encoder.normalise(images), {"embed"})["embed"]
+        width = len(found.cpu()[0])
+        seconds = (time.monotonic() - started) / PROBE_IMAGES
+    count = len(run.train) + len(run.test)
+    cells = max(1, len(run.task.cells(protocol)))
+    params = protocol.params
+    trained = len(run.train) * int(params.get("epochs") or 1)
+    if params.get("iterations"):
+        trained = int(params["iterations"]) * int(params["batch_size"])
+    passes = cells * int(params.get("trials") or 1) * (trained + len(run.test))
+    if isinstance(run.task, FeatureTask):
+        sizes = FeatureStore(options).bytes_to_write(feature_requests(run))
+        each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(sizes.items()))
+        disk = f"{gib(sum(sizes.values()))} in {options.features}" + (f": {each}" if each else ", all there")
+    else:
+        disk = "the heads only" if cells == 1 else f"a record for each of {cells} cells, and one for the choice"
+    return [
+        f"would run  {encoder.card.name} on {len(run.train):,} + {len(run.test):,} images",
+        f"  time     about {passes * seconds:.0f} s of encoder passes on {options.device}",
+        f"  disk     {disk}",
+        f"  memory   {count * width * 4 / 2**20:.0f} MiB for embed, and the encoder",
+    ]
+
+
+def dry_run(
+    encoders: Sequence[str],
+    questions: Sequence[Question],
+    data: Path,
+    options: RunOptions,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    facts: Sequence[str] = (),
+) -> Iterator[str]:
+    """Lines that say what `bench` would do with the same arguments. Every encoder is loaded once."""
+    for encoder in encoders:
+        try:
+            loaded = load(encoder, name, facts)
+        except InputError as error:
+            yield f"missing    {encoder}: {_one_line(error)}"
+            continue
+        for question in questions:
+            protocol = question.protocol
+            yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
+            yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}"
+            try:
+                run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
+            except InputError as error:
+                yield f"missing    {encoder}: {_one_line(error)}"
+                continue
+            yield from describe(run)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

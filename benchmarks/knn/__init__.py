@@ -1,1 +1,0 @@
-"""k-nearest-neighbour classification on frozen features."""

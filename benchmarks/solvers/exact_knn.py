@@ -1,0 +1,580 @@
+"""Exact k-nearest-neighbour search and weighted votes.
+
+`exact_knn` proposes candidates by matrix products in half precision or float32, scores them again in float64, and
+certifies them by an error bound; what stays uncertain is searched exhaustively. `vote_ranks` turns neighbours into the
+rank of each query's true class, for every k from one search.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.solvers import Engine
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
+
+QUERY_BLOCK = 16384  # queries per pass over the gallery: 128 MiB at 2,048 dimensions
+_EXHAUSTIVE_QUERIES = 256
+_EXHAUSTIVE_ROWS = 8192
+_SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
+_TIE = 2.0**-30  # similarities of a float64 product that round to the same multiple of this are a tie
+TILE_ROWS = 16384
+_FIRST_ROWS = 4096  # selected from in full; later tiles only by what beats the running minimum
+QUERY_ROWS = 512  # of one product, so that its result stays in the last-level cache
+_CACHE_BYTES = 1 << 20  # what one step over rows touches: it stays in a core's own cache
+_PAIR_BYTES = 8 << 20  # of gallery rows in float64 whose pairs are scored together
+VOTE_CELLS = 1 << 22  # votes held at once, rows times classes: 32 MiB
+
+
+def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The items, without reporting progress."""
+    return items
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest gallery rows of each query, nearest first, ties by smaller row.
+
+    Attributes:
+        indices: (Q, k) int64 gallery rows.
+        similarities: (Q, k) float64.
+        engine: what proposed them, as "torch bfloat16".
+        fallbacks: number of queries that earlier stages left uncertified, by the stage that took them.
+    """
+
+    indices: NDArray[np.int64]
+    similarities: NDArray[np.float64]
+    engine: str
+    fallbacks: dict[str, int] = field(default_factory=lambda: {"float32": 0, "float64": 0})
+
+
+def exact_knn(
+    gallery: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    *,
+    normalise: bool = True,
+    excluded: NDArray[np.int64] | None = None,
+    engine: Engine = "auto",
+    device: str = "cpu",
+    gallery_norms: NDArray[np.float64] | None = None,
+    query_norms: NDArray[np.float64] | None = None,
+    track: Track = untracked,
+) -> Neighbours:
+    """The k nearest rows by cosine (or by dot product), exactly.
+
+    A quick product proposes candidates, which are scored again with float64 sums. Where its error bound shows that no
+    other row can be among the first k, they are the answer; else the query goes on to float32, then to an exhaustive
+    float64 product. The result equals a brute-force search in float64 wherever the similarities of neighbours k and
+    k + 1 differ by more than 1e-9 (of the largest product of norms); the engine does not change it.
+
+    Args:
+        gallery: (N, D), possibly memory-mapped; it is read in tiles.
+        queries: (Q, D).
+        normalise: cosine; else dot product.
+        excluded: (Q,) gallery row that is no neighbour of the query, or -1.
+        gallery_norms, query_norms: (N,) and (Q,) L2 norms, finite and positive; computed where they are None.
+        track: reports progress over tiles of the gallery, as a progress bar does.
+
+    Raises:
+        ValueError: fewer than k rows are left for some query.
+    """
+    barred = np.full(len(queries), -1, np.int64) if excluded is None else excluded
+    available = len(gallery) - int((barred >= 0).any())
+    if not 1 <= k <= available:
+        raise ValueError(f"k={k} with {available} gallery rows")
+    chosen, dtype = choose_engine(engine, torch.device(device))
+    gallery_norms = norms(gallery) if gallery_norms is None else gallery_norms
+    query_norms = norms(queries) if query_norms is None else query_norms
+    largest = gallery_norms.max()
+    target = Rows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
+    source = Rows(queries, 1 / query_norms)
+    out = Neighbours(
+        np.empty((len(queries), k), np.int64),
+        np.empty((len(queries), k)),
+        f"{chosen} {str(dtype).removeprefix('torch.')}",
+    )
+    for start, stop in source.tiles(QUERY_BLOCK):
+        block = _Block(
+            target,
+            source.divided(start, stop, torch.float64, torch.device("cpu")),
+            torch.from_numpy(barred[start:stop]),
+            out.indices[start:stop],
+            out.similarities[start:stop],
+            torch.device(device),
+            f"neighbours of {start:,} to {stop:,} of {len(queries):,}",
+            track,
+        )
+        block.certify(chosen, dtype)
+        if dtype != torch.float32:
+            out.fallbacks["float32"] += len(block.open)
+            block.certify(chosen, torch.float32)
+        out.fallbacks["float64"] += len(block.open)
+        block.exhaust()
+    if not normalise:
+        out.similarities[:] *= largest * query_norms[:, None]
+    return out
+
+
+def vote_ranks(
+    similarities: NDArray[np.floating],
+    neighbour_classes: NDArray[np.integer],
+    targets: NDArray[np.integer],
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int,
+) -> dict[int, NDArray[np.int64]]:
+    """Rank of the true class among the classes by votes, 0 the winner, for every k.
+
+    A neighbour votes with exp(similarity / T) (Wu et al. 2018, section 3.4). Equal votes go to the smaller class
+    index. A class without a vote has rank `num_classes`: it is no hit, at whatever depth one counts.
+
+    Args:
+        similarities: (Q, K) of each query's neighbours, nearest first, K at least the largest k.
+        neighbour_classes: (Q, K) class indices.
+        targets: (Q,) true class indices.
+    """
+    ranks = {k: np.empty(len(targets), np.int64) for k in ks}
+    rows = max(1, VOTE_CELLS // num_classes)
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        # Only ratios of weights matter, and exp of an unnormalised similarity overflows: scale by the nearest one's.
+        weights = np.exp((similarities[part] - similarities[part, :1]) / temperature, dtype=np.float64)
+        # The furthest of many unnormalised neighbours may underflow, yet it voted.
+        weights = np.maximum(weights, np.finfo(np.float64).tiny)
+        n = len(weights)
+        cells = np.arange(n)[:, None] * num_classes + neighbour_classes[part]
+        votes = np.zeros(n * num_classes)
+        counted = 0
+        for k in sorted(ks):
+            added = slice(counted, k)
+            votes += np.bincount(cells[:, added].ravel(), weights[:, added].ravel(), minlength=n * num_classes)
+            ranks[k][part] = _ranks(votes.reshape(n, num_classes), targets[part])
+            counted = k
+    return ranks
+
+
+def _ranks(votes: NDArray[np.float64], targets: NDArray[np.integer]) -> NDArray[np.int64]:
+    true = np.take_along_axis(votes, targets[:, None], axis=1)
+    before = np.arange(votes.shape[1]) < targets[:, None]
+    ahead = (votes > true) | ((votes == true) & before)
+    return np.where(true[:, 0] > 0, ahead.sum(axis=1), votes.shape[1])
+
+
+@dataclass
+class _Block:
+    """Queries that pass over the gallery together.
+
+    Attributes:
+        queries: (Q, D) float64, divided.
+        indices, similarities: (Q, k), where the result goes.
+        open: queries without certified neighbours so far.
+    """
+
+    gallery: Rows
+    queries: Tensor
+    excluded: Tensor
+    indices: NDArray[np.int64]
+    similarities: NDArray[np.float64]
+    device: torch.device
+    label: str
+    track: Track
+
+    def __post_init__(self) -> None:
+        self.k = self.indices.shape[1]
+        self.open = torch.arange(len(self.queries))
+
+    def certify(self, engine: str, dtype: torch.dtype) -> None:
+        """Settle the open queries whose candidates provably hold their k nearest rows."""
+        if not len(self.open):
+            return
+        kept = min(len(self.gallery), 2 * self.k + _SPARE)
+        queries, excluded = self.queries[self.open], self.excluded[self.open]
+        if engine == "faiss":
+            found = propose_faiss(
+                self.gallery, queries.float(), kept, excluded=excluded, track=self.track, label=self.label
+            )
+        else:
+            found = propose_torch(
+                self.gallery,
+                queries.float(),
+                kept,
+                excluded=excluded,
+                dtype=dtype,
+                device=self.device,
+                track=self.track,
+                label=self.label,
+            )
+        if kept == len(self.gallery):
+            floor, listed = torch.full_like(found.slack, -torch.inf), torch.ones_like(found.slack, dtype=torch.bool)
+        else:
+            floor = found.values[:, self.k - 1] - found.slack - found.drift
+            listed = found.values[:, -1] < floor
+        candidates = (found.values >= floor[:, None]) & (found.values > -torch.inf) & listed[:, None]
+        indices, scores = self._score(self.open, found.indices, candidates)
+        # A row below the floor is no nearer than floor + slack. That the k-th moved by no more than its drift is likely
+        # but not certain, hence the test.
+        kth = scores[:, self.k - 1] - queries @ self.gallery.centre.double()
+        certified = listed & (kth > floor + found.slack)
+        self._write(self.open[certified], indices[certified], scores[certified])
+        self.open = self.open[~certified]
+
+    def exhaust(self) -> None:
+        """Settle the rest by a float64 product with the whole gallery."""
+        if not len(self.open):
+            return
+        blocks = self.open.split(_EXHAUSTIVE_QUERIES)
+        for rows in self.track(blocks, f"{self.label}, float64"):
+            indices = self._float64(rows)
+            self._write(rows, *self._score(rows, indices, torch.ones_like(indices, dtype=torch.bool)))
+        self.open = self.open[:0]
+
+    def _float64(self, rows: Tensor) -> Tensor:
+        """(R, k) gallery rows nearest to the queries in `rows`."""
+        on = self.device if self.device.type == "cuda" else torch.device("cpu")
+        queries, excluded = self.queries[rows].to(on), self.excluded[rows]
+        values = torch.empty((len(rows), 0), dtype=torch.float64, device=on)
+        indices = torch.empty((len(rows), 0), dtype=torch.int64, device=on)
+        for start, stop in self.gallery.tiles(_EXHAUSTIVE_ROWS):
+            products = queries @ self.gallery.divided(start, stop, torch.float64, on).T
+            own = ((excluded >= start) & (excluded < stop)).nonzero()[:, 0]
+            products[own.to(on), (excluded[own] - start).to(on)] = -torch.inf
+            # Equal rows may differ in the last bits of a matrix product; a tie must stay a tie.
+            values = torch.cat([values, (products / _TIE).round_()], dim=1)
+            indices = torch.cat([indices, torch.arange(start, stop, device=on).expand(len(rows), -1)], dim=1)
+            # Equal values stand in the order of their rows, and a stable sort keeps it.
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            values, indices = values[:, : self.k], indices.gather(1, order[:, : self.k])
+        return indices.cpu()
+
+    def _score(self, rows: Tensor, indices: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Sort the candidates among `indices` (R, any) of the queries in `rows` by float64 similarity, descending.
+
+        Returns:
+            Gallery rows and similarities, both (R, any), with -inf behind the candidates.
+        """
+        indices, order = indices.sort(dim=1)
+        query, place = candidates.gather(1, order).nonzero(as_tuple=True)
+        scores = torch.full(indices.shape, -torch.inf, dtype=torch.float64)
+        scores[query, place] = self.gallery.similarities(indices[query, place], self.queries, rows[query])
+        scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties by smaller row, as they ascend
+        return indices.gather(1, order), scores
+
+    def _write(self, rows: Tensor, indices: Tensor, scores: Tensor) -> None:
+        self.indices[rows.numpy()] = indices[:, : self.k].numpy()
+        self.similarities[rows.numpy()] = scores[:, : self.k].numpy()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The `kept` best gallery rows of each query by an approximate similarity to the centred rows.
+
+    Attributes:
+        values: (Q, kept) float32, descending; -inf fills rows with fewer candidates.
+        indices: (Q, kept) int64 gallery rows.
+        slack: (Q,) float32: no value is further than this from what it approximates, those of unlisted rows included.
+        drift: (Q,) float32: how far the values mostly are from it at the furthest. Rounding errors of D components
+            cancel and stay near their bound / sqrt(D); the rounding of the sum has nothing to cancel with.
+    """
+
+    values: Tensor
+    indices: Tensor
+    slack: Tensor
+    drift: Tensor
+
+
+def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss", "torch"], torch.dtype]:
+    """The engine and the precision of its products that are fastest on this hardware.
+
+    Half precision where the hardware multiplies it faster: float16 on CUDA, as it has three bits more than bfloat16
+    and unit vectors stay in its range; bfloat16 on CPUs with AVX512-BF16 or AMX.
+    """
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    fastest = torch.float32
+    if device.type == "cuda":
+        fastest = torch.float16
+    elif capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        fastest = torch.bfloat16
+    if engine == "auto":
+        plain_cpu = device.type == "cpu" and fastest == torch.float32
+        engine = "faiss" if plain_cpu and find_spec("faiss") else "torch"
+    return engine, fastest if engine == "torch" else torch.float32
+
+
+def propose_torch(
+    gallery: Rows,
+    queries: Tensor,
+    kept: int,
+    *,
+    excluded: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    track: Track = untracked,
+    label: str = "",
+) -> Proposal:
+    """Products tile by tile in `dtype`, with a running top `kept`.
+
+    Args:
+        queries: (Q, D) float32, divided.
+        excluded: (Q,) int64 gallery row that is no neighbour of the query, or -1.
+        track, label: report progress over tiles.
+    """
+    q = queries.to(device)
+    q_low = q.to(dtype)
+    best = _Best(len(q), kept, device)
+    sizes = torch.zeros(2, device=device)
+    low = torch.empty((min(TILE_ROWS, len(gallery)), gallery.dim), dtype=dtype, device=device)
+    products = torch.empty(QUERY_ROWS * len(low), dtype=_product_dtype(dtype, device), device=device)
+    tiles = list(gallery.tiles(TILE_ROWS, first=max(_FIRST_ROWS, kept)))
+    with _full_precision():
+        for start, stop in track(tiles, label):
+            g = low[: stop - start]
+            sizes = torch.maximum(sizes, _convert(gallery, start, stop, g))
+            for part in torch.arange(len(q)).split(QUERY_ROWS):
+                first, last = int(part[0]), int(part[-1]) + 1
+                tile = products[: (last - first) * len(g)].view(last - first, len(g))
+                multiply(q_low[first:last], g, tile)
+                own = ((excluded[part] >= start) & (excluded[part] < stop)).nonzero()[:, 0]
+                if len(own):
+                    tile[own.to(device), (excluded[part][own] - start).to(device)] = -torch.inf
+                best.update(first, tile, start)
+    values, indices = best.sorted()
+    slack = _slack(_norm(q - q_low), _norm(q_low), sizes[0], sizes[1], gallery.dim)
+    # Where the sum is rounded too, it is so in proportion to its size; unlisted values that are larger are negative.
+    largest = values[:, [0, -1]].abs().nan_to_num(posinf=0).amax(dim=1)
+    rounding = torch.finfo(products.dtype).eps / 2 * largest
+    drift = 3 / gallery.dim**0.5 * slack + rounding
+    return Proposal(values.cpu(), indices.cpu(), (slack + rounding).cpu(), drift.cpu())
+
+
+def propose_faiss(
+    gallery: Rows, queries: Tensor, kept: int, *, excluded: Tensor, track: Track = untracked, label: str = ""
+) -> Proposal:
+    """`propose_torch` by faiss's exact inner-product search in float32."""
+    import faiss
+
+    q = queries.numpy()
+    best = _Best(len(q), kept, torch.device("cpu"))
+    low = torch.empty((min(TILE_ROWS, len(gallery)), gallery.dim))
+    sizes = torch.zeros(2)
+    tiles = list(gallery.tiles(TILE_ROWS))
+    for start, stop in track(tiles, label):
+        g = low[: stop - start]
+        sizes = torch.maximum(sizes, _convert(gallery, start, stop, g))
+        # One more than is kept, as the query's own row may be among them.
+        count = min(kept + 1, stop - start)
+        found = faiss.knn(q, g.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+        values, rows = torch.from_numpy(found[0]), torch.from_numpy(found[1]) + start
+        values[rows == excluded[:, None]] = -torch.inf
+        best.merge(slice(0, len(q)), values, rows)
+    values, indices = best.sorted()
+    slack = _slack(torch.zeros(len(q)), _norm(queries), sizes[0], sizes[1], gallery.dim)
+    return Proposal(values, indices, slack, 3 / gallery.dim**0.5 * slack)
+
+
+class _Best:
+    """The running `kept` largest values of each query, in no order, and their gallery rows."""
+
+    def __init__(self, queries: int, kept: int, device: torch.device) -> None:
+        self.values = torch.full((queries, kept), -torch.inf, device=device)
+        self.indices = torch.full((queries, kept), -1, dtype=torch.int64, device=device)
+        self.least = torch.full((queries, 1), -torch.inf, device=device)
+
+    def update(self, first: int, products: Tensor, start: int) -> None:
+        """Take in products (queries from `first` on, gallery rows from `start` on)."""
+        part = slice(first, first + len(products))
+        width = products.shape[1]
+        if start and products.device.type == "cpu":
+            # After the first tile few products beat the running least, and a selection over all of them would take
+            # longer than the products themselves. On a GPU it is cheap, and counting survivors would stall it.
+            beats = _true_positions(products > self.least[part].to(products.dtype))
+            counts = (beats // width).bincount(minlength=len(products))
+            most = int(counts.max())
+            if most <= width // 4:
+                if most:
+                    values, columns = _ragged(products, beats, counts, most)
+                    self.merge(part, values, columns + start)
+                return
+        values, columns = products.float().topk(min(self.values.shape[1], width), dim=1, sorted=False)
+        self.merge(part, values, columns + start)
+
+    def merge(self, part: slice, values: Tensor, rows: Tensor) -> None:
+        """Take in candidates (n, any) of the queries in `part`."""
+        kept = self.values.shape[1]
+        best, order = torch.cat([self.values[part], values], dim=1).topk(kept, dim=1, sorted=False)
+        self.values[part] = best
+        self.indices[part] = torch.cat([self.indices[part], rows], dim=1).gather(1, order)
+        self.least[part] = best.amin(dim=1, keepdim=True)
+
+    def sorted(self) -> tuple[Tensor, Tensor]:
+        """Values, descending, and gallery rows."""
+        values, order = self.values.sort(dim=1, descending=True)
+        return values, self.indices.gather(1, order)
+
+
+def _true_positions(mask: Tensor) -> Tensor:
+    """Ascending flat positions of each True; eight at a time, as few are."""
+    flat = mask.view(-1)
+    if len(flat) % 8:
+        return flat.nonzero()[:, 0]
+    eights = flat.view(torch.int64).nonzero()[:, 0]
+    within = flat.view(-1, 8)[eights].view(-1).nonzero()[:, 0]
+    return eights[within >> 3] * 8 + (within & 7)
+
+
+def _ragged(products: Tensor, beats: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Values and columns of the products at flat positions `beats`, (Q, most) each, filled with -inf and 0."""
+    row = beats // products.shape[1]
+    place = row * most + torch.arange(len(beats)) - (counts.cumsum(0) - counts)[row]
+    values = torch.full((len(products), most), -torch.inf)
+    columns = torch.zeros((len(products), most), dtype=torch.int64)
+    values.view(-1)[place] = products.view(-1)[beats].float()
+    columns.view(-1)[place] = beats - row * products.shape[1]
+    return values, columns
+
+
+def _convert(gallery: Rows, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write the centred rows into `out` and give the largest (error, norm) of a written row."""
+    centre = gallery.centre.to(out.device)
+    sizes = torch.zeros(2, device=out.device)
+    steps = [(start, stop)] if out.is_cuda else gallery.chunks(start, stop)
+    for first, last in steps:
+        rows = gallery.divided(first, last, torch.float32, out.device).sub_(centre)
+        low = out[first - start : last - start].copy_(rows)
+        sizes = torch.maximum(sizes, torch.stack([_norm(rows - low).max(), _norm(low).max()]))
+    return sizes
+
+
+def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
+    if q.is_cuda and q.dtype != out.dtype:
+        torch.mm(q, g.T, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(q, g.T, out=out)
+
+
+def _product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cuda" else dtype
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.float(), dim=1)
+
+
+def _slack(q_error: Tensor, q_norm: Tensor, g_error: Tensor, g_norm: Tensor, dim: int) -> Tensor:
+    """How far a product of rounded vectors may be from that of the unrounded ones, by Cauchy-Schwarz.
+
+    A float32 sum of `dim` products errs by at most dim * 2^-23 of the sum of their sizes, in any order, even where the
+    hardware truncates (Higham 2002, section 4.2). The per mille covers the measured norms' own error, and 3e-6 the
+    rounding of the divided and centred rows to float32.
+    """
+    conversion = q_error * (g_norm + g_error) + q_norm * g_error
+    return 1.001 * (conversion + dim * 2.0**-23 * q_norm * g_norm) + 3e-6
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 or bfloat16 in place of float32, no float16 sums: the bound counts on exact products and float32 sums."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction
+    cuda.fp32_precision = cpu.fp32_precision = "ieee"
+    cuda.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction = before
+
+
+class Rows:
+    """(N, D) float32 features and what each row is divided by.
+
+    Attributes:
+        inverse: (N,) float64, 1 / divisor. The divisor is the row's L2 norm, or one number for all rows.
+        centre: (D,) float32, roughly the mean of the divided rows. Without it the rows are shorter, so that a bound
+            on the error of a product is tighter, and every query's order of rows stays what it was.
+    """
+
+    def __init__(self, features: NDArray[np.float32], inverse: NDArray[np.float64], *, sample: int = 1024) -> None:
+        self.features = features
+        self.inverse = inverse
+        some = np.unique(np.linspace(0, len(features) - 1, sample).astype(np.int64))
+        self.centre = torch.from_numpy((features[some] * inverse[some, None]).mean(axis=0).astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dim(self) -> int:
+        return int(self.features.shape[1])
+
+    def tiles(self, rows: int, *, first: int | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges [start, stop) of at most `rows` that cover all rows; from `first` on each as long as all before."""
+        start = 0
+        while start < len(self):
+            stop = min(start + min(rows, start or first or rows), len(self))
+            yield start, stop
+            start = stop
+
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The range in steps that fit a core's cache."""
+        step = max(1, _CACHE_BYTES // (4 * self.dim))
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+
+    def divided(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Rows [start, stop), divided, as a fresh tensor."""
+        raw = torch.from_numpy(np.array(self.features[start:stop])).to(device, dtype)
+        return raw.mul_(torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype))
+
+    def similarities(self, rows: Tensor, queries: Tensor, of: Tensor) -> Tensor:
+        """(P,) float64 similarity of each pair (`rows[i]`, `queries[of[i]]`).
+
+        Every pair is a sum of its own in the same order, unlike in a matrix product, so that equal rows get equal
+        similarities.
+
+        Args:
+            rows, of: (P,) int64.
+            queries: (Q, D) float64, divided.
+        """
+        out = torch.empty(len(rows), dtype=torch.float64)
+        tile = max(1, _PAIR_BYTES // (8 * self.dim))
+        # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
+        in_tile = rows // tile
+        order = (in_tile * len(queries) + of).argsort()
+        present, counts = in_tile[order].unique_consecutive(return_counts=True)
+        for number, pairs in zip(present.tolist(), order.split(counts.tolist()), strict=True):
+            start = number * tile
+            gallery = torch.from_numpy(np.array(self.features[start : start + tile], np.float64))
+            starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
+            torch.cumsum(of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
+            out[pairs] = _sampled_product(queries, gallery, starts, rows[pairs] - start)
+        return out.mul_(torch.from_numpy(self.inverse)[rows])
+
+
+def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+    """Elements of `left @ right.T` at the places that the CSR indices `starts` and `columns` name, and no others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        values = left.new_zeros(len(columns))
+        where = torch.sparse_csr_tensor(starts, columns, values, (len(left), len(right)), check_invariants=False)
+        return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
+
+
+def norms(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) L2 norms; NaN or inf where a row holds such a value."""
+    out = np.empty(len(features))
+    step = max(1, _CACHE_BYTES // (4 * features.shape[1]))
+    for start in range(0, len(features), step):
+        chunk = torch.from_numpy(features[start : start + step].astype(np.float64))
+        out[start : start + step] = chunk.square_().sum(dim=1).sqrt_().numpy()
+    return out
