@@ -115,9 +115,7 @@ class Harness:
 
 _LINEAR = "benchmarks.linear.protocols"
 _PROBE, _STORED = "benchmarks.linear.settings:ProbeSettings", "benchmarks.linear.settings:StoredSettings"
-_SEG, _SEGMENTED = "benchmarks.segmentation.old", "benchmarks.segmentation.protocols:SegmentationParams"
 _TUNE, _TUNED = "benchmarks.finetune.protocols", "benchmarks.finetune.settings:FineTuneSettings"
-_DET, _DETECTED = "benchmarks.detection.old", "benchmarks.detection.protocols:DetectionParams"
 HARNESSES = (
     Harness("linear", _LINEAR, "benchmarks.linear.harness", "linear_avgpool", False, "moco", _PROBE),
     Harness("multihead", _LINEAR, "benchmarks.linear.harness", "linear_multihead", False, "mmselfsup", _PROBE),
@@ -125,15 +123,6 @@ HARNESSES = (
     Harness("semi-1pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_1pct", False, "mmselfsup", _TUNED),
     Harness("semi-10pct", _TUNE, "benchmarks.finetune.harness", "semi_supervised_10pct", False, "mmselfsup", _TUNED),
     Harness("finetune", _TUNE, "benchmarks.finetune.harness", "finetune_imagenet", False, "mocov1", _TUNED),
-    Harness("voc-seg", _SEG, _SEG, "voc12aug_fcn", False, "mmselfsup", _SEGMENTED),
-    Harness("cityscapes-seg", _SEG, _SEG, "cityscapes_fcn", False, "mmselfsup",
-            _SEGMENTED),
-    Harness("voc-det", _DET, _DET, "voc0712_det", False, "moco", _DETECTED),
-    Harness("coco-det", _DET, _DET, "coco_mask_rcnn_fpn_1x", False, "mmselfsup", _DETECTED),
-    Harness("coco-keypoints", _DET, _DET, "coco_keypoint_fpn_2x", False, "moco", _DETECTED),
-    Harness("lvis-det", _DET, _DET, "lvis_v1_mask_rcnn_fpn_2x", False, "moco", _DETECTED),
-    Harness("cityscapes-det", _DET, _DET, "cityscapes_mask_rcnn_fpn", False, "moco",
-            _DETECTED),
     Harness("probes", _LINEAR, "benchmarks.linear.harness", "", False, "", _PROBE, parts=("linear", "multihead")),
 )  # fmt: skip
 

@@ -44,6 +44,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.low_shot_svm import LowShotSvm
 
             return LowShotSvm
+        case "voc-det" | "coco-det" | "coco-keypoints" | "lvis-det" | "cityscapes-det":
+            from benchmarks.detection.task import TASKS as DETECTION
+
+            return DETECTION[name]
+        case "voc-seg" | "cityscapes-seg":
+            from benchmarks.segmentation.task import TASKS as SEGMENTATION
+
+            return SEGMENTATION[name]
     if name in LEGACY:
         return legacy_task(name)
     raise InputError(f"no benchmark {name!r}{did_you_mean(name, TASK_NAMES)}\nbenchmarks: {', '.join(TASK_NAMES)}")

@@ -335,4 +335,3 @@ CITYSCAPES_PROTOCOLS = (
         "cityscapes-det", "cityscapes_mask_rcnn_fpn", "moco", CITYSCAPES, _MOCO_V1, "cityscapes_instances", "AP_mask"
     ),
 )
-PROTOCOLS = (*VOC_PROTOCOLS, *COCO_PROTOCOLS, *KEYPOINT_PROTOCOLS, *LVIS_PROTOCOLS, *CITYSCAPES_PROTOCOLS)

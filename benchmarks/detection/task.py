@@ -84,7 +84,7 @@ class VocDetection(Detection):
 
 @dataclass(frozen=True)
 class CocoDetection(Detection):
-    """Object detection and instance masks on COCO: Mask R-CNN or RetinaNet, fine-tuned; DensePose too."""
+    """Boxes and instance masks on COCO, and DensePose: Mask R-CNN or RetinaNet, fine-tuned."""
 
     name = "coco-det"
     protocols = declared.COCO_PROTOCOLS
@@ -112,6 +112,11 @@ class CityscapesDetection(Detection):
 
     name = "cityscapes-det"
     protocols = declared.CITYSCAPES_PROTOCOLS
+
+
+TASKS = {
+    task.name: task for task in (VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection)
+}  # by command
 
 
 class DetectionSheet(Sheet):

@@ -151,4 +151,3 @@ CITYSCAPES_PROTOCOLS = (
     _protocol("cityscapes_fcn", "mmselfsup", MMSELFSUP_CITYSCAPES, _MMSELFSUP_SOURCE, "cityscapes"),
     _protocol("cityscapes_fcn_s16", "moco", MOCO_CITYSCAPES, _MOCO_SOURCE, "cityscapes"),
 )
-PROTOCOLS = (*VOC_PROTOCOLS, *CITYSCAPES_PROTOCOLS)

@@ -77,6 +77,9 @@ class CityscapesSegmentation(Segmentation):
     protocols = declared.CITYSCAPES_PROTOCOLS
 
 
+TASKS = {task.name: task for task in (VocSegmentation, CityscapesSegmentation)}  # by command
+
+
 class SegmentationSheet(Sheet):
     """Image, truth and prediction side by side, with a legend."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.detection.task import CityscapesDetection, CocoDetection, CocoKeypoints, LvisDetection, VocDetection
+from benchmarks.detection.task import TASKS
 from results.schema import Protocol
 
-TASKS = (VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection)
-PROTOCOLS = [protocol for task in TASKS for protocol in task.protocols]
+PROTOCOLS = [protocol for task in TASKS.values() for protocol in task.protocols]
 
 
 def detection_protocol(identifier: str) -> Protocol:

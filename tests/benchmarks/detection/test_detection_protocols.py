@@ -15,9 +15,10 @@ from benchmarks.detection.model import add_defaults, configuration
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.detection.task import VocDetection
 from benchmarks.encoders.load import load_encoder
+from benchmarks.registry import load_task
 from benchmarks.task import InputError, Labels, RunOptions
 from results.schema import Architecture, EncoderCard, Protocol
-from tests.benchmarks.detection.protocol import PROTOCOLS, TASKS, detection_protocol
+from tests.benchmarks.detection.protocol import PROTOCOLS, detection_protocol
 from tests.reference.densepose_settings import stand_in
 
 EXPECTED = Path(__file__).parents[2] / "expected" / "detection"
@@ -169,7 +170,4 @@ def test_without_detectron2_one_sentence_says_how_to_install_it(
     ],
 )
 def test_commands_have_their_protocols(command: str, dataset: str | None, embedded: bool, expected: str) -> None:
-    assert (
-        next(task for task in TASKS if task.name == command)().default_protocol(embedded=embedded, dataset=dataset).id
-        == expected
-    )
+    assert load_task(command)().default_protocol(embedded=embedded, dataset=dataset).id == expected
