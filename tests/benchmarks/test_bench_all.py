@@ -7,20 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main, suite
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.evaluate import distinct_names
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
-    return root
 
 
 def run(data: Path, out: Path, *flags: str, encoder: tuple[str, ...] = (ENCODER,)) -> int:

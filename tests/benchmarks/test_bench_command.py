@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,20 +15,12 @@ from torch import nn
 
 from benchmarks import InputError, RunOptions, evaluate
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.registry import find_protocol, tasks
 from pretrain.resnet import ResNet
 from results.schema import Architecture, Record
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
-    return root
 
 
 def run(command: str, data: Path, out: Path, *flags: str, encoder: tuple[str, ...] = (ENCODER,)) -> int:
@@ -127,7 +120,7 @@ def test_dry_run_says_which_data_is_missing(tmp_path: Path, capsys: pytest.Captu
     [
         (["--protocol", "knn.dinno@1"], "no protocol 'knn.dinno@1'; did you mean 'knn.dino@1'"),
         (["--protocol", "voc07_svm.demo@1"], "is run by `encoder-bench voc-svm`"),
-        (["--dataset", "imagenet22k"], "no data set is called"),
+        (["--dataset", "imagenet22k"], "unknown data set 'imagenet22k'; did you mean 'imagenet'"),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -140,8 +133,10 @@ def test_mistakes_get_one_sentence(
     assert len(error.splitlines()) <= 2
 
 
-def test_a_damaged_image_is_named_with_loader_workers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
+def test_a_damaged_image_is_named_with_loader_workers_too(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_data, tmp_path / "data")
     victim = sorted((tmp_path / "data" / "drawings" / "val").rglob("*.png"))[0]
     victim.write_bytes(victim.read_bytes()[:40])
     assert run("knn", tmp_path / "data", tmp_path, "--workers", "1", "--strict") == 2

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks import InputError
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.explain import between
 from benchmarks.registry import find_protocol, with_settings
 from results.__main__ import main as results_main
@@ -102,9 +101,8 @@ def test_what_cannot_be_compared() -> None:
         between(knn, other)
 
 
-def test_measured_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, out = tmp_path / "data", tmp_path / "records"
-    compose(data, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
+def test_measured_and_explained(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "records"
     flags = ["explain", "--a", "knn.demo@1", "--b", "knn.demo@1", "--set-b", "temperature=0.5", "normalise=false",
              "--encoder", "random:resnet18-w8-k3-nopool:0", "--data", str(data), "--out", str(out),
              "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip

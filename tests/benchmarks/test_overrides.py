@@ -8,19 +8,11 @@ import pytest
 
 from benchmarks import InputError, RunOptions, evaluate
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.registry import find_protocol, load_task, tasks, with_settings
 from results.schema import Protocol
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
-    return root
 
 
 def changed(identifier: str, *texts: str) -> Protocol:
@@ -92,24 +84,24 @@ def run(command: str, data: Path, out: Path, *flags: str) -> int:
                  str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
 
 
-def test_the_command_takes_them(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("knn", data, tmp_path, "--set", "k=3,7", "top=1") == 0
+def test_the_command_takes_them(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("knn", small_data, tmp_path, "--set", "k=3,7", "top=1") == 0
     ((stored,), bad) = read_records(tmp_path / "records")
     assert not bad
     assert stored.record.protocol.id == "knn.demo@1+k=3,7+top=1"
     assert set(stored.record.scores) == set(stored.record.protocol.resolved.columns) == {"k=3", "k=7"}
     capsys.readouterr()
-    assert run("knn", data, tmp_path, "--set", "epochs=10") == 2
+    assert run("knn", small_data, tmp_path, "--set", "epochs=10") == 2
     error = capsys.readouterr().err
     assert error.startswith("encoder-bench: knn.demo@1 has no setting 'epochs'")
     assert len(error.splitlines()) == 2
-    assert run("linear", data, tmp_path, "--set", "epochs=soon") == 2
+    assert run("linear", small_data, tmp_path, "--set", "epochs=soon") == 2
     assert "epochs='soon'" in capsys.readouterr().err
 
 
-def test_python_takes_values_by_name(data: Path, tmp_path: Path) -> None:
+def test_python_takes_values_by_name(small_data: Path, tmp_path: Path) -> None:
     options = RunOptions(records=tmp_path / "records", features=tmp_path / "features", workers=0, progress=False)
-    record = evaluate(ENCODER, "knn.demo", data, changes={"k": (4,)}, options=options)
+    record = evaluate(ENCODER, "knn.demo", small_data, changes={"k": (4,)}, options=options)
     assert record.protocol.id == "knn.demo@1+k=4"
 
 

@@ -115,9 +115,8 @@ def test_bf16_turns_few_knn_answers_and_as_many_right_as_wrong(tmp_path: Path) -
         assert abs(lost - won) <= 3 * np.sqrt(lost + won), column  # the sign test, at three standard errors
 
 
-def test_precision_is_a_word_of_the_protocol_id_and_fp32_is_not(tmp_path: Path) -> None:
-    compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
-    flags = ["--data", str(tmp_path / "data"), "--device", "cpu", "--workers", "0"]
+def test_precision_is_a_word_of_the_protocol_id_and_fp32_is_not(small_data: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(small_data), "--device", "cpu", "--workers", "0"]
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
     for precision in ("fp32", "bf16"):
         command = ["knn", "--encoder", "random:resnet18-w8-k3-nopool", *flags, *where, "--precision", precision]

@@ -18,7 +18,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features import shards, store
 from benchmarks.features.extract import Reader
@@ -177,12 +176,11 @@ def test_a_disk_that_fills_up_leaves_finished_shards(
 
 
 @pytest.mark.slow
-def test_ranks_of_torchrun_share_the_passes_and_write_one_record(tmp_path: Path) -> None:
-    compose(tmp_path / "data", progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
+def test_ranks_of_torchrun_share_the_passes_and_write_one_record(data: Path, tmp_path: Path) -> None:
     values = []
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
-        flags = ["--encoder", "random:resnet18-w8-k3-nopool:0", "--data", tmp_path / "data", "--out", out / "records"]
+        flags = ["--encoder", "random:resnet18-w8-k3-nopool:0", "--data", data, "--out", out / "records"]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
                    "benchmarks", "knn", *flags, "--features", out / "features", "--device", "cpu"]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.features.shards import ShardClaims, read_json, write_json
 
 ENCODERS = ("random:resnet18-w8-k3-nopool:0", "random:resnet18-w8-k3-nopool:1")
 
 
 @pytest.fixture
-def measured(tmp_path: Path) -> Path:
+def measured(small_data: Path, tmp_path: Path) -> Path:
     """Features and records of two encoders."""
-    compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
-    command = ["knn", "--encoder", *ENCODERS, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "records"),
+    command = ["knn", "--encoder", *ENCODERS, "--data", str(small_data), "--out", str(tmp_path / "records"),
                "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
     assert main(command) == 0
     return tmp_path

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.shards import read_json
@@ -95,21 +94,14 @@ def test_none_readable_is_refused(labels: Labels, tmp_path: Path) -> None:
             FeatureStore(options(tmp_path / "store")).get([request(labels)])
 
 
-@pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
-    return root
-
-
 def records(out: Path) -> dict[str, Record]:
     return {each.record.protocol.id: each.record for each in read_records(out / "records")[0]}
 
 
 def test_the_record_says_how_many_are_missing(
-    composed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = shutil.copytree(composed, tmp_path / "data")
+    data = shutil.copytree(small_data, tmp_path / "data")
     command = ["knn", "--encoder", "pixels", "--data", str(data), "--out", str(tmp_path / "records"), "--features",
                str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
     assert main(command) == 0
