@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, get_args, get_origin
 
-from benchmarks.legacy import LEGACY, legacy_task
 from benchmarks.task import InputError, Task
 from results.errors import did_you_mean
 from results.schema import Protocol
@@ -52,8 +51,30 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.segmentation.task import TASKS as SEGMENTATION
 
             return SEGMENTATION[name]
-    if name in LEGACY:
-        return legacy_task(name)
+        case "linear":
+            from benchmarks.linear import AvgPoolLinear
+
+            return AvgPoolLinear
+        case "multihead":
+            from benchmarks.linear import MultiheadLinear
+
+            return MultiheadLinear
+        case "linear-stored":
+            from benchmarks.logistic import StoredLogistic
+
+            return StoredLogistic
+        case "semi-1pct":
+            from benchmarks.finetune import SemiSupervised1Percent
+
+            return SemiSupervised1Percent
+        case "semi-10pct":
+            from benchmarks.finetune import SemiSupervised10Percent
+
+            return SemiSupervised10Percent
+        case "finetune":
+            from benchmarks.finetune import FineTuneImageNet
+
+            return FineTuneImageNet
     raise InputError(f"no benchmark {name!r}{did_you_mean(name, TASK_NAMES)}\nbenchmarks: {', '.join(TASK_NAMES)}")
 
 

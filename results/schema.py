@@ -278,16 +278,6 @@ class Protocol(Frozen):
         copy._params_type = self._params_type
         return copy
 
-    def with_overrides(self, **changes: Any) -> Protocol:
-        """The old way to derive a protocol, until every benchmark has moved to `changed`."""
-        unknown = sorted(set(changes) - set(self.params))
-        if unknown:
-            raise KeyError(f"{self.id} has no {', '.join(unknown)}; it has {', '.join(sorted(self.params))}")
-        changed = {k: v for k, v in sorted(changes.items()) if v != self.params[k]}
-        kept = {label for label in self.overrides if label.partition("=")[0] not in changed}
-        labels = {f"{k}={_short(v)}" for k, v in changed.items()}
-        return self.model_copy(update={"params": {**self.params, **changed}, "overrides": tuple(sorted(kept | labels))})
-
     def _changed_params(self, changes: Mapping[str, Any], labels: dict[str, str]) -> dict[str, Any]:
         """The protocol's fields after a change of `params`; adds what changed to `labels`."""
         kind = self.params_type

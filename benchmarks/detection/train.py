@@ -20,7 +20,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import write_detectron2
 from benchmarks.progress import progress as with_progress
 from benchmarks.task import InputError, Labels, RunOptions
-from benchmarks.training.memory_format import safe_memory_format
+from benchmarks.training.networks import safe_memory_format
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from benchmarks.segmentation.model import (
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
 from benchmarks.segmentation.score import areas, score
 from benchmarks.task import InputError, Labels, RunOptions
-from benchmarks.training.sync_norm import synchronise
+from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
 

@@ -1,1 +1,1 @@
-"""What the harnesses that train on images share: random views, batches, ranks, and the held-out part of train."""
+"""Training on images, shared by linear probes, fine-tuning, detection and segmentation."""

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 
 from benchmarks.encoders.load import load_encoder
-from benchmarks.linear.frozen import FrozenFeatures
-from benchmarks.linear.settings import ProbeSettings
-from benchmarks.linear.trainer import HeadTrainer
+from benchmarks.linear import ProbeParams
+from benchmarks.training.probes import FrozenFeatures, HeadTrainer
 from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
 
 CLASSES, SIZE = 1000, 224
@@ -34,8 +33,8 @@ def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, SIZE, SIZE), dtype=torch.uint8, generator=draws)
     targets = torch.randint(0, CLASSES, (batch_size,), generator=draws)
-    settings = [
-        ProbeSettings(
+    params = [
+        ProbeParams(
             outputs=("embed",),
             lrs=tuple(0.1 * (n + 1) for n in range(heads)),
             epochs=1,
@@ -44,8 +43,8 @@ def linear_grid(batch_size: int = 256, rounds: int = 3, precision: Literal["fp32
         )
         for heads in HEADS
     ]
-    frozen = FrozenFeatures(encoder, settings[0], SIZE, device)
-    trainers = [HeadTrainer(bank, frozen, CLASSES, 0) for bank in settings]
+    frozen = FrozenFeatures(encoder, [("embed", None)], SIZE, device, precision)
+    trainers = [HeadTrainer(grid, frozen, CLASSES, 0) for grid in params]
     passes: list[float] = []
     updates: list[list[float]] = [[] for _ in HEADS]
     for _ in range(rounds + 1):

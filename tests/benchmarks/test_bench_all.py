@@ -46,7 +46,7 @@ def test_it_runs_skips_retries_and_sums_up(
         raise RuntimeError("the optimiser exploded")
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.linear.stored.run", broken)
+        patch.setattr("benchmarks.logistic.StoredLogistic.run", broken)
         assert run(data, tmp_path, *only, encoder=(ENCODER, "no_such_file.pth")) == 1
     told = capsys.readouterr().out
     assert "done: 1" in told

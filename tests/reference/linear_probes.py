@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contract import Labels, Outcome
 from benchmarks.features.pool import AdaptivePooling
-from benchmarks.linear.declare import AVGPOOL, ORACLE
-from benchmarks.linear.harness import run
-from benchmarks.linear.settings import ProbeSettings
-from results.schema import Protocol
-from tests.reference.linear_tiny import TinyEncoder, tiny_protocol
+from benchmarks.linear import AvgPoolLinear, ProbeParams
+from benchmarks.task import Labels, Outcome, RunOptions
+from results.schema import Protocol, Source
+from tests.reference.linear_tiny import GEOMETRY, TinyEncoder
 
-ONE = ProbeSettings(
+OPTIONS = RunOptions(device="cpu", workers=0, seed=3, progress=False)
+
+ONE = ProbeParams(
     outputs=("embed",), lrs=(1.0,), weight_decays=(1e-3,), epochs=4, drops=(3,), batch_size=8, choose_epoch="best"
 )
 
 
-MAPS = ProbeSettings(
+MAPS = ProbeParams(
     outputs=("feature1", "feature2", "feature3"),
     pooling={f"feature{n}": AdaptivePooling(grid=4 - n) for n in (1, 2, 3)},
     batch_norm="affine",
@@ -35,20 +35,31 @@ MAPS = ProbeSettings(
 )
 
 
-def protocol(settings: ProbeSettings, **changes: object) -> Protocol:
-    columns = ("Feature1", "Feature2", "Feature3") if "feature1" in settings.outputs else (*AVGPOOL, ORACLE)
-    return tiny_protocol(columns, "as chosen", settings.changed(**changes).model_dump())
+def protocol(params: ProbeParams, **changes: object) -> Protocol:
+    params = params.changed(**changes)
+    return Protocol.of(
+        params,
+        benchmark="linear_avgpool",
+        variant="test",
+        harness="linear",
+        dataset="imagefolder",
+        train_split="train",
+        test_split="val",
+        geometry=GEOMETRY,
+        primary=params.columns()[0],
+        metric="top-1 accuracy",
+        source=Source(repository="test"),
+    )
 
 
 def probe(
-    settings: ProbeSettings,
+    params: ProbeParams,
     data: tuple[Labels, Labels],
     workdir: Path,
     encoder: TinyEncoder | None = None,
-    **how: object,
+    options: RunOptions = OPTIONS,
 ) -> Outcome:
-    options = {"workers": 0, "seed": 3, "progress": False, **how}
-    return run(protocol(settings), encoder or TinyEncoder(), *data, workdir=workdir, **options)
+    return AvgPoolLinear().run(protocol(params), encoder or TinyEncoder(), *data, workdir, options)
 
 
 def same(a: Outcome, b: Outcome) -> bool:

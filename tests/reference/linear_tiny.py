@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.contract import Labels
-from results.schema import Architecture, EncoderCard, Geometry, Protocol, Source
+from benchmarks.task import Labels
+from results.schema import Architecture, EncoderCard, Geometry
 
 GEOMETRY = Geometry(mode="shorter", resize=18, crop=16)
 
@@ -74,22 +74,3 @@ def tiny_labels(folder: Path, split: str, per_class: int, seed: int) -> Labels:
             paths.append(path)
             targets.append(number)
     return Labels(tuple(ids), tuple(paths), classes, np.array(targets), tuple((i,) for i in ids))
-
-
-def tiny_protocol(columns: tuple[str, ...], selection: str, params: dict[str, object]) -> Protocol:
-    """A probe of `GEOMETRY` with these settings."""
-    return Protocol(
-        benchmark="linear_avgpool",
-        variant="test",
-        harness="linear",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
-        geometry=GEOMETRY,
-        columns=columns,
-        primary=columns[0],
-        metric="top-1 accuracy",
-        selection=selection,
-        params=params,
-        source=Source(repository="test"),
-    )

@@ -1,0 +1,524 @@
+"""Linear probes on a frozen encoder: the AvgPool probe and the Feature1 … Feature5 probes, trained on augmented views.
+
+Read top to bottom: parameters, protocols with their sources, the two tasks, scores. Heads and their optimisers are in
+`benchmarks.solvers.linear_heads`, the pass over the images in `benchmarks.training.probes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from benchmarks.datasets.lists import fingerprint
+from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
+from benchmarks.task import FEATURE_MAPS, ImageTask, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.labels import check_single_label, split_held_out
+from benchmarks.training.params import Decays, NotNegative, Positive, Rates, TrainingParams, ViewParams
+from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.encoders.encoder import Encoder
+    from benchmarks.training.probes import Probe, ProbeState
+
+# ---- parameters ------------------------------------------------------------------------------------------------------
+
+COLUMN = {"embed": "AvgPool", **{name: name.capitalize() for name in FEATURE_MAPS}}
+AVGPOOL = ("AvgPool", "AvgPool last", "AvgPool best", "AvgPool top-5", "AvgPool last top-5", "AvgPool best top-5")
+ORACLE = "AvgPool oracle"
+
+BEST = "best epoch on test"
+LAST = "last epoch"
+RATE = ", rate chosen on a held-out part of train"
+
+
+class ProbeParams(TrainingParams):
+    """Linear heads that are trained on augmented views of the images.
+
+    Every output has one head per pair of `lrs` and `weight_decays`. Several heads are trained in one pass over the
+    images and chosen among by the accuracy on the `heldout` fraction of train.
+
+    Attributes:
+        outputs: outputs of the encoder that carry heads: `embed`, or maps.
+        pooling: output -> how its maps become vectors; `embed` is a vector already.
+        batch_norm: over the channels before the linear layer; `plain` has no scale and shift, `affine` has.
+        iterations: length of the run where the schedule counts iterations; `drops` then are iterations too.
+        choose_epoch: which evaluation the primary score is: the last, or the best on test as the field often reports.
+    """
+
+    outputs: tuple[str, ...] = Field(min_length=1)
+    pooling: dict[str, Pooling] = Field(default_factory=dict)
+    batch_norm: Literal["none", "plain", "affine"] = "none"
+    optimiser: Literal["sgd", "lars"] = "sgd"
+    lrs: Rates
+    weight_decays: Decays = (0.0,)
+    lars_eta: Positive = 1e-3
+    init_std: NotNegative = 0.01
+    iterations: int | None = Field(None, gt=0)
+    choose_epoch: Literal["best", "last"] = "last"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.grid) > 1 and self.heldout == 0:
+            raise ValueError(
+                "several rates or weight decays are chosen among on a held-out part of train: set heldout > 0"
+            )
+        if len(set(self.outputs)) < len(self.outputs) or not set(self.outputs) <= set(COLUMN):
+            raise ValueError(f"outputs {', '.join(self.outputs)} must be among {', '.join(COLUMN)} and without repeats")
+        if "embed" in self.outputs and len(self.outputs) > 1:
+            raise ValueError(
+                "embed and maps have columns of their own: use two protocols, which `probes` trains in one pass"
+            )
+        unpooled = [name for name in self.outputs if name != "embed" and name not in self.pooling]
+        if unpooled:
+            raise ValueError(f"{', '.join(unpooled)} are maps, and pooling does not say how they become vectors")
+        if self.schedule == "cosine" and self.iterations is not None:
+            raise ValueError("the cosine schedule is per epoch: leave iterations unset")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """Feature1 … for heads on maps; for those on the vector also last and best epoch, and a grid's best head."""
+        if "embed" not in self.outputs:
+            return tuple(COLUMN[output] for output in self.outputs)
+        return (*AVGPOOL, ORACLE) if len(self.grid) > 1 else AVGPOOL
+
+    def selection(self) -> str:
+        """How the main column's score is chosen."""
+        epoch = BEST if self.choose_epoch == "best" else LAST
+        return epoch + (RATE if len(self.grid) > 1 else "")
+
+    @property
+    def grid(self) -> tuple[tuple[float, float], ...]:
+        """The (rate, weight decay) of every head on an output."""
+        return tuple((lr, decay) for lr in self.lrs for decay in self.weight_decays)
+
+    def feature_keys(self) -> dict[str, tuple[str, Pooling | None]]:
+        """Output -> (output, pooling of its maps or None)."""
+        return {output: (output, self.pooling.get(output)) for output in self.outputs}
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.iterations if self.iterations is not None else super().total_steps(steps_per_epoch)
+
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The factor of every head's rate at `step`."""
+        if self.iterations is None:
+            return super().rate_factor(step, steps_per_epoch)
+        return self.gamma ** sum(step >= drop for drop in self.drops)
+
+
+# ---- protocols -------------------------------------------------------------------------------------------------------
+
+RESIZE_256 = Geometry(mode="shorter", resize=256, crop=224)
+CIFAR = Geometry(mode="shorter", resize=32, crop=32)  # the images as they are
+SMALL = Geometry(mode="shorter", resize=48, crop=48)  # uncropped: a drawing may lie anywhere in its picture
+
+MMSELFSUP = {"repository": "open-mmlab/mmselfsup", "revision": "0.x 6faad81"}
+OWN = "this project"
+
+
+def _protocol(
+    name: Literal["linear", "multihead"],
+    variant: str,
+    params: ProbeParams,
+    source: Source,
+    dataset: str = "imagenet",
+    geometry: Geometry = RESIZE_256,
+) -> Protocol:
+    benchmark, primary = {
+        "linear": ("linear_avgpool", "AvgPool"),
+        "multihead": ("linear_multihead", "Feature5"),
+    }[name]  # fmt: skip
+    own_table = dataset in ("places205", "inat18", "cifar10")
+    return Protocol.of(
+        params,
+        benchmark=f"{benchmark}_{dataset}" if own_table else benchmark,
+        variant=variant,
+        harness=name,
+        dataset=dataset,
+        train_split="train",
+        test_split="test" if dataset == "cifar10" else "val",
+        geometry=geometry,
+        primary=primary,
+        metric="top-1 accuracy",
+        source=source,
+    )
+
+
+# AvgPool: one head on the encoder's vector, no batch norm, no L2 norm, weights from N(0, 0.01), no bias at first.
+# The published AvgPool column mixes several settings: its rows for SimCLR, BYOL and SimSiam come from `simsiam`, those
+# of SwAV, Barlow Twins and MoCo v3 each from the variant of that name, the others from `mmselfsup`, which has the
+# numbers of `moco`. All of them report the best epoch on the set that they evaluate.
+
+_EMBED: dict[str, Any] = {"outputs": ("embed",), "choose_epoch": "best"}
+_MOCO = ProbeParams(**_EMBED, lrs=(30.0,), epochs=100, drops=(60, 80))
+_SWAV = ProbeParams(**_EMBED, lrs=(0.3,), weight_decays=(1e-6,), epochs=100, schedule="cosine")
+_SIMSIAM = ProbeParams(**_EMBED, optimiser="lars", lrs=(1.6,), batch_size=4096, epochs=90, schedule="cosine")
+_MOCO_V3 = ProbeParams(**_EMBED, lrs=(12.0,), batch_size=1024, epochs=90, schedule="cosine")
+_DEMO = ProbeParams(
+    outputs=("embed",),
+    batch_size=64,
+    epochs=20,
+    drops=(12, 16),
+    lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    heldout=0.2,
+)
+
+AVGPOOL_PROTOCOLS = (
+    _protocol(
+        "linear",
+        "moco",
+        _MOCO,
+        Source(
+            repository="facebookresearch/moco",
+            revision="7397dfe",
+            note="main_lincls.py: --lr 30 --wd 0 --batch-size 256, --schedule 60 80, RandomResizedCrop(224) and flip; "
+            "evaluates every epoch and keeps the best; no seed; drop_last off",
+        ),
+    ),
+    _protocol(
+        "linear",
+        "mmselfsup",
+        _MOCO,
+        Source(
+            **MMSELFSUP,
+            note="imagenet/resnet50_linear-8xb32-steplr-100e_in1k.py, --seed 0; evaluates every epoch, and OpenSelfSup "
+            "states that the best is reported",
+        ),
+    ),
+    _protocol(
+        "linear",
+        "simsiam",
+        _SIMSIAM,
+        Source(
+            **MMSELFSUP,
+            note="imagenet/resnet50_linear-8xb512-coslr-90e_in1k.py and core/optimizer/optimizers.py (LARS, eta "
+            "0.001); SimSiam's own main_lincls.py scales 0.1 x batch / 256 to the same rate",
+        ),
+    ),
+    _protocol(
+        "linear",
+        "swav",
+        _SWAV,
+        Source(
+            **MMSELFSUP,
+            note="imagenet/resnet50_linear-8xb32-coslr-100e_in1k.py; facebookresearch/swav eval_linear.py has the same",
+        ),
+    ),
+    _protocol(
+        "linear",
+        "barlowtwins",
+        _SWAV,
+        Source(
+            repository="facebookresearch/barlowtwins",
+            revision="8e8d284",
+            note="evaluate.py: --lr-classifier 0.3 --weight-decay 1e-6 --batch-size 256 --epochs 100, momentum 0.9, "
+            "CosineAnnealingLR once per epoch; keeps the best epoch",
+        ),
+    ),
+    _protocol(
+        "linear",
+        "mocov3",
+        _MOCO_V3,
+        Source(
+            **MMSELFSUP,
+            note="imagenet/vit-small-p16_linear-8xb128-coslr-90e_in1k.py; facebookresearch/moco-v3 CONFIG.md says "
+            "--lr=3, which its main_lincls.py scales by batch / 256",
+        ),
+    ),
+    *(
+        _protocol(
+            "linear",
+            "moco",
+            _MOCO,
+            Source(repository=OWN, note=f"linear_avgpool.moco@1 on {title}; no published figure to match"),
+            dataset,
+            geometry,
+        )
+        for dataset, title, geometry in (
+            ("places205", "Places205", RESIZE_256),
+            ("inat18", "iNaturalist 2018", RESIZE_256),
+            ("cifar10", "CIFAR-10 at its own 32 pixels, measured on its test split", CIFAR),
+        )
+    ),
+    _protocol(
+        "linear",
+        "demo",
+        _DEMO,
+        Source(
+            repository=OWN,
+            note="linear_avgpool.moco@1 made small; a fifth of train chooses the rate and trains no head",
+        ),
+        "drawings",
+        SMALL,
+    ),
+)
+
+# Feature1 … Feature5: maps pooled to fixed grids, batch norm over their channels, and a head on each; last epoch.
+
+_NESTEROV: dict[str, Any] = {"outputs": FEATURE_MAPS, "pooling": FIXED_224, "lrs": (0.01,), "nesterov": True}
+_NO_COLOUR: dict[str, Any] = {"jitter": 0.0, "lighting": 0.0}
+
+_MULTIHEAD = ProbeParams(
+    **_NESTEROV,
+    batch_norm="plain",
+    weight_decays=(1e-4,),
+    jitter=0.4,
+    lighting=0.1,
+    epochs=90,
+    drops=(30, 60, 90),  # the last is never reached
+    evaluate_every=10,
+)
+_MULTIHEAD_ON: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("imagenet", {}, "imagenet/resnet50_mhead_linear-8xb32-steplr-90e_in1k.py"),
+    (
+        "places205",
+        {"epochs": 28, "drops": (7, 14, 21), "view": "stored_crop", **_NO_COLOUR},
+        "places205/resnet50_mhead_8xb32-steplr-28e_places205.py, whose own evaluations stop at epoch 20",
+    ),
+    (
+        "inat18",
+        {"epochs": 84, "drops": (24, 48, 72), **_NO_COLOUR},
+        "inaturalist2018/resnet50_mhead_8xb32-steplr-84e_inat18.py, whose own evaluations stop at epoch 80",
+    ),
+)
+_VISSL = ProbeParams(**_NESTEROV, batch_norm="affine", weight_decays=(5e-4,), epochs=28)
+_VISSL_ON: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("imagenet", {"epochs": 28, "drops": (8, 16, 24)}),
+    ("places205", {"epochs": 14, "drops": (4, 8, 12)}),
+    ("inat18", {"epochs": 84, "drops": (24, 48, 72)}),
+)
+_FSSB = _MULTIHEAD.changed(iterations=140_000, drops=(40_000, 80_000, 120_000), evaluate_every=1)
+
+MULTIHEAD_PROTOCOLS = (
+    *(
+        _protocol("multihead", "mmselfsup", _MULTIHEAD.changed(**changes), Source(**MMSELFSUP, note=note), dataset)
+        for dataset, changes, note in _MULTIHEAD_ON
+    ),
+    *(
+        _protocol(
+            "multihead",
+            "vissl",
+            _VISSL.changed(**changes),
+            Source(
+                repository="facebookresearch/vissl",
+                revision="09270ed",
+                note="configs/config/benchmark/linear_image_classification: 0.01 for a batch of 256; no decay on the "
+                "batch norm's scale and shift",
+            ),
+            dataset,
+        )
+        for dataset, changes in _VISSL_ON
+    ),
+    *(
+        _protocol(
+            "multihead",
+            "fssb",
+            _FSSB.changed(epochs=epochs),
+            Source(
+                repository="facebookresearch/fair_self_supervision_benchmark",
+                revision="1e5d165",
+                note=f"140k iterations of 256, {exact} epochs, drops every 40k; data_input.py jitters, lights and "
+                "normalises in this order, however the configuration lists them",
+            ),
+            dataset,
+        )
+        for dataset, epochs, exact in (("imagenet", 28, "28.0"), ("places205", 15, "14.6"))
+    ),
+    _protocol(
+        "multihead",
+        "mmselfsup",
+        _MULTIHEAD.changed(pooling=ADAPTIVE_GRIDS, **_NO_COLOUR),
+        Source(
+            repository=OWN,
+            note="linear_multihead.mmselfsup@1 on CIFAR-10 at its own 32 pixels, measured on its test split: "
+            "mmselfsup's CIFAR-10 benchmark trains the backbone too, so there is no published figure to match",
+        ),
+        "cifar10",
+        CIFAR,
+    ),
+    _protocol(
+        "multihead",
+        "demo",
+        _DEMO.changed(
+            outputs=FEATURE_MAPS,
+            pooling=ADAPTIVE_GRIDS,
+            batch_norm="plain",
+            nesterov=True,
+            weight_decays=(1e-4,),
+            lrs=(0.001, 0.003, 0.01, 0.03),
+            evaluate_every=10,
+        ),
+        Source(
+            repository=OWN,
+            note="linear_multihead.mmselfsup@1 made small; a fifth of train chooses the rate and trains no head",
+        ),
+        "drawings",
+        SMALL,
+    ),
+)
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+# Probes that agree on these can be trained in one pass over the images.
+ONE_PASS_FIELDS = (*ViewParams.model_fields, "batch_size", "epochs", "iterations", "heldout", "precision")
+
+
+@dataclass(frozen=True)
+class LinearProbe(ImageTask[ProbeParams]):
+    """Linear heads trained on views of the images, the encoder frozen."""
+
+    Params = ProbeParams
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        return {output: (output, None) for output in self.params(protocol).outputs}
+
+    def shared_pass(self, protocol: Protocol) -> str:
+        params = self.params(protocol).model_dump(mode="json", include=set(ONE_PASS_FIELDS))
+        splits = [protocol.dataset, protocol.train_split, protocol.test_split]
+        return canonical_sha256([protocol.geometry.model_dump(mode="json"), splits, params])
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Train the protocol's heads on `train` and measure them on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks, whose outcomes are equal.
+
+        Raises:
+            InputError: the labels do not fit the protocol.
+            RuntimeError: a tensor of the encoder changed during training, although it should be frozen.
+        """
+        return self.run_together([protocol], encoder, train, test, [workdir], options)[0]
+
+    def run_together(
+        self,
+        protocols: Sequence[Protocol],
+        encoder: Encoder,
+        train: Labels,
+        test: Labels,
+        workdirs: Sequence[Path],
+        options: RunOptions,
+    ) -> list[Outcome]:
+        """`run` for protocols of one `shared_pass`: each outcome is the same as alone."""
+        from benchmarks.training.probes import FrozenFeatures, ImageStream, Probe, module_sha256, train_probes
+        from pretrain import distributed
+
+        for protocol in protocols:
+            check_single_label(protocol, train, test)
+        params = [self.params(protocol) for protocol in protocols]
+        geometry, seed = protocols[0].geometry, options.seed
+        before = module_sha256(encoder.module)
+        keys = [key for each in params for key in each.feature_keys().values()]
+        frozen = FrozenFeatures(encoder, keys, geometry.crop, distributed.join(options.device), params[0].precision)
+        kept, held = split_held_out(protocols[0], train, params[0].heldout, seed)
+        images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.workers, seed=seed)
+        data = [fingerprint(train), fingerprint(test)]
+        probes = [
+            Probe(
+                each,
+                images,
+                len(train.classes),
+                key=canonical_sha256([protocol.content_sha256(), before, *data, seed]),
+                path=workdir / "resume.pt",
+            )
+            for each, protocol, workdir in zip(params, protocols, workdirs, strict=True)
+        ]
+        train_probes(probes, images, show=options.progress)
+        if module_sha256(encoder.module) != before:
+            raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
+        return [_outcome(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
+
+
+@dataclass(frozen=True)
+class AvgPoolLinear(LinearProbe):
+    """Linear probe on the encoder's vector after global average pooling (AvgPool)."""
+
+    name = "linear"
+    protocols = AVGPOOL_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class MultiheadLinear(LinearProbe):
+    """Linear probes on the maps of the stem and the four stages (Feature1 to Feature5)."""
+
+    name = "multihead"
+    protocols = MULTIHEAD_PROTOCOLS
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def _outcome(probe: Probe, protocol: Protocol) -> Outcome:
+    """Rows of every head; scores, per-item outcomes and tensors of the chosen one of each output."""
+    outcome = Outcome(seeds=(probe.images.seed,), timing=dict(probe.state.timing))
+    for output, bank in probe.trainer.banks.items():
+        chosen = _choose(probe.state, output)
+        outcome.runs += [_row(probe, output, head, head == chosen) for head in range(len(probe.params.grid))]
+        _add_scores(outcome, protocol, probe, output, chosen)
+        heads = probe.state.best_tensors.get(output) or bank.tensors()
+        outcome.tensors |= {f"{COLUMN[output]}/{name}": tensor[chosen].clone() for name, tensor in heads.items()}
+    return outcome
+
+
+def _choose(state: ProbeState, output: str) -> int:
+    """The head that does best on the held-out part of train at the last evaluation.
+
+    By accuracy, then by loss; of equals the first of the grid.
+    """
+    if output not in state.heldout:
+        return 0
+    accuracy, loss = (values.tolist() for values in state.heldout[output][-1])
+    return min(range(len(accuracy)), key=lambda h: (-accuracy[h], loss[h] if math.isfinite(loss[h]) else math.inf, h))
+
+
+def _row(probe: Probe, output: str, head: int, chosen: bool) -> dict[str, Any]:
+    from benchmarks.solvers.linear_heads import top_k_percent
+
+    state, (lr, decay) = probe.state, probe.params.grid[head]
+    last, best = state.last[output][head], state.best[output][head]
+    row: dict[str, Any] = {"output": output, "lr": lr, "weight_decay": decay, "chosen": chosen}
+    row |= {f"last_top{k}": top_k_percent(last, k) for k in (1, 5)}
+    row |= {f"best_top{k}": top_k_percent(best, k) for k in (1, 5)}
+    row |= {
+        "best_epoch": int(state.best_epoch[output][head]),
+        "train_loss": _finite(state.train_loss[output][head]),
+    }
+    if output in state.heldout:
+        accuracy, loss = state.heldout[output][-1][:, head]
+        row |= {"heldout_top1": 100 * float(accuracy), "heldout_loss": _finite(loss)}
+    return row
+
+
+def _add_scores(outcome: Outcome, protocol: Protocol, probe: Probe, output: str, chosen: int) -> None:
+    """Scores and per-item outcomes of the columns of one output that the protocol has."""
+    from benchmarks.solvers.linear_heads import top_k_percent
+
+    state, params = probe.state, probe.params
+    last, best = state.last[output][chosen], state.best[output][chosen]
+    oracle = state.best[output][int((state.best[output] < 1).sum(dim=1).argmax())]
+    column, several = COLUMN[output], len(params.grid) > 1
+    chosen_by = RATE if several else ""
+    candidates = [
+        (column, best if params.choose_epoch == "best" else last, params.selection()),
+        (f"{column} last", last, LAST + chosen_by),
+        (f"{column} best", best, f"{BEST} (oracle){chosen_by}"),
+    ]
+    if several:
+        candidates.append((f"{column} oracle", oracle, "best head and epoch on test (oracle)"))
+    for name, ranks, selection in candidates:
+        for title, k in ((name, 1), (f"{name} top-5", 5)):
+            if title in protocol.columns:
+                outcome.scores[title] = Score(value=top_k_percent(ranks, k), n=len(ranks), selection=selection)
+                outcome.items[f"correct/{title}"] = (ranks < k).numpy()
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,219 @@
+"""Many linear classifiers on the same features, trained in one GEMM: heads, SGD, LARS, ranks of the true class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain import distributed
+
+LARS_EPS = 1e-8
+
+
+class ChannelNorm(nn.Module):
+    """Batch norm over the channels of frozen maps, synchronised over ranks, without scale and shift.
+
+    The same numbers as `nn.BatchNorm2d(channels, affine=False)` on (N, C, h, w) maps. No gradient is needed, as the
+    encoder is frozen; a scale and shift belong to the heads.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.channels, self.momentum, self.eps = channels, momentum, eps
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C * P) flattened pooled maps to the same, normalised per channel."""
+        maps = x.unflatten(1, (self.channels, -1))
+        if self.training:
+            # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
+            count = distributed.sum_(torch.tensor(float(maps[:, 0].numel()), dtype=x.dtype, device=x.device))
+            mean = distributed.sum_(maps.sum(dim=(0, 2))) / count
+            var = distributed.sum_((maps - mean[:, None]).square().sum(dim=(0, 2))) / count
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        return ((maps - mean[:, None]) * (var + self.eps).rsqrt()[:, None]).flatten(1)
+
+
+class HeadBank(nn.Module):
+    """`heads` independent classifiers that read the same features.
+
+    Every head starts from the same draw, so a bank of H heads gives the result of H runs with one head each.
+
+    Args:
+        dim: width of the features, `channels` times the pooled positions.
+        channels: channels of the batch norm.
+        batch_norm: `none`, `plain`, or `affine` where every head has its own scale and shift per channel.
+        init_std: standard deviation of the initial weights; biases start at 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        classes: int,
+        heads: int,
+        *,
+        batch_norm: str = "none",
+        init_std: float = 0.01,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        first = torch.empty(classes, dim).normal_(0, init_std, generator=generator)
+        self.channels = channels
+        self.weight = nn.Parameter(first.expand(heads, -1, -1).clone())
+        self.bias = nn.Parameter(torch.zeros(heads, classes))
+        self.norm = ChannelNorm(channels) if batch_norm != "none" else None
+        if batch_norm == "affine":
+            self.scale = nn.Parameter(torch.ones(heads, channels))
+            self.shift = nn.Parameter(torch.zeros(heads, channels))
+        self.affine = batch_norm == "affine"
+
+    def decayed(self) -> list[bool]:
+        """For each of `parameters()`, whether weight decay applies: it spares a batch norm's scale and shift."""
+        return [name in ("weight", "bias") for name, _ in self.named_parameters()]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, dim) to logits (N, heads, classes)."""
+        heads, classes, dim = self.weight.shape
+        x = features if self.norm is None else self.norm(features)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.affine:
+            # Fold scale and shift into the linear layer, so that all heads still share one GEMM.
+            spread = weight.unflatten(2, (self.channels, -1))
+            bias = bias + torch.einsum("hkcp,hc->hk", spread, self.shift)
+            weight = (spread * self.scale[:, None, :, None]).flatten(2)
+        return F.linear(x, weight.reshape(heads * classes, dim), bias.reshape(-1)).view(-1, heads, classes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every head's weights and batch norm, (heads, ...) on CPU, named as in `nn.Linear` and `nn.BatchNorm2d`."""
+        found: dict[str, Tensor] = {"weight": self.weight, "bias": self.bias}
+        if self.norm is not None:
+            for name in ("running_mean", "running_var"):
+                found[f"bn.{name}"] = self.norm.get_buffer(name).expand(len(self.weight), -1)
+        if self.affine:
+            found |= {"bn.weight": self.scale, "bn.bias": self.shift}
+        return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
+def bank_loss(logits: Tensor, targets: Tensor, batch_length: int) -> Tensor:
+    """Each head's cross-entropy, summed over this rank's images and divided by the length of the whole batch.
+
+    Args:
+        logits: (N, heads, classes).
+        targets: (N,).
+        batch_length: images over all ranks.
+
+    Returns:
+        (heads,). Differentiate their sum: the heads share no parameter, so each gets its own gradient.
+    """
+    heads = logits.shape[1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    losses = F.cross_entropy(logits, targets.repeat_interleave(heads), reduction="none")
+    return losses.view(-1, heads).sum(dim=0) / batch_length
+
+
+class BankOptimiser:
+    """SGD or LARS on a bank: what `torch.optim.SGD`, or LARS, would do to every head apart, in one pass.
+
+    SGD is torch's: momentum is over gradients and the rate multiplies the result, Nesterov or not. LARS is mmselfsup's
+    (You et al. 2017, algorithm 1): the trust ratio eta |w| / (|g| + wd |w| + eps), 1 where either norm is 0, is taken
+    per parameter and head, biases too, and momentum is over the steps.
+
+    Args:
+        bank: on its device.
+        rates, weight_decays: of each head.
+        lars_eta: eta of LARS; None is SGD.
+    """
+
+    def __init__(
+        self,
+        bank: HeadBank,
+        rates: Sequence[float],
+        weight_decays: Sequence[float],
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        lars_eta: float | None = None,
+    ) -> None:
+        self.momentum, self.nesterov, self.lars_eta = momentum, nesterov, lars_eta
+        self.parameters = list(bank.parameters())
+        self.momenta = [torch.zeros_like(p) for p in self.parameters]
+        self._rates = [_per_head(rates, p) for p in self.parameters]
+        self._decays = [
+            _per_head(weight_decays, p) if decayed and any(weight_decays) else None
+            for p, decayed in zip(self.parameters, bank.decayed(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Sum the gradients over ranks, update with every rate multiplied by `factor`, and clear the gradients."""
+        for parameter, momentum, rates, decays in zip(
+            self.parameters, self.momenta, self._rates, self._decays, strict=True
+        ):
+            assert parameter.grad is not None
+            gradient = distributed.sum_(parameter.grad)
+            parameter.grad = None
+            rate = rates * factor
+            if self.lars_eta is not None:
+                # The ratio uses the bare gradient's norm, so it is taken before decay is added.
+                rate = rate * _trust_ratio(parameter, gradient, decays, self.lars_eta)
+            if decays is not None:
+                gradient.addcmul_(parameter, decays.expand_as(parameter))
+            if self.lars_eta is not None:
+                gradient.mul_(rate)
+            momentum.mul_(self.momentum).add_(gradient)
+            update = gradient.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
+            if self.lars_eta is not None:
+                parameter.sub_(update)
+            else:
+                parameter.addcmul_(update, rate.expand_as(parameter), value=-1)
+
+
+def _trust_ratio(parameter: Tensor, gradient: Tensor, decays: Tensor | None, eta: float) -> Tensor:
+    inner = tuple(range(1, parameter.ndim))
+    weight = torch.linalg.vector_norm(parameter, dim=inner, keepdim=True)
+    slope = torch.linalg.vector_norm(gradient, dim=inner, keepdim=True)
+    decayed = weight * decays if decays is not None else 0.0
+    ratio = eta * weight / (slope + decayed + LARS_EPS)
+    return torch.where((weight != 0) & (slope != 0), ratio, torch.ones_like(ratio))
+
+
+def _per_head(values: Sequence[float], parameter: Tensor) -> Tensor:
+    """(heads, 1, ...), to be multiplied with the parameter."""
+    return torch.tensor(values, dtype=parameter.dtype, device=parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+
+
+@torch.no_grad()
+def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many classes each head ranks above the true one: top-k is right where this is below k.
+
+    Ties go to the class of the lower number. A head that has diverged to NaN is wrong everywhere.
+
+    Args:
+        logits: (N, heads, classes).
+        targets: (N,).
+
+    Returns:
+        (heads, N) int64.
+    """
+    own = logits.gather(2, targets[:, None, None].expand(-1, logits.shape[1], 1))
+    equal = logits == own
+    behind = torch.arange(logits.shape[2], device=logits.device) >= targets[:, None, None]
+    return (~((logits < own) | (equal & behind))).sum(dim=2).T
+
+
+def top_k_percent(ranks: Tensor, k: int) -> float:
+    """Top-k accuracy in percent, from the ranks of every image."""
+    return 100 * float((ranks < k).double().mean())

@@ -1,0 +1,260 @@
+"""Fine-tuning of a whole network: a trainable copy of the encoder with a new classifier, SGD, evaluations, restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.progress import progress
+from benchmarks.solvers.linear_heads import target_ranks
+from benchmarks.task import NotApplicableError
+from benchmarks.training.images import FixedBatches, TrainingBatches, Views, batches, network_input
+from benchmarks.training.networks import safe_memory_format, synchronise
+from benchmarks.training.resume import TrainingState
+from pretrain import distributed
+
+if TYPE_CHECKING:
+    from benchmarks.finetune import FineTuneParams
+
+EVALUATION_BATCH = 256
+HEAD_STD = 0.01
+_TRIAL_IMAGES = 2
+
+Call = Callable[[Any, Tensor], Any]
+
+
+def _forward(module: Any, x: Tensor) -> Any:
+    outputs = module(x)
+    return outputs["embed"] if isinstance(outputs, dict) else outputs
+
+
+def _before_classifier(module: Any, x: Tensor) -> Any:
+    return module.forward_head(module.forward_features(x), pre_logits=True)  # timm's models
+
+
+_CALLS: tuple[Call, ...] = (_forward, _before_classifier)
+
+
+class Classifier(nn.Module):
+    """Images to logits, by a trainable copy of the encoder's network and a linear layer on its embedding.
+
+    Args:
+        crop: side of the images.
+        seed: seed of the linear layer's initial weights.
+
+    Raises:
+        NotApplicableError: the encoder has no weights, or its embedding does not come from calling its module.
+    """
+
+    def __init__(
+        self, encoder: Encoder, classes: int, crop: int, head_init: Literal["normal", "default"], seed: int
+    ) -> None:
+        super().__init__()
+        self.backbone = deepcopy(encoder.module)
+        if not any(True for _ in self.backbone.parameters()):
+            raise NotApplicableError(f"{encoder.card.name} has no weights, so there is nothing to fine-tune")
+        noise = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (_TRIAL_IMAGES, 3, crop, crop), dtype=torch.uint8, generator=noise)
+        x = encoder.normalise(images)
+        expected = encoder.outputs(x, ("embed",))["embed"]
+        self.memory_format = safe_memory_format(self.backbone, encoder.device)
+        self.backbone.to(memory_format=self.memory_format)
+        x = x.contiguous(memory_format=self.memory_format)
+        self._call = self._find_call(x, expected, encoder.card.name)
+        self._unfreeze(x)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.fc = nn.Linear(expected.shape[1], classes)
+            if head_init == "normal":
+                nn.init.normal_(self.fc.weight, 0, HEAD_STD)
+                nn.init.zeros_(self.fc.bias)
+        self.fc.to(encoder.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised (N, 3, H, W) images to (N, classes)."""
+        logits: Tensor = self.fc(self._call(self.backbone, x.contiguous(memory_format=self.memory_format)))
+        return logits
+
+    def groups(self) -> Iterator[list[nn.Parameter]]:
+        """The trained parameters of the backbone, and those of the linear layer."""
+        yield [p for p in self.backbone.parameters() if p.requires_grad]
+        yield list(self.fc.parameters())
+
+    @torch.no_grad()
+    def _find_call(self, x: Tensor, expected: Tensor, name: str) -> Call:
+        """The way to call the module that gives the encoder's embedding."""
+        self.backbone.eval()
+        for call in _CALLS:
+            try:
+                embedding = call(self.backbone, x)
+            except (AttributeError, KeyError, TypeError):
+                continue  # not a module of this kind
+            alike = isinstance(embedding, Tensor) and embedding.shape == expected.shape
+            if alike and torch.allclose(embedding, expected, rtol=1e-3, atol=1e-5):
+                return call
+        raise NotApplicableError(
+            f"{name} cannot be fine-tuned: calling its module does not give its embedding; give one whose forward does"
+        )
+
+    def _unfreeze(self, x: Tensor) -> None:
+        """Train the parameters that the embedding depends on, and not, say, a classifier that the module carries."""
+        self.backbone.requires_grad_(True)
+        self._call(self.backbone, x).float().sum().backward()
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+
+
+@dataclass
+class FineTuneState(TrainingState):
+    """A network after `steps` steps, see `TrainingState`.
+
+    Attributes:
+        network, optimiser: their state dicts.
+        train_loss: mean over the last epoch.
+        top1, loss: of every evaluation.
+        last, best: (N,) ranks of the true class at the last and the best evaluation so far.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
+    train_loss: float = 0.0
+    top1: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    last: Tensor | None = None
+    best: Tensor | None = None
+    best_epoch: int = 0
+
+
+class FineTuning:
+    """One training of a network, resumed from `path` where there is a state with this key.
+
+    Args:
+        params: of one cell of the grid.
+        train, items: random views, and the images among them that are trained on.
+        test, tested: deterministic views, and the images among them that are measured.
+    """
+
+    def __init__(
+        self,
+        params: FineTuneParams,
+        encoder: Encoder,
+        classes: int,
+        train: Views,
+        items: NDArray[Any],
+        test: Views,
+        tested: NDArray[Any],
+        *,
+        path: Path,
+        key: str,
+        workers: int,
+        seed: int,
+    ) -> None:
+        self.params, self.encoder, self.device, self.workers = params, encoder, encoder.device, workers
+        self.train_views, self.test_views, self.tested, self.path = train, test, tested, path
+        self.classifier = Classifier(encoder, classes, train.geometry.crop, params.head_init, seed)
+        self.network: nn.Module = self.classifier
+        if distributed.world_size() > 1:
+            synchronise(self.classifier, self.device)
+            # Every rank computes the same batch statistics, so there is nothing to broadcast.
+            self.network = DistributedDataParallel(self.classifier, forward_sync_buffers=False)
+        ((lr, multiplier),) = params.grid
+        self.rates = (lr, lr * multiplier)
+        self.optimiser = torch.optim.SGD(
+            [{"params": parameters} for parameters in self.classifier.groups()],
+            lr=lr,
+            momentum=params.momentum,
+            nesterov=params.nesterov,
+            weight_decay=params.weight_decay,
+        )
+        self.state = FineTuneState.load(path, key)
+        if self.state.steps:
+            self.classifier.load_state_dict(self.state.network)
+            self.optimiser.load_state_dict(self.state.optimiser)
+        self.steps_per_epoch = -(-len(items) // params.batch_size)
+        self.sampler = TrainingBatches(
+            items, params.batch_size, seed, self.state.steps, params.total_steps(self.steps_per_epoch)
+        )
+
+    def train(self, description: str, *, show: bool = True) -> FineTuneState:
+        """Train to the end from the state's step."""
+        loader = batches(self.train_views, self.sampler, self.workers, self.device)
+        shown = progress(loader, description, total=len(self.sampler), show=show and distributed.rank() == 0)
+        loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
+        for step, (images, lighting, targets) in enumerate(shown, start=self.state.steps):
+            length = self.sampler.batch_length(step)
+            loss_sum += self._step(images, lighting, targets, step, length) * length
+            seen += length
+            if (step + 1) % self.steps_per_epoch:
+                continue
+            self.state.train_loss = float(distributed.sum_(loss_sum)) / seen
+            self.state.add_time("train", started)
+            self._end_epoch(step)
+            loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
+        return self.state
+
+    def _step(self, images: Tensor, lighting: Tensor, targets: Tensor, step: int, length: int) -> Tensor:
+        """One update; returns this rank's share of the mean loss."""
+        factor = self.params.rate_factor(step, self.steps_per_epoch)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.network.train()
+        logits = self._logits(self.network, images, lighting if self.params.lighting else None)
+        loss = F.cross_entropy(logits, targets.to(self.device, non_blocking=True), reduction="sum") / length
+        self.optimiser.zero_grad(set_to_none=True)
+        # Gradients are averaged over ranks, and the loss of the whole batch is the sum of their shares.
+        (loss * distributed.world_size()).backward()
+        self.optimiser.step()
+        return loss.detach()
+
+    def _logits(self, network: nn.Module, images: Tensor, lighting: Tensor | None = None) -> Tensor:
+        x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
+            logits: Tensor = network(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _end_epoch(self, step: int) -> None:
+        """Evaluate if it is due, and write the state."""
+        state, epoch = self.state, (step + 1) // self.steps_per_epoch
+        if epoch % self.params.evaluate_every == 0 or epoch == self.params.epochs:
+            started = time.perf_counter()
+            self._evaluate(epoch)
+            state.add_time("evaluate", started)
+        state.steps = step + 1
+        if distributed.rank() == 0:
+            state.network, state.optimiser = self.classifier.state_dict(), self.optimiser.state_dict()
+            state.save(self.path)
+        distributed.barrier()
+
+    @torch.no_grad()
+    def _evaluate(self, epoch: int) -> None:
+        self.classifier.eval()
+        ranks = torch.zeros(len(self.tested), dtype=torch.int32, device=self.device)
+        loss = torch.zeros((), device=self.device)
+        start = distributed.own_slice(len(self.tested)).start
+        sampler = FixedBatches(self.tested, EVALUATION_BATCH)
+        for images, _, labels in batches(self.test_views, sampler, self.workers, self.device):
+            targets = labels.to(self.device, non_blocking=True)
+            logits = self._logits(self.classifier, images)
+            ranks[start : start + len(targets)] = target_ranks(logits[:, None], targets)[0].int()
+            loss += F.cross_entropy(logits, targets, reduction="sum")
+            start += len(targets)
+        state = self.state
+        state.last = distributed.sum_(ranks).short().cpu()
+        top1 = float((state.last < 1).double().mean())
+        if top1 > max(state.top1, default=-1.0):
+            state.best, state.best_epoch = state.last, epoch
+        state.evaluated.append(epoch)
+        state.top1.append(top1)
+        state.loss.append(float(distributed.sum_(loss)) / len(self.tested))

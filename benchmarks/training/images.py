@@ -1,0 +1,290 @@
+"""Batches of images for training and evaluation: random views, decoded images in memory, loaders, network input.
+
+Every random view is drawn from a generator of its own, seeded by run, epoch and image, so that neither the order nor
+the number of workers changes it, and a restart needs no random state.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as F
+
+from benchmarks.datasets.images import apply_geometry, decode
+from benchmarks.datasets.lists import batch_file, path_strings
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.training.params import ViewParams
+from pretrain import distributed
+from results.schema import Geometry
+
+# The eigenvalues and eigenvectors of ImageNet's RGB pixels in [0, 1], as fb.resnet.torch published them; the noise
+# along them is AlexNet's (Krizhevsky et al. 2012, section 4.1).
+PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
+PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+VIEW, ORDER = 1, 2  # first part of a seed; numpy pads seeds with zeros, so a shorter one alone would not differ
+
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one view of one image."""
+    return np.random.default_rng((VIEW, seed, epoch, index))
+
+
+def epoch_rng(seed: int, epoch: int) -> np.random.Generator:
+    """The generator that shuffles one epoch."""
+    return np.random.default_rng((ORDER, seed, epoch))
+
+
+def training_view(
+    image: Image.Image, params: ViewParams, geometry: Geometry, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A random view of an RGB image.
+
+    Returns:
+        The view (crop, crop, 3), and its lighting noise (3,) RGB in units of white, which `network_input` adds once the
+        pixels are floats.
+    """
+    resample = RESAMPLE[geometry.interpolation]
+    if params.view == "resized_crop":
+        view = resized_crop(image, geometry.crop, params.crop_area, params.crop_aspect, resample, rng)
+    else:
+        view = stored_crop(image, geometry, resample, rng)
+    if rng.random() < params.flip_p:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if params.jitter:
+        view = jitter(view, params.jitter, rng)
+    lighting = np.zeros(3, np.float32)
+    if params.lighting:
+        lighting = (PCA_VECTORS @ (rng.normal(0, params.lighting, 3) * PCA_VALUES)).astype(np.float32)
+    return np.asarray(view), lighting
+
+
+def resized_crop(
+    image: Image.Image,
+    size: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    resample: Image.Resampling,
+    rng: np.random.Generator,
+) -> Image.Image:
+    """torchvision's RandomResizedCrop: ten draws of area and log-aspect, else the largest centre crop in `aspect`."""
+    width, height = image.size
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for fraction, log_ratio in zip(rng.uniform(*area, 10), rng.uniform(low, high, 10), strict=True):
+        target, ratio = fraction * width * height, math.exp(log_ratio)
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            break
+    else:
+        w = min(width, round(height * aspect[1]))
+        h = min(height, round(width / aspect[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    # First cut, then resize: the antialiasing filter must not see beyond the crop.
+    return image.crop((left, top, left + w, top + h)).resize((size, size), resample)
+
+
+def stored_crop(
+    image: Image.Image, geometry: Geometry, resample: Image.Resampling, rng: np.random.Generator
+) -> Image.Image:
+    """Resize the shorter side to `geometry.resize`, keep that centre square, crop `geometry.crop` at random in it."""
+    stored = F.center_crop(
+        F.resize(image, geometry.resize, F.InterpolationMode(geometry.interpolation)), geometry.resize
+    )
+    room = geometry.resize - geometry.crop + 1
+    left, top = int(rng.integers(room)), int(rng.integers(room))
+    return stored.crop((left, top, left + geometry.crop, top + geometry.crop))
+
+
+def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """torchvision's ColorJitter(strength, strength, strength, 0): the three in a random order."""
+    factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, 3)
+    changes: tuple[Any, ...] = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+    for which in rng.permutation(3):
+        image = changes[which](image, float(factors[which]))
+    return image
+
+
+# ---- decoded images and loaders --------------------------------------------------------------------------------------
+
+CACHE_BYTES = 512 * 2**20  # decoded images that are kept in memory
+VIEW_BYTES = 256 * 2**20  # views that are kept in memory
+SAMPLED_SIZES = 32  # images whose sizes estimate those of all
+
+Request = tuple[int, int]  # epoch, index of the image
+Batch = tuple[Tensor, Tensor, Tensor]  # images (N, 3, S, S) uint8, lighting (N, 3) float32, targets (N,) int64
+
+
+class Images:
+    """Decoded RGB images, kept in memory where all of them fit in `limit` bytes."""
+
+    def __init__(self, paths: Sequence[Path], limit: int = CACHE_BYTES) -> None:
+        self.paths = paths
+        self.kept: KeptImages | None = None
+        if self._estimated_bytes() <= limit:
+            self.kept = _kept(tuple(paths), tuple(map(_modified, path_strings(paths))))
+
+    @property
+    def in_memory(self) -> bool:
+        return self.kept is not None
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.kept.images[index] if self.kept is not None else decode(self.paths[index])
+
+    def _estimated_bytes(self) -> float:
+        sample = self.paths[:: max(1, len(self.paths) // SAMPLED_SIZES)]
+        total = sum(3 * image.width * image.height for image in map(decode, sample))
+        return total / max(1, len(sample)) * len(self.paths)
+
+
+@dataclass
+class KeptImages:
+    """Decoded images and the views drawn of them, for the next encoder that is trained on the same images.
+
+    Attributes:
+        views: (parameters, (epoch, index)) -> image and lighting.
+        room: bytes left for more views.
+    """
+
+    images: tuple[Image.Image, ...]
+    views: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    room: int = VIEW_BYTES
+
+
+@lru_cache(maxsize=2)
+def _kept(paths: tuple[Path, ...], modified: tuple[int, ...]) -> KeptImages:
+    """The decoded images, once for all encoders; `modified` times tell when a file was replaced."""
+    return KeptImages(tuple(decode(path) for path in paths))
+
+
+def _modified(path: str) -> int:
+    return os.stat(batch_file(path) or path).st_mtime_ns  # noqa: PTH116 - a million Paths are slow
+
+
+class Views(Dataset[Any]):
+    """Random views under `params`, or the deterministic view of `geometry` where `params` is None."""
+
+    def __init__(
+        self, images: Images, targets: NDArray[np.int64], geometry: Geometry, params: ViewParams | None, seed: int
+    ) -> None:
+        self.images, self.targets, self.geometry, self.params, self.seed = images, targets, geometry, params, seed
+        values = None if params is None else tuple(getattr(params, name) for name in ViewParams.model_fields)
+        self._identity: Hashable = (values, geometry, seed)
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor, int]:
+        kept, key = self.images.kept, (self._identity, request)
+        view = kept.views.get(key) if kept is not None else None
+        if view is None:
+            view = self._drawn(*request)
+            size = view[0].numel()
+            if kept is not None and size <= kept.room:
+                kept.views[key] = view
+                kept.room -= size
+        return *view, int(self.targets[request[1]])
+
+    def _drawn(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        image = self.images[index]
+        if self.params is None:
+            pixels, lighting = np.asarray(apply_geometry(image, self.geometry)), np.zeros(3, np.float32)
+        else:
+            pixels, lighting = training_view(image, self.params, self.geometry, view_rng(self.seed, epoch, index))
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(lighting)
+
+    def collate(self, samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
+        if not samples:
+            crop = self.geometry.crop
+            return (
+                torch.zeros(0, 3, crop, crop, dtype=torch.uint8),
+                torch.zeros(0, 3),
+                torch.zeros(0, dtype=torch.int64),
+            )
+        images, lighting, targets = zip(*samples, strict=True)
+        return torch.stack(images), torch.stack(lighting), torch.tensor(targets)
+
+
+class TrainingBatches:
+    """This rank's part of every training batch from `first_step` to `last_step`, in a fresh order per epoch.
+
+    The order depends on seed and epoch alone. The last batch of an epoch may be smaller (main_lincls.py keeps it too).
+    """
+
+    def __init__(self, items: NDArray[np.int64], batch_size: int, seed: int, first_step: int, last_step: int) -> None:
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.steps_per_epoch = -(-len(items) // batch_size)
+
+    def batch_length(self, step: int) -> int:
+        """Images in the whole batch of `step`, over all ranks."""
+        start = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, len(self.items) - start)
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        shuffled_epoch, items = -1, self.items
+        for step in range(self.first_step, self.last_step):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != shuffled_epoch:
+                items = epoch_rng(self.seed, epoch).permutation(self.items)
+                shuffled_epoch = epoch
+            batch = items[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in batch[distributed.own_slice(len(batch))]]
+
+
+class FixedBatches:
+    """This rank's part of `items`, in order, `batch_size` at a time."""
+
+    def __init__(self, items: NDArray[np.int64], batch_size: int) -> None:
+        self.items, self.batch_size = items[distributed.own_slice(len(items))], batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for start in range(0, len(self.items), self.batch_size):
+            yield [(0, int(index)) for index in self.items[start : start + self.batch_size]]
+
+
+def batches(
+    views: Views, sampler: TrainingBatches | FixedBatches, workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """The loader of the batches of `sampler`. Images in memory are augmented in this process, others by workers."""
+    loader: DataLoader[Batch] = DataLoader(
+        views,
+        batch_sampler=sampler,
+        num_workers=0 if views.images.in_memory else workers,
+        collate_fn=views.collate,
+        pin_memory=device.type == "cuda",
+    )
+    return loader
+
+
+def network_input(encoder: Encoder, images: Tensor, lighting: Tensor | None = None) -> Tensor:
+    """(N, 3, H, W) uint8 views, normalised by the encoder's card, in channels_last layout.
+
+    Args:
+        lighting: (N, 3) RGB offsets to pixels in [0, 1]. They are added after normalisation, which is affine, so the
+            result is the same as adding them before.
+    """
+    x = encoder.normalise(images)
+    if lighting is not None:
+        offset = lighting.to(x.device, non_blocking=True)
+        offset = offset.flip(1) if encoder.card.channels == "BGR" else offset
+        scale = encoder.card.value_range / torch.tensor(encoder.card.std, device=x.device)
+        x = x + (offset * scale)[:, :, None, None]
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,87 @@
+"""Checks of single-label splits, and the part of train that is held out to choose hyperparameters by."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.task import InputError, Labels
+from results.schema import Protocol
+
+
+def check_single_label(protocol: Protocol, train: Labels, test: Labels) -> None:
+    """Check that both splits have images, one class per image, and the same classes.
+
+    Raises:
+        InputError: one of these does not hold.
+    """
+    for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
+        if labels.targets.ndim != 1:
+            raise InputError(
+                f"{protocol.id} needs one class per image, but images of the {split} split of {protocol.dataset} have "
+                "several: choose an SVM protocol"
+            )
+        if not len(labels):
+            raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+    if train.classes != test.classes:
+        differing = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise InputError(
+            f"{protocol.id}: {protocol.train_split} and {protocol.test_split} of {protocol.dataset} differ in their "
+            f"classes ({', '.join(differing[:5])}): make them the same"
+        )
+
+
+def split_held_out(
+    protocol: Protocol, labels: Labels, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`held_out`, where a held-out part is needed if `fraction` is above 0.
+
+    Raises:
+        InputError: no class has two images.
+    """
+    kept, held = held_out(labels, fraction, seed)
+    if fraction and not len(held):
+        raise InputError(
+            f"{protocol.id}: no class has two labelled images in {protocol.train_split}, so none can be held out: "
+            "add images"
+        )
+    return kept, held
+
+
+def held_out(labels: Labels, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the items of train in two: those to train on, and those to choose by. Both ascend.
+
+    Of each class `fraction` is held out, rounded, but at least one item and never all. Items that share a source stay
+    on one side, so a class of few sources may have less.
+    """
+    if fraction == 0:
+        return np.arange(len(labels)), np.array([], dtype=np.int64)
+    sizes = np.bincount(labels.targets, minlength=len(labels.classes))
+    quota = np.minimum(np.maximum(1, np.round(fraction * sizes).astype(np.int64)), np.maximum(sizes - 1, 0))
+    family = _families(labels)
+    by_family = np.argsort(family, kind="stable")
+    members = np.split(by_family, np.cumsum(np.bincount(family))[:-1])
+    held: list[int] = []
+    for index in np.random.default_rng(seed).permutation(len(members)):
+        counts = np.bincount(labels.targets[members[index]], minlength=len(quota))
+        if (counts <= quota).all():
+            quota = quota - counts
+            held += members[index].tolist()
+    out = np.sort(np.array(held, dtype=np.int64))
+    return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def _families(labels: Labels) -> NDArray[np.int64]:
+    """(N,) numbers that are equal for items which share a source, directly or through other items (union-find)."""
+    leader: dict[str, str] = {}
+
+    def find(source: str) -> str:
+        while leader.setdefault(source, source) != source:
+            leader[source] = leader[leader[source]]  # path halving
+            source = leader[source]
+        return source
+
+    for first, *others in labels.groups:
+        for other in others:
+            leader[find(other)] = find(first)
+    return np.unique([find(sources[0]) for sources in labels.groups], return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,81 @@
+"""Typed parameters that every benchmark has which trains on images: views, batch, schedule, held-out part."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from results.schema import Params
+
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values} has a value twice")
+    return values
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
+Decays = Annotated[tuple[NotNegative, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class ViewParams(Params):
+    """How a training view is drawn.
+
+    Attributes:
+        view: `resized_crop` takes a random area and aspect (Inception style); `stored_crop` resizes the shorter side to
+            the geometry's `resize`, takes that centre square, and crops at random within it.
+        jitter: strength of brightness, contrast and saturation; 0 is none.
+        lighting: standard deviation of the PCA lighting noise on pixels in [0, 1]; 0 is none.
+    """
+
+    view: Literal["resized_crop", "stored_crop"] = "resized_crop"
+    crop_area: tuple[Positive, Positive] = (0.08, 1.0)
+    crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    jitter: NotNegative = 0.0
+    lighting: NotNegative = 0.0
+    flip_p: float = Field(0.5, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        if not self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ValueError(f"crop_area {self.crop_area} must ascend and end at 1 at most")
+        if self.crop_aspect[0] > self.crop_aspect[1]:
+            raise ValueError(f"crop_aspect {self.crop_aspect} must ascend")
+        return self
+
+
+class TrainingParams(ViewParams):
+    """Batches and schedule of a training.
+
+    Attributes:
+        batch_size: images of all ranks together.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        heldout: fraction of train that is held out to choose hyperparameters by.
+        precision: bf16 is autocast; the trained weights stay float32.
+    """
+
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    nesterov: bool = False
+    batch_size: int = Field(256, gt=0)
+    epochs: int = Field(gt=0)
+    schedule: Literal["step", "cosine"] = "step"
+    drops: tuple[int, ...] = ()
+    gamma: Positive = 0.1
+    evaluate_every: int = Field(1, gt=0)
+    heldout: float = Field(0.0, ge=0.0, lt=1.0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * steps_per_epoch
+
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The factor of every learning rate at `step`. Both schedules change between epochs only."""
+        epoch = step // steps_per_epoch
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return self.gamma ** sum(epoch >= drop for drop in self.drops)

@@ -1,0 +1,369 @@
+"""Training of linear heads on a frozen encoder: one pass over the images feeds the heads of every probe."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.features.pool import Pooling, pool
+from benchmarks.progress import progress
+from benchmarks.solvers.linear_heads import BankOptimiser, HeadBank, bank_loss, target_ranks
+from benchmarks.task import Labels
+from benchmarks.training.images import FixedBatches, Images, TrainingBatches, Views, batches, network_input
+from benchmarks.training.resume import TrainingState
+from pretrain import distributed
+from results.schema import Geometry
+
+if TYPE_CHECKING:
+    from benchmarks.linear import ProbeParams
+
+EVALUATION_BATCH = 256
+KEPT_BYTES = 2**30  # per rank, for the features of each set that is evaluated again and again
+
+FeatureKey = tuple[str, Pooling | None]  # an output of the encoder, and how its maps become vectors
+
+
+def module_sha256(module: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every parameter and buffer (BN statistics among them)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
+    return digest.hexdigest()
+
+
+class FrozenFeatures:
+    """From uint8 images to the pooled outputs that heads read, in one pass of the encoder for all of them.
+
+    Args:
+        keys: outputs with their pooling; those that the encoder does not have are left out.
+        crop: side of the images.
+        precision: bf16 is autocast of the encoder.
+
+    Attributes:
+        channels: of each output, the channels of a batch norm.
+        dims: of each pooled output, `channels` times the number of pooled positions.
+    """
+
+    def __init__(
+        self, encoder: Encoder, keys: Iterable[FeatureKey], crop: int, device: torch.device, precision: str = "fp32"
+    ) -> None:
+        self.encoder, self.device, self.precision = encoder, device, precision
+        self.keys = tuple(key for key in dict.fromkeys(keys) if encoder.has(key[0]))
+        self.outputs = tuple(dict.fromkeys(output for output, _ in self.keys))
+        encoder.to(device)
+        with torch.inference_mode():
+            blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8, device=device)
+            maps = encoder.outputs(encoder.normalise(blank), self.outputs)
+            self.channels = {key: maps[key[0]].shape[1] for key in self.keys}
+            self.dims = {key: vectors.shape[1] for key, vectors in self._pooled(maps).items()}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, lighting: Tensor | None = None) -> dict[FeatureKey, Tensor]:
+        """Features of (N, 3, H, W) uint8 images on any device: (N, dim) float32 for each key.
+
+        N may be 0: a rank may have no image of a last small batch.
+
+        Args:
+            lighting: see `network_input`.
+        """
+        if not len(images):
+            return {key: torch.zeros(0, self.dims[key], device=self.device) for key in self.keys}
+        x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            maps = self.encoder.outputs(x, self.outputs)
+        return self._pooled({output: value.float() for output, value in maps.items()})
+
+    def _pooled(self, maps: Mapping[str, Tensor]) -> dict[FeatureKey, Tensor]:
+        return {key: maps[key[0]] if key[1] is None else pool(maps[key[0]], key[1]) for key in self.keys}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A bank of heads on a set of images.
+
+    Attributes:
+        ranks: (heads, N) int16: how many classes a head ranks above the true one.
+        loss: (heads,) mean cross-entropy.
+    """
+
+    ranks: Tensor
+    loss: Tensor
+
+    def accuracy(self) -> Tensor:
+        """(heads,) float64 fraction of images whose true class comes first."""
+        return (self.ranks < 1).double().mean(dim=1)
+
+
+class EvaluationSet:
+    """Images under the deterministic view.
+
+    Encoder and view are fixed, so the features are computed once and kept where they fit in memory; else they are
+    computed again, with the same result, at every evaluation.
+    """
+
+    def __init__(self, views: Views, items: NDArray[np.int64], frozen: FrozenFeatures, workers: int) -> None:
+        self.views, self.items, self.frozen, self.workers = views, items, frozen, workers
+        own = distributed.own_slice(len(items))
+        self._keep = 4 * sum(frozen.dims.values()) * (own.stop - own.start) <= KEPT_BYTES
+        self._kept: list[tuple[dict[FeatureKey, Tensor], Tensor]] | None = None
+
+    @torch.no_grad()
+    def evaluate(self, trainer: HeadTrainer) -> dict[str, Evaluation]:
+        """Every bank on the images of all ranks, by output."""
+        n, device = len(self.items), self.frozen.device
+        heads = len(trainer.params.grid)
+        ranks = {output: torch.zeros(heads, n, dtype=torch.int32, device=device) for output in trainer.banks}
+        losses = {output: torch.zeros(heads, device=device) for output in trainer.banks}
+        start = distributed.own_slice(n).start
+        for features, targets in self._features():
+            for output, bank in trainer.banks.items():
+                logits = bank.eval()(features[trainer.keys[output]])
+                ranks[output][:, start : start + len(targets)] = target_ranks(logits, targets).int()
+                losses[output] += bank_loss(logits, targets, n)
+            start += len(targets)
+        return {
+            output: Evaluation(
+                distributed.sum_(ranks[output]).short().cpu(), distributed.sum_(losses[output]).cpu()
+            )
+            for output in trainer.banks
+        }  # fmt: skip
+
+    def _features(self) -> Iterator[tuple[dict[FeatureKey, Tensor], Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        sampler = FixedBatches(self.items, EVALUATION_BATCH)
+        for images, _, targets in batches(self.views, sampler, self.workers, self.frozen.device):
+            batch = self.frozen(images), targets.to(self.frozen.device, non_blocking=True)
+            if self._keep:
+                kept.append(batch)
+            yield batch
+        self._kept = kept if self._keep else None
+
+
+class ImageStream:
+    """The images that probes are trained and measured on.
+
+    Args:
+        params: what the probes agree on (see `benchmarks.linear.ONE_PASS_FIELDS`), of any of them.
+        kept, held: the items of train that heads are trained on, and that they are chosen by.
+    """
+
+    def __init__(
+        self,
+        params: ProbeParams,
+        geometry: Geometry,
+        frozen: FrozenFeatures,
+        train: Labels,
+        kept: NDArray[np.int64],
+        held: NDArray[np.int64],
+        test: Labels,
+        *,
+        workers: int,
+        seed: int,
+    ) -> None:
+        self.params, self.frozen, self.workers, self.seed, self.items = params, frozen, workers, seed, kept
+        images = Images(train.paths)
+        self.views = Views(images, train.targets, geometry, params, seed)
+        fixed = Views(images, train.targets, geometry, None, seed)
+        tested = Views(Images(test.paths), test.targets, geometry, None, seed)
+        self.heldout = EvaluationSet(fixed, held, frozen, workers) if len(held) else None
+        self.test = EvaluationSet(tested, np.arange(len(test)), frozen, workers)
+        self.steps_per_epoch = -(-len(kept) // params.batch_size)
+        self.total_steps = params.total_steps(self.steps_per_epoch)
+
+    def batches(self, first_step: int) -> TrainingBatches:
+        """The batches from `first_step` to the end."""
+        return TrainingBatches(self.items, self.params.batch_size, self.seed, first_step, self.total_steps)
+
+
+@dataclass
+class ProbeState(TrainingState):
+    """A probe after `steps` steps, see `TrainingState`.
+
+    Attributes:
+        banks: output -> state dict of its bank.
+        momenta: output -> the optimiser's buffers.
+        train_loss: output -> (heads,) mean loss over the last epoch.
+        test_top1: output -> per evaluation, (heads,).
+        heldout: output -> per evaluation, (2, heads) of accuracy and loss.
+        last: output -> (heads, N) ranks of the true class at the last evaluation.
+        best: output -> the same at each head's best evaluation so far.
+        best_epoch: output -> (heads,) int64.
+        best_tensors: output -> parameter -> (heads, ...) of that evaluation, where the protocol reports the best epoch.
+    """
+
+    banks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    momenta: dict[str, list[Tensor]] = field(default_factory=dict)
+    train_loss: dict[str, Tensor] = field(default_factory=dict)
+    test_top1: dict[str, list[Tensor]] = field(default_factory=dict)
+    heldout: dict[str, list[Tensor]] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: dict[str, Tensor] = field(default_factory=dict)
+    best_tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class HeadTrainer:
+    """A bank of heads and its optimiser for every output that a protocol reads and the encoder has."""
+
+    def __init__(self, params: ProbeParams, frozen: FrozenFeatures, classes: int, seed: int) -> None:
+        self.params, self.device = params, frozen.device
+        self.keys: dict[str, FeatureKey] = {
+            output: key for output, key in params.feature_keys().items() if key in frozen.keys
+        }
+        self.banks: dict[str, HeadBank] = {}
+        self.optimisers: dict[str, BankOptimiser] = {}
+        rates, weight_decays = zip(*params.grid, strict=True)
+        for output, key in self.keys.items():
+            init_seed = seed * len(params.outputs) + params.outputs.index(output)
+            bank = HeadBank(
+                frozen.dims[key],
+                frozen.channels[key],
+                classes,
+                len(params.grid),
+                batch_norm=params.batch_norm,
+                init_std=params.init_std,
+                generator=torch.Generator().manual_seed(init_seed),
+            ).to(frozen.device)
+            self.banks[output] = bank
+            self.optimisers[output] = BankOptimiser(
+                bank,
+                rates,
+                weight_decays,
+                momentum=params.momentum,
+                nesterov=params.nesterov,
+                lars_eta=params.lars_eta if params.optimiser == "lars" else None,
+            )
+
+    def update(
+        self, features: Mapping[FeatureKey, Tensor], targets: Tensor, factor: float, batch_length: int
+    ) -> dict[str, Tensor]:
+        """One update of every bank.
+
+        Args:
+            features: (N, D) of this rank's part of the batch.
+            targets: (N,).
+            factor: of every head's rate.
+            batch_length: images of the batch over all ranks.
+
+        Returns:
+            Output to (heads,) losses before the update: this rank's share of the mean.
+        """
+        losses = {}
+        for output, bank in self.banks.items():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
+                logits = bank.train()(features[self.keys[output]])
+            loss = bank_loss(logits, targets, batch_length)
+            loss.sum().backward()
+            self.optimisers[output].step(factor)
+            losses[output] = loss.detach()
+        return losses
+
+
+class Probe:
+    """The heads of one protocol and their progress, resumed from `path` where there is a state with this key."""
+
+    def __init__(self, params: ProbeParams, images: ImageStream, classes: int, *, key: str, path: Path) -> None:
+        self.params, self.images, self.path = params, images, path
+        self.trainer = HeadTrainer(params, images.frozen, classes, images.seed)
+        self.state = ProbeState.load(path, key)
+        for output, saved in self.state.banks.items():
+            self.trainer.banks[output].load_state_dict(saved)
+            for momentum, kept in zip(self.trainer.optimisers[output].momenta, self.state.momenta[output], strict=True):
+                momentum.copy_(kept)
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        heads, device = len(self.params.grid), self.images.frozen.device
+        self._loss_sums = {output: torch.zeros(heads, device=device) for output in self.trainer.banks}
+        self._images_seen = 0
+
+    def update(self, features: Mapping[FeatureKey, Tensor], targets: Tensor, step: int, batch_length: int) -> None:
+        """One update of every head, see `HeadTrainer.update`."""
+        factor = self.params.rate_factor(step, self.images.steps_per_epoch)
+        for output, loss in self.trainer.update(features, targets, factor, batch_length).items():
+            self._loss_sums[output] += loss * batch_length
+        self._images_seen += batch_length
+
+    def end_epoch(self, step: int) -> None:
+        """Evaluate if it is due, and write the state."""
+        state, epoch = self.state, -(-(step + 1) // self.images.steps_per_epoch)
+        state.train_loss = {o: distributed.sum_(s).cpu() / self._images_seen for o, s in self._loss_sums.items()}
+        self._start_epoch()
+        if epoch % self.params.evaluate_every == 0 or step + 1 == self.images.total_steps:
+            started = time.perf_counter()
+            self._evaluate(epoch)
+            state.add_time("evaluate", started)
+        state.steps = step + 1
+        state.banks = {output: bank.state_dict() for output, bank in self.trainer.banks.items()}
+        state.momenta = {output: optimiser.momenta for output, optimiser in self.trainer.optimisers.items()}
+        if distributed.rank() == 0:
+            state.save(self.path)
+        distributed.barrier()
+
+    def _evaluate(self, epoch: int) -> None:
+        """Measure on held-out part and test; keep the last evaluation and, head by head, the best on test."""
+        state = self.state
+        state.evaluated.append(epoch)
+        if self.images.heldout is not None:
+            for output, measured in self.images.heldout.evaluate(self.trainer).items():
+                state.heldout.setdefault(output, []).append(torch.stack([measured.accuracy(), measured.loss.double()]))
+        for output, measured in self.images.test.evaluate(self.trainer).items():
+            top1 = measured.accuracy()
+            before = state.test_top1.setdefault(output, [])
+            better = top1 > torch.stack(before).amax(dim=0) if before else torch.ones_like(top1, dtype=torch.bool)
+            before.append(top1)
+            state.last[output] = measured.ranks
+            state.best[output] = _where(better, measured.ranks, state.best.get(output))
+            epochs = torch.full((len(top1),), epoch)
+            state.best_epoch[output] = _where(better, epochs, state.best_epoch.get(output))
+            if self.params.choose_epoch == "best":
+                kept = state.best_tensors.get(output, {})
+                state.best_tensors[output] = {
+                    name: _where(better, now, kept.get(name))
+                    for name, now in self.trainer.banks[output].tensors().items()
+                }
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
+    """Head by head (dim 0): the new value where it is better, the old one elsewhere."""
+    if old is None:
+        return new.clone()
+    return torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = True) -> None:
+    """Train every probe to the end, each from its own step."""
+    sampler = images.batches(min(probe.state.steps for probe in probes))
+    loader = batches(images.views, sampler, images.workers, images.frozen.device)
+    shown = progress(loader, "linear heads", total=len(sampler), show=show and distributed.rank() == 0)
+    started = waiting = time.perf_counter()
+    for step, (pixels, lighting, targets) in enumerate(shown, start=sampler.first_step):
+        unfinished = [probe for probe in probes if probe.state.steps <= step]
+        for probe in unfinished:
+            probe.state.add_time("wait for images", waiting)
+        features = images.frozen(pixels, lighting if images.params.lighting else None)
+        targets = targets.to(images.frozen.device, non_blocking=True)
+        for probe in unfinished:
+            probe.update(features, targets, step, sampler.batch_length(step))
+        if (step + 1) % images.steps_per_epoch == 0 or step + 1 == images.total_steps:
+            for probe in unfinished:
+                probe.state.add_time("train", started)
+            for probe in unfinished:
+                probe.end_epoch(step)
+            started = time.perf_counter()
+        waiting = time.perf_counter()
