@@ -63,7 +63,7 @@ SELECTIONS: Mapping[Selection, str] = {
     "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
 }
 STACK_VALUES = 1 << 23  # numbers in the Gram matrices that are worked on at once: 32 MB, as large as a cache
-MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read
+MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read. At most `gram.DENSE_ROWS`
 _MODELS_TOGETHER = 32  # scored at once
 
 
