@@ -181,7 +181,7 @@ def _probes(arguments: Sequence[str]) -> int:
 def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
     """Measure, or say what would be measured, and report what failed."""
     from benchmarks.encoders.load import expand
-    from benchmarks.evaluate import bench, dry_run, resolve_device
+    from benchmarks.evaluate import bench, resolve_device
 
     encoders = expand(flags.encoder)
     if flags.threads is not None:
@@ -191,6 +191,8 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
     options = replace(options, device=resolve_device(options.device))
     how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
     if flags.dry_run:
+        from benchmarks.estimate import dry_run
+
         for line in dry_run(encoders, questions, flags.data, options, **how):
             sys.stdout.write(line + "\n")
         return 0

@@ -30,12 +30,11 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import expand, load_encoder
-from benchmarks.progress import progress
-from benchmarks.task import FEATURE_MAPS, InputError, Labels
+from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from results.atomic import write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple
 

@@ -6,18 +6,23 @@
     measure         run the task and write its record
 
 `evaluate` does this for one encoder and one protocol; `bench` for many of both, where one failure does not stop the
-others; `describe` says what a run would cost.
+others. `benchmarks.estimate` says what they would cost.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
+import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,13 +30,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import provenance
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
 from results.atomic import write_file
-from results.schema import DatasetRef, EncoderCard, Protocol, ProtocolRef, Record, canonical_sha256, record_key
+from results.schema import (
+    DatasetRef,
+    EncoderCard,
+    Hardware,
+    Protocol,
+    ProtocolRef,
+    Record,
+    canonical_sha256,
+    record_key,
+)
 from results.store import StoredRecord, find_record, read_record, record_path, write_record
 
 if TYPE_CHECKING:
@@ -351,10 +364,10 @@ def _record(run: Run, outcome: Outcome | None, error: str | None, started: float
         runs=tuple(outcome.runs),
         seeds=(run.options.seed,),
         timing={phase: round(seconds, 3) for phase, seconds in timing.items()},
-        peak_memory_gib=provenance.peak_memory_gib(),
-        versions=provenance.versions(),
-        commit=provenance.commit(),
-        hardware=provenance.hardware(run.options.device),
+        peak_memory_gib=peak_memory_gib(),
+        versions=versions(),
+        commit=commit(),
+        hardware=hardware(run.options.device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -366,6 +379,74 @@ def headline(record: Record) -> str:
     if score is None or score.value is None:
         return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
     return f"{column} {score.value:.2f}{score.unit}"
+
+
+# ---- where a number comes from: library versions, commit, hardware; no host name, no path ----------------------------
+
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu", "timm", "pillow")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's and the installed libraries'."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The checkout's commit, with `+changes` where tracked files differ from it; None outside a git checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware(device: str) -> Hardware:
+    """This machine's processor, memory, and GPU where the run used one."""
+    gpu = None
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Hardware(cpu=_cpu(), cores=cores, memory_gib=round(memory, 1), gpu=gpu)
+
+
+@cache
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_gib() -> float:
+    """The largest resident set that this process has had.
+
+    Linux hands what getrusage says on to the programs that a process starts; the high-water mark in /proc begins anew.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="ascii").splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 2**20, 3)
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 # ---- many encoders and protocols -------------------------------------------------------------------------------------
@@ -420,11 +501,12 @@ def bench(
     """
     names = unique_names(encoders, name, facts)
     for number, encoder in enumerate(encoders, start=1):
-        if isinstance(names[encoder], Attempt):
-            yield names[encoder]
+        called = names[encoder]
+        if isinstance(called, Attempt):
+            yield called
             continue
         try:
-            loaded = load(encoder, names[encoder], facts)
+            loaded = load(encoder, called, facts)
         except InputError as error:
             yield Attempt(encoder, "", "failed", str(error), user_error=True)
             continue
@@ -517,79 +599,3 @@ def distinct_names(cards: Mapping[str, EncoderCard]) -> Iterator[tuple[str, str 
     for encoder, card in cards.items():
         several = len(epochs[card.name]) > 1 and card.epochs is not None
         yield encoder, f"{card.name}, epoch {card.epochs:g}" if several else None
-
-
-# ---- what a run would do ---------------------------------------------------------------------------------------------
-
-PROBE_IMAGES = 16
-
-
-def describe(run: Run) -> list[str]:
-    """Lines that say what a run would do and what it needs. The time is that of the encoder's passes, on noise."""
-    import torch
-
-    from benchmarks.features.store import FeatureStore, gib
-
-    encoder, protocol, options = run.encoder, run.protocol, run.options
-    if cached_record(run) is not None:
-        return [f"done       {encoder.card.name} has a record under {protocol.id}"]
-    encoder.to(options.device)
-    crop = protocol.geometry.crop
-    images = torch.randint(0, 256, (PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8)
-    for _ in range(2):  # the first one warms up
-        started = time.monotonic()
-        found = encoder.outputs(encoder.normalise(images), {"embed"})["embed"]
-        width = len(found.cpu()[0])
-        seconds = (time.monotonic() - started) / PROBE_IMAGES
-    count = len(run.train) + len(run.test)
-    cells = max(1, len(run.task.cells(protocol)))
-    params = protocol.params
-    trained = len(run.train) * int(params.get("epochs") or 1)
-    if params.get("iterations"):
-        trained = int(params["iterations"]) * int(params["batch_size"])
-    passes = cells * int(params.get("trials") or 1) * (trained + len(run.test))
-    if isinstance(run.task, FeatureTask):
-        sizes = FeatureStore(options).bytes_to_write(feature_requests(run))
-        each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(sizes.items()))
-        disk = f"{gib(sum(sizes.values()))} in {options.features}" + (f": {each}" if each else ", all there")
-    else:
-        disk = "the heads only" if cells == 1 else f"a record for each of {cells} cells, and one for the choice"
-    return [
-        f"would run  {encoder.card.name} on {len(run.train):,} + {len(run.test):,} images",
-        f"  time     about {passes * seconds:.0f} s of encoder passes on {options.device}",
-        f"  disk     {disk}",
-        f"  memory   {count * width * 4 / 2**20:.0f} MiB for embed, and the encoder",
-    ]
-
-
-def dry_run(
-    encoders: Sequence[str],
-    questions: Sequence[Question],
-    data: Path,
-    options: RunOptions,
-    *,
-    name: str | None = None,
-    dataset: str | None = None,
-    facts: Sequence[str] = (),
-) -> Iterator[str]:
-    """Lines that say what `bench` would do with the same arguments. Every encoder is loaded once."""
-    for encoder in encoders:
-        try:
-            loaded = load(encoder, name, facts)
-        except InputError as error:
-            yield f"missing    {encoder}: {_one_line(error)}"
-            continue
-        for question in questions:
-            protocol = question.protocol
-            yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
-            yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}"
-            try:
-                run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
-            except InputError as error:
-                yield f"missing    {encoder}: {_one_line(error)}"
-                continue
-            yield from describe(run)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

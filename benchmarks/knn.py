@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from benchmarks.progress import progress
 from benchmarks.solvers import Engine
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.progress import progress
-from benchmarks.task import FeatureTask, Labels, Outcome, Outputs, RunOptions, Split
+from benchmarks.task import FeatureTask, Labels, Outcome, Outputs, RunOptions, Split, progress
 from benchmarks.training.labels import check_single_label, split_held_out
 from benchmarks.training.params import Decays, Positive
 from results.schema import Geometry, Params, Protocol, Score, Source

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from benchmarks.low_shot_sets import NOT_DRAWN, Draw, check_counts, draw_sets, read_sets, sets_sha256
-from benchmarks.progress import progress
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
 from benchmarks.svm_common import (
     ADAPTIVE,
@@ -46,7 +45,7 @@ from benchmarks.svm_common import (
     one_hot,
     usable_outputs,
 )
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:

@@ -7,8 +7,11 @@ on the encoder and the images), its `Params`, and its protocols. `benchmarks.reg
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -17,6 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from results.errors import InputError as InputError  # the name under which benchmarks import it
 from results.schema import Params, Protocol, Record, Score
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
     from benchmarks.features.pool import Pooling
 
+log = logging.getLogger("benchmarks")
+
+ItemT = TypeVar("ItemT")
 ParamsT = TypeVar("ParamsT", bound=Params)
 Precision = Literal["fp32", "bf16", "fp16"]
 Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
@@ -148,6 +155,26 @@ class Outcome:
     tensors: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+
+
+SECONDS_BETWEEN_LOG_LINES = 30.0
+
+
+def progress(
+    items: Iterable[ItemT], description: str, *, total: int | None = None, show: bool = True
+) -> Iterator[ItemT]:
+    """Yields the items and says how far it is."""
+    if not show or sys.stderr.isatty():
+        yield from tqdm(items, desc=description, total=total, leave=False, disable=not show)
+        return
+    if total is None:
+        total = len(items) if isinstance(items, Sized) else None
+    told = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - told > SECONDS_BETWEEN_LOG_LINES:
+            told = time.monotonic()
+            log.info("%s: %d%s", description, done, f" of {total}" if total else "")
 
 
 @dataclass(frozen=True)

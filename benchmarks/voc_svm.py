@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.progress import progress
 from benchmarks.solvers.average_precision import ApRule, AveragePrecisions, average_precisions
 from benchmarks.svm_common import (
     ADAPTIVE,
@@ -37,7 +36,7 @@ from benchmarks.svm_common import (
     one_hot,
     usable_outputs,
 )
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:

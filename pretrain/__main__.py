@@ -126,7 +126,7 @@ def _is_cifar10(folder: Path) -> bool:
 
 def _labelled(root: Path, split: str) -> Labelled:
     from benchmarks.datasets.cifar10 import read_cifar10
-    from benchmarks.datasets.imagefolder import read_image_folder
+    from benchmarks.datasets.classification import read_image_folder
     from benchmarks.datasets.images import decode
 
     found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -15,27 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pretrain.resnet import weights_sha256
 from results.atomic import replacing
 from results.errors import InputError
 from results.schema import EncoderCard
 
 RESUME = "resume.pt"
 CARD_KEY = "encoder_card"  # in the metadata of a safetensors file
-
-
-def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over sorted name, dtype, shape and bytes: the same for the same weights in every file layout.
-
-    `num_batches_tracked` is left out: old files lack it and no output depends on it.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.endswith("num_batches_tracked"):
-            continue
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: EncoderCard) -> EncoderCard:

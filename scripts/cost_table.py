@@ -77,7 +77,7 @@ def _table(costs: list[Cost]) -> str:
 
 def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
     """One record: a column per ratio to the first mechanism, a run per mechanism."""
-    from benchmarks.provenance import commit, hardware, versions
+    from benchmarks.evaluate import commit, hardware, versions
 
     first = costs[0]
     selection = f"median of {options.steps} steps"

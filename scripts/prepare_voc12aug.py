@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from benchmarks.datasets.lists import read_lines
-from benchmarks.progress import progress
+from benchmarks.task import progress
 from results.atomic import replacing, write_file
 from results.command_line import parse
 from results.errors import InputError, print_error

@@ -16,8 +16,7 @@ from PIL import Image
 
 from benchmarks.datasets.lists import batch_file, path_strings
 from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset
-from benchmarks.progress import progress
-from benchmarks.task import InputError, Labels
+from benchmarks.task import InputError, Labels, progress
 
 DECODED = 64  # images of a split that are decoded unless all are
 SIZED = 100_000  # files of a split whose size is read unless all are

@@ -19,7 +19,10 @@ from benchmarks.task import InputError, Labels
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
 _CLASSES = 10
-_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+_BATCHES = {
+    "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
+    "test": ("test_batch",),
+}
 
 _PIXELS = 3 * _SIDE * _SIDE
 _RECORD = 1 + _PIXELS  # bytes of an image in the binary version: a label, then the planes
@@ -149,13 +152,26 @@ def _names(where: Path) -> tuple[str, ...]:
 
 CIFAR10 = FolderLayouts(
     _OWNER,
-    tuple(
+    (
         FolderLayout(
-            f"{below or '.'}/test_batch{suffix}",
-            partial(_fits, below=below, suffix=suffix),
-            partial(_read, below=below, suffix=suffix),
-        )
-        for suffix, name in (("", "cifar-10-batches-py"), (".bin", "cifar-10-batches-bin"))
-        for below in (name, "")
+            "cifar-10-batches-py/test_batch",
+            partial(_fits, below="cifar-10-batches-py", suffix=""),
+            partial(_read, below="cifar-10-batches-py", suffix=""),
+        ),
+        FolderLayout(
+            "./test_batch",
+            partial(_fits, below="", suffix=""),
+            partial(_read, below="", suffix=""),
+        ),
+        FolderLayout(
+            "cifar-10-batches-bin/test_batch.bin",
+            partial(_fits, below="cifar-10-batches-bin", suffix=".bin"),
+            partial(_read, below="cifar-10-batches-bin", suffix=".bin"),
+        ),
+        FolderLayout(
+            "./test_batch.bin",
+            partial(_fits, below="", suffix=".bin"),
+            partial(_read, below="", suffix=".bin"),
+        ),
     ),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets.imagefolder import class_folders
+from benchmarks.datasets.classification import class_folders
 from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, require_files
 from benchmarks.task import InputError, Labels
 

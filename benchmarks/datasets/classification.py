@@ -1,7 +1,7 @@
-"""ImageNet-1k with the labelled 1 % and 10 % of SimCLR, Places205, and iNaturalist 2018.
+"""Image folders, ImageNet-1k with the labelled 1 % and 10 % of SimCLR, Places205, and iNaturalist 2018.
 
-All of them are found as class folders, as mm's text lists or as VISSL's pairs of arrays, Places205 and iNaturalist also
-as their owners publish them.
+An image folder is `<root>/<split>/<class>/<image>`. The others are found as class folders, as mm's text lists or as
+VISSL's pairs of arrays, Places205 and iNaturalist also as their owners publish them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.imagefolder import class_folders, has_classes, read_image_folder
 from benchmarks.datasets.lists import (
     FolderLayout,
     FolderLayouts,
@@ -26,6 +25,7 @@ from benchmarks.datasets.lists import (
     first_folder,
     folder_contents,
     read_arrays,
+    read_groups,
     read_lines,
     read_list,
     require_files,
@@ -34,6 +34,7 @@ from benchmarks.datasets.lists import (
 )
 from benchmarks.task import InputError, Labels
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them.
 IMAGENET_SUBSETS = {
     f"train-{percent}pct": tuple(
@@ -47,6 +48,88 @@ _PLACES_LISTS = "trainvalsplit_places205/{split}_places205.csv"
 # Where imagesPlaces205_resize.tar.gz unpacks to, and shorter folders that people use.
 _PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256", "images")
 _INAT_JSON = ("{split}2018.json", "annotations/{split}2018.json")
+
+
+# ---- image folders ---------------------------------------------------------------------------------------------------
+
+
+def read_image_folder(root: Path, split: str) -> Labels:
+    """Items of one split, sorted by class and file; an id is the path below `root`.
+
+    Class indices are those of `train` if there is such a folder, so that a split may lack a class.
+
+    Raises:
+        InputError: a folder is missing or empty, or the split has a class that `train` does not have.
+    """
+    folder = root / split
+    found = _require_class_folders(folder)
+    classes = _require_class_folders(root / "train") if split != "train" and (root / "train").is_dir() else found
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise InputError(
+            f"{folder / unknown[0]} is a class that {root / 'train'} does not have; the folders must match"
+        )
+    index = {name: number for number, name in enumerate(classes)}
+    ids: list[str] = []
+    counts: list[int] = []
+    for name in found:
+        images = _images(folder / name)
+        if not images:
+            raise InputError(f"{folder / name} contains no image ({', '.join(SUFFIXES)}); fill or remove the folder")
+        prefix = f"{split}/{name}/"
+        ids += [prefix + image for image in images]
+        counts.append(len(images))
+    targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
+    names = tuple(ids)
+    return Labels(names, LazyPaths(root, names), tuple(classes), targets, read_groups(root, names))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the subfolders that may be classes; empty if `folder` does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether a subfolder directly contains an image. Those of Places, which are sorted by initial, do not."""
+    for name in class_folders(folder):
+        with os.scandir(folder / name) as entries:
+            if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+                return True
+    return False
+
+
+def _require_class_folders(folder: Path) -> list[str]:
+    names = class_folders(folder)
+    if not names:
+        fault = "has no class folders" if folder.is_dir() else "is missing"
+        raise InputError(f"{folder} {fault}: an image folder has the layout <root>/<split>/<class>/<image>")
+    return names
+
+
+def _images(folder: Path) -> list[str]:
+    """Images below `folder`, at any depth, in the order of their paths' parts.
+
+    Raises:
+        InputError: a link points to a folder that contains it.
+    """
+    found: list[str] = []
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir():
+                    found.append(below + name)
+                elif entry.is_dir():
+                    if entry.is_symlink() and (folder / below).resolve().is_relative_to(Path(entry.path).resolve()):
+                        raise InputError(f"{entry.path} is a link to a folder that contains it; remove the link")
+                    pending.append(f"{below}{name}/")
+    nested = any("/" in name for name in found)
+    return sorted(found, key=lambda name: name.split("/")) if nested else sorted(found)
 
 
 # ---- layouts of any classification set -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.datasets import classification, coco, voc
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10
 from benchmarks.datasets.cityscapes import read_cityscapes
-from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.lists import FolderLayouts
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean

@@ -32,8 +32,8 @@ from benchmarks.demo.scenes import (
     scene_pools,
 )
 from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations
-from benchmarks.progress import progress as shown
 from benchmarks.task import InputError
+from benchmarks.task import progress as shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

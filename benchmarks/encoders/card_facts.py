@@ -115,7 +115,8 @@ def parse_card_overrides(texts: Sequence[str]) -> CardOverrides:
         if any(isinstance(n, int | float) and not _in_range(name, n) for n in numbers):
             bound = "finite" if name == "mean" else "0 or more" if name in _MAY_BE_ZERO else "above 0"
             raise InputError(f"--facts {name}={texts_of[name]}: must be {bound}")
-    _check_published(values.get("published_as"))
+    if "published_as" in values:
+        _check_published(values["published_as"])
     return CardOverrides({**values, **typed})
 
 
@@ -138,10 +139,10 @@ def _in_range(name: str, number: float) -> bool:
     return math.isfinite(number) and (number > 0 or (name in _MAY_BE_ZERO and number == 0))
 
 
-def _check_published(model: str | None) -> None:
+def _check_published(model: str) -> None:
     """A file's own card is not checked: it may name a model of another version's published.csv."""
     known = published_models()
-    if model is None or model in known:
+    if model in known:
         return
     lowered = {name.lower(): name for name in known}
     containing = [name for name in known if model.lower() in name.lower()]

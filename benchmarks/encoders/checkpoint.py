@@ -23,11 +23,10 @@ from benchmarks.encoders.card_facts import (
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.resnet import infer_resnet, is_resnet, parse_architecture, resnet_encoder
-from benchmarks.encoders.timm_models import dinov2_as_timm, infer_vit, timm_encoder, timm_keys
 from benchmarks.encoders.weight_files import WeightFile, read_weights
 from benchmarks.task import InputError
-from pretrain.checkpoint import CARD_KEY, weights_sha256
-from pretrain.resnet import STAGES, ResNet
+from pretrain.checkpoint import CARD_KEY
+from pretrain.resnet import STAGES, ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
 
 log = logging.getLogger(__name__)
@@ -212,6 +211,8 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     card = card.model_copy(update={"architecture": overrides.apply_to_network(card.architecture)})
     card = overrides_of_card(card).then(overrides).apply_to_card(card, card.assumed)
     if card.architecture.name not in STAGES:
+        from benchmarks.encoders.timm_models import timm_encoder
+
         return timm_encoder(card, tensors, source)
     backbone = ResNet(card.architecture)
     fill(backbone, tensors, source)
@@ -326,6 +327,8 @@ def _embedded_card(file: WeightFile) -> EncoderCard | None:
 
 
 def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
+    from benchmarks.encoders.timm_models import infer_vit
+
     architecture, tensors = infer_vit(found.backbone, str(file.path))
     _refuse_fields_of_other_networks(overrides, architecture.name, str(file.path))
     known = _known_without_user(file, found, architecture, None).then(overrides)
@@ -334,6 +337,8 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides
 
 def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
     """A file of a timm model that the user names: in a known layout, or with the model's own tensor names."""
+    from benchmarks.encoders.timm_models import dinov2_as_timm, timm_keys
+
     _refuse_fields_of_other_networks(overrides, name, str(file.path))
     try:
         found = recognise(file, overrides.pick)
@@ -354,6 +359,8 @@ def _timm(
         layout=found.name,
         keys_unused=found.unused,
     )
+    from benchmarks.encoders.timm_models import timm_encoder
+
     encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head)
     encoder.card = known.apply_to_card(encoder.card, needed)
     return encoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.task import InputError
-from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
 
 Forward = Callable[[Tensor, Collection[str]], dict[str, Tensor]]

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.datasets.imagefolder import read_image_folder
+from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
-from benchmarks.encoders.timm_models import efficientnet_lite0, pretrained_timm
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.checkpoint import weights_sha256, write_backbone
-from pretrain.resnet import STAGES
+from pretrain.checkpoint import write_backbone
+from pretrain.resnet import STAGES, weights_sha256
 from results.schema import Architecture, EncoderCard, Geometry
 
 log = logging.getLogger(__name__)
@@ -77,13 +76,19 @@ def _load(encoder: str | Path | nn.Module | Encoder, overrides: CardOverrides) -
     if kind == "timm":
         model, _, file = rest.partition(":")
         if not file:
+            from benchmarks.encoders.timm_models import pretrained_timm
+
             return pretrained_timm(model, overrides)
         return load_checkpoint(_existing(file), overrides.then(CardOverrides({"architecture": f"timm:{model}"})))
     if kind == "random" or text in ("pixels", "package:efficientnet-lite0"):
         overrides.refuse(list(overrides.values), f"only a checkpoint has them, and {text} is not one")
         if kind == "random":
             return _random(rest or "resnet50:0")  # the chance baseline of the published protocols
-        return raw_pixels() if text == "pixels" else efficientnet_lite0()
+        if text == "pixels":
+            return raw_pixels()
+        from benchmarks.encoders.timm_models import efficientnet_lite0
+
+        return efficientnet_lite0()
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         overrides.refuse(["architecture", "pick", *NETWORK], f"{text} is not a checkpoint")
         built = built_encoder(text)
@@ -260,6 +265,3 @@ def random_encoder_command(
     write_backbone(out, encoder.module.state_dict(), encoder.card)
     log.info("wrote %s", out)
     return 0
-
-
-command = random_encoder_command  # the name that `python -m benchmarks` looks for

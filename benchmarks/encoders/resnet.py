@@ -13,8 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.checkpoint import weights_sha256
-from pretrain.resnet import STAGES, ResNet
+from pretrain.resnet import STAGES, ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
 
 

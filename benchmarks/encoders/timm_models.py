@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, projection_head
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.checkpoint import weights_sha256
+from pretrain.resnet import weights_sha256
 from results.errors import did_you_mean
 from results.schema import Architecture, EncoderCard
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.datasets.images import BadImage, Images
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.features.pool import pool
 from benchmarks.task import Outputs, Precision
 from results.schema import Geometry
+
+if TYPE_CHECKING:
+    from benchmarks.features.pool import Pooling
 
 Extract = Callable[[Tensor, Outputs], dict[str, Tensor]]
 Map = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
@@ -131,11 +133,19 @@ def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision:
             vectors = {}
             for key, (output, pooling) in requested.items():
                 value = found[output].float()
-                vectors[key] = value if pooling is None else pool(value, pooling)
+                vectors[key] = _pooled(value, pooling)
             return vectors
 
     with folded(encoder, names, geometry.crop):
         yield extract
+
+
+def _pooled(value: Tensor, pooling: Pooling | None) -> Tensor:
+    if pooling is None:
+        return value
+    from benchmarks.features.pool import pool
+
+    return pool(value, pooling)
 
 
 def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, int]:
@@ -147,10 +157,7 @@ def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, 
     blank = torch.zeros(1, 3, geometry.crop, geometry.crop, dtype=torch.uint8)
     with torch.inference_mode():
         found = encoder.outputs(encoder.normalise(blank), {output for output, _ in outputs.values()})
-        return {
-            key: (found[output] if pooling is None else pool(found[output], pooling)).shape[1]
-            for key, (output, pooling) in outputs.items()
-        }
+        return {key: _pooled(found[output], pooling).shape[1] for key, (output, pooling) in outputs.items()}
 
 
 @contextmanager

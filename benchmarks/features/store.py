@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -21,11 +22,12 @@ from torch import Tensor
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
-from benchmarks.features.pool import Pooling
 from benchmarks.features.shards import PartialOutput, ShardClaims, read_json, shard_of, shard_rows, write_json
-from benchmarks.progress import progress
-from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split
+from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, progress
 from results.schema import Geometry, canonical_sha256
+
+if TYPE_CHECKING:
+    from benchmarks.features.pool import Pooling
 
 log = logging.getLogger(__name__)
 

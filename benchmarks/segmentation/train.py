@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.progress import progress as with_progress
 from benchmarks.segmentation.model import (
     check_backbone,
     model_config,
@@ -35,6 +34,7 @@ from benchmarks.segmentation.model import (
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
 from benchmarks.segmentation.score import areas, score
 from benchmarks.task import InputError, Labels, RunOptions
+from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed

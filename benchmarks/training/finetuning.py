@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.progress import progress
 from benchmarks.solvers.linear_heads import target_ranks
-from benchmarks.task import NotApplicableError
+from benchmarks.task import NotApplicableError, progress
 from benchmarks.training.images import FixedBatches, TrainingBatches, Views, batches, network_input
 from benchmarks.training.networks import safe_memory_format, synchronise
 from benchmarks.training.resume import TrainingState

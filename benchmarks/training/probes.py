@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.pool import Pooling, pool
-from benchmarks.progress import progress
 from benchmarks.solvers.linear_heads import BankOptimiser, HeadBank, bank_loss, target_ranks
-from benchmarks.task import Labels
+from benchmarks.task import Labels, progress
 from benchmarks.training.images import FixedBatches, Images, TrainingBatches, Views, batches, network_input
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed

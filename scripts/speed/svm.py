@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.evaluate import peak_memory_gib
 from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets
 from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
 from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, Problems, solve_problems, stacked_problems
-from benchmarks.provenance import peak_memory_gib
 from benchmarks.solvers.cross_validation import ClassModels, fit_cross_validated
 from benchmarks.solvers.gram import NORM_OFFSET
 from benchmarks.solvers.subsets import AllPairs, SubsetRows

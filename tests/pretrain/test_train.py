@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pretrain.checkpoint import load_resume, read_backbone, weights_sha256
+from pretrain.checkpoint import load_resume, read_backbone
 from pretrain.mechanism import ProjectedEncoder
+from pretrain.resnet import weights_sha256
 from tests.pretrain.tiny_runs import assert_same_end, run
 
 

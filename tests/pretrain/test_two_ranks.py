@@ -17,10 +17,11 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.checkpoint import read_backbone, weights_sha256
+from pretrain.checkpoint import read_backbone
 from pretrain.mechanism import Batch, Mechanism
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
+from pretrain.resnet import weights_sha256
 from pretrain.train import build_mechanism
 from results.schema import Architecture
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from pretrain.__main__ import main
-from pretrain.checkpoint import load_resume, read_backbone, weights_sha256
+from pretrain.checkpoint import load_resume, read_backbone
+from pretrain.resnet import weights_sha256
 
 CPU = torch.device("cpu")
 FLAGS = [

@@ -28,8 +28,7 @@ from benchmarks.encoders.export import (
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, resnet_encoder
 from benchmarks.task import InputError
-from pretrain.checkpoint import weights_sha256
-from pretrain.resnet import ResNet
+from pretrain.resnet import ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
 from tests.reference.detectron2_names import renamed
 
