@@ -146,7 +146,7 @@ class DetectionSheet(Sheet):
                 for box, kind, score in objects:
                     self._draw_box(axis, plt, box, kind, score)
         for pair in pairs[: min(2, len(self.chosen))]:
-            for axis, title in zip(pair, ("truth", "most confident predictions, as many"), strict=True):
+            for axis, title in zip(pair, ("truth", "predictions, as many, by confidence"), strict=True):
                 axis.set_title(title)
         return figure
 
