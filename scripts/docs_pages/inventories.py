@@ -171,8 +171,7 @@ def benchmark_commands() -> list[str]:
 
 def result_commands() -> list[str]:
     """The commands of `python -m results`."""
-    usage = _help(import_module("results.__main__").main, "results", [])
-    return re.findall(r"[\w-]+", re.findall(r"\{([\w,\s-]+)\}", usage)[0])
+    return [name for group in import_module("results.options").GROUPS.values() for name in group]
 
 
 def output(line: str, code: int = 0, first: int | None = None) -> str:

@@ -13,7 +13,7 @@ MODEL = "python -m results published --encoder nobody"
 
 def test_a_command_stands_above_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    output = room("outputs").output
+    output = room("inventories").output
     line = "python -m results explain knn.demo@1 no.such@1 --records docs/examples/explain"
     shown = output(line, code=2)
     assert shown.startswith(f"```bash\n{line}\n```\n\n```text\nresults: no encoder has records of both knn.demo@1 and ")
@@ -22,7 +22,7 @@ def test_a_command_stands_above_what_it_prints(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_first_lines_or_none() -> None:
-    output = room("outputs").output
+    output = room("inventories").output
     line = "python -m results explain no.such@1 knn.demo@1 --records docs/examples/explain"
     assert output(line, code=2, first=0) == f"```bash\n{line}\n```\n\nIt ends with exit code 2.\n"
     page = output("python -m results published --source 'MoCo v2 page A*' --format markdown", first=3)
@@ -31,8 +31,8 @@ def test_the_first_lines_or_none() -> None:
 
 
 def test_another_exit_code_or_command_stops_the_build() -> None:
-    output = room("outputs").output
+    output = room("inventories").output
     with pytest.raises(ValueError, match=f"{MODEL} ended with 2, not 0: results: no published figure matches"):
         output(MODEL)
-    with pytest.raises(ValueError, match="rm -r x is no command of python -m results"):
+    with pytest.raises(ValueError, match="rm -r x is not a command of python -m results"):
         output("rm -r x")
