@@ -120,12 +120,13 @@ def parse_flags(
 
 def _question(task: AnyTask, flags: BenchFlags) -> Any:
     """The protocol that the flags ask of a task."""
-    from benchmarks.datasets.registry import is_embedded
+    from benchmarks.datasets.registry import is_embedded, is_image_folder
     from benchmarks.evaluate import Question
 
     if flags.protocol is None:
-        embedded = is_embedded(flags.data) and flags.dataset is None
-        protocol = task.default_protocol(embedded=embedded, dataset=flags.dataset)
+        dataset = flags.dataset or ("imagefolder" if is_image_folder(flags.data) else None)
+        embedded = is_embedded(flags.data) and dataset is None
+        protocol = task.default_protocol(embedded=embedded, dataset=dataset)
     else:
         protocol = find_protocol(flags.protocol)
         if protocol.harness != task.name:
@@ -154,11 +155,13 @@ def suite(data: Path, only: Sequence[str] = ()) -> list[Any]:
     Raises:
         InputError: a pattern that matches no protocol.
     """
-    from benchmarks.datasets.registry import is_embedded
+    from benchmarks.datasets.registry import is_embedded, is_image_folder
     from benchmarks.evaluate import Question
 
     found = matching_protocols(only or ["*"])
-    if not only:
+    if not only and is_image_folder(data):
+        found = [(task, protocol) for task, protocol in found if protocol.dataset == "imagefolder"]
+    elif not only:
         embedded = is_embedded(data)
         found = [
             (task, protocol)

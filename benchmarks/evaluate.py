@@ -121,6 +121,7 @@ def evaluate(
     if record is not None:
         log.info("%s: %s has a record", run.encoder.card.name, run.protocol.id)
         return record
+    require_writable(options)
     return measure([run])[0]
 
 
@@ -161,6 +162,7 @@ def prepare(
         protocol = _at_precision(task, protocol, options)
     found = find_dataset(protocol.dataset, Path(data))
     train, test = found.read(protocol.train_split), found.read(protocol.test_split)
+    protocol = task.adapted(protocol, train, test)
     if isinstance(task, FeatureTask):
         task.check(protocol, train, test)
     reference = _dataset_ref(protocol.dataset, train, test, embedded=is_embedded(Path(data)))
@@ -173,6 +175,20 @@ def cached_record(run: Run) -> Record | None:
         return None
     seeds = (run.options.seed,)
     return find_record(run.options.records, run.encoder.card, run.protocol, run.dataset, seeds)
+
+
+def require_writable(options: RunOptions) -> None:
+    """Refuse folders that cannot be written before anything is measured.
+
+    Raises:
+        InputError: a folder cannot be made or written.
+    """
+    for flag, folder in (("--out", options.records), ("--features", options.features)):
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(
+                f"cannot write to {folder}: {existing} is not a writable folder; choose another with {flag}"
+            )
 
 
 def extract(runs: Sequence[Run]) -> None:
@@ -320,19 +336,20 @@ def _is_rank_zero() -> bool:
 
 
 def _write(run: Run, outcome: Outcome, started: float) -> Record:
+    """Write heads and pictures, and the record last: a record that is there is complete."""
     record = _record(run, outcome, None, started)
     if not _is_rank_zero():
         return record.sealed()
-    items = {**outcome.items, **_test_items(run.test)} if outcome.items else None
-    path = write_record(run.options.records, record, items)
+    options = run.options
+    path = record_path(options.records, run.encoder.card, run.protocol, run.dataset, (options.seed,))
     if outcome.tensors:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        partial = path.with_suffix(".heads.partial")
-        save_file(outcome.tensors, partial)
-        partial.replace(path.with_suffix(".heads.safetensors"))
+        write_file(path.with_suffix(".heads.safetensors"), save(outcome.tensors))
     for name, png in outcome.pictures.items():
         write_file(path.with_suffix(f".{name}.png"), png)
+    items = {**outcome.items, **_test_items(run.test)} if outcome.items else None
+    path = write_record(options.records, record, items)
     log.info("wrote %s", path)
     stored = read_record(path)
     assert isinstance(stored, StoredRecord)  # it was written a moment ago
@@ -499,6 +516,7 @@ def bench(
     An encoder is loaded once, features that several protocols read are extracted in one pass, and probes that can
     share a pass over the images do.
     """
+    require_writable(options)
     names = unique_names(encoders, name, facts)
     for number, encoder in enumerate(encoders, start=1):
         called = names[encoder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pydantic import Field, field_validator
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Params, Protocol, Score, Source
+
+log = logging.getLogger("benchmarks")
 
 
 class KnnParams(Params):
@@ -173,6 +176,23 @@ class Knn(FeatureTask[KnnParams]):
         name = self.params(protocol).features
         return {name: (name, None)}
 
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """On one's own image folder, leaves out the k that exceed the gallery."""
+        params = self.params(protocol)
+        available = self._available(params, train, test)
+        if protocol.variant != "imagefolder" or "k=" in "".join(protocol.overrides) or params.k[-1] <= available:
+            return protocol
+        k = tuple(each for each in params.k if each <= available) or ((available,) if available else ())
+        if not k:
+            return protocol
+        log.info("the gallery has %d images: k = %s instead of %s", available, _listed(k), _listed(params.k))
+        return protocol.changed(k=k)
+
+    @staticmethod
+    def _available(params: KnnParams, train: Labels, test: Labels) -> int:
+        """Gallery images that every query can choose from."""
+        return len(train) - int(params.exclude_self and bool((_own_rows(train, test) >= 0).any()))
+
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for an empty split, several labels per image, unknown classes, or k above the gallery."""
         params = self.params(protocol)
@@ -186,7 +206,7 @@ class Knn(FeatureTask[KnnParams]):
             raise InputError(
                 f"the test split has classes that the train split lacks ({_first(missing)}): use splits of one data set"
             )
-        available = len(train) - int(params.exclude_self and bool((_own_rows(train, test) >= 0).any()))
+        available = self._available(params, train, test)
         if params.k[-1] > available:
             raise InputError(
                 f"{protocol.id} asks for k={params.k[-1]}, but the gallery has only {available} images to choose from: "
@@ -300,6 +320,10 @@ def _own_rows(train: Labels, test: Labels) -> NDArray[np.int64]:
     row = {key: i for i, key in enumerate(zip(train.ids, train.paths, strict=True))}
     own = (row.get(key, -1) for key in zip(test.ids, test.paths, strict=True))
     return np.fromiter(own, np.int64, count=len(test))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _first(names: Sequence[str]) -> str:

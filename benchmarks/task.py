@@ -224,6 +224,13 @@ class Task(ABC, Generic[ParamsT]):
         """
         return protocol
 
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """The protocol fitted to data of this size: only for protocols on one's own data, never for published ones.
+
+        What it changes shows in the id, as everything that the user changes.
+        """
+        return protocol
+
     def default_protocol(self, *, embedded: bool, dataset: str | None = None) -> Protocol:
         """The protocol when the user names none: that of the data set where it has one, else the benchmark's own.
 

@@ -104,6 +104,14 @@ def find_dataset(name: str, root: Path) -> Dataset:
     return Dataset(name, folder, info, is_embedded(root))
 
 
+def is_image_folder(root: Path) -> bool:
+    """Whether `root` is an image folder of one's own: `train/` and `val/`, each with a folder per class."""
+    return not is_embedded(root) and all(
+        (root / split).is_dir() and any(entry.is_dir() for entry in (root / split).iterdir())
+        for split in ("train", "val")
+    )
+
+
 def is_embedded(root: Path) -> bool:
     """Whether this project composed the data below `root`, which is a data root or a folder in one."""
     return any((folder / EMBEDDED_STAMP).is_file() for folder in (root, root.resolve().parent))
