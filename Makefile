@@ -57,7 +57,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## | ## ' '/^[a-z][a-z0-9-]*:.*## |^# bench-NAME ## / { sub("# ", "", $$1); printf "  %-22s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables, as in make bench-knn ENCODER=checkpoint.pth DATA=/data\n'
 	@awk -F ' [?]= ?' '/^[A-Z_]+ [?]=/ { printf "  %-22s%s%s\n", $$1, about, $$2 ? " (" $$2 ")" : "" } { about = substr($$0, 4) }' \
 		$(MAKEFILE_LIST)
@@ -65,16 +65,16 @@ help: ## this list
 # ---- first steps -----------------------------------------------------------------------------------------------------
 
 .PHONY: setup setup-dev setup-transfer lock
-setup: $(CORE) ## .venv with the locked core; does nothing when nothing changed
-setup-dev: $(CORE) $(DEV) ## and the tools that the tests need
-setup-transfer: $(CORE) $(TRANSFER) ## and detectron2 and mmsegmentation, for detection and segmentation
+setup: $(CORE) ## install the locked core into .venv; does nothing when nothing changed
+setup-dev: $(CORE) $(DEV) ## the core and the tools that the tests need
+setup-transfer: $(CORE) $(TRANSFER) ## the core, detectron2 and mmsegmentation, for detection and segmentation
 
 $(CORE) $(DEV) $(TRANSFER):
 	scripts/setup.sh $(patsubst .%,%,$(firstword $(subst -, ,$(@F))))
 	@rm -f $(firstword $(subst -, ,$@))-* && touch $@
 $(DEV) $(TRANSFER): | $(CORE)
 
-lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml again; UPGRADE=1 takes newer releases
+lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml; UPGRADE=1 takes newer releases
 	scripts/lock.sh $(if $(UPGRADE),--upgrade)
 
 # ---- pretrain --------------------------------------------------------------------------------------------------------
@@ -90,93 +90,59 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
-.PHONY: bench-all pages bench-knn bench-voc-svm bench-low-shot-svm bench-linear bench-multihead bench-linear-stored
+# Each target is `python -m benchmarks NAME`; `--help` says in one sentence what each one measures.
+FROZEN := knn voc-svm low-shot-svm linear multihead linear-stored semi-1pct semi-10pct finetune
+TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
+
+.PHONY: bench-all pages
 bench-all: $(CORE) ## every benchmark whose data is there, then tables, zoo page and pictures
 	$(PY) -m benchmarks all $(common_flags); code=$$?; $(if $(DRY_RUN),,$(pages);) exit $$code
 pages: $(CORE) ## tables, zoo page and pictures of what this machine measured, in work/
 	$(pages)
-bench-knn: $(CORE) ## kNN
-	$(PY) -m benchmarks knn $(bench_flags)
-bench-voc-svm: $(CORE) ## VOC07 SVM
-	$(PY) -m benchmarks voc-svm $(bench_flags)
-bench-low-shot-svm: $(CORE) ## VOC07 low-shot SVM
-	$(PY) -m benchmarks low-shot-svm $(bench_flags)
-bench-linear: $(CORE) ## linear probe on the pooled features (AvgPool)
-	$(PY) -m benchmarks linear $(bench_flags)
-bench-multihead: $(CORE) ## linear probes on every stage in one pass (Feature1 … Feature5)
-	$(PY) -m benchmarks multihead $(bench_flags)
-bench-linear-stored: $(CORE) ## a linear classifier on stored features, in seconds
-	$(PY) -m benchmarks linear-stored $(bench_flags)
-
-.PHONY: bench-places205 bench-inat18 bench-cifar10 bench-semi bench-finetune
-bench-places205: $(CORE) ## linear probes on Places205
-	$(PY) -m benchmarks multihead --protocol linear_multihead_places205.mmselfsup $(common_flags)
-	$(PY) -m benchmarks linear --protocol linear_avgpool_places205.moco $(common_flags)
-bench-inat18: $(CORE) ## linear probes on iNaturalist 2018
-	$(PY) -m benchmarks multihead --protocol linear_multihead_inat18.mmselfsup $(common_flags)
-	$(PY) -m benchmarks linear --protocol linear_avgpool_inat18.moco $(common_flags)
-bench-cifar10: $(CORE) ## linear probes on CIFAR-10
-	$(PY) -m benchmarks multihead --protocol linear_multihead_cifar10.mmselfsup $(common_flags)
-	$(PY) -m benchmarks linear --protocol linear_avgpool_cifar10.moco $(common_flags)
-bench-semi: $(CORE) ## fine-tuning on 1 % and 10 % of ImageNet's labels
-	$(PY) -m benchmarks semi-1pct $(common_flags)
-	$(PY) -m benchmarks semi-10pct $(common_flags)
-bench-finetune: $(CORE) ## end-to-end fine-tuning on ImageNet, or with PROTOCOL=finetune_inat18.mocov1
-	$(PY) -m benchmarks finetune $(bench_flags)
-.PHONY: bench-voc-det bench-coco-det bench-coco-keypoints bench-lvis bench-cityscapes-det
-.PHONY: bench-voc-seg bench-cityscapes-seg
-bench-voc-det: $(CORE) $(TRANSFER) ## Faster R-CNN C4 on VOC 07+12
-	$(PY) -m benchmarks voc-det $(bench_flags)
-bench-coco-det: $(CORE) $(TRANSFER) ## Mask R-CNN on COCO; PROTOCOL chooses FPN or C4, 1x, 2x or 6x, or DensePose
-	$(PY) -m benchmarks coco-det $(bench_flags)
-bench-coco-keypoints: $(CORE) $(TRANSFER) ## Keypoint R-CNN FPN on COCO
-	$(PY) -m benchmarks coco-keypoints $(bench_flags)
-bench-lvis: $(CORE) $(TRANSFER) ## Mask R-CNN FPN on LVIS
-	$(PY) -m benchmarks lvis-det $(bench_flags)
-bench-cityscapes-det: $(CORE) $(TRANSFER) ## Mask R-CNN FPN on Cityscapes instances
-	$(PY) -m benchmarks cityscapes-det $(bench_flags)
-bench-voc-seg: $(CORE) $(TRANSFER) ## FCN segmentation on VOC 2012 + aug
-	$(PY) -m benchmarks voc-seg $(bench_flags)
-bench-cityscapes-seg: $(CORE) $(TRANSFER) ## FCN segmentation on Cityscapes
-	$(PY) -m benchmarks cityscapes-seg $(bench_flags)
+# bench-NAME ## one benchmark: knn voc-svm low-shot-svm linear multihead linear-stored semi-1pct semi-10pct finetune
+$(FROZEN:%=bench-%): bench-%: $(CORE)
+	$(PY) -m benchmarks $* $(bench_flags)
+# bench-NAME ## and, after make setup-transfer: voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
+$(TRANSFERRED:%=bench-%): bench-%: $(CORE) $(TRANSFER)
+	$(PY) -m benchmarks $* $(bench_flags)
 
 # ---- data and encoders -----------------------------------------------------------------------------------------------
 
 .PHONY: demo-data check-data audit features-gc
 demo-data: $(CORE) ## compose the embedded data into work/data
 	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
-check-data: $(CORE) ## what of the data sets is there, missing or damaged: DATA, DATASET
+check-data: $(CORE) ## say which data sets are there, missing or damaged: DATA, DATASET
 	$(PY) -m benchmarks check-data --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) $(ARGS)
-audit: $(CORE) ## whether an encoder is what its card says: ENCODER, DATA, FACTS
+audit: $(CORE) ## check that an encoder is what its card says: ENCODER, DATA, FACTS
 	$(PY) -m benchmarks audit $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(FACTS),--facts $(FACTS)) $(ARGS)
-features-gc: $(CORE) ## what of the stored features nothing uses; ARGS=--delete removes it
+features-gc: $(CORE) ## list stored features that no record refers to; ARGS=--delete removes them
 	$(PY) -m benchmarks features-gc $(ARGS)
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 .PHONY: tables pictures report zoo-page published-pages diff publish-records speed
-tables: $(CORE) ## what this machine measured, as tables: printed and in work/tables.md
+tables: $(CORE) ## tables of what this machine measured: printed, and in work/tables.md
 	$(PY) -m results tables --out work/tables.md $(flags)
 	$(if $(DRY_RUN),,@cat work/tables.md)
-pictures: $(CORE) ## curves and per-class tables of what this machine measured: work/pictures
+pictures: $(CORE) ## figures of what this machine measured, in work/pictures
 	$(PY) -m results pictures --out work/pictures $(ARGS)
-report: $(CORE) ## everything that this machine measured as one HTML file: work/report.html
+report: $(CORE) ## one HTML file of everything that this machine measured: work/report.html
 	$(PY) -m results report --out work/report.html $(flags)
-zoo-page: $(CORE) ## the page that a model zoo shows of an encoder: NAME, OUT
+zoo-page: $(CORE) ## model-zoo page of an encoder: NAME, OUT
 	$(PY) -m results zoo-page --encoder '$(NAME)' $(if $(OUT),--out $(OUT)) $(ARGS)
-published-pages: $(CORE) ## both published MoCo v2 pages and the papers' tables, from results/published.csv alone
+published-pages: $(CORE) ## the published MoCo v2 pages and the papers' tables, from results/published.csv alone
 	$(PY) -m results zoo-page --published --out work/published
 	$(PY) -m results paper-tables --out work/published/papers
-diff: $(CORE) ## two encoders, or NAME@COMMIT twice, with intervals: A, B
+diff: $(CORE) ## compare two encoders, or one at two commits (NAME@COMMIT), with intervals: A, B
 	$(PY) -m results diff '$(A)' '$(B)' $(ARGS)
 publish-records: $(CORE) ## copy this machine's records into results/records, and make results/MODEL_ZOO.md from them
 	$(PY) -m results publish-records $(flags)
 	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)
-speed: $(CORE) ## measure the hot loops against plain ones, into work/speed.json: ONLY
+speed: $(CORE) ## time the hot loops against plain ones, into work/speed.json: ONLY
 	$(PY) -m scripts.speed $(ONLY)
 
 .PHONY: docs
-docs: $(CORE) $(DEV) ## the documentation site, built strictly, into work/site
+docs: $(CORE) $(DEV) ## build the documentation site into work/site
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # ---- the demo: a chain of stamps, so that a killed run goes on where it was ------------------------------------------
@@ -190,17 +156,17 @@ DEMO_MOCO := work/pretrain/$(DEMO_RECIPE)/backbone.safetensors
 DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO) package:efficientnet-lite0)
 timed = @scripts/timed.sh $(DEMO)/times.tsv
 
-demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm) ## everything once on the embedded data, in minutes
+demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm) ## pretrain and benchmark on the embedded data, in about 12 minutes
 	@$(MAKE) --no-print-directory tables pictures
 	@scripts/timed.sh $(DEMO)/times.tsv
-demo-seeds: demo ## the demo's pretraining in three seeds; their records are the committed ones
+demo-seeds: demo ## the demo's pretraining with three seeds, as in the committed records
 	printf '%s\n' 1 2 | xargs -P 2 -I{} $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings \
 		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1
 	for harness in knn probes voc-svm low-shot-svm; do $(PY) -m benchmarks $$harness --data work/data \
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
 	@$(MAKE) --no-print-directory tables
 
-demo-transfer: $(addprefix $(DEMO)/,voc-det coco-det voc-seg) ## fine-tuning on the embedded scenes, from pretraining and from nothing
+demo-transfer: $(addprefix $(DEMO)/,voc-det coco-det voc-seg) ## detectors and a segmenter on the embedded scenes, pretrained and from scratch: 90 minutes
 	@$(MAKE) --no-print-directory tables
 
 $(DEMO)/data: | $(CORE)
@@ -221,7 +187,7 @@ $(addprefix $(DEMO)/,voc-det coco-det voc-seg): $(DEMO)/random-0.safetensors $(D
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
-.PHONY: lint format types test-fast test
+.PHONY: lint format types test-fast test test-faults
 lint: $(CORE) $(DEV) ## ruff and the import rules
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -231,7 +197,9 @@ format: $(CORE) $(DEV) ## let ruff format the code
 types: $(CORE) $(DEV) ## mypy
 	.venv/bin/mypy
 test-fast: $(CORE) $(DEV) ## the tests that take seconds
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not faults"
 test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
 	@$(MAKE) lint types
-	$(TEST)
+	$(TEST) -m "not faults"
+test-faults: setup-dev setup-transfer ## kill loops, hostile files and full disks: an hour or more
+	$(TEST) -m faults

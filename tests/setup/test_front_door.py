@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.registry import TASK_NAMES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,11 +25,17 @@ def phony_targets() -> set[str]:
     return set(" ".join(re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)).split())
 
 
+def bench_targets() -> set[str]:
+    return {f"bench-{name}" for name in TASK_NAMES}
+
+
 def test_make_lists_every_target_with_a_line() -> None:
     listed = run("make", "--no-print-directory", cwd=ROOT)
     assert listed.returncode == 0
-    lines = dict(re.findall(r"^  ([a-z][a-z0-9-]*) +(\S.*)", listed.stdout, re.M))
-    assert lines.keys() == phony_targets()
+    lines = re.findall(r"^  ([a-z][a-z0-9-]*|bench-NAME) +(\S.*)", listed.stdout, re.M)
+    assert {name for name, _ in lines} - {"bench-NAME"} == phony_targets()
+    named = " ".join(line for name, line in lines if name == "bench-NAME").replace(":", " ")
+    assert [name for name in TASK_NAMES if name not in named.split()] == []
 
 
 def planned(target: str) -> str:
@@ -37,7 +45,7 @@ def planned(target: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", sorted(phony_targets()))
+@pytest.mark.parametrize("target", sorted(phony_targets() | bench_targets()))
 def test_every_script_of_a_target_is_there(target: str) -> None:
     scripts = re.findall(r"(?:^|\s)(scripts/[\w.]+)", planned(target))
     assert [s for s in scripts if not (ROOT / s).is_file()] == []
@@ -45,7 +53,7 @@ def test_every_script_of_a_target_is_there(target: str) -> None:
 
 @pytest.mark.parametrize("package", ["benchmarks", "results"])
 def test_every_command_of_a_target_is_known(package: str) -> None:
-    asked = {c for t in phony_targets() for c in re.findall(rf"-m {package} ([\w-]+)", planned(t))}
+    asked = {c for t in phony_targets() | bench_targets() for c in re.findall(rf"-m {package} ([\w-]+)", planned(t))}
     known = run(sys.executable, "-m", package, "--help", cwd=ROOT)
     assert asked
     assert [c for c in sorted(asked) if not re.search(rf"[{{, ]{c}[}}, \n]", known.stdout + known.stderr)] == []

@@ -1,0 +1,62 @@
+"""How much of the project one run goes through, and that benchmarks do not import each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+
+from benchmarks.registry import TASK_NAMES, load_task
+from pretrain.resnet import ResNet
+from results.schema import Architecture
+
+ROOT = Path(__file__).parents[2]
+MOST_FILES = 26
+COUNT = """
+    import sys, threading
+    from pathlib import Path
+
+    root, files = sys.argv.pop(1) + "/", set()
+
+    def called(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_flags & 1 and code.co_filename.startswith(root):  # a function, not a module body
+            files.add(code.co_filename.removeprefix(root))
+
+    sys.setprofile(called)
+    threading.setprofile(called)
+    from benchmarks.__main__ import main
+
+    code = main(sys.argv[1:])
+    sys.setprofile(None)
+    print("\\n".join(sorted(file for file in files if not file.startswith(".venv"))))
+    sys.exit(code)
+"""
+
+
+def test_a_knn_run_goes_through_few_files(small_data: Path, tmp_path: Path) -> None:
+    net = ResNet(Architecture(name="resnet18", width=8))
+    keys = {f"module.encoder_q.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": keys}, tmp_path / "moco.pth.tar")
+    command = ["knn", "--encoder", str(tmp_path / "moco.pth.tar"), "--data", str(small_data), "--set", "k=1"]
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(COUNT), str(ROOT), *command, *where],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = [line for line in done.stdout.splitlines() if line.endswith(".py")]
+    assert "benchmarks/knn.py" in files
+    assert len(files) <= MOST_FILES, "\n".join(files)
+
+
+def test_no_benchmark_imports_another() -> None:
+    modules = {load_task(name).__module__ for name in TASK_NAMES}
+    for module in modules:
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        assert not imported & (modules - {module}), module
