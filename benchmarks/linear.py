@@ -375,6 +375,8 @@ ONE_PASS_FIELDS = (*ViewParams.model_fields, "batch_size", "epochs", "iterations
 class LinearProbe(ImageTask[ProbeParams]):
     """Linear heads trained on views of the images, the encoder frozen."""
 
+    passes_per_step = 1
+
     Params = ProbeParams
 
     def outputs(self, protocol: Protocol) -> Outputs:

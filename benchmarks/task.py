@@ -289,7 +289,14 @@ class FeatureTask(Task[ParamsT]):
 
 @dataclass(frozen=True)
 class ImageTask(Task[ParamsT]):
-    """A benchmark that runs the encoder on the images: trained heads, fine-tuning, detection, segmentation."""
+    """A benchmark that runs the encoder on the images: trained heads, fine-tuning, detection, segmentation.
+
+    Attributes:
+        passes_per_step: cost of a training step per image, in forward passes of the encoder: 3 where it is trained
+            (forward and backward), 1 where it is frozen.
+    """
+
+    passes_per_step: ClassVar[int] = 3
 
     @abstractmethod
     def run(

@@ -1,0 +1,60 @@
+"""`--dry-run` of every protocol and kind of encoder, and its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.estimate import describe, training_seconds
+from benchmarks.evaluate import Run, load
+from benchmarks.registry import TASK_NAMES, load_task
+from benchmarks.task import FeatureTask, Labels, RunOptions
+from results.schema import DatasetRef
+
+KINDS = {"maps": "random:resnet18-w8-k3-nopool:0", "vectors": "pixels"}
+
+
+def labels(folder: Path, count: int) -> Labels:
+    ids = tuple(f"{i}.png" for i in range(count))
+    for name in ids:
+        Image.new("RGB", (60, 50), "red").save(folder / name)
+    return Labels(ids, [folder / i for i in ids], ("a", "b"), np.arange(count) % 2, tuple((i,) for i in ids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_every_protocol_has_an_estimate(name: str, kind: str, tmp_path: Path) -> None:
+    task, encoder, data = load_task(name)(), load(KINDS[kind]), labels(tmp_path, 4)
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+    reference = DatasetRef(id="d", fingerprint="0" * 64, embedded=True, train_items=4, test_items=4)
+    told = 0
+    for protocol in task.protocols:
+        if isinstance(task, FeatureTask) and any(pooling for _, pooling in task.outputs(protocol).values()):
+            continue  # fixed kernels want the maps of a full-size net
+        if not any(encoder.has(output) for output, _ in task.outputs(protocol).values()):
+            continue
+        protocol = protocol.changed(geometry={"resize": 32, "crop": 32})
+        lines = describe(Run(task, protocol, encoder, data, data, reference, options))
+        assert lines[0].startswith(f"would run  {encoder.card.name} under {protocol.id} on 4 + 4 images")
+        assert [line.split()[0] for line in lines[1:]] == ["time", "disk", "memory"]
+        told += 1
+    assert told or kind == "vectors" or name in ("voc-svm", "low-shot-svm")
+    assert not (tmp_path / "records").exists()
+    assert not (tmp_path / "features").exists()
+
+
+def test_training_counts_epochs_reading_and_the_backward_pass(tmp_path: Path) -> None:
+    def seconds(name: str, epochs: int) -> float:
+        task = load_task(name)()
+        protocol = task.default_protocol(embedded=True).changed(epochs=epochs)
+        data = labels(tmp_path, 4)
+        reference = DatasetRef(id="d", fingerprint="0" * 64, embedded=True, train_items=4, test_items=4)
+        run = Run(task, protocol, load(KINDS["maps"]), data, data, reference, RunOptions(device="cpu"))
+        return training_seconds(run, reading=1.0, forward=10.0)
+
+    assert seconds("linear", 20) > 1.5 * seconds("linear", 10)
+    assert seconds("linear", 10) >= 10 * 4 * 11
+    assert seconds("semi-10pct", 10) >= 10 * 4 * 31  # forward and backward
