@@ -48,6 +48,8 @@ class ProbeParams(TrainingParams):
         outputs: outputs of the encoder that carry heads: `embed`, or maps.
         pooling: output -> how its maps become vectors; `embed` is a vector already.
         batch_norm: over the channels before the linear layer; `plain` has no scale and shift, `affine` has.
+        norm_groups: equal parts of the batch with statistics of their own, as on so many unsynchronised devices.
+        head_init: `normal` draws the weights from N(0, `init_std`) and sets the bias to 0; `default` is torch's.
         iterations: length of the run where the schedule counts iterations; `drops` then are iterations too.
         choose_epoch: which evaluation the primary score is: the last, or the best on test as the field often reports.
     """
@@ -55,6 +57,8 @@ class ProbeParams(TrainingParams):
     outputs: tuple[str, ...] = Field(min_length=1)
     pooling: dict[str, Pooling] = Field(default_factory=dict)
     batch_norm: Literal["none", "plain", "affine"] = "none"
+    norm_groups: int = Field(1, gt=0, exclude_if=lambda groups: groups == 1)
+    head_init: Literal["normal", "default"] = Field("normal", exclude_if=lambda init: init == "normal")
     optimiser: Literal["sgd", "lars"] = "sgd"
     lrs: Rates
     weight_decays: Decays = (0.0,)
@@ -130,6 +134,7 @@ def _protocol(
     source: Source,
     dataset: str = "imagenet",
     geometry: Geometry = RESIZE_256,
+    revision: int = 1,
 ) -> Protocol:
     benchmark, primary = {
         "linear": ("linear_avgpool", "AvgPool"),
@@ -140,6 +145,7 @@ def _protocol(
         params,
         benchmark=f"{benchmark}_{dataset}" if own_table else benchmark,
         variant=variant,
+        revision=revision,
         harness=name,
         dataset=dataset,
         train_split="train",
@@ -154,13 +160,17 @@ def _protocol(
 # AvgPool: one head on the encoder's vector, no batch norm, no L2 norm, weights from N(0, 0.01), no bias at first.
 # The published AvgPool column mixes several settings: its rows for SimCLR, BYOL and SimSiam come from `simsiam`, those
 # of SwAV, Barlow Twins and MoCo v3 each from the variant of that name, the others from `mmselfsup`, which has the
-# numbers of `moco`. All of them report the best epoch on the set that they evaluate.
+# numbers of `moco`. All of them report the best of the epochs that they evaluate: every epoch, or every tenth and the
+# last in mmselfsup's cosine settings, where revision 1 evaluated every epoch.
 
 _EMBED: dict[str, Any] = {"outputs": ("embed",), "choose_epoch": "best"}
 _MOCO = ProbeParams(**_EMBED, lrs=(30.0,), epochs=100, drops=(60, 80))
-_SWAV = ProbeParams(**_EMBED, lrs=(0.3,), weight_decays=(1e-6,), epochs=100, schedule="cosine")
-_SIMSIAM = ProbeParams(**_EMBED, optimiser="lars", lrs=(1.6,), batch_size=4096, epochs=90, schedule="cosine")
-_MOCO_V3 = ProbeParams(**_EMBED, lrs=(12.0,), batch_size=1024, epochs=90, schedule="cosine")
+_BARLOW_TWINS = ProbeParams(**_EMBED, lrs=(0.3,), weight_decays=(1e-6,), epochs=100, schedule="cosine")
+_SWAV = _BARLOW_TWINS.changed(evaluate_every=10)
+_SIMSIAM = ProbeParams(
+    **_EMBED, optimiser="lars", lrs=(1.6,), batch_size=4096, epochs=90, schedule="cosine", evaluate_every=10
+)
+_MOCO_V3 = ProbeParams(**_EMBED, lrs=(12.0,), batch_size=1024, epochs=90, schedule="cosine", evaluate_every=10)
 _DEMO = ProbeParams(
     outputs=("embed",),
     batch_size=64,
@@ -201,6 +211,7 @@ AVGPOOL_PROTOCOLS = (
             note="imagenet/resnet50_linear-8xb512-coslr-90e_in1k.py and core/optimizer/optimizers.py (LARS, eta "
             "0.001); SimSiam's own main_lincls.py scales 0.1 x batch / 256 to the same rate",
         ),
+        revision=2,
     ),
     _protocol(
         "linear",
@@ -208,13 +219,15 @@ AVGPOOL_PROTOCOLS = (
         _SWAV,
         Source(
             **MMSELFSUP,
-            note="imagenet/resnet50_linear-8xb32-coslr-100e_in1k.py; facebookresearch/swav eval_linear.py has the same",
+            note="imagenet/resnet50_linear-8xb32-coslr-100e_in1k.py; facebookresearch/swav eval_linear.py has the same "
+            "rate and schedule",
         ),
+        revision=2,
     ),
     _protocol(
         "linear",
         "barlowtwins",
-        _SWAV,
+        _BARLOW_TWINS,
         Source(
             repository="facebookresearch/barlowtwins",
             revision="8e8d284",
@@ -231,6 +244,7 @@ AVGPOOL_PROTOCOLS = (
             note="imagenet/vit-small-p16_linear-8xb128-coslr-90e_in1k.py; facebookresearch/moco-v3 CONFIG.md says "
             "--lr=3, which its main_lincls.py scales by batch / 256",
         ),
+        revision=2,
     ),
     *(
         _protocol(
@@ -288,13 +302,13 @@ _MULTIHEAD_ON: tuple[tuple[str, dict[str, Any], str], ...] = (
         "inaturalist2018/resnet50_mhead_8xb32-steplr-84e_inat18.py, whose own evaluations stop at epoch 80",
     ),
 )
-_VISSL = ProbeParams(**_NESTEROV, batch_norm="affine", weight_decays=(5e-4,), epochs=28)
+_VISSL = ProbeParams(**_NESTEROV, batch_norm="affine", head_init="default", weight_decays=(5e-4,), epochs=28)
 _VISSL_ON: tuple[tuple[str, dict[str, Any]], ...] = (
     ("imagenet", {"epochs": 28, "drops": (8, 16, 24)}),
     ("places205", {"epochs": 14, "drops": (4, 8, 12)}),
     ("inat18", {"epochs": 84, "drops": (24, 48, 72)}),
 )
-_FSSB = _MULTIHEAD.changed(iterations=140_000, drops=(40_000, 80_000, 120_000), evaluate_every=1)
+_FSSB = _MULTIHEAD.changed(norm_groups=8, iterations=140_000, drops=(40_000, 80_000, 120_000), evaluate_every=1)
 
 MULTIHEAD_PROTOCOLS = (
     *(
@@ -310,9 +324,10 @@ MULTIHEAD_PROTOCOLS = (
                 repository="facebookresearch/vissl",
                 revision="09270ed",
                 note="configs/config/benchmark/linear_image_classification: 0.01 for a batch of 256; no decay on the "
-                "batch norm's scale and shift",
+                "batch norm's scale and shift; models/heads/mlp.py keeps torch's initial weights and biases",
             ),
             dataset,
+            revision=2,
         )
         for dataset, changes in _VISSL_ON
     ),
@@ -325,9 +340,11 @@ MULTIHEAD_PROTOCOLS = (
                 repository="facebookresearch/fair_self_supervision_benchmark",
                 revision="1e5d165",
                 note=f"140k iterations of 256, {exact} epochs, drops every 40k; data_input.py jitters, lights and "
-                "normalises in this order, however the configuration lists them",
+                "normalises in this order, however the configuration lists them; batch norms over the 32 images of "
+                "each of 8 GPUs",
             ),
             dataset,
+            revision=2,
         )
         for dataset, epochs, exact in (("imagenet", 28, "28.0"), ("places205", 15, "14.6"))
     ),

@@ -18,14 +18,18 @@ class ChannelNorm(nn.Module):
 
     The same numbers as `nn.BatchNorm2d(channels, affine=False)` on (N, C, h, w) maps. No gradient is needed, as the
     encoder is frozen; a scale and shift belong to the heads.
+
+    Args:
+        groups: parts of the batch that are normalised by their own statistics, as on so many devices without
+            synchronisation. The running statistics are those of the first part, as of the first device.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5, groups: int = 1) -> None:
         super().__init__()
-        self.channels, self.momentum, self.eps = channels, momentum, eps
+        self.channels, self.momentum, self.eps, self.groups = channels, momentum, eps, groups
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
@@ -33,6 +37,8 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C * P) flattened pooled maps to the same, normalised per channel."""
         maps = x.unflatten(1, (self.channels, -1))
+        if self.training and self.groups > 1:
+            return self._normalised_in_groups(maps).flatten(1)
         if self.training:
             # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
             count = distributed.sum_(torch.tensor(float(maps[:, 0].numel()), dtype=x.dtype, device=x.device))
@@ -44,6 +50,25 @@ class ChannelNorm(nn.Module):
             mean, var = self.running_mean, self.running_var
         return ((maps - mean[:, None]) * (var + self.eps).rsqrt()[:, None]).flatten(1)
 
+    def _normalised_in_groups(self, maps: Tensor) -> Tensor:
+        """(N, C, P) maps, each normalised by the statistics of its group; a group may lie on several ranks."""
+        n = int(distributed.sum_(torch.tensor(float(len(maps)), device=maps.device)))
+        rows = distributed.own_slice(n)
+        groups = min(self.groups, n)
+        group = torch.arange(rows.start, rows.stop, device=maps.device) * groups // n
+
+        def sums(values: Tensor) -> Tensor:
+            """(N, C) to the sum over each group, (groups, C)."""
+            return distributed.sum_(values.new_zeros(groups, values.shape[1]).index_add_(0, group, values))
+
+        count = sums(maps.new_full((len(maps), 1), maps.shape[2]))
+        mean = sums(maps.sum(dim=2)) / count
+        centred = maps - mean[group, :, None]
+        var = sums(centred.square().sum(dim=2)) / count
+        self.running_mean.lerp_(mean[0], self.momentum)
+        self.running_var.lerp_(var[0] * (count[0] / (count[0] - 1)), self.momentum)
+        return centred * (var[group, :, None] + self.eps).rsqrt()
+
 
 class HeadBank(nn.Module):
     """`heads` independent classifiers that read the same features.
@@ -54,7 +79,9 @@ class HeadBank(nn.Module):
         dim: width of the features, `channels` times the pooled positions.
         channels: channels of the batch norm.
         batch_norm: `none`, `plain`, or `affine` where every head has its own scale and shift per channel.
-        init_std: standard deviation of the initial weights; biases start at 0.
+        norm_groups: of the batch norm, see `ChannelNorm`.
+        init_std: standard deviation of the initial weights; biases start at 0. None is torch's default: weights and
+            biases uniform up to 1 / sqrt(dim).
     """
 
     def __init__(
@@ -65,15 +92,21 @@ class HeadBank(nn.Module):
         heads: int,
         *,
         batch_norm: str = "none",
-        init_std: float = 0.01,
+        norm_groups: int = 1,
+        init_std: float | None = 0.01,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        first = torch.empty(classes, dim).normal_(0, init_std, generator=generator)
+        weight, bias = torch.empty(classes, dim), torch.zeros(classes)
+        if init_std is not None:
+            weight.normal_(0, init_std, generator=generator)
+        else:
+            for parameter in (weight, bias):
+                parameter.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
         self.channels = channels
-        self.weight = nn.Parameter(first.expand(heads, -1, -1).clone())
-        self.bias = nn.Parameter(torch.zeros(heads, classes))
-        self.norm = ChannelNorm(channels) if batch_norm != "none" else None
+        self.weight = nn.Parameter(weight.expand(heads, -1, -1).clone())
+        self.bias = nn.Parameter(bias.expand(heads, -1).clone())
+        self.norm = ChannelNorm(channels, groups=norm_groups) if batch_norm != "none" else None
         if batch_norm == "affine":
             self.scale = nn.Parameter(torch.ones(heads, channels))
             self.shift = nn.Parameter(torch.zeros(heads, channels))

@@ -235,7 +235,8 @@ class HeadTrainer:
                 classes,
                 len(params.grid),
                 batch_norm=params.batch_norm,
-                init_std=params.init_std,
+                norm_groups=params.norm_groups,
+                init_std=params.init_std if params.head_init == "normal" else None,
                 generator=torch.Generator().manual_seed(init_seed),
             ).to(frozen.device)
             self.banks[output] = bank

@@ -267,9 +267,10 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("groups", [1, 3])
+def test_two_ranks_do_what_one_process_does(groups: int, tmp_path: Path) -> None:
     # 21 images are trained on in batches of 10: the last has one, so that one rank has none of it.
-    settings = MAPS.changed(batch_size=10, heldout=0.2, lrs=(0.01, 0.02))
+    settings = MAPS.changed(batch_size=10, heldout=0.2, lrs=(0.01, 0.02), norm_groups=groups)
     data = tiny_labels(tmp_path / "data", "train", 9, seed=0), tiny_labels(tmp_path / "data", "val", 5, seed=1)
     reference = probe(settings, data, tmp_path / "single")
     (tmp_path / "protocol.json").write_text(protocol(settings).model_dump_json())

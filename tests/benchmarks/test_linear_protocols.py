@@ -16,40 +16,40 @@ PROTOCOLS = (*AVGPOOL_PROTOCOLS, *MULTIHEAD_PROTOCOLS)
 BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
 FEATURES = tuple(f"feature{n}" for n in range(1, 6))
 
-# optimiser, rate, decay, nesterov, batch, epochs, schedule, drops
+# optimiser, rate, decay, nesterov, batch, epochs, schedule, drops, epochs between evaluations
 AVGPOOL = {
-    "moco": ("sgd", 30, 0, False, 256, 100, "step", (60, 80)),
-    "mmselfsup": ("sgd", 30, 0, False, 256, 100, "step", (60, 80)),
-    "simsiam": ("lars", 1.6, 0, False, 4096, 90, "cosine", ()),
-    "swav": ("sgd", 0.3, 1e-6, False, 256, 100, "cosine", ()),
-    "barlowtwins": ("sgd", 0.3, 1e-6, False, 256, 100, "cosine", ()),
-    "mocov3": ("sgd", 12, 0, False, 1024, 90, "cosine", ()),
+    "moco@1": ("sgd", 30, 0, False, 256, 100, "step", (60, 80), 1),
+    "mmselfsup@1": ("sgd", 30, 0, False, 256, 100, "step", (60, 80), 1),
+    "simsiam@2": ("lars", 1.6, 0, False, 4096, 90, "cosine", (), 10),
+    "swav@2": ("sgd", 0.3, 1e-6, False, 256, 100, "cosine", (), 10),
+    "barlowtwins@1": ("sgd", 0.3, 1e-6, False, 256, 100, "cosine", (), 1),
+    "mocov3@2": ("sgd", 12, 0, False, 1024, 90, "cosine", (), 10),
 }
 # data set and variant: epochs, drops, decay, batch norm, view, colour noise
 MULTIHEAD = {
     "linear_multihead.mmselfsup@1": (90, (30, 60, 90), 1e-4, "plain", "resized_crop", True),
     "linear_multihead_places205.mmselfsup@1": (28, (7, 14, 21), 1e-4, "plain", "stored_crop", False),
     "linear_multihead_inat18.mmselfsup@1": (84, (24, 48, 72), 1e-4, "plain", "resized_crop", False),
-    "linear_multihead.vissl@1": (28, (8, 16, 24), 5e-4, "affine", "resized_crop", False),
-    "linear_multihead_places205.vissl@1": (14, (4, 8, 12), 5e-4, "affine", "resized_crop", False),
-    "linear_multihead_inat18.vissl@1": (84, (24, 48, 72), 5e-4, "affine", "resized_crop", False),
-    "linear_multihead.fssb@1": (28, (40_000, 80_000, 120_000), 1e-4, "plain", "resized_crop", True),
-    "linear_multihead_places205.fssb@1": (15, (40_000, 80_000, 120_000), 1e-4, "plain", "resized_crop", True),
+    "linear_multihead.vissl@2": (28, (8, 16, 24), 5e-4, "affine", "resized_crop", False),
+    "linear_multihead_places205.vissl@2": (14, (4, 8, 12), 5e-4, "affine", "resized_crop", False),
+    "linear_multihead_inat18.vissl@2": (84, (24, 48, 72), 5e-4, "affine", "resized_crop", False),
+    "linear_multihead.fssb@2": (28, (40_000, 80_000, 120_000), 1e-4, "plain", "resized_crop", True),
+    "linear_multihead_places205.fssb@2": (15, (40_000, 80_000, 120_000), 1e-4, "plain", "resized_crop", True),
 }
 
 
 @pytest.mark.parametrize("variant", AVGPOOL)
 def test_avgpool_probes(variant: str) -> None:
-    protocol = BY_ID[f"linear_avgpool.{variant}@1"]
+    protocol = BY_ID[f"linear_avgpool.{variant}"]
     settings = ProbeParams.model_validate(protocol.params)
-    optimiser, lr, decay, nesterov, batch, epochs, schedule, drops = AVGPOOL[variant]
+    optimiser, lr, decay, nesterov, batch, epochs, schedule, drops, interval = AVGPOOL[variant]
     assert (settings.optimiser, settings.grid, settings.nesterov) == (optimiser, ((lr, decay),), nesterov)
     assert (settings.batch_size, settings.epochs, settings.schedule) == (batch, epochs, schedule)
     assert (settings.drops, settings.gamma, settings.momentum, settings.init_std) == (drops, 0.1, 0.9, 0.01)
     assert (settings.outputs, settings.batch_norm, settings.pooling) == (("embed",), "none", {})
     assert (settings.view, settings.crop_area, settings.flip_p) == ("resized_crop", (0.08, 1.0), 0.5)
     assert (settings.jitter, settings.lighting, settings.heldout, settings.precision) == (0, 0, 0, "fp32")
-    assert (settings.evaluate_every, settings.choose_epoch) == (1, "best")
+    assert (settings.evaluate_every, settings.choose_epoch) == (interval, "best")
     assert protocol.geometry == Geometry(mode="shorter", resize=256, crop=224)
     assert "best" in protocol.selection
 
@@ -65,6 +65,8 @@ def test_multihead_probes(identifier: str) -> None:
     assert (settings.optimiser, settings.momentum, settings.nesterov) == ("sgd", 0.9, True)
     assert settings.outputs == FEATURES
     assert settings.choose_epoch == "last"
+    assert settings.head_init == ("default" if "vissl" in identifier else "normal")
+    assert settings.norm_groups == (8 if "fssb" in identifier else 1)
     assert settings.iterations == (140_000 if "fssb" in identifier else None)
     kernels = [(p.kernel, p.stride, p.padding) for p in (settings.pooling[name] for name in FEATURES)]
     assert kernels == [(10, 10, 4), (16, 8, 0), (13, 5, 0), (8, 3, 0), (6, 1, 0)]

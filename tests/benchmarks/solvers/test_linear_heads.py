@@ -146,6 +146,27 @@ def test_channel_norm_is_batch_norm_without_affine() -> None:
     torch.testing.assert_close(own.eval()(maps.flatten(1)), theirs.eval()(maps).flatten(1), rtol=1e-5, atol=1e-5)
 
 
+def test_channel_norm_in_groups_is_batch_norm_on_devices_of_their_own() -> None:
+    own, first, second = ChannelNorm(3, groups=2), *(nn.BatchNorm2d(3, affine=False) for _ in range(2))
+    for step in range(4):
+        maps = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(step)) * 5 + 100
+        theirs = torch.cat([first(maps[:3]), second(maps[3:])])
+        torch.testing.assert_close(own(maps.flatten(1)), theirs.flatten(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.running_mean, first.running_mean)
+    torch.testing.assert_close(own.running_var, first.running_var, rtol=1e-5, atol=1e-5)
+    few = torch.randn(1, 12, generator=torch.Generator().manual_seed(9))
+    assert own(few).isfinite().all()  # a last batch may have fewer images than there are groups
+
+
+def test_default_weights_and_biases_are_uniform_as_torchs() -> None:
+    bank = HeadBank(400, 400, 100, 2, init_std=None, generator=torch.Generator().manual_seed(0))
+    linear = nn.Linear(400, 100)
+    for own, theirs in ((bank.weight[0], linear.weight), (bank.bias[0], linear.bias)):
+        assert own.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.05)
+        assert own.std().item() == pytest.approx(400**-0.5 / 3**0.5, rel=0.1)
+    assert torch.equal(bank.weight[0], bank.weight[1])
+
+
 def test_weights_start_normal_with_the_protocols_deviation_and_biases_at_zero() -> None:
     bank = HeadBank(2000, 2000, 100, 2, init_std=0.01, generator=torch.Generator().manual_seed(0))
     assert bank.weight[0].std().item() == pytest.approx(0.01, rel=0.01)
