@@ -54,6 +54,9 @@ class Command:
     during training"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
+    remote_shards: bool = False
+    """let an index of shards name files outside of its folder and addresses (pipe:, http:, …); pipe: runs a shell
+    command"""
     dry_run: bool = False
     """report what would run and what it needs, and stop"""
 
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(command: Command) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
-    images = _images(command.data)
+    images = _images(command.data, command.remote_shards)
     labelled = _monitor_splits(command.monitor) if command.monitor else None
 
     import torch
@@ -113,9 +116,9 @@ def _run(command: Command) -> int:
     return 0
 
 
-def _images(data: Path) -> Files | Shards:
+def _images(data: Path, remote_shards: bool) -> Files | Shards:
     """What `find_images` finds, or CIFAR-10's training images in the batches of its owner."""
-    return _labelled(data, "train")[0] if _is_cifar10(data) else find_images(data)
+    return _labelled(data, "train")[0] if _is_cifar10(data) else find_images(data, remote_shards=remote_shards)
 
 
 def _is_cifar10(folder: Path) -> bool:

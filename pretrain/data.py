@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import re
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from results.errors import InputError
+from results.image_files import open_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
+MAX_BYTES = 2**28  # of an image in a tar file
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _METADATA = re.compile("__[^/]*__(/|$)")  # names that webdataset passes over
 
 
@@ -41,7 +45,7 @@ def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
     what = name if isinstance(file, bytes) else str(file)
     try:
         image: Image.Image
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with open_image(file) as image:
             image.load()
     except _DAMAGED as error:
         raise InputError(f"{what} is not a readable image ({error}); repair or remove it") from error
@@ -73,24 +77,29 @@ class Shards:
     """Tar files of images in webdataset's layout, with the number of images in each.
 
     Attributes:
-        urls: what webdataset opens: paths, or pipe:, http: and other addresses.
+        urls: the files; with `--remote-shards` also addresses that webdataset opens, as pipe: and http:.
         counts: images per shard.
+        remote: those of `urls` that are addresses.
     """
 
     urls: tuple[str, ...]
     counts: tuple[int, ...]
+    remote: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return sum(self.counts)
 
 
-def find_images(data: Path) -> Files | Shards:
+def find_images(data: Path, *, remote_shards: bool = False) -> Files | Shards:
     """The images of `--data`; labels are not used.
 
     A folder means every image under its train/ if there is one, else under it, sorted; or its tar shards, with
     shards.json or, without, counted here. A .txt file lists one image per line, relative to the list, and may have a
     label behind each. A .json file is an index of shards as `scripts/index_shards.py` and webdataset's widsindex write
-    it: its addresses may lie anywhere.
+    it, of files in its folder.
+
+    Args:
+        remote_shards: an index may also name files elsewhere and addresses. A pipe: address runs a shell command.
 
     Raises:
         InputError: no such folder or file, no image in it, or a list or index that cannot be read.
@@ -98,7 +107,7 @@ def find_images(data: Path) -> Files | Shards:
     if data.suffix == ".txt":
         return _listed(data)
     if data.suffix == ".json":
-        return _indexed(data)
+        return _indexed(data, remote_shards)
     folder = data / "train" if (data / "train").is_dir() else data
     if not folder.is_dir():
         raise InputError(
@@ -106,8 +115,8 @@ def find_images(data: Path) -> Files | Shards:
             "--data takes a folder of images or tar shards, a .txt list or a shard index (.json)"
         )
     if (folder / SHARD_INDEX).is_file():
-        return _indexed(folder / SHARD_INDEX)
-    shards = sorted(folder.glob("*.tar"))
+        return _indexed(folder / SHARD_INDEX, remote_shards)
+    shards = sorted(shard for shard in folder.glob("*.tar") if shard.is_file())
     if shards:
         return _filled({str(shard): count_images(shard) for shard in shards}, folder)
     paths = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
@@ -135,26 +144,53 @@ def _listed(path: Path) -> Files:
     return Files(tuple(path.parent / name for name in names))
 
 
-def _indexed(path: Path) -> Shards:
+def _indexed(path: Path, remote: bool) -> Shards:
     if not path.is_file():
         raise InputError(f"shard index not found: {path}; scripts/index_shards.py writes one")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
         urls, counts = [str(e["url"]) for e in entries], [int(e["nsamples"]) for e in entries]
-    except (ValueError, KeyError, TypeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply; write it again with scripts/index_shards.py") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path} is not a shard index (a 'shardlist' of url and nsamples; wrong: {error!r}); write it again with "
             "scripts/index_shards.py"
         ) from error
-    here = [url if ":" in url or Path(url).is_absolute() else str(path.parent / url) for url in urls]
-    return _filled(dict(zip(here, counts, strict=True)), path)
+    found: dict[str, int] = {}
+    addresses = set()
+    for url, count in zip(urls, counts, strict=True):
+        file = path.parent / url
+        if file.is_file() and (remote or _is_below(file, path.parent)):
+            if not 0 <= count <= file.stat().st_size // tarfile.BLOCKSIZE:
+                raise InputError(
+                    f"{path} says that {file} has {count} images, more or fewer than it can hold; write it again with "
+                    "scripts/index_shards.py"
+                )
+            found[str(file)] = count
+        elif not remote:
+            raise InputError(
+                f"{path} names the shard {url!r}, which is no file in {path.parent}; correct it, or allow files "
+                "elsewhere and addresses with --remote-shards (pipe: runs a shell command)"
+            )
+        elif not _ADDRESS.match(url) or not 0 <= count < 2**40:
+            raise InputError(f"{path} names the shard {url!r} with {count} images; correct the address or the number")
+        else:
+            found[url] = count
+            addresses.add(url)
+    return _filled(found, path, addresses)
 
 
-def _filled(counts: dict[str, int], where: Path) -> Shards:
+def _is_below(file: Path, folder: Path) -> bool:
+    """Whether a path lies below a folder as it is written; a symbolic link in the folder may point anywhere."""
+    return Path(os.path.normpath(file.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+
+
+def _filled(counts: dict[str, int], where: Path, addresses: Set[str] = frozenset()) -> Shards:
     filled = {url: count for url, count in counts.items() if count}
     if not filled:
         raise InputError(f"no image in the shards of {where}; --data takes webdataset's layout, images in tar files")
-    return Shards(tuple(filled), tuple(filled.values()))
+    return Shards(tuple(filled), tuple(filled.values()), frozenset(addresses & filled.keys()))
 
 
 def is_image(name: str) -> bool:
@@ -170,6 +206,32 @@ def count_images(shard: Path) -> int:
     """
     try:
         with tarfile.open(shard, "r:") as tar:
-            return sum(member.isreg() and is_image(member.name) and not _METADATA.match(member.name) for member in tar)
+            return sum(map(_holds_image, tar))
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{shard} is not a whole tar file ({error}); copy it again") from error
+
+
+def read_members(stream: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
+    """The images in a tar file in order, as webdataset's `group_by_keys` takes them.
+
+    Raises:
+        InputError: not a whole tar file, or an image of more than `MAX_BYTES`.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if _holds_image(member):
+                    if member.size > MAX_BYTES:
+                        raise InputError(f"{member.name} in {url} has {member.size:,} bytes, too many for an image")
+                    opened = tar.extractfile(member)
+                    assert opened is not None  # it is a regular file
+                    yield {"fname": member.name, "data": opened.read(), "__url__": url}
+                tar.members = []  # they would pile up  # type: ignore[misc]
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{url} is not a whole tar file ({error}); copy it again") from error
+
+
+def _holds_image(member: tarfile.TarInfo) -> bool:
+    """Whether a member is an image. A sparse file is none: a few bytes can stand for gigabytes."""
+    whole = member.isreg() and not member.issparse()
+    return whole and is_image(member.name) and not _METADATA.match(member.name)

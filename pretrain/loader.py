@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torchvision.transforms import functional as TF
 from pretrain import distributed
 from pretrain.augment import PilCrops, PilViews, seeded_views, worker_views
 from pretrain.augment_tensor import BatchedViews
-from pretrain.data import Files, Shards, is_image, read_rgb
+from pretrain.data import Files, Shards, read_members, read_rgb
 from pretrain.mechanism import Batch
 from pretrain.recipe import Recipe
 from results.errors import InputError
@@ -203,14 +204,18 @@ class _ShardStream(IterableDataset[Item]):
             skip = max(0, skip - self.shards.counts[shard])
 
     def _shard(self, shard: int) -> Iterator[tuple[int, bytes, str]]:
-        from webdataset.tariterators import tarfile_samples  # a second to import, for nothing where there are files
+        # A second to import, for nothing where there are files.
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import group_by_keys
 
         url, expected = self.shards.urls[shard], self.shards.counts[shard]
         read = 0
-        for sample in tarfile_samples([{"url": url}], select_files=is_image):
-            for suffix in sorted(key for key in sample if not key.startswith("__")):
-                yield self.starts[shard] + read, sample[suffix], f"{sample['__key__']}.{suffix} in {url}"
-                read += 1
+        # webdataset runs a file whose name begins with pipe: as a shell command; files are opened here.
+        with gopen(url) if url in self.shards.remote else Path(url).open("rb") as stream:
+            for sample in group_by_keys(read_members(stream, url)):
+                for suffix in sorted(key for key in sample if not key.startswith("__")):
+                    yield self.starts[shard] + read, sample[suffix], f"{sample['__key__']}.{suffix} in {url}"
+                    read += 1
         if read != expected:
             raise InputError(
                 f"{url} holds {read} images where its index says {expected}; write the index again with "

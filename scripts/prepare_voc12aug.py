@@ -18,6 +18,7 @@ from benchmarks.task import progress
 from results.atomic import replacing, write_file
 from results.command_line import parse
 from results.errors import InputError, print_error
+from results.image_files import open_image
 
 log = logging.getLogger("prepare_voc12aug")
 
@@ -70,7 +71,7 @@ def prepare(options: Prepare) -> int:
 def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
     """(H, W) class indices of one .mat file, checked against its image."""
     try:
-        with file.open("rb") as opened, Image.open(image) as picture:
+        with file.open("rb") as opened, open_image(image) as picture:
             mask = loadmat(opened, simplify_cells=True)["GTcls"]["Segmentation"]
             width, height = picture.size
     except FileNotFoundError as error:

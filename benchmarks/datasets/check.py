@@ -12,11 +12,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.datasets.lists import batch_file, path_strings
 from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset
 from benchmarks.task import InputError, Labels, progress
+from results.image_files import open_image, require_regular
 
 DECODED = 64  # images of a split that are decoded unless all are
 SIZED = 100_000  # files of a split whose size is read unless all are
@@ -151,12 +151,13 @@ def _damaged(labels: Labels, rows: Sequence[int], name: str, show: bool) -> Iter
 def _check_annotation(file: Path, size: tuple[int, int]) -> None:
     if file.suffix == ".xml":
         try:
+            require_regular(file)
             ET.parse(file)  # noqa: S314 - expat stops at entity bombs
         except (ET.ParseError, OSError) as error:
             raise InputError(f"{file} is not valid xml ({error}); unpack it again") from error
         return
     try:
-        with Image.open(file) as mask:
+        with open_image(file) as mask:
             mask.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{file} cannot be decoded as a mask ({error}); unpack it again") from error

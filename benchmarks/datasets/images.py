@@ -20,6 +20,7 @@ from torchvision.transforms import functional as TF
 from benchmarks.datasets.cifar10 import read_batch_image
 from benchmarks.datasets.lists import batch_file
 from benchmarks.task import InputError
+from results.image_files import open_image
 from results.schema import Geometry
 
 # Pillow warns about odd tags once per image and worker, and nobody can act on it. (A filter for the time of a call
@@ -59,7 +60,7 @@ def decode(path: Path) -> Image.Image:
         except InputError as error:
             raise BadImage(str(error)) from error
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
         return _rgb(path, image)
     except FileNotFoundError as error:

@@ -15,7 +15,6 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from benchmarks.datasets.lists import GROUPS_FILE
 from benchmarks.datasets.registry import EMBEDDED_STAMP
@@ -34,6 +33,7 @@ from benchmarks.demo.scenes import (
 from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations
 from benchmarks.task import InputError
 from benchmarks.task import progress as shown
+from results.image_files import open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,9 +240,9 @@ def _draw_scene(axis: Axes, folder: Path, image_id: str) -> None:
     import matplotlib as mpl
     from matplotlib.patches import Rectangle
 
-    with Image.open(folder / "JPEGImages" / f"{image_id}.jpg") as image:
+    with open_image(folder / "JPEGImages" / f"{image_id}.jpg") as image:
         axis.imshow(np.asarray(image))
-    with Image.open(folder / "SegmentationObject" / f"{image_id}.png") as image:
+    with open_image(folder / "SegmentationObject" / f"{image_id}.png") as image:
         labels = np.asarray(image)
     overlay = np.zeros((*labels.shape, 4))
     overlay[labels == VOID] = (1, 1, 1, 0.9)

@@ -16,13 +16,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
+from results.image_files import open_image
 
 Scene = dict[str, Any]
 
@@ -119,7 +119,7 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
 def _cityscapes(image_id: str, path: Path, file: Path, known: dict[int, int]) -> Scene:
     from pycocotools import mask as rle
 
-    with Image.open(file) as image:
+    with open_image(file) as image:
         instances = np.asarray(image)
     annotations = []
     for value in np.unique(instances):

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.task import Labels
 from benchmarks.training.trials import TrialScores
+from results.image_files import open_image
 
 OVERLAPS = np.arange(0.5, 0.951, 0.05)  # of Cityscapes
 VOC_OVERLAPS = range(50, 100, 5)  # percent
@@ -264,7 +264,7 @@ class CityscapesPrecision:
 
     def add(self, truth: Path, masks: NDArray[Any], classes: NDArray[Any], scores: NDArray[Any]) -> None:
         """Add an image: its instanceIds file, (P, H, W) boolean masks, (P,) class indices and (P,) scores."""
-        with Image.open(truth) as image:
+        with open_image(truth) as image:
             instances = np.asarray(image)
         self.images.append(
             [

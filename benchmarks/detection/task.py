@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.detection import protocols as declared
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, require_packages, run_trials
+from results.image_files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class DetectionSheet(Sheet):
             axis.set_axis_off()
         pairs = [line[at : at + 2] for line in axes for at in (0, 2)]
         for pair, (scene, found) in zip(pairs, self.chosen, strict=False):  # the last line may have room
-            with Image.open(scene["file_name"]) as image:
+            with open_image(Path(scene["file_name"])) as image:
                 pixels = np.asarray(image.convert("RGB"))
             true = [(a["bbox"], a["category_id"], None) for a in scene["annotations"]]
             boxes, kinds, scores = found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist()

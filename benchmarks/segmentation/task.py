@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.segmentation import protocols as declared
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, run_trials
+from results.image_files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class SegmentationSheet(Sheet):
         if len(self.chosen) >= self.images or len(set(np.unique(truth)) - {IGNORED}) < 2:
             return
         mask = predicted.pred_sem_seg.data[0].cpu().numpy()
-        with Image.open(self.test.paths[item]) as image:
+        with open_image(self.test.paths[item]) as image:
             self.chosen.append((np.asarray(image.convert("RGB")), truth, mask))
 
     def draw(self, plt: Any) -> Any:

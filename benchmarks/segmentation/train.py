@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
@@ -38,6 +37,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
+from results.image_files import open_image
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Draws(Sampler[int]):
 
 def _require_readable(file: Path) -> None:
     try:
-        with Image.open(file) as opened:
+        with open_image(file) as opened:
             opened.load()
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         reason = " ".join(str(error).replace(str(file), "").split())

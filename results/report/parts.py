@@ -15,6 +15,7 @@ from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
+from results.image_files import open_image
 from results.plot_style import NothingToDrawError
 from results.rows import Entry
 from results.schema import Record
@@ -264,8 +265,6 @@ class SavedImage:
 
 def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
     """Every `<record>.<kind>.png` next to the records, in their order."""
-    from PIL import Image
-
     found: list[SavedImage] = []
     for stored in records:
         for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.png")):
@@ -274,7 +273,7 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
             record = stored.record
             title = f"{name}: {record.encoder.name}, {record.protocol.id} on {record.dataset.id}"
             content = io.BytesIO()
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
                 size = image.size
             uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

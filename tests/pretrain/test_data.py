@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.datasets.images import decode
 from pretrain.data import Files, Shards, count_images, find_images, read_rgb
+from pretrain.loader import Loader
+from pretrain.recipe import load_recipe
 from results.errors import InputError
 
 
@@ -54,11 +58,66 @@ def test_shards_are_counted_or_indexed(tmp_path: Path) -> None:
     assert count_images(one) == 2
     assert find_images(tmp_path) == Shards((str(one), str(two)), (2, 1))
     index = tmp_path / "shards.json"
-    entries = [{"url": "0.tar", "nsamples": 2}, {"url": "pipe:cat elsewhere.tar", "nsamples": 5}]
+    entries = [{"url": "0.tar", "nsamples": 2}, {"url": "1.tar", "nsamples": 1}]
     index.write_text(json.dumps({"wids_version": 1, "shardlist": entries}), encoding="utf-8")
-    expected = Shards((str(one), "pipe:cat elsewhere.tar"), (2, 5))
+    expected = Shards((str(one), str(two)), (2, 1))
     assert find_images(index) == find_images(tmp_path) == expected
-    assert len(expected) == 7
+    assert len(expected) == 3
+
+
+def write_index(folder: Path, url: str, count: int = 1) -> Path:
+    index = folder / "shards.json"
+    index.write_text(json.dumps({"shardlist": [{"url": url, "nsamples": count}]}), encoding="utf-8")
+    return index
+
+
+@pytest.mark.parametrize("url", ["pipe:touch ran", "http://localhost/0.tar", "s3://b/0.tar", "../0.tar", "{elsewhere}"])
+def test_an_index_names_files_of_its_folder_only(tmp_path: Path, url: str) -> None:
+    write_shard(tmp_path / "0.tar", ["a.png"])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    url = url.replace("{elsewhere}", str(tmp_path / "0.tar"))
+    with pytest.raises(InputError, match=r"is no file in .*--remote-shards"):
+        find_images(write_index(folder, url).parent)
+    found = find_images(folder, remote_shards=True)
+    assert isinstance(found, Shards)
+    assert found.counts == (1,)
+    assert len(found.remote) == (not url.endswith("0.tar") or "://" in url)
+
+
+def test_a_shard_named_as_a_command_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "pipe:touch ran; true .tar", ["a.png", "b.png"])
+    images = find_images(Path())
+    assert isinstance(images, Shards)
+    assert not images.remote
+    recipe = load_recipe("mocov2_resnet18w32_demo").changed(
+        batch_size=2, queue_size=2, split_bn=1, augmentation={"engine": "pil", "stored_size": None, "crop": 8}
+    )
+    batches = list(Loader(recipe, images, torch.device("cpu"), torch.Generator(), 0).epoch(0))
+    assert len(batches) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("count", [-1, 10**6, 10**400])
+def test_an_index_with_an_impossible_count_is_refused(tmp_path: Path, count: int) -> None:
+    write_shard(tmp_path / "0.tar", ["a.png"])
+    with pytest.raises(InputError, match="write it again with"):
+        find_images(write_index(tmp_path, "0.tar", count))
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png is not a readable image \(not a regular file\)"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_postscript_is_no_image(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for it."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(InputError, match="is not a readable image"):
+        read_rgb(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +133,8 @@ def test_shards_are_counted_or_indexed(tmp_path: Path) -> None:
         ("index.json", "[]", "is not a shard index"),
         ("index.json", '{"shardlist": [{"url": "a.tar"}]}', "nsamples"),
         ("index.json", '{"shardlist": []}', "no image in the shards"),
+        ("index.json", "[" * 100_000, "nested too deeply"),
+        ("index.json", '{"shardlist": [{"url": "a.tar", "nsamples": 1e999}]}', "is not a shard index"),
         ("bad/0.tar", "no tar", "not a whole tar file"),
     ],
 )
