@@ -226,7 +226,7 @@ def read_members(stream: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
                     opened = tar.extractfile(member)
                     assert opened is not None  # it is a regular file
                     yield {"fname": member.name, "data": opened.read(), "__url__": url}
-                tar.members = []  # they would pile up  # type: ignore[misc]
+                tar.members.clear()  # type: ignore[attr-defined]  # they would pile up
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{url} is not a whole tar file ({error}); copy it again") from error
 

@@ -5,16 +5,19 @@ The path of an image is `<batch file>#<number>`, which `benchmarks.datasets.imag
 
 from __future__ import annotations
 
+import io
 import pickle
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import FolderLayout, FolderLayouts, LazyPaths, read_groups
 from benchmarks.task import InputError, Labels
+from results.image_files import require_regular
 
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
@@ -26,6 +29,7 @@ _BATCHES = {
 
 _PIXELS = 3 * _SIDE * _SIDE
 _RECORD = 1 + _PIXELS  # bytes of an image in the binary version: a label, then the planes
+_MAX_BATCH = 2**26  # bytes of a pickled batch; the owner's have 31 MB
 _KEPT_BATCHES = 6  # all of them: 180 MB in a process that shuffles the pickled version
 _NOT_A_BATCH = "the file is not a batch of CIFAR-10; take it from the owner's archive again"
 
@@ -49,10 +53,9 @@ def read_batch_image(path: Path) -> NDArray[np.uint8]:
     """
     name, _, number = path.name.partition("#")
     file, index = path.with_name(name), int(number)
-    try:
-        changed = file.stat().st_mtime_ns
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; unpack {_OWNER} again") from error
+    if not file.is_file():
+        raise InputError(f"{file} is missing; unpack {_OWNER} again")
+    changed = file.stat().st_mtime_ns
     rows = _load(file, changed)[0]
     if index >= len(rows):
         raise InputError(f"{file} has {len(rows)} images and no number {index}; unpack {_OWNER} again")
@@ -60,36 +63,112 @@ def read_batch_image(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads numpy arrays and refuses everything else, so that a batch file cannot run code."""
+class _Dtype:
+    """A numpy dtype in a pickle, by its name. What follows it in the file is not needed for bytes."""
 
-    _KNOWN = frozenset(
-        {
-            ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-            ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        }
+    def __init__(self, name: object, *_: object) -> None:
+        self.name = name.decode("latin1") if isinstance(name, bytes) else name
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Array:
+    """A numpy array in a pickle. Only bytes become one: other types could hold pointers."""
+
+    def __init__(self, *_: object) -> None:
+        self.pixels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array has no state of five parts")
+        _, shape, dtype, by_column, content = state
+        if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", "uint8"):
+            raise pickle.UnpicklingError("an array is not of type uint8")
+        if not isinstance(content, bytes) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            raise pickle.UnpicklingError("an array has no bytes or no shape")
+        self.pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_column is True else "C")
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    """Bytes as Python 3 writes them for Python 2."""
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError("it has bytes in a strange encoding")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads dicts, lists, numbers, texts and arrays of bytes. A batch file runs no code, whatever it holds.
+
+    Pickle's version in Python, with the opcodes that such files need and no other: numpy's own functions, which follow
+    pointers that they find in the file, are never called, and nothing that is hashed can be nested.
+    """
+
+    _NEEDED = (
+        pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.NONE, pickle.NEWTRUE,
+        pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINSTRING,
+        pickle.SHORT_BINSTRING, pickle.STRING, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.UNICODE,
+        pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS,
+        pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_DICT, pickle.DICT,
+        pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
+        pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE,
     )  # fmt: skip
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _NEEDED
+    }
+    _KNOWN: ClassVar[dict[tuple[str, str], Callable[..., object]]] = {
+        ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
+        ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
+    }  # fmt: skip
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        if name == "_reconstruct":
-            from numpy._core import multiarray
+        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {str(module)[:80]}.{str(name)[:80]}")
+        return self._KNOWN[module, name]
 
-            return multiarray._reconstruct
-        return super().find_class(module, name)
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: object, value: object) -> None:
+        if not isinstance(key, bytes | str) or not isinstance(self.stack[-1], dict):
+            raise pickle.UnpicklingError("it has a dict whose keys are not texts")
+        self.stack[-1][key] = value
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _Dtype):
+            raise pickle.UnpicklingError("it changes an object that is not an array")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _unpickle(file: Path) -> dict[bytes, Any]:
     try:
-        with file.open("rb") as opened:
-            found = _Unpickler(opened, encoding="bytes").load()
+        require_regular(file)
+        if file.stat().st_size > _MAX_BATCH:
+            raise InputError(f"{file} has {file.stat().st_size:,} bytes: {_NOT_A_BATCH}")
+        found = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack {_OWNER} again") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{file} is a folder; unpack {_OWNER} again") from error
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{file} cannot be read (opcode {error}): {_NOT_A_BATCH}") from error
     except Exception as error:  # a broken pickle raises nearly anything
-        raise InputError(f"{file} cannot be read ({error}): {_NOT_A_BATCH}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{file} cannot be read ({reason}): {_NOT_A_BATCH}") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} holds a {type(found).__name__}: {_NOT_A_BATCH}")
     return found
@@ -106,12 +185,12 @@ def _load(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
         pixels, labels = records[:, 1:], records[:, 0].astype(np.int64)
     else:
         batch = _unpickle(file)
-        pixels = batch.get(b"data", np.zeros(0))
-        try:
-            labels = np.array(batch.get(b"labels", ()), dtype=np.int64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{file} has labels that are not numbers: {_NOT_A_BATCH}") from error
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
+        array, listed = batch.get(b"data"), batch.get(b"labels", [])
+        if not isinstance(listed, list) or not all(type(label) is int and 0 <= label < 256 for label in listed):
+            raise InputError(f"{file} has labels that are not numbers from 0 to {_CLASSES - 1}: {_NOT_A_BATCH}")
+        pixels = array.pixels if isinstance(array, _Array) else np.zeros((0, 0), np.uint8)
+        labels = np.array(listed, dtype=np.int64)
+    if pixels.shape != (len(labels), _PIXELS):
         raise InputError(f"{file} has no image of {_PIXELS} bytes for every label: {_NOT_A_BATCH}")
     if not len(labels) or labels.min() < 0 or labels.max() >= _CLASSES:
         raise InputError(f"{file} has no labels, or some outside of 0 to {_CLASSES - 1}: {_NOT_A_BATCH}")
@@ -142,9 +221,11 @@ def _read(folder: Path, split: str, below: str, suffix: str) -> Labels:
 def _names(where: Path) -> tuple[str, ...]:
     text = where / "batches.meta.txt"
     if text.is_file():
-        names = text.read_text(encoding="utf-8").split()
+        names = text.read_text(encoding="utf-8", errors="replace").split()
     else:
-        names = [bytes(name).decode() for name in _unpickle(where / "batches.meta").get(b"label_names", ())]
+        listed = _unpickle(where / "batches.meta").get(b"label_names")
+        listed = listed if isinstance(listed, list) else []
+        names = [name.decode("utf-8", "replace") for name in listed if isinstance(name, bytes)]
     if len(names) != _CLASSES:
         raise InputError(f"{where} names {len(names)} classes in batches.meta, not {_CLASSES}; unpack {_OWNER} again")
     return tuple(names)

@@ -266,6 +266,11 @@ def test_batches_of_cifar10(tmp_path: Path) -> None:
         (pickle.dumps({**content, b"labels": ["a"] * 4}, 2), r"labels that are not numbers"),
         (pickle.dumps({**content, b"labels": [1]}, 2), r"has no image of 3072 bytes for every label"),
         (pickle.dumps({b"labels": []}, 2), r"has no image of 3072 bytes"),
+        (pickle.dumps({**content, b"data": np.array([None] * 4)}, 2), r"an array is not of type uint8"),
+        (good.replace(b"U\x02u1", b"U\x02O8").replace(b"u1", b"O8"), r"an array is not of type uint8"),  # pointers
+        (b"\x80\x02}(" + b")" + b"\x85q\x00h\x00h\x00\x86" * 40 + b"K\x01u.", r"keys are not texts"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", r"cannot be read"),  # a bytearray of a terabyte
+        (b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb.", r"changes an object that is not an array"),
     ]
     for number, (damaged, message) in enumerate(cases):
         batch.write_bytes(damaged)
