@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.gram import Gram
+from benchmarks.solvers.gram import Gram, Rows
 
 TOLERANCE = 1e-5
 MAX_NEWTON = 100
@@ -262,36 +262,39 @@ def _factorised(system: _System) -> _Step:
     the active rows X, in double precision.
     """
     gram, active = system.gram, system.curvature > 0
-    dual = torch.where(active | ~system.open[..., None], 0.0, system.residual)  # inactive coefficients become zero
-    reach = gram.product(dual)
-    step, primal = dual, {}
-    for place, j in system.open.nonzero().tolist():
+    count = active.sum(-1).double()
+    primal = system.open & (_primal_cost(count, gram.whole.dim) < _dual_cost(count))
+    step = torch.where(active | ~system.open[..., None], 0.0, system.residual)  # inactive coefficients become zero
+    reach = gram.product(step)
+    for place, j in (system.open & ~primal).nonzero().tolist():
         images = active[place, j].nonzero()[:, 0]
-        curvature, residual = system.curvature[place, j], system.residual[place, j]
-        count = torch.tensor(float(len(images)))
-        if _primal_cost(count, gram.whole.dim) < _dual_cost(count):
-            decisions = _primal_decisions(gram, place, images, curvature[images], residual)
-            step[place, j], primal[place, j] = residual - curvature * decisions, decisions
-            continue
-        inverse = 1 / curvature[images]
-        right = inverse * residual[images] - reach[place, j, images]
+        inverse = 1 / system.curvature[place, j, images]
+        right = inverse * system.residual[place, j, images] - reach[place, j, images]
         matrix = gram.block(place, images)
         step[place, j, images] = _solve_dual(matrix, inverse, right, double=bool(system.exact[place, j]))
+    exact_decisions = {}
+    for place in primal.any(1).nonzero()[:, 0].tolist():
+        which = primal[place].nonzero()[:, 0]
+        curvature, residual = system.curvature[place, which], system.residual[place, which]
+        exact_decisions[place] = which, _primal_decisions(gram.rows(place), curvature, residual)
+        step[place, which] = residual - curvature * exact_decisions[place][1]
     decisions = gram.product(step)
-    for at, of_problem in primal.items():
-        decisions[at] = of_problem
+    for place, (which, exact) in exact_decisions.items():
+        decisions[place, which] = exact
     decrement = (decisions * system.residual).sum(-1).clamp(min=0).sqrt()
     return _Step(step, decisions, decrement <= system.goal)
 
 
-def _primal_decisions(gram: Gram, place: int, images: Tensor, curvature: Tensor, residual: Tensor) -> Tensor:
-    """(n,) float64 decision values of one step, from the (a,) active `images` and their curvature."""
-    rows = gram.rows(place)
-    active = rows.select(images).extended()
-    hessian = (active.T * curvature) @ active
-    hessian.diagonal().add_(1)
-    weights = torch.cholesky_solve(rows.weights(residual[None]).T, torch.linalg.cholesky(hessian))
-    return rows.decisions(weights.T)[0]
+def _primal_decisions(rows: Rows, curvature: Tensor, residual: Tensor) -> Tensor:
+    """(m, n) float64 decision values of the steps of m problems on the same n rows."""
+    weights = rows.weights(residual)
+    for j, of_problem in enumerate(curvature):
+        images = of_problem.nonzero()[:, 0]
+        active = rows.select(images).extended()
+        hessian = (active.T * of_problem[images]) @ active
+        hessian.diagonal().add_(1)
+        weights[j] = torch.cholesky_solve(weights[j, :, None], torch.linalg.cholesky(hessian))[:, 0]
+    return rows.decisions(weights)
 
 
 def _solve_dual(matrix: Tensor, diagonal: Tensor, right: Tensor, *, double: bool) -> Tensor:
