@@ -109,4 +109,4 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "#SBATCH --partition=gpu" in array
     assert "#SBATCH --gpus-per-node=1" in array
     assert "#SBATCH --dependency=afterany:100" in page
-    assert errors.count("--encoder pixels --name 'raw pixels' --only knn.mmselfsup@1") == 1
+    assert errors.count("--encoder pixels --only knn.mmselfsup@1") == 1
