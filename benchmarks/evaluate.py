@@ -45,7 +45,7 @@ from results.schema import (
     canonical_sha256,
     record_key,
 )
-from results.store import StoredRecord, find_record, read_record, record_path, write_record
+from results.store import StoredRecord, find_record, read_record, record_path, refuse_newer, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,11 +170,14 @@ def prepare(
 
 
 def cached_record(run: Run) -> Record | None:
-    """The intact record of exactly this question, unless `--force` asks to measure again."""
-    if run.options.force:
-        return None
-    seeds = (run.options.seed,)
-    return find_record(run.options.records, run.encoder.card, run.protocol, run.dataset, seeds)
+    """The intact record of exactly this question, unless `--force` asks to measure again.
+
+    Raises:
+        InputError: a newer version of this program has written a record of this question.
+    """
+    where = run.options.records, run.encoder.card, run.protocol, run.dataset, (run.options.seed,)
+    refuse_newer(record_path(*where))
+    return None if run.options.force else find_record(*where)
 
 
 def require_writable(options: RunOptions) -> None:

@@ -24,8 +24,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from results.atomic import make_folder, write_pair
+from results.atomic import make_folder, write_file, write_pair
 from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
+from results.errors import InputError
 from results.schema import (
     SCHEMA_VERSION,
     DatasetRef,
@@ -38,6 +39,7 @@ from results.schema import (
 )
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
+MAX_DEPTH = 64  # of a record's JSON; ours are 5 deep
 REFERENCE = "same/"  # prefix of an array that names the array with the same content
 
 
@@ -71,6 +73,16 @@ class BadRecord:
     path: Path
     reason: str
 
+    def name(self, root: Path | None = None) -> str:
+        """The path as printable text, relative to `root` if given."""
+        path = self.path if root is None else self.path.relative_to(root)
+        return printable(path.as_posix())
+
+
+def printable(text: str) -> str:
+    """A file name with the bytes that are not UTF-8 written as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: DatasetRef, seeds: tuple[int, ...]) -> Path:
     """Where the record of this encoder, protocol, data and seeds belongs."""
@@ -82,6 +94,9 @@ def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: Data
 def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]] | None = None) -> Path:
     """Seal a record and write it with its outcomes file, replacing one of the same key.
 
+    A failed record never replaces a successful one: it is written next to it with the suffix `.failed`, which tables do
+    not read, and removed by the next success.
+
     If the outcomes have groups, scores without a standard error get theirs. Decisions are stored as ranks within their
     class (equal decisions share one), which is all that ranking metrics need and a fraction of the size.
 
@@ -90,7 +105,11 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
             (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.bootstrap`; and
             the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
 
+    Returns:
+        The file that was written.
+
     Raises:
+        InputError: a newer version of this program has written a record of this key.
         ValueError: a score or decision is not a finite number, or an array holds Python objects.
         OSError: the disk is full, read-only, or locked by another writer for minutes; nothing has changed then.
     """
@@ -103,8 +122,38 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
     sealed = record.model_copy(update={"outcomes_file": outcomes_name}).sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with _locked(root):
+        refuse_newer(path)
+        failure = path.with_suffix(".failed")
+        before = read_record(path) if record.status == "failed" and path.is_file() else None
+        if isinstance(before, StoredRecord) and before.intact and before.record.status == "ok":
+            write_file(failure, text)
+            return failure
         write_pair(path, text.encode(), outcomes_name, payload)
+        failure.unlink(missing_ok=True)
     return path
+
+
+def refuse_newer(path: Path) -> None:
+    """Check, before a measurement, that its record would not replace one of a newer schema.
+
+    Raises:
+        InputError: it would.
+    """
+    version = _schema_version(path) if path.is_file() else None
+    if version is not None and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written by a newer version of this program (schema {version}, this one writes "
+            f"{SCHEMA_VERSION}) and is not overwritten; update, or write to another folder"
+        )
+
+
+def _schema_version(path: Path) -> int | None:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    return version if isinstance(version, int) else None
 
 
 def find_record(
@@ -129,7 +178,9 @@ def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
     records: list[StoredRecord] = []
     bad: list[BadRecord] = []
     for path in sorted(root.rglob("*.json")):
-        found = read_record(path)
+        place = path.relative_to(root).as_posix()
+        named = printable(place) == place
+        found = read_record(path) if named else BadRecord(path, "its name is not UTF-8; rename the file or its folder")
         if isinstance(found, BadRecord):
             bad.append(found)
         else:
@@ -156,8 +207,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> StoredRecord | BadRecord:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        return BadRecord(path, "cannot be read: not a regular file")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        if _deeper_than(raw, MAX_DEPTH):
+            return BadRecord(path, f"not a record: its JSON is nested more than {MAX_DEPTH} deep")
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if not isinstance(version, int):
             return BadRecord(path, "not a record: it has no schema_version")
@@ -198,6 +253,21 @@ def slug(name: str) -> str:
 
 def _outcomes_name(path: Path, payload: bytes) -> str:
     return f"{path.stem}.{hashlib.sha256(payload).hexdigest()[:16]}.npz"
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    """Whether JSON is nested deeper, in which case recursive code may fail on it."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _refuse_constant(constant: str) -> float:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from results.__main__ import main
 from results.atomic import write_file
+from results.errors import InputError
 from results.schema import DECISIVE, EncoderCard, Record, Score, record_key
 from results.store import (
     BadRecord,
@@ -371,6 +373,8 @@ BAD = {
     "nan": ('{"schema_version": NaN}', "NaN is not a JSON number"),
     "empty_object": ('{"schema_version": 1}', "status: Field required"),
     "deep": ("[" * 100_000, "cannot be read"),
+    "nested": ('{"schema_version": 2, "a": ' + "[" * 200 + "]" * 200 + "}", "nested more than 64 deep"),
+    "infinite": ('{"schema_version": 1e999}', "no schema_version"),
 }
 
 
@@ -392,6 +396,49 @@ def test_an_unknown_field_is_named(tmp_path: Path) -> None:
     found = read_record(path)
     assert isinstance(found, BadRecord)
     assert found.reason.startswith("invented: Extra inputs")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names of any bytes, and pipes")
+def test_a_name_that_is_not_utf8_and_a_pipe_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "records")
+    os.rename(os.fsencode(path), os.fsencode(path.parent) + b"/caf\xe9.json")  # noqa: PTH104 - bytes
+    os.mkfifo(tmp_path / "records" / "pipe.json")
+    records, bad = read_records(tmp_path / "records")
+    assert records == []
+    assert [(found.name(found.path.parent), found.reason) for found in bad] == [
+        ("caf\\xe9.json", "its name is not UTF-8; rename the file or its folder"),
+        ("pipe.json", "cannot be read: not a regular file"),
+    ]
+    assert main(["tables", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "page.md")]) == 0
+    assert "caf\\\\xe9.json: its name is not UTF-8" in (tmp_path / "page.md").read_text()
+    assert "xe9.json: its name is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_failure_never_replaces_a_good_record(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    before = contents(tmp_path)
+    failed = record(moco_card(0), KNN, status="failed", error="out of memory")
+    failure = write_record(tmp_path, failed)
+    assert failure == path.with_suffix(".failed")
+    assert "out of memory" in failure.read_text()
+    assert {name: data for name, data in contents(tmp_path).items() if not name.endswith(".failed")} == before
+    assert [found.record.status for found in read_records(tmp_path)[0]] == ["ok"]
+    assert read_records(tmp_path)[1] == []
+    written(tmp_path)
+    assert contents(tmp_path) == before
+    path.write_text(path.read_text().replace("220", "221"))  # an edited record is not a good one
+    assert write_record(tmp_path, failed) == path
+
+
+def test_a_record_of_a_newer_schema_is_never_overwritten(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"written by a newer version of this program \(schema 3, this one writes 2\)"):
+        written(tmp_path)
+    with pytest.raises(InputError, match="newer version"):
+        write_record(tmp_path, record(moco_card(0), KNN, status="failed", error="out of memory"))
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
