@@ -17,7 +17,8 @@ All values here are fractions of one; tables turn them into percent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,8 @@ SPREAD = 0.25
 COLUMN_PREFIXES = ("correct/", "decision/", "iou/", "pseudo_value/")
 AP_RULE = "ap_rule"  # the outcome that names the definition of average precision
 RULES = ("envelope", "sklearn", "11point")
-BLOCK_VALUES = 4_000_000  # item weights held at once: 32 MB
+KEPT_VALUES = 16_000_000  # item weights kept from one encoder to the next: 128 MB
+BLOCK_VALUES = 4_000_000  # item weights computed at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ def measured_columns(outcomes: Outcomes) -> tuple[str, ...]:
 
 
 def replicates(
-    outcomes: Outcomes, columns: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+    outcomes: Outcomes,
+    columns: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    weights: BootstrapWeights | None = None,
 ) -> dict[str, Replicates]:
     """The metric of each column, with all weights one and under `resamples` reweightings of the sources.
 
@@ -82,18 +89,19 @@ def replicates(
             the truth, or `pseudo_value/<column>` (N,) for any metric: its infinitesimal jackknife, whose weighted mean
             is the metric to first order; the sources of item i are
             `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+        weights: keeps the weights of one test set from one call to the next.
 
     Raises:
         KeyError: the outcomes do not hold a column or the groups.
         ValueError: arrays that do not fit each other.
     """
-    groups = _Groups.of(outcomes)
-    metrics = {column: _metric(outcomes, column, groups.items) for column in columns}
-    values = {column: float(metric(np.ones((groups.items, 1)))[0]) for column, metric in metrics.items()}
+    items, blocks = (weights or BootstrapWeights()).of(outcomes, resamples, seed)
+    metrics = {column: _metric(outcomes, column, items) for column in columns}
+    values = {column: float(metric(np.ones((items, 1)))[0]) for column, metric in metrics.items()}
     resampled: dict[str, list[Floats]] = {column: [] for column in columns}
-    for weights in groups.item_weights(resamples, seed):
+    for block in blocks:
         for column, metric in metrics.items():
-            resampled[column].append(metric(weights))
+            resampled[column].append(metric(block))
     return {
         column: Replicates(value, value + (np.concatenate(resampled[column]) - value) / SPREAD)
         for column, value in values.items()
@@ -121,33 +129,17 @@ def size_of(outcomes: Outcomes) -> tuple[int, int]:
     return groups.items, groups.sources
 
 
-def align(outcomes: Outcomes, reference: Outcomes) -> Outcomes:
-    """The outcomes with their items in the order of `reference`.
+def in_order_of_ids(outcomes: Outcomes) -> list[NDArray[Any]]:
+    """Ids, targets, and sources as offsets and members, with the items in the order of their ids.
 
-    Raises:
-        ValueError: the two were not measured on the same items, targets and sources.
+    Outcomes that agree on them were measured on the same items and can be paired, whatever the order of the items.
     """
-    if not np.array_equal(outcomes["ids"], reference["ids"]):
-        order, wanted = np.argsort(outcomes["ids"]), np.argsort(reference["ids"])
-        if not np.array_equal(outcomes["ids"][order], reference["ids"][wanted]):
-            raise ValueError("the outcomes are of different test items, so they cannot be paired")
-        rows = np.empty_like(order)
-        rows[wanted] = order
-        outcomes = _take(outcomes, rows)
-    for name in ("targets", "group_offsets", "group_members"):
-        if not np.array_equal(outcomes[name], reference[name]):
-            raise ValueError(f"the outcomes disagree on the {name} of the same items, so they cannot be paired")
-    return outcomes
-
-
-def _take(outcomes: Outcomes, rows: NDArray[np.intp]) -> Outcomes:
     offsets, members = outcomes["group_offsets"], outcomes["group_members"]
-    taken = {k: v[rows] for k, v in outcomes.items() if k not in ("group_offsets", "group_members", AP_RULE)}
-    taken |= {AP_RULE: outcomes[AP_RULE]} if AP_RULE in outcomes else {}
-    parts = [members[offsets[i] : offsets[i + 1]] for i in rows]
-    taken["group_members"] = np.concatenate(parts)
-    taken["group_offsets"] = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(offsets.dtype)
-    return taken
+    order = np.argsort(outcomes["ids"], kind="stable")
+    sizes = np.diff(offsets)[order]
+    ordered = np.concatenate([[0], np.cumsum(sizes)])
+    rows = np.repeat(offsets[:-1][order] - ordered[:-1], sizes) + np.arange(len(members))
+    return [outcomes["ids"][order], outcomes["targets"][order], ordered, members[rows]]
 
 
 @dataclass(frozen=True)
@@ -185,6 +177,32 @@ class _Groups:
             each = np.ascontiguousarray(weights)[self.members]
             alone = len(self.members) == self.items  # one source per item: nothing to multiply
             yield each if alone else np.multiply.reduceat(each, self.starts, axis=0)
+
+
+class BootstrapWeights:
+    """Item weights of the last test set, kept for the next encoder unless the set is large."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._blocks: list[Floats] = []
+        self._items = 0
+
+    @staticmethod
+    def keeps(items: int, resamples: int = RESAMPLES) -> bool:
+        """Whether the weights of a test set of this size are kept."""
+        return items * resamples <= KEPT_VALUES
+
+    def of(self, outcomes: Outcomes, resamples: int, seed: int) -> tuple[int, Iterable[Floats]]:
+        """The number of items, and blocks of (N, b) item weights with `resamples` columns altogether."""
+        offsets, members = outcomes["group_offsets"], outcomes["group_members"]
+        contents = (hashlib.sha256(array.tobytes()).digest() for array in (offsets, members))
+        key = (resamples, seed, offsets.dtype.str, members.dtype.str, *contents)
+        if key != self._key:
+            groups = _Groups.of(outcomes)
+            if not self.keeps(groups.items, resamples):
+                return groups.items, groups.item_weights(resamples, seed)
+            self._blocks, self._items, self._key = list(groups.item_weights(resamples, seed)), groups.items, key
+        return self._items, self._blocks
 
 
 def _metric(

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from results.atomic import write_file
 from results.errors import InputError, did_you_mean
-from results.formats import Cell, Row, Table, figures_frame, frame, latex, markdown, tables_frame
+from results.formats import (
+    Cell,
+    Row,
+    Table,
+    csv_text,
+    escape_markdown,
+    figures_frame,
+    frame,
+    latex,
+    markdown,
+    tables_frame,
+)
 from results.options import (
     Correlations,
     Diff,
@@ -25,7 +36,7 @@ from results.options import (
     ZooPage,
 )
 from results.published import Figure, chosen, figures
-from results.rows import matching
+from results.rows import data_kind, matching, refuse_ambiguous
 from results.store import BadRecord, StoredRecord, read_records
 from results.zoo_page import Page
 
@@ -113,12 +124,13 @@ def _tables_page(options: Tables, records: list[StoredRecord], bad: list[BadReco
         return markdown_page(records, bad, options.records)
     if options.format == "latex":
         return latex_page(records)
-    if len({stored.record.dataset.embedded for stored in records}) > 1:
+    kinds = sorted({data_kind(stored.record).kind for stored in records})
+    if len(kinds) > 1:
         raise InputError(
-            f"{options.records} holds rows of the embedded data and of full data sets, which never share a table: "
-            "choose with --rows embedded or --rows full"
+            f"{options.records} holds rows of several kinds of data ({', '.join(kinds)}), which never share a table: "
+            f"choose one with {' or '.join(f'--rows {kind}' for kind in kinds)}"
         )
-    return frame(records).to_csv(index=False, lineterminator="\n")
+    return csv_text(frame(records))
 
 
 def _published_pages(options: ZooPage) -> int:
@@ -148,6 +160,7 @@ def _zoo_page(options: ZooPage) -> int:
     found, bad = _read(options.records)
     _name_bad(bad)
     records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
+    refuse_ambiguous(found, options.encoder)
     page = measured_page(records, _beside(options, records), options.weights)
     _put(options.out, _formatted_page(page, options.format))
     return 0
@@ -198,7 +211,7 @@ def _figures(options: PublishedFigures) -> int:
     if not found:
         raise InputError("no published figure matches")
     if options.format == "csv":
-        _put(options.out, figures_frame(found).to_csv(index=False, lineterminator="\n"))
+        _put(options.out, csv_text(figures_frame(found)))
         return 0
     sources = list(dict.fromkeys(figure.source for figure in found))
     rows = [_figure_row(figure, sources.index(figure.source) + 1) for figure in found]
@@ -237,7 +250,6 @@ def _publish(options: PublishRecords) -> int:
 
 def _diff(options: Diff) -> int:
     from results.compare.diff import diff, side
-    from results.tables import HEADINGS
 
     records: list[StoredRecord] = []
     for root in options.records:
@@ -248,7 +260,7 @@ def _diff(options: Diff) -> int:
     if not tables:
         raise InputError(f"{options.a} and {options.b} have no protocol and data in common")
     if options.format == "markdown":
-        parts = [f"## {HEADINGS[embedded][0]}\n\n{_formatted([table], 'markdown')}" for embedded, table in tables]
+        parts = [f"## {escape_markdown(kind.title)}\n\n{_formatted([table], 'markdown')}" for kind, table in tables]
         _put(options.out, "\n".join(parts))
     else:
         _put(options.out, _formatted([table for _, table in tables], options.format))
@@ -272,12 +284,12 @@ def _pictures(options: Pictures) -> int:
 
 
 def _formatted_page(page: Page, form: Format) -> str:
-    from results.zoo_page import latex_page, markdown_page
+    from results.zoo_page import zoo_latex, zoo_markdown
 
     if form == "csv":  # the heading says which rows are of the embedded data
         titled = [replace(table, title=f"{part.title}: {table.title}") for part in page.parts for table in part.tables]
         return _formatted(titled, form)
-    return markdown_page(page) if form == "markdown" else latex_page(page)
+    return zoo_markdown(page) if form == "markdown" else zoo_latex(page)
 
 
 def _report(options: Report) -> int:
@@ -333,6 +345,7 @@ def _explain(options: Explain) -> int:
         _check_picture_file(options.picture)
     records, bad = _read(options.records)
     _name_bad(bad)
+    refuse_ambiguous(records, options.encoder)
     found = explanations(matching(records, encoder=options.encoder), options.a, options.b, options.column)
     _put(options.out, _formatted([explanation_table(one) for one in found], options.format))
     if options.picture is not None:
@@ -359,7 +372,7 @@ def _lint(options: Lint) -> int:
 
 def _formatted(tables: Sequence[Table], form: Format) -> str:
     if form == "csv":
-        return tables_frame(tables).to_csv(index=False, lineterminator="\n")
+        return csv_text(tables_frame(tables))
     return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)
 
 
@@ -399,7 +412,7 @@ def _read_text(path: Path) -> str:
 def _chosen_records(
     found: Sequence[StoredRecord], root: Path, *, rows: str = "all", **patterns: Sequence[str]
 ) -> list[StoredRecord]:
-    """Records that match all patterns (of `encoder`, `benchmark`, `source`), of embedded or full data.
+    """Records that match all patterns (of `encoder`, `benchmark`, `source`), of one kind of data.
 
     Raises:
         InputError: no record matches.
@@ -408,7 +421,7 @@ def _chosen_records(
         raise InputError(f"no records in {root}; run a benchmark first, or name another folder with --records")
     records = matching(found, **patterns)
     if rows != "all":
-        records = [stored for stored in records if stored.record.dataset.embedded == (rows == "embedded")]
+        records = [stored for stored in records if data_kind(stored.record).kind == rows]
     if not records:
         names = {
             "encoder": {stored.record.encoder.name for stored in found},
@@ -438,7 +451,7 @@ def _check_picture_file(path: Path) -> None:
 
 def _name_bad(bad: Iterable[BadRecord]) -> None:
     for found in bad:
-        sys.stderr.write(f"results: left out {found.path}: {found.reason}\n")
+        sys.stderr.write(f"results: left out {found.name()}: {found.reason}\n")
 
 
 def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:

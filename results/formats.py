@@ -37,7 +37,7 @@ class Cell:
 
     Attributes:
         text: shown instead of the number, for example a published figure as it was printed.
-        bold: better than every other row by more than the noise.
+        bold: the best of its column, or tied with it within the noise.
     """
 
     value: float | None = None
@@ -156,6 +156,23 @@ def numeric_columns(table: Table) -> list[bool]:
 
 def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+FORMULA = re.compile(r"[=+\-@\t\r]")  # a cell that begins so is run as a formula by spreadsheets
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+
+def csv_text(rows: pd.DataFrame) -> str:
+    """Rows as CSV. A text that a spreadsheet would run as a formula gets an apostrophe in front, a number does not."""
+    quoted = rows.copy()
+    for name in rows.columns:
+        if rows[name].dtype == "string":
+            quoted[name] = rows[name].map(_unformula, na_action="ignore").astype("string")
+    return quoted.to_csv(index=False, lineterminator="\n")
+
+
+def _unformula(text: str) -> str:
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 COLUMNS = {

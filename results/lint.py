@@ -19,7 +19,7 @@ from markdown_it.token import Token
 from results.errors import InputError
 from results.families import SUMMARY
 from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
-from results.rows import Entry
+from results.rows import Entry, data_kinds
 from results.store import StoredRecord
 from results.tables import Section, headline
 from results.zoo_layout import LAYOUTS
@@ -94,7 +94,7 @@ def lint(page: Path, records: Sequence[StoredRecord]) -> Verdict:
     if not tables:
         raise InputError(f"{page} has no markdown table; give the markdown source of the page, not its HTML")
     published = PublishedClaims(figures())
-    measured = RecordClaims([Section(records, embedded=embedded) for embedded in (True, False)])
+    measured = RecordClaims([Section(records, kind) for kind in data_kinds(records)])
     verdict = Verdict()
     cells = [cell for table in tables for cell in _claimed_cells(table, published, measured, verdict)]
     for cell in cells:
@@ -341,7 +341,8 @@ class RecordClaims:
             example = group.example
             if example.protocol.resolved.benchmark != meaning.benchmark:
                 continue
-            if meaning.dataset not in ("", example.dataset.id) or meaning.protocol not in ("", example.protocol.id):
+            data = example.dataset.shown_name
+            if meaning.dataset not in ("", data) or meaning.protocol not in ("", example.protocol.id):
                 continue
             own = [stored for stored in entry.records(group.records) if stored.intact]
             scores = [stored.record.scores.get(meaning.column) for stored in own]
@@ -349,7 +350,7 @@ class RecordClaims:
             if not values or len(values) < len(own):
                 continue
             files = own[0].path.name if len(own) == 1 else f"{len(own)} records"
-            source = f"{files}: {example.protocol.id} on {example.dataset.id}"
+            source = f"{files}: {example.protocol.id} on {data}"
             text = f"{fmean(values):.{RECORD_DECIMALS}f}"
             found.append(Claim(source, text, frozenset((example.protocol.id,)), RECORD_DECIMALS))
         return found
@@ -396,14 +397,18 @@ def _column_meanings(table: MarkdownTable, measured: RecordClaims) -> list[list[
     known: dict[str, list[ColumnMeaning]] = {}
     title = letters(table.title)
     for group in measured.groups:
-        benchmark, data, protocol = group.protocol.benchmark, group.example.dataset.id, group.example.protocol.id
+        benchmark, data, protocol = (
+            group.protocol.benchmark,
+            group.example.dataset.shown_name,
+            group.example.protocol.id,
+        )
         if letters(group.title) == title:
             for column in group.columns:
                 known.setdefault(letters(column), []).append(ColumnMeaning(benchmark, column, data, protocol))
         if title == "summary" and benchmark in SUMMARY:
             meaning = ColumnMeaning(benchmark, group.protocol.primary, data, protocol)
             known.setdefault(letters(headline(group)), []).append(meaning)
-    datasets = {group.example.dataset.id for group in measured.groups}
+    datasets = {group.example.dataset.shown_name for group in measured.groups}
     for layout in LAYOUTS:
         embedded = [dataset for dataset in datasets if letters(f"{layout.task}: {dataset}") == title]
         if letters(layout.title) == title or embedded:

@@ -11,12 +11,12 @@ parts hold what happens between an image and a set, so it counts twice and the i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,11 @@ from scipy.special import stdtrit  # the quantile of Student's t
 from results.bootstrap import (
     COLUMN_PREFIXES,
     CONFIDENCE,
+    BootstrapWeights,
     Gain,
     Replicates,
-    align,
     gain_of,
+    in_order_of_ids,
     mean_replicates,
     measured_columns,
     replicates,
@@ -39,11 +40,15 @@ from results.formats import Cell
 from results.store import StoredRecord, measured_column
 
 Arrays = dict[str, NDArray[Any]]
+Value = TypeVar("Value")
 
 TWO_SIDED = 1.96  # standard errors to each side of a 95 % interval
+KEPT_REPLICATES = 4096  # arrays of 1000 numbers: 32 MB
 NOISE_LINE = (
-    f"Bold: the best of its column, better than each other row by more than the noise ({CONFIDENCE:.0%}, paired "
-    "bootstrap of the outcomes per item, and the spread over runs where both have several)."
+    "Bold: the best value of a column, and every value that cannot be told from it because the "
+    f"{CONFIDENCE:.0%} interval of their difference contains zero. The interval comes from a paired bootstrap over the "
+    "test items; where both rows have several runs, it includes their spread. The diff command prints the interval "
+    "of any pair."
 )
 
 
@@ -68,10 +73,6 @@ class Difference:
     @property
     def beyond_noise(self) -> bool:
         return self.low > 0 or self.high < 0
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
 
 
 def runs_of(records: Sequence[StoredRecord], column: str) -> list[float]:
@@ -107,6 +108,12 @@ def difference(
     The interval covers the test sample if both sides have outcomes per item, the initialisations or trials if both
     have several, and the drawn sets of labels if there are some. From runs alone it is too narrow.
     """
+    return cache.differences.get((_paths(a), _paths(b), column), lambda: _difference(cache, a, b, column))
+
+
+def _difference(
+    cache: ReplicateCache, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str
+) -> Difference | None:
     gain = cache.gain(a, b, column)
     scale = _scale([*a, *b])
     runs, sets = (runs_of(a, column), runs_of(b, column)), (sets_of(a, column), sets_of(b, column))
@@ -136,116 +143,105 @@ def _of_runs(a: Sequence[float], b: Sequence[float]) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * total**0.5
 
 
-def _of_sets(a: Mapping[str, float], b: Mapping[str, float] | None = None) -> float:
-    """Half the interval of the mean of `a`, or of its differences from `b` set by set: Student's t.
+def _of_sets(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Half the interval of the mean of the differences set by set: Student's t.
 
     Sides that were measured on different sets count as independent runs.
     """
-    if b is not None and a.keys() != b.keys():
+    if a.keys() != b.keys():
         return _of_runs(list(a.values()), list(b.values()))
-    values = [value - (0.0 if b is None else b[drawn]) for drawn, value in a.items()]
+    values = [value - b[drawn] for drawn, value in a.items()]
     quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
-def mark_best(
-    cache: ReplicateCache,
-    rows: Sequence[Sequence[StoredRecord]],
-    cells: Sequence[Cell],
-    column: str,
-    *,
-    higher_is_better: bool,
-) -> list[Cell]:
-    """One column's cells, the best in bold if it is better than each of the others by more than the noise."""
-    sign = 1 if higher_is_better else -1
-    filled = [i for i, cell in enumerate(cells) if cell.value is not None]
-    marked = list(cells)
-    if len(filled) < 2:
-        return marked
-    best = max(filled, key=lambda i: sign * (cells[i].value or 0.0))
-    for other in filled:
-        if other != best:
-            found = difference(cache, rows[best], rows[other], column)
-            if found is None or not (found.beyond_noise and sign * found.value > 0):
-                return marked
-    marked[best] = replace(cells[best], bold=True)
-    return marked
+# ---- the best of a column, and what is tied with it
 
 
 @dataclass(frozen=True)
-class Detectable:
-    """A smallest detectable difference; `of_sample` if it includes the noise of the test sample."""
+class Ranking:
+    """One column's cells, the best and all tied with it in bold.
 
-    value: float
-    of_sample: bool
-
-
-def smallest_detectable(
-    cache: ReplicateCache, rows: Sequence[Sequence[StoredRecord]], column: str
-) -> Detectable | None:
-    """The smallest difference between two rows beyond the noise: half the 95 % interval, the median over all pairs.
-
-    Without a pair it is that of two independent encoders with a row's noise; None if that is not known.
+    Attributes:
+        unknown: records whose difference from the best has no interval; nothing is bold where there are some.
+        runs_only: some interval rests on the spread over runs alone.
     """
-    pairs = [found for a, b in combinations(rows, 2) if (found := difference(cache, a, b, column)) is not None]
-    if pairs:
-        return Detectable(median(found.half_width for found in pairs), all(found.items for found in pairs))
-    for row in rows:
-        replicate = cache.mean(row, column)
-        score = row[0].record.scores.get(column) if len(row) == 1 else None
-        error = score.standard_error if score is not None else None
-        if replicate is not None:
-            error = _scale(row) * replicate.standard_error
-        if error is not None:
-            sets = sets_of(row, column)
-            of_sets = _of_sets(sets) if len(sets) > 1 else 0.0
-            return Detectable(2**0.5 * float(np.hypot(TWO_SIDED * error, of_sets)), of_sample=True)
-    return None
+
+    cells: tuple[Cell, ...]
+    unknown: tuple[StoredRecord, ...] = ()
+    runs_only: bool = False
 
 
-def detectable_line(
-    cache: ReplicateCache, asked: Mapping[str, tuple[Sequence[Sequence[StoredRecord]], str]], decimals: int
-) -> str:
-    """As `Smallest detectable difference between two rows (95%): k=10 5.1, k=20 5.3.`, for the header of a table.
-
-    A difference from runs alone is marked; for an unknown one the reason is given.
+def rank(
+    cache: ReplicateCache,
+    rows: Sequence[Sequence[StoredRecord]],
+    columns: Mapping[str, Sequence[Cell]],
+    *,
+    higher_is_better: bool,
+) -> dict[str, Ranking]:
+    """Compare every row with the best one, in each column.
 
     Args:
-        asked: by column title, the records of each row and their column. A column without a score is left out.
+        rows: the records of each row.
+        columns: the cells of each column, one per row. A column with fewer than two values stays as it is.
     """
-    found = {
-        title: smallest_detectable(cache, rows, column)
-        for title, (rows, column) in asked.items()
-        if any(_has(stored, column) for row in rows for stored in row)
-    }
-    texts = {title: f"{title} {one.value:.{decimals}f}" for title, one in found.items() if one is not None}
-    whole = [texts[title] for title, one in found.items() if one is not None and one.of_sample]
-    partly = [texts[title] for title, one in found.items() if one is not None and not one.of_sample]
-    unknown = [title for title, one in found.items() if one is None]
-    parts = [", ".join(whole)] if whole else []
-    if partly:
-        parts.append(f"{', '.join(partly)} by the spread of runs alone, which leaves the test sample out")
+    sign = 1 if higher_is_better else -1
+    best: dict[str, int] = {}
+    for column, cells in columns.items():
+        filled = {i: sign * cell.value for i, cell in enumerate(cells) if cell.value is not None}
+        if len(filled) > 1:
+            best[column] = max(filled, key=lambda i: filled[i])
+    tied = {column: {i} for column, i in best.items()}
+    unknown: dict[str, list[StoredRecord]] = {column: [] for column in best}
+    runs_only = set()
+    for i, row in enumerate(rows):  # row by row, so that the replicates of one row are held at a time
+        for column, first in best.items():
+            if i == first or columns[column][i].value is None:
+                continue
+            found = difference(cache, rows[first], row, column)
+            if found is None:
+                unknown[column] += [*rows[first], *row]
+                continue
+            if not (found.beyond_noise and sign * found.value > 0):
+                tied[column].add(i)
+            if not found.items:
+                runs_only.add(column)
+    rankings = {}
+    for column, cells in columns.items():
+        bold = set() if unknown.get(column) else tied.get(column, set())
+        marked = tuple(replace(cell, bold=True) if i in bold else cell for i, cell in enumerate(cells))
+        rankings[column] = Ranking(marked, tuple(unknown.get(column, ())), column in runs_only)
+    return rankings
+
+
+def ranking_line(rankings: Mapping[str, Ranking]) -> str:
+    """What a reader must know of the bold values of a table beyond `NOISE_LINE`; empty where that says it all.
+
+    Args:
+        rankings: by column title.
+    """
+    parts = []
+    unknown = {title: one.unknown for title, one in rankings.items() if one.unknown}
     if unknown:
-        records = [stored for title in unknown for row in asked[title][0] for stored in row]
-        which = "" if len(unknown) == len(found) else f" for {', '.join(unknown)}"
-        parts.append(f"not known{which}, {_why_not(records)}")
-    return f"Smallest detectable difference between two rows ({CONFIDENCE:.0%}): {'; '.join(parts) or 'no figures'}."
+        records = [stored for of in unknown.values() for stored in of]
+        which = "" if len(unknown) == len(rankings) else f" in {', '.join(unknown)}"
+        parts.append(f"Nothing is bold{which}, because {_why_unknown(records)}.")
+    runs_only = [title for title, one in rankings.items() if one.runs_only and not one.unknown]
+    if runs_only:
+        which = "All columns" if len(runs_only) == len(rankings) else ", ".join(runs_only)
+        parts.append(f"{which}: compared by the spread over runs alone, which leaves out the noise of the test sample.")
+    return " ".join(parts)
 
 
-def _has(stored: StoredRecord, column: str) -> bool:
-    score = stored.record.scores.get(column)
-    return score is not None and score.value is not None
-
-
-def _why_not(records: Sequence[StoredRecord]) -> str:
-    """Why the noise of the test sample cannot be computed from the records."""
-    if not any(family_of(stored.record.protocol.resolved.benchmark).outcomes for stored in records):
-        return "since this benchmark keeps no outcomes per item and no two rows have two trials each"
+def _why_unknown(records: Sequence[StoredRecord]) -> str:
+    """Why a difference between these records has no interval."""
     if not all(stored.intact for stored in records):
-        return "since edited or damaged records are not used for it"
+        return "edited or damaged records are not compared"
+    if not any(family_of(stored.record.protocol.resolved.benchmark).outcomes for stored in records):
+        return "this benchmark keeps no outcomes per item and not every row has several runs"
     if any(stored.record.outcomes_file is None for stored in records):
-        return "since the records hold no outcomes per item; measured again with --force they do"
-    return "since no outcomes per item are kept for it"
+        return "not every record holds outcomes per item; measure again with --force to get them"
+    return "not every record holds outcomes per item for it"
 
 
 def _scale(records: Sequence[StoredRecord]) -> float:
@@ -253,76 +249,152 @@ def _scale(records: Sequence[StoredRecord]) -> float:
     return 100.0 if all(stored.record.protocol.resolved.unit == "%" for stored in records) else 1.0
 
 
+def _paths(records: Sequence[StoredRecord]) -> tuple[Path, ...]:
+    return tuple(stored.path for stored in records)
+
+
+class _Recent(Generic[Value]):
+    """The values that were asked for last, at most `limit` of them (0: all)."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self._limit = limit
+        self._values: OrderedDict[object, Value] = OrderedDict()
+
+    def get(self, key: object, compute: Callable[[], Value]) -> Value:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = compute()
+        self.put(key, value)
+        return value
+
+    def put(self, key: object, value: Value) -> None:
+        self._values[key] = value
+        while self._limit and len(self._values) > self._limit:
+            self._values.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class _TestItems:
+    """The test items of a record, as a hash of ids, targets and sources, and how many items and sources there are."""
+
+    digest: bytes
+    size: tuple[int, int]
+
+
 class ReplicateCache:
-    """Replicates and paired gains of records by column, each computed once."""
+    """Replicates, gains and differences of records by column, each computed once while memory stays bounded.
+
+    Gains and differences are a few numbers each and are all kept; of the arrays, those used last are.
+    """
 
     def __init__(self) -> None:
-        self._outcomes: dict[Path, Arrays | None] = {}
-        self._replicates: dict[tuple[Path, int], Replicates | None] = {}
-        self._means: dict[tuple[tuple[Path, ...], str], Replicates | None] = {}
-        self._sizes: dict[Path, tuple[int, int]] = {}
-        self._paired: dict[tuple[Path, Path], bool] = {}
+        self.differences: _Recent[Difference | None] = _Recent()
+        self._gains: _Recent[Gain | None] = _Recent()
+        self._outcomes: _Recent[Arrays | None] = _Recent(2)
+        self._columns: _Recent[tuple[str, ...]] = _Recent()
+        self._replicates: _Recent[Replicates | None] = _Recent(KEPT_REPLICATES)
+        self._means: _Recent[Replicates | None] = _Recent(KEPT_REPLICATES)
+        self._items: _Recent[_TestItems | None] = _Recent()
+        self._items_by_bytes: _Recent[_TestItems | None] = _Recent()
+        self._weights = BootstrapWeights()
 
     def mean(self, stored: Sequence[StoredRecord], column: str) -> Replicates | None:
         """Replicates of the mean score of several encoders; None unless all have outcomes for it, on the same items."""
-        key = tuple(s.path for s in stored), column
-        if key not in self._means:
-            found = [self._one(s, column) for s in stored]
-            whole = [replicate for replicate in found if replicate is not None]
-            fit = len(whole) == len(found) > 0 and all(self._same_items(stored[0], other) for other in stored[1:])
-            self._means[key] = mean_replicates(whole) if fit else None
-        return self._means[key]
+        if len(stored) == 1:
+            return self._one(stored[0], column)
+        return self._means.get((_paths(stored), column), lambda: self._mean(stored, column))
+
+    def _mean(self, stored: Sequence[StoredRecord], column: str) -> Replicates | None:
+        found = [self._one(each, column) for each in stored]
+        whole = [replicate for replicate in found if replicate is not None]
+        fit = len(whole) == len(found) > 0 and all(self._same_items(stored[0], other) for other in stored[1:])
+        return mean_replicates(whole) if fit else None
 
     def gain(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> Gain | None:
         """Gain of the mean of `a` over the mean of `b`; None unless all were measured on the same items."""
+        return self._gains.get((_paths(a), _paths(b), column), lambda: self._gain(a, b, column))
+
+    def _gain(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> Gain | None:
         first, second = self.mean(a, column), self.mean(b, column)
-        if first is None or second is None or not self._same_items(a[0], b[0]):
+        items = self._items_of(a[0]) if a else None
+        if first is None or second is None or items is None or not self._same_items(a[0], b[0]):
             return None
-        if a[0].path not in self._sizes:
-            self._sizes[a[0].path] = size_of(self._held(a[0]) or {})
-        return gain_of(first, second, self._sizes[a[0].path])
+        return gain_of(first, second, items.size)
 
     def _one(self, stored: StoredRecord, column: str) -> Replicates | None:
-        outcomes = self._held(stored) or {}
-        columns = measured_columns(outcomes)
+        columns = self._columns.get(stored.path, lambda: measured_columns(self._held(stored) or {}))
         measured = measured_column(stored.record, column, columns)
-        if measured is None or "group_offsets" not in outcomes:
+        if measured is None:
             return None
-        if (stored.path, _array(outcomes, measured)) not in self._replicates:
-            # weights of a large test set cost more than a metric, so all columns of a page share them
-            shown = [c for c in columns if c in stored.record.protocol.resolved.columns and not c.endswith("top-5")]
-            self._fill(stored.path, outcomes, list(dict.fromkeys([*shown, measured])))
-        return self._replicates[stored.path, _array(outcomes, measured)]
+        return self._replicates.get((stored.path, measured), lambda: self._computed(stored, measured, columns))
 
-    def _fill(self, path: Path, outcomes: Arrays, columns: list[str]) -> None:
-        distinct = {_array(outcomes, column): column for column in columns}
+    def _computed(self, stored: StoredRecord, measured: str, columns: Sequence[str]) -> Replicates | None:
+        """The replicates of a column. Columns of equal outcomes, and all of a large test set, are computed together."""
+        outcomes = self._held(stored) or {}
+        items = self._items_of(stored)
+        if items is None:
+            return None
+        shown = [c for c in columns if c in stored.record.protocol.resolved.columns and not c.endswith("top-5")]
+        wanted = [measured] if self._weights.keeps(items.size[0]) else list(dict.fromkeys([measured, *shown]))
+        distinct = {_array(outcomes, column): column for column in reversed(wanted)}
+        found = self._bootstrap(outcomes, list(distinct.values()))
+        for column in columns:
+            same = distinct.get(_array(outcomes, column))
+            if same is not None:
+                self._replicates.put((stored.path, column), found.get(same))
+        return found.get(distinct[_array(outcomes, measured)])
+
+    def _bootstrap(self, outcomes: Arrays, columns: Sequence[str]) -> dict[str, Replicates]:
         try:
-            found = dict(replicates(outcomes, list(distinct.values())))
+            return dict(replicates(outcomes, columns, weights=self._weights))
         except (KeyError, ValueError, IndexError):  # arrays that do not fit each other
-            if len(distinct) > 1:  # the other columns may be usable
-                for column in distinct.values():
-                    self._fill(path, outcomes, [column])
-                return
-            found = {}
-        for array, column in distinct.items():
-            self._replicates[path, array] = found.get(column)
+            if len(columns) == 1:
+                return {}
+            return {name: one for column in columns for name, one in self._bootstrap(outcomes, [column]).items()}
 
     def _held(self, stored: StoredRecord) -> Arrays | None:
-        if stored.path not in self._outcomes:
-            self._outcomes[stored.path] = stored.outcomes()
-        return self._outcomes[stored.path]
+        return self._outcomes.get(stored.path, stored.outcomes)
+
+    def _items_of(self, stored: StoredRecord) -> _TestItems | None:
+        return self._items.get(stored.path, lambda: self._described(self._held(stored)))
+
+    def _described(self, outcomes: Arrays | None) -> _TestItems | None:
+        try:
+            arrays = [(outcomes or {})[name] for name in ("ids", "targets", "group_offsets", "group_members")]
+        except KeyError:
+            return None
+        contents = tuple((array.dtype.str, hashlib.sha256(array.tobytes()).digest()) for array in arrays)
+        return self._items_by_bytes.get(contents, lambda: _test_items(outcomes or {}))
 
     def _same_items(self, a: StoredRecord, b: StoredRecord) -> bool:
-        key = a.path, b.path
-        if key not in self._paired:
-            first, second = self._held(a), self._held(b)
-            try:
-                self._paired[key] = first is not None and second is not None and bool(align(second, first))
-            except (KeyError, ValueError):
-                self._paired[key] = False
-        return self._paired[key]
+        first, second = self._items_of(a), self._items_of(b)
+        return first is not None and second is not None and first.digest == second.digest
+
+
+def _test_items(outcomes: Arrays) -> _TestItems | None:
+    try:
+        ordered = in_order_of_ids(outcomes)
+        return _TestItems(_digest(ordered), size_of(outcomes))
+    except (ValueError, IndexError):  # arrays that do not fit each other
+        return None
+
+
+def _digest(arrays: Sequence[NDArray[Any]]) -> bytes:
+    """A hash of the arrays' values; texts of equal content but different maximum length are equal."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        kind = np.asarray(array)
+        if kind.dtype.kind == "U":
+            kind = np.char.encode(kind, "utf-8")
+            kind = kind.astype(f"S{max(1, int(np.char.str_len(kind).max(initial=0)))}")
+        elif kind.dtype.kind in "iub":
+            kind = kind.astype(np.int64)
+        digest.update(f"{kind.dtype.str}{kind.shape}".encode())
+        digest.update(np.ascontiguousarray(kind).tobytes())
+    return digest.digest()
 
 
 def _array(outcomes: Arrays, column: str) -> int:
-    """Identity of the array, held as long as the cache, with a column's outcomes: several columns may share one."""
+    """Identity of the array with a column's outcomes: several columns may share one."""
     return next(id(outcomes[prefix + column]) for prefix in COLUMN_PREFIXES if prefix + column in outcomes)

@@ -22,7 +22,7 @@ class Tables:
         records: folder of the records.
         out: file to write the page to, instead of the terminal.
         format: markdown and latex are pages; csv has one row per record and column at full precision.
-        rows: embedded or full data sets only. A csv never holds both.
+        rows: only embedded, full, or your own data sets. A csv holds one of these kinds.
         encoder: names of encoders, or patterns; default: all.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.
         source: origin of the weights as in their cards, or patterns.
@@ -34,7 +34,7 @@ class Tables:
     records: Path = LOCAL
     out: Path | None = None
     format: Format = "markdown"
-    rows: Literal["all", "embedded", "full"] = "all"
+    rows: Literal["all", "embedded", "full", "own"] = "all"
     encoder: tuple[str, ...] = ("*",)
     benchmark: tuple[str, ...] = ("*",)
     source: tuple[str, ...] = ("*",)
@@ -233,7 +233,7 @@ class Pictures:
     """Draw scores by layer, kNN against k and low-shot mAP against k, and write tables per class.
 
     Attributes:
-        out: folder of the pictures and of per_class.md, below it one folder for the embedded and one for full data.
+        out: folder of the pictures and of per_class.md, with one folder below it for each kind of data.
         records: folder of the records.
         encoder: names of encoders, or patterns; default: all.
         benchmark: names of benchmarks, or protocol ids, or patterns of them.

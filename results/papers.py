@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from results.formats import Cell, Row, Table
 from results.published import Figure
-from results.rows import Entry
+from results.rows import FULL, Entry
 from results.store import StoredRecord
 from results.tables import SPREAD_LINE, Section, score_cell
 
@@ -261,7 +261,7 @@ def paper_tables(figures: Sequence[Figure], records: Sequence[StoredRecord] = ()
         records: an encoder gets a row in a table if one of its records has the protocol of a column, on the full data
             set and without overrides.
     """
-    section = Section(records, embedded=False)
+    section = Section(records, FULL)
     tables = {}
     for layout in PAPERS:
         table = _table(layout, figures, section)

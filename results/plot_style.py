@@ -48,7 +48,7 @@ def line_style(family: int, member: int = 0) -> LineStyle:
 class EncoderStyles:
     """One style for each encoder of some records, the same in every figure.
 
-    Encoders that share a name (the seeds of one training) are a family.
+    The seeds of one training are a family.
     """
 
     def __init__(self, records: Sequence[StoredRecord]) -> None:
@@ -56,7 +56,7 @@ class EncoderStyles:
         families: dict[str, int] = {}
         members: dict[str, int] = {}
         for entry in table_rows(stored for stored in current(records)[0] if stored.intact):
-            name = entry.label if entry.random else entry.cards[0].name
+            name = entry.training
             family, member = families.setdefault(name, len(families)), members.get(name, 0)
             members[name] = member + 1
             for label in (entry.label, name, *(card.name for card in entry.cards)):

@@ -27,7 +27,7 @@ from results.plot_style import (
     save_figure,
     stacked_panels,
 )
-from results.rows import current, table_rows
+from results.rows import current, data_kind, data_kinds, records_by_row, table_rows
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
@@ -36,20 +36,21 @@ from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tab
 
 
 def write_figures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Path], dict[Path, str]]:
-    """Write all figures and the per-class table below `out`, in `embedded/` and `full/`, which never share a figure.
+    """Write all figures and the per-class table below `out`, in a folder for each kind of data.
 
-    Each folder gets a PNG for each of `record_figures`, and `per_class.md`.
+    They are `embedded/`, `full/`, and `own_<name>_<fingerprint>/` for each data set of the user's own. Each gets
+    a PNG for each of `record_figures`, and `per_class.md`.
 
     Returns:
         The files written, and for each file left out the reason.
     """
     written: list[Path] = []
     left_out: dict[Path, str] = {}
-    for embedded in (True, False):
-        own = [stored for stored in records if stored.record.dataset.embedded == embedded]
+    for kind in data_kinds(records):
+        own = [stored for stored in records if data_kind(stored.record) == kind]
         if not own:
             continue
-        folder = out / ("embedded" if embedded else "full")
+        folder = out / (f"own_{slug(kind.name)}_{kind.fingerprint[:8]}" if kind.kind == "own" else kind.kind)
         for figure in record_figures(own):
             path = folder / f"{figure.name}.png"
             try:
@@ -75,7 +76,7 @@ class RecordFigure:
 
 
 def record_figures(records: Sequence[StoredRecord]) -> list[RecordFigure]:
-    """The figures of the embedded or of the full data sets, in which an encoder has the same style everywhere."""
+    """The figures of one kind of data, in which an encoder has the same style everywhere."""
     styles = EncoderStyles(records)
     by_layer = partial(draw_per_layer, records, styles=styles)
     by_k = partial(draw_knn_k, records, styles=styles)
@@ -119,11 +120,14 @@ def _intact(records: Sequence[StoredRecord]) -> list[StoredRecord]:
 
 @dataclass(frozen=True)
 class Point:
-    """A score with its spread: the standard deviation over runs, or the standard error of the test set for one run."""
+    """A score with its spread, see `Curve.bars`."""
 
     x: float
     value: float
     spread: float | None
+
+
+OVER_RUNS, OF_SAMPLE = "standard deviation over runs", "standard error of the test sample"
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,13 @@ class Curve:
     label: str
     runs: int
     points: tuple[Point, ...]
+
+    @property
+    def bars(self) -> str:
+        """What the spread of its points is; empty where none is known."""
+        if all(point.spread is None for point in self.points):
+            return ""
+        return OVER_RUNS if self.runs > 1 else OF_SAMPLE
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,7 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
+TITLE_WIDTH, LEGEND_WIDTH = 56, 72  # characters
 LAYERS = {1.0: "stem", 2.0: "stage 1", 3.0: "stage 2", 4.0: "stage 3", 5.0: "stage 4"}
 
 
@@ -180,24 +192,24 @@ def draw_score_against_epoch(records: Sequence[StoredRecord], out: Path) -> None
 def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], float | None]) -> list[Panel]:
     """One panel per protocol and data set, one curve per encoder, in the order of the tables.
 
-    Encoders that share a name (seeds of one training) and random initialisations of one architecture are averaged.
+    The seeds of one training and the random initialisations of one architecture are averaged.
 
     Args:
         position: the place of a column on the horizontal axis; None for a column that the figure does not show.
     """
     newest = _intact(records)
+    entries = table_rows(newest)
     found = []
     for _, group in sorted(_by_protocol_and_data(newest).items()):
         protocol = group[0].record.protocol.resolved
         places = {column: x for column in protocol.columns if (x := position(column)) is not None}
         rows: dict[str, list[StoredRecord]] = {}
-        for entry in table_rows(newest):
-            label = entry.label if entry.random else entry.cards[0].name
-            rows.setdefault(label, []).extend(entry.records(group))
+        for entry, own in zip(entries, records_by_row(entries, group), strict=True):
+            rows.setdefault(entry.training, []).extend(own)
         curves = [_curve(label, own, places) for label, own in rows.items() if own]
         drawn = tuple(curve for curve in curves if curve.points)
         if drawn:
-            found.append(Panel(protocol, group[0].record.dataset.id, drawn))
+            found.append(Panel(protocol, group[0].record.dataset.shown_name, drawn))
     return found
 
 
@@ -236,7 +248,7 @@ def epoch_panels(records: Sequence[StoredRecord]) -> list[Panel]:
             if len(points) > 1
         )
         if curves:
-            found.append(Panel(protocol, group[0].record.dataset.id, curves))
+            found.append(Panel(protocol, group[0].record.dataset.shown_name, curves))
     return found
 
 
@@ -255,13 +267,14 @@ def draw_curves(
     if not panels:
         raise NothingToDrawError("no record has the columns of this figure")
     figure, all_axes = stacked_panels([3.6 + 0.2 * len(panel.curves) for panel in panels], extra=0.6)
+    kinds = sorted({curve.bars for panel in panels for curve in panel.curves if curve.bars})
     for axes, panel in zip(all_axes, panels, strict=True):
         for curve in panel.curves:
             axes.errorbar(
                 [point.x for point in curve.points],
                 [point.value for point in curve.points],
                 [point.spread or 0.0 for point in curve.points],
-                label=f"{curve.label}, mean of {curve.runs}" if curve.runs > 1 else curve.label,
+                label=_curve_label(curve, name_bars=len(kinds) > 1),
                 capsize=3,
                 markersize=5,
                 **styles.of(curve.label),
@@ -273,13 +286,17 @@ def draw_curves(
         axes.set_xticks(positions, [f"{x:g}" if ticks is None else ticks[x] for x in positions])
         axes.set_xlabel(x_label)
         axes.set_ylabel(_score_label(panel.protocol))
-        plain_axes(axes, f"{panel.protocol.id} on {panel.dataset}")
+        plain_axes(axes, _wrapped(f"{panel.protocol.id} on {panel.dataset}", TITLE_WIDTH))
         legend_below(axes, 0.16)
-    figure.supxlabel(
-        "Error bars: standard deviation over runs; for a single run the standard error of the test set",
-        fontsize="small",
-    )
+    if kinds:
+        text = kinds[0] if len(kinds) == 1 else "see the legend; the two kinds cannot be compared with each other"
+        figure.supxlabel(f"Error bars: {text}", fontsize="small")
     save_figure(figure, out)
+
+
+def _curve_label(curve: Curve, *, name_bars: bool) -> str:
+    label = f"{curve.label}, mean of {curve.runs}" if curve.runs > 1 else curve.label
+    return textwrap.fill(f"{label} (bars: {curve.bars})" if name_bars and curve.bars else label, LEGEND_WIDTH)
 
 
 def _score_label(protocol: Protocol, about: str = "") -> str:
@@ -326,7 +343,7 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
         found = ", ".join(sorted(name for name, _, _ in groups)) or "none"
         raise NothingToDrawError(f"the low-shot figure needs records of one protocol on one data set, found: {found}")
     (group,) = groups.values()
-    protocol, dataset = group[0].record.protocol.resolved, group[0].record.dataset.id
+    protocol, dataset = group[0].record.protocol.resolved, group[0].record.dataset.shown_name
     looks = styles or EncoderStyles(records)
     from matplotlib.figure import Figure
 
@@ -346,10 +363,8 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
         plain_axes(axes, title)
     all_axes[0].set_ylabel(_score_label(protocol, f" on {protocol.test_split}"))
     sets = protocol.params.get("sets", "all")
-    figure.suptitle(
-        f"{group[0].record.protocol.id} on {dataset}: mean of {sets} drawn sets; shaded: lowest to highest set",
-        fontsize="medium",
-    )
+    title = f"{group[0].record.protocol.id} on {dataset}: mean of {sets} drawn sets; shaded: lowest to highest set"
+    figure.suptitle(_wrapped(title, 2 * TITLE_WIDTH), fontsize="medium")
     handles, labels = all_axes[0].get_legend_handles_labels()
     columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels), default=0) + 6)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
@@ -387,8 +402,6 @@ def _by_k(record: Record, selection: str) -> dict[int, tuple[float, float, float
 
 
 # ---- scores per class
-
-TITLE_WIDTH = 56  # characters
 
 
 def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
@@ -484,9 +497,9 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
     save_figure(figure, out)
 
 
-def _wrapped(label: str) -> str:
+def _wrapped(label: str, width: int = LABEL_WIDTH) -> str:
     """A label on several lines, because the id of a protocol lists every changed number."""
-    return "\n".join(textwrap.wrap(label.replace("+", " +"), LABEL_WIDTH)).replace(" +", "+")
+    return "\n".join(textwrap.wrap(label.replace("+", " +"), width)).replace(" +", "+")
 
 
 # ---- pretraining logs

@@ -27,7 +27,8 @@ def publish(
 ) -> Publication:
     """Copy records with their outcomes files, byte for byte.
 
-    A newer record replaces the published one of the same encoder (name and initialisation), data set and protocol.
+    A newer record replaces the published one of the same encoder (name, initialisation and architecture), data set and
+    protocol.
     Failed, edited and unreadable records are left out.
 
     Args:
@@ -44,7 +45,7 @@ def publish(
         )
     records, bad = read_records(local_root)
     left_out = [(b.path.relative_to(local_root), b.reason) for b in bad]
-    newest: dict[tuple[str | None, ...], StoredRecord] = {}
+    newest: dict[tuple[object, ...], StoredRecord] = {}
     for stored in sorted(records, key=lambda s: (s.record.created, s.path)):
         record, place = stored.record, stored.path.relative_to(local_root)
         if not any(fnmatchcase(record.encoder.name, pattern) for pattern in encoders):
@@ -85,9 +86,10 @@ def publish(
     return Publication(tuple(sorted(copied)), tuple(sorted(unchanged)), gone, tuple(sorted(left_out)))
 
 
-def _row(record: Record) -> tuple[str | None, ...]:
+def _row(record: Record) -> tuple[object, ...]:
     """What identifies a published record."""
-    return record.encoder.name, record.encoder.init, record.dataset.id, record.protocol.id
+    card, dataset = record.encoder, record.dataset
+    return card.name, card.init, card.architecture, dataset.id, dataset.own and dataset.fingerprint, record.protocol.id
 
 
 def _remove(stored: StoredRecord, root: Path) -> None:

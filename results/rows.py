@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
+from results.errors import InputError
 from results.families import Family, family_of, place_of
 from results.schema import Architecture, EncoderCard, Protocol, Record
 from results.store import StoredRecord
 
-Identity = tuple[str, str | None, str | None]
+Identity = tuple[str, str | None, str | None, Architecture]
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class Entry:
     Attributes:
         cards: of the encoders in the row; more than one only if `random`.
         random: not trained; the control of pretrained encoders with the same architecture.
+        training: the label that the seeds of one training share, for figures that average them.
     """
 
     label: str
     cards: tuple[EncoderCard, ...]
     random: bool
+    training: str = ""
 
     @property
     def architecture(self) -> Architecture:
@@ -33,13 +38,82 @@ class Entry:
 
     def records(self, among: Iterable[StoredRecord]) -> list[StoredRecord]:
         """The records of this row's encoders."""
-        identities = {identity(card) for card in self.cards}
-        return [stored for stored in among if identity(stored.record.encoder) in identities]
+        return records_by_row([self], among)[0]
 
 
 def identity(card: EncoderCard) -> Identity:
     """What two records of the same encoder have in common."""
-    return card.name, card.init, card.weights_sha256
+    return card.name, card.init, card.weights_sha256, card.architecture
+
+
+def records_by_row(entries: Sequence[Entry], records: Iterable[StoredRecord]) -> list[list[StoredRecord]]:
+    """The records of each row, in one pass over all of them."""
+    rows: list[list[StoredRecord]] = [[] for _ in entries]
+    of_encoder = {identity(card): row for entry, row in zip(entries, rows, strict=True) for card in entry.cards}
+    for stored in records:
+        row = of_encoder.get(identity(stored.record.encoder))
+        if row is not None:
+            row.append(stored)
+    return rows
+
+
+# ---- which data a record belongs to
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """Whose data: the embedded data sets, the full data sets as published, or one data set of the user's own.
+
+    Records of different kinds never share a table, a heading or a figure.
+
+    Attributes:
+        name, fingerprint: of one's own data set; empty elsewhere.
+    """
+
+    kind: Literal["embedded", "full", "own"]
+    name: str = ""
+    fingerprint: str = ""
+
+    @property
+    def title(self) -> str:
+        """Heading of its tables."""
+        if self.kind == "own":
+            return f"Your data: {self.name} ({self.fingerprint[:8]})"
+        return "Embedded data" if self.kind == "embedded" else "Full data sets"
+
+    @property
+    def line(self) -> str:
+        """Explanation below the heading; empty for the full data sets."""
+        if self.kind == "own":
+            return (
+                "Images of your own, or a changed copy of a published data set. These figures cannot be compared with "
+                "published ones."
+            )
+        return EMBEDDED_LINE if self.kind == "embedded" else ""
+
+
+EMBEDDED_LINE = (
+    "Small images that this project composes from its own drawings. These figures cannot be compared with figures on "
+    "full data sets."
+)
+EMBEDDED, FULL = DataKind("embedded"), DataKind("full")
+
+
+def data_kind(record: Record) -> DataKind:
+    """Whose data a record was measured on."""
+    dataset = record.dataset
+    if dataset.embedded:
+        return EMBEDDED
+    return DataKind("own", dataset.own_name, dataset.fingerprint) if dataset.own else FULL
+
+
+def data_kinds(records: Iterable[StoredRecord]) -> list[DataKind]:
+    """The embedded data, the full data sets, then each data set of one's own in the records, by name."""
+    own = {kind for stored in records if (kind := data_kind(stored.record)).kind == "own"}
+    return [EMBEDDED, FULL, *sorted(own, key=lambda kind: (kind.name, kind.fingerprint))]
+
+
+# ---- which records are meant
 
 
 def matching(
@@ -49,11 +123,15 @@ def matching(
     benchmark: Sequence[str] = ("*",),
     source: Sequence[str] = ("*",),
 ) -> list[StoredRecord]:
-    """The records whose encoder's name, benchmark or protocol id, and card's source match one of the patterns each."""
+    """The records that match one of the patterns each: of encoder names or row labels, of benchmarks or protocol ids,
+    and of sources of the weights.
+    """
+    among = list(records)
+    names = encoder_names(among)
     return [
         stored
-        for stored in records
-        if _matches(encoder, stored.record.encoder.name)
+        for stored in among
+        if _matches(encoder, *names[identity(stored.record.encoder)])
         and _matches(benchmark, stored.record.protocol.id, stored.record.protocol.resolved.benchmark)
         and _matches(source, stored.record.encoder.source)
     ]
@@ -63,6 +141,31 @@ def _matches(patterns: Sequence[str], *names: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
+def encoder_names(records: Iterable[StoredRecord]) -> dict[Identity, tuple[str, ...]]:
+    """The names by which a user may call each encoder: its name, its own label, and the label of its table row."""
+    cards = {identity(stored.record.encoder): stored.record.encoder for stored in records}
+    labels = _labels(list(cards.values()))
+    names = {key: [card.name, label] for (key, card), label in zip(cards.items(), labels, strict=True)}
+    for entry in _rows(cards.values()):
+        for card in entry.cards:
+            names[identity(card)].append(entry.label)
+    return {key: tuple(dict.fromkeys(of)) for key, of in names.items()}
+
+
+def refuse_ambiguous(records: Sequence[StoredRecord], given: Sequence[str]) -> None:
+    """Check that each name means one encoder, or the seeds of one training. Patterns may mean several encoders.
+
+    Raises:
+        InputError: encoders of another architecture, or other weights of the same initialisation, share the name.
+    """
+    names = encoder_names(records)
+    for name in given:
+        own = [key for key, of in names.items() if name in of and of[-1] != name]  # the row's label means the row
+        if len({key[3] for key in own}) > 1 or len({key[1] for key in own}) < len(own):
+            choices = "\n".join(sorted(names[key][1] for key in own))
+            raise InputError(f"{name!r} is the name of {len(own)} different encoders; choose one of:\n{choices}")
+
+
 def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[StoredRecord]]:
     """The newest successful record of each encoder, data set and protocol, and the failures that came after it."""
     newest: dict[tuple[object, ...], StoredRecord] = {}
@@ -70,7 +173,8 @@ def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[S
     failures: dict[tuple[object, ...], StoredRecord] = {}
     for stored in sorted(records, key=lambda s: (s.record.created, s.path)):
         card, asked = stored.record.encoder, _question(stored.record)
-        attempt = (card.name, card.init, *asked)  # a failed record may have been written before the weights were known
+        # A failed record may have been written before the weights were known.
+        attempt = (card.name, card.init, card.architecture, *asked)
         if stored.record.status == "ok":
             newest[*identity(card), *asked] = stored
             finished[attempt] = stored.record.created
@@ -82,35 +186,60 @@ def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[S
 
 def table_rows(records: Iterable[StoredRecord]) -> list[Entry]:
     """The rows, in the order of every table: raw pixels, random initialisations, then the others by name."""
-    cards = {identity(s.record.encoder): s.record.encoder for s in records}
+    return _rows({identity(stored.record.encoder): stored.record.encoder for stored in records}.values())
+
+
+def _rows(cards: Iterable[EncoderCard]) -> list[Entry]:
     single: list[EncoderCard] = []
     random: dict[str, list[EncoderCard]] = defaultdict(list)
-    for card in cards.values():
+    for card in cards:
         if card.method == "random":
             kind = card.content_sha256(exclude={"name", "init", "weights_sha256", "pretrain_seconds"})
             random[kind].append(card)
         else:
             single.append(card)
-    folded = [group for group in random.values() if len(group) > 1]
+    folded = {kind: group for kind, group in random.items() if len(group) > 1}
     single += [card for group in random.values() if len(group) == 1 for card in group]
 
+    labels = _labels(single)
+    shared = _training_labels(single, labels)
     entries = [
-        Entry(label, (card,), card.method == "random") for label, card in zip(_labels(single), single, strict=True)
+        Entry(label, (card,), card.method == "random", training)
+        for label, card, training in zip(labels, single, shared, strict=True)
     ]
-    for group in folded:
-        shared = sum(group[0].architecture == other[0].architecture for other in folded) > 1
-        label = f"random init ({architecture_text(group[0].architecture)}{', ' + group[0].source if shared else ''})"
-        entries.append(Entry(label, tuple(sorted(group, key=lambda c: (c.name, c.init or ""))), random=True))
+    for label, group in zip(_folded_labels(folded), folded.values(), strict=True):
+        cards_of_row = tuple(sorted(group, key=lambda c: (c.name, c.init or "")))
+        entries.append(Entry(label, cards_of_row, random=True, training=label))
     return sorted(entries, key=lambda e: (e.architecture.name != "pixels", not e.random, e.label))
 
 
+def _folded_labels(groups: dict[str, list[EncoderCard]]) -> list[str]:
+    """Architecture of each group of random initialisations; source and card's hash where it alone is not distinct."""
+    parts = {
+        kind: (architecture_text(group[0].architecture), group[0].source, kind[:8]) for kind, group in groups.items()
+    }
+    labels = []
+    for own in parts.values():
+        needed = next(n for n in (1, 2, 3) if n == 3 or sum(of[:n] == own[:n] for of in parts.values()) == 1)
+        labels.append(f"random init ({', '.join(own[:needed])})")
+    return labels
+
+
 def architecture_text(architecture: Architecture) -> str:
-    """As `resnet18-w32-k3-nopool`: what differs from the ResNet of the paper follows its name."""
+    """As `resnet18-w32-k3-nopool`: what differs from the defaults follows the name of the network."""
     parts = [architecture.name]
-    for letter, field in (("w", "width"), ("k", "stem_kernel"), ("s", "stem_stride")):
+    for letter, field in (
+        ("w", "width"),
+        ("k", "stem_kernel"),
+        ("s", "stem_stride"),
+        ("p", "stem_padding"),
+        ("eps", "bn_eps"),
+        ("heads", "num_heads"),
+    ):
         value = getattr(architecture, field)
         if value != Architecture.model_fields[field].default:
             parts.append(f"{letter}{value}")
+    parts += ["stride1x1"] if architecture.stride_in_1x1 else []
     return "-".join(parts + (["nopool"] if not architecture.max_pool else []))
 
 
@@ -119,15 +248,58 @@ def _question(record: Record) -> tuple[str, ...]:
 
 
 def _labels(cards: Sequence[EncoderCard]) -> list[str]:
-    """Encoder names, with initialisation and weights' hash if several encoders share a name."""
-    labels = []
+    """Encoder names; where several encoders share one, with what tells them apart.
+
+    First the initialisation, then the architecture, then the first digits of the weights' hash.
+    """
+    namesakes = Counter(card.name for card in cards)
+    architectures: dict[str, set[Architecture]] = defaultdict(set)
     for card in cards:
-        namesakes = [other for other in cards if other.name == card.name]
-        twins = [other for other in namesakes if other.init == card.init]
-        parts = [card.init] if len(namesakes) > 1 and card.init else []
-        parts += [(card.weights_sha256 or "unloaded")[:8]] if len(twins) > 1 else []
-        labels.append(f"{card.name} ({', '.join(parts)})" if parts else card.name)
-    return labels
+        architectures[card.name].add(card.architecture)
+    parts = []
+    for card in cards:
+        own = []
+        if namesakes[card.name] > 1 and card.init and not _says(card.name, card.init):
+            own.append(card.init)
+        if len(architectures[card.name]) > 1:
+            own.append(architecture_text(card.architecture))
+        parts.append(own)
+    labels = [name_with(card.name, own) for card, own in zip(cards, parts, strict=True)]
+    twins = Counter(labels)
+    return [
+        name_with(card.name, [*own, (card.weights_sha256 or "unloaded")[:8]]) if twins[label] > 1 else label
+        for card, own, label in zip(cards, parts, labels, strict=True)
+    ]
+
+
+def name_with(name: str, parts: Sequence[str]) -> str:
+    """As `net (seed 1, 0a1b2c3d)`."""
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def name_with_init(card: EncoderCard) -> str:
+    """The name with the initialisation, unless the name says it already."""
+    return name_with(card.name, [card.init] if card.init and not _says(card.name, card.init) else [])
+
+
+def _says(name: str, part: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", name) is not None
+
+
+def _training_labels(cards: Sequence[EncoderCard], labels: Sequence[str]) -> list[str]:
+    """The label that the seeds of one training share: those of one name and architecture, each seed once."""
+    by_name: dict[str, list[EncoderCard]] = defaultdict(list)
+    for card in cards:
+        by_name[card.name].append(card)
+    found = []
+    for card, label in zip(cards, labels, strict=True):
+        same = [other for other in by_name[card.name] if other.architecture == card.architecture]
+        if card.method == "random" or len({other.init for other in same}) < len(same):
+            found.append(label)
+        else:
+            several = len(same) < len(by_name[card.name])
+            found.append(name_with(card.name, [architecture_text(card.architecture)] if several else []))
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,7 +323,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{self.family.title}: {self.example.dataset.id}"
+        return f"{self.family.title}: {self.example.dataset.shown_name}"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -173,7 +345,8 @@ class Group:
         items = f"{dataset.test_items:,} test and {dataset.train_items:,} training items"
         direction = "higher" if protocol.higher_is_better else "lower"
         return (
-            f"{self.example.protocol.id} on {dataset.id} ({items}, fingerprint {dataset.fingerprint[:8]}); "
+            f"{self.example.protocol.id} on {dataset.own_name if dataset.own else dataset.id} "
+            f"({items}, fingerprint {dataset.fingerprint[:8]}); "
             f"{protocol.metric}{unit}, {direction} is better; selection: {protocol.selection}."
         )
 
@@ -183,7 +356,7 @@ def without_cells(records: Sequence[StoredRecord]) -> list[StoredRecord]:
 
     A cell's protocol is the grid's protocol with one of the listed values for each field that differs.
     """
-    grids: dict[tuple[str, ...], list[Protocol]] = {}
+    grids: dict[tuple[object, ...], list[Protocol]] = {}
     for stored in records:
         protocol = stored.record.protocol.resolved
         if not protocol.overrides and family_of(protocol.benchmark).grid and stored.record.status == "ok":
@@ -206,26 +379,23 @@ def _is_cell(protocol: Protocol, grid: Protocol) -> bool:
     )
 
 
-def _grid_key(record: Record) -> tuple[str, ...]:
+def _grid_key(record: Record) -> tuple[object, ...]:
     protocol, card = record.protocol.resolved, record.encoder
     about = protocol.benchmark, protocol.variant, str(protocol.revision), record.dataset.fingerprint
-    return card.name, card.init or "", card.weights_sha256 or "", *about
+    return *identity(card), *about
 
 
 def grouped(records: Sequence[StoredRecord], failures: Sequence[StoredRecord]) -> list[Group]:
     """All groups, in the order of a model-zoo page."""
-    keys = {_group_key(stored.record) for stored in (*records, *failures)}
-    groups = [
-        Group(
-            tuple(stored for stored in records if _group_key(stored.record) == key),
-            tuple(stored for stored in failures if _group_key(stored.record) == key),
-        )
-        for key in sorted(keys)
-    ]
+    found: dict[tuple[str, ...], tuple[list[StoredRecord], list[StoredRecord]]] = {}
+    for i, stored_records in enumerate((records, failures)):
+        for stored in stored_records:
+            found.setdefault(_group_key(stored.record), ([], []))[i].append(stored)
+    groups = [Group(tuple(own), tuple(failed)) for _, (own, failed) in sorted(found.items())]
     return sorted(groups, key=lambda group: place_of(group.protocol.benchmark))
 
 
 def _group_key(record: Record) -> tuple[str, ...]:
     """What one table shares. An edited protocol has another hash and so gets a table of its own."""
-    resolved = record.protocol.resolved
-    return resolved.benchmark, record.dataset.id, resolved.id, record.dataset.fingerprint, resolved.content_sha256()
+    resolved, dataset = record.protocol.resolved, record.dataset
+    return resolved.benchmark, dataset.shown_name, resolved.id, dataset.fingerprint, resolved.content_sha256()

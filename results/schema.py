@@ -373,14 +373,41 @@ class ProtocolRef(Frozen):
     resolved: Protocol
 
 
+OWN_DATA_ID = "imagefolder"  # the data set id of any image folder
+
+
 class DatasetRef(Frozen):
-    """Which data, and a hash of the lists and labels that were read."""
+    """Which data, and a hash of the lists and labels that were read.
+
+    Attributes:
+        official: whether the lists are those of the owner of the data set; None where nobody has checked.
+        folder: name of the folder that was read, without its path, where the data are not official.
+    """
 
     id: str
     fingerprint: Sha256
     embedded: bool = Field(description="composed from the project's own drawings: never in a table with full data sets")
     train_items: int
     test_items: int
+    official: bool | None = Field(None, exclude_if=_is_none)
+    folder: str | None = Field(None, exclude_if=_is_none)
+
+    @property
+    def own(self) -> bool:
+        """Whether these are the user's own data, which never stand under the name of a published data set."""
+        return not self.embedded and (self.official is False or (self.official is None and self.id == OWN_DATA_ID))
+
+    @property
+    def own_name(self) -> str:
+        """Name of one's own data: the folder, and the data set whose layout it has."""
+        if not self.folder:
+            return self.id
+        return self.folder if self.id == OWN_DATA_ID else f"{self.folder} in the layout of {self.id}"
+
+    @property
+    def shown_name(self) -> str:
+        """How tables call the data: the data set, or one's own folder with the first digits of its fingerprint."""
+        return f"{self.own_name} ({self.fingerprint[:8]})" if self.own else self.id
 
 
 class Hardware(Frozen):

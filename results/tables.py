@@ -1,7 +1,7 @@
 """Tables from records, in the layout of a model-zoo page, and the pages and README block that hold them.
 
-A table holds one protocol on one version of one data set, so that its rows can be compared. The tables of the embedded
-data form a section of their own.
+A table holds one protocol on one version of one data set, so that its rows can be compared. The embedded data, the full
+data sets, and each data set of the user's own have sections of their own.
 """
 
 from __future__ import annotations
@@ -15,75 +15,79 @@ from numpy.typing import NDArray
 from results.bootstrap import CONFIDENCE, Gain
 from results.errors import InputError
 from results.families import SUMMARY, family_of
-from results.formats import Cell, Row, Table, escape_markdown, latex, markdown
-from results.noise import NOISE_LINE, ReplicateCache, detectable_line, mark_best
-from results.rows import Entry, Group, architecture_text, current, grouped, table_rows, without_cells
+from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
+from results.noise import NOISE_LINE, Ranking, ReplicateCache, rank, ranking_line
+from results.rows import (
+    DataKind,
+    Entry,
+    Group,
+    architecture_text,
+    current,
+    data_kind,
+    data_kinds,
+    grouped,
+    records_by_row,
+    table_rows,
+    without_cells,
+)
 from results.schema import EncoderCard
 from results.store import BadRecord, StoredRecord
 
 MARK = "†"
 SPREAD_LINE = (
-    "± is the standard error of the test sample: a bootstrap over the sources of the test items, not over the items. "
-    "std is over initialisations or trials."
+    "±: standard error of the test sample, from a bootstrap over the sources of the test items. std: standard "
+    "deviation over initialisations or trials."
 )
 PAIRED_LINE = (
-    f"In percentage points, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test "
-    "items: both sides see the same resamples. Initialisations are averaged; their spread is not in the interval."
+    f"Percentage points, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: "
+    "both sides are compared on the same resamples. Initialisations are averaged; the interval does not include their "
+    "spread."
 )
 POSITIVES = "Positives"
 MEAN_OF = ", mean of "  # between a row's label and the number of its encoders
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-HEADINGS = {
-    True: (
-        "Embedded data",
-        "Small pictures that this project composes from its own drawings. No figure here can be set beside one of a "
-        "full data set.",
-    ),
-    False: ("Full data sets", ""),
-}
 NO_RECORDS = "No records yet."
 
 
 class Section:
-    """The tables of the embedded data, or those of the full data sets, never of both."""
+    """The tables of one kind of data: the embedded data, the full data sets, or one data set of the user's own."""
 
-    def __init__(self, records: Iterable[StoredRecord], *, embedded: bool) -> None:
-        successes, failures = current(without_cells([s for s in records if s.record.dataset.embedded == embedded]))
-        self.embedded = embedded
+    def __init__(self, records: Iterable[StoredRecord], kind: DataKind) -> None:
+        successes, failures = current(without_cells([s for s in records if data_kind(s.record) == kind]))
+        self.kind = kind
         self.entries = table_rows(successes)
         self.groups = grouped(successes, failures)
         self.cache = ReplicateCache()
 
     def tables(self) -> list[Table]:
         """One per protocol and data, then one of the encoders."""
-        return [self.group_table(group) for group in self.groups] + self._encoder_table()
+        return [self.group_table(group) for group in self.groups] + self.encoder_table()
 
     def summary(self) -> Table | None:
         """One row per encoder, the primary column of each headline group; None without any."""
         groups = self.headline_groups()
-        records = [stored for group in groups for stored in group.records]
-        if not records:
+        if not groups:
             return None
-        columns = tuple(headline(group) for group in groups)
-        entries = [entry for entry in self.entries if entry.records(records)]
-        filled = [self._column(entries, group, group.protocol.primary) for group in groups]
-        rows = [
-            Row(_row_label(entry, entry.records(records), len(entry.cards)), cells)
-            for entry, cells in zip(entries, zip(*filled, strict=True), strict=True)
+        titles = tuple(headline(group) for group in groups)
+        by_row = [records_by_row(self.entries, group.records) for group in groups]
+        shown = [i for i in range(len(self.entries)) if any(of_group[i] for of_group in by_row)]
+        rankings = [
+            self._ranked(group, [of_group[i] for i in shown], [group.protocol.primary])[group.protocol.primary]
+            for group, of_group in zip(groups, by_row, strict=True)
         ]
-        lines = [f"{column}: {group.line}" for column, group in zip(columns, groups, strict=True)]
-        decimals = max(group.decimals for group in groups)
-        asked = {
-            column: (_own(entries, group), group.protocol.primary)
-            for column, group in zip(columns, groups, strict=True)
-        }
+        rows = []
+        for i, cells in zip(shown, zip(*(ranking.cells for ranking in rankings), strict=True), strict=True):
+            own = [stored for of_group in by_row for stored in of_group[i]]
+            rows.append(Row(_row_label(self.entries[i], own, len(self.entries[i].cards)), cells))
+        lines = [f"{title}: {group.line}" for title, group in zip(titles, groups, strict=True)]
+        lines += [SPREAD_LINE, NOISE_LINE, ranking_line(dict(zip(titles, rankings, strict=True)))]
         return Table(
             title="Summary",
-            lines=(*lines, SPREAD_LINE, detectable_line(self.cache, asked, decimals), NOISE_LINE),
-            columns=("Encoder", *columns),
+            lines=tuple(line for line in lines if line),
+            columns=("Encoder", *titles),
             rows=tuple(rows),
-            decimals=decimals,
-            notes=self._fault_notes(records),
+            decimals=max(group.decimals for group in groups),
+            notes=self._fault_notes([stored for group in groups for stored in group.records]),
         )
 
     def headline_groups(self) -> list[Group]:
@@ -94,42 +98,40 @@ class Section:
     def group_table(self, group: Group) -> Table:
         layers = [column for column in group.columns if column.lower().startswith("feature")]
         best_layer = group.family.best_layer and len(layers) > 1
-        entries = [entry for entry in self.entries if entry.records(group.records)]
-        filled = {column: self._column(entries, group, column) for column in group.columns}
+        by_row = records_by_row(self.entries, group.records)
+        shown = [(entry, own) for entry, own in zip(self.entries, by_row, strict=True) if own]
+        rankings = self._ranked(group, [own for _, own in shown], group.columns)
         rows = []
-        for i, entry in enumerate(entries):
-            own = entry.records(group.records)
-            cells = {column: filled[column][i] for column in group.columns}
+        for i, (entry, own) in enumerate(shown):
+            cells = {column: rankings[column].cells[i] for column in group.columns}
             first = [best_layer_cell(layers, cells)] if best_layer else []
             rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
-        lines = [group.line, *([group.family.line] if group.family.line else [])]
-        if entries:
-            asked = {column: (_own(entries, group), column) for column in group.columns}
-            lines.append(detectable_line(self.cache, asked, group.decimals))
         return Table(
             title=group.title,
-            lines=tuple(lines),
+            lines=tuple(line for line in (group.line, group.family.line, ranking_line(rankings)) if line),
             columns=("Encoder", *(["Best Layer"] if best_layer else []), *group.columns),
             rows=tuple(rows),
             decimals=group.decimals,
             notes=(*_failure_notes(group.failures), *self._fault_notes(group.records)),
         )
 
-    def _column(self, entries: Sequence[Entry], group: Group, column: str) -> list[Cell]:
-        """One cell per row, the best in bold if it leads by more than the noise."""
-        own = [entry.records(group.records) for entry in entries]
-        cells = [score_cell(self.cache, records, column) for records in own]
-        return mark_best(self.cache, own, cells, column, higher_is_better=group.protocol.higher_is_better)
+    def _ranked(
+        self, group: Group, rows: Sequence[Sequence[StoredRecord]], columns: Sequence[str]
+    ) -> dict[str, Ranking]:
+        """One cell per row in each column, the best and all tied with it in bold."""
+        cells = {column: [score_cell(self.cache, records, column) for records in rows] for column in columns}
+        return rank(self.cache, rows, cells, higher_is_better=group.protocol.higher_is_better)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(
             f"{MARK} {entry.label}: {stored.record.protocol.id}: {'; '.join(stored.faults)}"
-            for entry in self.entries
-            for stored in entry.records(records)
+            for entry, own in zip(self.entries, records_by_row(self.entries, records), strict=True)
+            for stored in own
             if stored.faults
         )
 
-    def _encoder_table(self) -> list[Table]:
+    def encoder_table(self) -> list[Table]:
+        """What the encoders are and what they cost; nothing without encoders."""
         if not self.entries:
             return []
         columns = (
@@ -148,11 +150,6 @@ class Section:
 def headline(group: Group) -> str:
     """Title of a group's primary column in the summary: `kNN (k=20)`."""
     return f"{family_of(group.protocol.benchmark).short} ({group.protocol.primary})"
-
-
-def _own(entries: Sequence[Entry], group: Group) -> list[list[StoredRecord]]:
-    """The records of each row."""
-    return [records for entry in entries if (records := list(entry.records(group.records)))]
 
 
 def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:
@@ -211,20 +208,24 @@ def gain_over_random(section: Section) -> Table | None:
     """Gain of each trained encoder over random initialisations of its architecture; None without such a pair."""
     groups = section.headline_groups()
     rows, sizes = [], [""] * len(groups)
-    for entry in section.entries:
-        for control in section.entries:
-            if entry.random or not control.random or control.architecture != entry.architecture:
+    by_row = [records_by_row(section.entries, group.records) for group in groups]
+    controls = [i for i, entry in enumerate(section.entries) if entry.random]
+    for i, entry in enumerate(section.entries):
+        for control in controls:
+            if entry.random or section.entries[control].architecture != entry.architecture:
                 continue
             gains = [
-                section.cache.gain(entry.records(group.records), control.records(group.records), group.protocol.primary)
-                for group in groups
+                section.cache.gain(own[i], own[control], group.protocol.primary) if own[i] and own[control] else None
+                for group, own in zip(groups, by_row, strict=True)
             ]
-            for i, gain in enumerate(gains):
+            for column, gain in enumerate(gains):
                 if gain is not None:
-                    sizes[i] = f"{headline(groups[i])}: {gain.n_items:,} items from {gain.n_sources:,} sources"
+                    size = f"{gain.n_items:,} items from {gain.n_sources:,} sources"
+                    sizes[column] = f"{headline(groups[column])}: {size}"
             if any(gain is not None for gain in gains):
                 texts = [_gain_text(gain, group) for gain, group in zip(gains, groups, strict=True)]
-                rows.append(Row(entry.label, tuple(Cell(text=text) for text in (control.label, *texts))))
+                label = section.entries[control].label
+                rows.append(Row(entry.label, tuple(Cell(text=text) for text in (label, *texts))))
     if not rows:
         return None
     return Table(
@@ -258,8 +259,8 @@ def per_class_tables(records: Sequence[StoredRecord], column: str | None = None)
         own = [stored for stored in group.records if shown in stored.record.per_class]
         if not own:
             continue
-        entries = [(entry, entry.records(own)) for entry in table_rows(newest)]
-        filled = [(entry, found) for entry, found in entries if found]
+        entries = table_rows(newest)
+        filled = [(e, found) for e, found in zip(entries, records_by_row(entries, own), strict=True) if found]
         classes = tuple(own[0].record.per_class[shown])
         positives = _positives(own, shown, len(classes))
         rows = []
@@ -307,8 +308,8 @@ def _positives(records: Sequence[StoredRecord], column: str, classes: int) -> ND
 
 
 def sections(records: Sequence[StoredRecord]) -> list[Section]:
-    """The embedded data's, then the full data sets'."""
-    return [Section(records, embedded=embedded) for embedded in HEADINGS]
+    """The embedded data's, the full data sets', then one for each data set of the user's own."""
+    return [Section(records, kind) for kind in data_kinds(records)]
 
 
 def section_tables(section: Section) -> list[Table]:
@@ -321,25 +322,27 @@ def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], roo
     """Every table, failures, and files that could not be read. The same records give the same bytes."""
     parts = [
         "# Model zoo\n",
-        "Written by `python -m results tables` from records; an edit here is lost. A table holds one protocol on one "
-        "version of one data set, and a cell without a measurement is empty.\n",
+        "`python -m results tables` writes this page from records and overwrites edits. Each table holds one protocol "
+        "on one version of one data set. An empty cell was not measured.\n",
         f"{SPREAD_LINE} {NOISE_LINE}\n",
     ]
     for section in sections(records):
-        title, line = HEADINGS[section.embedded]
-        parts += [f"## {title}\n"] + ([line + "\n"] if line else [])
+        parts += [
+            f"## {escape_markdown(section.kind.title)}\n",
+            *([section.kind.line + "\n"] if section.kind.line else []),
+        ]
         parts += [markdown(table) for table in section_tables(section)] or [NO_RECORDS + "\n"]
     if bad:
-        lines = [f"- {escape_markdown(f'{b.path.relative_to(root).as_posix()}: {b.reason}')}\n" for b in bad]
+        lines = [f"- {escape_markdown(f'{found.name(root)}: {found.reason}')}\n" for found in bad]
         parts += ["## Files that are not records\n", "".join(lines)]
     return "\n".join(parts)
 
 
 def latex_page(records: Sequence[StoredRecord]) -> str:
-    """Every table for LaTeX with booktabs, the two sections under a comment each."""
+    """Every table for LaTeX with booktabs, each section under a comment."""
     parts = []
     for section in sections(records):
-        parts += [f"% {HEADINGS[section.embedded][0]}\n", *(latex(table) for table in section_tables(section))]
+        parts += [f"% {escape_latex(section.kind.title)}\n", *(latex(table) for table in section_tables(section))]
     return "\n".join(parts)
 
 
@@ -349,8 +352,8 @@ def readme_block(records: Sequence[StoredRecord]) -> str:
     for section in sections(records):
         summary = section.summary()
         if summary is not None:
-            title, line = HEADINGS[section.embedded]
-            parts += [f"**{title}.** {line}".strip() + "\n", _table_first(summary)]
+            heading = f"**{escape_markdown(section.kind.title)}.** {section.kind.line}"
+            parts += [heading.strip() + "\n", _table_first(summary)]
     return "\n".join([BEGIN, "", *(parts or [NO_RECORDS + "\n"]), END])
 
 

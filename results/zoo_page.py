@@ -1,4 +1,4 @@
-"""The page that a model zoo shows for an encoder: its records beside published figures, or published figures alone.
+"""The page that a model zoo shows for an encoder: its records and published figures, or published figures alone.
 
 A measured score is compared with a published figure only under the same protocol, as published_map.csv says. Other
 published figures in the same column are marked as not comparable.
@@ -15,9 +15,9 @@ from pathlib import Path
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
-from results.noise import NOISE_LINE, TWO_SIDED, ReplicateCache, detectable_line, mark_best
+from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank, ranking_line
 from results.published import Figure
-from results.rows import Entry, Group, architecture_text, current, table_rows
+from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, table_rows
 from results.schema import EncoderCard
 from results.store import StoredRecord
 from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
@@ -34,11 +34,6 @@ from results.zoo_layout import (
     published_table,
 )
 
-EMBEDDED = "embedded data"
-EMBEDDED_LINE = (
-    "Small images that this project composes from its own drawings. These figures cannot be compared with figures on "
-    "full data sets."
-)
 WITHIN_NOISE = "≈"
 NOT_COMPARABLE = "not comparable"
 DIFFERENCE_LINE = (
@@ -109,8 +104,8 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
     if not entries:
         raise InputError("none of the chosen records succeeded, so the page would be empty")
     parts = [PagePart("Encoder", (), (_about(entries, weights),))]
-    for embedded in (False, True):
-        parts += _section_parts(Section(records, embedded=embedded), [] if embedded else figures)
+    for kind in sorted(data_kinds(records), key=lambda kind: kind != FULL):
+        parts += _section_parts(Section(records, kind), figures if kind == FULL else [])
     if costs := _costs(figures):
         parts.append(PagePart("Pretraining cost", (), (costs,)))
     cards = [card for entry in entries for card in entry.cards]
@@ -125,10 +120,12 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
 
 
 def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart]:
-    """The parts of the embedded or of the full data sets: by task, then other protocols, then failures."""
+    """The parts of one kind of data: by task, then other protocols, then failures."""
+    kind = section.kind
 
     def part(title: str, lines: tuple[str, ...], tables: Sequence[Table]) -> PagePart:
-        return PagePart(f"{title}: {EMBEDDED}" if section.embedded else title, lines, tuple(tables))
+        which = f"{kind.title[0].lower()}{kind.title[1:]}"
+        return PagePart(title if kind == FULL else f"{title}: {which}", lines, tuple(tables))
 
     parts = []
     own = [stored for group in section.groups for stored in group.records]
@@ -140,7 +137,7 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
             and (table := compared_table(layout, measured_rows(layout, section.entries, own), figures, section.cache))
         ]
         if tables:
-            parts.append(part(name, (EMBEDDED_LINE,) if section.embedded else (), tables))
+            parts.append(part(name, (kind.line,) if kind.line else (), tables))
     others = [
         section.group_table(group)
         for group in section.groups
@@ -150,7 +147,7 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
         line = "Protocols with overrides (+) and other benchmarks, which have no place in the tables above."
         parts.append(part("Other protocols", (line,), others))
     failures = tuple(
-        f"{stored.record.encoder.name}: {stored.record.protocol.id} on {stored.record.dataset.id}: "
+        f"{stored.record.encoder.name}: {stored.record.protocol.id} on {stored.record.dataset.shown_name}: "
         f"{stored.record.error or 'no error was recorded'}"
         for group in section.groups
         for stored in group.failures
@@ -207,7 +204,8 @@ def measured_rows(layout: TableLayout, entries: Sequence[Entry], records: Sequen
 def _belongs(layout: TableLayout, stored: StoredRecord) -> bool:
     protocol, dataset = stored.record.protocol.resolved, stored.record.dataset
     return not protocol.overrides and any(
-        column.benchmark == protocol.benchmark and (dataset.embedded or column.dataset in ("", dataset.id))
+        column.benchmark == protocol.benchmark
+        and (data_kind(stored.record) != FULL or column.dataset in ("", dataset.id))
         for column in layout.columns
     )
 
@@ -229,12 +227,13 @@ def compared_table(
     if not measured:
         return None
     records = [stored for row in measured for stored in row.all]
-    embedded = any(stored.record.dataset.embedded for stored in records)
-    published = [] if embedded else published_rows(layout, figures)
-    if embedded:  # where only some of the columns exist
+    full = all(data_kind(stored.record) == FULL for stored in records)
+    published = published_rows(layout, figures) if full else []
+    if not full:  # only some of the columns exist there
         layout = replace(layout, columns=tuple(c for c in layout.columns if any(row.of(c) for row in measured)))
-    decimals = 1 if embedded else layout.decimals
-    filled = _measured_cells(layout, measured, cache)
+    decimals = layout.decimals if full else 1
+    rankings = _measured_columns(layout, measured, cache)
+    filled = list(zip(*(ranking.cells for ranking in rankings.values()), strict=True))
     rows = [
         Row(
             f"{row.label}, measured" + ("" if all(stored.intact for stored in row.all) else f" {MARK}"),
@@ -254,22 +253,17 @@ def compared_table(
         label = their.config + ("" if differences else f", {NOT_COMPARABLE}")
         texts = tuple(their.cell(column, figures) for column in layout.columns)
         rows += [Row(label, (*texts, Cell(text=their.protocols), Cell(text=their.runs)), numbers), *differences]
-    asked = {
-        column.title: ([of_row for row in measured if (of_row := row.of(column))], column.column)
-        for column in layout.columns
-        if not column.layer
-    }
-    datasets = sorted({stored.record.dataset.id for stored in records})
+    datasets = sorted({stored.record.dataset.shown_name for stored in records})
     faults = [
         f"{MARK} {row.label}: {stored.record.protocol.id}: {'; '.join(stored.faults)}"
         for row in measured
         for stored in row.all
         if stored.faults
     ]
-    protocol_line = "" if embedded else layout.protocol
+    protocol_line = layout.protocol if full else ""
     return Table(
-        f"{layout.task}: {', '.join(datasets)}" if embedded else layout.title,
-        tuple(line for line in (layout.line, protocol_line, detectable_line(cache, asked, decimals)) if line),
+        layout.title if full else f"{layout.task}: {', '.join(datasets)}",
+        tuple(line for line in (layout.line, protocol_line, ranking_line(rankings)) if line),
         (CONFIG, *(column.title for column in layout.columns), "Protocol", "n"),
         tuple(rows),
         decimals,
@@ -278,22 +272,25 @@ def compared_table(
     )
 
 
-def _measured_cells(
+def _measured_columns(
     layout: TableLayout, measured: Sequence[MeasuredRow], cache: ReplicateCache
-) -> list[tuple[Cell, ...]]:
-    columns = []
+) -> dict[str, Ranking]:
+    """Column title -> one cell per measured row, the best and all tied with it in bold."""
+    columns = {}
     for column in layout.columns:
         own = [row.of(column) for row in measured]
         if column.layer:
-            columns.append([_best_layer(records, cache) for records in own])
+            columns[column.title] = Ranking(tuple(_best_layer(records, cache) for records in own))
             continue
-        cells = [score_cell(cache, records, column.column) if records else Cell() for records in own]
+        cells = tuple(score_cell(cache, records, column.column) if records else Cell() for records in own)
         # Scores under different protocols may share a column, but none of them is marked as better than another.
-        if len({stored.record.protocol.sha256 for records in own for stored in records}) == 1:
-            higher = own[0][0].record.protocol.resolved.higher_is_better if own[0] else True
-            cells = mark_best(cache, own, cells, column.column, higher_is_better=higher)
-        columns.append(cells)
-    return list(zip(*columns, strict=True))
+        protocols = [stored.record.protocol for records in own for stored in records]
+        if len({protocol.sha256 for protocol in protocols}) == 1:
+            higher = protocols[0].resolved.higher_is_better
+            columns[column.title] = rank(cache, own, {column.column: cells}, higher_is_better=higher)[column.column]
+        else:
+            columns[column.title] = Ranking(cells)
+    return columns
 
 
 def _best_layer(records: Sequence[StoredRecord], cache: ReplicateCache) -> Cell:
@@ -327,7 +324,7 @@ def _differences(
 def _same_protocol(figure: Figure, records: Sequence[StoredRecord]) -> bool:
     """Whether intact records are under the figure's protocol, on its own full data set."""
     return all(
-        figure.comparable(stored.record.protocol.id) and not stored.record.dataset.embedded and stored.intact
+        figure.comparable(stored.record.protocol.id) and data_kind(stored.record) == FULL and stored.intact
         for stored in records
     )
 
@@ -438,7 +435,7 @@ def _costs(figures: Sequence[Figure]) -> Table | None:
 # ---- as a file
 
 
-def markdown_page(page: Page) -> str:
+def zoo_markdown(page: Page) -> str:
     """As the README of a model zoo."""
     blocks = [f"# {escape_markdown(page.title)}\n"]
     for method in page.methods:
@@ -454,7 +451,7 @@ def markdown_page(page: Page) -> str:
     return "\n".join(blocks)
 
 
-def latex_page(page: Page) -> str:
+def zoo_latex(page: Page) -> str:
     """Every table for LaTeX with booktabs; headings become comments."""
     blocks = [f"% {escape_latex(page.title)}\n"]
     for part in page.parts:

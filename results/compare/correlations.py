@@ -17,7 +17,7 @@ from results.bootstrap import CONFIDENCE
 from results.families import place_of
 from results.formats import Cell, Row, Table
 from results.published import Figure, bare_config
-from results.rows import current, table_rows
+from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
 from results.store import StoredRecord
 
 RESAMPLES = 2000
@@ -95,12 +95,14 @@ def _model(figure: Figure) -> str:
 def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Values:
     """Column -> encoder -> score of the newest records; random initialisations of one architecture are averaged.
 
-    Leaves out protocols with overrides and columns in which lower is better.
+    Leaves out the user's own data, protocols with overrides, and columns in which lower is better.
     """
-    chosen = [s for s in current(records)[0] if s.intact and s.record.dataset.embedded == embedded]
+    kind = EMBEDDED if embedded else FULL
+    chosen = [s for s in current(records)[0] if s.intact and data_kind(s.record) == kind]
     found: dict[Column, dict[str, list[float]]] = {}
-    for entry in table_rows(chosen):
-        for stored in entry.records(chosen):
+    entries = table_rows(chosen)
+    for entry, own in zip(entries, records_by_row(entries, chosen), strict=True):
+        for stored in own:
             record, protocol = stored.record, stored.record.protocol.resolved
             if protocol.overrides or not protocol.higher_is_better:
                 continue

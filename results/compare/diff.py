@@ -11,14 +11,24 @@ from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.formats import Cell, Row, Table
 from results.noise import Difference, ReplicateCache, difference
-from results.rows import Group, grouped, identity, table_rows
+from results.rows import (
+    DataKind,
+    Group,
+    architecture_text,
+    data_kind,
+    data_kinds,
+    encoder_names,
+    grouped,
+    identity,
+    refuse_ambiguous,
+)
 from results.store import StoredRecord
 from results.tables import score_cell
 
 DIFF_LINE = (
     f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
-    "sides see the same resamples. Where both sides have several runs or drawn sets of labels, the interval includes "
-    "their spread. Several encoders on one side are averaged."
+    "sides are compared on the same resamples. Where both sides have several runs or drawn sets of labels, the "
+    "interval includes their spread. Several encoders on one side are averaged."
 )
 COLUMNS = ("Protocol", "Data", "Column", "A", "B", "A - B", "Verdict", "Items", "Sources")
 
@@ -38,25 +48,29 @@ def side(records: Sequence[StoredRecord], text: str) -> Side:
         text: `NAME`, or `NAME@COMMIT` for the records of one commit only.
 
     Raises:
-        InputError: no record matches.
+        InputError: no record matches, or those that match are of encoders that must not be averaged.
     """
     successes = [stored for stored in records if stored.record.status == "ok"]
-    labels = {identity(card): entry.label for entry in table_rows(successes) for card in entry.cards}
     name, commit = _split(text, successes)
+    among = [stored for stored in successes if (stored.record.commit or "").startswith(commit)]
+    names = encoder_names(among)
     newest: dict[tuple[object, ...], StoredRecord] = {}
-    for stored in sorted(successes, key=lambda s: (s.record.created, s.path)):
+    for stored in sorted(among, key=lambda s: (s.record.created, s.path)):
         record = stored.record
-        names = {record.encoder.name, labels[identity(record.encoder)]}
-        if name not in names and not any(fnmatchcase(known, name) for known in names):
-            continue
-        if commit and not (record.commit or "").startswith(commit):
+        own = names[identity(record.encoder)]
+        if name not in own and not any(fnmatchcase(known, name) for known in own):
             continue
         asked = record.protocol.id, record.protocol.sha256, record.dataset.id, record.dataset.fingerprint
         newest[*identity(record.encoder), *asked] = stored
     if not newest:
-        known = ", ".join(sorted({*labels.values()})) or "none"
+        known = ", ".join(sorted({of[-1] for of in encoder_names(successes).values()})) or "none"
         at = f" at commit {commit}" if commit else ""
         raise InputError(f"no encoder matches {name!r}{at}; the records hold {known}")
+    refuse_ambiguous(among, [name])
+    found = {stored.record.encoder.architecture for stored in newest.values()}
+    if len(found) > 1:
+        texts = ", ".join(sorted(map(architecture_text, found)))
+        raise InputError(f"{name!r} matches encoders of several architectures, which are never averaged: {texts}")
     return Side(text, tuple(newest.values()))
 
 
@@ -69,8 +83,8 @@ def _split(text: str, records: Iterable[StoredRecord]) -> tuple[str, str]:
     return text, ""
 
 
-def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[bool, Table]]:
-    """One table for the embedded data sets (True) and one for the full ones (False), if both sides share a protocol.
+def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[DataKind, Table]]:
+    """One table for each kind of data on which both sides share a protocol.
 
     Scores are compared only under the same protocol on the same version of the data.
 
@@ -78,27 +92,27 @@ def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[boo
         benchmarks: patterns of benchmark names or protocol ids.
     """
     tables = []
-    for embedded in (True, False):
-        ours, theirs = (_groups(one.records, embedded, benchmarks) for one in (a, b))
+    for kind in data_kinds([*a.records, *b.records]):
+        ours, theirs = (_groups(one.records, kind, benchmarks) for one in (a, b))
         cache = ReplicateCache()
         rows = [row for key in ours if key in theirs for row in _rows(cache, ours[key], theirs[key])]
         notes = [
-            f"Only {text}: {one[key].example.protocol.id} on {one[key].example.dataset.id}"
+            f"Only {text}: {one[key].example.protocol.id} on {one[key].example.dataset.shown_name}"
             for text, one, other in ((a.text, ours, theirs), (b.text, theirs, ours))
             for key in one
             if key not in other
         ]
         if rows:
             title = f"A: {a.text}, B: {b.text}"
-            tables.append((embedded, Table(title, (DIFF_LINE,), COLUMNS, tuple(rows), notes=tuple(notes))))
+            tables.append((kind, Table(title, (DIFF_LINE,), COLUMNS, tuple(rows), notes=tuple(notes))))
     return tables
 
 
-def _groups(records: Sequence[StoredRecord], embedded: bool, benchmarks: Sequence[str]) -> dict[tuple[str, ...], Group]:
+def _groups(records: Sequence[StoredRecord], kind: DataKind, benchmarks: Sequence[str]) -> dict[tuple[str, ...], Group]:
     selected = [
         stored
         for stored in records
-        if stored.record.dataset.embedded == embedded
+        if data_kind(stored.record) == kind
         and any(
             fnmatchcase(name, pattern)
             for name in (stored.record.protocol.id, stored.record.protocol.resolved.benchmark)
@@ -120,7 +134,7 @@ def _rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
         found = difference(cache, ours.records, theirs.records, column)
         gap = f"{a - b:+.{decimals}f}" if found is None else _interval_text(found, decimals)
         cells = (
-            Cell(text=ours.example.dataset.id),
+            Cell(text=ours.example.dataset.shown_name),
             Cell(text=column),
             Cell(a, text=f"{a:.{decimals}f}"),
             Cell(b, text=f"{b:.{decimals}f}"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
 from math import factorial
 from pathlib import Path
@@ -23,7 +23,7 @@ from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.formats import Cell, Row, Table
 from results.noise import ReplicateCache
-from results.rows import current, identity
+from results.rows import current, encoder_names, identity
 from results.schema import Protocol
 from results.store import StoredRecord
 
@@ -113,11 +113,12 @@ def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | 
         record = stored.record
         key = identity(record.encoder), record.dataset.id, record.dataset.fingerprint, record.seeds
         groups.setdefault(key, []).append(stored)
-    found = []
+    found, names = [], encoder_names(newest)
     for group in groups.values():
         ends = [[s for s in group if s.record.protocol.id == name] for name in (a, b)]
         if all(ends):
-            found.append(_explanation(group, ends[0][-1], ends[1][-1], column))
+            one = _explanation(group, ends[0][-1], ends[1][-1], column)
+            found.append(replace(one, encoder=names[identity(group[0].record.encoder)][:2][-1]))
     if not found:
         known = ", ".join(sorted({stored.record.protocol.id for stored in newest})) or "none"
         raise InputError(f"no encoder has records of both {a} and {b} on the same data; the records hold {known}")
@@ -158,7 +159,7 @@ def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord
         switches.append(Switch(name, of_a, of_b, steps[0][name], steps[1][name], share, low, high))
     return Explanation(
         encoder=a.record.encoder.name,
-        dataset=a.record.dataset.id,
+        dataset=a.record.dataset.shown_name,
         column=shown,
         a=first.id,
         b=second.id,

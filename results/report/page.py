@@ -35,9 +35,9 @@ from results.plots import (
 )
 from results.published import Figure
 from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, chart, saved_images
-from results.rows import current, matching
+from results.rows import FULL, DataKind, current, data_kind, data_kinds, matching
 from results.store import BadRecord, StoredRecord
-from results.tables import HEADINGS, SPREAD_LINE, Section, per_class_tables
+from results.tables import SPREAD_LINE, Section, per_class_tables
 from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 
 TITLE = "Benchmark report"
@@ -63,7 +63,7 @@ def report_html(
     explained, unanswered = _answers(records, questions)
     shown = _without_steps(records, explained)
     parts = [
-        *(_section(shown, maker, embedded) for embedded in (False, True)),
+        *(_section(shown, maker, kind) for kind in sorted(data_kinds(shown), key=lambda kind: kind != FULL)),
         _differences(explained, maker),
         *_correlations(shown, figures, maker),
         _pretraining(logs),
@@ -93,12 +93,12 @@ def report_html(
 # ---- the measured data sets
 
 
-def _section(records: Sequence[StoredRecord], maker: TableMaker, embedded: bool) -> ReportPart:
-    own = [stored for stored in records if stored.record.dataset.embedded == embedded]
-    title, line = HEADINGS[embedded]
-    part = ReportPart("embedded" if embedded else "full", title, (line,) if line else ())
+def _section(records: Sequence[StoredRecord], maker: TableMaker, kind: DataKind) -> ReportPart:
+    own = [stored for stored in records if data_kind(stored.record) == kind]
+    identifier = f"own-{kind.fingerprint[:12]}" if kind.kind == "own" else kind.kind
+    part = ReportPart(identifier, kind.title, (kind.line,) if kind.line else ())
     if own:
-        part.tables = maker.section(Section(records, embedded=embedded))
+        part.tables = maker.section(Section(records, kind))
         part.tables += [maker.plain(table) for table in per_class_tables(own)]
         part.charts = _charts(own, part.id)
         part.images = saved_images(current(own)[0])
@@ -223,7 +223,7 @@ def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:
 
 
 def _left_out(bad: Sequence[BadRecord], unanswered: tuple[str, ...], maker: TableMaker) -> ReportPart:
-    files = tuple(f"{found.path.name}: {found.reason}" for found in bad)
+    files = tuple(f"{found.name(found.path.parent)}: {found.reason}" for found in bad)
     lists = {"Files that are not records": files, "Differences that these records do not explain": unanswered}
     tables = [maker.plain(Table(title, (), ("",), (), notes=notes)) for title, notes in lists.items() if notes]
     return ReportPart("left-out", "Left out", tables=tables)

@@ -17,7 +17,7 @@ from results.compare.explain import Explanation, explanation_table
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
 from results.image_files import open_image
 from results.plot_style import NothingToDrawError
-from results.rows import Entry
+from results.rows import architecture_text, name_with_init, records_by_row
 from results.schema import Record
 from results.store import StoredRecord
 from results.tables import Section, gain_over_random
@@ -100,16 +100,16 @@ class TableMaker:
         if (summary := section.summary()) is not None:
             groups = section.headline_groups()
             every = [stored for group in groups for stored in group.records]
-            entries = [entry for entry in section.entries if entry.records(every)]
-            made.append(self._table(summary, [[_own(e, g.records) for g in groups] for e in entries]))
+            shown = [i for i, own in enumerate(records_by_row(section.entries, every)) if own]
+            by_group = [records_by_row(section.entries, group.records) for group in groups]
+            made.append(self._table(summary, [[tuple(of[i]) for of in by_group] for i in shown]))
         for group in section.groups:
             table = section.group_table(group)
-            entries = [entry for entry in section.entries if entry.records(group.records)]
-            made.append(self._table(table, [[_own(e, group.records)] * (len(table.columns) - 1) for e in entries]))
+            rows = [tuple(own) for own in records_by_row(section.entries, group.records) if own]
+            made.append(self._table(table, [[own] * (len(table.columns) - 1) for own in rows]))
         if (gains := gain_over_random(section)) is not None:
             made.append(self.plain(gains))
-        if section.entries:
-            made.append(self.plain(section.tables()[-1]))
+        made += [self.plain(table) for table in section.encoder_table()]
         return made
 
     def _table(self, table: Table, records: Sequence[Sequence[tuple[StoredRecord, ...]]]) -> ReportTable:
@@ -127,10 +127,6 @@ class TableMaker:
             self._of_records[paths] = f"origin-{len(self._of_records)}"
             self.origins[self._of_records[paths]] = [origin(stored) for stored in records]
         return self._of_records[paths]
-
-
-def _own(entry: Entry, among: Sequence[StoredRecord]) -> tuple[StoredRecord, ...]:
-    return tuple(entry.records(among))
 
 
 # ---- where a number comes from
@@ -159,8 +155,10 @@ def origin(stored: StoredRecord) -> Origin:
         "Source": " ".join(text for text in (source.repository, source.revision, source.note) if text),
         "Metric": f"{protocol.metric}, {'higher' if protocol.higher_is_better else 'lower'} is better",
         "Selection": protocol.selection,
-        "Data": f"{dataset.id}: {dataset.train_items:,} training items ({protocol.train_split}) and "
-        f"{dataset.test_items:,} test items ({protocol.test_split}), fingerprint {dataset.fingerprint[:12]}",
+        "Data": f"{dataset.own_name if dataset.own else dataset.id}: {dataset.train_items:,} training items "
+        f"({protocol.train_split}) and {dataset.test_items:,} test items ({protocol.test_split}), "
+        f"fingerprint {dataset.fingerprint[:12]}",
+        "Architecture": architecture_text(card.architecture),
         "Weights": f"{card.source}, sha256 {(card.weights_sha256 or 'not known')[:12]}",
         "Seed": ", ".join(map(str, record.seeds)),
         "Time": _timing(record),
@@ -186,7 +184,7 @@ def origin(stored: StoredRecord) -> Origin:
         )
         for name, score in record.scores.items()
     )
-    title = f"{card.name}{f' ({card.init})' if card.init else ''}, {record.protocol.id}"
+    title = f"{name_with_init(card)}, {record.protocol.id}"
     return Origin(title, tuple((name, text) for name, text in texts.items() if text), scores, stored.faults)
 
 
@@ -271,7 +269,7 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
             kind = path.name.removeprefix(f"{stored.path.stem}.").removesuffix(".png")
             name, description = IMAGE_KINDS.get(kind, (kind, "An image saved with the record."))
             record = stored.record
-            title = f"{name}: {record.encoder.name}, {record.protocol.id} on {record.dataset.id}"
+            title = f"{name}: {name_with_init(record.encoder)}, {record.protocol.id} on {record.dataset.shown_name}"
             content = io.BytesIO()
             with open_image(path) as image:
                 image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many

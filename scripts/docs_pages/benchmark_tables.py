@@ -20,8 +20,7 @@ from results.published import Figure, figures
 from results.schema import Protocol
 from results.store import read_records
 from results.tables import markdown_page
-from results.zoo_page import markdown_page as zoo_markdown
-from results.zoo_page import published_page
+from results.zoo_page import published_page, zoo_markdown
 
 RECORDS = Path(__file__).parents[2] / "results" / "records"
 _HIDDEN = {"benchmark", "variant", "revision", "harness", "source", "overrides"}

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results.bootstrap import Gain, Outcomes, Replicates, align, gain_of, mean_replicates, replicates, size_of
+import numpy as np
+
+from results.bootstrap import (
+    Gain,
+    Outcomes,
+    Replicates,
+    gain_of,
+    in_order_of_ids,
+    mean_replicates,
+    replicates,
+    size_of,
+)
 
 
 def standard_error(outcomes: Outcomes, column: str) -> float:
@@ -18,6 +29,10 @@ def paired_gain(a: Outcomes | Sequence[Outcomes], b: Outcomes | Sequence[Outcome
     reference = sides[0][0]
 
     def mean_of(side: Sequence[Outcomes]) -> Replicates:
-        return mean_replicates([replicates(align(o, reference), [column], **draws)[column] for o in side])
+        for outcomes in side:
+            for ours, theirs in zip(in_order_of_ids(outcomes), in_order_of_ids(reference), strict=True):
+                if not np.array_equal(ours, theirs):
+                    raise ValueError("the outcomes are of different test items and cannot be paired")
+        return mean_replicates([replicates(outcomes, [column], **draws)[column] for outcomes in side])
 
     return gain_of(mean_of(sides[0]), mean_of(sides[1]), size_of(reference))

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from benchmarks.solvers.average_precision import average_precisions
 from results import bootstrap
-from results.bootstrap import RULES, SPREAD, MeanAveragePrecision, Outcomes, align, measured_columns, replicates
+from results.bootstrap import (
+    RULES,
+    SPREAD,
+    BootstrapWeights,
+    MeanAveragePrecision,
+    Outcomes,
+    in_order_of_ids,
+    measured_columns,
+    replicates,
+)
 from results.store import packed, unpacked
 from tests.reference.weighted_average_precision import mean_average_precision
 from tests.results.factory_records import decision_outcomes, encode_groups, scene_groups, single_groups
@@ -294,11 +303,25 @@ def test_outcomes_name_their_rule(rule: str) -> None:
     assert found.standard_error > 0
 
 
-def test_items_in_another_order_keep_the_rule() -> None:
+def test_the_order_of_the_items_does_not_matter() -> None:
     turned = {name: array[::-1] for name, array in OUTCOMES.items() if not name.startswith("group")}
     sizes = np.diff(OUTCOMES["group_offsets"])[::-1]
     members = np.split(OUTCOMES["group_members"], OUTCOMES["group_offsets"][1:-1])[::-1]
     turned |= {"group_offsets": np.concatenate([[0], sizes.cumsum()]), "group_members": np.concatenate(members)}
-    back = align({**turned, "ap_rule": np.array("11point")}, OUTCOMES)
-    assert str(back["ap_rule"]) == "11point"
-    np.testing.assert_array_equal(back[f"decision/{COLUMN}"], OUTCOMES[f"decision/{COLUMN}"])
+    for ours, theirs in zip(in_order_of_ids(turned), in_order_of_ids(OUTCOMES), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    found, expected = (replicates(of, [COLUMN], resamples=20)[COLUMN].resampled for of in (turned, OUTCOMES))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_kept_weights_change_no_number_and_are_those_of_the_test_set() -> None:
+    weights = BootstrapWeights()
+    others = {name: OUTCOMES[name][:40] for name in OUTCOMES if not name.startswith("group")}
+    others |= {f"group_{name}": OUTCOMES[f"group_{name}"] for name in ("offsets", "members")}
+    others["group_offsets"] = OUTCOMES["group_offsets"][:41]
+    others["group_members"] = OUTCOMES["group_members"][: others["group_offsets"][-1]]
+    for outcomes in (OUTCOMES, others, OUTCOMES, OUTCOMES):
+        found = replicates(outcomes, [COLUMN], resamples=20, weights=weights)[COLUMN]
+        expected = replicates(outcomes, [COLUMN], resamples=20)[COLUMN]
+        assert found.value == expected.value
+        np.testing.assert_array_equal(found.resampled, expected.resampled)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import io
+
+import pandas as pd
 import pytest
 
-from results.formats import Cell, Row, Table, cell_text, escape_latex, escape_markdown, latex, markdown
+from results.formats import (
+    Cell,
+    Row,
+    Table,
+    cell_text,
+    csv_text,
+    escape_latex,
+    escape_markdown,
+    latex,
+    markdown,
+    tables_frame,
+)
 
 TABLE = Table(
     title="kNN: a_b",
@@ -100,3 +114,13 @@ def test_latex_shows_text_as_it_is() -> None:
 )
 def test_cells(cell: Cell, decimals: int, text: str) -> None:
     assert cell_text(cell, decimals) == text
+
+
+def test_a_csv_runs_nothing_in_a_spreadsheet_and_keeps_its_numbers() -> None:
+    texts = ("=1+2", "+A1", "-cmd|x", "@SUM(A1)", "\tx", "net", "-0.5", "+3", "1e-3", "")
+    rows = tables_frame([Table("=t", (), ("a", "b"), tuple(Row("r", (Cell(text=text),)) for text in texts))])
+    found = pd.read_csv(io.StringIO(csv_text(rows)), dtype=str, keep_default_na=False)
+    assert found["text"].tolist() == ["'=1+2", "'+A1", "'-cmd|x", "'@SUM(A1)", "'\tx", "net", "-0.5", "+3", "1e-3"]
+    assert set(found["table"]) == {"'=t"}
+    numbers = tables_frame([Table("t", (), ("a", "b"), (Row("r", (Cell(-1.5, 0.25),)),))])
+    assert pd.read_csv(io.StringIO(csv_text(numbers)))["value"].tolist() == [-1.5]

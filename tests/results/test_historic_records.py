@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from results.rows import EMBEDDED
 from results.schema import SCHEMA_VERSION
 from results.store import read_records
 from results.tables import Section
@@ -27,6 +28,6 @@ def test_historic_records_load_unmarked_with_their_outcomes_and_make_tables() ->
         assert outcomes is not None
         assert score.standard_error is not None
         assert abs(100 * standard_error(outcomes, "k=20") - score.standard_error) < 0.1
-    tables = Section(records, embedded=True).tables()
+    tables = Section(records, EMBEDDED).tables()
     shown = {row.label for table in tables if table.title.startswith("Nearest") for row in table.rows}
     assert shown == {s.record.encoder.name for s in records}

@@ -11,19 +11,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from results.bootstrap import SPREAD, replicates
+from results.bootstrap import SPREAD, gain_of, replicates
 from results.compare.diff import diff, side
 from results.formats import Cell
 from results.noise import (
-    Detectable,
     Difference,
+    Ranking,
     ReplicateCache,
-    detectable_line,
     difference,
-    mark_best,
+    rank,
+    ranking_line,
     runs_of,
     sets_of,
-    smallest_detectable,
 )
 from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_record, write_record
@@ -110,6 +109,26 @@ def test_an_edited_record_tells_nothing(tmp_path: Path) -> None:
     assert difference(ReplicateCache(), [stored(one.path)], [other], "k=20") is None
 
 
+@pytest.mark.parametrize("fault", ["", "ids", "targets", "group_members"])
+def test_only_what_was_measured_on_the_same_items_is_paired(tmp_path: Path, fault: str) -> None:
+    a = measured(tmp_path, card("a"), 0.6, 1)
+    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.3, 2)
+    if fault:
+        outcomes[fault] = np.roll(outcomes[fault], 1)
+    else:  # in another order of the items, with ids of another length at most
+        outcomes = {k: v if k == "group_offsets" else v[::-1] for k, v in outcomes.items()}
+        outcomes["ids"] = outcomes["ids"].astype("U40")
+    b = stored(write_record(tmp_path, record(card("b"), KNN, outcomes), outcomes))
+    gain = ReplicateCache().gain([a], [b], "k=20")
+    if fault:
+        assert gain is None
+    else:
+        plain = [accuracy_outcomes(KNN_COLUMNS, skill, seed) for skill, seed in ((0.6, 1), (0.3, 2))]
+        expected = paired_gain(*plain, "k=20")
+        assert gain is not None
+        assert (gain.value, gain.low, gain.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
 def test_arrays_that_do_not_fit_tell_nothing_and_stop_nothing(tmp_path: Path) -> None:
     outcomes = accuracy_outcomes(KNN_COLUMNS, 0.5, 0)
     scores = {"k=20": Score(value=50.0, standard_error=1.0, selection="fixed")}
@@ -134,60 +153,84 @@ def test_a_side_file_that_is_no_archive_stops_nothing(tmp_path: Path) -> None:
     assert difference(ReplicateCache(), [again], [measured(tmp_path, card("b"), 0.5, 1)], "k=20") is None
 
 
-def test_the_best_is_where_less_is_better(tmp_path: Path) -> None:
-    rows = [[measured(tmp_path, card("a"), 0.2, 1)], [measured(tmp_path, card("b"), 0.9, 2)]]
-    cells = [Cell(one[0].record.scores["k=20"].value) for one in rows]
+def ranked(rows: list[StoredRecord], *columns: str, higher: bool = True) -> dict[str, Ranking]:
+    cells = {column: [Cell(row.record.scores[column].value) for row in rows] for column in columns or ("k=20",)}
+    return rank(ReplicateCache(), [[row] for row in rows], cells, higher_is_better=higher)
+
+
+def bold(ranking: Ranking) -> list[bool]:
+    return [cell.bold for cell in ranking.cells]
+
+
+def test_the_best_is_bold_and_lowest_where_lower_is_better(tmp_path: Path) -> None:
+    rows = [measured(tmp_path, card("a"), 0.2, 1), measured(tmp_path, card("b"), 0.9, 2)]
     for higher, expected in ((True, [False, True]), (False, [True, False])):
-        marked = mark_best(ReplicateCache(), rows, cells, "k=20", higher_is_better=higher)
-        assert [cell.bold for cell in marked] == expected
-    assert mark_best(ReplicateCache(), rows[:1], cells[:1], "k=20", higher_is_better=True) == cells[:1]
+        assert bold(ranked(rows, higher=higher)["k=20"]) == expected
+    assert bold(ranked(rows[:1])["k=20"]) == [False]
 
 
-def test_the_smallest_detectable_difference_is_the_median_half_interval(tmp_path: Path) -> None:
-    rows = [[measured(tmp_path, card(f"net {i}"), skill, i)] for i, skill in enumerate((0.3, 0.5, 0.8))]
-    cache = ReplicateCache()
-    halves = [difference(cache, rows[i], rows[j], "k=20") for i, j in ((0, 1), (0, 2), (1, 2))]
-    widths = [(found.high - found.low) / 2 for found in halves if found is not None]
-    assert smallest_detectable(cache, rows, "k=20") == Detectable(pytest.approx(sorted(widths)[1]), of_sample=True)
-    alone = smallest_detectable(cache, rows[:1], "k=20")
-    error = rows[0][0].record.scores["k=20"].standard_error
-    assert error is not None
-    assert alone == Detectable(pytest.approx(1.96 * np.sqrt(2) * error, rel=0.01), of_sample=True)
-    assert smallest_detectable(cache, [[trials(tmp_path, "x", [5.0])]], "k=20") is None
+def test_bold_are_the_rows_whose_own_interval_with_the_best_contains_zero(tmp_path: Path) -> None:
+    skills = (0.3, 0.64, 0.65, 0.6, 0.65)
+    rows = [measured(tmp_path, card(f"net {i}"), skill, i) for i, skill in enumerate(skills)]
+    for column, ranking in ranked(rows, "k=10", "k=20", "k=100").items():
+        values = [row.record.scores[column].value or 0.0 for row in rows]
+        best = values.index(max(values))
+        expected = []
+        for i in range(len(rows)):
+            found = difference(ReplicateCache(), [rows[best]], [rows[i]], column) if i != best else None
+            expected.append(found is None or not found.beyond_noise)
+        assert bold(ranking) == expected
+        assert 1 < sum(expected) < len(rows)
 
 
-def test_the_line_says_what_is_known_what_is_of_runs_alone_and_what_is_not_known_and_why(tmp_path: Path) -> None:
-    cache = ReplicateCache()
+def test_a_column_is_ranked_with_one_comparison_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [measured(tmp_path, card(f"net {i}"), 0.3 + 0.02 * i, i) for i in range(12)]
+    calls = []
 
-    def line(*rows: StoredRecord, columns: tuple[str, ...] = ("k=20",)) -> str:
-        return detectable_line(cache, {column: ([[row] for row in rows], column) for column in columns}, 1)
+    def counted(*sides: Any) -> Any:
+        calls.append(sides)
+        return gain_of(*sides)
 
+    monkeypatch.setattr("results.noise.gain_of", counted)
+    ranked(rows, "k=10", "k=20")
+    assert len(calls) == 2 * (len(rows) - 1)
+
+
+def test_the_table_says_what_is_not_compared_and_what_rests_on_runs_alone(tmp_path: Path) -> None:
     a, b = measured(tmp_path, card("a"), 0.6, 1), measured(tmp_path, card("b"), 0.3, 2)
-    known = line(a, b, columns=("k=10", "k=20", "k=7"))
-    found = [smallest_detectable(cache, [[a], [b]], column) for column in ("k=10", "k=20")]
-    texts = [f"{one.value:.1f}" for one in found if one is not None]
-    assert known == (
-        f"Smallest detectable difference between two rows (95%): k=10 {texts[0]}, k=20 {texts[1]}."
-    )  # k=7 has no figure
+    assert ranking_line(ranked([a, b])) == ""
 
     several = trials(tmp_path, "c", [57.0, 57.3, 56.8]), trials(tmp_path, "d", [55.0, 55.4])
-    assert line(*several).endswith("by the spread of runs alone, which leaves the test sample out.")
+    assert ranking_line(ranked([*several])) == (
+        "All columns: compared by the spread over runs alone, which leaves out the noise of the test sample."
+    )
 
-    def unknown(benchmark: str, outcomes: dict[str, NDArray[Any]] | None = None) -> StoredRecord:
+    def unknown(benchmark: str, outcomes: dict[str, NDArray[Any]] | None = None) -> list[StoredRecord]:
         asked = protocol(benchmark, KNN_COLUMNS, "k=20")
         scores = {column: Score(value=value, selection="fixed") for column, value in (("k=10", 40.0), ("k=20", 50.0))}
-        return stored(write_record(tmp_path, record(card("e"), asked, scores=scores), outcomes))
+        made = [record(card(name), asked, scores=scores) for name in "ef"]
+        return [stored(write_record(tmp_path, each, outcomes)) for each in made]
 
-    assert line(unknown("knn")).endswith(": not known, since the records hold no outcomes per item; measured again "
-                                         "with --force they do.")  # fmt: skip
-    assert "this benchmark keeps no outcomes per item" in line(unknown("voc0712_det"))
+    bare = ranked(unknown("knn"))
+    assert bold(bare["k=20"]) == [False, False]
+    assert ranking_line(bare) == (
+        "Nothing is bold, because not every record holds outcomes per item; measure again with --force to get them."
+    )
+    assert "this benchmark keeps no outcomes per item" in ranking_line(ranked(unknown("voc0712_det")))
     partly = {k: v for k, v in accuracy_outcomes(KNN_COLUMNS, 0.5, 0).items() if k != "correct/k=10"}
-    some = line(unknown("linear_avgpool", partly), columns=("k=10", "k=20"))
-    assert some.endswith("; not known for k=10, since no outcomes per item are kept for it.")
-    assert ": k=20 " in some
+    some = ranking_line(ranked(unknown("linear_avgpool", partly), "k=10", "k=20"))
+    assert some == "Nothing is bold in k=10, because not every record holds outcomes per item for it."
     edited = unknown("finetune_x")
-    edited.path.write_text(edited.path.read_text().replace("50.0", "51.0"))
-    assert "edited or damaged records" in line(stored(edited.path))
+    edited[0].path.write_text(edited[0].path.read_text().replace("50.0", "51.0"))
+    assert "edited or damaged records are not compared" in ranking_line(ranked([stored(e.path) for e in edited]))
+
+
+def test_memory_is_bounded_and_nothing_is_lost_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [measured(tmp_path, card(f"net {i}"), 0.3 + 0.02 * i, i) for i in range(8)]
+    expected = ranked(rows, "k=10", "k=20")
+    monkeypatch.setattr("results.noise.KEPT_REPLICATES", 3)
+    monkeypatch.setattr("results.bootstrap.KEPT_VALUES", 0)
+    assert ranked(rows, "k=10", "k=20") == expected
 
 
 LOW_SHOT = protocol("voc07_low_shot_svm", ("k=1", "k=1 fixed"), "k=1")
@@ -290,9 +333,8 @@ def test_a_hard_set_is_hard_for_both_and_widens_nothing(tmp_path: Path) -> None:
     far = [low_shot(tmp_path / "far", card(n), values(s, 0.5, spread)) for s, n in ((1, "a"), (2, "b"))]
     near = [low_shot(tmp_path / "near", card(n), values(s, 0.5, 0 * spread)) for s, n in ((1, "a"), (2, "b"))]
     halves = [difference(ReplicateCache(), [pair[0]], [pair[1]], "k=1") for pair in (far, near)]
-    assert halves[0] is not None
-    assert halves[1] is not None
-    assert halves[0].half_width == pytest.approx(halves[1].half_width, rel=1e-3)
+    widths = [found.high - found.low for found in halves if found is not None]
+    assert widths[0] == pytest.approx(widths[1], rel=1e-3)
 
 
 def test_sets_are_no_runs_and_initialisations_are(tmp_path: Path, drawn: NDArray[Any]) -> None:
@@ -322,23 +364,12 @@ def test_other_sets_are_not_paired(tmp_path: Path, drawn: NDArray[Any]) -> None:
     assert found.low == pytest.approx(found.value - np.hypot(100 * (gain.value - gain.low), half), abs=1e-3)
 
 
-def test_tables_and_diff_know_the_noise(tmp_path: Path, drawn: NDArray[Any]) -> None:
+def test_diff_knows_the_noise(tmp_path: Path, drawn: NDArray[Any]) -> None:
     rows = [low_shot(tmp_path, card(n), values(s, k, drawn)) for s, n, k in ((1, "a", 0.6), (2, "b", 0.3))]
-    cache = ReplicateCache()
-    found = smallest_detectable(cache, [[row] for row in rows], "k=1")
-    pair = difference(cache, [rows[0]], [rows[1]], "k=1")
+    pair = difference(ReplicateCache(), [rows[0]], [rows[1]], "k=1")
     assert pair is not None
-    assert found == Detectable(pytest.approx(pair.half_width), of_sample=True)
-    line = detectable_line(cache, {"k=1": ([[row] for row in rows], "k=1")}, 1)
-    assert line.endswith(f": k=1 {pair.half_width:.1f}.")
     ((_, table),) = diff(side(rows, "a"), side(rows, "b"))
     cells = dict(zip(table.columns[1:], (cell.text for cell in table.rows[0].cells), strict=True))
     assert cells["Verdict"] == "A is better"
     assert cells["Items"] == str(ITEMS)
-
-    alone = smallest_detectable(cache, [[rows[0]]], "k=1")
-    error, of_sets = rows[0].record.scores["k=1"].standard_error, 100 * values(1, 0.6, drawn).mean(1)
-    assert error is not None
-    assert alone is not None
-    half = stats.t.ppf(0.975, SETS - 1) * of_sets.std(ddof=1) / np.sqrt(SETS)
-    assert alone.value == pytest.approx(np.sqrt(2) * np.hypot(1.96 * error, half), rel=0.01)
+    assert cells["A - B"] == f"{pair.value:+.1f} [{pair.low:+.1f}, {pair.high:+.1f}]"

@@ -12,6 +12,7 @@ import pytest
 
 from results.__main__ import main
 from results.formats import frame, tables_frame
+from results.rows import EMBEDDED
 from results.schema import Score
 from results.store import read_records, write_record
 from results.tables import BEGIN, END, Section
@@ -248,7 +249,7 @@ def test_published_figures_come_with_their_places(capsys: pytest.CaptureFixture[
 
 
 def test_tables_as_a_frame_have_a_row_per_cell(records: Path) -> None:
-    tables = Section(read_records(records)[0], embedded=True).tables()
+    tables = Section(read_records(records)[0], EMBEDDED).tables()
     rows = tables_frame(tables)
     assert len(rows[rows["table"].str.startswith("Nearest")]) == 2 * 4
     mean = rows[rows["row"].str.startswith("random") & (rows["column"] == "k=20")].iloc[0]

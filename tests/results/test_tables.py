@@ -1,19 +1,23 @@
-"""Records in tables: rows, gains over random, smallest detectable differences, bold, and values per class."""
+"""Records in tables: rows, whose data, gains over random, bold, and values per class."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from results.__main__ import main
+from results.compare.correlations import Column, measured_values
 from results.formats import Cell, Table
-from results.plots import draw_per_class
-from results.schema import Architecture, EncoderCard, Score
+from results.plots import curve_panels, draw_per_class, neighbours_of, write_figures
+from results.report.parts import origin
+from results.rows import architecture_text, data_kinds
+from results.schema import Architecture, DatasetRef, EncoderCard, Score
 from results.store import StoredRecord, read_records, write_record
-from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables
+from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -144,6 +148,130 @@ def test_encoders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [row.label for row in table(tmp_path, "Nearest").rows] == ["net (aaaaaaaa)", "net (bbbbbbbb)"]
 
 
+SMALL, BIG = random_card(3).architecture, Architecture(name="resnet18")
+
+
+@pytest.fixture
+def colliding(tmp_path: Path) -> Path:
+    """Two encoders of one name and initialisation and of different architectures."""
+    write(tmp_path, random_card(3), 10.0)
+    write(tmp_path, random_card(3, architecture=BIG, weights_sha256="b" * 64), 50.0)
+    return tmp_path
+
+
+NAME = "random init (resnet18, seed 3)"
+COLLIDING = {f"{NAME} (resnet18)": 50.0, f"{NAME} (resnet18-w32-k3-nopool)": 10.0}
+
+
+def test_architectures_of_one_name_are_never_pooled(colliding: Path) -> None:
+    assert {row.label: row.cells[1].value for row in table(colliding, "Nearest").rows} == COLLIDING
+    (panel,) = curve_panels(read_records(colliding)[0], neighbours_of)
+    assert {curve.label: curve.points[0].value for curve in panel.curves} == COLLIDING
+    for trained in ({"method": "MoCo v2"}, {"method": "MoCo v2", "weights_sha256": None}):
+        root = colliding / str(len(trained))
+        write(root, card("net", architecture=SMALL, init="seed 0", **trained), 10.0)
+        write(root, card("net", architecture=BIG, init="seed 1", **trained), 50.0)
+        (panel,) = curve_panels(read_records(root)[0], neighbours_of)
+        assert sorted(curve.points[0].value for curve in panel.curves) == [10.0, 50.0]
+        assert len(table(root, "Nearest").rows) == 2
+
+
+def test_a_name_of_two_architectures_is_refused_with_the_choices(
+    colliding: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, flags = NAME, ["--records", str(colliding)]
+    choices = "".join(f"  {choice}\n" for choice in COLLIDING)
+    refusal = f"results: '{name}' is the name of 2 different encoders; choose one of:\n{choices}"
+    for command in (["diff", name, "random*"], ["zoo-page", "--encoder", name],
+                    ["explain", "knn.demo@1", "knn.demo@2", "--encoder", name]):  # fmt: skip
+        assert main([*command, *flags]) == 2
+        assert capsys.readouterr().err == refusal
+    assert main(["diff", "random*", name, *flags]) == 2
+    assert "'random*' matches encoders of several architectures, which are never averaged" in capsys.readouterr().err
+    assert main(["diff", *COLLIDING, *flags]) == 0
+    assert "+40.0" in capsys.readouterr().out
+    assert main(["zoo-page", "--encoder", next(iter(COLLIDING)), *flags]) == 0
+    assert "10.0" not in capsys.readouterr().out
+
+
+def test_a_name_of_two_weights_is_refused_with_their_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for digit, value in (("a", 1.0), ("b", 2.0)):
+        write(tmp_path, card("net", weights_sha256=digit * 64), value)
+    write(tmp_path, card("other"), 3.0)
+    assert main(["diff", "net", "other", "--records", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["  net (aaaaaaaa)", "  net (bbbbbbbb)"]
+    assert main(["diff", "net (aaaaaaaa)", "other", "--records", str(tmp_path)]) == 0
+
+
+def test_every_field_of_an_architecture_shows_in_its_text() -> None:
+    other = {"name": "resnet50", "width": 32, "stem_kernel": 3, "stem_stride": 1, "max_pool": False, "stem_padding": 0,
+             "stride_in_1x1": True, "bn_eps": 1e-3, "num_heads": 12}  # fmt: skip
+    assert set(other) == set(Architecture.model_fields)
+    texts = {architecture_text(Architecture(**{"name": "resnet18", name: value})) for name, value in other.items()}
+    assert len(texts) == len(other)
+    assert architecture_text(BIG) not in texts
+
+
+def test_an_initialisation_is_not_named_twice(tmp_path: Path) -> None:
+    write(tmp_path, card("net (seed 0)", init="seed 0", weights_sha256="a" * 64), 1.0)
+    write(tmp_path, card("net (seed 0)", init="seed 0", weights_sha256="b" * 64), 2.0)
+    stored = read_records(tmp_path)[0]
+    assert [row.label for row in table(tmp_path, "Nearest").rows] == [
+        "net (seed 0) (aaaaaaaa)",
+        "net (seed 0) (bbbbbbbb)",
+    ]
+    assert origin(stored[0]).title == "net (seed 0), knn.demo@1"
+
+
+# ---- one's own data
+
+
+def own_data(fingerprint: str, **fields: Any) -> DatasetRef:
+    about = {"id": "imagefolder", "embedded": False, "train_items": 512, "test_items": 220, **fields}
+    return DatasetRef(fingerprint=fingerprint * 64, **about)
+
+
+def test_own_data_have_a_section_each_and_never_a_published_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = KNN.changed(dataset="imagefolder")
+    write(tmp_path, card("net"), 60.0, embedded=False)
+    write(tmp_path, card("net"), 70.0, asked, dataset=own_data("a", folder="photos"))
+    write(tmp_path, card("net"), 80.0, asked, dataset=own_data("b", folder="photos"))
+    write(tmp_path, card("net"), 90.0, asked, dataset=own_data("c"))
+    write(tmp_path, card("net"), 95.0, dataset=own_data("d", id="drawings", official=False, folder="VOC"))
+    kinds = data_kinds(read_records(tmp_path)[0])
+    assert [kind.title for kind in kinds] == [
+        "Embedded data",
+        "Full data sets",
+        "Your data: VOC in the layout of drawings (dddddddd)",
+        "Your data: imagefolder (cccccccc)",
+        "Your data: photos (aaaaaaaa)",
+        "Your data: photos (bbbbbbbb)",
+    ]
+    values = [[row.cells[0].value for row in summary.rows]
+              for one in sections(read_records(tmp_path)[0]) if (summary := one.summary()) is not None]  # fmt: skip
+    assert values == [[60.0], [95.0], [90.0], [70.0], [80.0]]
+    assert main(["tables", "--records", str(tmp_path)]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    of_knn = [line for line in headings if line.startswith("### Nearest")]
+    assert len(of_knn) == len(set(of_knn)) == 5
+    assert "### Nearest-neighbour classification: photos (bbbbbbbb)" in of_knn
+    assert [line for line in of_knn if line.endswith(": drawings")] == [
+        "### Nearest-neighbour classification: drawings"
+    ]
+    assert measured_values(read_records(tmp_path)[0], embedded=False) == {Column(KNN.id, "k=20"): {"net": 60.0}}
+    written, _ = write_figures(read_records(tmp_path)[0], tmp_path / "pictures")
+    assert written == []  # one k is no curve, and no folder of published data holds one's own
+    assert main(["tables", "--records", str(tmp_path), "--rows", "own", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("photos") == 0
+
+
+def test_records_without_the_new_fields_keep_their_bytes() -> None:
+    assert not {"official", "folder"} & set(own_data("a").model_dump())
+    assert own_data("a", id="voc2007").own is False  # nobody has checked
+
+
 def test_failures_are_listed_with_their_error_until_they_succeed(tmp_path: Path) -> None:
     failed = {"status": "failed", "error": "RuntimeError: out of memory"}
     write_record(tmp_path, record(card("net"), KNN, created="2025-01-02T00:00:00+00:00", **failed))
@@ -249,23 +377,19 @@ def test_no_gain_without_a_control_of_the_same_architecture_or_without_outcomes(
     assert gain_over_random(section(tmp_path)) is None
 
 
-def test_the_header_prints_the_smallest_detectable_difference(demo_tables: list[Table]) -> None:
-    found = titled(demo_tables, "Nearest")
-    (line,) = [line for line in found.lines if line.startswith("Smallest detectable difference between two rows (95%)")]
-    numbers = dict(re.findall(r"(k=\d+) (\d+\.\d)", line))
-    assert set(numbers) == set(found.columns[1:])
-    assert all(2 < float(number) < 20 for number in numbers.values())  # 220 items, no better
-
-
-def test_the_best_is_bold_only_where_it_is_better_than_each_by_more_than_the_noise(tmp_path: Path) -> None:
+def test_the_best_is_bold_with_all_that_are_tied_with_it(tmp_path: Path) -> None:
     for name, skill, seed in (("low", 0.2, 0), ("high", 0.6, 1), ("higher", 0.605, 3)):
         outcomes = accuracy_outcomes(KNN_COLUMNS, skill, seed)
         write_record(tmp_path, record(card(name), KNN, outcomes), outcomes)
-    assert not any(c.bold for row in table(tmp_path, "Nearest").rows for c in row.cells)
+
+    def bold() -> list[str]:
+        rows = table(tmp_path, "Nearest").rows
+        return [row.label for row in rows if all(c.bold for c in row.cells)]
+
+    assert bold() == ["high", "higher"]
     outcomes = accuracy_outcomes(KNN_COLUMNS, 0.95, 4)
     write_record(tmp_path, record(card("highest"), KNN, outcomes), outcomes)
-    bold = [row.label for row in table(tmp_path, "Nearest").rows if all(c.bold for c in row.cells)]
-    assert bold == ["highest"]
+    assert bold() == ["highest"]
 
 
 def test_nothing_is_bold_where_the_noise_is_not_known(tmp_path: Path) -> None:
@@ -273,7 +397,7 @@ def test_nothing_is_bold_where_the_noise_is_not_known(tmp_path: Path) -> None:
     write(tmp_path, card("high"), 99.0)
     found = table(tmp_path, "Nearest")
     assert not any(c.bold for row in found.rows for c in row.cells)
-    assert any("(95%): not known, since the records hold no outcomes" in line for line in found.lines)
+    assert found.lines[-1].startswith("Nothing is bold in k=20, because not every record holds outcomes per item")
 
 
 def test_svm_outcomes_of_the_factory_have_scenes_that_share_drawings() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from results.formats import Cell, Table
+from results.rows import EMBEDDED, FULL
 from results.schema import EncoderCard, Protocol, Score
 from results.store import StoredRecord, read_record, read_records, write_record
 from results.tables import Section, section_tables
@@ -34,7 +35,7 @@ FOLDED = "random init (resnet18-w32-k3-nopool), mean of 5 initialisations"
 
 
 def section(root: Path, *, embedded: bool = True) -> Section:
-    return Section(read_records(root)[0], embedded=embedded)
+    return Section(read_records(root)[0], EMBEDDED if embedded else FULL)
 
 
 def table(root: Path, title: str, **which: Any) -> Table:
