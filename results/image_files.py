@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -44,4 +45,4 @@ def require_regular(file: Path | str) -> None:
         OSError: it is something else.
     """
     if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - called for every image
-        raise OSError("not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file", str(file))

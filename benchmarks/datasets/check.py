@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from benchmarks.datasets.lists import batch_file, path_strings
+from benchmarks.datasets.lists import batch_file, path_strings, printable
 from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset
 from benchmarks.task import InputError, Labels, progress
 from results.image_files import open_image, require_regular
@@ -276,4 +276,4 @@ def _state(report: SplitReport) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")

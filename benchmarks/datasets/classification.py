@@ -316,7 +316,9 @@ def _read_inat(folder: Path, split: str) -> Labels:
         category_of = {a["image_id"]: int(a["category_id"]) for a in content["annotations"]}
         ids = [image["id"] for image in content["images"]]
         names = [str(image["file_name"]) for image in content["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{file} is nested too deeply; take it from {owner}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
         raise InputError(
             f"{file} is not the competition's json ({type(error).__name__}: {error}); take it from {owner}"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -160,14 +160,24 @@ def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]
     try:
         content = json.loads(file.read_bytes(), object_hook=_reduced)
         lists = content["images"], content["categories"], content["annotations"]
+    except RecursionError as error:
+        raise InputError(f"{file} is nested too deeply; take it from its owner again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} is not a COCO json ({type(error).__name__}: {error}); take it from its owner again"
         ) from error
     for found, kind in zip(lists, (_Image, _Category, _Annotation), strict=True):
-        strange = [entry for entry in found if not isinstance(entry, kind)]
-        if strange:
-            raise InputError(f"{file} has malformed {kind.__name__[1:].lower()} entries; take it from its owner again")
+        what = kind.__name__[1:].lower()
+        if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+            raise InputError(f"{file} has malformed {what} entries; take it from its owner again")
+        types = get_type_hints(kind)
+        strange = next((entry for entry in found if [type(value) for value in entry] != [*types.values()]), None)
+        if strange is not None:
+            expected = ", ".join(f"{name}: {of.__name__}" for name, of in types.items())
+            raise InputError(
+                f"{file} has an {what} with {str(tuple(strange))[:200]}, where ids must be whole numbers and names "
+                f"text ({expected}); take it from its owner again"
+            )
     return lists
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
+from results.image_files import require_regular
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +264,7 @@ def require_files(folder: Path, names: Sequence[str], source: Path | str, remedy
     for where, files in by_folder.items():
         try:
             present = set(os.listdir(folder / where))  # noqa: PTH208 - a million Paths are slow
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):  # no such folder, or a name that cannot be one
             present = set()
         if not present.issuperset(files):
             missing += [f"{where}/{file}" if where else file for file in files if file not in present]
@@ -336,6 +338,8 @@ def read_groups(folder: Path, ids: Sequence[str]) -> tuple[tuple[str, ...], ...]
         return tuple(tuple(map(str, groups[id])) for id in ids)
     except KeyError as error:
         raise InputError(f"{file} does not list {error.args[0]}; complete it, or remove the file") from error
+    except RecursionError as error:
+        raise InputError(f"{file} is nested too deeply; repair or remove it") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is not a JSON object of lists ({error}); repair or remove it") from error
 
@@ -347,12 +351,19 @@ def fingerprint(labels: Labels) -> str:
     files, which hold many images each, are hashed too.
 
     Raises:
-        InputError: a listed file is missing.
+        InputError: a listed file is missing or not a regular file, or a name is not UTF-8.
     """
     digest = hashlib.sha256()
     for names in (labels.ids, labels.classes):
         digest.update(f"{len(names)}\n".encode())
-        digest.update("\n".join(names).encode())
+        try:
+            digest.update("\n".join(names).encode())
+        except UnicodeEncodeError as error:
+            strange = next(name for name in names if not name.isascii() and not _is_utf8(name))
+            raise InputError(
+                f"the name {printable(strange)} is not UTF-8; rename the file or folder, and correct the list if there "
+                "is one"
+            ) from error
     targets = np.ascontiguousarray(labels.targets)
     digest.update(f"{targets.dtype.str}{targets.shape}".encode())
     digest.update(targets.tobytes())
@@ -362,15 +373,28 @@ def fingerprint(labels: Labels) -> str:
         for row, path in enumerate(path_strings(labels.paths)):
             batch = batch_file(path) if "#" in path else None
             if batch is None:
-                sizes[row] = os.stat(path).st_size  # noqa: PTH116 - a million Paths are slow
+                found = os.stat(path)  # noqa: PTH116 - a million Paths are slow
+                if not stat.S_ISREG(found.st_mode):
+                    raise InputError(f"{path} is not a regular file; remove it or leave it out of the lists")
+                sizes[row] = found.st_size
             else:
                 if batch not in batches:
                     batches[batch] = Path(batch).stat().st_size
                 sizes[row] = batches[batch]
         digest.update(sizes.tobytes())
         for content in (*map(Path, batches), *labels.annotations):
+            require_regular(content)
             with content.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; restore it or leave it out of the lists") from error
     return digest.hexdigest()
+
+
+def printable(text: str) -> str:
+    """The text with what is not UTF-8 (in a file name, or half a character in JSON) as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_utf8(name: str) -> bool:
+    return printable(name) == name

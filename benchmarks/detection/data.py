@@ -7,8 +7,10 @@ resumed run gives the same result as an uninterrupted one.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
-from results.image_files import open_image
+from results.image_files import open_image, require_regular
+
+log = logging.getLogger(__name__)
 
 Scene = dict[str, Any]
 
@@ -40,6 +44,20 @@ def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> l
     Raises:
         InputError: an annotation file cannot be read.
     """
+    scenes = _scenes(labels, task, inclusive)
+    outside = sum(_reaches_outside(scene, a["bbox"]) for scene in scenes for a in scene["annotations"])
+    if outside:
+        log.warning("%d boxes reach outside of their images; detectron2 clips them in training", outside)
+    return scenes
+
+
+def _reaches_outside(scene: Scene, box: list[float]) -> bool:
+    """Whether a box is beyond an edge by more than the rounding of published boxes."""
+    left, top, right, bottom = box
+    return min(left, top) < -2 or right > scene["width"] + 2 or bottom > scene["height"] + 2
+
+
+def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[Scene]:
     if task in ("voc", "cityscapes"):
         each = zip(labels.ids, labels.paths, labels.annotations, strict=True)
         if task == "voc":
@@ -52,11 +70,12 @@ def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> l
 
 def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive: bool) -> Scene:
     try:
+        require_regular(file)
         root = ElementTree.parse(file).getroot()  # noqa: S314 - the user's own file, read as every VOC reader does
         size = {part: int(_text(root, f"size/{part}")) for part in ("width", "height")}
         annotations = []
         for found in root.iter("object"):
-            corners = [float(_text(found, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            corners = _finite(_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
             # The devkit counts pixels from 1 and has both edges inside.
             box = [corners[0] - 1, corners[1] - 1, corners[2] - inclusive, corners[3] - inclusive]
             annotations.append(
@@ -66,6 +85,14 @@ def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise InputError(f"{file} is not a VOC annotation ({error}); unpack the devkit again") from error
     return {"file_name": str(path), "image_id": image_id, **size, "annotations": annotations}
+
+
+def _finite(numbers: Iterable[Any]) -> list[float]:
+    """Four numbers of a box. Raises ValueError for nan and inf, and for another number of them."""
+    found = [float(number) for number in numbers]
+    if len(found) != 4 or not all(map(math.isfinite, found)):
+        raise ValueError(f"a box of {found}, where four finite numbers are expected")
+    return found
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -88,7 +115,13 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
             **{key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids") if key in image},
         }  # fmt: skip
     for found in chain.from_iterable(part["annotations"] for part in parts):
-        left, top, width, height = map(float, found["bbox"])
+        try:
+            left, top, width, height = _finite(found["bbox"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{labels.annotations[0]} has an annotation of image {found['image_id']} without a usable box "
+                f"({error}); take it from its owner again"
+            ) from error
         annotation: dict[str, Any] = {
             "bbox": [left, top, left + width, top + height],
             "bbox_mode": 0,

@@ -7,10 +7,13 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.task import InputError
 from tests.layouts.cifar10 import write_cifar10
@@ -284,3 +287,54 @@ def test_batches_of_cifar10(tmp_path: Path) -> None:
     binary.write_bytes(binary.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"test_batch\.bin has 30729 bytes, which is not a multiple of 3073"):
         find_dataset("cifar10", tmp_path / "b").read("test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][0].update(id="285"), "ids must be whole numbers"),
+        (lambda c: c["images"][0].update(file_name=[1]), "ids must be whole numbers and names text"),
+        (lambda c: c["categories"][0].update(id=None), "ids must be whole numbers"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), "ids must be whole numbers"),
+        (lambda c: c["annotations"][0].update(category_id="1"), "ids must be whole numbers"),
+        (lambda c: c.update(images={"a": 1}), "malformed image entries"),
+    ],
+)
+def test_types_of_coco(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    file = write_coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"instances_val2017\.json has .*{message}"):
+        find_dataset("coco", tmp_path).read("val")
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    coco, inat = write_coco(tmp_path), write_inat18(tmp_path)
+    for file, name in ((coco / "annotations" / "instances_val2017.json", "coco"), (inat / "val2018.json", "inat18")):
+        file.write_text("[" * 200_000, encoding="utf-8")
+        with pytest.raises(InputError, match=rf"{file.name} is nested too deeply"):
+            find_dataset(name, tmp_path).read("val")
+    folder = write_imagenet(tmp_path)
+    (folder / "groups.json").write_text('{"a":' * 200_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"groups\.json is nested too deeply"):
+        find_dataset("imagenet", tmp_path).read("val")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_imagenet(tmp_path, subsets=False)
+    first = min((folder / "val" / "n01440764").iterdir())
+    first.rename(first.with_name(os.fsdecode(b"\xff.JPEG")))
+    labels = find_dataset("imagefolder", folder).read("val")
+    with pytest.raises(InputError, match=r"val/n01440764/\\udcff\.JPEG is not UTF-8; rename"):
+        fingerprint(labels)
+    (folder / "val" / "n01440764" / os.fsdecode(b"\xff.JPEG")).write_text("damaged")
+    assert main(["check-data", "--data", str(folder), "--dataset", "imagefolder", "--quiet"]) == 1
+    assert "\\udcff.JPEG cannot be decoded" in capsys.readouterr().out
+
+
+def test_a_named_pipe_among_the_images(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path, subsets=False)
+    os.mkfifo(folder / "val" / "n01440764" / "a.png")
+    with pytest.raises(InputError, match=r"a\.png is not a regular file"):
+        fingerprint(find_dataset("imagefolder", folder).read("val"))

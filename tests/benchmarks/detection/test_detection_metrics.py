@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.demo.compose import Counts, compose
 from benchmarks.detection.data import read_scenes, training_scenes
 from benchmarks.detection.metrics import CityscapesPrecision, coco_evaluator, coco_scores, voc_evaluator
 from benchmarks.detection.protocols import VOC_MMSELFSUP
-from benchmarks.task import Labels
+from benchmarks.task import InputError, Labels
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
@@ -268,3 +269,30 @@ def test_the_composed_scenes_have_the_same_boxes_in_both_layouts(tmp_path: Path)
     assert measure(voc_evaluator(as_voc, False), scenes, [perfect(s) for s in scenes]).per_class["AP50"]
     (coco_scenes, outputs) = (s := read_scenes(as_coco, "coco")), [perfect(one) for one in s]
     assert measure(coco_evaluator(as_coco, ("bbox",)), coco_scenes, outputs).columns["AP_box"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1e999"])
+def test_boxes_that_are_not_finite_are_refused(tmp_path: Path, number: str) -> None:
+    file = write_voc(tmp_path) / "Annotations" / "000001.xml"
+    file.write_text(re.sub(r"<xmin>[^<]*", f"<xmin>{number}", file.read_text(encoding="utf-8")), encoding="utf-8")
+    labels = find_dataset("voc2007_det", tmp_path).read("trainval")
+    with pytest.raises(InputError, match=r"000001\.xml is not a VOC annotation \(a box of .* four finite numbers"):
+        read_scenes(labels, "voc")
+    listing = write_coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(listing.read_text(encoding="utf-8"))
+    content["annotations"][0]["bbox"][2] = float(number)
+    listing.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"instances_val2017\.json has an annotation of image \d+ without a usable"):
+        read_scenes(find_dataset("coco", tmp_path).read("val"), "coco")
+
+
+def test_boxes_outside_of_their_images_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """detectron2 clips them in training, and so the number is that of the source."""
+    file = write_voc(tmp_path) / "Annotations" / "000001.xml"
+    labels = find_dataset("voc2007_det", tmp_path).read("trainval")
+    read_scenes(labels, "voc")
+    assert "reach outside" not in caplog.text
+    text = file.read_text(encoding="utf-8")
+    file.write_text(re.sub(r"<xmin>[^<]*", "<xmin>-5000", text, count=1), encoding="utf-8")
+    read_scenes(labels, "voc")
+    assert "1 boxes reach outside of their images; detectron2 clips them" in caplog.text
