@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +14,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pretrain.data import Files, Shards, find_images
+from pretrain.data import Files, Shards, find_images, require_batch
 from pretrain.recipe import Recipe, load_recipe
+from results.atomic import locked_folder
 from results.command_line import parse
 from results.errors import InputError, print_error
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need
 
 log = logging.getLogger("pretrain")
 
+OUT_OF_MEMORY = "out of memory; lower batch_size, augmentation.crop, queue_size or architecture.width, or use more GPUs"
 MONITOR_K, MONITOR_TEMPERATURE = 20, 0.07  # the best k of the published protocol, and its temperature
 
 
@@ -54,6 +57,8 @@ class Command:
     during training"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
+    max_unreadable: float = 0.01
+    """share of the images that may be unreadable; they are skipped and listed in the log"""
     remote_shards: bool = False
     """let an index of shards name files outside of its folder and addresses (pipe:, http:, …); pipe: runs a shell
     command"""
@@ -74,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(parse(Command, arguments, "python -m pretrain", default))
     except (InputError, FloatingPointError, OSError) as error:
         return print_error("pretrain", error)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+            return print_error("pretrain", InputError(OUT_OF_MEMORY))
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise
         fault = f"--compile does not work here, leave it out: {str(error).splitlines()[0]}"
@@ -82,23 +89,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: Command) -> int:
+    for flag, value, least in (
+        ("--workers", command.workers, 0), ("--threads", command.threads, 1),
+        ("--monitor-every", command.monitor_every, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise InputError(f"{flag} must be at least {least}, got {value}")
+    if not 0 <= command.max_unreadable <= 1:
+        raise InputError(f"--max-unreadable is a share from 0 to 1, got {command.max_unreadable:g}")
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
     images = _images(command.data, command.remote_shards)
+    require_batch(images, recipe.batch_size)
     labelled = _monitor_splits(command.monitor) if command.monitor else None
 
     import torch
 
     from pretrain.cost import plan
-    from pretrain.distributed import own_device, process_group
+    from pretrain.distributed import own_device, process_group, rank
     from pretrain.monitor import KnnMonitor
     from pretrain.train import Run
 
-    if command.threads:
+    if command.threads is not None:
         torch.set_num_threads(command.threads)
     if command.dry_run:
         sys.stdout.write(plan(recipe, command.data, len(images), out, own_device(command.device)))
         return 0
-    with process_group(command.device) as device:
+    with ExitStack() as stack:
+        device = stack.enter_context(process_group(command.device))
+        if rank() == 0:
+            stack.enter_context(locked_folder(out))
         run = Run(
             recipe,
             command.data,
@@ -107,6 +126,7 @@ def _run(command: Command) -> int:
             images=images,
             workers=command.workers,
             warm_start=command.warm_start,
+            max_unreadable=command.max_unreadable,
             monitor=KnnMonitor(*labelled, _classify, recipe, device, command.workers) if labelled else None,
             monitor_every=command.monitor_every,
         )

@@ -75,7 +75,7 @@ def seeded_views(
 ) -> tuple[Tensor, ...]:
     """The views of image `index` in pass `number`: they depend on these and the seed, not on the worker."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed * 1_000_003 + number) * 2_147_483_659 + index)
+        torch.manual_seed(((seed * 1_000_003 + number) * 2_147_483_659 + index) % 2**64)
         return work(image)
 
 

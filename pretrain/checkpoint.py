@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import zipfile
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,30 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
 def load_resume(path: Path) -> dict[str, Any] | None:
     """Read what `save_resume` wrote, on the CPU; None where there is no file. Only tensors and plain values are read.
 
+    The checksum of every part of the archive is verified, which `torch.load` does not do.
+
     Raises:
-        InputError: not a resume file.
+        InputError: damaged, or not a resume file.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # zipfile, pickle and runtime errors, depending on how the file is damaged
-        raise InputError(f"{path} is not a resume file of this project ({error}); remove it to start anew") from error
-    return dict(state)
+        raise unusable_resume(path, error) from error
+
+
+def unusable_resume(path: Path, error: Exception) -> InputError:
+    """The refusal of a resume file that cannot be used."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return InputError(
+        f"{path} is damaged or not a resume file of this project ({reason}); remove it to start anew, or replace it by "
+        "one of the epoch_*.pt files next to it"
+    )
 
 
 def numbered(out: Path, epoch: int) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +25,10 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 SHARD_INDEX = "shards.json"
 MAX_BYTES = 2**28  # of an image in a tar file
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+# Folders of photos in the layouts of Pascal VOC and Cityscapes; the images in folders next to them are label masks.
+PHOTO_FOLDERS = ("JPEGImages", "leftImg8bit")
+FINGERPRINT_IMAGES = 64  # whose content is in a fingerprint
+log = logging.getLogger(__name__)
 _METADATA = re.compile("__[^/]*__(/|$)")  # names that webdataset passes over
 
 
@@ -71,6 +78,23 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name_of(self, number: int) -> str:
+        """The image's path."""
+        return str(self.paths[number])
+
+    def fingerprint(self, root: Path) -> str:
+        """Hash of all names relative to `root`, and of the content of some images."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            digest.update(f"{name.as_posix()}\n".encode(errors="surrogateescape"))
+        for number in range(0, len(self), -(-len(self) // FINGERPRINT_IMAGES)):
+            path = self.paths[number]
+            batch = path.with_name(path.name.partition("#")[0])  # an image in a batch file of CIFAR-10
+            source = path if path.is_file() else batch
+            digest.update(_content_sha256(source) if source.is_file() else b"missing")
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Shards:
@@ -89,14 +113,46 @@ class Shards:
     def __len__(self) -> int:
         return sum(self.counts)
 
+    def name_of(self, number: int) -> str:
+        """The image's place in its shard."""
+        for url, count in zip(self.urls, self.counts, strict=True):
+            if number < count:
+                return f"image {number} of {url}"
+            number -= count
+        raise IndexError(number)
+
+    def fingerprint(self, root: Path) -> str:
+        """Hash of the names, counts and, of local shards, sizes."""
+        digest = hashlib.sha256()
+        for url, count in zip(self.urls, self.counts, strict=True):
+            size = Path(url).stat().st_size if Path(url).is_file() else ""
+            digest.update(f"{url.rpartition('/')[2]} {count} {size}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _content_sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def require_batch(images: Files | Shards, batch_size: int) -> None:
+    """Refuse fewer images than one batch has.
+
+    Raises:
+        InputError: they are fewer.
+    """
+    if len(images) < batch_size:
+        raise InputError(f"{len(images)} images do not fill one batch of {batch_size}; add images or lower batch_size")
+
 
 def find_images(data: Path, *, remote_shards: bool = False) -> Files | Shards:
     """The images of `--data`; labels are not used.
 
     A folder means every image under its train/ if there is one, else under it, sorted; or its tar shards, with
-    shards.json or, without, counted here. A .txt file lists one image per line, relative to the list, and may have a
-    label behind each. A .json file is an index of shards as `scripts/index_shards.py` and webdataset's widsindex write
-    it, of files in its folder.
+    shards.json or, without, counted here. Of a VOC or Cityscapes root only the photos are taken, not the label masks.
+    A .txt file lists one image per line, relative to the list, and may have a label behind each. A .json file is an
+    index of shards as `scripts/index_shards.py` and webdataset's widsindex write it, of files in its folder.
 
     Args:
         remote_shards: an index may also name files elsewhere and addresses. A pipe: address runs a shell command.
@@ -124,7 +180,24 @@ def find_images(data: Path, *, remote_shards: bool = False) -> Files | Shards:
         raise InputError(
             f"no image in {folder}\n--data takes a folder of {', '.join(sorted(SUFFIXES))} files or of .tar shards"
         )
-    return Files(paths)
+    return Files(_photos(paths, folder))
+
+
+def _photos(paths: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+    """Leave out the images that lie next to a folder of photos, which are label masks."""
+    inside = [path.relative_to(folder).parts for path in paths]
+    roots = {parts[: parts.index(name)] for parts in inside for name in PHOTO_FOLDERS if name in parts[:-1]}
+    if not roots:
+        return paths
+    kept = tuple(
+        path
+        for path, parts in zip(paths, inside, strict=True)
+        if not any(parts[: len(root)] == root and parts[len(root)] not in PHOTO_FOLDERS for root in roots)
+    )
+    if len(kept) < len(paths):
+        log.info("%d photos in %s; %d images next to their folders are taken for label masks and left out",
+                 len(kept), folder, len(paths) - len(kept))  # fmt: skip
+    return kept
 
 
 def _listed(path: Path) -> Files:

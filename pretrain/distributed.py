@@ -89,6 +89,15 @@ def mean(values: Tensor) -> Tensor:
     return sum_(values.clone()) / world_size()
 
 
+def union(own: set[int]) -> set[int]:
+    """The numbers that any rank has."""
+    if world_size() == 1:
+        return own
+    everyones: list[set[int]] = [set() for _ in range(world_size())]
+    dist.all_gather_object(everyones, own)
+    return set().union(*everyones)
+
+
 def sum_with_gradient(part: Tensor) -> Tensor:
     """The sum over ranks; a rank's part gets the sum of the gradients that all ranks have for it."""
     if world_size() == 1:

@@ -3,15 +3,19 @@
 A pass over files permutes them. A pass over shards permutes the shards and deals them to ranks and loader workers; each
 reads its shards one after the other and mixes the images in blocks. That order is a function of (seed, pass, ranks,
 workers); to resume at a step, whole shards are skipped by their counts, and the rest of a block without decoding.
+
+An image that cannot be read is replaced by the next one that can, and counted.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torchvision.transforms import functional as TF
@@ -19,12 +23,16 @@ from torchvision.transforms import functional as TF
 from pretrain import distributed
 from pretrain.augment import PilCrops, PilViews, seeded_views, worker_views
 from pretrain.augment_tensor import BatchedViews
-from pretrain.data import Files, Shards, read_members, read_rgb
+from pretrain.data import Files, Shards, read_members, read_rgb, require_batch
 from pretrain.mechanism import Batch
 from pretrain.recipe import Recipe
 from results.errors import InputError
 
-Item = tuple[int, tuple[Tensor, ...]]  # the image's number, and its views or crops
+log = logging.getLogger(__name__)
+
+# The number of the image that the order asks for, of the one in its place (the same unless the first cannot be read),
+# and that one's views or crops.
+Item = tuple[int, int, tuple[Tensor, ...]]
 BLOCK = 1024  # encoded images that a worker mixes at a time: about 110 MB of ImageNet
 
 
@@ -37,25 +45,34 @@ class Loader:
     Args:
         generator: of the tensor engine, on the device of the batches.
         workers: loader processes; with shards a part of what fixes the order.
+        max_unreadable: share of the images that may be unreadable.
+
+    Attributes:
+        unreadable: numbers of the images that could not be read so far.
 
     Raises:
-        InputError: too few images or shards, a batch that does not split over the ranks, or stored_size with shards.
+        InputError: too few images or shards, a batch that does not split over the ranks, stored_size with shards, or,
+            while images are read, too many that cannot be.
     """
 
     def __init__(
-        self, recipe: Recipe, images: Files | Shards, device: torch.device, generator: torch.Generator, workers: int
+        self,
+        recipe: Recipe,
+        images: Files | Shards,
+        device: torch.device,
+        generator: torch.Generator,
+        workers: int,
+        max_unreadable: float = 0.01,
     ) -> None:
-        if len(images) < recipe.batch_size:
-            raise InputError(
-                f"{len(images)} images do not fill one batch of {recipe.batch_size}; add images or lower batch_size"
-            )
+        require_batch(images, recipe.batch_size)
         if recipe.batch_size % distributed.world_size():
             raise InputError(
                 f"batch_size {recipe.batch_size} does not split over {distributed.world_size()} ranks; choose a "
                 "multiple of their number"
             )
         self.recipe, self.images, self.device, self.workers = recipe, images, device, workers
-        self.views = recipe.views
+        self.views, self.max_unreadable = recipe.views, max_unreadable
+        self.unreadable: set[int] = set()
         self.steps = len(images) // recipe.batch_size  # per pass
         self.batched = BatchedViews(recipe.augmentation, recipe.mean, recipe.std, generator)
         self.stored: Tensor | None = None
@@ -69,8 +86,13 @@ class Loader:
         if recipe.augmentation.stored_size is not None:
             if isinstance(images, Shards):
                 raise InputError("augmentation.stored_size keeps all images in memory; with tar shards set it to None")
-            stored = _Stored(images, recipe.augmentation.stored_size)
-            self.stored = torch.cat(list(DataLoader(stored, batch_size=64, num_workers=workers))).to(device)
+            squares = []
+            for asked, used, pixels in DataLoader(
+                _Stored(images, recipe.augmentation.stored_size), batch_size=64, num_workers=workers
+            ):
+                self.count_unreadable(set(asked[asked != used].tolist()))
+                squares.append(pixels)
+            self.stored = torch.cat(squares).to(device)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of pass `number`, from `first_step` on."""
@@ -102,19 +124,58 @@ class Loader:
         )
 
     def _from_workers(self, loader: DataLoader[Item]) -> Iterator[Batch]:
-        for indices, made in loader:
+        for asked, used, made in loader:
+            self.count_unreadable(set(asked[asked != used].tolist()))
             views = (view.to(self.device, non_blocking=True) for view in made)
             if self.recipe.augmentation.engine == "tensor":
                 views = (self.batched.recoloured(view) for view in views)
-            yield Batch(tuple(map(_laid_out, views)), indices.to(self.device, non_blocking=True))
+            yield Batch(tuple(map(_laid_out, views)), used.to(self.device, non_blocking=True))
+
+    def count_unreadable(self, numbers: set[int]) -> None:
+        """Add images that cannot be read, and list the new ones in the log.
+
+        Raises:
+            InputError: they are more than `max_unreadable` of all images.
+        """
+        new = sorted(numbers - self.unreadable)
+        self.unreadable |= numbers
+        for number in new:
+            log.warning("skipped an unreadable image (%d so far): %s", len(self.unreadable), self._fault(number))
+        if len(self.unreadable) > self.max_unreadable * len(self.images):
+            raise InputError(
+                f"{len(self.unreadable)} of {len(self.images)} images cannot be read, more than --max-unreadable "
+                f"{self.max_unreadable:g} allows; the last one: {self._fault(max(new or self.unreadable))}"
+            )
+
+    def _fault(self, number: int) -> str:
+        if isinstance(self.images, Files):
+            try:
+                self.images.read(self.images.paths[number])
+            except InputError as error:
+                return str(error)
+        return f"{self.images.name_of(number)} is not a readable image; repair or remove it"
 
 
 def _laid_out(view: Tensor) -> Tensor:
     return view.contiguous(memory_format=torch.channels_last)
 
 
-class _Stored(Dataset[Tensor]):
-    """(3, size, size) uint8: shorter side to `size`, centre."""
+def _read_or_next(files: Files, number: int) -> tuple[int, Image.Image]:
+    """Image `number`, or the next one that can be read; and its number.
+
+    Raises:
+        InputError: none of a hundred can be read.
+    """
+    for tried in range(number, number + 100):
+        try:
+            return tried % len(files), files.read(files.paths[tried % len(files)])
+        except InputError as error:
+            fault = error
+    raise fault
+
+
+class _Stored(Dataset[tuple[int, int, Tensor]]):
+    """As `Item`, with (3, size, size) uint8: shorter side to `size`, centre."""
 
     def __init__(self, files: Files, size: int) -> None:
         self.files, self.size = files, size
@@ -122,13 +183,14 @@ class _Stored(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = TF.resize(self.files.read(self.files.paths[index]), self.size)
-        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size]))
+    def __getitem__(self, index: int) -> tuple[int, int, Tensor]:
+        used, image = _read_or_next(self.files, index)
+        square = TF.center_crop(TF.resize(image, self.size), [self.size, self.size])
+        return index, used, TF.pil_to_tensor(square)
 
 
 class _Views(Dataset[Item]):
-    """The number and the views of an image in pass `number`."""
+    """The items of pass `number`."""
 
     def __init__(self, files: Files, work: PilViews | PilCrops, seed: int, number: int) -> None:
         self.files, self.work, self.seed, self.number = files, work, seed, number
@@ -137,12 +199,12 @@ class _Views(Dataset[Item]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Item:
-        image = self.files.read(self.files.paths[index])
-        return index, seeded_views(self.work, image, self.seed, self.number, index)
+        used, image = _read_or_next(self.files, index)
+        return index, used, seeded_views(self.work, image, self.seed, self.number, index)
 
 
 class _ShardStream(IterableDataset[Item]):
-    """(image number, views) for this rank's steps of one pass, from `first_step` on.
+    """The items of this rank's steps of one pass, from `first_step` on.
 
     A worker whose shards hold fewer images than its steps need begins with them again; one with more leaves the last
     ones out. So every pass has the same number of steps on every rank.
@@ -176,8 +238,22 @@ class _ShardStream(IterableDataset[Item]):
         done = len(range(stream, self.first_step, self.workers))
         part = self.recipe.batch_size // self.ranks
         images = self._mixed(stream, done * part)
-        for number, data, name in islice(images, (len(own_steps) - done) * part):
-            yield number, seeded_views(self.work, read_rgb(data, name), self.recipe.seed, self.number, number)
+        left = (len(own_steps) - done) * part
+        waiting: list[int] = []  # images that could not be read, whose places the next one takes too
+        while left or waiting:
+            number, data, name = next(images)
+            if left:
+                waiting.append(number)
+                left -= 1
+            try:
+                image = read_rgb(data, name)
+            except InputError:
+                if len(waiting) > 100:  # as `_read_or_next`
+                    raise
+                continue
+            for asked in waiting:
+                yield asked, number, seeded_views(self.work, image, self.recipe.seed, self.number, asked)
+            waiting.clear()
 
     def _mixed(self, stream: int, skip: int) -> Iterator[tuple[int, bytes, str]]:
         """The stream's images, turn after turn without end, mixed in blocks, without the first `skip`."""

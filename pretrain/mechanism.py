@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain import distributed
 from pretrain.recipe import Recipe
 from pretrain.resnet import ResNet
+from results.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -49,7 +51,7 @@ class ProjectedEncoder(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.backbone = ResNet(recipe.architecture, recipe.split_bn)
+        self.backbone = ResNet(recipe.architecture, batch_norm_parts(recipe))
         width = self.backbone.channels
         self.head: nn.Module = nn.Linear(width, recipe.dim)
         if recipe.head == "mlp":
@@ -83,6 +85,32 @@ class Mechanism(nn.Module, ABC):
     def fill(self, images_seen: int) -> float:
         """Share of the stored negatives that are embeddings of images, not initial random vectors."""
         return 1.0
+
+
+def batch_norm_parts(recipe: Recipe) -> int:
+    """Parts into which each batch norm splits this rank's batch: all ranks together have the recipe's `split_bn`.
+
+    So ShuffleBN (MoCo v1, section 3.3) is the same on any number of ranks, one included.
+
+    Raises:
+        InputError: the parts cannot be shared out equally.
+    """
+    ranks = distributed.world_size()
+    if recipe.sync_bn:  # one part over all ranks
+        return 1
+    if recipe.split_bn % ranks:
+        multiple = "a multiple of the number of ranks"
+        raise InputError(f"split_bn {recipe.split_bn} does not divide over {ranks} ranks; choose {multiple}")
+    return recipe.split_bn // ranks
+
+
+def batch_norm_text(recipe: Recipe) -> str:
+    """How batch norms split the total batch, for a log line."""
+    images = recipe.batch_size // recipe.split_bn
+    if recipe.split_bn == 1:
+        return f"batch norm over all {images} images" + ("" if recipe.sync_bn else ", so shuffling has no effect")
+    parts, ranks = batch_norm_parts(recipe), distributed.world_size()
+    return f"batch norm in {recipe.split_bn} groups of {images} images ({parts} on each of {ranks} ranks)"
 
 
 @torch.no_grad()

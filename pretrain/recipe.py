@@ -14,6 +14,12 @@ from results.schema import Architecture, Frozen, Triple
 
 BlurKernel = Literal["boxes", "gaussian"]
 RECIPES = Path(__file__).parent / "recipes"
+# Narrowest first stage of each architecture that can be built: a group of a ResNeXt needs at least one channel.
+RESNETS = {
+    "resnet18": 1, "resnet34": 1, "resnet50": 1, "resnet101": 1, "resnet152": 1, "resnext50_32x4d": 16,
+    "resnext50_32x8d": 8, "resnext101_32x8d": 8, "resnext101_64x4d": 16, "wide_resnet50_2": 1, "wide_resnet101_2": 1,
+}  # fmt: skip
+WIDEST = 512  # eight times ResNet's; the widest published one is four times
 METHODS = {"end-to-end": "end-to-end contrast", "memory-bank": "memory bank", "simclr": "SimCLR"}
 
 
@@ -26,17 +32,17 @@ class Augmentation(Frozen):
     """
 
     engine: Literal["pil", "tensor"] = "pil"
-    stored_size: int | None = Field(None, gt=0, description="side of the squares that the run keeps in memory")
-    crop: int = Field(224, gt=0)
+    stored_size: int | None = Field(None, gt=0, le=4096, description="side of the squares that the run keeps in memory")
+    crop: int = Field(224, gt=0, le=4096)
     crop_area: tuple[float, float] = (0.2, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     grayscale_first: bool = Field(False, description="v1 turns gray before the jitter, v2 after it")
     grayscale_p: float = Field(0.2, ge=0, le=1)
     jitter_p: float = Field(0.8, ge=0, le=1)
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
+    brightness: float = Field(0.4, ge=0)
+    contrast: float = Field(0.4, ge=0)
+    saturation: float = Field(0.4, ge=0)
+    hue: float = Field(0.1, ge=0, le=0.5)
     blur_p: float = Field(0.5, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: BlurKernel = Field("boxes", description="of the tensor engine: PIL's, or a true Gaussian")
@@ -46,6 +52,19 @@ class Augmentation(Frozen):
     def _only_tensors_are_stored(self) -> Self:
         if self.engine == "pil" and self.stored_size is not None:
             raise ValueError("stored_size is for engine = 'tensor': leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name, (low, high), least, most in (
+            ("crop_area", self.crop_area, 0.0, 1.0),
+            ("crop_aspect", self.crop_aspect, 0.0, math.inf),
+            ("blur_sigma", self.blur_sigma, 0.0, math.inf),
+        ):
+            if not (least <= low <= high <= most and high < math.inf) or (low == 0 and name != "blur_sigma"):
+                above = "above 0" if name != "blur_sigma" else "at least 0"
+                limit = " and at most 1" if most == 1 else ""
+                raise ValueError(f"{name} must be two ascending numbers {above}{limit}, got {low:g} {high:g}")
         return self
 
 
@@ -64,17 +83,24 @@ class Recipe(Frozen):
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
     head: Literal["linear", "mlp"] = "mlp"
-    dim: int = Field(128, gt=0)
-    queue_size: int = Field(65536, gt=0, description="K; for a memory bank the number of negatives drawn from it")
+    dim: int = Field(128, gt=0, le=65536)
+    queue_size: int = Field(
+        65536, gt=0, le=2**26, description="K; for a memory bank the number of negatives drawn from it"
+    )
     key_momentum: float = Field(0.999, ge=0, le=1)
     temperature: float = Field(0.2, gt=0)
     symmetric: bool = Field(False, description="each view is query and key in turn, and the two losses add up")
     bank_loss: Literal["infonce", "nce"] = Field("infonce", description="of a memory bank")
     bank_momentum: float = Field(0.5, ge=0, le=1, description="share of the old vector in a memory bank's update")
-    split_bn: int = Field(1, gt=0, description="virtual devices per batch norm; 1 leaves ShuffleBN to the real ranks")
+    split_bn: int = Field(
+        8,
+        gt=0,
+        description="parts of the total batch with batch-norm statistics of their own, as on so many GPUs: what "
+        "ShuffleBN needs. Every rank takes an equal share of the parts",
+    )
     sync_bn: bool = Field(False, description="batch-norm statistics over all ranks, for mechanisms without a shuffle")
-    batch_size: int = Field(256, gt=0)
-    epochs: int = Field(200, gt=0)
+    batch_size: int = Field(256, gt=0, le=2**20)
+    epochs: int = Field(200, gt=0, le=10**6)
     epoch_steps: int | None = Field(None, gt=0, description="steps that are called an epoch; default one pass")
     optimizer: Literal["sgd", "lars"] = "sgd"
     lr: float = Field(0.03, ge=0)
@@ -84,11 +110,11 @@ class Recipe(Frozen):
     decay_factor: float = Field(0.1, description="of `step`, at steps_at, and of `exponential`, once an epoch")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises linearly from 0")
     cosine_from: float = Field(0.0, ge=0, description="epoch at which the half-cosine begins")
-    sgd_momentum: float = 0.9
-    weight_decay: float = 1e-4
+    sgd_momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = Field(False, description="run the encoders through torch.compile")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     save_every_epochs: int = Field(10, gt=0)
     keep_last: int = Field(3, ge=0, description="numbered checkpoints that are kept beside resume.pt")
     marked_epochs: tuple[int, ...] = Field((), description="epochs whose checkpoint and backbone are kept for good")
@@ -109,6 +135,26 @@ class Recipe(Frozen):
             )
         if self.batch_size % self.split_bn:
             raise ValueError(f"batch_size {self.batch_size} does not split into split_bn {self.split_bn} equal parts")
+        if self.batch_size == self.split_bn > 1:
+            raise ValueError(f"split_bn {self.split_bn} leaves one image for each batch norm: lower split_bn")
+        return self
+
+    @model_validator(mode="after")
+    def _network_can_be_built(self) -> Self:
+        a, crop = self.architecture, self.augmentation.crop
+        if a.name not in RESNETS:
+            close = did_you_mean(a.name, RESNETS)
+            raise ValueError(f"no architecture.name {a.name!r}{close}\nknown: {', '.join(RESNETS)}")
+        if not RESNETS[a.name] <= a.width <= WIDEST:
+            raise ValueError(f"architecture.width of a {a.name} must be {RESNETS[a.name]} to {WIDEST}, got {a.width}")
+        padding = a.stem_kernel // 2 if a.stem_padding is None else a.stem_padding
+        if not (1 <= a.stem_kernel <= crop + 2 * padding and 0 <= padding < WIDEST and 1 <= a.stem_stride <= crop):
+            raise ValueError(
+                f"the stem (architecture.stem_kernel {a.stem_kernel}, stem_stride {a.stem_stride}, padding {padding}) "
+                f"does not fit crops of {crop} pixels"
+            )
+        if not 0 < a.bn_eps < 1:
+            raise ValueError(f"architecture.bn_eps must be between 0 and 1, got {a.bn_eps:g}")
         return self
 
     @model_validator(mode="after")
@@ -116,9 +162,14 @@ class Recipe(Frozen):
         if self.symmetric and self.mechanism != "momentum":
             raise ValueError(f"symmetric is for mechanism = 'momentum', not {self.mechanism!r}")
         if self.sync_bn and self.split_bn > 1:
-            raise ValueError("sync_bn joins batch norms that split_bn takes apart: leave one of them out")
+            raise ValueError(
+                f"sync_bn joins the batch norms that split_bn {self.split_bn} takes apart: set split_bn = 1, or leave "
+                "sync_bn out"
+            )
         if self.warmup_epochs and self.schedule == "exponential":
             raise ValueError("warmup_epochs is for the cosine and step schedules")
+        if self.schedule == "cosine" and not 0 <= self.cosine_from < self.epochs:
+            raise ValueError(f"cosine_from {self.cosine_from:g} is not before the last of {self.epochs} epochs")
         return self
 
     @property

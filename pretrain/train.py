@@ -10,16 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pretrain import distributed
 from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
-from pretrain.checkpoint import RESUME, keep, load_resume, numbered, read_backbone, save_resume, write_backbone
+from pretrain.checkpoint import (
+    RESUME,
+    keep,
+    load_resume,
+    numbered,
+    read_backbone,
+    save_resume,
+    unusable_resume,
+    write_backbone,
+)
 from pretrain.data import Files, Shards, find_images
 from pretrain.loader import Loader
-from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder
+from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
 from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, draw_curves, row_text, write_log
 from pretrain.recipe import Recipe
@@ -46,10 +56,14 @@ class Run:
             end, curves.png.
         workers: loader processes of this rank.
         warm_start: see `Trainer`.
+        max_unreadable: share of the images that may be unreadable.
         monitor: accuracy in percent of a backbone, run by rank 0 every `monitor_every` epochs and after the last.
 
     Attributes:
         seconds: of training, without the monitor and the saves, over all processes that worked on it.
+
+    Raises:
+        InputError: `out` holds a run of another recipe or on other images, or a resume file that cannot be used.
     """
 
     def __init__(
@@ -62,6 +76,7 @@ class Run:
         images: Files | Shards | None = None,
         workers: int = 2,
         warm_start: Path | None = None,
+        max_unreadable: float = 0.01,
         monitor: Callable[[nn.Module], float] | None = None,
         monitor_every: int = 10,
     ) -> None:
@@ -69,9 +84,14 @@ class Run:
         self.monitor, self.monitor_every = monitor, monitor_every
         self.first = distributed.rank() == 0
         found = find_images(data) if images is None else images
-        self.trainer = Trainer(recipe, found, device, workers, warm_start)
+        self.fingerprint = found.fingerprint(data)
+        state = self._saved_state()
+        self._log_settings(device, len(found), workers)
+        self.trainer = Trainer(recipe, found, device, workers, warm_start, max_unreadable)
         self.seconds = 0.0
         self.rows: list[Row] = []
+        if state is not None:
+            self._resume(state)
         self.told = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the last save took
 
@@ -79,11 +99,13 @@ class Run:
         """Trains to the end, or goes on from where the last process stopped. Returns the backbone file.
 
         Raises:
-            InputError: `out` holds a run of another recipe.
+            InputError: more images than allowed cannot be read.
             FloatingPointError: the loss is no longer finite.
         """
         trainer, path = self.trainer, self.out / BACKBONE
-        self._begin()
+        if self.first:
+            remove_partials(self.out)
+            write_file(self.out / RECIPE, self.recipe.model_dump_json(indent=1) + "\n")
         if trainer.step >= trainer.total and path.is_file():
             return path
         trainer.prepare()
@@ -126,6 +148,8 @@ class Run:
         row = self._row(epoch + 1)
         row["images_per_second"], row["data_share"] = steps * self.recipe.batch_size / seconds, waited / seconds
         trainer.sums.zero_()
+        trainer.average_batch_norms()
+        trainer.loader.count_unreadable(distributed.union(trainer.loader.unreadable))
         last = epoch + 1 == self.recipe.epochs
         if self.monitor and self.first and (last or (epoch + 1) % self.monitor_every == 0):
             row[KNN] = self.monitor(trainer.encoder.backbone)
@@ -151,9 +175,11 @@ class Run:
 
     def _require_finite(self, sums: torch.Tensor) -> None:
         if not sums[0].isfinite():
+            saved = self.out / RESUME
             raise FloatingPointError(
                 f"the loss is {sums[0].item()} in epoch {(self.trainer.step - 1) // self.trainer.epoch_steps + 1}: "
-                f"lower lr, or use precision = 'fp32'; the last finite state is in {self.out / RESUME}"
+                "lower lr, or use precision = 'fp32'; "
+                + (f"the last finite state is in {saved}" if saved.is_file() else "no state had been saved yet")
             )
 
     def _tell(self, bar: tqdm[Any], text: str | Callable[[], str]) -> None:
@@ -162,21 +188,44 @@ class Run:
             self.told = time.monotonic()
             log.info("%s", text if isinstance(text, str) else text())
 
-    def _begin(self) -> None:
-        if self.first:
-            remove_partials(self.out)
-        state = load_resume(self.out / RESUME)
+    def _saved_state(self) -> dict[str, Any] | None:
+        """What an earlier process saved of this run."""
+        path = self.out / RESUME
+        state = load_resume(path)
         if state is None:
-            if self.first:
-                write_file(self.out / RECIPE, self.recipe.model_dump_json(indent=1) + "\n")
-            return
-        if state["trainer"]["recipe"] != self.recipe.model_dump_json():
+            return None
+        try:
+            recipe = Recipe.model_validate_json(state["trainer"]["recipe"])
+            fingerprint = state["trainer"].get("images", self.fingerprint)  # older files do not have it
+        except ValidationError:
+            recipe = None  # with fields or values that recipes no longer have
+        except (LookupError, TypeError, AttributeError) as error:
+            raise unusable_resume(path, error) from error
+        if recipe != self.recipe:
             raise InputError(
                 f"{self.out} holds a run of another recipe (see its {RECIPE}); give a new --out, or remove it"
             )
-        self.trainer.load(state["trainer"])
-        self.seconds, self.rows = state["seconds"], state["rows"]
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"{self.out} holds a run on other images than those of {self.data}; give the images that it began "
+                "with, a new --out, or remove it"
+            )
+        return state
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        try:
+            self.trainer.load(state["trainer"])
+            self.seconds, self.rows = float(state["seconds"]), list(state["rows"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise unusable_resume(self.out / RESUME, error) from error
         log.info("resuming at step %d", self.trainer.step)
+
+    def _log_settings(self, device: torch.device, images: int, workers: int) -> None:
+        if self.first:
+            model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+            log.info("%s on %s%s, %s, %d images, %d loader workers on each of %d ranks; %s",
+                     self.recipe.name or "pretraining", device, model, self.recipe.precision, images, workers,
+                     distributed.world_size(), batch_norm_text(self.recipe))  # fmt: skip
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
@@ -196,7 +245,8 @@ class Run:
         began = time.monotonic()
         if self.first:
             self._require_finite(self.trainer.sums)  # a state that has diverged must not replace the last good one
-            state = {"trainer": self.trainer.state(), "seconds": self.seconds, "rows": self.rows}
+            trainer = {**self.trainer.state(), "images": self.fingerprint}
+            state = {"trainer": trainer, "seconds": self.seconds, "rows": self.rows}
             save_resume(self.out / RESUME, state)
             write_log(self.out / LOG, self.rows)
         self.saved = time.monotonic()
@@ -228,6 +278,7 @@ class Trainer:
     Args:
         images: the images to learn from.
         workers: loader processes of this rank.
+        max_unreadable: share of the images that may be unreadable.
         warm_start: a backbone file whose weights (not schedule, head or queue) the encoders start from.
 
     Attributes:
@@ -242,6 +293,7 @@ class Trainer:
         device: torch.device,
         workers: int,
         warm_start: Path | None = None,
+        max_unreadable: float = 0.01,
     ) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
@@ -253,7 +305,7 @@ class Trainer:
         if recipe.sync_bn and distributed.world_size() > 1:
             self._join_batch_norms()
         self.model.to(device).to(memory_format=torch.channels_last)
-        self.loader = Loader(recipe, images, device, self.view_generator, workers)
+        self.loader = Loader(recipe, images, device, self.view_generator, workers, max_unreadable)
         self.epoch_steps = recipe.epoch_steps or self.loader.steps
         self.total = recipe.epochs * self.epoch_steps
         self.optimizer = build_optimizer(recipe, [self.model.get_submodule(name) for name in self.model.trained])
@@ -338,26 +390,65 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.sums = state["sums"].to(self.device)
-        self.shuffles.set_state(state["shuffles"])
+        seed = self.recipe.seed + self.step
+        restored = _restore(self.shuffles, state["shuffles"], seed)
         if distributed.rank() == 0:
-            self.view_generator.set_state(state["views"])
+            restored &= _restore(self.view_generator, state["views"], seed * 65_537)
         else:  # not in the file: bit-identity is promised for one process
-            self.view_generator.manual_seed((self.recipe.seed + self.step) * 65_537 + distributed.rank())
+            self.view_generator.manual_seed(seed * 65_537 + distributed.rank())
+        if not restored:
+            log.warning(
+                "the run comes from another kind of device, whose random states do not fit: from here on the shuffles "
+                "and views are not those of an uninterrupted run"
+            )
 
     def _split(self) -> list[int]:
         """Ranks and workers, which the order of shards depends on besides the seed; empty for files."""
         return [distributed.world_size(), self.loader.workers] if isinstance(self.loader.images, Shards) else []
 
+    def average_batch_norms(self) -> None:
+        """Give every rank the mean of all ranks' running statistics, as one process with all parts has them."""
+        if distributed.world_size() == 1:
+            return
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for statistics in (module.running_mean, module.running_var):
+                    assert statistics is not None
+                    statistics.copy_(distributed.mean(statistics))
+
     def _start_from(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"--warm-start file not found: {path}")
         tensors, _ = read_backbone(path)
         for encoder in self.model.children():
             if isinstance(encoder, ProjectedEncoder):
+                own = encoder.backbone.state_dict()
+                differ = sorted(
+                    name
+                    for name in own.keys() | tensors.keys()
+                    if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+                )
+                if differ:
+                    raise InputError(
+                        f"--warm-start {path} is of another architecture or width than the recipe's "
+                        f"{self.recipe.architecture.name} of width {self.recipe.architecture.width}: {len(differ)} "
+                        f"tensors do not fit, the first is {differ[0]}"
+                    )
                 encoder.backbone.load_state_dict(tensors)
 
     def _join_batch_norms(self) -> None:
         if self.device.type != "cuda":
             raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+
+def _restore(generator: torch.Generator, state: Tensor, seed: int) -> bool:
+    """Set a generator's state; one of another kind of device is replaced by `seed`. Returns whether it fitted."""
+    if state.dtype == torch.uint8 and state.shape == generator.get_state().shape:
+        generator.set_state(state)
+        return True
+    generator.manual_seed(seed)
+    return False
 
 
 def build_mechanism(recipe: Recipe, generator: torch.Generator, images: int) -> Mechanism:

@@ -1,4 +1,7 @@
-"""Atomic file writes: a reader, or a process killed at any moment, leaves the old file or the new one, never a part."""
+"""Atomic file writes and folder locks.
+
+A reader, or a process killed at any moment, leaves the old file or the new one, never a part.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,31 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from results.errors import InputError
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create the folder and hold it for this process alone. The end of the process frees it, whatever ends it.
+
+    The lock is `lockf`'s: forked loader workers, which outlive a killed parent for seconds, do not hold it.
+
+    Raises:
+        InputError: another process holds the folder.
+        OSError: the folder cannot be written.
+    """
+    import fcntl  # not on Windows, where this module is read for other things
+
+    make_folder(folder)
+    with (folder / LOCK).open("a+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{folder} is in use by another run; wait for its end, or choose another --out") from error
+        yield
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def _message(box: str) -> str:
     parts: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines():
         text = line.strip("│| ")
-        if re.match(r"[╭╰─+-]{2}", text):
+        if re.match(r"[╭╰─]|\+-|-{3}", text):  # a rule, and not a flag
             parts.append([])
         else:
             parts[-1] += text.split()

@@ -47,7 +47,7 @@ def main() -> int:
             raise InputError("--mechanisms needs at least one mechanism")
         base = load_recipe(options.recipe)
         recipes = [
-            base.changed(batch_size=options.batch, precision=options.precision, mechanism=mechanism)
+            base.changed(batch_size=options.batch, split_bn=1, precision=options.precision, mechanism=mechanism)
             for mechanism in options.mechanisms
         ]
 

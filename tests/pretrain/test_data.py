@@ -43,6 +43,34 @@ def test_a_folder_gives_its_train_images_sorted(tmp_path: Path) -> None:
     assert find_images(tmp_path) == Files((tmp_path / "train/a/1.jpg", tmp_path / "train/b/2.png"))
 
 
+@pytest.mark.parametrize("inner", ["", "VOCdevkit/VOC2007/"])
+def test_label_masks_of_a_devkit_are_not_taken_for_photos(tmp_path: Path, inner: str) -> None:
+    """Of a VOC root only JPEGImages, of Cityscapes only leftImg8bit; folders without these are taken whole."""
+    voc = tmp_path / "voc"
+    photo = write_image(voc / inner / "JPEGImages/000001.jpg")
+    for mask in ("SegmentationClass/000001.png", "SegmentationObject/000001.png", "SegmentationClassAug/2.png"):
+        write_image(voc / inner / mask)
+    assert find_images(voc) == Files((photo,))
+    assert len(find_images(voc / inner / "SegmentationClass")) == 1  # asked for by name
+    street = write_image(tmp_path / "cityscapes/leftImg8bit/train/x/x_leftImg8bit.png")
+    write_image(tmp_path / "cityscapes/gtFine/train/x/x_gtFine_labelIds.png")
+    assert find_images(tmp_path / "cityscapes") == Files((street,))
+
+
+def test_a_fingerprint_tells_other_images_apart_and_not_another_place(tmp_path: Path) -> None:
+    for folder, colour in (("one", "red"), ("same", "red"), ("other", "blue")):
+        for name in ("train/a/1.png", "train/a/2.png"):
+            write_image(tmp_path / folder / name, colour)
+        write_shard(tmp_path / folder / "0.tar", ["a.png"] if colour == "red" else ["a.png", "b.png"])
+    for kind in ("", "0.tar"):
+        prints = []
+        for folder in ("one", "same", "other"):
+            root = tmp_path / folder
+            images = Shards((str(root / kind),), (1 if folder != "other" else 2,)) if kind else find_images(root)
+            prints.append(images.fingerprint(root))
+        assert prints[0] == prints[1] != prints[2]
+
+
 def test_a_list_names_files_relative_to_itself_and_may_have_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "train" / "a picture.png")
     write_image(tmp_path / "train" / "b.JPEG".replace("JPEG", "jpeg"))

@@ -49,6 +49,7 @@ def recipe_of(engine: str = "pil", **changes: object) -> Recipe:
         "augmentation": augmentation,
         "batch_size": 8,
         "queue_size": 16,
+        "split_bn": 1,
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         **changes,

@@ -47,7 +47,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def recipe_of(name: str, architecture: Architecture = TINY) -> Recipe:
     base, changes = SETTINGS[name]
-    small = {"architecture": architecture, "queue_size": 32, "batch_size": N, "dim": 16}
+    small = {"architecture": architecture, "queue_size": 32, "batch_size": N, "split_bn": 1, "dim": 16}
     return Recipe(**{**load_recipe(base).model_dump(), **small, **changes})
 
 

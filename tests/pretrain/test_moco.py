@@ -18,7 +18,15 @@ TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)
 
 
 def tiny(**changes: object) -> Recipe:
-    fields = {"architecture": TINY, "queue_size": 32, "batch_size": 8, "dim": 16, "lr": 0.03, "key_momentum": 0.9}
+    fields = {
+        "architecture": TINY,
+        "queue_size": 32,
+        "batch_size": 8,
+        "split_bn": 1,
+        "dim": 16,
+        "lr": 0.03,
+        "key_momentum": 0.9,
+    }
     return Recipe(**{**fields, **changes})  # type: ignore[arg-type]
 
 

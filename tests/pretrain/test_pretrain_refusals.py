@@ -19,6 +19,13 @@ from tests.pretrain.tiny_runs import FLAGS, run
         (["--queue-size", "8"], "lower batch_size or lengthen the queue"),
         (["--batch-size", "64", "--queue-size", "64"], "33 images do not fill one batch of 64"),
         (["--split-bn", "3"], "does not split into split_bn"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "-2"], "--threads must be at least 1, got -2"),
+        (["--monitor-every", "0"], "--monitor-every must be at least 1, got 0"),
+        (["--max-unreadable", "1.5"], "--max-unreadable is a share from 0 to 1, got 1.5"),
+        (["--seed", "99999999999999999999"], "seed"),
+        (["--augmentation.crop-area", "2", "1"], "crop_area must be two ascending numbers"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_sentence(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pretrain.recipe import RECIPES, Recipe, load_recipe, merged
+from pretrain.recipe import RECIPES, RESNETS, Recipe, load_recipe, merged
 from results.errors import InputError
+from results.schema import Architecture
 
 
 def test_defaults_are_moco_v2_as_published() -> None:
@@ -19,7 +20,7 @@ def test_defaults_are_moco_v2_as_published() -> None:
     )  # fmt: skip
     assert (r.head, r.dim, r.queue_size, r.key_momentum, r.temperature) == ("mlp", 128, 65536, 0.999, 0.2)
     assert (r.batch_size, r.epochs, r.lr, r.sgd_momentum, r.weight_decay) == (256, 200, 0.03, 0.9, 1e-4)
-    assert (r.schedule, r.schedule_per, r.warmup_epochs, r.split_bn) == ("cosine", "epoch", 0, 1)
+    assert (r.schedule, r.schedule_per, r.warmup_epochs, r.split_bn) == ("cosine", "epoch", 0, 8)
     a = r.augmentation
     assert (a.crop, a.crop_area, a.grayscale_first, a.grayscale_p, a.flip_p) == (224, (0.2, 1.0), False, 0.2, 0.5)
     assert (a.jitter_p, a.brightness, a.contrast, a.saturation, a.hue) == (0.8, 0.4, 0.4, 0.4, 0.1)
@@ -67,7 +68,24 @@ def test_merged_leaves_its_arguments_alone() -> None:
         ({"queue_size": 256, "batch_size": 256, "symmetric": True}, "brings 512 keys"),
         ({"queue_size": 768, "batch_size": 256, "symmetric": True}, "twice for both views"),
         ({"mechanism": "simclr", "symmetric": True}, "symmetric is for mechanism = 'momentum'"),
-        ({"sync_bn": True, "split_bn": 8}, "leave one of them out"),
+        ({"sync_bn": True, "split_bn": 8}, "set split_bn = 1, or leave sync_bn out"),
+        ({"batch_size": 8, "queue_size": 8}, "leaves one image for each batch norm"),
+        ({"augmentation": {"crop_area": (2, 1)}}, "crop_area must be two ascending numbers above 0 and at most 1"),
+        ({"augmentation": {"crop_area": (0.9, 0.2)}}, "ascending"),
+        ({"augmentation": {"crop_area": (0.2, 1.5)}}, "at most 1, got 0.2 1.5"),
+        ({"augmentation": {"crop_aspect": (0.0, 1.0)}}, "crop_aspect must be two ascending numbers above 0"),
+        ({"augmentation": {"blur_sigma": (2.0, 0.1)}}, "blur_sigma must be two ascending numbers"),
+        ({"augmentation": {"crop": 10**6}}, "augmentation.crop"),
+        ({"architecture": {"name": "resnet5"}}, "no architecture.name 'resnet5'; did you mean 'resnet50'"),
+        ({"architecture": {"name": "resnet50", "width": 10**6}}, "width of a resnet50 must be 1 to 512"),
+        ({"architecture": {"name": "resnext50_32x4d", "width": 8}}, "width of a resnext50_32x4d must be 16 to 512"),
+        ({"architecture": {"name": "resnet18", "stem_kernel": 0}}, "the stem .* does not fit crops of 224 pixels"),
+        ({"architecture": {"name": "resnet18", "stem_kernel": 999, "stem_padding": 0}}, "the stem .* does not fit"),
+        ({"architecture": {"name": "resnet18", "bn_eps": -1.0}}, "bn_eps must be between 0 and 1"),
+        ({"dim": 10**9}, "dim"),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"epochs": 10, "cosine_from": 10}, "cosine_from 10 is not before the last of 10 epochs"),
         ({"schedule": "exponential", "warmup_epochs": 1}, "cosine and step"),
         ({"augmentation": {"stored_size": 32}}, "engine = 'tensor'"),
         ({"temperature": 0}, "temperature"),
@@ -76,6 +94,14 @@ def test_merged_leaves_its_arguments_alone() -> None:
 def test_settings_that_do_not_go_together_are_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_every_architecture_builds_at_its_narrowest() -> None:
+    from pretrain.resnet import STAGES, ResNet
+
+    assert RESNETS.keys() == STAGES.keys()
+    for name, width in RESNETS.items():
+        assert ResNet(Architecture(name=name, width=width)).channels >= width
 
 
 def test_other_mechanisms_need_no_queue_that_fits() -> None:

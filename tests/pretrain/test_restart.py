@@ -110,7 +110,7 @@ def test_the_last_checkpoints_and_the_marked_ones_are_kept(images: Path, tmp_pat
 
 
 def test_a_diverged_state_does_not_replace_a_good_one(images: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("mocov2_resnet18w32_demo").changed(batch_size=8, queue_size=32)
+    recipe = load_recipe("mocov2_resnet18w32_demo").changed(batch_size=8, queue_size=32, split_bn=2)
     stopped = Run(recipe, images, tmp_path / "out", device=CPU, workers=0)
     stopped._save()
     stopped.trainer.sums[0] = float("nan")

@@ -17,13 +17,16 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.checkpoint import read_backbone
-from pretrain.mechanism import Batch, Mechanism
+from pretrain import distributed
+from pretrain.checkpoint import load_resume, read_backbone
+from pretrain.mechanism import Batch, Mechanism, batch_norm_parts
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
-from pretrain.resnet import weights_sha256
+from pretrain.resnet import SplitBatchNorm, weights_sha256
 from pretrain.train import build_mechanism
+from results.errors import InputError
 from results.schema import Architecture
+from tests.pretrain.tiny_runs import FLAGS
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo
 from tests.reference.ranks_plain import PerRank, ShuffledRanks
@@ -41,8 +44,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(name: str, **changes: Any) -> Recipe:
-    fields = {"architecture": TINY, "queue_size": 32, "batch_size": N, "dim": 16, **SETTINGS[name], **changes}
-    return Recipe(**fields)
+    fields = {"architecture": TINY, "queue_size": 32, "batch_size": N, "split_bn": 1, "dim": 16}
+    return Recipe(**{**fields, **SETTINGS[name], **changes})
 
 
 def build(recipe: Recipe) -> Mechanism:
@@ -76,7 +79,7 @@ def one_rank(rank: int, folder: str) -> None:
 
 
 def train_rank(rank: int, name: str, folder: str) -> None:
-    recipe = recipe_of(name)
+    recipe = recipe_of(name, split_bn=RANKS)  # one part on each
     model = build(recipe)
     for trained in model.trained:
         setattr(model, trained, DistributedDataParallel(getattr(model, trained), forward_sync_buffers=False))
@@ -197,7 +200,7 @@ def test_torchrun_trains_two_ranks_to_one_backbone(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "pretrain",
         "--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--recipe", "mocov2_resnet18w32_demo",
-        "--architecture.width", "8", "--batch-size", "8", "--queue-size", "32", "--split-bn", "1", "--epochs", "2",
+        "--architecture.width", "8", "--batch-size", "8", "--queue-size", "32", "--split-bn", "2", "--epochs", "2",
         "--workers", "0", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
     for _ in range(2):
@@ -205,3 +208,61 @@ def test_torchrun_trains_two_ranks_to_one_backbone(tmp_path: Path) -> None:
         tensors, card = read_backbone(tmp_path / "out" / "backbone.safetensors")
         assert card is not None
         assert card.weights_sha256 == weights_sha256(tensors)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path) -> None:
+    """`python -m pretrain` alone and under torchrun with two ranks: the same weights, memories and statistics.
+
+    Both have two groups of batch norm, and PIL's views, which depend on the seed, the pass and the image alone.
+    Compared after two epochs of two steps in float32: parameters and running statistics of both encoders, the queue,
+    the optimiser's momentum, and loss and accuracy of every epoch. Sums over the batch are taken in another order, so
+    values may differ by rounding: 2e-4 of each tensor's largest value.
+    """
+    flags = [
+        "--data", str(images), *FLAGS, "--epochs", "2", "--precision", "fp32", "--lr", "0.03",
+        "--augmentation.engine", "pil", "--augmentation.stored-size", "None",
+    ]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    found = []
+    for ranks, launcher in ((1, []), (2, torchrun)):
+        out = tmp_path / str(ranks)
+        command = [sys.executable, *launcher, "-m", "pretrain", *flags, "--out", str(out)]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"batch norm in 2 groups of 8 images ({2 // ranks} on each of {ranks} ranks)" in done.stderr
+        found.append(load_resume(out / "resume.pt") or {})
+    for key in ("loss", "accuracy"):
+        values = ([row[key] for row in run["rows"]] for run in found)
+        assert next(values) == pytest.approx(next(values), rel=2e-4), key
+    tensors = [
+        {**run["trainer"]["model"], **{f"momentum {k}": v["momentum_buffer"] for k, v in momentum.items()}}
+        for run in found
+        for momentum in [run["trainer"]["optimizer"]["state"]]
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, value in tensors[0].items():
+        distance = (value - tensors[1][name]).abs().max() / value.abs().max().clamp(min=1e-6)
+        assert distance < 2e-4, (name, distance)
+
+
+def test_a_number_of_ranks_that_batch_norm_groups_do_not_divide_over_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(InputError, match="split_bn 8 does not divide over 3 ranks"):
+        batch_norm_parts(Recipe())
+    assert batch_norm_parts(Recipe(split_bn=1, sync_bn=True)) == 1
+    for ranks in (1, 2, 4, 8):
+        monkeypatch.setattr(distributed, "world_size", lambda ranks=ranks: ranks)
+        assert batch_norm_parts(Recipe()) * ranks == 8  # as on the reference's 8 GPUs
+
+
+def test_the_default_on_one_process_hides_who_shared_the_norms_with_a_query() -> None:
+    """Without a word about `split_bn`, the encoders of one process have the reference's 8 groups."""
+    recipe = Recipe(architecture=TINY, batch_size=16, queue_size=32, dim=16)
+    norms = [m for m in build(recipe).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(isinstance(norm, SplitBatchNorm) and norm.splits == 8 for norm in norms)
