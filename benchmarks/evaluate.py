@@ -163,8 +163,7 @@ def prepare(
     found = find_dataset(protocol.dataset, Path(data))
     train, test = found.read(protocol.train_split), found.read(protocol.test_split)
     protocol = task.adapted(protocol, train, test)
-    if isinstance(task, FeatureTask):
-        task.check(protocol, train, test)
+    task.check(protocol, train, test)
     reference = _dataset_ref(protocol.dataset, train, test, embedded=is_embedded(Path(data)))
     return Run(task, protocol, encoder, train, test, reference, options)
 

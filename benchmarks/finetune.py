@@ -6,7 +6,6 @@ and its training loop are in `benchmarks.training.finetuning`.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pydantic import Field
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import ImageTask, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import check_single_label, held_out, split_held_out
+from benchmarks.training.labels import check_schedule, check_single_label, held_out, split_held_out, with_size_label
 from benchmarks.training.params import NotNegative, Rates, TrainingParams
 from results.schema import Geometry, Protocol, Record, Score, Source, canonical_sha256
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
     from benchmarks.training.finetuning import FineTuneState
     from benchmarks.training.images import Views
-
-log = logging.getLogger(__name__)
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
@@ -220,6 +217,19 @@ class FineTune(ImageTask[FineTuneParams]):
             return ()
         return tuple(protocol.changed(lrs=(lr,), head_multipliers=(multiplier,)) for lr, multiplier in grid)
 
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """The protocol, with an id that tells of a data set of another size."""
+        return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError for labels that do not fit, no image to hold out, or drops after the end of the run."""
+        params = self.params(protocol)
+        check_single_label(protocol, train, test)
+        check_schedule(protocol, params)
+        if params.heldout:
+            own = train if params.labelled == 1 else train.rows(labelled_items(train, params))
+            split_held_out(protocol, own, params.heldout, 0)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:
@@ -237,8 +247,7 @@ class FineTune(ImageTask[FineTuneParams]):
         from pretrain import distributed
 
         params, seed = self.params(protocol), options.seed
-        _warn_of_late_drops(protocol, params)
-        check_single_label(protocol, train, test)
+        self.check(protocol, train, test)
         encoder.to(distributed.join(options.device))
         labelled = labelled_items(train, params)
         key = canonical_sha256(
@@ -333,17 +342,6 @@ def labelled_items(train: Labels, params: FineTuneParams) -> NDArray[np.int64]:
     if params.labelled == 1:
         return np.arange(len(train))
     return held_out(train, params.labelled, LABELLED_SEED)[1]
-
-
-def _warn_of_late_drops(protocol: Protocol, params: FineTuneParams) -> None:
-    late = [drop for drop in params.drops if drop >= params.epochs]
-    if params.schedule == "step" and late:
-        log.warning(
-            "%s: the rate never drops at %s, as there are %d epochs; --set drops with the epochs",
-            protocol.id,
-            ", ".join(map(str, late)),
-            params.epochs,
-        )
 
 
 def _score(outcome: Outcome, state: FineTuneState, row: dict[str, Any]) -> None:

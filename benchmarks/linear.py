@@ -6,6 +6,7 @@ Read top to bottom: parameters, protocols with their sources, the two tasks, sco
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, ImageTask, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import check_single_label, split_held_out
+from benchmarks.training.labels import check_schedule, check_single_label, split_held_out, with_size_label
 from benchmarks.training.params import Decays, NotNegative, Positive, Rates, TrainingParams, ViewParams
 from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from benchmarks.encoders.encoder import Encoder
     from benchmarks.training.probes import Probe, ProbeState
+
+log = logging.getLogger("benchmarks")
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
@@ -106,6 +109,10 @@ class ProbeParams(TrainingParams):
         """Output -> (output, pooling of its maps or None)."""
         return {output: (output, self.pooling.get(output)) for output in self.outputs}
 
+    @property
+    def length(self) -> int:
+        return self.iterations if self.iterations is not None else self.epochs
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
         return self.iterations if self.iterations is not None else super().total_steps(steps_per_epoch)
@@ -171,14 +178,9 @@ _SIMSIAM = ProbeParams(
     **_EMBED, optimiser="lars", lrs=(1.6,), batch_size=4096, epochs=90, schedule="cosine", evaluate_every=10
 )
 _MOCO_V3 = ProbeParams(**_EMBED, lrs=(12.0,), batch_size=1024, epochs=90, schedule="cosine", evaluate_every=10)
-_DEMO = ProbeParams(
-    outputs=("embed",),
-    batch_size=64,
-    epochs=20,
-    drops=(12, 16),
-    lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    heldout=0.2,
-)
+_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # from far too low to MoCo's
+_DEMO = ProbeParams(outputs=("embed",), batch_size=64, epochs=20, drops=(12, 16), lrs=_RATES, heldout=0.2)
+_IMAGE_FOLDER = ProbeParams(outputs=("embed",), epochs=30, drops=(18, 24), lrs=_RATES, heldout=0.1)
 
 AVGPOOL_PROTOCOLS = (
     _protocol(
@@ -260,6 +262,17 @@ AVGPOOL_PROTOCOLS = (
             ("inat18", "iNaturalist 2018", RESIZE_256),
             ("cifar10", "CIFAR-10 at its own 32 pixels, measured on its test split", CIFAR),
         )
+    ),
+    _protocol(
+        "linear",
+        "imagefolder",
+        _IMAGE_FOLDER,
+        Source(
+            repository=OWN,
+            note="linear_avgpool.moco@1 on any ImageFolder: a tenth of train chooses the rate and trains no head; "
+            "small folders get smaller batches and more epochs, which the id shows; the last epoch is reported",
+        ),
+        "imagefolder",
     ),
     _protocol(
         "linear",
@@ -387,6 +400,10 @@ MULTIHEAD_PROTOCOLS = (
 # Probes that agree on these can be trained in one pass over the images.
 ONE_PASS_FIELDS = (*ViewParams.model_fields, "batch_size", "epochs", "iterations", "heldout", "precision")
 
+# What `linear_avgpool.imagefolder` makes of a small folder.
+STEPS_PER_EPOCH, SMALLEST_BATCH = 16, 16
+FEWEST_STEPS, MOST_EPOCHS = 2000, 100
+
 
 @dataclass(frozen=True)
 class LinearProbe(ImageTask[ProbeParams]):
@@ -398,6 +415,30 @@ class LinearProbe(ImageTask[ProbeParams]):
 
     def outputs(self, protocol: Protocol) -> Outputs:
         return {output: (output, None) for output in self.params(protocol).outputs}
+
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """On one's own image folder batch and epochs fit its size; elsewhere the id tells of another size."""
+        params = self.params(protocol)
+        if protocol.variant != "imagefolder":
+            return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
+        changes = fitted_to(round(len(train) * (1 - params.heldout)), params)
+        own = {label.partition("=")[0] for label in protocol.overrides}
+        changes = {name: value for name, value in changes.items() if name not in own}
+        if own & {"epochs", "iterations", "drops"}:
+            changes.pop("epochs", None)
+        if changes:
+            listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items())
+            log.info("%s: %s for %d training images", protocol.id, listed, len(train))
+        return protocol.changed(**changes)
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError for labels that do not fit, no image to hold out, or drops after the end of the run."""
+        params = self.params(protocol)
+        check_single_label(protocol, train, test)
+        check_schedule(protocol, params)
+        if params.iterations is not None and any(label.startswith("epochs=") for label in protocol.overrides):
+            log.warning("%s: epochs has no effect, as iterations sets the length of the run", protocol.id)
+        split_held_out(protocol, train, params.heldout, 0)
 
     def shared_pass(self, protocol: Protocol) -> str:
         params = self.params(protocol).model_dump(mode="json", include=set(ONE_PASS_FIELDS))
@@ -431,7 +472,7 @@ class LinearProbe(ImageTask[ProbeParams]):
         from pretrain import distributed
 
         for protocol in protocols:
-            check_single_label(protocol, train, test)
+            self.check(protocol, train, test)
         params = [self.params(protocol) for protocol in protocols]
         geometry, seed = protocols[0].geometry, options.seed
         before = module_sha256(encoder.module)
@@ -454,6 +495,24 @@ class LinearProbe(ImageTask[ProbeParams]):
         if module_sha256(encoder.module) != before:
             raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
         return [_outcome(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
+
+
+def fitted_to(images: int, params: ProbeParams) -> dict[str, Any]:
+    """The batch size and epochs that give so many training images enough steps, where the params' own do not.
+
+    The batch is halved until an epoch has `STEPS_PER_EPOCH` steps, and epochs are added, in tens, until the run has
+    `FEWEST_STEPS`, but no more than `MOST_EPOCHS`.
+    """
+    batch = params.batch_size
+    while batch > SMALLEST_BATCH and images < STEPS_PER_EPOCH * batch:
+        batch //= 2
+    needed = 10 * math.ceil(FEWEST_STEPS / math.ceil(max(images, 1) / batch) / 10)
+    epochs = max(params.epochs, min(needed, MOST_EPOCHS))
+    return {
+        name: value
+        for name, value, before in (("batch_size", batch, params.batch_size), ("epochs", epochs, params.epochs))
+        if value != before
+    }
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,13 @@ class Task(ABC, Generic[ParamsT]):
         """
         return protocol
 
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Refuse what the labels alone show, before anything is computed.
+
+        Raises:
+            InputError: a class without positives, more neighbours than images, and the like.
+        """
+
     def default_protocol(self, *, embedded: bool, dataset: str | None = None) -> Protocol:
         """The protocol when the user names none: that of the data set where it has one, else the benchmark's own.
 
@@ -267,13 +274,6 @@ class Task(ABC, Generic[ParamsT]):
 @dataclass(frozen=True)
 class FeatureTask(Task[ParamsT]):
     """A benchmark on stored features. Features are extracted once and shared by every task that reads them."""
-
-    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
-        """Refuse what the labels alone show, before any feature is extracted.
-
-        Raises:
-            InputError: a class without positives, more neighbours than images, and the like.
-        """
 
     @abstractmethod
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:

@@ -152,6 +152,10 @@ class Params(Frozen):
         """What the scores are under these values; None where the protocol declares it."""
         return None
 
+    def following(self, after: Self) -> dict[str, Any]:
+        """Values that follow where these become `after`, as the drops of a rate follow the number of epochs."""
+        return {}
+
     def changed(self, **changes: Any) -> Self:
         """A copy with other values, validated.
 
@@ -245,8 +249,8 @@ class Protocol(Frozen):
     ) -> Self:
         """A protocol with some fields changed and an id that says so: the only way to derive one.
 
-        Values are validated by the benchmark's params model; columns, selection and metric follow. A value that
-        equals the present one changes nothing.
+        Values are validated by the benchmark's params model; columns, selection, metric and other `params` follow (see
+        `Params.following`). A value that equals the present one changes nothing.
 
         Args:
             dataset: another data set, labelled `dataset=`.
@@ -288,6 +292,9 @@ class Protocol(Frozen):
                     f"settings: {', '.join(self.settable) or 'none'}"
                 )
         try:
+            typed = kind.model_validate({**self.params, **changes})
+            following = kind.model_validate(self.params).following(typed)
+            changes = {**following, **changes}
             typed = kind.model_validate({**self.params, **changes})
         except ValidationError as error:
             first = error.errors()[0]

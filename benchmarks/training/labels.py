@@ -1,12 +1,18 @@
-"""Checks of single-label splits, and the part of train that is held out to choose hyperparameters by."""
+"""Checks of single-label splits and of their size, and the part of train that is held out to choose by."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
+from benchmarks.training.params import TrainingParams
 from results.schema import Protocol
+
+log = logging.getLogger("benchmarks")
 
 
 def check_single_label(protocol: Protocol, train: Labels, test: Labels) -> None:
@@ -29,6 +35,38 @@ def check_single_label(protocol: Protocol, train: Labels, test: Labels) -> None:
             f"{protocol.id}: {protocol.train_split} and {protocol.test_split} of {protocol.dataset} differ in their "
             f"classes ({', '.join(differing[:5])}): make them the same"
         )
+
+
+def check_schedule(protocol: Protocol, params: TrainingParams) -> None:
+    """Raises InputError for drops of the rate that the run is too short to reach."""
+    if late := params.late_drops():
+        raise InputError(
+            f"{protocol.id}: the rate never drops at {late}, as the run ends at {params.length}: set drops that it "
+            "reaches, or leave them out to keep them at their share of the run"
+        )
+
+
+def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Labels, settings: str) -> Protocol:
+    """The protocol with its number of training images in the id, where it was published for half or twice as many.
+
+    Args:
+        declared: protocols as published, among them the one that `protocol` is or was derived from.
+        settings: those that depend on the size, for the warning.
+    """
+    from benchmarks.datasets.registry import DATASETS
+
+    base = protocol.id.partition("+")[0]
+    published = next((p for p in declared if p.id == base), protocol)
+    known = DATASETS.get(published.dataset)
+    images = known.splits.get(published.train_split) if known else None
+    if images is None or images / 2 <= len(train) <= 2 * images:
+        return protocol
+    log.warning(
+        "%s was published for %d training images, and %s has %d: its %s may be far from suitable, and the id says so. "
+        "linear_avgpool.imagefolder searches its rate",
+        base, images, protocol.dataset, len(train), settings,
+    )  # fmt: skip
+    return protocol.changed(label=f"train_images={len(train)}")
 
 
 def split_held_out(

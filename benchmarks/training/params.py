@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -68,6 +68,22 @@ class TrainingParams(ViewParams):
     evaluate_every: int = Field(1, gt=0)
     heldout: float = Field(0.0, ge=0.0, lt=1.0)
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def length(self) -> int:
+        """Of the run, in the unit of `drops`."""
+        return self.epochs
+
+    def following(self, after: Self) -> dict[str, Any]:
+        """The drops stay at the same share of the run."""
+        if self.length == after.length:
+            return {}
+        return {"drops": tuple(max(1, round(drop * after.length / self.length)) for drop in self.drops)}
+
+    def late_drops(self) -> str:
+        """The drops that the run is too short to reach, listed; empty where there are none. One at its end is usual."""
+        late = [drop for drop in self.drops if drop > self.length] if self.schedule == "step" else []
+        return ", ".join(map(str, late))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""

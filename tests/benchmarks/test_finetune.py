@@ -110,7 +110,7 @@ def test_it_is_a_plain_loop(data: tuple[Labels, Labels], tmp_path: Path) -> None
 def test_the_encoder_stays_as_it_is(data: tuple[Labels, Labels], tmp_path: Path) -> None:
     encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
     before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
-    FineTuneImageNet().run(protocol(PARAMS, epochs=1), encoder, *data, tmp_path, OPTIONS)
+    FineTuneImageNet().run(protocol(PARAMS, epochs=1, drops=()), encoder, *data, tmp_path, OPTIONS)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.module.state_dict().items())
     assert not encoder.module.training
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
@@ -128,18 +128,18 @@ def test_a_choice_is_made_without_the_held_out_part_and_the_figure_on_all(
 
 
 def test_only_the_labelled_part_is_trained_on(data: tuple[Labels, Labels], tmp_path: Path) -> None:
-    assert tune(data, tmp_path / "a", labelled=0.5, epochs=1).runs[0]["train_items"] == 12
+    assert tune(data, tmp_path / "a", labelled=0.5, epochs=1, drops=()).runs[0]["train_items"] == 12
     labelled = set(labelled_items(data[0], PARAMS.changed(labelled=0.5)).tolist())
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     paths = tuple(path if item in labelled else broken for item, path in enumerate(data[0].paths))
     unread = replace(data[0], paths=paths)
-    tune((unread, data[1]), tmp_path / "b", labelled=0.5, epochs=1)
+    tune((unread, data[1]), tmp_path / "b", labelled=0.5, epochs=1, drops=())
 
 
 def test_bfloat16_is_close_to_float32(data: tuple[Labels, Labels], tmp_path: Path) -> None:
-    tune(data, tmp_path / "full", epochs=1)
-    tune(data, tmp_path / "half", epochs=1, precision="bf16")
+    tune(data, tmp_path / "full", epochs=1, drops=())
+    tune(data, tmp_path / "half", epochs=1, drops=(), precision="bf16")
     full, half = (state_of(tmp_path / name)["network"]["fc.weight"] for name in ("full", "half"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
@@ -266,11 +266,9 @@ def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(
     assert seldom.scores["Top-1"] == often.scores["Top-1"]
 
 
-def test_drops_after_the_last_epoch_are_said(
-    data: tuple[Labels, Labels], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tune(data, tmp_path, epochs=1, drops=(1, 3))
-    assert "the rate never drops at 1, 3, as there are 1 epochs" in caplog.text
+def test_drops_after_the_last_epoch_are_refused(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the rate never drops at 3, as the run ends at 1"):
+        tune(data, tmp_path, epochs=1, drops=(1, 3))
 
 
 def test_what_cannot_be_chosen_by_is_said(data: tuple[Labels, Labels], tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def test_every_cell_is_a_protocol_of_its_own_that_an_override_gives_too() -> Non
     assert TASKS[0].cells(by_hand) == ()
     assert by_hand.columns == ("Top-1", "Top-5", "Top-1 best")
     narrower = with_settings(ONE_PERCENT, ["lrs=0.1,0.01", "epochs=2"])
-    assert TASKS[0].cells(narrower)[0].id == "semi_supervised_1pct.mmselfsup@1+epochs=2+head_multipliers=1.0+lrs=0.1"
+    assert (
+        TASKS[0].cells(narrower)[0].id
+        == "semi_supervised_1pct.mmselfsup@1+drops=1,2+epochs=2+head_multipliers=1.0+lrs=0.1"
+    )
     for asked in PROTOCOLS:
         assert asked.columns == FineTuneParams.model_validate(asked.params).columns()
         assert find_protocol(asked.id) == asked

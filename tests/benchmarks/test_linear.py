@@ -206,6 +206,40 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(data: tuple[Labels, Label
         probe(ONE.changed(heldout=0.25), (few, test), tmp_path)
 
 
+def test_what_the_lists_tell_is_refused_before_an_encoder_pass(data: tuple[Labels, Labels]) -> None:
+    task, (train, test) = AvgPoolLinear(), data
+    late = task.default_protocol(embedded=False, dataset="imagefolder").changed(epochs=10, drops=(20,))
+    with pytest.raises(InputError, match="the rate never drops at 20, as the run ends at 10"):
+        task.check(late, train, test)
+    with pytest.raises(InputError, match="none can be held out"):
+        task.check(protocol(ONE, heldout=0.25), train.rows([0, 8, 16]), test)
+
+
+def test_a_published_protocol_on_a_set_of_another_size_says_so(
+    data: tuple[Labels, Labels], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = AvgPoolLinear()
+    published = task.protocols[0].changed(dataset="imagefolder")
+    adapted = task.adapted(published, *data)
+    assert adapted.id == "linear_avgpool.moco@1+dataset=imagefolder+train_images=24"
+    assert "was published for 1281167 training images, and imagefolder has 24" in caplog.text
+
+
+def test_the_rate_that_an_image_folder_chooses_beats_the_published_one(tmp_path: Path) -> None:
+    """At rate 30 in tiny batches the loss does not settle; the search finds a rate at which it does."""
+    folder = tmp_path / "data"
+    data = tiny_labels(folder, "train", 40, seed=0), tiny_labels(folder, "val", 40, seed=1)
+    task = AvgPoolLinear()
+    searched = task.adapted(task.default_protocol(embedded=False, dataset="imagefolder"), *data)
+    assert searched.id == "linear_avgpool.imagefolder@1+batch_size=16+drops=60,80+epochs=100"
+    quick = searched.changed(epochs=20, geometry={"resize": 18, "crop": 16})
+    published = task.protocols[0].changed(epochs=20, geometry={"resize": 18, "crop": 16})
+    found = task.run(quick, TinyEncoder(), *data, tmp_path / "searched", OPTIONS)
+    plain = task.run(published, TinyEncoder(), *data, tmp_path / "published", OPTIONS)
+    assert next(row["lr"] for row in found.runs if row["chosen"]) < 30
+    assert found.scores["AvgPool"].value > plain.scores["AvgPool last"].value + 5
+
+
 def test_a_finished_run_is_not_trained_again(data: tuple[Labels, Labels], tmp_path: Path) -> None:
     reference = probe(MAPS, data, tmp_path)
     encoder = TinyEncoder()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmarks.linear import AVGPOOL_PROTOCOLS, MULTIHEAD_PROTOCOLS, ProbeParams
+from benchmarks.linear import AVGPOOL_PROTOCOLS, MULTIHEAD_PROTOCOLS, AvgPoolLinear, ProbeParams, fitted_to
 from benchmarks.task import InputError
 from results.schema import Geometry, Protocol
 
@@ -189,6 +189,40 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_what_means_nothing_is_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         MOCO.changed(**changes)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "drops"),
+    [
+        ("linear_avgpool.moco@1", {"epochs": 10}, (6, 8)),
+        ("linear_avgpool.moco@1", {"epochs": 200}, (120, 160)),
+        ("linear_avgpool.moco@1", {"epochs": 10, "drops": (5,)}, (5,)),
+        ("linear_avgpool.moco@1", {"iterations": 1000}, (600, 800)),  # counted in iterations then
+        ("linear_multihead.mmselfsup@1", {"epochs": 9}, (3, 6, 9)),
+        ("linear_multihead.fssb@2", {"iterations": 700}, (200, 400, 600)),
+    ],
+)
+def test_drops_keep_their_share_of_a_run_of_another_length(
+    base: str, changes: dict[str, object], drops: tuple[int, ...]
+) -> None:
+    protocol = BY_ID[base].changed(**changes)
+    assert ProbeParams.model_validate(protocol.params).drops == drops
+    assert f"drops={','.join(map(str, drops))}" in protocol.overrides
+
+
+@pytest.mark.parametrize(
+    ("images", "changes"),
+    [
+        (500, {"batch_size": 16, "epochs": 70}),
+        (5000, {"epochs": 100}),
+        (100_000, {}),
+        (40, {"batch_size": 16, "epochs": 100}),
+    ],
+)
+def test_an_image_folder_gets_batches_and_epochs_for_its_size(images: int, changes: dict[str, int]) -> None:
+    protocol = BY_ID["linear_avgpool.imagefolder@1"]
+    assert fitted_to(images, ProbeParams.model_validate(protocol.params)) == changes
+    assert AvgPoolLinear().default_protocol(embedded=False, dataset="imagefolder") == protocol
 
 
 def test_the_vector_and_maps_are_two_protocols() -> None:

@@ -23,7 +23,9 @@ def test_values_are_typed_and_the_id_says_what_differs() -> None:
     protocol = changed(
         "linear_avgpool.moco", "epochs=10", "batch_size=128", "lrs=0.1,1,10", "heldout=0.2", "nesterov=yes"
     )
-    assert protocol.id == "linear_avgpool.moco@1+batch_size=128+epochs=10+heldout=0.2+lrs=0.1,1.0,10.0+nesterov=True"
+    assert protocol.id == (
+        "linear_avgpool.moco@1+batch_size=128+drops=6,8+epochs=10+heldout=0.2+lrs=0.1,1.0,10.0+nesterov=True"
+    )
     assert protocol.params["lrs"] == (0.1, 1.0, 10.0)
     assert (protocol.params["epochs"], protocol.params["nesterov"]) == (10, True)
     assert changed("linear_avgpool.moco", "epochs=100").id == "linear_avgpool.moco@1"  # as it was
@@ -33,7 +35,7 @@ def test_values_are_typed_and_the_id_says_what_differs() -> None:
 
 def test_a_second_override_takes_the_place_of_the_first() -> None:
     first = changed("linear_avgpool.moco", "epochs=10", "momentum=0.5")
-    assert first.changed(**{"epochs": 5}).id == "linear_avgpool.moco@1+epochs=5+momentum=0.5"
+    assert first.changed(**{"epochs": 5}).id == "linear_avgpool.moco@1+drops=3,4+epochs=5+momentum=0.5"
 
 
 def test_columns_follow() -> None:
@@ -112,5 +114,5 @@ def test_a_data_set_with_a_protocol_of_its_own_gets_it() -> None:
     )
     assert multihead.default_protocol(embedded=False, dataset="inat18").params["epochs"] == 84
     assert linear.default_protocol(embedded=False, dataset="cifar10").test_split == "test"
-    assert linear.default_protocol(embedded=False, dataset="imagefolder").id == "linear_avgpool.moco@1"
+    assert linear.default_protocol(embedded=False, dataset="imagefolder").id == "linear_avgpool.imagefolder@1"
     assert load_task("knn")().default_protocol(embedded=True).id == "knn.demo@1"

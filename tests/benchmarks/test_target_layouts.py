@@ -43,13 +43,13 @@ def test_multihead_and_avgpool_run_on_the_published_layout(
 ) -> None:
     write(tmp_path)
     suffix = "" if dataset == "imagenet" else f"_{dataset}"
-    for command, benchmark, variant, columns in (
-        ("multihead", f"linear_multihead{suffix}", "mmselfsup", {f"Feature{n}" for n in range(1, 6)}),
-        ("linear", f"linear_avgpool{suffix}", "moco", {"AvgPool", "AvgPool last", "AvgPool best"}),
+    for command, benchmark, variant, columns, drops in (
+        ("multihead", f"linear_multihead{suffix}", "mmselfsup", {f"Feature{n}" for n in range(1, 6)}, "1,1,1"),
+        ("linear", f"linear_avgpool{suffix}", "moco", {"AvgPool", "AvgPool last", "AvgPool best"}, "1,1"),
     ):
         protocol = f"{benchmark}.{variant}@1"
         (record,) = records(tmp_path / "out", command, protocol, "epochs=1", "batch_size=8", data=tmp_path)
-        assert record.protocol.id == f"{protocol}+batch_size=8+epochs=1"
+        assert record.protocol.id == f"{protocol}+batch_size=8+drops={drops}+epochs=1+train_images=24"
         assert (record.dataset.train_items, record.dataset.test_items) == (24, 12)
         assert columns <= set(record.scores) <= set(record.protocol.resolved.columns)
         assert not record.dataset.embedded
