@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.datasets.registry import find_dataset, is_embedded
+from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
 from results.atomic import write_file
@@ -165,6 +165,9 @@ def prepare(
     protocol = task.adapted(protocol, train, test)
     task.check(protocol, train, test)
     reference = _dataset_ref(protocol.dataset, train, test, embedded=is_embedded(Path(data)))
+    if not reference.embedded and _is_own(protocol, train, test):
+        folder = Path(data).resolve().name or "data"
+        reference = reference.model_copy(update={"official": False, "folder": folder})
     return Run(task, protocol, encoder, train, test, reference, options)
 
 
@@ -287,6 +290,7 @@ def _with_features(run: Run) -> tuple[Run, Any, Any]:
     missing = len(run.train) - len(train.labels) + len(run.test) - len(test.labels)
     if missing:
         reference = _dataset_ref(run.dataset.id, train.labels, test.labels, embedded=run.dataset.embedded)
+        reference = reference.model_copy(update={"official": run.dataset.official, "folder": run.dataset.folder})
         run = replace(
             run,
             protocol=run.protocol.changed(label=f"unreadable={missing}"),
@@ -304,6 +308,12 @@ def _at_precision(task: AnyTask, protocol: Protocol, options: RunOptions) -> Pro
     if not isinstance(task, FeatureTask):
         raise InputError(f"{protocol.id} has no --precision to choose")
     return protocol if options.precision == "fp32" else protocol.changed(label=f"precision={options.precision}")
+
+
+def _is_own(protocol: Protocol, train: Labels, test: Labels) -> bool:
+    """Whether a split is not what the owner of the data set publishes."""
+    splits = ((train, protocol.train_split), (test, protocol.test_split))
+    return any(is_official(labels, protocol.dataset, split) is False for labels, split in splits)
 
 
 def _dataset_ref(name: str, train: Labels, test: Labels, *, embedded: bool) -> DatasetRef:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from benchmarks.datasets.lists import batch_file, path_strings, printable
-from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset
+from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset, is_official
 from benchmarks.task import InputError, Labels, progress
 from results.image_files import open_image, require_regular
 
@@ -36,6 +36,7 @@ class SplitReport:
         gib: size of its images, extrapolated if not all files were looked at.
         decoded: number of images that were decoded.
         faults: one sentence each.
+        unpublished: how it differs from what its owner publishes; empty where it does not.
         optional: a complete data set may lack this split.
     """
 
@@ -46,6 +47,7 @@ class SplitReport:
     gib: float = 0.0
     decoded: int = 0
     faults: list[str] = field(default_factory=list)
+    unpublished: str = ""
     optional: bool = False
 
     @property
@@ -69,7 +71,7 @@ def check_split(dataset: Dataset, split: str, *, all_images: bool = False, show:
         return report
     report.images, report.classes = len(labels), len(labels.classes)
     if not dataset.embedded:
-        report.faults += _count_faults(report, dataset)
+        report.unpublished = _difference(labels, dataset, split)
     report.faults += _empty_classes(labels)
     report.gib = _sizes(labels, report.faults, all_images)
     rows = _evenly_spaced(len(labels), None if all_images else DECODED)
@@ -78,14 +80,17 @@ def check_split(dataset: Dataset, split: str, *, all_images: bool = False, show:
     return report
 
 
-def _count_faults(report: SplitReport, dataset: Dataset) -> list[str]:
-    faults = []
-    expected, classes = dataset.info.splits.get(report.split), dataset.info.classes
-    if expected is not None and report.images != expected:
-        faults.append(f"{report.images:,} images, but {expected:,} are published")
-    if classes is not None and report.classes != classes:
-        faults.append(f"{report.classes:,} classes, but {classes:,} are published")
-    return faults
+def _difference(labels: Labels, dataset: Dataset, split: str) -> str:
+    """How a split differs from what its owner publishes; empty where it does not, or where there is no owner."""
+    if not dataset.info.folder or is_official(labels, dataset.id, split) is not False:
+        return ""
+    images, classes = dataset.info.splits[split], dataset.info.classes
+    found = []
+    if images is not None and len(labels) != images:
+        found.append(f"{len(labels):,} images where its owner publishes {images:,}")
+    if classes is not None and len(labels.classes) != classes:
+        found.append(f"{len(labels.classes):,} classes where its owner publishes {classes:,}")
+    return ", ".join(found) or "its image ids are not the owner's"
 
 
 def _empty_classes(labels: Labels) -> list[str]:
@@ -202,7 +207,7 @@ def command(
     found = find_dataset(dataset, data)
     reports = _check(found, all_images, quiet)
     _say(_details(found, reports))
-    if verdict(reports) != COMPLETE:
+    if verdict(reports) != COMPLETE or any(report.unpublished for report in reports):
         _say(f"available from {found.info.how_to_get}")
     return verdict(reports)
 
@@ -264,7 +269,7 @@ def _row(name: str, reports: Sequence[SplitReport] | None) -> tuple[str, str, st
         return name, "not there", f"from {DATASETS[name].how_to_get}"
     if verdict(reports) == UNUSABLE:
         return name, "unusable", reports[0].faults[0]
-    faulty = [f"{report.split} {_state(report)}" for report in reports if not report.complete]
+    faulty = [f"{report.split} {_state(report)}" for report in reports if not report.complete or report.unpublished]
     counts = ", ".join(f"{report.split} {report.images:,}" for report in reports if report.images is not None)
     return name, ", ".join(faulty) or "complete", counts
 
@@ -272,7 +277,9 @@ def _row(name: str, reports: Sequence[SplitReport] | None) -> tuple[str, str, st
 def _state(report: SplitReport) -> str:
     if report.images is None:
         return "not there (optional)" if report.complete else "unusable"
-    return "complete" if report.complete else "damaged"
+    if not report.complete:
+        return "damaged"
+    return f"complete, not the published data ({report.unpublished})" if report.unpublished else "complete"
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +114,39 @@ def is_image_folder(root: Path) -> bool:
     )
 
 
+def is_official(labels: Labels, dataset: str, split: str) -> bool | None:
+    """Whether a split is what the owner of the data set publishes; None where that cannot be told.
+
+    The image ids decide where the owner's are known, else the numbers of images and classes.
+    """
+    info = DATASETS[dataset]
+    published = info.splits.get(split)
+    if not info.folder:  # an image folder of one's own
+        return False
+    if published is None:
+        return None
+    counts_agree = len(labels) == published and info.classes in (None, len(labels.classes))
+    return counts_agree and _ids_agree(labels, dataset, split)
+
+
+def _ids_agree(labels: Labels, dataset: str, split: str) -> bool:
+    """Whether no image id contradicts the owner's lists."""
+    if dataset == "imagenet" and split == "val":
+        names = sorted(id.rpartition("/")[2].partition(".")[0] for id in labels.ids)
+        return names == [f"ILSVRC2012_val_{number:08d}" for number in range(1, len(labels) + 1)]
+    if dataset == "imagenet":
+        return all(map(_IMAGENET_TRAIN.fullmatch, labels.ids))
+    if dataset not in ("voc2007", "voc2007_det", "voc0712", "voc2007_seg", "voc2012", "voc2012_seg", "voc12aug"):
+        return True
+    of_2007 = sorted(id for id in labels.ids if _VOC_2007.fullmatch(id))
+    of_2012 = sum(_VOC_2012.fullmatch(id) is not None for id in labels.ids)
+    if len(of_2007) + of_2012 != len(labels) or (of_2012 > 0) != (dataset in _WITH_2012 and split != "test"):
+        return False
+    if dataset in ("voc2007", "voc2007_det", "voc0712"):
+        return hashlib.sha256("\n".join(of_2007).encode()).hexdigest() == _VOC_2007_IDS[split]
+    return True
+
+
 def is_embedded(root: Path) -> bool:
     """Whether this project composed the data below `root`, which is a data root or a folder in one."""
     return any((folder / EMBEDDED_STAMP).is_file() for folder in (root, root.resolve().parent))
@@ -141,6 +176,16 @@ def _voc_labels(folder: Path, split: str) -> Labels:
 def _voc_boxes(folder: Path, split: str) -> Labels:
     return voc.read_voc_detection(folder.parent, [(folder.name.removeprefix("VOC"), split)])
 
+
+# SHA-256 of the sorted ids of ImageSets/Main, joined by line feeds. Together the two are 000001 to 009963.
+_VOC_2007_IDS = {
+    "trainval": "03ed77dae14e62ddd1f986ee026261d4ae581adcc04f5c382603d1484de59cf0",
+    "test": "e14f93dac92f03b31afd79b82a98589e371f754067c026b2b20ab512afb9dd07",
+}
+_VOC_2007 = re.compile(r"\d{6}")
+_VOC_2012 = re.compile(r"20(0[7-9]|1[01])_\d{6}")
+_WITH_2012 = ("voc0712", "voc2012", "voc2012_seg", "voc12aug")
+_IMAGENET_TRAIN = re.compile(r"train/(n\d{8})/\1_\d+\.JPEG")
 
 # To add a data set, write a reader of (folder, split) and an entry here.
 DATASETS: Mapping[str, DatasetInfo] = {

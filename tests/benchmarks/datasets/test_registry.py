@@ -1,11 +1,16 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.registry import EMBEDDED_STAMP, find_dataset, is_embedded
-from benchmarks.task import InputError
+from benchmarks.datasets.registry import EMBEDDED_STAMP, find_dataset, is_embedded, is_official
+from benchmarks.evaluate import load, prepare
+from benchmarks.registry import find_protocol, load_task
+from benchmarks.task import InputError, Labels, RunOptions
+from results.schema import DatasetRef
 
 
 def _folder(root: Path) -> Path:
@@ -54,3 +59,42 @@ def test_composed_data_are_known_by_their_stamp(tmp_path: Path) -> None:
     assert is_embedded(tmp_path)
     assert is_embedded(inside)
     assert not is_embedded(inside / "train")
+
+
+def _labels(ids: list[str], classes: int) -> Labels:
+    names = tuple(f"class {number}" for number in range(classes))
+    return Labels(tuple(ids), (), names, np.zeros(len(ids), np.int64), ())
+
+
+def test_the_owners_ids_decide_what_is_official() -> None:
+    assert is_official(_labels(["a"] * 4, 2), "imagefolder", "val") is False
+    assert is_official(_labels(["a"] * 4, 2), "coco_keypoints", "val") is None  # no count is known
+    ids = [f"val/n{number % 7:08d}/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
+    assert is_official(_labels(ids, 1000), "imagenet", "val")
+    assert not is_official(_labels(ids[:-1], 1000), "imagenet", "val")
+    assert not is_official(_labels([*ids[:-1], "val/n00000001/mine.JPEG"], 1000), "imagenet", "val")
+    # Photos in VOC's layout, as many as VOC has and named as VOC names its own.
+    mine = [f"{number:06d}" for number in range(1, 4953)]
+    assert not is_official(_labels(mine, 20), "voc2007", "test")
+    assert not is_official(_labels([f"photo{number}" for number in range(11_540)], 20), "voc2012", "trainval")
+    assert is_official(_labels([f"2008_{number:06d}" for number in range(11_540)], 20), "voc2012", "trainval")
+    assert is_official(_labels([f"{number:012d}" for number in range(5000)], 80), "coco", "val")
+    assert not is_official(_labels([f"{number:012d}" for number in range(4999)], 80), "coco", "val")
+
+
+def test_own_photos_in_the_layout_of_voc_are_recorded_as_own(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "my photos"
+    shutil.copytree(data, root)
+    protocol = find_protocol("voc07_svm.demo@1")
+    task = load_task(protocol.harness)()
+
+    def reference() -> DatasetRef:
+        return prepare(task, protocol, load("pixels"), root, options=RunOptions(device="cpu")).dataset
+
+    published = reference()
+    assert (published.embedded, published.official, published.own) == (True, None, False)
+    (root / EMBEDDED_STAMP).unlink()
+    own = reference()
+    assert (own.embedded, own.official, own.folder, own.own) == (False, False, "my photos", True)
+    assert own.fingerprint == published.fingerprint
+    assert "official" not in published.model_dump_json()
