@@ -129,7 +129,7 @@ pictures: $(CORE) ## figures of what this machine measured, in work/pictures
 report: $(CORE) ## one HTML file of everything that this machine measured: work/report.html
 	$(PY) -m results report --out work/report.html $(flags)
 zoo-page: $(CORE) ## model-zoo page of an encoder: NAME, OUT
-	$(PY) -m results zoo-page --encoder '$(NAME)' $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(PY) -m results zoo-page $(if $(NAME),--encoder $(call quoted,$(NAME))) $(if $(OUT),--out $(OUT)) $(ARGS)
 published-pages: $(CORE) ## the published MoCo v2 pages and the papers' tables, from results/published.csv alone
 	$(PY) -m results zoo-page --published --out work/published
 	$(PY) -m results paper-tables --out work/published/papers

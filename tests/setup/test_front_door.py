@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def test_every_command_of_a_target_is_known(package: str) -> None:
     known = run(sys.executable, "-m", package, "--help", cwd=ROOT)
     assert asked
     assert [c for c in sorted(asked) if not re.search(rf"[{{, ]{c}[}}, \n]", known.stdout + known.stderr)] == []
+
+
+def test_a_zoo_page_takes_a_name_with_quotes_and_needs_no_name_to_say_what_it_needs() -> None:
+    name = """it's "one" $HOME"""
+    done = run("make", "--no-print-directory", "-n", "zoo-page", f"NAME={name.replace('$', '$$')}", cwd=ROOT)
+    assert ["--encoder", name] == shlex.split(done.stdout.splitlines()[-1])[-2:]
+    assert "--encoder" not in planned("zoo-page")
 
 
 @pytest.mark.parametrize(
