@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.evaluate import Run, load, prepare
+from benchmarks.evaluate import Run, cached_record, load, prepare
 from benchmarks.registry import find_protocol, load_task
 from benchmarks.task import InputError, RunOptions
-from results.store import read_records
+from results.store import read_records, record_path
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 FSSB = "voc07_low_shot_svm.fssb@1"
@@ -72,3 +73,32 @@ def test_either_engine_of_knn_is_chosen_on_the_command_line_and_gives_the_same_n
         found[engine] = {name: score.value for name, score in stored.record.scores.items()}
     assert found["faiss"] == found["torch"]
     assert main(["voc-svm", "--encoder", ENCODER, "--data", str(data), "--engine", "torch"]) == 2
+
+
+def own_photos(root: Path) -> Path:
+    for split in ("train", "val"):
+        for kind in ("cat", "dog"):
+            (root / split / kind).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (i, len(kind), len(split))).save(root / split / kind / f"{i}.png")
+    return root
+
+
+def test_a_record_of_ones_own_images_names_their_folder_and_no_other_does(data: Path, tmp_path: Path) -> None:
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+    task, folder = load_task("knn")(), own_photos(tmp_path / "my photos")
+    own = prepare(task, find_protocol("knn.imagefolder@1").changed(k=(1,)), load(ENCODER), folder, options=options)
+    assert (own.dataset.own, own.dataset.folder) == (True, "my photos")
+    embedded = prepare(task, find_protocol("knn.demo@1"), load(ENCODER), data, options=options)
+    assert (embedded.dataset.own, embedded.dataset.folder) == (False, None)
+
+
+def test_a_record_of_a_newer_version_is_refused_before_measuring(data: Path, tmp_path: Path) -> None:
+    for force in (False, True):
+        options = RunOptions(device="cpu", records=tmp_path, features=tmp_path / "features", force=force)
+        run = prepare(load_task("knn")(), find_protocol("knn.demo@1"), load(ENCODER), data, options=options)
+        path = record_path(tmp_path, run.encoder.card, run.protocol, run.dataset, (options.seed,))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"schema_version": 99}')
+        with pytest.raises(InputError, match=r"written by a newer version of this program \(schema 99"):
+            cached_record(run)
