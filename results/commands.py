@@ -36,11 +36,12 @@ from results.options import (
     ZooPage,
 )
 from results.published import Figure, chosen, figures
-from results.rows import data_kind, matching, refuse_ambiguous
+from results.rows import data_kind, encoder_names, matching, refuse_ambiguous
 from results.store import BadRecord, StoredRecord, read_records
 from results.zoo_page import Page
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+NOTHING_CHECKED = 3  # exit code of `lint`
 PUBLISHED_PAGES = ("MoCo v2 page *",)
 
 
@@ -155,8 +156,10 @@ def _published_pages(options: ZooPage) -> int:
 def _zoo_page(options: ZooPage) -> int:
     from results.zoo_page import measured_page
 
-    if not options.encoder:
-        raise InputError("name the encoder with --encoder, or give --published for the published pages")
+    if not any(options.encoder):
+        known = sorted({of[-1] for of in encoder_names(read_records(options.records)[0]).values()})
+        holds = f"\nencoders in {options.records}: {', '.join(known)}" if known else ""
+        raise InputError(f"name the encoder with --encoder, or give --published for the published pages{holds}")
     found, bad = _read(options.records)
     _name_bad(bad)
     records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
@@ -251,6 +254,8 @@ def _publish(options: PublishRecords) -> int:
 def _diff(options: Diff) -> int:
     from results.compare.diff import diff, side
 
+    if not (options.a and options.b):
+        raise InputError("name two encoders to compare, as in: python -m results diff 'my encoder' 'another encoder'")
     records: list[StoredRecord] = []
     for root in options.records:
         found, bad = _read(root)
@@ -364,10 +369,12 @@ def _lint(options: Lint) -> int:
     records, bad = _read(options.records)
     _name_bad(bad)
     if not options.pages:
-        raise InputError("name at least one markdown page to check, for example results/MODEL_ZOO.md")
+        raise InputError("name at least one page to check, for example results/MODEL_ZOO.md")
     verdicts = [(page, lint(page, records)) for page in options.pages]
     sys.stdout.write("".join(verdict_text(page, verdict) for page, verdict in verdicts))
-    return 1 if any(verdict.conflicts for _, verdict in verdicts) else 0
+    if any(verdict.conflicts for _, verdict in verdicts):
+        return 1
+    return 0 if all(verdict.checked for _, verdict in verdicts) else NOTHING_CHECKED
 
 
 def _formatted(tables: Sequence[Table], form: Format) -> str:

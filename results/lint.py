@@ -1,7 +1,8 @@
-"""Check the figures of a model-zoo page, a markdown file, against the records and published.csv.
+"""Check the figures of a model-zoo page against the records and published.csv.
 
-Every table of the page is parsed, its columns and rows are recognised, and each cell is compared with what the sources
-say of it. A source that prints another figure is a conflict.
+The page is markdown, HTML, or plain text whose columns are separated by tabs or blanks. Every table of it is parsed,
+its columns and rows are recognised, and each cell is compared with what the sources say of it. A source that prints
+another figure is a conflict.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +23,7 @@ from results.families import SUMMARY
 from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
 from results.rows import Entry, data_kinds
 from results.store import StoredRecord
-from results.tables import Section, headline
+from results.tables import GAIN_TITLE, Section, headline
 from results.zoo_layout import LAYOUTS
 
 RECORD_DECIMALS = 4  # of a record's score as a claim: more than any page prints
@@ -82,17 +84,20 @@ class Verdict:
 
 
 def lint(page: Path, records: Sequence[StoredRecord]) -> Verdict:
-    """Check a markdown page.
+    """Check a page.
 
     Raises:
-        InputError: the file is not markdown with a table.
+        InputError: the file is not text with a table.
     """
     try:
-        tables = markdown_tables(page.read_text(encoding="utf-8"))
+        tables = page_tables(page.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{page} is not UTF-8 text; give the markdown source of the page") from error
+        raise InputError(f"{page} is not UTF-8 text; give the page as markdown, HTML or plain text") from error
     if not tables:
-        raise InputError(f"{page} has no markdown table; give the markdown source of the page, not its HTML")
+        raise InputError(
+            f"{page} has no table\n"
+            "tables are read from markdown, HTML, and plain text with tabs or two or more blanks between the columns"
+        )
     published = PublishedClaims(figures())
     measured = RecordClaims([Section(records, kind) for kind in data_kinds(records)])
     verdict = Verdict()
@@ -121,6 +126,8 @@ def verdict_text(page: Path, verdict: Verdict) -> str:
     lines += [f"{page}: not checked: {unknown}" for unknown in verdict.unknown]
     total = f"{page}: {verdict.checked} figures checked, {len(verdict.conflicts)} in conflict"
     lines.append(total + (f", {verdict.unsupported} without any source" if verdict.unsupported else ""))
+    if not verdict.checked:
+        lines.append(f"{page}: FAILED: no figure of the page belongs to a known table and a known model or encoder")
     return "\n".join(lines) + "\n"
 
 
@@ -129,11 +136,11 @@ def _claim_line(word: str, claim: Claim) -> str:
     return f"    {word:<4} {claim.text} in {claim.source}" + (f" ({protocols})" if protocols else "")
 
 
-# ---- the tables of a markdown page
+# ---- the tables of a page
 
 
 @dataclass(frozen=True)
-class MarkdownRow:
+class PageRow:
     """The plain text of a row's cells, and the row's line in the file, counted from 1."""
 
     line: int
@@ -141,30 +148,41 @@ class MarkdownRow:
 
 
 @dataclass(frozen=True)
-class MarkdownTable:
+class PageTable:
     """A table.
 
     Attributes:
         headings: the headings above it, from the page's title to the nearest.
         context: the paragraphs between the nearest heading and the table.
+        titles: what may be its title, the likeliest first.
     """
 
     headings: tuple[str, ...]
     context: str
     columns: tuple[str, ...]
-    rows: tuple[MarkdownRow, ...]
+    rows: tuple[PageRow, ...]
+    titles: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        return self.headings[-1] if self.headings else ""
+        return self.titles[0] if self.titles else ""
 
 
-def markdown_tables(text: str) -> list[MarkdownTable]:
-    """The tables in their order. An entirely bold paragraph counts as the lowest heading, as zoo pages use it."""
+def page_tables(text: str) -> list[PageTable]:
+    """The tables of a markdown page and those in HTML; without either, those in plain text."""
+    is_html = re.match(r"\s*(<!doctype html|<html)", text, re.IGNORECASE) is not None
+    found = [] if is_html else markdown_tables(text)
+    if "<table" in text.lower():
+        found += html_tables(text)
+    return found or text_tables(text)
+
+
+def markdown_tables(text: str) -> list[PageTable]:
+    """The markdown tables in their order. An entirely bold paragraph is the lowest heading, as zoo pages use it."""
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     headings: dict[int, str] = {}
     paragraphs: list[str] = []
-    found: list[MarkdownTable] = []
+    found: list[PageTable] = []
     for i, token in enumerate(tokens):
         if token.type == "heading_open":
             level = int(token.tag[1:])
@@ -179,16 +197,16 @@ def markdown_tables(text: str) -> list[MarkdownTable]:
         elif token.type == "table_open":
             header, *rows = _markdown_rows(list(takewhile(lambda t: t.type != "table_close", tokens[i:])))
             above = tuple(title for _, title in sorted(headings.items()))
-            found.append(MarkdownTable(above, "\n".join(paragraphs), header.cells, tuple(rows)))
+            found.append(PageTable(above, "\n".join(paragraphs), header.cells, tuple(rows), above[-1:]))
     return found
 
 
-def _markdown_rows(tokens: Sequence[Token]) -> Iterator[MarkdownRow]:
+def _markdown_rows(tokens: Sequence[Token]) -> Iterator[PageRow]:
     for start, token in enumerate(tokens):
         if token.type == "tr_open":
             row = takewhile(lambda t: t.type != "tr_close", tokens[start:])
             cells = tuple(_plain_text(part) for part in row if part.type == "inline")
-            yield MarkdownRow(token.map[0] + 1 if token.map else 0, cells)
+            yield PageRow(token.map[0] + 1 if token.map else 0, cells)
 
 
 def _plain_text(inline: Token) -> str:
@@ -207,6 +225,152 @@ def _plain_text(inline: Token) -> str:
 def _is_bold(inline: Token) -> bool:
     kinds = [child.type for child in inline.children or () if child.content.strip() or child.type != "text"]
     return len(kinds) > 2 and kinds[0] == "strong_open" and kinds[-1] == "strong_close" and kinds.count(kinds[0]) == 1
+
+
+def html_tables(text: str) -> list[PageTable]:
+    """The tables of a web page, or of HTML within markdown, in their order."""
+    reader = _HtmlReader()
+    reader.feed(text)
+    reader.close()
+    return reader.tables
+
+
+class _HtmlReader(HTMLParser):
+    """Collects tables with the headings (also markdown's) and paragraphs above them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[PageTable] = []
+        self._headings: dict[int, str] = {}
+        self._paragraphs: list[str] = []
+        self._caption = ""
+        self._rows: list[PageRow] | None = None
+        self._cells: list[str] = []
+        self._line = 0
+        self._text: list[str] | None = None  # of the heading, paragraph, caption or cell that is open
+        self._hidden = 0  # open elements whose text is no part of a cell
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in ("sup", "script", "style"):
+            self._hidden += 1
+        elif tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr":
+            self._end_cell()
+            self._end_row()
+            self._line = self.getpos()[0]
+        elif tag in ("td", "th"):
+            self._end_cell()
+            self._text = []
+        elif re.fullmatch(r"h[1-6]|p|caption", tag) and self._text is None:
+            self._text = []
+        elif tag == "br" and self._text is not None:
+            self._text.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("sup", "script", "style"):
+            self._hidden = max(0, self._hidden - 1)
+        elif tag in ("td", "th"):
+            self._end_cell()
+        elif tag in ("tr", "table"):
+            self._end_cell()
+            self._end_row()
+            if tag == "table":
+                self._end_table()
+        elif re.fullmatch(r"h[1-6]|p|caption", tag) and self._text is not None and not (self._in_row and tag == "p"):
+            words, self._text = _words(self._text), None
+            if tag == "p":
+                self._paragraphs.append(words)
+            elif tag == "caption":
+                self._caption = words
+            else:
+                self._heading(int(tag[1]), words)
+
+    def handle_data(self, data: str) -> None:
+        if self._hidden:
+            return
+        if self._text is not None:
+            self._text.append(data)
+        elif self._rows is None:
+            for heading in re.finditer(r"^(#{1,6}) +(.+?)[ #]*$", data, re.MULTILINE):
+                self._heading(len(heading[1]), heading[2])
+
+    @property
+    def _in_row(self) -> bool:
+        return self._rows is not None and self._line > 0
+
+    def _heading(self, level: int, words: str) -> None:
+        self._headings = {depth: title for depth, title in self._headings.items() if depth < level}
+        self._headings[level], self._paragraphs = words, []
+
+    def _end_cell(self) -> None:
+        if self._in_row and self._text is not None:
+            self._cells.append(_words(self._text))
+            self._text = None
+
+    def _end_row(self) -> None:
+        if self._rows is not None and self._cells:
+            self._rows.append(PageRow(self._line, tuple(self._cells)))
+        self._cells, self._line = [], 0
+
+    def _end_table(self) -> None:
+        rows, self._rows = self._rows or [], None
+        above = tuple(title for _, title in sorted(self._headings.items()))
+        if len(rows) > 1:
+            titles = tuple(title for title in (self._caption, *above[-1:]) if title)
+            self.tables.append(PageTable(above, "\n".join(self._paragraphs), rows[0].cells, tuple(rows[1:]), titles))
+
+
+def _words(parts: Sequence[str]) -> str:
+    return " ".join("".join(parts).split())
+
+
+def text_tables(text: str) -> list[PageTable]:
+    """The tables of plain text: neighbouring lines with the same columns, the first of which names them.
+
+    Columns are separated by tabs or by two or more blanks; where the lines then differ in the number of columns, by
+    the places at which every line has a blank. Any line above may be a heading.
+    """
+    found: list[PageTable] = []
+    lines_above: list[str] = []
+    since_table: list[str] = []
+    numbered = [*enumerate(text.splitlines(), start=1), (0, "")]
+    block: list[tuple[int, str]] = []
+    for number, line in numbered:
+        if len(re.split(r"\t| {2,}", line.strip(" "))) > 1:
+            block.append((number, line))
+            continue
+        rows = _text_rows(block)
+        if rows:
+            titles = tuple(reversed(since_table))
+            found.append(PageTable(tuple(lines_above), "\n".join(since_table), rows[0].cells, tuple(rows[1:]), titles))
+            since_table = []
+        block = []
+        if words := " ".join(line.strip("#*= ").split()):
+            lines_above.append(words)
+            since_table.append(words)
+    return found
+
+
+def _text_rows(block: Sequence[tuple[int, str]]) -> list[PageRow]:
+    """The rows of neighbouring lines; none where they have no common columns."""
+    if len(block) < 2:
+        return []
+    lines = [line.rstrip() for _, line in block]
+    if any("\t" in line for line in lines):
+        cells = [[cell.strip() for cell in line.split("\t")] for line in lines]
+    else:
+        cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    width = len(cells[0])
+    if "\t" not in "".join(lines) and any(len(row) != width for row in cells):
+        longest = max(map(len, lines))
+        blank = [all(line.ljust(longest)[i] == " " for line in lines) for i in range(longest)]
+        starts = [i for i in range(longest) if not blank[i] and (i == 0 or blank[i - 1])]
+        cells = [
+            [line[start:end].strip() for start, end in zip(starts, [*starts[1:], longest], strict=True)]
+            for line in lines
+        ]
+    return [PageRow(number, tuple(row)) for (number, _), row in zip(block, cells, strict=True)]
 
 
 # ---- what the sources claim
@@ -360,7 +524,7 @@ class RecordClaims:
 
 
 def _claimed_cells(
-    table: MarkdownTable, published: PublishedClaims, measured: RecordClaims, verdict: Verdict
+    table: PageTable, published: PublishedClaims, measured: RecordClaims, verdict: Verdict
 ) -> Iterator[PageCell]:
     """The cells of a table's recognised rows and columns; what is not recognised is noted in the verdict."""
     meanings = _column_meanings(table, measured)
@@ -392,10 +556,19 @@ def _claimed_cells(
             )
 
 
-def _column_meanings(table: MarkdownTable, measured: RecordClaims) -> list[list[ColumnMeaning]]:
+def _column_meanings(table: PageTable, measured: RecordClaims) -> list[list[ColumnMeaning]]:
     """The possible meanings of each column; empty for a column of labels and for every column of an unknown table."""
+    for title in table.titles or ("",):
+        found = _meanings_under(title, table.columns, measured)
+        if any(found):
+            return found
+    return [[] for _ in table.columns]
+
+
+def _meanings_under(title: str, columns: Sequence[str], measured: RecordClaims) -> list[list[ColumnMeaning]]:
+    """The possible meanings of each column of a table of this title."""
     known: dict[str, list[ColumnMeaning]] = {}
-    title = letters(table.title)
+    title = letters(title)
     for group in measured.groups:
         benchmark, data, protocol = (
             group.protocol.benchmark,
@@ -405,7 +578,8 @@ def _column_meanings(table: MarkdownTable, measured: RecordClaims) -> list[list[
         if letters(group.title) == title:
             for column in group.columns:
                 known.setdefault(letters(column), []).append(ColumnMeaning(benchmark, column, data, protocol))
-        if title == "summary" and benchmark in SUMMARY:
+        # The columns of the summary name their benchmark, so it may have any title.
+        if benchmark in SUMMARY and title != letters(GAIN_TITLE):
             meaning = ColumnMeaning(benchmark, group.protocol.primary, data, protocol)
             known.setdefault(letters(headline(group)), []).append(meaning)
     datasets = {group.example.dataset.shown_name for group in measured.groups}
@@ -417,12 +591,10 @@ def _column_meanings(table: MarkdownTable, measured: RecordClaims) -> list[list[
                     shown.benchmark, shown.column, embedded[0] if embedded else "", layer=shown.layer
                 )
                 known.setdefault(letters(shown.title), []).append(meaning)
-    return [known.get(letters(column), []) for column in table.columns]
+    return [known.get(letters(column), []) for column in columns]
 
 
-def _narrowed(
-    meanings: Sequence[ColumnMeaning], table: MarkdownTable, labels: Sequence[str]
-) -> Sequence[ColumnMeaning]:
+def _narrowed(meanings: Sequence[ColumnMeaning], table: PageTable, labels: Sequence[str]) -> Sequence[ColumnMeaning]:
     """The meanings whose protocol is named in the row or above the table; all of them if none is named."""
     said = "\n".join((*labels, table.context))
     named = [meaning for meaning in meanings if meaning.protocol and f"{meaning.protocol} " in f"{said} "]

@@ -151,10 +151,11 @@ class Diff:
 class Lint:
     """Check model-zoo pages against the records and published.csv.
 
-    The exit code is 1 if a figure is contradicted.
+    The exit code is 0 if all figures agree, 1 if one is contradicted, 2 if the input cannot be read, and 3 if a page
+    has no figure that could be checked.
 
     Attributes:
-        pages: markdown files.
+        pages: files with tables in markdown, HTML, or plain text with tabs or blanks between the columns.
         records: folder of the records.
     """
 

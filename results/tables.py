@@ -43,6 +43,7 @@ PAIRED_LINE = (
     "both sides are compared on the same resamples. Initialisations are averaged; the interval does not include their "
     "spread."
 )
+GAIN_TITLE = "Gain over random initialisation"
 POSITIVES = "Positives"
 MEAN_OF = ", mean of "  # between a row's label and the number of its encoders
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
@@ -229,7 +230,7 @@ def gain_over_random(section: Section) -> Table | None:
     if not rows:
         return None
     return Table(
-        title="Gain over random initialisation",
+        title=GAIN_TITLE,
         lines=(PAIRED_LINE, "; ".join(size for size in sizes if size) + "."),
         columns=("Encoder", "Control", *(headline(group) for group in groups)),
         rows=tuple(rows),

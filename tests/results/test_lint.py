@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -137,11 +138,13 @@ def test_what_cannot_be_checked_is_named(tmp_path: Path, capsys: pytest.CaptureF
     write_record(tmp_path / "records", record(card("a"), KNN, scores={"k=20": Score(value=1.0, selection="fixed")}))
     page, records = tmp_path / "page.md", ["--records", str(tmp_path / "records")]
     page.write_text("# A\n\n| x | speed |\n| - | - |\n| a | 12.5 |\n")
-    assert main(["lint", str(page), *records]) == 0
-    assert "line 5: the table 'A' has none of the columns that are known" in capsys.readouterr().out
+    assert main(["lint", str(page), *records]) == 3
+    said = capsys.readouterr().out
+    assert "line 5: the table 'A' has none of the columns that are known" in said
+    assert "FAILED: no figure of the page belongs to a known table" in said
     page.write_text("no table")
     assert main(["lint", str(page), *records]) == 2
-    assert "has no markdown table" in capsys.readouterr().err
+    assert "has no table\n  tables are read from" in capsys.readouterr().err
     page.write_bytes(b"\xff\xfe")
     assert main(["lint", str(page), *records]) == 2
     assert main(["lint", str(tmp_path / "none.md"), *records]) == 2
@@ -162,6 +165,70 @@ def test_names_of_one_model() -> None:
     )
     assert model_key("MoCo v2/resnet50_8xb32-coslr-200e") != model_key("DenseCL/resnet50_8xb32-coslr-200e")
     assert model_key("MoCo v2 IN-1M").config == ""
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_projects_own_pages_agree_with_its_records_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["lint", str(ROOT / "README.md"), str(ROOT / "results" / "MODEL_ZOO.md")]) == 0
+    totals = [line for line in capsys.readouterr().out.splitlines() if "figures checked" in line]
+    assert [int(line.split(": ")[1].split(" ")[0]) > 15 for line in totals] == [True, True]
+
+
+# ---- one page in every form
+
+CELLS = (("Self-Supervised Config", "Feature1", "Feature5", "AvgPool"),
+         ("resnet50_8xb32-coslr-200e", "15.96", "66.24", "67.57"))  # fmt: skip
+TITLES = "MoCo v2", "ImageNet Linear Evaluation"
+
+
+def aligned(gap: int) -> str:
+    widths = [max(map(len, column)) + gap for column in zip(*CELLS, strict=True)]
+    return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in CELLS)
+
+
+def as_html(row: tuple[str, ...], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}><p>{cell}<sup>1</sup></{tag}>" for cell in row) + "</tr>\n"
+
+
+HTML_TABLE = f"<table><thead>{as_html(CELLS[0], 'th')}</thead>{as_html(CELLS[1], 'td')}</table>"
+FORMS = {
+    "html": f"<!DOCTYPE html><html><style>td {{}}</style><h1>{TITLES[0]}</h1><h3>{TITLES[1]}</h3>{HTML_TABLE}",
+    "caption": f"<html><h1>{TITLES[0]}</h1><table><caption>{TITLES[1]}</caption>{HTML_TABLE[7:]}",
+    "html in markdown": f"# {TITLES[0]}\n\n### {TITLES[1]}\n\n{HTML_TABLE}\n",
+    "tabs": "\n\n".join((*TITLES, "\n".join("\t".join(row) for row in CELLS))),
+    "blanks": "\n\n".join((*TITLES, aligned(3))),
+    "an empty cell among blanks": "\n\n".join((*TITLES, f"{aligned(3)}\n{CELLS[1][0]:<28}{'':<11}66.24")),
+    "paragraph between": "\n".join((*TITLES, "The maps are pooled to fixed sizes.", "", aligned(2), "", "The end.")),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_page_is_read_in_every_form(tmp_path: Path, form: str) -> None:
+    verdict = lint_text(tmp_path, FORMS[form])
+    assert (verdict.checked, verdict.unsupported, verdict.unknown) == (4 if "empty" in form else 3, 0, [])
+    (conflict,) = verdict.conflicts
+    assert (conflict.cell.column, conflict.cell.printed) == ("AvgPool", "67.57")
+    (line,) = [n for n, text in enumerate(FORMS[form].splitlines(), start=1) if "67.57" in text]
+    assert conflict.cell.line == line
+
+
+def test_the_pages_of_a_published_source_are_the_same_as_text(tmp_path: Path) -> None:
+    page = published_page(tmp_path, "MoCo v2 page B*")
+    (expected,) = lint(page, []).conflicts
+    lines = []
+    for line in page.read_text().splitlines():
+        words = re.sub(r"\*\*|^#+ ", "", line)
+        if not words.startswith("| -"):
+            lines.append("\t".join(map(str.strip, words.strip("| ").split("|"))) if words[:1] == "|" else words)
+    text = "\n".join(lines)
+    verdict = lint_text(tmp_path, text)
+    assert verdict.checked == 33
+    assert [c.cell.printed for c in verdict.conflicts] == [expected.cell.printed]
 
 
 # ---- markdown tables as other projects write them

@@ -163,6 +163,10 @@ def test_a_readme_without_its_markers_is_refused(
         (["tables", "--records", ".", "--check"], "--check compares a file"),
         (["tables", "--records", ".", "--readme", "none.md"], "none.md"),
         (["publish-records", "--records", "nowhere"], "records folder not found: nowhere"),
+        (
+            ["diff", "", ""],
+            "name two encoders to compare, as in: python -m results diff 'my enc",
+        ),
         (["diff", "a", "b", "--records", "."], "no encoder matches 'a'; the records hold none"),
         (["paper-tables", "--source", "nobody"], "no table of the papers has a figure from nobody"),
         (["published", "--source", "nobody"], "no published figure matches"),
