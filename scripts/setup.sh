@@ -30,8 +30,12 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "setup: installing requirements/$set_name.txt into .venv"
+# A few packages are only published as sources. They are built with the locked setuptools, which is therefore installed
+# first: with build isolation pip would fetch whatever setuptools is newest, past the hashes of the lock.
+sed -n '/^setuptools==/,/# via/p' "requirements/$set_name.txt" >.venv/setuptools.txt
+pip install --no-deps --require-hashes --only-binary=:all: -r .venv/setuptools.txt
 # Each lock is complete, so pip has nothing to resolve: --no-deps keeps out what a lock leaves out (opencv-python).
-pip install --no-deps --require-hashes -r "requirements/$set_name.txt"
+pip install --no-deps --require-hashes --no-build-isolation -r "requirements/$set_name.txt"
 
 case $set_name in
 core)

@@ -85,3 +85,29 @@ def test_setup_refuses_in_one_sentence(tmp_path: Path, python: str, sentence: st
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
     assert re.search(sentence, refused.stderr)
+
+
+@pytest.mark.parametrize("lock", ["core", "dev", "transfer"])
+def test_setup_builds_sources_with_the_locked_setuptools(tmp_path: Path, lock: str) -> None:
+    """Every install demands hashes, and none isolates its builds, for which pip would fetch any newer setuptools."""
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    done = run("bash", script, lock, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    first, *others = [line for line in (tmp_path / "calls").read_text().splitlines() if " install " in line]
+    assert "--only-binary=:all:" in first
+    assert "--require-hashes" in first
+    only = (tmp_path / first.rpartition("-r ")[2]).read_text()
+    assert re.findall(r"^[\w-]+==\S+", only, re.M) == re.findall(
+        r"^setuptools==\S+", (ROOT / f"requirements/{lock}.txt").read_text(), re.M
+    )
+    assert "--hash=sha256:" in only
+    assert any(f"-r requirements/{lock}.txt" in line for line in others)
+    for line in others:
+        assert "--no-build-isolation" in line or "--only-binary=:all:" in line
+        assert "--require-hashes" in line or "--editable ." in line
