@@ -9,6 +9,7 @@ labels than the k.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
     from benchmarks.solvers.gram import Gram
     from benchmarks.solvers.subsets import SubsetRows
+
+log = logging.getLogger("benchmarks")
 
 Floats = NDArray[np.float64]
 Selection = Literal["oracle", "fixed", "heldout"]
@@ -122,6 +125,7 @@ def _protocol(
     outputs: PooledOutputs = FIXED_POOLING,
     index_sets: Literal["seeded", "files"] = "seeded",
     k: tuple[int, ...] = K,
+    primary_k: int | None = None,
 ) -> Protocol:
     return Protocol.of(
         LowShotParams(costs=costs, outputs=outputs, k=k, index_sets=index_sets),
@@ -132,7 +136,7 @@ def _protocol(
         train_split=train_split,
         test_split=test_split,
         geometry=geometry,
-        primary=column(k[-1], "oracle"),
+        primary=column(primary_k or k[-1], "oracle"),
         metric="mAP (precision envelope)",
         selection="layer and one cost per k with the best mean mAP on test (oracle); mean over the sets",
         source=source,
@@ -152,6 +156,23 @@ PROTOCOLS = (
         dataset="places205",
         train_split="train",
         test_split="val",
+    ),
+    _protocol(
+        "embed",
+        COSTS_MMSELFSUP,
+        Source(
+            repository="this project",
+            note="places205_low_shot_svm.fssb@1 on any ImageFolder, on the pooled vector alone, with the costs of "
+            "mmselfsup and the crop of kNN and linear_stored, which read the same features; k that leave a class no "
+            "image outside the set are left out, which the id shows",
+        ),
+        benchmark="imagefolder_low_shot_svm",
+        dataset="imagefolder",
+        train_split="train",
+        test_split="val",
+        geometry=Geometry(mode="shorter", resize=256, crop=224),
+        outputs={"embed": None},
+        primary_k=8,
     ),
     _protocol(
         "demo",
@@ -198,6 +219,22 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         for file in sorted(self.index_files.glob("*.npy")):
             digest.update(file.name.encode() + file.read_bytes())
         return protocol.changed(index_sha256=digest.hexdigest())
+
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """On one's own image folder, leaves out the k that the smallest class does not exceed."""
+        params = self.params(protocol)
+        chosen_by_user = any(label.startswith("k=") for label in protocol.overrides)
+        if protocol.benchmark != "imagefolder_low_shot_svm" or chosen_by_user or not len(train):
+            return protocol
+        counts = np.bincount(train.targets, minlength=len(train.classes))
+        smallest = int(counts.argmin())
+        k = tuple(each for each in params.k if each < counts[smallest]) or params.k[:1]
+        if k != params.k:
+            log.info(
+                "%s, the smallest class, has %d training images: k = %s instead of %s",
+                train.classes[smallest], counts[smallest], ", ".join(map(str, k)), ", ".join(map(str, params.k)),
+            )  # fmt: skip
+        return protocol.changed(k=k)
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Refuse what the labels alone show.

@@ -41,6 +41,7 @@ FAMILIES = {
     ),
     "voc07_low_shot_svm": Family("VOC07 low-shot SVM"),
     "places205_low_shot_svm": Family("Places205 low-shot SVM"),
+    "imagefolder_low_shot_svm": Family("Low-shot SVM on image folders", line=POOLED),
     "linear_multihead": Family(
         "Linear evaluation, Feature1 to Feature5",
         line="Maps are pooled to fixed sizes, without global average pooling.",

@@ -1,0 +1,56 @@
+"""One's own image folder: `all` runs what suits it, fitted to its size, without naming a protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.low_shot_svm import LowShotSvm
+from benchmarks.task import InputError
+from results.store import read_records
+from tests.reference.linear_tiny import tiny_labels
+
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+
+
+def run(command: str, folder: Path, out: Path, *flags: str) -> int:
+    return main([command, "--encoder", ENCODER, "--data", str(folder), "--out", str(out / "records"),
+                 "--features", str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
+
+
+@pytest.mark.slow
+def test_all_runs_every_benchmark_of_an_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    tiny_labels(folder, "train", 12, seed=0)
+    tiny_labels(folder, "val", 4, seed=1)
+    assert run("all", folder, tmp_path, "--set", "geometry.resize=18", "geometry.crop=16") == 0
+    told = capsys.readouterr().out
+    assert "done: 4" in told
+    assert "skipped" not in told
+    records, bad = read_records(tmp_path / "records")
+    assert not bad
+    shape = "+geometry.crop=16+geometry.resize=18"
+    assert {stored.record.protocol.id for stored in records} == {
+        f"knn.imagefolder@1{shape}+k=10,20",
+        f"linear_avgpool.imagefolder@1+batch_size=16+drops=60,80+epochs=100{shape}",
+        f"linear_stored.imagefolder@1{shape}",
+        f"imagefolder_low_shot_svm.embed@1{shape}+k=1,2,4,8",
+    }
+    for stored in records:
+        assert stored.record.status == "ok"
+        assert stored.record.scores[stored.record.protocol.resolved.primary].value is not None
+
+
+def test_low_shot_leaves_out_the_k_that_leave_no_image_outside(tmp_path: Path) -> None:
+    task = LowShotSvm()
+    protocol = task.default_protocol(embedded=False, dataset="imagefolder")
+    train, test = tiny_labels(tmp_path, "train", 4, seed=0), tiny_labels(tmp_path, "val", 2, seed=1)
+    assert task.adapted(protocol, train, test).params["k"] == (1, 2)
+    assert task.adapted(protocol.changed(k=(3,)), train, test).params["k"] == (3,)  # as the user says
+    with pytest.raises(InputError, match="blue has 4 positive training images, but k=96 needs 96"):
+        task.check(protocol, train, test)
+    without_blue = train.rows(range(4, 12))
+    with pytest.raises(InputError, match=r"blue has 0 positive .* leave the class out"):
+        task.check(task.adapted(protocol, without_blue, test), without_blue, test)
