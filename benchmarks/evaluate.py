@@ -529,6 +529,11 @@ def bench(
     share a pass over the images do.
     """
     require_writable(options)
+    machine = hardware(options.device)
+    log.info(
+        "device %s (%s), precision %s, %d loader processes",
+        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.workers,
+    )  # fmt: skip
     names = unique_names(encoders, name, facts)
     for number, encoder in enumerate(encoders, start=1):
         called = names[encoder]
@@ -540,7 +545,7 @@ def bench(
         except InputError as error:
             yield Attempt(encoder, "", "failed", str(error), user_error=True)
             continue
-        log.info("%d of %d  %s on %s", number, len(encoders), loaded.card.name, options.device)
+        log.info("%d of %d  %s", number, len(encoders), loaded.card.name)
         yield from _bench_one(loaded, questions, data, options, dataset)
 
 

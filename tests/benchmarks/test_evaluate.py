@@ -102,3 +102,25 @@ def test_a_record_of_a_newer_version_is_refused_before_measuring(data: Path, tmp
         path.write_text('{"schema_version": 99}')
         with pytest.raises(InputError, match=r"written by a newer version of this program \(schema 99"):
             cached_record(run)
+
+
+def test_the_first_log_line_names_device_precision_and_loaders(
+    small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
+    assert main(["knn", "--encoder", "pixels", "--data", str(small_data), "--device", "cpu", "--workers", "0",
+                 "--set", "k=1", *where]) == 0  # fmt: skip
+    first = caplog.messages[0]
+    assert first.startswith("device cpu (")
+    assert first.endswith("precision of the protocol, 0 loader processes")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
+    assert main(["knn", "--encoder", "pixels", "--data", str(small_data), "--device", "cpu", *where]) == 2
+    assert "is not a writable folder; choose another with --out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
