@@ -185,6 +185,8 @@ def _read_array(file: Path) -> NDArray[Any]:
                 "where you trust it: numpy.save(file, numpy.array(old.tolist()))"
             ) from error
         raise InputError(f"{file} is not a .npy file ({error}); write it again with numpy.save") from error
+    except (MemoryError, EOFError) as error:
+        raise InputError(f"{file} has fewer entries than its header says; write it again with numpy.save") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{file} is an .npz archive; VISSL's lists are a pair of .npy files")
     return found
