@@ -246,7 +246,13 @@ class Run:
         if self.first:
             self._require_finite(self.trainer.sums)  # a state that has diverged must not replace the last good one
             trainer = {**self.trainer.state(), "images": self.fingerprint}
-            state = {"trainer": trainer, "seconds": self.seconds, "rows": self.rows}
+            state = {
+                "recipe": trainer["recipe"],  # at the top, with "epochs", for readers of the encoders
+                "epochs": len(self.rows),
+                "trainer": trainer,
+                "seconds": self.seconds,
+                "rows": self.rows,
+            }
             save_resume(self.out / RESUME, state)
             write_log(self.out / LOG, self.rows)
         self.saved = time.monotonic()

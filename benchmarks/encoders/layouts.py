@@ -98,9 +98,10 @@ _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
 
 LAYOUTS = (
     CheckpointLayout(
-        "encoder-bench run", "pretrain/train.py: the resume file",
-        ("model/encoder_q.backbone.conv1.weight", "@recipe"),
-        {side: Pick("model", f"{side}.backbone.", f"{side}.head.") for side in ("encoder_q", "encoder_k")},
+        "encoder-bench run", "pretrain/train.py: resume.pt and epoch_*.pt",
+        ("trainer/model/encoder_q.backbone.conv1.weight", "@recipe"),
+        {side: Pick("trainer/model", f"{side}.backbone.", f"{side}.head.") for side in ("encoder_q", "encoder_k")},
+        epochs="epochs",
     ),
     CheckpointLayout(
         "facebookresearch/moco-v3", "facebookresearch/moco-v3 c349e6e moco/builder.py, main_moco.py",

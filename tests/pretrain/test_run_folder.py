@@ -192,6 +192,23 @@ def test_a_warm_start_that_does_not_fit_is_one_sentence(
     assert "file not found" in one_line(capsys.readouterr().err)
 
 
+def test_checkpoints_of_a_run_are_encoders(images: Path, finished: Path) -> None:
+    """The benchmarks load `resume.pt` and `epoch_*.pt` as they load the backbone file, and the key encoder too."""
+    from benchmarks.encoders.load import load_encoder
+
+    pictures = torch.rand(2, 3, 32, 32)
+    exported = load_encoder(finished / "backbone.safetensors")
+    expected = exported.outputs(pictures, ["embed"])["embed"]
+    for name in ("resume.pt", "epoch_0001.pt"):
+        loaded = load_encoder(finished / name)
+        assert torch.equal(loaded.outputs(pictures, ["embed"])["embed"], expected)
+        assert loaded.card.assumed == ()
+        for field in ("architecture", "weights_sha256", "mean", "std", "epochs"):
+            assert getattr(loaded.card, field) == getattr(exported.card, field), field
+        other = load_encoder(finished / name, facts=["pick=encoder_k"])
+        assert not torch.equal(other.outputs(pictures, ["embed"])["embed"], expected)
+
+
 def test_large_seeds_work_in_every_engine(images: Path, tmp_path: Path) -> None:
     for name, flags in (("tensor", []), ("pil", PIL)):
         assert run(images, tmp_path / name, "--epochs", "1", "--seed", str(2**32 - 1), *flags) == 0

@@ -280,7 +280,8 @@ def test_the_resume_file_of_a_run_with_its_head(tmp_path: Path) -> None:
         **{f"encoder_q.head.{key}": tensor for key, tensor in head.state_dict().items()},
         "queue": torch.zeros(16, 8),
     }
-    torch.save({"recipe": recipe.model_dump_json(), "model": model, "step": 3}, tmp_path / "resume.pt")
+    state = {"recipe": recipe.model_dump_json(), "epochs": 3, "trainer": {"model": model, "sums": torch.zeros(4)}}
+    torch.save(state, tmp_path / "resume.pt")
     card = assert_same_forward(tmp_path / "resume.pt", net)
     assert (card.assumed, card.architecture) == ((), recipe.architecture)
     images = torch.randn(2, 3, 32, 32)
