@@ -183,6 +183,18 @@ def test_bold_are_the_rows_whose_own_interval_with_the_best_contains_zero(tmp_pa
         assert 1 < sum(expected) < len(rows)
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_screen_by_few_resamples_changes_no_ranking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
+) -> None:
+    rows = [measured(tmp_path, card(f"net {i}"), 0.2 + 0.05 * i, i) for i in range(12)]
+    columns = ("k=10", "k=20", "k=100", "k=200")
+    screened = ranked(rows, *columns, higher=higher)
+    monkeypatch.setattr("results.noise.FAR", float("inf"))
+    monkeypatch.setattr("results.noise.NEAR", 0.0)
+    assert ranked(rows, *columns, higher=higher) == screened
+
+
 def test_a_column_is_ranked_with_one_comparison_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [measured(tmp_path, card(f"net {i}"), 0.3 + 0.02 * i, i) for i in range(12)]
     calls = []
@@ -192,8 +204,9 @@ def test_a_column_is_ranked_with_one_comparison_per_row(tmp_path: Path, monkeypa
         return gain_of(*sides)
 
     monkeypatch.setattr("results.noise.gain_of", counted)
-    ranked(rows, "k=10", "k=20")
-    assert len(calls) == 2 * (len(rows) - 1)
+    found = ranked(rows, "k=10", "k=20")
+    assert any(bold(found["k=20"]))
+    assert len(calls) <= 2 * (len(rows) - 1)
 
 
 def test_the_table_says_what_is_not_compared_and_what_rests_on_runs_alone(tmp_path: Path) -> None:
