@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
 
@@ -305,3 +306,53 @@ def test_nothing_to_draw_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert not out.exists()
     assert main(["pictures", "--records", str(tmp_path / "none"), "--out", str(out)]) == 2
     assert "records folder not found" in capsys.readouterr().err
+
+
+# ---- titles and error bars
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved from now on, with their layout done."""
+    figures: list[Figure] = []
+
+    def kept(figure: Figure, out: Path) -> None:
+        figure.draw_without_rendering()
+        figures.append(figure)
+
+    monkeypatch.setattr("results.plots.save_figure", kept)
+    return figures
+
+
+def test_titles_of_long_protocol_ids_are_not_cut(tmp_path: Path, drawn: list[Figure]) -> None:
+    asked = KNN.changed(epochs=10, label="crop_area_of_training_views=0.08..1.0")
+    asked = asked.changed(label="another_long_setting=0.123456789").changed(label="third_setting_by_name=12345")
+    scores = {column: Score(value=50.0, selection="fixed") for column in KNN.columns}
+    write_record(tmp_path, record(card("net " * 40), asked, scores=scores))
+    draw_knn_k(read_records(tmp_path)[0], tmp_path / "knn.png")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left").replace("\n", "") == f"{asked.id} on drawings".replace("\n", "")
+    width, height = figure.canvas.get_width_height()
+    legend = axes.get_legend()
+    assert legend is not None
+    for artist in (axes.title, axes._left_title, legend):  # type: ignore[attr-defined]
+        box = artist.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+
+
+def test_a_figure_says_which_error_its_bars_show(demo: list[StoredRecord], tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_per_layer(demo, tmp_path / "x.png")
+    draw_per_layer(own(demo, "mocov2", "voc07_svm"), tmp_path / "x.png")
+    draw_per_layer(own(demo, "EfficientNet", "voc07_svm"), tmp_path / "x.png")
+    mixed, runs, sample = (figure._supxlabel.get_text() for figure in drawn)  # type: ignore[attr-defined]
+    assert mixed == "Error bars: see the legend; the two kinds cannot be compared with each other"
+    assert runs == "Error bars: standard deviation over runs"
+    assert sample == "Error bars: standard error of the test sample"
+    legends = [axes.get_legend() for figure in drawn for axes in figure.axes]
+    texts = [" ".join(t.get_text().split()) for legend in legends if legend is not None for t in legend.get_texts()]
+    assert "EfficientNet-Lite0 (bars: standard error of the test sample)" in texts
+    assert "mocov2_resnet18w32_demo, mean of 3 (bars: standard deviation over runs)" in texts
+    assert texts[-2:] == ["mocov2_resnet18w32_demo, mean of 3", "EfficientNet-Lite0"]
