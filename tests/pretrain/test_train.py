@@ -14,8 +14,11 @@ from torch import nn
 
 from pretrain.checkpoint import load_resume, read_backbone
 from pretrain.mechanism import ProjectedEncoder
+from pretrain.recipe import load_recipe
 from pretrain.resnet import weights_sha256
-from tests.pretrain.tiny_runs import assert_same_end, run
+from pretrain.train import Run
+from results.schema import Architecture
+from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
 
 @pytest.mark.parametrize("engine", ["tensor", "pil"])
@@ -73,22 +76,51 @@ def test_cifar_10_is_read_from_its_owners_batches(tmp_path: Path, capsys: pytest
     assert "data_batch_3 is missing" in capsys.readouterr().err
 
 
-def test_bfloat16_follows_float32(images: Path, tmp_path: Path) -> None:
-    """The loss of the first four steps, and its mean over the run, are those of float32 within 1 %.
+def first_moves(images: Path, out: Path, precision: str, lr: float) -> list[torch.Tensor]:
+    """How far the query encoder's weights have moved after one step and after two."""
+    recipe = load_recipe("mocov2_resnet18w32_demo").changed(
+        architecture=Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False), batch_size=16,
+        queue_size=32, split_bn=2, warmup_epochs=0, epochs=2, precision=precision, lr=lr,
+    )  # fmt: skip
+    trainer = Run(recipe, images, out, device=CPU, workers=0).trainer
+    trainer.prepare()
+    weights = nn.utils.parameters_to_vector(trainer.encoder.parameters()).detach()
+    moves = []
+    for _, batch in zip(range(2), trainer.batches(), strict=False):
+        trainer.update(batch)
+        moves.append(nn.utils.parameters_to_vector(trainer.encoder.parameters()).detach() - weights)
+    return moves
 
-    Single epochs (two batches of 16) differ by up to 6 %: rounding differences grow with every step, and how depends
-    on the CPU's kernels. In eight runs with four seeds and four sets of kernels (oneDNN's best, AVX2 and SSE4.1,
-    ATen's default) the first two epochs and the mean over 15 epochs each differed by at most 0.3 %.
+
+def test_bfloat16_moves_the_weights_as_float32_does(images: Path, tmp_path: Path) -> None:
+    """The first two steps go the same way and as far: their difference is less than half of float32's move.
+
+    Later steps cannot be compared: rounding differences grow, and how depends on the CPU's kernels. Measured were 0.23
+    to 0.38 in eight runs (four seeds; oneDNN's best kernels, SSE4.1, and ATen's default with AVX2). A rate 1.5 times as
+    high gives 0.6 or more, which the last line shows, a step that is left out 1.0, and weights kept in bfloat16 more.
     """
+
+    def distances(lr: float) -> list[float]:
+        moves = first_moves(images, tmp_path / "mixed", "bf16", lr)
+        return [((m - p).norm() / p.norm()).item() for m, p in zip(moves, plain, strict=True)]
+
+    plain = first_moves(images, tmp_path / "plain", "fp32", 0.03)
+    assert all(0 < distance < 0.5 for distance in distances(0.03))  # 0 would mean that bfloat16 was not used
+    assert all(distance > 0.5 for distance in distances(0.045))
+
+
+@pytest.mark.slow
+def test_bfloat16_keeps_the_mean_loss_of_float32(images: Path, tmp_path: Path) -> None:
+    """Over 15 epochs within 2 %: for a run that diverges, or whose loss is of another scale.
+
+    Single epochs of two batches differ by up to 6 %; their mean by at most 0.3 % in the runs named above.
+    """
+    means = []
     for precision in ("fp32", "bf16"):
         assert run(images, tmp_path / precision, "--epochs", "15", "--lr", "0.03", "--precision", precision) == 0
-    plain, mixed = (
-        np.array([row["loss"] for row in (load_resume(tmp_path / p / "resume.pt") or {})["rows"]])
-        for p in ("fp32", "bf16")
-    )
-    assert mixed[:2] == pytest.approx(plain[:2], rel=0.01)
-    assert mixed.mean() == pytest.approx(plain.mean(), rel=0.01)
-    assert (mixed != plain).any()  # bfloat16 was used
+        rows = (load_resume(tmp_path / precision / "resume.pt") or {})["rows"]
+        means.append(np.mean([row["loss"] for row in rows]))
+    assert means[1] == pytest.approx(means[0], rel=0.02)
 
 
 @pytest.mark.slow
