@@ -84,11 +84,14 @@ def first_moves(images: Path, out: Path, precision: str, lr: float) -> list[torc
     )  # fmt: skip
     trainer = Run(recipe, images, out, device=CPU, workers=0).trainer
     trainer.prepare()
-    weights = nn.utils.parameters_to_vector(trainer.encoder.parameters()).detach()
-    moves = []
+
+    def weights() -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in trainer.encoder.parameters()])
+
+    start, moves = weights(), []
     for _, batch in zip(range(2), trainer.batches(), strict=False):
         trainer.update(batch)
-        moves.append(nn.utils.parameters_to_vector(trainer.encoder.parameters()).detach() - weights)
+        moves.append(weights() - start)
     return moves
 
 
