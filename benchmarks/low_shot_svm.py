@@ -257,6 +257,11 @@ class LowShotSvm(FeatureTask[LowShotParams]):
             )
         if params.index_sets == "seeded":
             check_counts(train, params.k[-1])
+            if train.targets.ndim == 1 and np.bincount(train.targets).max() <= params.k[-1]:
+                raise InputError(
+                    f"{protocol.id}: no class has more than k={params.k[-1]} training images, so that every set would "
+                    "be the same: choose a smaller k with --set k=…, or add images"
+                )
         elif self.index_files is None:
             raise InputError(
                 f"{protocol.id} trains on the published label files train_targets_sample1_k1.npy …: give their folder "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.recipe import Augmentation, BlurKernel
+from pretrain.recipe import Augmentation, BlurKernel, HueRotation
 
 ONE_BY_ONE = 96 * 96  # pixels
 BOXES = 3  # box blurs in place of a Gaussian, as PIL has them
@@ -77,7 +77,7 @@ class BatchedViews:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         if a.grayscale_first:
             x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
-        x = _where(draws.jitter, x, lambda part: color_jitter(part, draws.factors, draws.order))
+        x = _where(draws.jitter, x, lambda part: color_jitter(part, draws.factors, draws.order, a.hue_rotation))
         if not a.grayscale_first:
             x = _where(draws.gray, x, lambda part: _gray(part).expand_as(part))
         x = _where(draws.blur, x, lambda part: blur(part, draws.sigma, a.blur_sigma[1], a.blur_kernel))
@@ -159,7 +159,7 @@ def _resize_matrix(start: Tensor, length: Tensor, full: int, size: int) -> Tenso
     return weight / weight.sum(dim=2, keepdim=True)
 
 
-def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, hue_rotation: HueRotation = "pil") -> Tensor:
     """torchvision's ColorJitter on a batch.
 
     Args:
@@ -167,7 +167,8 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         factors: (4, N): of brightness, contrast and saturation, and one plus the shift of hue in turns.
         order: (N, 4): which of the four comes first, second …
     """
-    operations = (_blend_black, _blend_mean, _blend_gray, _shift_hue)
+    shift_hue = _shift_hue if hue_rotation == "pil" else _shift_hue_exactly
+    operations = (_blend_black, _blend_mean, _blend_gray, shift_hue)
     images = images.clone()
     for position in range(4):
         for kind, operation in enumerate(operations):
@@ -195,6 +196,25 @@ def _blend_gray(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _shift_hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Rotates the hue by `factor - 1` turns in PIL's whole numbers: HSV of 0 to 255, hue and saturation truncated.
+
+    Hue has 255 steps in a turn and wraps at 256, as in torchvision's `adjust_hue` on a PIL image.
+    """
+    pixels = (images * 255).round()
+    high = pixels.amax(1)
+    chroma = high - pixels.amin(1)
+    gray = chroma == 0
+    r, g, b = ((high[:, None] - pixels) / torch.where(gray, 1, chroma)[:, None]).unbind(1)
+    red, green, _ = (pixels == high[:, None]).unbind(1)
+    # In the precisions of PIL's C code, so that the truncation below meets the same numbers.
+    sixths = torch.where(red, b - g, torch.where(green, 2 + r.double() - b, 4 + g.double() - r).float())
+    hue = ((sixths.double() / 6 + 1) % 1).float().double().mul_(255).floor_().float()
+    hue = torch.remainder(torch.where(gray, 0, hue) + ((factor[:, 0] - 1) * 255).trunc(), 256)
+    saturation = (chroma / high.clamp(min=1)).double().mul_(255).floor_().float() / 255
+    return _from_hue(hue * (6 / 255), high, high * saturation).round_().div_(255)
+
+
+def _shift_hue_exactly(images: Tensor, factor: Tensor) -> Tensor:
     """Rotates the hue of HSV by `factor - 1` turns."""
     high, low = images.amax(1), images.amin(1)
     chroma = high - low
@@ -204,8 +224,13 @@ def _shift_hue(images: Tensor, factor: Tensor) -> Tensor:
         high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
     )  # in sixths of a turn
     hue = torch.remainder(hue + 6 * (factor[:, 0] - 1), 6)
+    return _from_hue(hue, high, chroma)
+
+
+def _from_hue(hue: Tensor, high: Tensor, chroma: Tensor) -> Tensor:
+    """(N, H, W) hue in sixths of a turn, largest channel and chroma, to (N, 3, H, W) RGB."""
     # f(n) = V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6: the closed form of HSV to RGB for n = 5, 3, 1
-    shift = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    shift = torch.tensor([5.0, 3.0, 1.0], device=hue.device)[None, :, None, None]
     k = torch.remainder(shift + hue[:, None], 6)
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -266,7 +291,8 @@ def recolour_one_by_one(images: Tensor, draws: DrawnParameters, a: Augmentation,
         if i in gray and a.grayscale_first:
             x.copy_(_luma(x).expand_as(x))
         if i in jitters:
-            _jitter_in_place(x, *jitters[i])
+            kinds, factors = jitters[i]
+            _jitter_in_place(x, kinds, factors, a.hue_rotation)
         if i in gray and not a.grayscale_first:
             x.copy_(_luma(x).expand_as(x))
         if i in sigmas:
@@ -277,7 +303,7 @@ def recolour_one_by_one(images: Tensor, draws: DrawnParameters, a: Augmentation,
     return out
 
 
-def _jitter_in_place(image: Tensor, kinds: list[int], factors: list[float]) -> None:
+def _jitter_in_place(image: Tensor, kinds: list[int], factors: list[float], hue_rotation: HueRotation = "pil") -> None:
     """ColorJitter on (3, H, W), in place and in the order of `kinds`."""
     for kind in kinds:
         if kind == 0:
@@ -288,6 +314,8 @@ def _jitter_in_place(image: Tensor, kinds: list[int], factors: list[float]) -> N
         elif kind == 2:
             gray = _luma(image)
             image.mul_(factors[kind]).add_(gray, alpha=1 - factors[kind])
+        elif hue_rotation == "pil":
+            image.copy_(_shift_hue(image[None], image.new_full((1, 1, 1, 1), factors[kind]))[0])
         else:
             _shift_hue_in_place(image, 6 * (factors[kind] - 1))
             continue  # stays in [0, 1]

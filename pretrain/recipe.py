@@ -13,6 +13,7 @@ from results.errors import InputError, did_you_mean
 from results.schema import Architecture, Frozen, Triple
 
 BlurKernel = Literal["boxes", "gaussian"]
+HueRotation = Literal["pil", "exact"]
 RECIPES = Path(__file__).parent / "recipes"
 # Narrowest first stage of each architecture that can be built: a group of a ResNeXt needs at least one channel.
 RESNETS = {
@@ -43,6 +44,7 @@ class Augmentation(Frozen):
     contrast: float = Field(0.4, ge=0)
     saturation: float = Field(0.4, ge=0)
     hue: float = Field(0.1, ge=0, le=0.5)
+    hue_rotation: HueRotation = Field("pil", description="of the tensor engine: in PIL's whole numbers, or exact")
     blur_p: float = Field(0.5, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: BlurKernel = Field("boxes", description="of the tensor engine: PIL's, or a true Gaussian")

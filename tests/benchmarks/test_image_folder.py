@@ -51,6 +51,9 @@ def test_low_shot_leaves_out_the_k_that_leave_no_image_outside(tmp_path: Path) -
     assert task.adapted(protocol.changed(k=(3,)), train, test).params["k"] == (3,)  # as the user says
     with pytest.raises(InputError, match="blue has 4 positive training images, but k=96 needs 96"):
         task.check(protocol, train, test)
+    single = train.rows([0, 4, 8])
+    with pytest.raises(InputError, match="no class has more than k=1 training images"):
+        task.check(task.adapted(protocol, single, test), single, test)
     without_blue = train.rows(range(4, 12))
     with pytest.raises(InputError, match=r"blue has 0 positive .* leave the class out"):
         task.check(task.adapted(protocol, without_blue, test), without_blue, test)
