@@ -55,7 +55,8 @@ def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
         with open_image(file) as image:
             image.load()
     except _DAMAGED as error:
-        raise InputError(f"{what} is not a readable image ({error}); repair or remove it") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error  # without the path again
+        raise InputError(f"{what} is not a readable image ({reason}); repair or remove it") from error
     if image.mode in ("F", "I"):
         raise InputError(f"{what} has 32-bit pixels of unknown range; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16"):
