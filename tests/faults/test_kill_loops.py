@@ -1,0 +1,114 @@
+"""Jobs that are killed at random moments, again and again, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from results.store import StoredRecord, read_records
+from tests.pretrain import tiny_runs
+
+pytestmark = pytest.mark.faults
+
+KILLS = int(os.environ.get("KILLS", "20"))  # of each job
+ENCODER = "random:resnet18-w8-k3-nopool:0"
+JOBS = {
+    "features": ["knn"],
+    "linear": ["linear", "--set", "epochs=4"],
+    "finetune": ["finetune", "--set", "epochs=4"],
+    "low-shot": ["low-shot-svm"],
+}
+
+
+def kill_loop(job: Callable[[], object], folder: Path, seed: str) -> None:
+    """Kill a job at random moments, `KILLS` times; after each time that it comes to its end, it begins anew.
+
+    The job runs in a child that shares what is imported, so that the moments lie in its own work. At last it ends.
+    """
+    started = time.monotonic()
+    assert run_for(job, None)
+    seconds = time.monotonic() - started
+    shutil.rmtree(folder)
+    moments, killed = random.Random(seed), 0
+    while killed < KILLS:
+        if run_for(job, moments.uniform(0, seconds)):
+            shutil.rmtree(folder)
+        else:
+            killed += 1
+    assert run_for(job, None)
+
+
+def run_for(job: Callable[[], object], seconds: float | None) -> bool:
+    """Whether a job ended within so many seconds; else it is dead. Without a limit it must end well."""
+    child = os.fork()
+    if not child:
+        try:
+            code = job()
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        os._exit(int(bool(code)))
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while deadline is None or time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def arguments(command: Sequence[str], data: Path, folder: Path) -> list[str]:
+    return [
+        *command, "--encoder", ENCODER, "--data", str(data), "--out", str(folder / "records"),
+        "--features", str(folder / "features"), "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+
+
+def last_record(folder: Path) -> StoredRecord:
+    """The record of a job, for a grid the one that chooses among its cells. Nothing damaged is there."""
+    stored, damaged = read_records(folder / "records")
+    assert not damaged
+    return max(stored, key=lambda each: (not each.record.protocol.id.count("base_lr"), each.path))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(arguments(JOBS[name], data, whole)) == 0
+    kill_loop(lambda: main(arguments(JOBS[name], data, cut)), cut, name)
+    expected, found = last_record(whole), last_record(cut)
+    measured = {"encoder", "protocol", "dataset", "scores", "per_class", "runs", "seeds", "status"}
+    assert found.record.model_dump(include=measured) == expected.record.model_dump(include=measured)
+    assert found.record.intact
+    one, other = expected.outcomes(), found.outcomes()
+    assert (one is None) == (other is None)
+    assert (one or {}).keys() == (other or {}).keys()
+    assert all(np.array_equal(value, (other or {})[key]) for key, value in (one or {}).items())
+    for file in whole.glob("features/**/*.npy"):
+        assert file.read_bytes() == (cut / file.relative_to(whole)).read_bytes()
+    leftovers = [path for path in cut.rglob("*") if "partial" in path.name and path.is_file()]
+    assert not leftovers or all("features" in path.parts for path in leftovers)
+
+
+def test_a_pretraining_that_is_killed_ends_bit_identical(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.train.SAVE_SECONDS", 0.0)  # a save after every step
+    monkeypatch.setattr("pretrain.train.SAVE_SHARE", 1e9)
+    assert tiny_runs.run(images, tmp_path / "whole", "--epochs", "4") == 0
+    kill_loop(lambda: tiny_runs.run(images, tmp_path / "cut", "--epochs", "4"), tmp_path / "cut", "pretrain")
+    tiny_runs.assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob(".*"))  # what the killed processes left half written is gone
