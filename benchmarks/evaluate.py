@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -34,7 +35,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
-from results.atomic import write_file
+from results.atomic import DISK_FULL, write_file
 from results.schema import (
     DatasetRef,
     EncoderCard,
@@ -210,10 +211,28 @@ def extract(runs: Sequence[Run]) -> None:
         FeatureStore(on_features[0].options).fill(request for run in on_features for request in feature_requests(run))
 
 
+@contextmanager
+def _full_disk_is_input_error() -> Iterator[None]:
+    """Turn the error of a full disk into one that names the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise InputError(
+            f"cannot write {error.filename or 'a file'} ({error.strerror}); free disk space or choose another --out, "
+            "and run the same command again"
+        ) from error
+
+
+@_full_disk_is_input_error()
 def measure(runs: Sequence[Run]) -> list[Record]:
     """Measure runs of one encoder and write their records.
 
     Several runs share one pass over the images; their tasks must allow that (`ImageTask.shared_pass`).
+
+    Raises:
+        InputError: the splits cannot be measured under this protocol, or the disk is full.
     """
     started = time.monotonic()
     run, options = runs[0], runs[0].options
@@ -241,6 +260,8 @@ def measure(runs: Sequence[Run]) -> list[Record]:
     except InputError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # a record would not fit either
         for each in runs:
             write_record(options.records, _record(each, None, f"{type(error).__name__}: {error}", started), None)
         raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from results.errors import InputError
 
 LOCK = "run.lock"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
 from benchmarks.features.shards import PartialOutput, ShardClaims, read_json, shard_of, shard_rows, write_json
 from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, progress
+from results.atomic import DISK_FULL
 from results.schema import Geometry, canonical_sha256
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ FEATURES_VERSION = 2
 MAX_UNWRITTEN_BATCHES = 2
 
 _POLL_SECONDS = 0.5
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NAMED_IMAGES = 5
 
@@ -162,7 +162,7 @@ class FeatureStore:
                         f"cannot write {error.filename or self.root} ({error.strerror}); set --features to a folder "
                         "that you may write"
                     ) from error
-                if error.errno not in _DISK_FULL:
+                if error.errno not in DISK_FULL:
                     raise
                 left = sum(part.bytes_to_write() for part in each.parts.values())
                 raise InputError(

@@ -37,7 +37,7 @@ def fill(disk: Path, room: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("room", [0, 4096, 16384, 65536])
+@pytest.mark.parametrize("room", [0, 16384, 65536])
 @pytest.mark.parametrize("which", ["--out", "--features"])
 def test_a_full_disk_is_one_sentence(
     which: str, room: int, data: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -26,7 +26,7 @@ JOBS = {
     "features": ["knn"],
     "linear": ["linear", "--set", "epochs=4"],
     "finetune": ["finetune", "--set", "epochs=4"],
-    "low-shot": ["low-shot-svm"],
+    "low-shot": ["low-shot-svm", "--set", "k=[1,2]"],
 }
 
 
