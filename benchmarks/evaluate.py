@@ -26,6 +26,7 @@ from functools import cache
 from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -96,7 +97,8 @@ def evaluate(
 
     Args:
         encoder: a module that maps normalised images (N, 3, H, W) to (N, D) or to a dict of named outputs, or what
-            `--encoder` takes: a checkpoint, `torchvision:ARCH`, `timm:NAME`, …
+            `--encoder` takes: a checkpoint, `torchvision:ARCH`, `timm:NAME`, … A module is measured in eval mode and
+            comes back exactly as it was, also after an exception (see `benchmarks.encoders.encoder.preserved`).
         protocol: a protocol or its id, as `knn.mmselfsup@1`.
         data: root of the data sets, or an image folder with `train/` and `val/`.
         name: what tables call the encoder.
@@ -104,7 +106,8 @@ def evaluate(
         changes: `params` of the protocol by name, as {"epochs": 10}; the record's protocol id says so.
         facts: what a checkpoint's keys cannot show, as `channels=BGR`.
         task: the benchmark with flags of its own, as `Knn(engine="torch")`.
-        options: device, loader processes, folders and the like.
+        options: device, loader processes, folders and the like. A module is measured on its own device unless
+            `device` names another. With `store=False`, what must be on disk meanwhile is in a temporary folder.
 
     Raises:
         InputError: the encoder, the protocol or the data cannot be used. Nothing is written.
@@ -116,21 +119,36 @@ def evaluate(
     if changes:
         resolved = resolved.changed(**changes)
     options = options or RunOptions()
+    loaded = load(encoder, name, facts)
+    if options.device == "auto" and not isinstance(encoder, str | Path):
+        options = replace(options, device=str(loaded.device))
     options = replace(options, device=resolve_device(options.device))
-    run = prepare(task, resolved, load(encoder, name, facts), data, dataset=dataset, options=options)
-    record = cached_record(run)
-    if record is not None:
-        log.info("%s: %s has a record", run.encoder.card.name, run.protocol.id)
-        return record
-    require_writable(options)
-    return measure([run])[0]
+    with loaded.borrowed():
+        run = prepare(task, resolved, loaded, data, dataset=dataset, options=options)
+        record = cached_record(run)
+        if record is not None:
+            log.info("%s: %s has a record", run.encoder.card.name, run.protocol.id)
+            return record
+        with _folders(options) as options:
+            require_writable(options)
+            return measure([replace(run, options=options)])[0]
 
 
 # ---- one run, step by step -------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _folders(options: RunOptions) -> Iterator[RunOptions]:
+    """The options, with folders that are removed afterwards where nothing is to be stored."""
+    if options.store:
+        yield options
+        return
+    with TemporaryDirectory(prefix="encoder-bench-") as folder:
+        yield replace(options, records=Path(folder, "records"), features=Path(folder, "features"))
+
+
 def load(encoder: str | Path | nn.Module | Encoder, name: str | None = None, facts: Sequence[str] = ()) -> Encoder:
-    """The encoder, frozen, on the CPU (see `benchmarks.encoders.load`)."""
+    """The encoder, on the CPU; a module stays where it is (see `benchmarks.encoders.load`)."""
     from benchmarks.encoders.load import load_encoder
 
     return load_encoder(encoder, name, facts)
@@ -549,25 +567,27 @@ def bench(
     An encoder is loaded once, features that several protocols read are extracted in one pass, and probes that can
     share a pass over the images do.
     """
-    require_writable(options)
+    if options.store:
+        require_writable(options)
     machine = hardware(options.device)
     log.info(
         "device %s (%s), precision %s, %d loader processes",
         options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.workers,
     )  # fmt: skip
     names = unique_names(encoders, name, facts)
-    for number, encoder in enumerate(encoders, start=1):
-        called = names[encoder]
-        if isinstance(called, Attempt):
-            yield called
-            continue
-        try:
-            loaded = load(encoder, called, facts)
-        except InputError as error:
-            yield Attempt(encoder, "", "failed", str(error), user_error=True)
-            continue
-        log.info("%d of %d  %s", number, len(encoders), loaded.card.name)
-        yield from _bench_one(loaded, questions, data, options, dataset)
+    with _folders(options) as options:
+        for number, encoder in enumerate(encoders, start=1):
+            called = names[encoder]
+            if isinstance(called, Attempt):
+                yield called
+                continue
+            try:
+                loaded = load(encoder, called, facts)
+            except InputError as error:
+                yield Attempt(encoder, "", "failed", str(error), user_error=True)
+                continue
+            log.info("%d of %d  %s", number, len(encoders), loaded.card.name)
+            yield from _bench_one(loaded, questions, data, options, dataset)
 
 
 def _bench_one(

@@ -63,6 +63,8 @@ class RunOptions:
     """measure again although there is a record"""
     progress: Annotated[bool, tyro.conf.Suppress] = True
     """show progress bars"""
+    store: Annotated[bool, tyro.conf.Suppress] = True
+    """False leaves no file behind: no record, no features and no heads (see `benchmarks.evaluate.evaluate`)"""
     records: Annotated[Path, tyro.conf.arg(name="out")] = Path("work/records")
     """folder of the records"""
     features: Path = Path("work/features")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +30,34 @@ class Encoder:
         names: the outputs that exist. feature1 … feature5 are maps (N, C, H, W): the last ones at 1/2 to 1/32 of the
             image in a network of stride 32, otherwise the stem and the four stages. embed is (N, D), head the
             projection of it.
+        freeze: put the module into eval mode for good. Without it, the module is the caller's: it is frozen only
+            inside `borrowed`.
     """
 
-    def __init__(self, card: EncoderCard, module: nn.Module, forward: Forward, names: Collection[str]) -> None:
+    def __init__(
+        self,
+        card: EncoderCard,
+        module: nn.Module,
+        forward: Forward,
+        names: Collection[str],
+        *,
+        freeze: bool = True,
+    ) -> None:
         self.card, self.module, self._forward, self.names = card, module, forward, frozenset(names)
-        self.device = torch.device("cpu")
-        module.eval().requires_grad_(False)
+        self.device, self.dtype = device_and_dtype(module)
+        if freeze:
+            module.eval().requires_grad_(False)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Self]:
+        """Freeze the module, and give it back exactly as it was, also after an exception (see `preserved`)."""
+        device = self.device
+        with preserved(self.module):
+            self.module.eval().requires_grad_(False)
+            try:
+                yield self
+            finally:
+                self.device = device
 
     def has(self, name: str) -> bool:
         """Whether `outputs` can return this output."""
@@ -44,7 +70,9 @@ class Encoder:
             InputError: there is no such device, or it has too little memory.
         """
         try:
-            self.module.to(torch.device(device)).to(memory_format=torch.channels_last)
+            if _with_index(torch.device(device)) != _with_index(self.device):
+                self.module.to(torch.device(device))
+            self.module.to(memory_format=torch.channels_last)
         except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"cannot use the device {device} ({reason}); choose another, such as cpu") from error
@@ -57,7 +85,7 @@ class Encoder:
         if self.card.channels == "BGR":
             x = x.flip(1)
         mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.card.mean, self.card.std))
-        return (x * (self.card.value_range / 255) - mean) / std
+        return ((x * (self.card.value_range / 255) - mean) / std).to(self.dtype)
 
     @torch.no_grad()
     def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -71,6 +99,108 @@ class Encoder:
             raise KeyError(f"{self.card.name} has no {', '.join(missing)}; it has {', '.join(sorted(self.names))}")
         self.module.eval()
         return self._forward(images, names)
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module lives, and the dtype of the images that it takes: those of its first floating-point tensor."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def _with_index(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Give a module back exactly as it was, also after an exception.
+
+    Restored are the mode of every submodule; device, memory layout, requires_grad and gradient of every parameter; the
+    contents of buffers; attributes and hooks of every submodule; and the states of the random number generators of
+    torch, numpy and Python. Parameters keep their storage, so that optimisers and tied weights stay valid. Their values
+    are not copied: nothing inside may train them. Inside, gradients can be computed whatever the caller's mode is.
+
+    Raises:
+        InputError: the module has parameters without a shape yet.
+    """
+    if any(nn.parameter.is_lazy(tensor) for tensor in chain(module.parameters(), module.buffers())):
+        raise InputError(
+            f"{type(module).__name__} has lazy layers without weights; call it once on a batch of images before"
+        )
+    parts = [_SavedModule(each) for each in module.modules()]
+    buffers = {id(buffer) for buffer in module.buffers()}
+    tensors = {id(each): each for each in chain(module.parameters(), module.buffers())}
+    saved = [_SavedTensor(each, keep_values=key in buffers) for key, each in tensors.items()]
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for part in parts:
+            part.restore()
+        for tensor in saved:
+            tensor.restore()
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+        random.setstate(generators[2])
+        if on_gpus:
+            torch.cuda.set_rng_state_all(on_gpus)
+
+
+class _SavedModule:
+    """Mode, attributes and tables (hooks, parameters, submodules) of one module, without its submodules' own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training, self.attributes = module, module.training, dict(module.__dict__)
+        self.tables = {key: value.copy() for key, value in self.attributes.items() if _is_table(key, value)}
+
+    def restore(self) -> None:
+        attributes = self.module.__dict__
+        for name in attributes.keys() - self.attributes.keys():
+            del attributes[name]
+        attributes.update(self.attributes)
+        for name, entries in self.tables.items():
+            table = self.attributes[name]
+            table.clear()
+            table.update(entries)
+        if self.module.training != self.training:  # torchscript keeps the mode elsewhere
+            self.module.training = self.training
+
+
+def _is_table(name: str, value: object) -> bool:
+    """Whether an attribute is one of the dictionaries that torch keeps in every module."""
+    return isinstance(value, dict) and (name.endswith("_hooks") or name in ("_parameters", "_buffers", "_modules"))
+
+
+class _SavedTensor:
+    """One parameter or buffer: its storage, layout, requires_grad and gradient, and the values of a buffer."""
+
+    def __init__(self, tensor: Tensor, *, keep_values: bool) -> None:
+        self.tensor, self.data, self.requires_grad, self.grad = tensor, tensor.data, tensor.requires_grad, tensor.grad
+        self.grad_data = None if tensor.grad is None else tensor.grad.data
+        self.values = tensor.data.clone() if keep_values else None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        if not _same_place(self.tensor, self.data):
+            self.tensor.data = self.data
+        if self.values is not None and not torch.equal(self.data, self.values):
+            self.data.copy_(self.values)
+        if self.tensor.requires_grad != self.requires_grad:
+            self.tensor.requires_grad_(self.requires_grad)
+        if self.grad is not None and self.grad_data is not None and not _same_place(self.grad, self.grad_data):
+            self.grad.data = self.grad_data
+        if self.tensor.grad is not self.grad:
+            self.tensor.grad = self.grad
+
+
+def _same_place(tensor: Tensor, data: Tensor) -> bool:
+    return (tensor.device, tensor.data_ptr(), tensor.stride()) == (data.device, data.data_ptr(), data.stride())
 
 
 class BackboneWithHead(nn.Module):

@@ -7,7 +7,7 @@ import importlib
 import logging
 import re
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
-from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.encoder import Encoder, device_and_dtype, preserved
+from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import write_backbone
@@ -38,12 +39,19 @@ FORMS = (
     "my_package.my_module:build",
 )
 PIXELS_SIDE = 32
+CLASSIFIER_WIDTHS = {
+    10: "CIFAR-10", 100: "CIFAR-100", 205: "Places205", 365: "Places365", 1000: "ImageNet-1k", 8142: "iNaturalist 2018",
+    21841: "ImageNet-21k",
+}  # fmt: skip
+
+_PROBE_IMAGES = 2
+_MODULE_OUTPUTS = (*FEATURE_MAPS, "embed", "head")
 
 
 def load_encoder(
     encoder: str | Path | nn.Module | Encoder, name: str | None = None, facts: Sequence[str] = ()
 ) -> Encoder:
-    """The encoder, frozen, on the CPU.
+    """The encoder: frozen and on the CPU, or a module that stays as it is, where it is (see `module_encoder`).
 
     Args:
         encoder: one of `FORMS`, a module (see `module_encoder`), or an `Encoder`.
@@ -148,6 +156,8 @@ def expand(encoders: Iterable[str]) -> list[str]:
 def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str | None = None) -> Encoder:
     """Wrap a module that maps (N, 3, H, W) to (N, D), or to a mapping of output names to tensors.
 
+    The module stays the caller's: it is not changed here, and `Encoder.borrowed` freezes it while it is measured.
+
     Args:
         module: a mapping that it returns may have feature1 … feature5 (maps), embed and head.
         card: describes its input; without one, ImageNet's mean and std on RGB of 0 to 1 are assumed, and listed as such
@@ -157,26 +167,37 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         InputError: the module returns something else.
     """
     kind = type(module).__name__
-    module.eval()
-    try:
-        with torch.no_grad():
-            probe = module(torch.zeros(2, 3, 224, 224))
-    except Exception as error:  # of the user's code
-        raise InputError(
-            f"{kind} fails on a (2, 3, 224, 224) batch ({_error_with_place(error)}); it must accept that"
-        ) from error
-    known = (*FEATURE_MAPS, "embed", "head")
+    with preserved(module):
+        device, dtype = device_and_dtype(module)
+        try:
+            module.eval()
+            with torch.no_grad():
+                probe = module(torch.zeros(_PROBE_IMAGES, 3, 224, 224, device=device, dtype=dtype))
+        except (Exception, SystemExit) as error:  # of the user's code
+            raise InputError(
+                f"{kind} fails on a ({_PROBE_IMAGES}, 3, 224, 224) batch ({_error_with_place(error)}); it must accept "
+                "that"
+            ) from error
     if isinstance(probe, Tensor) and probe.ndim == 2:
         names: Collection[str] = ("embed",)
-    elif isinstance(probe, dict) and probe and set(probe) <= set(known):
+    elif isinstance(probe, dict) and probe and set(probe) <= set(_MODULE_OUTPUTS):
         names = tuple(probe)
     else:
         returned = f"a tensor of shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
-        raise InputError(f"{kind} returns {returned}; return (N, D), or a dict with keys of {', '.join(known)}")
+        raise InputError(
+            f"{kind} returns {returned}; return (N, D), or a dict with keys of {', '.join(_MODULE_OUTPUTS)}"
+        )
+    _warn_of_logits(_named_outputs(kind, probe, _PROBE_IMAGES), kind)
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        output = module(images)
-        found = {"embed": output} if isinstance(output, Tensor) else output
+        try:
+            output = module(images)
+        except SystemExit as error:
+            raise InputError(f"{kind} ended the program ({_error_with_place(error)}); raise an exception") from error
+        found = _named_outputs(kind, output, len(images))
+        missing = sorted(set(names) - found.keys())
+        if missing:
+            raise InputError(f"{kind} returned no {', '.join(missing)} this time; return the same outputs every time")
         return {name: found[name] for name in names}
 
     card = card or EncoderCard(
@@ -187,8 +208,47 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         assumed=PIXELS,
     )
     state = module.state_dict()
-    filled = {"weights_sha256": weights_sha256(state), "keys_matched": len(state)}
-    return Encoder(card.model_copy(update=filled), module, forward, names)
+    identity = module_identity(module)
+    filled = {
+        "architecture": card.architecture.model_copy(update={"name": f"{card.architecture.name} ({identity})"}),
+        "weights_sha256": weights_sha256(state),
+        "keys_matched": len(state),
+    }
+    return Encoder(card.model_copy(update=filled), module, forward, names, freeze=False)
+
+
+def _named_outputs(kind: str, output: object, images: int) -> dict[str, Tensor]:
+    """What a module returned, by name, in float32.
+
+    Raises:
+        InputError: not one row per image, complex numbers, or a vector or map of the wrong number of dimensions.
+    """
+    found = {"embed": output} if isinstance(output, Tensor) else output
+    if not isinstance(found, dict):
+        raise InputError(f"{kind} returned {type(found).__name__} this time; return the same outputs every time")
+    for name, value in found.items():
+        expected = "(N, C, H, W)" if name in FEATURE_MAPS else "(N, D)"
+        if not isinstance(value, Tensor) or value.ndim != len(expected.split(",")):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{kind} returns {name} as {shape}; return a tensor {expected}")
+        if value.shape[0] != images:
+            raise InputError(
+                f"{kind} returns {name} of shape {tuple(value.shape)} for {images} images; return one row per image"
+            )
+        if value.is_complex():
+            raise InputError(f"{kind} returns complex {name}; return real numbers, such as its absolute value")
+    return {name: value.float() for name, value in found.items()}
+
+
+def _warn_of_logits(outputs: Mapping[str, Tensor], kind: str) -> None:
+    """A classifier is easily mistaken for a backbone; its logits make weaker features than what they are made of."""
+    width = outputs["embed"].shape[1] if "embed" in outputs else 0
+    if width in CLASSIFIER_WIDTHS:
+        log.warning(
+            "%s returns %d numbers per image, the number of classes of %s: if they are logits, return the features "
+            "before the classifier instead",
+            kind, width, CLASSIFIER_WIDTHS[width],
+        )  # fmt: skip
 
 
 def built_encoder(spec: str) -> Encoder:
@@ -200,24 +260,26 @@ def built_encoder(spec: str) -> Encoder:
     module_name, _, function = spec.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), function)
-    except Exception as error:  # a module may do anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         raise InputError(
             f"cannot import {spec} ({_error_with_place(error)}); its folder must be in PYTHONPATH"
         ) from error
     try:
         built = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{spec} raised {_error_with_place(error)}; it must return a torch.nn.Module without arguments"
         ) from error
     if isinstance(built, Encoder):
         return built
     if isinstance(built, nn.Module):
-        return module_encoder(built, name=spec)
+        encoder = module_encoder(built, name=spec)
+        encoder.module.eval().requires_grad_(False)  # nobody else has it
+        return encoder
     raise InputError(f"{spec} returned {type(built).__name__}; return a torch.nn.Module")
 
 
-def _error_with_place(error: Exception) -> str:
+def _error_with_place(error: BaseException) -> str:
     """Type, text and place of an exception in the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
