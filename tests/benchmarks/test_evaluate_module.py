@@ -74,6 +74,7 @@ def trained(data: Path, tmp_path: Path, evaluated: list[float] | None) -> tuple[
     return copy.deepcopy(network.state_dict()), losses
 
 
+@pytest.mark.slow
 def test_a_training_loop_that_evaluates_every_epoch_trains_the_same_network(data: Path, tmp_path: Path) -> None:
     measured: list[float] = []
     plain, losses = trained(data, tmp_path, None)
@@ -145,6 +146,7 @@ def test_a_module_on_the_gpu_is_measured_there(data: Path, tmp_path: Path) -> No
     assert state(module) == before
 
 
+@pytest.mark.slow
 def test_nothing_is_stored_on_request(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()

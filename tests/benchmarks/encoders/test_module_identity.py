@@ -61,6 +61,7 @@ def test_where_nothing_distinguishes_modules_for_sure_they_share_nothing() -> No
     assert module_identity(module) != module_identity(module)
 
 
+@pytest.mark.slow
 def test_the_same_module_has_the_same_identity_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_the_same_module_has_the_same_identity_in_another_process(
     assert found.strip() == module_identity(own)
 
 
+@pytest.mark.slow
 def test_two_modules_of_one_class_share_neither_records_nor_features(data: Path, tmp_path: Path) -> None:
     options = RunOptions(workers=0, progress=False, records=tmp_path / "records", features=tmp_path / "features")
     asked: dict[str, Any] = {"protocol": "knn.demo@1", "data": data, "changes": {"k": (1,)}, "options": options}
