@@ -32,6 +32,7 @@ from results.schema import EncoderCard
 
 # A file of torch before 1.6 starts with a pickle of this number (torch.serialization.MAGIC_NUMBER).
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_PICKLES = 5  # magic number, protocol, system, object and keys of the storages; then the storages
 MAX_DEPTH = 6  # of nested mappings that may hold tensors; VISSL's trunk is at 4
 
 
@@ -108,7 +109,7 @@ def _read_torch(path: Path) -> Any:
             zipped = file.read(4) == b"PK\x03\x04"
         if zipped and not zipfile.is_zipfile(path):  # the list of a zip's members is at its end
             raise InputError(f"{path} is cut short; copy it again")
-        _refuse_bytearray(_pickle_of_zip(path) if zipped else path.read_bytes())
+        _refuse_bytearray(*((_pickle_of_zip(path), 1) if zipped else (path.read_bytes(), LEGACY_PICKLES)))
         with torch.serialization.safe_globals(list(_torch_globals())), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and deprecated storages
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -134,20 +135,20 @@ def _pickle_of_zip(path: Path) -> bytes:
         return archive.read(found[0])
 
 
-def _refuse_bytearray(data: bytes) -> None:
-    """Torch allows `bytearray(n)`, by which a few bytes of file allocate n bytes of memory."""
+def _refuse_bytearray(data: bytes, pickles: int) -> None:
+    """Torch allows `bytearray(n)`, by which a few bytes of file allocate n bytes of memory.
+
+    Args:
+        pickles: how many stand at the start of `data`. What follows them are numbers, which may look like a pickle.
+    """
     stream = io.BytesIO(data)
-    while True:
+    for _ in range(pickles):
         recent: list[object] = []
         for opcode, argument, _ in pickletools.genops(stream):
             recent = [*recent[-1:], argument] if isinstance(argument, str) else recent
             name = argument if opcode.name == "GLOBAL" else " ".join(map(str, recent))
             if opcode.name in ("GLOBAL", "STACK_GLOBAL") and str(name).endswith(" bytearray"):
                 raise UnpicklingError("Unsupported global: GLOBAL builtins.bytearray was not allowed")
-        # A legacy file is five pickles (magic number, protocol, system, object, storages' keys) before the data.
-        if stream.read(1) != b"\x80":
-            return
-        stream.seek(-1, io.SEEK_CUR)
 
 
 # Python's unpickler: the memo of the one in C can be blown up by a few bytes of file. The stubs only know the one in C.

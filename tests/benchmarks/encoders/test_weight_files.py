@@ -174,6 +174,13 @@ def test_bombs_are_refused_before_they_unfold(tmp_path: Path) -> None:
     assert "cannot be read as weights" in refusal(tmp_path / "array.pkl")
 
 
+def test_a_legacy_file_whose_first_storage_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    numbers = torch.arange(128.0)  # the length of a storage is written before it, and 128 is 0x80
+    torch.save({"a": numbers}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert struct.pack("<q", 128) + struct.pack("<2f", 0, 1) in (tmp_path / "w.pth").read_bytes()
+    assert torch.equal(read_weights(tmp_path / "w.pth").tensors[""]["a"], numbers)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
 @pytest.mark.parametrize("frame", ["zip", "legacy"])
 def test_a_file_cut_short_is_refused(share: float, frame: str, tmp_path: Path) -> None:
