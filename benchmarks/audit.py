@@ -35,7 +35,7 @@ from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
-from results.atomic import write_file
+from results.files import write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
-from results.atomic import DISK_FULL, write_file
+from results.files import DISK_FULL, write_file
 from results.schema import (
     DatasetRef,
     EncoderCard,

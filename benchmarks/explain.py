@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,8 +64,9 @@ def command(
     if flags.dry_run:
         sys.stdout.write("".join(f"would run {protocol.id}\n" for protocol in protocols))
         return 0
-    from benchmarks.evaluate import evaluate, headline, load
+    from benchmarks.evaluate import evaluate, headline, load, resolve_device
 
+    options = replace(options, device=resolve_device(options.device))
     loaded = load(flags.encoder, flags.name, flags.facts)
     records = []
     for number, protocol in enumerate(protocols, start=1):

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pretrain.data import Files, Shards, find_images, require_batch
 from pretrain.recipe import Recipe, load_recipe
-from results.atomic import locked_folder
 from results.command_line import parse
 from results.errors import InputError, print_error
+from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
     from pretrain.monitor import Features, Labelled

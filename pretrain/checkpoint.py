@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.resnet import weights_sha256
-from results.atomic import replacing
 from results.errors import InputError
+from results.files import replacing
 from results.schema import EncoderCard
 
 RESUME = "resume.pt"

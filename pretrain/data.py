@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from results.errors import InputError
-from results.image_files import open_image
+from results.files import open_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"

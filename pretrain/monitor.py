@@ -19,7 +19,7 @@ from torchvision.transforms import functional as TF
 
 from pretrain.data import Files
 from pretrain.recipe import Recipe
-from results.atomic import replacing, write_file
+from results.files import replacing, write_file
 
 Row = dict[str, float]
 LOG, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"

@@ -33,8 +33,8 @@ from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_te
 from pretrain.moco import MoCo
 from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, draw_curves, row_text, write_log
 from pretrain.recipe import Recipe
-from results.atomic import remove_partials, write_file
 from results.errors import InputError
+from results.files import remove_partials, write_file
 from results.schema import EncoderCard
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from results.atomic import write_file
 from results.errors import InputError, did_you_mean
+from results.files import write_file
 from results.formats import (
     Cell,
     Row,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from results.atomic import write_file
+from results.files import write_file
 from results.rows import current, table_rows
 from results.store import StoredRecord
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from results.atomic import write_file
 from results.compare.correlations import Correlation, page_order
 from results.compare.explain import Explanation
 from results.errors import InputError
+from results.files import write_file
 from results.plot_style import (
     EncoderStyles,
     NothingToDrawError,

@@ -24,9 +24,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from results.atomic import make_folder, write_file, write_pair
 from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
 from results.errors import InputError
+from results.files import make_folder, write_file, write_pair
 from results.schema import (
     SCHEMA_VERSION,
     DatasetRef,

@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from pretrain.data import SHARD_INDEX, count_images
-from results.atomic import write_file
 from results.command_line import parse
 from results.errors import InputError, print_error
+from results.files import write_file
 
 
 @dataclass

@@ -15,10 +15,9 @@ from scipy.io import loadmat
 
 from benchmarks.datasets.lists import read_lines
 from benchmarks.task import progress
-from results.atomic import replacing, write_file
 from results.command_line import parse
 from results.errors import InputError, print_error
-from results.image_files import open_image
+from results.files import open_image, replacing, write_file
 
 log = logging.getLogger("prepare_voc12aug")
 

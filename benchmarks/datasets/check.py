@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.datasets.lists import batch_file, path_strings, printable
 from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset, is_official
 from benchmarks.task import InputError, Labels, progress
-from results.image_files import open_image, require_regular
+from results.files import open_image, require_regular
 
 DECODED = 64  # images of a split that are decoded unless all are
 SIZED = 100_000  # files of a split whose size is read unless all are

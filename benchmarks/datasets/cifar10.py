@@ -9,6 +9,7 @@ import io
 import pickle
 from collections.abc import Callable
 from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import FolderLayout, FolderLayouts, LazyPaths, read_groups
 from benchmarks.task import InputError, Labels
-from results.image_files import require_regular
+from results.files import require_regular
 
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
@@ -113,9 +114,10 @@ class _Unpickler(pickle._Unpickler):
         pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
         pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE,
     )  # fmt: skip
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
-        opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _NEEDED
-    }
+    _CODES = tuple(map(itemgetter(0), _NEEDED))
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(
+        zip(_CODES, map(pickle._Unpickler.dispatch.__getitem__, _CODES), strict=True)
+    )
     _KNOWN: ClassVar[dict[tuple[str, str], Callable[..., object]]] = {
         ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
         ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 from benchmarks.datasets.cifar10 import read_batch_image
 from benchmarks.datasets.lists import batch_file
 from benchmarks.task import InputError
-from results.image_files import open_image
+from results.files import open_image
 from results.schema import Geometry
 
 # Pillow warns about odd tags once per image and worker, and nobody can act on it. (A filter for the time of a call

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
-from results.image_files import require_regular
+from results.files import require_regular
 
 log = logging.getLogger(__name__)
 

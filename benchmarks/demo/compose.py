@@ -33,7 +33,7 @@ from benchmarks.demo.scenes import (
 from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations
 from benchmarks.task import InputError
 from benchmarks.task import progress as shown
-from results.image_files import open_image
+from results.files import open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
-from results.image_files import open_image, require_regular
+from results.files import open_image, require_regular
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.task import Labels
 from benchmarks.training.trials import TrialScores
-from results.image_files import open_image
+from results.files import open_image
 
 OVERLAPS = np.arange(0.5, 0.951, 0.05)  # of Cityscapes
 VOC_OVERLAPS = range(50, 100, 5)  # percent

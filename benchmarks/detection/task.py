@@ -14,7 +14,7 @@ from benchmarks.detection import protocols as declared
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, require_packages, run_trials
-from results.image_files import open_image
+from results.files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:

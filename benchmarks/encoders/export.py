@@ -22,7 +22,7 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
 from pretrain.checkpoint import CARD_KEY, write_backbone
 from pretrain.resnet import STAGES, ResNet
-from results.atomic import replacing, write_file
+from results.files import replacing, write_file
 from results.schema import Architecture, EncoderCard
 
 log = logging.getLogger(__name__)

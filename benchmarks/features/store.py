@@ -24,7 +24,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
 from benchmarks.features.shards import PartialOutput, ShardClaims, read_json, shard_of, shard_rows, write_json
 from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, progress
-from results.atomic import DISK_FULL
+from results.files import DISK_FULL
 from results.schema import Geometry, canonical_sha256
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from benchmarks.segmentation import protocols as declared
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, run_trials
-from results.image_files import open_image
+from results.files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
-from results.image_files import open_image
+from results.files import open_image
 
 log = logging.getLogger(__name__)
 

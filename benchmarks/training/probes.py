@@ -33,9 +33,13 @@ FeatureKey = tuple[str, Pooling | None]  # an output of the encoder, and how its
 
 
 def module_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter and buffer (BN statistics among them)."""
+    """SHA-256 over name, dtype, shape and bytes of every parameter and buffer (BN statistics among them).
+
+    Buffers of whole numbers, which count calls or batches, are left out: they change no output of a frozen network.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if buffer.is_floating_point()]
+    for name, tensor in sorted([*module.named_parameters(), *buffers]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")

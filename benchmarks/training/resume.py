@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from results.atomic import replacing
+from results.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from results.atomic import write_file
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
+from results.files import write_file
 from results.formats import Cell, Row, Table
 from results.noise import ReplicateCache
 from results.rows import current, encoder_names, identity

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
+from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
-from results.image_files import open_image
 from results.plot_style import NothingToDrawError
 from results.rows import architecture_text, name_with_init, records_by_row
 from results.schema import Record

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from results.atomic import write_file
 from results.errors import InputError, did_you_mean, print_error
+from results.files import write_file
 from scripts.speed import features, knn, linear, pretrain, svm
 
 

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from pretrain.checkpoint import load_resume, read_backbone, save_resume
-from results.atomic import locked_folder
 from results.errors import InputError
+from results.files import locked_folder
 from tests.pretrain.tiny_runs import FLAGS, assert_same_end, run
 
 PIL = ["--augmentation.engine", "pil", "--augmentation.stored-size", "None"]
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from results.atomic import locked_folder
+from results.files import locked_folder
 with locked_folder(Path(sys.argv[1])):
     if os.fork() == 0:  # as a loader worker, which outlives its killed parent
         time.sleep(30)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from results.__main__ import main
-from results.atomic import write_file
 from results.errors import InputError
+from results.files import write_file
 from results.schema import DECISIVE, EncoderCard, Record, Score, record_key
 from results.store import (
     BadRecord,

@@ -1,4 +1,4 @@
-"""Atomic file writes and folder locks.
+"""Files: written atomically, folders locked, and images of data sets opened only in known formats and sizes.
 
 A reader, or a process killed at any moment, leaves the old file or the new one, never a part.
 """
@@ -6,15 +6,24 @@ A reader, or a process killed at any moment, leaves the old file or the new one,
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from results.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 LOCK = "run.lock"
+# Pillow reads many more, and starts Ghostscript for one of them (EPS). JPEG includes the multi-picture MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+MAX_PIXELS = 100_000_000  # decoded and converted, 800 MB; the largest image of ImageNet has 61 million
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError
 
 
@@ -165,3 +174,34 @@ def _naming(path: Path) -> Iterator[None]:
             if about.parent != path.parent and about not in path.parents:
                 raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def open_image(file: Path | bytes) -> Image:
+    """The image of a path or of a file's bytes, not yet decoded; a context manager, as `PIL.Image.open`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: not a regular file (reading a named pipe would wait for ever), or an image of too many pixels.
+        PIL.UnidentifiedImageError: an unknown format.
+    """
+    from PIL import Image
+
+    if not isinstance(file, bytes):
+        require_regular(file)
+    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise OSError(f"{width} by {height} pixels are more than {MAX_PIXELS:,}; scale it down")
+    return image
+
+
+def require_regular(file: Path | str) -> None:
+    """Check that a path is a file with content, not a folder, a named pipe or a device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is something else.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - called for every image
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
