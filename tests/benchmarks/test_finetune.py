@@ -207,7 +207,7 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
     # 21 images in batches of 10: the last has one, so that one rank has none of it.
-    asked = protocol(PARAMS, batch_size=10, epochs=2)
+    asked = protocol(PARAMS, batch_size=10, epochs=2, drops=())
     data = tiny_labels(tmp_path / "data", "train", 7, seed=0), tiny_labels(tmp_path / "data", "val", 5, seed=1)
     FineTuneImageNet().run(asked, tiny_encoder(), *data, tmp_path / "single", OPTIONS)
     (tmp_path / "protocol.json").write_text(asked.model_dump_json())

@@ -370,6 +370,7 @@ def test_ids() -> None:
         "voc07_low_shot_svm.adaptive@1",
         "voc07_low_shot_svm.demo@1",
         "places205_low_shot_svm.fssb@1",
+        "imagefolder_low_shot_svm.embed@1",
     }
 
 

@@ -108,7 +108,7 @@ def test_one_process_has_ordinary_batch_norms() -> None:
 
 def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence() -> None:
     with pytest.raises(
-        InputError, match=r"an encoder: segmentation protocols are for ResNets: timm:vit_small is no ResNet"
+        InputError, match=r"an encoder: segmentation protocols are for ResNets: timm:vit_small is not a ResNet"
     ):
         model_config(params_of(PUBLISHED[0]), card("timm:vit_small"), synchronised=False)
 
