@@ -41,7 +41,7 @@ flags = $(if $(DRY_RUN),--dry-run) $(ARGS)
 quoted = '$(subst ','\'',$(1))'
 encoders = --encoder $(if $(shell test -e $(call quoted,$(1)) && echo whole),$(call quoted,$(1)),$(foreach e,$(1),$(call quoted,$(e))))
 common_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) \
-	$(if $(NAME),--name '$(NAME)') $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) \
+	$(if $(NAME),--name $(call quoted,$(NAME))) $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) \
 	$(if $(TRIALS),--trials $(TRIALS)) $(flags)
 # Not a target of its own inside bench-all: make runs a line that calls make even under --dry-run.
 pages = $(PY) -m results tables --out work/tables.md && $(PY) -m results zoo-page --encoder '*' --out work/zoo_page.md && \
@@ -134,7 +134,7 @@ published-pages: $(CORE) ## the published MoCo v2 pages and the papers' tables, 
 	$(PY) -m results zoo-page --published --out work/published
 	$(PY) -m results paper-tables --out work/published/papers
 diff: $(CORE) ## compare two encoders, or one at two commits (NAME@COMMIT), with intervals: A, B
-	$(PY) -m results diff '$(A)' '$(B)' $(ARGS)
+	$(PY) -m results diff $(call quoted,$(A)) $(call quoted,$(B)) $(ARGS)
 publish-records: $(CORE) ## copy this machine's records into results/records, and make results/MODEL_ZOO.md from them
 	$(PY) -m results publish-records $(flags)
 	$(if $(DRY_RUN),,$(PY) -m results tables --records results/records --out results/MODEL_ZOO.md --readme README.md)
