@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, projection_head
-from benchmarks.task import FEATURE_MAPS, InputError
+from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
 from results.errors import did_you_mean
 from results.schema import Architecture, EncoderCard
@@ -21,6 +21,8 @@ from results.schema import Architecture, EncoderCard
 # shapes do not show them.
 VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+LAST_BLOCKS = 4  # of patches4 and cls_last4, as DINOv2's linear evaluation reads them
 
 _MAP_AT_STRIDE = {2 ** (number + 1): name for number, name in enumerate(FEATURE_MAPS)}
 
@@ -111,11 +113,14 @@ def _create(bare: str, **kwargs: Any) -> Any:
 
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Any:
     """The unfilled model. A ViT has the image size of its position embedding, and interpolates it for other sizes."""
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     bare = architecture.name.removeprefix("timm:")
     with torch.device("meta"):
         plan = _create(bare)
+    if isinstance(plan, Eva):
+        return _create(bare, dynamic_img_size=True)
     if not isinstance(plan, VisionTransformer):
         return _create(bare)
     kwargs: dict[str, Any] = {"dynamic_img_size": True}
@@ -145,10 +150,15 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     staged = len(set(reductions)) == len(reductions) > 0 and hasattr(model, "forward_intermediates")
     stages = tuple(_MAP_AT_STRIDE.get(reduction, "") for reduction in reductions) if staged else ()
     maps_of_model = tuple(name for name in FEATURE_MAPS if name in stages)
+    of_tokens = token_outputs(model)
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        if set(names) & set(maps_of_model):
+        if set(names) & set(of_tokens):
+            last, outputs = _tokens(model, images, names)
+            if {"embed", "head"} & set(names):
+                outputs["embed"] = model.forward_head(last)
+        elif set(names) & set(maps_of_model):
             last, maps = model.forward_intermediates(images)
             outputs = dict(zip(stages, maps, strict=True))
             if {"embed", "head"} & set(names):
@@ -160,9 +170,41 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
         return {name: outputs[name] for name in names}
 
     card = card.model_copy(update={"embed": _embed(model)})
+    available = (*maps_of_model, *of_tokens, "embed")
     if head is None:
-        return Encoder(card, model, forward, (*maps_of_model, "embed"))
-    return Encoder(card, BackboneWithHead(model, head), forward, (*maps_of_model, "embed", "head"))
+        return Encoder(card, model, forward, available)
+    return Encoder(card, BackboneWithHead(model, head), forward, (*available, "head"))
+
+
+def token_outputs(model: Any) -> tuple[str, ...]:
+    """Which of `TOKEN_MAPS` and `TOKEN_VECTORS` a timm model has; none where it is not a plain vision transformer."""
+    from timm.models.beit import Beit
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(model, VisionTransformer | Eva | Beit):
+        return ()
+    four, has_class_token = len(model.blocks) >= LAST_BLOCKS, getattr(model, "cls_token", None) is not None
+    lacking = set() if four else {"patches4", "cls_last4"}
+    lacking |= set() if has_class_token else {"cls", "cls_last4"}
+    return tuple(name for name in (*TOKEN_MAPS, *TOKEN_VECTORS) if name not in lacking)
+
+
+def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """All tokens after the final norm, for the model's head, and the outputs of `token_outputs` among `names`."""
+    several = LAST_BLOCKS if {"patches4", "cls_last4"} & set(names) else 1
+    last, blocks = model.forward_intermediates(
+        images, indices=several, norm=True, return_prefix_tokens=model.num_prefix_tokens > 0
+    )
+    maps, prefixes = zip(*blocks, strict=True) if model.num_prefix_tokens else (blocks, ())
+    found = {
+        "patches": lambda: maps[-1],
+        "patches4": lambda: torch.cat(list(maps), 1),
+        "patch_mean": lambda: maps[-1].mean((2, 3)),
+        "cls": lambda: prefixes[-1][:, 0],
+        "cls_last4": lambda: torch.cat([prefix[:, 0] for prefix in prefixes], 1),
+    }
+    return last, {name: compute() for name, compute in found.items() if name in names}
 
 
 def _embed(model: Any) -> str:

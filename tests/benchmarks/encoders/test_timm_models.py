@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.load import load_encoder
+from benchmarks.encoders.timm_models import _encoder, token_outputs
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.checkpoint import write_backbone
+from results.schema import Architecture, EncoderCard
 
 KEYS = Path(__file__).parent / "keys"
 
@@ -83,8 +85,42 @@ def test_the_card_says_how_a_vits_embedding_is_formed(size: str, how: str, tmp_p
     images = torch.randn(1, 3, side, side)
     assert torch.equal(encoder.outputs(images, ["embed"])["embed"], embedding(net, images))
     assert how in encoder.card.embed
-    assert encoder.names == {"embed"}
+    assert {"embed", "patches", "patch_mean"} <= encoder.names
+    assert ("cls" in encoder.names) == (net.cls_token is not None)
     assert encoder.outputs(torch.randn(1, 3, 64, 64), ["embed"])["embed"].shape == (1, net.num_features)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_vit4", "vit_small_patch14_reg4_dinov2"])
+def test_tokens_of_the_last_blocks_are_those_of_a_plain_pass(name: str, tmp_path: Path) -> None:
+    net = model(name, num_classes=0, depth=5, embed_dim=48, num_heads=3, img_size=4 * 14, dynamic_img_size=True)
+    encoder = _encoder(EncoderCard(name="v", source="test", architecture=Architecture(name=f"timm:{name}")), net, None)
+    side = net.patch_embed.patch_size[0]
+    images = torch.randn(2, 3, 5 * side, 3 * side)
+    outputs = encoder.outputs(images, encoder.names)
+    blocks = []
+    with torch.no_grad():
+        x = net._pos_embed(net.patch_embed(images))
+        for block in net.blocks:
+            x = block(x)
+            blocks.append(net.norm(x))
+    first = net.num_prefix_tokens
+    for row, column in ((0, 0), (4, 2), (1, 2)):  # the token at row r and column c is number 3 r + c
+        at = first + 3 * row + column
+        assert torch.equal(outputs["patches"][:, :, row, column], blocks[-1][:, at])
+        assert torch.equal(outputs["patches4"][:, :, row, column], torch.cat([b[:, at] for b in blocks[1:]], 1))
+    assert outputs["patches4"].shape == (2, 4 * 48, 5, 3)
+    assert torch.allclose(outputs["patch_mean"], blocks[-1][:, first:].mean(1), atol=1e-6)
+    assert torch.equal(outputs["embed"], embedding(net, images))
+    if net.cls_token is None:
+        assert not {"cls", "cls_last4"} & encoder.names
+    else:
+        assert torch.equal(outputs["cls"], blocks[-1][:, 0])
+        assert torch.equal(outputs["cls_last4"], torch.cat([b[:, 0] for b in blocks[1:]], 1))
+
+
+def test_a_shallow_vit_has_no_four_last_blocks() -> None:
+    net = model("vit_tiny_patch16_224", num_classes=0, depth=3)
+    assert token_outputs(net) == ("patches", "cls", "patch_mean")
 
 
 def dino_table() -> list[tuple[str, str]]:
