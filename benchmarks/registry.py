@@ -16,6 +16,7 @@ AnyTask = Task[Any]
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-stored", "voc-svm", "low-shot-svm"),
+    "Without labels": ("label-free", "label-free-views"),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
     "Detection and segmentation": (
         "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "voc-seg", "cityscapes-seg",
@@ -63,6 +64,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.logistic import StoredLogistic
 
             return StoredLogistic
+        case "label-free":
+            from benchmarks.label_free import LabelFree
+
+            return LabelFree
+        case "label-free-views":
+            from benchmarks.label_free import LabelFreeViews
+
+            return LabelFreeViews
         case "semi-1pct":
             from benchmarks.finetune import SemiSupervised1Percent
 
