@@ -15,6 +15,8 @@ from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_
 from benchmarks.task import InputError, RunOptions
 from results.command_line import first_sentence, parse, split_command
 from results.errors import print_error
+from results.options import GROUPS as RESULT_COMMANDS
+from results.options import Verify
 from results.schema import Protocol
 
 log = logging.getLogger("benchmarks")
@@ -336,6 +338,25 @@ def _explain() -> Any:
     return command
 
 
+def _results(name: str) -> Callable[[Sequence[str]], int]:
+    """A command of `python -m results`."""
+
+    def run(arguments: Sequence[str]) -> int:
+        from results.__main__ import main as results_main
+
+        return results_main([name, *arguments], PROGRAM)
+
+    return run
+
+
+def _verify(arguments: Sequence[str]) -> int:
+    """As `python -m results verify`, and every protocol must be the declared one."""
+    from results.commands import verify_command
+
+    declared = {protocol.id: protocol.content_sha256() for _, protocol in matching_protocols(["*"])}
+    return verify_command(_parse(Verify, arguments, "verify"), declared)
+
+
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
     "probes": Command("Several benchmarks", "linear and multihead in one pass over the images", _probes),
@@ -350,6 +371,9 @@ COMMANDS: Mapping[str, Command] = {
                               _function("random-encoder", _random_encoder)),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
                            _function("features-gc", _features_gc)),
+    **{name: Command("Results", first_sentence(kind), _results(name))
+       for group in RESULT_COMMANDS.values() for name, kind in group.items() if name not in ("explain", "verify")},
+    "verify": Command("Results", first_sentence(Verify), _verify),
 }  # fmt: skip
 
 

@@ -12,14 +12,18 @@ PROGRAM = "python -m results"
 ABOUT = "Turn records of measurements, and published figures, into tables, pages, pictures and comparisons."
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command. An input error is printed to stderr and gives exit code 2."""
+def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Run a command. An input error is printed to stderr and gives exit code 2.
+
+    Args:
+        program: how the user calls it, for messages.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     sentences = {heading: {n: first_sentence(kind) for n, kind in group.items()} for heading, group in GROUPS.items()}
     try:
-        name, rest = split_command(sentences, given, PROGRAM, ABOUT)
+        name, rest = split_command(sentences, given, program, ABOUT)
         kind = next(group[name] for group in GROUPS.values() if name in group)
-        options = parse(kind, rest, f"{PROGRAM} {name}")
+        options = parse(kind, rest, f"{program} {name}")
 
         from results.commands import run  # loads the libraries, which --help does not need
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from results.options import (
     Correlations,
     Diff,
     Explain,
+    Export,
     Format,
     Lint,
     PaperTables,
@@ -33,11 +34,12 @@ from results.options import (
     PublishRecords,
     Report,
     Tables,
+    Verify,
     ZooPage,
 )
 from results.published import Figure, chosen, figures
 from results.rows import data_kind, encoder_names, matching, refuse_ambiguous
-from results.store import BadRecord, StoredRecord, read_records
+from results.store import BadRecord, StoredRecord, printable, read_records
 from results.zoo_page import Page
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -75,6 +77,10 @@ def run(command: object) -> int:
             return _diff(command)
         case Pictures():
             return _pictures(command)
+        case Export():
+            return _export(command)
+        case Verify():
+            return verify_command(command)
         case _:
             raise TypeError(f"not the options of a command: {command!r}")
 
@@ -361,6 +367,42 @@ def _explain(options: Explain) -> int:
     except OSError as error:
         sys.stderr.write(f"results: the report will not show it: {error}\n")
     return 0
+
+
+def _export(options: Export) -> int:
+    from results.export import Hub, exported
+    from results.verify import record_files
+
+    if not options.records:
+        raise InputError("name a record to export: a .json file, or a folder of records")
+    if options.source_name is not None and options.source_url is None and options.to != "every-eval-ever":
+        raise InputError("--source-name needs --source-url: both formats of Hugging Face want an address for a source")
+    hub = Hub(
+        options.source_url, options.source_name, options.hub_dataset, options.hub_task, options.developer,
+        options.relationship,
+    )  # fmt: skip
+    found = record_files(options.records)
+    _name_bad(bad for bad in found if isinstance(bad, BadRecord))
+    files = exported([stored for stored in found if isinstance(stored, StoredRecord)], options.to, hub)
+    for path, text in files.items():
+        _write(options.out / path, text)
+    return 0
+
+
+def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -> int:
+    """Print a line per record; 1 if one is refused. `declared` maps protocol ids to their hashes, see `verify`."""
+    from results.verify import record_files, verify
+
+    if not options.records:
+        raise InputError("name a record to verify: a .json file, or a folder of records")
+    refused = 0
+    found = record_files(options.records)
+    for stored in found:
+        verdict = verify(stored, declared)
+        refused += bool(verdict.faults)
+        sys.stdout.write(printable(verdict.text) + "\n")
+    sys.stdout.write(f"{len(found) - refused} of {len(found)} records hold\n")
+    return 1 if refused else 0
 
 
 def _lint(options: Lint) -> int:

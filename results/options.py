@@ -246,9 +246,53 @@ class Pictures:
     benchmark: tuple[str, ...] = ("*",)
 
 
+RecordPaths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RECORD")]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write records for others: Hugging Face model-index or .eval_results, Every Eval Ever, or a model card.
+
+    Attributes:
+        records: .json files of records, or folders of them.
+        to: the format; model-card is a README.md with model-index in its front matter.
+        out: folder to write to.
+        source_url: where readers find the records, as the address of a pull request.
+        source_name: what to call that place; for Every Eval Ever the organisation that measured.
+        hub_dataset: data set of the Hugging Face Hub, as OWNER/NAME; eval-results needs it.
+        hub_task: task of that data set's benchmark; eval-results needs it.
+        developer: who made the encoder.
+        relationship: of who measured to who made the encoder.
+    """
+
+    records: RecordPaths
+    to: Literal["model-index", "eval-results", "every-eval-ever", "model-card"] = "model-card"
+    out: Path = Path("work/export")
+    source_url: str | None = None
+    source_name: str | None = None
+    hub_dataset: str | None = None
+    hub_task: str | None = None
+    developer: str = "unknown"
+    relationship: Literal["first_party", "third_party", "collaborative", "other"] = "third_party"
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compute the scores of records again from their outcomes, check all hashes, and refuse what does not match.
+
+    The exit code is 0 if every record is right, and 1 if one is refused.
+
+    Attributes:
+        records: .json files of records, or folders of them.
+    """
+
+    records: RecordPaths
+
+
 GROUPS: dict[str, dict[str, type[Any]]] = {
     "Measured": {"tables": Tables, "zoo-page": ZooPage, "pictures": Pictures, "report": Report},
     "Published": {"published": PublishedFigures, "paper-tables": PaperTables, "lint": Lint},
     "Compared": {"diff": Diff, "explain": Explain, "correlations": Correlations},
-    "Committed": {"publish-records": PublishRecords},
+    "Committed": {"publish-records": PublishRecords, "verify": Verify},
+    "Exchanged": {"export": Export},
 }

@@ -1,0 +1,556 @@
+"""Write records in the formats in which others exchange results: `encoder-bench export`.
+
+Formats: Hugging Face's `model-index` and `.eval_results/*.yaml` (hub-docs@242f4a1, huggingface_hub 2.4.0), the schema
+of Every Eval Ever 0.3.0, and a model card. Each carries the value, n, the 95 % interval, the protocol and where its
+numbers were read, and the hashes that tell which record it was. The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from results.bootstrap import CONFIDENCE, RESAMPLES, Outcomes, measured_columns, replicates
+from results.errors import InputError
+from results.families import family_of
+from results.formats import Cell, Row, Table, markdown
+from results.rows import architecture_text, current, data_kind, identity, name_with_init
+from results.schema import EncoderCard, Record, Score
+from results.store import StoredRecord, measured_column, slug
+
+Target = Literal["model-index", "eval-results", "every-eval-ever", "model-card"]
+Json = Any  # a JSON value
+
+EVERY_EVAL_EVER = "0.3.0"
+COLLECTION, UNKNOWN_DEVELOPER = "encoder-bench", "unknown"
+BOOTSTRAP = "Bayesian bootstrap over the sources of the test items"
+NORMAL = "1.96 standard errors"
+# The task names of the Hub, by the beginning of a benchmark's name. The first that fits counts.
+HUB_TASKS = (
+    (("voc0712_det", "voc07_det", "coco", "lvis", "cityscapes_mask_rcnn"), "object-detection", "Object detection"),
+    (("voc12aug_fcn", "cityscapes_fcn", "segmentation", "in_context_seg"), "image-segmentation", "Image segmentation"),
+    (("depth", "nyu"), "depth-estimation", "Depth estimation"),
+    (("retrieval", "revisited", "copy", "label_free"), "image-feature-extraction", "Image feature extraction"),
+    (("",), "image-classification", "Image classification"),
+)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """What the user says of the places that refer to a result.
+
+    Attributes:
+        source_url: where a reader finds the records, as a pull request or a repository.
+        source_name: its name; default: the address.
+        dataset, task: of the Hub's benchmark that `.eval_results` files belong to.
+        developer: who made the encoder, for Every Eval Ever.
+        relationship: of who measured to who made the encoder.
+    """
+
+    source_url: str | None = None
+    source_name: str | None = None
+    dataset: str | None = None
+    task: str | None = None
+    developer: str = UNKNOWN_DEVELOPER
+    relationship: Literal["first_party", "third_party", "collaborative", "other"] = "third_party"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval in the unit of its score, and how it was computed."""
+
+    low: float
+    high: float
+    method: str
+
+
+def exported(records: Sequence[StoredRecord], target: Target, hub: Hub) -> dict[Path, str]:
+    """The files of an export, by their path below the output folder.
+
+    Raises:
+        InputError: a record is damaged or failed, or the format needs something that was not given.
+    """
+    for stored in records:
+        if not stored.intact:
+            raise InputError(f"{stored.path}: {'; '.join(stored.faults)}; a damaged record is not exported")
+    records = [stored for stored in current(records)[0] if stored.record.status == "ok" and _shown(stored.record)]
+    if not records:
+        raise InputError("none of these records has a score to export")
+    if target == "eval-results":
+        _refuse_without_task(hub)
+        return _eval_results_files(records, hub)
+    if target == "every-eval-ever":
+        return _every_eval_ever_files(records, hub)
+    files: dict[Path, str] = {}
+    for _, own in sorted(_by_encoder(records).items()):
+        folder = Path(slug(name_with_init(own[0].record.encoder)))
+        if folder / "README.md" in files or folder / "model-index.yaml" in files:
+            folder = Path(f"{folder}-{(own[0].record.encoder.weights_sha256 or 'unloaded')[:8]}")
+        if target == "model-index":
+            files[folder / "model-index.yaml"] = yaml_text({"model-index": model_index(own, hub)})
+        else:
+            files[folder / "README.md"] = model_card(own, hub)
+    return files
+
+
+def _by_encoder(records: Sequence[StoredRecord]) -> dict[tuple[str, str], list[StoredRecord]]:
+    groups: dict[tuple[str, str], list[StoredRecord]] = {}
+    for stored in records:
+        card = stored.record.encoder
+        groups.setdefault((name_with_init(card), repr(identity(card))), []).append(stored)
+    return groups
+
+
+def _shown(record: Record) -> dict[str, Score]:
+    """The columns that have a number."""
+    return {column: score for column, score in record.scores.items() if score.value is not None}
+
+
+def intervals(stored: StoredRecord) -> dict[str, Interval]:
+    """The 95 % interval of each score: from its outcomes, or else from its standard error; the rest have none."""
+    record = stored.record
+    outcomes: Outcomes = stored.outcomes() or {}
+    measured = measured_columns(outcomes) if "group_offsets" in outcomes else ()
+    behind = {column: measured_column(record, column, measured) for column in _shown(record)}
+    drawn = replicates(outcomes, sorted({c for c in behind.values() if c is not None})) if any(behind.values()) else {}
+    found: dict[str, Interval] = {}
+    for column, score in _shown(record).items():
+        value, source, error = float(score.value or 0.0), behind[column], score.standard_error
+        if source is not None:
+            scale = 100.0 if score.unit == "%" else 1.0
+            tail = (1 - CONFIDENCE) / 2
+            # around the score, because an average over trials need not be the outcomes' own value
+            low, high = np.quantile(drawn[source].resampled - drawn[source].value, [tail, 1 - tail])
+            found[column] = Interval(value + scale * float(low), value + scale * float(high), BOOTSTRAP)
+        elif error is not None:
+            found[column] = Interval(value - 1.96 * error, value + 1.96 * error, NORMAL)
+    return found
+
+
+def hub_task(benchmark: str) -> tuple[str, str]:
+    """The Hub's identifier and name of the task that a benchmark belongs to."""
+    return next((kind, name) for starts, kind, name in HUB_TASKS if benchmark.startswith(starts))
+
+
+def _protocol_source(record: Record) -> str:
+    source = record.protocol.resolved.source
+    return " ".join(text for text in (source.repository, source.revision, source.note) if text)
+
+
+# ---- Hugging Face
+
+
+def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
+    """The `model-index` entry of one encoder: a result per record, a metric per column.
+
+    `metrics[].args` hold n, the interval and how the score was selected, and `dataset.args` what identifies protocol,
+    data and record. `verified` is not set: only the Hub may set it.
+    """
+    results = []
+    for stored in records:
+        record, protocol = stored.record, stored.record.protocol.resolved
+        kind, name = hub_task(protocol.benchmark)
+        own = intervals(stored)
+        metrics = []
+        for column, score in _shown(record).items():
+            args: dict[str, Json] = {"column": column, "unit": score.unit, "selection": score.selection}
+            args |= {"n": score.n} if score.n is not None else {}
+            args |= {"standard_error": score.standard_error} if score.standard_error is not None else {}
+            if (found := own.get(column)) is not None:
+                args |= {"interval_95": [found.low, found.high], "interval_method": found.method}
+            metrics.append(
+                {
+                    "type": slug(protocol.metric.lower()).lower(),
+                    "value": score.value,
+                    "name": f"{family_of(protocol.benchmark).title}, {column}",
+                    "config": record.protocol.id,
+                    "args": args,
+                }
+            )
+        dataset = {
+            "type": hub.dataset or record.dataset.id,
+            "name": record.dataset.shown_name,
+            "split": protocol.test_split,
+            "args": {
+                "protocol": record.protocol.id,
+                "protocol_sha256": record.protocol.sha256,
+                "protocol_source": _protocol_source(record),
+                "fingerprint": record.dataset.fingerprint,
+                "embedded_demo_data": record.dataset.embedded,
+                "record_sha256": record.sha256,
+                "measured": record.created,
+            },
+        }
+        result = {"task": {"type": kind, "name": name}, "dataset": dataset, "metrics": metrics}
+        if hub.source_url is not None:
+            result["source"] = {"name": hub.source_name or hub.source_url, "url": hub.source_url}
+        results.append(result)
+    return [{"name": name_with_init(records[0].record.encoder), "results": results}]
+
+
+def eval_results(records: Sequence[StoredRecord], hub: Hub) -> Json:
+    """Entries of a `.eval_results` file: the primary column of each record.
+
+    The format has no field for a metric's name, n or an interval: the task fixes the metric, and `notes` hold the rest.
+
+    Raises:
+        InputError: the Hub's benchmark and task are not given.
+    """
+    _refuse_without_task(hub)
+    entries = []
+    for stored in records:
+        record, column = stored.record, stored.record.protocol.resolved.primary
+        score = _shown(record).get(column)
+        if score is None:
+            continue
+        found = intervals(stored).get(column)
+        parts = [f"{record.protocol.id}, {column}", f"{record.protocol.resolved.metric} in {score.unit}"]
+        parts += [f"n = {score.n:,}"] if score.n is not None else []
+        parts += [f"95% interval {found.low:.2f} to {found.high:.2f} ({found.method})"] if found else []
+        parts += [f"selection: {score.selection}", f"record sha256 {record.sha256}"]
+        entry = {
+            "dataset": {"id": hub.dataset, "task_id": hub.task},
+            "value": score.value,
+            "date": record.created,
+            "notes": "; ".join(parts),
+        }
+        if hub.source_url is not None:
+            entry["source"] = {"url": hub.source_url, "name": hub.source_name or hub.source_url}
+        entries.append(entry)
+    return entries
+
+
+def _refuse_without_task(hub: Hub) -> None:
+    if hub.dataset is None or hub.task is None:
+        raise InputError(
+            "--to eval-results needs --hub-dataset and --hub-task: the Hub shows such a file only on the page of a "
+            "data set that is registered there as a benchmark"
+        )
+
+
+def _eval_results_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path, str]:
+    files = {}
+    for _, own in sorted(_by_encoder(records).items()):
+        protocols = {stored.record.protocol.id for stored in own}
+        if len(protocols) > 1:
+            raise InputError(
+                f"a task of the Hub has one metric, but these records are of {len(protocols)} protocols "
+                f"({', '.join(sorted(protocols))}); export them one at a time"
+            )
+        card, task = own[0].record.encoder, slug(str(hub.task))
+        weights = (card.weights_sha256 or "unloaded")[:8]
+        path = Path(f"{slug(name_with_init(card))}-{weights}") / ".eval_results" / f"{task}.yaml"
+        files[path] = yaml_text(eval_results(own, hub))
+    return files
+
+
+# ---- a model card
+
+
+def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
+    """A model card in markdown, its front matter with `model-index`: what the encoder is and what was measured."""
+    card = records[0].record.encoder
+    metadata: dict[str, Json] = {**_licence(card), "tags": ["encoder-bench", "image-feature-extraction"]}
+    metadata["model-index"] = model_index(records, hub)
+    facts = {
+        "Architecture": architecture_text(card.architecture),
+        "Pretraining": ", ".join(text for text in (card.method or "", card.pretrain_data or "", _epochs(card)) if text),
+        "Weights": f"{card.source}; sha256 `{card.weights_sha256}`",
+        "Input": f"{card.channels}, white is {card.value_range:g}, mean {_triple(card.mean)}, std {_triple(card.std)}",
+        "Vector per image": card.embed,
+        "Licence": card.licence or "not stated",
+        "Only assumed": ", ".join(card.assumed) or "nothing",
+    }
+    lines = [
+        f"---\n{yaml_text(metadata)}---\n",
+        f"# {name_with_init(card)}\n",
+        "".join(f"- **{name}**: {text}\n" for name, text in facts.items() if text),
+        "## Results\n",
+        "Written by `encoder-bench export` from records; `encoder-bench verify` computes the scores again from the "
+        f"outcomes of each test item. Interval: {CONFIDENCE:.0%}, {BOOTSTRAP}, or {NORMAL} where a record has no "
+        "outcomes. A number can be compared only with numbers of the same protocol and data.\n",
+    ]
+    kinds = dict.fromkeys(data_kind(stored.record) for stored in records)
+    for kind in sorted(kinds, key=lambda kind: kind.title):
+        own = [stored for stored in records if data_kind(stored.record) == kind]
+        lines += [f"### {kind.title}\n", *([kind.line + "\n"] if kind.line else []), markdown(_results_table(own))]
+    return "\n".join(lines)
+
+
+def _results_table(records: Sequence[StoredRecord]) -> Table:
+    rows = []
+    for stored in records:
+        record, own = stored.record, intervals(stored)
+        protocol = record.protocol.resolved
+        decimals = 3 if protocol.unit == "1" else 2
+        for column, score in _shown(record).items():
+            found = own.get(column)
+            texts = (
+                column,
+                f"{score.value:.{decimals}f}{' %' if score.unit == '%' else ''}",
+                f"{found.low:.{decimals}f} to {found.high:.{decimals}f}" if found else "unknown",
+                "" if score.n is None else f"{score.n:,}",
+                score.selection,
+                record.protocol.id,
+                record.dataset.shown_name,
+            )
+            title = f"{family_of(protocol.benchmark).title} ({protocol.metric})"
+            rows.append(Row(title, tuple(Cell(text=text) for text in texts)))
+    columns = ("Benchmark", "Column", "Score", "95% interval", "Test items", "Selection", "Protocol", "Data")
+    return Table("", (), columns, tuple(rows))
+
+
+def _licence(card: EncoderCard) -> dict[str, str]:
+    """The Hub takes identifiers in small letters; any other text becomes the name of an `other` licence."""
+    if card.licence is None:
+        return {}
+    identifier = card.licence.lower()
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", identifier):
+        return {"license": identifier}
+    return {"license": "other", "license_name": card.licence}
+
+
+def _epochs(card: EncoderCard) -> str:
+    return f"{card.epochs:g} epochs" if card.epochs else ""
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+# ---- Every Eval Ever
+
+
+def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = None) -> Json:
+    """One record in the schema of Every Eval Ever; every `additional_details` value is a string, as it demands."""
+    record, card = stored.record, stored.record.encoder
+    protocol, dataset, own = record.protocol.resolved, record.dataset, intervals(stored)
+    bound = 100.0 if protocol.unit == "%" else 1.0
+    results = []
+    for column, score in _shown(record).items():
+        uncertainty: dict[str, Json] = {}
+        if score.standard_error is not None:
+            uncertainty["standard_error"] = {"value": score.standard_error, "method": BOOTSTRAP}
+        if (found := own.get(column)) is not None:
+            interval = {"lower": found.low, "upper": found.high, "confidence_level": CONFIDENCE}
+            uncertainty["confidence_interval"] = {**interval, "method": found.method}
+            uncertainty |= {"num_bootstrap_samples": RESAMPLES} if found.method == BOOTSTRAP else {}
+        uncertainty |= {"standard_deviation": score.std} if score.std is not None else {}
+        uncertainty |= {"num_samples": score.n} if score.n is not None else {}
+        results.append(
+            {
+                "evaluation_result_id": f"{record.sha256[:16]}/{column}",
+                "evaluation_name": f"{record.protocol.id}: {column}",
+                "source_data": _source_data(record, hub),
+                "evaluation_timestamp": record.created,
+                "metric_config": {
+                    "evaluation_description": f"{family_of(protocol.benchmark).title}, {column}",
+                    "metric_name": protocol.metric,
+                    "metric_unit": "percent" if score.unit == "%" else "ratio",
+                    "lower_is_better": not protocol.higher_is_better,
+                    **_range(protocol.metric, bound),
+                },
+                "score_details": {
+                    "score": score.value,
+                    "details": {"selection": score.selection},
+                    **({"uncertainty": uncertainty} if uncertainty else {}),
+                },
+            }
+        )
+    moment = datetime.fromisoformat(record.created)
+    organisation = hub.source_name or "not stated"
+    found_json: dict[str, Json] = {
+        "schema_version": EVERY_EVAL_EVER,
+        "evaluation_id": _evaluation_id(record, hub),
+        "evaluation_timestamp": record.created,
+        "retrieved_timestamp": f"{moment.timestamp():.0f}",
+        "source_metadata": {
+            "source_name": "encoder-bench record",
+            "source_type": "evaluation_run",
+            "source_organization_name": organisation,
+            **({"source_organization_url": hub.source_url} if hub.source_url else {}),
+            "evaluator_relationship": hub.relationship,
+            "additional_details": {"record_sha256": record.sha256, "commit": record.commit or "not known"},
+        },
+        "eval_library": {
+            "name": "encoder-bench",
+            "version": record.versions.get("encoder-bench", record.commit or "not known"),
+            "additional_details": dict(record.versions),
+        },
+        "model_info": {
+            "name": name_with_init(card),
+            "id": _model_id(card, hub),
+            "developer": hub.developer,
+            "additional_details": _strings(
+                {
+                    "deployment_type": "self_deployed",
+                    "model_availability": "unknown",
+                    "architecture": architecture_text(card.architecture),
+                    "weights_sha256": card.weights_sha256,
+                    "source": card.source,
+                    "method": card.method,
+                    "pretrain_data": card.pretrain_data,
+                    "epochs": card.epochs,
+                    "licence": card.licence,
+                    "embed": card.embed,
+                }
+            ),
+        },
+        "evaluation_results": results,
+    }
+    if samples is not None:
+        found_json["detailed_evaluation_results"] = {
+            "format": "jsonl",
+            "file_path": samples.path.as_posix(),
+            "hash_algorithm": "sha256",
+            "checksum": hashlib.sha256(samples.text.encode()).hexdigest(),
+            "total_rows": samples.text.count("\n"),
+        }
+    if dataset.embedded:
+        details = found_json["source_metadata"]["additional_details"]
+        details["data"] = "small images composed from this project's own drawings; not comparable with full data sets"
+    return found_json
+
+
+def _source_data(record: Record, hub: Hub) -> Json:
+    protocol, dataset = record.protocol.resolved, record.dataset
+    details = _strings(
+        {
+            "protocol": record.protocol.id,
+            "protocol_sha256": record.protocol.sha256,
+            "protocol_source": _protocol_source(record),
+            "fingerprint": dataset.fingerprint,
+            "train_split": protocol.train_split,
+            "test_split": protocol.test_split,
+            "train_items": dataset.train_items,
+            "test_items": dataset.test_items,
+        }
+    )
+    about = {"dataset_name": dataset.shown_name, "additional_details": details}
+    if hub.dataset is None:
+        return {**about, "source_type": "other"}
+    return {**about, "source_type": "hf_dataset", "hf_repo": hub.dataset, "samples_number": dataset.test_items}
+
+
+def _range(metric: str, bound: float) -> dict[str, Json]:
+    """Accuracy, average precision and intersection over union end at 0 and 1; other metrics have no stated range."""
+    if re.search(r"accuracy|top-\d|mAP|\bAP\b|precision|IoU|intersection", metric, flags=re.IGNORECASE):
+        return {"score_type": "continuous", "min_score": 0.0, "max_score": bound}
+    return {"score_type": "continuous", "min_score": "-Infinity", "max_score": "Infinity"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A file with a line per test item, and its path below the output folder."""
+
+    path: Path
+    text: str
+
+
+def samples(stored: StoredRecord, hub: Hub) -> Samples | None:
+    """A line per test item and column of right or wrong answers; None where the record holds none.
+
+    A record keeps whether each item was right, not what was answered, so `output` is empty.
+    """
+    record, outcomes = stored.record, stored.outcomes() or {}
+    columns = [c for c in _shown(record) if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
+    if not columns or outcomes[f"correct/{columns[0]}"].dtype != np.bool_:
+        return None
+    lines = []
+    for column in columns:
+        common = {
+            "schema_version": EVERY_EVAL_EVER,
+            "evaluation_id": _evaluation_id(record, hub),
+            "model_id": _model_id(record.encoder, hub),
+            "evaluation_name": f"{record.protocol.id}: {column}",
+            "evaluation_result_id": f"{record.sha256[:16]}/{column}",
+            "interaction_type": "single_turn",
+            "output": {"raw": []},
+            "answer_attribution": [],
+        }
+        truths, right = outcomes["targets"].tolist(), outcomes[f"correct/{column}"].tolist()
+        for name, truth, hit in zip(outcomes["ids"].tolist(), truths, right, strict=True):
+            item = {
+                "sample_id": str(name),
+                "input": {"raw": str(name), "reference": [str(truth)]},
+                "evaluation": {"score": float(hit), "is_correct": bool(hit)},
+            }
+            lines.append(json.dumps({**common, **item}, ensure_ascii=False, sort_keys=True) + "\n")
+    return Samples(_place(record, hub, "_samples.jsonl"), "".join(lines))
+
+
+def _every_eval_ever_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path, str]:
+    files: dict[Path, str] = {}
+    for stored in records:
+        detail = samples(stored, hub)
+        if detail is not None:
+            files[detail.path] = detail.text
+        text = json.dumps(every_eval_ever(stored, hub, detail), indent=2, ensure_ascii=False, allow_nan=False)
+        files[_place(stored.record, hub, ".json")] = text + "\n"
+    return files
+
+
+def _place(record: Record, hub: Hub, ending: str) -> Path:
+    """`data/COLLECTION/DEVELOPER/MODEL/UUID…`, the UUID of the form of version 4 and made of the record's hash."""
+    name = uuid.UUID(bytes=bytes.fromhex(record.sha256)[:16], version=4)
+    folder = Path("data") / COLLECTION / slug(hub.developer) / slug(name_with_init(record.encoder))
+    return folder / f"{name}{ending}"
+
+
+def _model_id(card: EncoderCard, hub: Hub) -> str:
+    return f"{slug(hub.developer)}/{slug(name_with_init(card))}"
+
+
+def _evaluation_id(record: Record, hub: Hub) -> str:
+    seconds = datetime.fromisoformat(record.created).timestamp()
+    return f"{record.protocol.id}/{_model_id(record.encoder, hub)}/{seconds:.0f}-{record.sha256[:8]}"
+
+
+def _strings(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+# ---- YAML
+
+
+def yaml_text(value: Json, indent: int = 0) -> str:
+    """JSON values as YAML in block style; texts are quoted as JSON does, which YAML reads alike."""
+    space = " " * indent
+    if isinstance(value, Mapping):
+        return "".join(f"{space}{_key(name)}:{_below(each, indent + 2)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        lines = []
+        for each in value:
+            inner = yaml_text(each, indent + 2) if isinstance(each, Mapping) and each else _below(each, indent + 2)
+            lines.append(f"{space}- {inner.lstrip()}")
+        return "".join(lines)
+    return f"{space}{_scalar(value)}\n"
+
+
+def _below(value: Json, indent: int) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        if not value:
+            return " {}\n" if isinstance(value, Mapping) else " []\n"
+        if isinstance(value, list | tuple) and all(isinstance(each, int | float | str) for each in value):
+            return f" [{', '.join(_scalar(each) for each in value)}]\n"
+        return "\n" + yaml_text(value, indent)
+    return f" {_scalar(value)}\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[a-zA-Z_][\w-]*", name) else json.dumps(name)
+
+
+def _scalar(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # YAML 1.1 reads 1e-07 as a text
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text

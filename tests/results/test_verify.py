@@ -1,0 +1,119 @@
+"""Verification: committed records hold, and each way of changing one is refused and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main as bench_main
+from results.__main__ import main
+from results.schema import Score
+from results.store import StoredRecord, read_record, read_records, write_record
+from results.verify import record_files, verify
+from tests.results.factory_records import (
+    KNN,
+    SVM,
+    accuracy_outcomes,
+    card,
+    decision_outcomes,
+    protocol,
+    record,
+    scores_of,
+)
+from tests.results.written_records import stored
+
+COMMITTED = Path(__file__).parents[2] / "results" / "records"
+ONE_ENCODER = COMMITTED / "mocov2_resnet18w32_demo" / "aef925d4"
+COLUMNS = ("k=10", "k=20")
+OUTCOMES = accuracy_outcomes(COLUMNS, 0.5, 0)
+SCORES = scores_of(OUTCOMES, KNN)
+
+
+def refusal(path: Path, declared: dict[str, str] | None = None) -> str:
+    return "; ".join(verify(stored(path), declared).faults)
+
+
+def test_committed_records_hold_under_the_declared_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_main(["verify", str(ONE_ENCODER)]) == 0
+    said = capsys.readouterr().out
+    assert "8 of 8 records hold" in said
+    assert said.count("hashes hold; this benchmark keeps no outcomes") == 2  # the two detectors
+    assert "2 without outcomes (mAcc, aAcc)" in said
+
+
+def test_a_score_that_the_outcomes_do_not_give(tmp_path: Path) -> None:
+    right = SCORES["k=20"]
+    assert right.value is not None
+    for changed, said in (
+        ({"value": right.value + 0.01}, "but its outcomes give"),
+        ({"n": 219}, "states n = 219, but its outcomes are of 220 items"),
+        ({"standard_error": 0.1}, "the standard error of k=20 is 0.1000"),
+    ):
+        scores = {**SCORES, "k=20": right.model_copy(update=changed)}
+        path = write_record(tmp_path / str(changed.keys()), record(card("net"), KNN, scores=scores), OUTCOMES)
+        assert said in refusal(path)
+    assert refusal(write_record(tmp_path / "right", record(card("net"), KNN, OUTCOMES), OUTCOMES)) == ""
+
+
+def test_trials_whose_areas_lie_in_one_sum(tmp_path: Path) -> None:
+    seg = protocol("voc12aug_fcn", ("mIoU",), "mIoU")
+    areas = np.random.default_rng(0).integers(1, 50, (20, 3, 4))
+    areas[:, 1:] += areas[:, :1]
+    outcomes = {**decision_outcomes(("x",), 1.0, 0, items=20), "iou/mIoU": areas}
+    del outcomes["decision/x"]
+    pooled = float(np.mean(areas.sum(0)[0] / (areas.sum(0)[1] + areas.sum(0)[2] - areas.sum(0)[0]))) * 100
+    trials = (pooled - 0.5, pooled + 0.7)
+    runs = tuple({"trial": i, "mIoU": value} for i, value in enumerate(trials))
+
+    def written(value: float, name: str) -> Path:
+        scores = {"mIoU": Score(value=value, selection="last")}
+        return write_record(tmp_path / name, record(card("net"), seg, scores=scores, runs=runs), outcomes)
+
+    assert refusal(written(sum(trials) / 2, "right")) == ""
+    assert "its trials have the mean" in refusal(written(pooled, "wrong"))
+
+
+def test_changed_files_protocols_and_missing_outcomes(tmp_path: Path) -> None:
+    path = write_record(tmp_path / "a", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+    assert refusal(path, {KNN.id: KNN.content_sha256()}) == ""
+    assert refusal(path, {}) == "this program declares no protocol knn.demo@1"
+    assert "is not the knn.demo@1 that this program declares" in refusal(path, {KNN.id: "0" * 64})
+    longer = KNN.changed(epochs=10)
+    own = write_record(tmp_path / "b", record(card("net"), longer, OUTCOMES), OUTCOMES)
+    assert refusal(own, {}) == ""  # the id says that its user changed it
+    path.write_text(path.read_text().replace('"cores": 2', '"cores": 64'))
+    assert "edited after it was written" in refusal(path)
+    next(tmp_path.glob("b/**/*.npz")).unlink()
+    assert "its outcomes file is missing" in refusal(own)
+    bare = write_record(tmp_path / "c", record(card("net"), KNN, scores=SCORES))
+    assert "it has no outcomes file" in refusal(bare)
+    failed = write_record(tmp_path / "d", record(card("net"), KNN, status="failed", error="no memory"))
+    assert "record of a failure: no memory" in refusal(failed)
+
+
+def test_outcomes_that_belong_to_no_score_or_do_not_fit(tmp_path: Path) -> None:
+    other = write_record(tmp_path / "a", record(card("net"), KNN, scores={"k=100": SCORES["k=20"].model_copy(
+        update={"value": 1.0})}), OUTCOMES)  # fmt: skip
+    assert "belong to none of its scores" in refusal(other)
+    decided = decision_outcomes(("feature5",), 1.0, 0)
+    scores = {c: score.model_copy(update={"standard_error": 1.0}) for c, score in scores_of(decided, SVM).items()}
+    without = {**decided, "targets": decided["targets"] * 0}
+    path = write_record(tmp_path / "b", record(card("net"), SVM, scores=scores), without)
+    assert "its outcomes cannot be scored: average precision needs a class" in refusal(path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_record(tmp_path / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+    assert main(["verify", str(path), *map(str, path.parent.glob("*.npz"))]) == 0
+    assert "1 of 1 records hold" in capsys.readouterr().out
+    (tmp_path / "records" / "broken.json").write_text("{")
+    assert main(["verify", str(tmp_path / "records")]) == 1
+    said = capsys.readouterr().out
+    assert "1 of 2 records hold" in said
+    assert "refused" in said
+    assert main(["verify", str(tmp_path / "none")]) == 2
+    assert len(record_files([tmp_path])) == 2
+    assert isinstance(read_record(path), StoredRecord)
+    assert read_records(tmp_path / "records")[0][0].intact
