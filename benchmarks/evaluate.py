@@ -435,6 +435,7 @@ def _record(run: Run, outcome: Outcome | None, error: str | None, started: float
         peak_memory_gib=peak_memory_gib(),
         versions=versions(),
         commit=commit(),
+        parameters=run.encoder.parameters,
         hardware=hardware(run.options.device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

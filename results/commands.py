@@ -22,6 +22,7 @@ from results.formats import (
     tables_frame,
 )
 from results.options import (
+    Board,
     Correlations,
     Diff,
     Explain,
@@ -77,6 +78,8 @@ def run(command: object) -> int:
             return _diff(command)
         case Pictures():
             return _pictures(command)
+        case Board():
+            return _board(command)
         case Export():
             return _export(command)
         case Verify():
@@ -366,6 +369,21 @@ def _explain(options: Explain) -> int:
             sys.stderr.write(f"results: the report of {options.records} will show it\n")
     except OSError as error:
         sys.stderr.write(f"results: the report will not show it: {error}\n")
+    return 0
+
+
+def _board(options: Board) -> int:
+    from results.board.site import site
+
+    records, bad = _read(options.records)
+    _name_bad(bad)
+    pages = site(records, bad, figures())
+    for name, text in pages.items():
+        _write(options.out / name, text)
+    for path in sorted(options.out.glob("*.html")):  # pages of records that are gone
+        if Path(path.name) not in pages and path.name.startswith(("encoder-", "benchmark-")):
+            path.unlink()
+            sys.stderr.write(f"results: removed {path}\n")
     return 0
 
 

@@ -289,8 +289,21 @@ class Verify:
     records: RecordPaths
 
 
+@dataclass(frozen=True)
+class Board:
+    """Write a static site that ranks the encoders of a folder of records, in groups that cannot be told apart.
+
+    Attributes:
+        out: folder of the site.
+        records: folder of the records.
+    """
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    records: Path = COMMITTED
+
+
 GROUPS: dict[str, dict[str, type[Any]]] = {
-    "Measured": {"tables": Tables, "zoo-page": ZooPage, "pictures": Pictures, "report": Report},
+    "Measured": {"tables": Tables, "zoo-page": ZooPage, "pictures": Pictures, "report": Report, "board": Board},
     "Published": {"published": PublishedFigures, "paper-tables": PaperTables, "lint": Lint},
     "Compared": {"diff": Diff, "explain": Explain, "correlations": Correlations},
     "Committed": {"publish-records": PublishRecords, "verify": Verify},

@@ -447,6 +447,7 @@ class Record(Frozen):
     peak_memory_gib: float | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
+    parameters: int | None = Field(None, exclude_if=_is_none, description="of the network whose outputs were measured")
     hardware: Hardware
     created: str
     outcomes_file: str | None = None

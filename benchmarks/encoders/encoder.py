@@ -61,6 +61,11 @@ class Encoder:
             finally:
                 self.device = device
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the module, without buffers."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
     def has(self, name: str) -> bool:
         """Whether `outputs` can return this output."""
         return name in self.names

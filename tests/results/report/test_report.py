@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +20,10 @@ from results.report.page import report_html
 from results.report.parts import chart, inline_svg
 from results.schema import Score
 from results.store import read_records, write_record
+from tests.results.browser import browse
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
+from tests.results.html_elements import Elements
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GEOMETRY, CROP = KNN.geometry.model_copy(update={"crop": 24}), "geometry.crop=24"
 EVIL = "<script>document.title='owned'</script> & $x$ \"q\""
 
@@ -67,21 +65,6 @@ def page(folder: Path) -> str:
     records, bad = read_records(folder / "records")
     some = chosen(figures(), source=("MoCo v2 page *", "*/swav/*", "*/npid/*", "*/odc/*", "*/densecl/*"))
     return report_html(records, bad, read_pretraining_logs(folder / "pretrain"), some, remembered(folder / "records"))
-
-
-class Elements(HTMLParser):
-    """Every start tag with its attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.found if name == tag]
 
 
 def test_every_part_is_there(page: str) -> None:
@@ -256,16 +239,6 @@ addEventListener("load", () => {
   }, 200);
 });
 </script>"""
-
-
-def browse(page: Path, *flags: str) -> str:
-    """What a headless browser holds of a page after some seconds of its own time."""
-    if BROWSER is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}",
-               "--virtual-time-budget=3000", *flags, "--dump-dom", page.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
 
 
 DARK = "--blink-settings=preferredColorScheme=0"

@@ -1,0 +1,165 @@
+"""The board: its pages, its numbers against plain ones, and its choices in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from results.__main__ import main
+from results.board.site import site
+from results.published import figures
+from results.schema import Score
+from results.store import StoredRecord, read_records, write_record
+from tests.results.browser import browse
+from tests.results.factory_records import card, protocol, record, write_demo
+from tests.results.html_elements import Elements
+
+EVIL = "</script><script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[StoredRecord]:
+    root = tmp_path_factory.mktemp("records")
+    write_demo(root)
+    big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
+    scores = {"k=20": Score(value=55.5, selection="fixed")}
+    write_record(root, record(card(EVIL, method="MoCo v2"), big, scores=scores, embedded=False, parameters=23_500_000))
+    return read_records(root)[0]
+
+
+@pytest.fixture(scope="module")
+def pages(records: list[StoredRecord]) -> dict[str, str]:
+    return {path.name: text for path, text in site(records, [], figures()).items()}
+
+
+def data(pages: dict[str, str]) -> list[dict[str, Any]]:
+    text = re.search(r'id="board-data">(.*?)</script>', pages["index.html"], re.DOTALL)
+    assert text is not None
+    return list(json.loads(text[1]))
+
+
+def groups_of(board: dict[str, Any], columns: list[str]) -> list[tuple[str, int]]:
+    """The ranking as a plain loop over numpy arrays."""
+    rows = []
+    for row, about in enumerate(board["encoders"]):
+        if all(str(row) in board["values"][c] for c in columns):
+            packed = [base64.b64decode(board["drawn"][c][str(row)]) for c in columns]
+            drawn = np.mean([np.frombuffer(each, "<i2") * board["step"] for each in packed], axis=0)
+            rows.append((float(np.mean([board["values"][c][str(row)] for c in columns])), about["label"], drawn))
+    rows.sort(key=lambda row: -row[0])
+    found: list[tuple[str, int]] = []
+    first = rows[0]
+    for i, row in enumerate(rows):
+        gap = np.quantile(first[0] - row[0] + first[2] - row[2], 0.025)
+        if i == 0 or gap > 0:
+            first = row
+            found.append((row[1], found[-1][1] + 1 if found else 1))
+        else:
+            found.append((row[1], found[-1][1]))
+    return found
+
+
+def test_a_page_for_every_encoder_and_benchmark_and_every_link_leads_somewhere(pages: dict[str, str]) -> None:
+    boards = data(pages)
+    assert [board["title"] for board in boards] == ["Full data sets", "Embedded data"]
+    assert sum(name.startswith("benchmark-") for name in pages) == 4
+    for name, text in pages.items():
+        for link in Elements(text).named("a"):
+            page, _, anchor = str(link["href"]).partition("#")
+            assert page in ("", *pages), (name, link)
+            assert not anchor or f'id="{anchor}"' in text
+        assert not any(a.get("src") for _, a in Elements(text).found)
+        assert Elements(text).named("link") == []
+        assert EVIL not in text
+    encoder = next(text for name, text in pages.items() if name.startswith("encoder-EfficientNet"))
+    assert "k=20" in encoder
+
+
+def test_measured_and_published_stand_in_tables_of_their_own(pages: dict[str, str]) -> None:
+    full = next(text for name, text in pages.items() if name.startswith("benchmark-knn.mmselfsup"))
+    assert full.index(">Measured<") < full.index("55.5") < full.index(">Published<")
+    assert "This project did not measure them" in full
+    embedded = [text for name, text in pages.items() if name.startswith("benchmark-") and ".demo@" in name]
+    assert len(embedded) == 3
+    assert not any(">Published<" in text for text in embedded)
+
+
+def test_what_can_be_filtered(pages: dict[str, str]) -> None:
+    full, embedded = data(pages)
+    assert full["encoders"][0]["size"] == "10 to 50 million"
+    assert {each["method"] for each in embedded["encoders"]} == {"untrained", "MoCo v2", "supervised", "not stated"}
+    seeds = {each["colour"] for each in embedded["encoders"] if each["method"] == "MoCo v2"}
+    assert len(seeds) == 1  # seeds of one training share their colour
+
+
+def test_groups_are_those_of_the_paired_intervals(pages: dict[str, str], records: list[StoredRecord]) -> None:
+    embedded = data(pages)[1]
+    column = next(c["id"] for c in embedded["columns"] if c["title"] == "kNN (k=20)")
+    ranked = groups_of(embedded, [column])
+    assert ranked[0][0] == "EfficientNet-Lite0"
+    assert [group for label, group in ranked if "mocov2" in label] == [2, 2, 2]
+    stored = next(s for s in records if s.record.encoder.name == "EfficientNet-Lite0")
+    error = stored.record.scores["k=20"].standard_error
+    row = next(i for i, each in enumerate(embedded["encoders"]) if each["label"] == "EfficientNet-Lite0")
+    drawn = np.frombuffer(base64.b64decode(embedded["drawn"][column][str(row)]), "<i2") * embedded["step"]
+    assert float(drawn.std()) == pytest.approx(error, rel=0.15)  # 400 resamples of 1000
+
+
+SCRIPT = """<script>addEventListener("load", () => {
+  const section = document.querySelectorAll(".board")[1], seen = {};
+  const cells = () => [...section.querySelectorAll("tbody tr")].map(r => [...r.cells].map(c => c.textContent));
+  const rows = () => cells().map(texts => [texts[1], Number(texts[0])]);
+  seen.first = rows();
+  seen.wide = document.documentElement.scrollWidth <= innerWidth;
+  for (const box of section.querySelectorAll(".boxes input"))
+    box.checked = box.parentElement.textContent.includes("kNN (k=20)");
+  section.querySelector(".boxes input").dispatchEvent(new Event("input", {bubbles: true}));
+  seen.knn = rows();
+  const method = section.querySelector('[data-filter="method"]');
+  method.value = "MoCo v2";
+  method.dispatchEvent(new Event("input", {bubbles: true}));
+  seen.filtered = rows().map(r => r[0]);
+  seen.status = section.querySelector(".status").textContent;
+  seen.title = document.title;
+  document.body.innerHTML = "";
+  document.body.dataset.seen = JSON.stringify(seen);
+});</script>"""
+
+
+def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) -> None:
+    embedded = data(pages)[1]
+    file = tmp_path / "index.html"
+    text = re.sub(r"script-src [^\"]+", "script-src 'unsafe-inline'", pages["index.html"])
+    file.write_text(text.replace("</body>", SCRIPT + "</body>"))
+    held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, "--window-size=500,900").replace("&quot;", '"'))
+    assert held is not None
+    seen = json.loads(held[1])
+    chosen = [c["id"] for c in embedded["columns"] if c["headline"]]
+    assert [tuple(row) for row in seen["first"]] == groups_of(embedded, chosen)
+    knn = next(c["id"] for c in embedded["columns"] if c["title"] == "kNN (k=20)")
+    assert [tuple(row) for row in seen["knn"]] == groups_of(embedded, [knn])
+    assert len(seen["filtered"]) == 3
+    assert seen["status"].startswith("3 encoders in 1 groups.")
+    assert seen["wide"], "the page scrolls sideways"
+    assert seen["title"] == "Encoder board"
+
+
+def test_the_command_removes_pages_of_records_that_are_gone(
+    records: list[StoredRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "records", tmp_path / "site"
+    write_demo(root)
+    (out / "encoder-old-12345678.html").parent.mkdir()
+    (out / "encoder-old-12345678.html").write_text("")
+    assert main(["board", str(out), "--records", str(root)]) == 0
+    assert "removed" in capsys.readouterr().err
+    assert (out / "index.html").is_file()
+    (tmp_path / "none").mkdir()
+    assert main(["board", str(out), "--records", str(tmp_path / "none")]) == 2
+    assert "run a benchmark first" in capsys.readouterr().err
