@@ -188,7 +188,7 @@ $(addprefix $(DEMO)/,voc-det coco-det voc-seg): $(DEMO)/random-0.safetensors $(D
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
-.PHONY: lint format types test-fast test test-faults
+.PHONY: lint format types test-fast test test-nightly test-faults
 lint: $(CORE) $(DEV) ## ruff and the import rules
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -198,9 +198,11 @@ format: $(CORE) $(DEV) ## let ruff format the code
 types: $(CORE) $(DEV) ## mypy
 	.venv/bin/mypy
 test-fast: $(CORE) $(DEV) ## the tests that take seconds
-	$(TEST) -m "not slow and not faults"
+	$(TEST) -m "not slow and not nightly and not faults"
 test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
 	@$(MAKE) lint types
-	$(TEST) -m "not faults"
+	$(TEST) -m "not nightly and not faults"
+test-nightly: setup-dev setup-transfer ## what takes minutes on real weights or on all of the demo's data
+	$(TEST) -m nightly
 test-faults: setup-dev setup-transfer ## kill loops, hostile files and full disks: an hour or more
 	$(TEST) -m faults

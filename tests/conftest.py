@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,27 @@ import pytest
 from benchmarks.demo.compose import Counts, compose
 
 
+def composed(tmp_path_factory: pytest.TempPathFactory, name: str, counts: Counts) -> Path:
+    """A data root that is composed once, by the first test process that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    compose(root, progress=False, counts=counts)  # waits for its lock, and leaves what is complete alone
+    return root
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 120 scenes and 18 drawings per class. Shared: copy it before changing a file."""
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
-    return root
+    return composed(tmp_path_factory, "data", Counts(train=60, val=20, test=40, drawings_per_class=18))
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 16 scenes and 18 drawings per class. Shared: copy it before changing a file."""
-    root = tmp_path_factory.mktemp("small_data")
-    compose(root, progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=18))
-    return root
+    return composed(tmp_path_factory, "small_data", Counts(train=8, val=4, test=4, drawings_per_class=18))
+
+
+@pytest.fixture(scope="session")
+def all_drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with every drawing of the demo, and 16 scenes. Shared: copy it before changing a file."""
+    return composed(tmp_path_factory, "all_drawings", Counts(train=8, val=4, test=4, drawings_per_class=61))

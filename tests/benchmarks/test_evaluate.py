@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.evaluate import Run, cached_record, load, prepare
 from benchmarks.registry import find_protocol, load_task
 from benchmarks.task import InputError, RunOptions
@@ -17,13 +16,6 @@ from results.store import read_records, record_path
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 FSSB = "voc07_low_shot_svm.fssb@1"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    compose(root, progress=False, counts=Counts(train=60, val=20, test=40, drawings_per_class=18))
-    return root
 
 
 def question(identifier: str, data: Path, index_files: Path) -> Run:

@@ -94,7 +94,7 @@ def test_line_art_is_found_like_its_coloured_version() -> None:
         assert similarity([load(id) for id in pair])[0, 1] > THRESHOLD, pair
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_pair_across_the_split_is_alike() -> None:
     drawings = list(DRAWINGS.values())
     likeness = similarity([load(drawing.id) for drawing in drawings])

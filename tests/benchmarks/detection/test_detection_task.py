@@ -205,7 +205,7 @@ def test_what_is_no_resnet_is_refused_before_anything_is_written(tmp_path: Path)
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
     voc(tmp_path / "data")
     identifier = "voc0712_det.moco@1"
@@ -224,7 +224,9 @@ def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("identifier", ["voc0712_det.mmselfsup@1", "voc0712_det.moco@1"])
+@pytest.mark.parametrize(
+    "identifier", [pytest.param("voc0712_det.mmselfsup@1", marks=pytest.mark.nightly), "voc0712_det.moco@1"]
+)
 def test_two_ranks_share_the_batch_and_write_one_record(identifier: str, tmp_path: Path) -> None:
     voc(tmp_path / "data")
     sets = as_sets(tiny(identifier, config={**tiny(identifier).params["config"], **ROI_FEW}), identifier)

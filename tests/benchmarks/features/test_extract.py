@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.__main__ import main
-from benchmarks.demo.compose import Counts, compose
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
@@ -92,11 +91,10 @@ def test_bf16_features_point_where_fp32_ones_do(architecture: str) -> None:
         assert F.cosine_similarity(found["bf16"][key], found["fp32"][key]).min() > 0.9995
 
 
-@pytest.mark.slow
-def test_bf16_turns_few_knn_answers_and_as_many_right_as_wrong(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_bf16_turns_few_knn_answers_and_as_many_right_as_wrong(all_drawings: Path, tmp_path: Path) -> None:
     """On 651 images a point is 6.5 of them, so the accuracies alone would not tell rounding from harm."""
-    compose(tmp_path / "data", progress=False, counts=Counts(train=8, val=4, test=4, drawings_per_class=61))
-    flags = ["--encoder", "package:efficientnet-lite0", "--data", str(tmp_path / "data"), "--device", "cpu"]
+    flags = ["--encoder", "package:efficientnet-lite0", "--data", str(all_drawings), "--device", "cpu"]
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
     for precision in ("fp32", "bf16"):
         assert main(["knn", *flags, *where, "--precision", precision]) == 0

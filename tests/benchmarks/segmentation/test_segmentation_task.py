@@ -218,7 +218,7 @@ def test_what_is_no_resnet_is_refused_before_anything_is_written(voc: tuple[Labe
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigkill_at_any_moment_loses_at_most_the_last_steps(tmp_path: Path) -> None:
     write_voc12aug(tmp_path / "data")
     sets = [f"{k}={v}" if not isinstance(v, tuple) else f"{k}={','.join(map(str, v))}" for k, v in TINY.items()]
@@ -235,7 +235,7 @@ def test_sigkill_at_any_moment_loses_at_most_the_last_steps(tmp_path: Path) -> N
     assert whole.record.scores == killed.record.scores
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_train_on_the_same_batches_to_the_same_score(tmp_path: Path) -> None:
     write_voc12aug(tmp_path / "data")
     # Each rank drops its own channels, so that is left out.
