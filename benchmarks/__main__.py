@@ -17,7 +17,7 @@ from results.command_line import first_sentence, parse, split_command
 from results.errors import print_error
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
-from results.schema import Protocol
+from results.schema import Geometry, Protocol
 
 log = logging.getLogger("benchmarks")
 
@@ -98,9 +98,28 @@ def _parse(kind: Any, arguments: Sequence[str], command: str) -> Any:
 
 
 def _bench_command(name: str, arguments: Sequence[str]) -> int:
-    """One benchmark on every encoder."""
-    flags, options, task = parse_flags(name, BenchFlags, arguments, load_task(name))
+    """One benchmark on every encoder. Of a suite, ENCODER and DATA may stand without their flags."""
+    kind = load_task(name)
+    if kind.suite and arguments and not arguments[0].startswith("-"):
+        given = [flag for flag in zip(("--encoder", "--data"), arguments, strict=False) if not flag[1].startswith("-")]
+        arguments = [*(word for flag in given for word in flag), *arguments[len(given) :]]
+    flags, options, task = parse_flags(name, BenchFlags, arguments, kind)
+    if kind.suite and flags.protocol is None:
+        return _run(replace(flags, dataset=None), options, _suite_questions(task, flags), summary=True)
     return _run(flags, options, [_question(task, flags)])
+
+
+def _suite_questions(task: AnyTask, flags: BenchFlags) -> list[Any]:
+    """The protocols of every data set of a suite, each skipped where its data is not there."""
+    from benchmarks.datasets.registry import is_embedded
+    from benchmarks.evaluate import Question
+
+    variant = task.demo_variant if is_embedded(flags.data) else task.protocols[0].variant
+    found = [p for p in task.protocols if p.variant == variant and flags.dataset in (None, p.dataset)]
+    if not found:
+        known = ", ".join(dict.fromkeys(p.dataset for p in task.protocols if p.variant == variant))
+        raise InputError(f"{task.name} has no data set {flags.dataset!r}; it has {known}")
+    return [Question(task, _changed(p, flags), optional=flags.dataset is None) for p in found]
 
 
 @dataclass(frozen=True)
@@ -264,13 +283,13 @@ def _protocols(arguments: Sequence[str]) -> int:
 
 def described(protocol: Protocol) -> str:
     """Every field of a protocol, one per line."""
-    shape = protocol.geometry
     source = protocol.source
     lines = {
         "id": protocol.id,
         "command": f"{PROGRAM} {protocol.harness} --protocol {protocol.id}",
         "data": f"{protocol.dataset}: {protocol.train_split} -> {protocol.test_split}",
-        "geometry": f"{shape.mode}, resize {shape.resize}, crop {shape.crop}, {shape.interpolation}",
+        "geometry": _shape(protocol.geometry),
+        **({"of test": _shape(protocol.test_geometry)} if protocol.test_geometry else {}),
         "columns": ", ".join(protocol.columns),
         "primary": protocol.primary,
         "metric": f"{protocol.metric}, {'higher' if protocol.higher_is_better else 'lower'} is better",
@@ -281,6 +300,11 @@ def described(protocol: Protocol) -> str:
     }
     text = "".join(f"{name:<10} {value}\n" for name, value in lines.items())
     return text + "params\n" + "".join(f"  {name} = {value}\n" for name, value in protocol.params.items())
+
+
+def _shape(shape: Geometry) -> str:
+    border = f"border {shape.border} cut off, " if shape.border else ""
+    return f"{border}{shape.mode}, resize {shape.resize}, crop {shape.crop}, {shape.interpolation}"
 
 
 @dataclass(frozen=True)

@@ -309,11 +309,15 @@ def feature_requests(run: Run) -> list[FeatureRequest]:
     from benchmarks.features.store import FeatureRequest
 
     outputs = {key: value for key, value in run.task.outputs(run.protocol).items() if run.encoder.has(value[0])}
-    splits = ((run.protocol.train_split, run.train), (run.protocol.test_split, run.test))
+    protocol = run.protocol
+    splits = (
+        (protocol.train_split, run.train, protocol.geometry),
+        (protocol.test_split, run.test, protocol.test_geometry or protocol.geometry),
+    )
     precision = run.options.precision or "fp32"
     return [
-        FeatureRequest(run.encoder, labels, run.protocol.geometry, outputs, precision, f"{run.dataset.id} {name}")
-        for name, labels in splits
+        FeatureRequest(run.encoder, labels, geometry, outputs, precision, f"{run.dataset.id} {name}")
+        for name, labels, geometry in splits
     ]
 
 

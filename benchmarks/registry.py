@@ -16,6 +16,7 @@ AnyTask = Task[Any]
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-stored", "voc-svm", "low-shot-svm"),
+    "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
     "Detection and segmentation": (
@@ -64,6 +65,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.logistic import StoredLogistic
 
             return StoredLogistic
+        case "robustness":
+            from benchmarks.robustness import Robustness
+
+            return Robustness
         case "label-free":
             from benchmarks.label_free import LabelFree
 

@@ -192,12 +192,14 @@ class Task(ABC, Generic[ParamsT]):
         Params: types the `params` of its protocols.
         protocols: every declared protocol, the default first.
         demo_variant: the variant that runs on the embedded data when the user names no protocol.
+        suite: without a named protocol, the command runs every data set of the variant that is there.
     """
 
     name: ClassVar[str]
     Params: ClassVar[type[Params]]
     protocols: ClassVar[tuple[Protocol, ...]]
     demo_variant: ClassVar[str] = "demo"
+    suite: ClassVar[bool] = False
 
     def params(self, protocol: Protocol) -> ParamsT:
         """The protocol's `params`, typed.

@@ -49,6 +49,7 @@ FAMILIES = {
     "linear_avgpool": Family("Linear evaluation, AvgPool", short="Linear", line=POOLED),
     "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
+    "robustness": Family("Robustness", line=POOLED),
     "label_free": Family("Label-free measures", outcomes=False, line=POOLED),
     "label_free_views": Family("Label-free measures of views", outcomes=False, line=POOLED),
     "semi_supervised_1pct": Family("Semi-supervised classification, 1% of the labels", grid=True),

@@ -44,6 +44,10 @@ def _is_false(value: object) -> bool:
     return value is False
 
 
+def _is_zero(value: object) -> bool:
+    return value == 0
+
+
 def _is_torch_eps(value: object) -> bool:
     return value == 1e-5
 
@@ -121,14 +125,16 @@ class Source(Frozen):
 class Geometry(Frozen):
     """The deterministic transform before normalisation. The card owns mean, std, range and channel order.
 
-    `shorter` resizes the shorter side to `resize`, then takes the centre `crop` squared; `warp` resizes the shorter
-    side to `resize` (0 skips that) and then both sides to `crop`, whatever the aspect (VOC07 SVM).
+    `border` pixels are cut off every side of the image. Then `shorter` resizes the shorter side to `resize`, and takes
+    the centre `crop` squared; `warp` resizes the shorter side to `resize` (0 skips that) and then both sides to `crop`,
+    whatever the aspect (VOC07 SVM).
     """
 
     mode: Literal["shorter", "warp"]
     resize: int = Field(ge=0)
     crop: int = Field(ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    border: int = Field(0, ge=0, exclude_if=_is_zero)
 
 
 class Params(Frozen):
@@ -169,6 +175,7 @@ class Protocol(Frozen):
     """Every number that can move a result, with its source. `params` belongs to the benchmark, which types it.
 
     `revision` rises only when our definition was wrong. A change by the user shows in `id` (see `changed`).
+    `test_geometry` is the transform of the test images where it is not that of the training images.
     """
 
     benchmark: str
@@ -179,6 +186,7 @@ class Protocol(Frozen):
     train_split: str
     test_split: str
     geometry: Geometry
+    test_geometry: Geometry | None = Field(None, exclude_if=_is_none)
     columns: tuple[str, ...]
     primary: str
     metric: str
@@ -274,6 +282,10 @@ class Protocol(Frozen):
                 if getattr(shape, name) != getattr(self.geometry, name):
                     fields["geometry"] = shape
                     labels[f"geometry.{name}"] = f"geometry.{name}={getattr(shape, name)}"
+            if self.test_geometry is not None:  # follows in what both have in common
+                before, of_test = self.geometry, self.test_geometry
+                common = {n: getattr(shape, n) for n in geometry if getattr(of_test, n) == getattr(before, n)}
+                fields["test_geometry"] = of_test.model_copy(update=common)
         if params:
             fields |= self._changed_params(params, labels)
         if label is not None:

@@ -32,6 +32,7 @@ from results.rows import (
 )
 from results.schema import EncoderCard
 from results.store import BadRecord, StoredRecord
+from results.suites import SuiteGroups, drop, suite_groups, suite_of
 
 MARK = "†"
 SPREAD_LINE = (
@@ -42,6 +43,10 @@ PAIRED_LINE = (
     f"Percentage points, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: "
     "both sides are compared on the same resamples. Initialisations are averaged; the interval does not include their "
     "spread."
+)
+DROP_LINE = (
+    f"Percentage points, with the {CONFIDENCE:.0%} interval of a bootstrap over the sources of the test items: paired "
+    "where both sets hold the same images, unpaired elsewhere. Of several initialisations the mean, with no interval."
 )
 GAIN_TITLE = "Gain over random initialisation"
 POSITIVES = "Positives"
@@ -61,8 +66,67 @@ class Section:
         self.cache = ReplicateCache()
 
     def tables(self) -> list[Table]:
-        """One per protocol and data, then one of the encoders."""
-        return [self.group_table(group) for group in self.groups] + self.encoder_table()
+        """One per protocol and data, those of the suites, then one of the encoders."""
+        alone = [self.group_table(group) for group in self.groups if suite_of(group.protocol) is None]
+        together = [table for suite in suite_groups(self.groups) for table in self.suite_tables(suite)]
+        return alone + together + self.encoder_table()
+
+    def suite_tables(self, suite: SuiteGroups) -> list[Table]:
+        """A table for each column of a suite's protocols, with a column per data set, and the drop."""
+        return [self._suite_table(suite, column) for column in suite.columns()] + self._drop_table(suite)
+
+    def _suite_table(self, suite: SuiteGroups, column: str) -> Table:
+        groups = {name: group for name, group in suite.groups.items() if column in group.protocol.columns}
+        by_row = {name: records_by_row(self.entries, group.records) for name, group in groups.items()}
+        shown = [i for i in range(len(self.entries)) if any(of[i] for of in by_row.values())]
+        rankings = {
+            name: self._ranked(group, [by_row[name][i] for i in shown], [column])[column]
+            for name, group in groups.items()
+        }
+        averaged = suite.suite.mean_over if set(suite.suite.mean_over) <= set(groups) else ()
+        rows = []
+        for place, i in enumerate(shown):
+            own = [stored for of in by_row.values() for stored in of[i]]
+            cells = [ranking.cells[place] for ranking in rankings.values()]
+            if averaged:
+                values = [rankings[name].cells[place].value for name in averaged]
+                whole = [value for value in values if value is not None]
+                cells.append(Cell(float(np.mean(whole)) if len(whole) == len(averaged) else None))
+            rows.append(Row(_row_label(self.entries[i], own, len(self.entries[i].cards)), tuple(cells)))
+        mean_line = f"Mean: over {len(averaged)} sets, only where an encoder has all of them." if averaged else ""
+        lines = [f"{suite.title_of(name)}: {group.line}" for name, group in groups.items()]
+        return Table(
+            title=f"{suite.suite.title}, {suite.label}: {column}",
+            lines=tuple(line for line in (*lines, mean_line) if line),
+            columns=("Encoder", *(suite.title_of(name) for name in groups), *(["Mean"] if averaged else [])),
+            rows=tuple(rows),
+            decimals=max(group.decimals for group in groups.values()),
+            notes=tuple(note for group in groups.values()
+                        for note in (*_failure_notes(group.failures), *self._fault_notes(group.records))),
+        )  # fmt: skip
+
+    def _drop_table(self, suite: SuiteGroups) -> list[Table]:
+        """Each data set's primary column minus that of the baseline; nothing without a baseline and another set."""
+        baseline = suite.groups.get(suite.suite.baseline)
+        others = {name: group for name, group in suite.groups.items() if group is not baseline}
+        if baseline is None or not others:
+            return []
+        column = baseline.protocol.primary
+        first = records_by_row(self.entries, baseline.records)
+        seconds = {name: records_by_row(self.entries, group.records) for name, group in others.items()}
+        rows = []
+        for i, entry in enumerate(self.entries):
+            if first[i] and any(of[i] for of in seconds.values()):
+                cells = [_drop_cell(first[i], seconds[name][i], column, group) for name, group in others.items()]
+                rows.append(Row(_row_label(entry, first[i], len(entry.cards)), tuple(cells)))
+        return [
+            Table(
+                title=f"{suite.suite.title}, {suite.label}: change from {suite.title_of(suite.suite.baseline)}",
+                lines=(DROP_LINE,),
+                columns=("Encoder", *(suite.title_of(name) for name in others)),
+                rows=tuple(rows),
+            )
+        ]
 
     def summary(self) -> Table | None:
         """One row per encoder, the primary column of each headline group; None without any."""
@@ -174,6 +238,20 @@ def score_cell(cache: ReplicateCache, records: Sequence[StoredRecord], column: s
         error=None if mean is None else scale * mean.standard_error,
         std=float(np.std(values)),
     )
+
+
+def _drop_cell(first: Sequence[StoredRecord], second: Sequence[StoredRecord], column: str, group: Group) -> Cell:
+    """The change of a row's encoder; of several initialisations the mean change, without an interval."""
+    cells = [score_cell(ReplicateCache(), records, column).value if records else None for records in (first, second)]
+    if cells[0] is None or cells[1] is None:
+        return Cell()
+    value = cells[1] - cells[0]
+    text = f"{value:+.{group.decimals}f}"
+    outcomes = [records[0].outcomes() if len(records) == 1 else None for records in (first, second)]
+    gain = drop(outcomes[0], outcomes[1], column) if outcomes[0] is not None and outcomes[1] is not None else None
+    if gain is not None:
+        text += f" [{100 * gain.low:+.{group.decimals}f}, {100 * gain.high:+.{group.decimals}f}]"
+    return Cell(value, text=text)
 
 
 def best_layer_cell(layers: Sequence[str], cells: Mapping[str, Cell]) -> Cell:

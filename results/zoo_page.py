@@ -20,6 +20,7 @@ from results.published import Figure
 from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, table_rows
 from results.schema import EncoderCard
 from results.store import StoredRecord
+from results.suites import suite_groups, suite_of
 from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 from results.zoo_layout import (
     CONFIG,
@@ -141,8 +142,11 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
     others = [
         section.group_table(group)
         for group in section.groups
-        if group.records and not any(_belongs(layout, stored) for stored in group.records for layout in LAYOUTS)
+        if group.records
+        and suite_of(group.protocol) is None
+        and not any(_belongs(layout, stored) for stored in group.records for layout in LAYOUTS)
     ]
+    others += [table for suite in suite_groups(section.groups) for table in section.suite_tables(suite)]
     if others:
         line = "Protocols with overrides (+) and other benchmarks, which have no place in the tables above."
         parts.append(part("Other protocols", (line,), others))

@@ -21,16 +21,16 @@ def composed(tmp_path_factory: pytest.TempPathFactory, name: str, counts: Counts
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 120 scenes and 18 drawings per class. Shared: copy it before changing a file."""
-    return composed(tmp_path_factory, "data", Counts(train=60, val=20, test=40, drawings_per_class=18))
+    return composed(tmp_path_factory, "data", Counts(60, 20, 40, drawings_per_class=18, corrupted_per_class=2))
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 16 scenes and 18 drawings per class. Shared: copy it before changing a file."""
-    return composed(tmp_path_factory, "small_data", Counts(train=8, val=4, test=4, drawings_per_class=18))
+    return composed(tmp_path_factory, "small_data", Counts(8, 4, 4, drawings_per_class=18, corrupted_per_class=2))
 
 
 @pytest.fixture(scope="session")
 def all_drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with every drawing of the demo, and 16 scenes. Shared: copy it before changing a file."""
-    return composed(tmp_path_factory, "all_drawings", Counts(train=8, val=4, test=4, drawings_per_class=61))
+    return composed(tmp_path_factory, "all_drawings", Counts(8, 4, 4, drawings_per_class=61, corrupted_per_class=0))

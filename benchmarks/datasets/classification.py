@@ -73,7 +73,7 @@ def read_image_folder(root: Path, split: str) -> Labels:
     ids: list[str] = []
     counts: list[int] = []
     for name in found:
-        images = _images(folder / name)
+        images = images_below(folder / name)
         if not images:
             raise InputError(f"{folder / name} contains no image ({', '.join(SUFFIXES)}); fill or remove the folder")
         prefix = f"{split}/{name}/"
@@ -109,7 +109,7 @@ def _require_class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
     """Images below `folder`, at any depth, in the order of their paths' parts.
 
     Raises:

@@ -90,6 +90,9 @@ def _fault(path: Path, error: BaseException) -> str:
 def apply_geometry(image: Image.Image, geometry: Geometry) -> Image.Image:
     """The image at `geometry.crop` squared, with torchvision's rounding and Pillow's antialiased resampling."""
     interpolation = _INTERPOLATION[geometry.interpolation]
+    if geometry.border:
+        edge = min(geometry.border, (min(image.size) - 1) // 2)  # something must be left
+        image = image.crop((edge, edge, image.width - edge, image.height - edge))
     if geometry.resize:
         image = TF.resize(image, [geometry.resize], interpolation)
     if geometry.mode == "warp":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.datasets import classification, coco, voc
+from benchmarks.datasets import classification, coco, imagenet_variants, voc
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10
 from benchmarks.datasets.cityscapes import read_cityscapes
 from benchmarks.datasets.classification import read_image_folder
@@ -37,6 +37,7 @@ class DatasetInfo:
         optional: splits that a complete data set may lack.
         layouts: the layouts in which its folder may be found, if there are several.
         parts: subfolders that must exist.
+        trains_on: the data set whose train split is this one's too; empty for a data set with its own.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class DatasetInfo:
     optional: frozenset[str] = frozenset()
     layouts: FolderLayouts | None = None
     parts: tuple[str, ...] = ()
+    trains_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def is_official(labels: Labels, dataset: str, split: str) -> bool | None:
     The image ids decide where the owner's are known, else the numbers of images and classes.
     """
     info = DATASETS[dataset]
+    if info.trains_on and split == "train":
+        return is_official(labels, info.trains_on, split)
     published = info.splits.get(split)
     if not info.folder:  # an image folder of one's own
         return False
@@ -208,6 +212,64 @@ DATASETS: Mapping[str, DatasetInfo] = {
         1000,
         frozenset(classification.IMAGENET_SUBSETS),
         classification.IMAGENET,
+    ),
+    # Test sets for a classifier of ImageNet's classes. Counts as far as a readable source states them.
+    "imagenet_real": DatasetInfo(
+        "imagenet",
+        imagenet_variants.read_real,
+        {"val": 46_837},
+        "github.com/google-research/reassessed-imagenet: real.json, in imagenet/, beside train/ and val/",
+        trains_on="imagenet",
+    ),
+    "imagenet_v2": DatasetInfo(
+        "imagenetv2-matched-frequency-format-val",
+        imagenet_variants.read_v2,
+        {"val": 10_000},
+        "the ImageNet V2 page (github.com/modestyachts/ImageNetV2): the matched-frequency archive, beside imagenet/",
+        trains_on="imagenet",
+    ),
+    "imagenet_a": DatasetInfo(
+        "imagenet-a",
+        partial(imagenet_variants.read_subset, classes="imagenet-a"),
+        {"val": 7_500},
+        "github.com/hendrycks/natural-adv-examples: imagenet-a.tar, beside imagenet/",
+        trains_on="imagenet",
+    ),
+    "imagenet_r": DatasetInfo(
+        "imagenet-r",
+        partial(imagenet_variants.read_subset, classes="imagenet-r"),
+        {"val": 30_000},
+        "github.com/hendrycks/imagenet-r: imagenet-r.tar, beside imagenet/",
+        trains_on="imagenet",
+    ),
+    "imagenet_sketch": DatasetInfo(
+        "imagenet-sketch",
+        imagenet_variants.read_subset,
+        {"val": None},
+        "github.com/HaohanWang/ImageNet-Sketch: its 1000 folders as imagenet-sketch/, beside imagenet/",
+        trains_on="imagenet",
+    ),
+    "objectnet": DatasetInfo(
+        "objectnet-1.0",
+        imagenet_variants.read_objectnet,
+        {"val": None},
+        "objectnet.dev: objectnet-1.0.zip with images/ and mappings/, beside imagenet/",
+        trains_on="imagenet",
+        parts=("images", "mappings"),
+    ),
+    "imagenet_c": DatasetInfo(
+        "imagenet-c",
+        imagenet_variants.read_imagenet_c,
+        {"val": 3_750_000},
+        "github.com/hendrycks/robustness: the archives of ImageNet-C, unpacked as imagenet-c/<corruption>/<severity>/",
+        trains_on="imagenet",
+    ),
+    "drawings_c": DatasetInfo(
+        "drawings-c",
+        imagenet_variants.read_drawings_c,
+        {"val": None},
+        "this project: python -m benchmarks demo-data",
+        trains_on="drawings",
     ),
     # Zhou et al. 2014: 2,448,873 images of 205 categories for training, 100 per category for validation.
     "places205": DatasetInfo(

@@ -1,4 +1,4 @@
-"""Compose the embedded data (single drawings, scenes as Pascal VOC, the same as COCO), and draw a contact sheet."""
+"""Compose the embedded data: single drawings, the same corrupted, scenes as Pascal VOC and COCO, a contact sheet."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from benchmarks.datasets.lists import GROUPS_FILE
 from benchmarks.datasets.registry import EMBEDDED_STAMP
+from benchmarks.demo.corruptions import write_corrupted
 from benchmarks.demo.drawings import ARCHIVE, SPLIT_FILE, generator
 from benchmarks.demo.scenes import (
     Scene,
@@ -50,16 +51,19 @@ THREADS = 2  # Pillow encodes and resamples outside the interpreter lock
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of scenes (trainval is train and val), and of single drawings per class; None for all."""
+    """Numbers of scenes (trainval is train and val), and of single and corrupted drawings per class; None for all."""
 
     train: int = 1200
     val: int = 400
     test: int = 800
     drawings_per_class: int | None = None
+    corrupted_per_class: int | None = None
 
 
 def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts | None = None) -> None:
-    """Write `drawings/`, `VOCdevkit/VOC2007/` and `coco/` below `out`: the same bytes for the same seed and counts.
+    """Write `drawings/`, `drawings-c/`, `VOCdevkit/VOC2007/` and `coco/` below `out`.
+
+    The bytes are the same for the same seed and counts.
 
     An intact part is left alone. Each part is composed in another folder and then moved into place, so that a run can
     be killed at any time and started again.
@@ -73,6 +77,7 @@ def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts |
         stamp = _Stamp(out, _key(seed, counts))
         parts: dict[str, Callable[[Path], None]] = {
             "drawings": lambda folder: _compose_drawings(folder, seed, counts, progress),
+            "drawings-c": lambda folder: _compose_corrupted(folder, out, seed, counts, progress),
             f"VOCdevkit/VOC{YEAR}": lambda folder: _compose_voc(folder, seed, counts, progress),
             "coco": lambda folder: _compose_coco(folder, out, seed, counts, progress),
         }
@@ -108,6 +113,19 @@ def _compose_drawings(folder: Path, seed: int, counts: Counts, progress: bool) -
     for _ in _each(write, singles, len(singles), "single drawings", progress):
         pass
     _write_groups(folder, {single.path.as_posix(): {single.drawing.group} for single in singles})
+
+
+def _compose_corrupted(folder: Path, out: Path, seed: int, counts: Counts, progress: bool) -> None:
+    """The first view of every val drawing, as ImageNet-C is made of ImageNet's val."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = sorted((out / "drawings" / "val").iterdir())
+    drawings = [file for each in classes for file in sorted(each.glob("*_0.png"))[: counts.corrupted_per_class]]
+
+    def write(drawing: Path) -> None:
+        write_corrupted(drawing, folder, seed)
+
+    for _ in _each(write, drawings, len(drawings), "corrupted drawings", progress):
+        pass
 
 
 def _compose_voc(folder: Path, seed: int, counts: Counts, progress: bool) -> None:
@@ -154,7 +172,10 @@ def _write_groups(folder: Path, sources: dict[str, set[str]]) -> None:
 def _key(seed: int, counts: Counts) -> str:
     """A hash of everything that decides the bytes: settings, the source of this package, drawings and split."""
     digest = hashlib.sha256(json.dumps([seed, asdict(counts)]).encode())
-    sources = [Path(__file__).with_name(f"{module}.py") for module in ("compose", "drawings", "scenes", "writers")]
+    sources = [
+        Path(__file__).with_name(f"{module}.py")
+        for module in ("compose", "corruptions", "drawings", "scenes", "writers")
+    ]
     for file in (*sources, SPLIT_FILE, ARCHIVE):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -265,7 +286,7 @@ def _draw_scene(axis: Axes, folder: Path, image_id: str) -> None:
 
 
 def command(out: Path = Path("work/data"), seed: int = 0, sheet: Path | None = None) -> int:
-    """Compose the embedded data: single drawings, scenes in the Pascal VOC layout, the same scenes as COCO.
+    """Compose the embedded data: single drawings, corrupted ones, scenes in the Pascal VOC layout and as COCO.
 
     Args:
         out: data root to write.

@@ -132,14 +132,21 @@ def in_use(
     for record in records:
         protocol = record.protocol.resolved
         precision = next((o.partition("=")[2] for o in protocol.overrides if o.startswith("precision=")), "fp32")
-        kind = (record.encoder.weights_sha256, protocol.geometry.model_dump(mode="json"), precision)
-        same = [(f, meta) for f, meta in valid if (meta["weights"], meta["geometry"], meta["precision"]) == kind]
+        of_train, of_test = (
+            [
+                (folder, meta)
+                for folder, meta in valid
+                if (meta["weights"], meta["geometry"], meta["precision"])
+                == (record.encoder.weights_sha256, geometry.model_dump(mode="json"), precision)
+            ]
+            for geometry in (protocol.geometry, protocol.test_geometry or protocol.geometry)
+        )
         if any(override.startswith("unreadable=") for override in protocol.overrides):
             # The record's fingerprint is that of the readable images only, so compare the names of the splits.
             splits = {f"{record.dataset.id} {name}" for name in (protocol.train_split, protocol.test_split)}
-            used |= {folder for folder, meta in same if meta["about"] in splits}
+            used |= {folder for folder, meta in (*of_train, *of_test) if meta["about"] in splits}
             continue
-        for train, test in product(same, same):
+        for train, test in product(of_train, of_test):
             if canonical_sha256([train[1]["images"], test[1]["images"]]) == record.dataset.fingerprint:
                 used |= {train[0], test[0]}
     return used

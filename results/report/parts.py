@@ -20,6 +20,7 @@ from results.plot_style import NothingToDrawError
 from results.rows import architecture_text, name_with_init, records_by_row
 from results.schema import Record
 from results.store import StoredRecord
+from results.suites import suite_groups, suite_of
 from results.tables import Section, gain_over_random
 
 
@@ -104,9 +105,13 @@ class TableMaker:
             by_group = [records_by_row(section.entries, group.records) for group in groups]
             made.append(self._table(summary, [[tuple(of[i]) for of in by_group] for i in shown]))
         for group in section.groups:
+            if suite_of(group.protocol) is not None:
+                continue
             table = section.group_table(group)
             rows = [tuple(own) for own in records_by_row(section.entries, group.records) if own]
             made.append(self._table(table, [[own] * (len(table.columns) - 1) for own in rows]))
+        for suite in suite_groups(section.groups):
+            made += [self.plain(table) for table in section.suite_tables(suite)]
         if (gains := gain_over_random(section)) is not None:
             made.append(self.plain(gains))
         made += [self.plain(table) for table in section.encoder_table()]

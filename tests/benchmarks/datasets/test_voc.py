@@ -97,7 +97,9 @@ def test_missing_and_binary_files_are_named(lists: Path) -> None:
 
 
 def test_the_embedded_scenes_have_their_own_classes_and_the_masks_follow_them(tmp_path: Path) -> None:
-    compose(tmp_path, progress=False, counts=Counts(train=4, val=2, test=4, drawings_per_class=4))
+    compose(
+        tmp_path, progress=False, counts=Counts(train=4, val=2, test=4, drawings_per_class=4, corrupted_per_class=0)
+    )
     labels = find_dataset("voc2007_seg", tmp_path).read("test")
     shown = find_dataset("voc2007", tmp_path).read("test")
     assert labels.classes == ("background", *shown.classes)

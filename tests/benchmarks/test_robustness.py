@@ -1,0 +1,203 @@
+"""Robustness: each rule against a plain loop, one fit for all test sets, and end to end on the embedded data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks import robustness
+from benchmarks.__main__ import main
+from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors
+from benchmarks.registry import find_protocol
+from benchmarks.robustness import PROTOCOLS, Robustness, RobustnessParams, fitted_head, ranked_right
+from benchmarks.task import InputError, Labels, RunOptions, Split
+from benchmarks.training.labels import held_out
+from results.rows import current
+from results.store import read_records
+
+NAMES = tuple(f"n{i:08d}" for i in range(6))
+CENTRES = np.random.default_rng(0).normal(size=(6, 8))
+
+
+def split(targets: np.ndarray, classes: tuple[str, ...], rows: np.ndarray, ids: list[str] | None = None) -> Split:
+    names = tuple(ids or [f"{i}.png" for i in range(len(rows))])
+    labels = Labels(names, tuple(map(Path, names)), classes, targets, tuple((i,) for i in names))
+    return Split(labels, {"embed": rows.astype(np.float32)})
+
+
+def points(targets: np.ndarray, seed: int) -> np.ndarray:
+    return CENTRES[targets] + np.random.default_rng(seed).normal(size=(len(targets), 8))
+
+
+@pytest.fixture
+def train() -> Split:
+    targets = np.repeat(np.arange(6), 20)
+    return split(targets, NAMES, points(targets, 1))
+
+
+def options(tmp_path: Path) -> RunOptions:
+    return RunOptions(device="cpu", progress=False, records=tmp_path / "records", features=tmp_path / "features")
+
+
+def changed(name: str, **values: Any) -> Any:
+    return find_protocol(name).changed(**values)
+
+
+KNN = {"k": 5}
+LOGISTIC = {"costs": (0.1, 1.0), "heldout": 0.25, "tolerance": 1e-7}
+
+
+def test_ranked_right_is_the_plain_rule() -> None:
+    rng = np.random.default_rng(2)
+    scores = np.round(rng.normal(size=(50, 7)), 1)  # with ties
+    scores[:, 6] = -np.inf
+    single, several = rng.integers(0, 7, 50), (rng.random((50, 7)) < 0.3).astype(np.int8)
+    for depth in (1, 5):
+        for row in range(50):
+            order = sorted(range(7), key=lambda c: (-scores[row, c], c))
+            best = [c for c in order[:depth] if scores[row, c] > -np.inf]
+            assert ranked_right(scores, single)[depth][row] == (single[row] in best)
+            assert ranked_right(scores, several)[depth][row] == any(several[row, c] for c in best)
+
+
+@pytest.mark.parametrize("head", ["knn", "logistic"])
+def test_a_subset_only_names_its_own_classes(head: str, train: Split, tmp_path: Path) -> None:
+    own = (1, 4, 5)
+    targets = np.random.default_rng(3).integers(0, 3, 40)
+    rows = points(np.array(own)[targets], 4) * 0.4
+    test = split(targets, tuple(NAMES[i] for i in own), rows)
+    protocol = changed(f"robustness_a.{head}@1", **(KNN if head == "knn" else LOGISTIC))
+    outcome = Robustness().run(protocol, train, test, options(tmp_path))
+    scores = plain_scores(head, train, rows, protocol, tmp_path)
+    expected = [max(own, key=lambda c: (s[c], -c)) == own[t] and s[own[t]] > -np.inf
+                for s, t in zip(scores, targets, strict=True)]  # fmt: skip
+    assert outcome.items["correct/Top-1"].tolist() == expected
+    whole = [int(s.argmax()) == own[t] for s, t in zip(scores, targets, strict=True)]
+    assert sum(whole) < sum(expected) < 40  # so the rule matters here
+
+
+def plain_scores(head: str, train: Split, rows: np.ndarray, protocol: Any, tmp_path: Path) -> np.ndarray:
+    x, y = train.features["embed"].astype(float), train.labels.targets
+    if head == "logistic":
+        fitted = fitted_head(Robustness().params(protocol), train, options(tmp_path), protocol)
+        return LogisticRegression(C=float(fitted.facts["cost"]), tol=1e-9, max_iter=5000).fit(x, y).decision_function(
+            rows.astype(np.float32))  # fmt: skip
+    unit = x / np.linalg.norm(x, axis=1)[:, None]
+    scores = np.full((len(rows), 6), -np.inf)
+    for own, row in zip(scores, rows.astype(np.float32), strict=True):
+        similarity = unit @ row / np.linalg.norm(row)
+        for i in np.argsort(-similarity)[:5]:
+            own[y[i]] = np.logaddexp(own[y[i]], similarity[i] / 0.07)
+    return scores
+
+
+def test_any_of_several_labels_is_right(train: Split, tmp_path: Path) -> None:
+    truth = np.random.default_rng(5).integers(0, 6, 30)
+    rows = points(truth, 6)
+    labels = np.zeros((30, 6), np.int8)
+    labels[np.arange(30), truth] = labels[np.arange(30), (truth + 1) % 6] = 1
+    protocol = changed("robustness_real.logistic@1", **LOGISTIC)
+    outcome = Robustness().run(protocol, train, split(labels, NAMES, rows), options(tmp_path))
+    chosen = plain_scores("logistic", train, rows, protocol, tmp_path).argmax(1)
+    assert outcome.items["correct/Top-1"].tolist() == ((chosen == truth) | (chosen == (truth + 1) % 6)).tolist()
+
+
+def test_the_cost_is_chosen_on_held_out_images_as_scikit_learn_would(train: Split, tmp_path: Path) -> None:
+    protocol = changed("robustness_val.logistic@1", costs=(1e-6, 1e-2, 1.0, 100.0), heldout=0.25, tolerance=1e-7)
+    head = fitted_head(Robustness().params(protocol), train, options(tmp_path), protocol)
+    kept, held = held_out(train.labels, 0.25, robustness.SPLIT_SEED)
+    x, y = train.features["embed"].astype(float), train.labels.targets
+    right = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x[kept], y[kept]).score(x[held], y[held])
+             for c in (1e-6, 1e-2, 1.0, 100.0)]  # fmt: skip
+    assert head.facts["cost"] == (1e-6, 1e-2, 1.0, 100.0)[int(np.argmax(right))]
+    assert head.facts["heldout_top1"] == pytest.approx(100 * max(right))
+
+
+def test_one_fit_serves_every_test_set(train: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = split(train.labels.targets[:9], NAMES, points(train.labels.targets[:9], 8))
+    fits = []
+    fit = robustness._fit
+    monkeypatch.setattr(robustness, "_fit", lambda *given: fits.append(1) or fit(*given))
+    found = [Robustness().run(changed(f"robustness_{name}.logistic@1", **LOGISTIC), train, test, options(tmp_path))
+             for name in ("val", "v2", "sketch")]  # fmt: skip
+    assert len(fits) == 1
+    assert [o.runs[0]["refitted"] for o in found] == [True, False, False]
+    assert len({tuple(o.items["correct/Top-1"]) for o in found}) == 1
+    Robustness().run(changed("robustness_val.logistic@1", **{**LOGISTIC, "heldout": 0.5}), train, test,
+                     options(tmp_path))  # fmt: skip
+    assert len(fits) == 2
+
+
+def test_corruption_error_is_the_mean_of_errors_over_alexnets(train: Split, tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    cells = [(c, s, i) for c in CORRUPTIONS for s in SEVERITIES for i in range(4)]
+    targets = rng.integers(0, 6, len(cells))
+    rows = CENTRES[targets] + rng.normal(size=(len(cells), 8)) * np.array([s for _, s, _ in cells])[:, None]
+    ids = [f"{c}/{s}/{NAMES[t]}/{i}.JPEG" for (c, s, i), t in zip(cells, targets, strict=True)]
+    test = split(targets, NAMES, rows, ids)
+    outcome = Robustness().run(changed("robustness_c.knn@1", **KNN), train, test, options(tmp_path))
+    right = outcome.items["correct/Top-1"]
+    errors = {c: np.mean([100 * (1 - right[[k for k, cell in enumerate(cells) if cell[:2] == (c, s)]].mean())
+                          for s in SEVERITIES]) for c in CORRUPTIONS}  # fmt: skip
+    expected = np.mean([100 * errors[c] / alexnet_errors()[c] for c in CORRUPTIONS])
+    assert outcome.scores["mCE"].value == pytest.approx(expected)
+    assert outcome.per_class["Top-1"][CORRUPTIONS[2]] == pytest.approx(100 - errors[CORRUPTIONS[2]])
+    part = split(targets[:-4], NAMES, rows[:-4], list(test.labels.ids[:-4]))
+    outcome = Robustness().run(changed("robustness_c.knn@1", **KNN), train, part, options(tmp_path))
+    assert outcome.scores["mCE"].value is None
+    assert outcome.scores["Top-1"].value is not None
+
+
+def test_an_encoders_own_classifier(tmp_path: Path) -> None:
+    weight, bias = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6.0)
+    torch.save({"conv1.weight": torch.ones(3), "fc.weight": weight, "fc.bias": bias}, tmp_path / "net.pth")
+    targets = np.arange(6).repeat(5)
+    test = split(targets, NAMES, points(targets, 10))
+    task = Robustness(classifier=tmp_path / "net.pth")
+    protocol = task.resolve(find_protocol("robustness_val.own@1"))
+    assert protocol.params["classifier"]
+    outcome = task.run(protocol, test, test, options(tmp_path))
+    logits = test.features["embed"] @ weight.numpy().T + bias.numpy()
+    assert outcome.items["correct/Top-1"].tolist() == (logits.argmax(1) == targets).tolist()
+    with pytest.raises(InputError, match="give its file with --classifier"):
+        Robustness().resolve(find_protocol("robustness_val.own@1"))
+    with pytest.raises(InputError, match="leave --classifier out"):
+        task.resolve(find_protocol("robustness_val.knn@1"))
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "headless.pth")
+    with pytest.raises(InputError, match="no linear classifiers"):
+        Robustness(classifier=tmp_path / "headless.pth").resolve(find_protocol("robustness_val.own@1"))
+
+
+def test_refusals(train: Split) -> None:
+    foreign = split(np.zeros(2, np.int64), ("n99999999",), np.ones((2, 8)))
+    with pytest.raises(InputError, match="lacks 1 classes"):
+        Robustness().check(find_protocol("robustness_a.knn@1"), train.labels, foreign.labels)
+    with pytest.raises(InputError, match="k=500, but train has 120"):
+        Robustness().check(changed("robustness_val.knn@1", k=500), train.labels, train.labels)
+
+
+def test_images_of_c_and_objectnet_have_a_geometry_of_their_own() -> None:
+    of = {p.id: p for p in PROTOCOLS}
+    assert of["robustness_c.logistic@1"].test_geometry.resize == 0
+    assert of["robustness_objectnet.logistic@1"].test_geometry.border == 2
+    assert len({p.geometry.model_dump_json() for p in PROTOCOLS if p.variant == "logistic"}) == 1
+    smaller = of["robustness_c.logistic@1"].changed(geometry={"crop": 192, "resize": 200})
+    assert (smaller.test_geometry.crop, smaller.test_geometry.resize) == (192, 0)
+    assert all(isinstance(Robustness().params(p), RobustnessParams) for p in PROTOCOLS)
+
+
+def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
+    assert main(["robustness", "random:resnet18-w8-k3-nopool:0", str(small_data), *where]) == 0
+    found = {s.record.protocol.id: s.record for s in current(read_records(tmp_path / "records")[0])[0]}
+    assert set(found) == {"robustness_val.demo@1", "robustness_c.demo@1"}
+    clean, corrupted = (found[f"robustness_{name}.demo@1"] for name in ("val", "c"))
+    assert corrupted.per_class["Top-1"].keys() == {"gaussian_noise", "contrast", "pixelate", "jpeg_compression"}
+    assert corrupted.dataset.train_items == clean.dataset.train_items
+    assert len(list((tmp_path / "features").glob("*/meta.json"))) == 3  # train once
+    assert len(list((tmp_path / "heads").glob("robustness-*"))) == 1

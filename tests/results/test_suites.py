@@ -1,0 +1,91 @@
+"""Tables of suites, and the drop from one test set to another with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from results.bootstrap import RESAMPLES, SPREAD
+from results.rows import EMBEDDED
+from results.store import read_records, write_record
+from results.suites import drop, suite_groups
+from results.tables import Section
+from tests.results.factory_records import card, protocol, record
+
+
+def outcomes(right: NDArray[np.bool_], names: list[str]) -> dict[str, NDArray[Any]]:
+    count = len(right)
+    return {
+        "correct/Top-1": right, "targets": np.zeros(count, np.int64), "ids": np.array(names),
+        "group_offsets": np.arange(count + 1), "group_members": np.array(names),
+    }  # fmt: skip
+
+
+RNG = np.random.default_rng(0)
+VAL = RNG.random(400) < 0.8
+
+
+def test_the_drop_is_the_difference_of_the_accuracies() -> None:
+    other = RNG.random(300) < 0.5
+    gain = drop(outcomes(VAL, [f"val/a/{i}.JPEG" for i in range(400)]), outcomes(other, [f"x{i}" for i in range(300)]),
+                "Top-1")  # fmt: skip
+    assert gain is not None
+    assert gain.value == pytest.approx(other.mean() - VAL.mean())
+    error = (VAL.var() / 400 + other.var() / 300) ** 0.5  # of independent samples
+    assert gain.high - gain.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_the_same_images_are_paired_whatever_their_folder() -> None:
+    names = [f"val/a/img_{i:04d}.JPEG" for i in range(400)]
+    other = VAL.copy()
+    other[:40] = ~other[:40]
+    gain = drop(outcomes(VAL, names), outcomes(other, [f"fog/3/a/img_{i:04d}.JPEG" for i in range(400)]), "Top-1")
+    assert gain is not None
+    differences = other.astype(float) - VAL
+    assert gain.value == pytest.approx(differences.mean())
+    assert gain.high - gain.low == pytest.approx(2 * 1.96 * differences.std() / 20, rel=0.1)
+    whole = drop(outcomes(VAL, names), outcomes(VAL, names), "Top-1")
+    assert whole is not None
+    assert (whole.value, whole.low, whole.high) == (0, 0, 0)
+
+
+def test_several_corruptions_of_an_image_count_as_one_source() -> None:
+    names = [f"img_{i}" for i in range(400)]
+    five = np.repeat(VAL, 5)
+    once, often = (drop(outcomes(~VAL, [f"other_{i}" for i in range(400)]), outcomes(right, of), "Top-1")
+                   for right, of in ((VAL, names), (five, list(np.repeat(names, 5)))))  # fmt: skip
+    assert once is not None
+    assert often is not None
+    assert often.high - often.low == pytest.approx(once.high - once.low, rel=1e-6)
+    assert SPREAD < 1 < RESAMPLES
+
+
+def test_no_outcomes_no_interval() -> None:
+    assert drop({}, outcomes(VAL, [str(i) for i in range(400)]), "Top-1") is None
+
+
+def test_a_suite_is_one_row_per_encoder(tmp_path: Path) -> None:
+    names = [f"img_{i}" for i in range(400)]
+    for encoder, sets in (("one", ("val", "c")), ("two", ("val",))):
+        for name in sets:
+            made = protocol(f"robustness_{name}", ("Top-1", "Top-5"), "Top-1")
+            own = outcomes(VAL if name == "val" else ~VAL, names)
+            write_record(tmp_path, record(card(encoder), made, own), own)
+    section = Section(read_records(tmp_path)[0], EMBEDDED)
+    (suite,) = suite_groups(section.groups)
+    assert list(suite.groups) == ["val", "c"]
+    tables = section.tables()
+    assert tables[0].title == "Robustness, demo@1: Top-1"
+    scores = tables[0]
+    assert scores.columns == ("Encoder", "val", "C")
+    by_label = {row.label: row.cells for row in scores.rows}
+    assert by_label["one"][1].value == pytest.approx(100 * float((~VAL).mean()))
+    assert by_label["two"][1].value is None
+    change = next(table for table in tables if "change from val" in table.title)
+    assert [row.label for row in change.rows] == ["one"]
+    assert change.rows[0].cells[0].value == pytest.approx(100 * float((~VAL).mean() - VAL.mean()))
+    assert "[" in change.rows[0].cells[0].text
