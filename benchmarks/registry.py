@@ -15,7 +15,7 @@ AnyTask = Task[Any]
 
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
-    "Frozen features": ("knn", "linear", "multihead", "linear-stored", "voc-svm", "low-shot-svm"),
+    "Frozen features": ("knn", "linear", "multihead", "linear-stored", "logistic", "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
@@ -69,6 +69,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.robustness import Robustness
 
             return Robustness
+        case "logistic":
+            from benchmarks.logistic import LogisticRegression
+
+            return LogisticRegression
         case "label-free":
             from benchmarks.label_free import LabelFree
 

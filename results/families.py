@@ -48,6 +48,7 @@ FAMILIES = {
     ),
     "linear_avgpool": Family("Linear evaluation, AvgPool", short="Linear", line=POOLED),
     "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
+    "logistic": Family("Logistic regression", short="Logistic", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
     "robustness": Family("Robustness", line=POOLED),
     "label_free": Family("Label-free measures", outcomes=False, line=POOLED),

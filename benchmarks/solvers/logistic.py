@@ -175,7 +175,7 @@ STATE_BYTES = 4 * 2**30  # of L-BFGS's memory; on a GPU it is half of what is fr
 MAX_ROTATED_DIM = 4096  # up to which the principal axes are computed: their time grows with the cube
 SMALL_WORK = 10**8  # rows x dim x classes below which float64 from the start is quicker than float32 first
 FLOAT32_TOLERANCE = 1e-5  # of the part in float32 of a fit in float64
-COARSEST = 6  # costs that start from zero, at least
+COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
 
 
