@@ -18,6 +18,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-stored", "logistic", "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
+    "Dense tasks on frozen features": ("seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext"),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
     "Detection and segmentation": (
         "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "voc-seg", "cityscapes-seg",
@@ -53,6 +54,22 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.segmentation.task import TASKS as SEGMENTATION
 
             return SEGMENTATION[name]
+        case "seg-knn":
+            from benchmarks.dense.knn import PatchKnn
+
+            return PatchKnn
+        case "seg-logistic":
+            from benchmarks.dense.logistic import PatchLogistic
+
+            return PatchLogistic
+        case "seg-linear-cached":
+            from benchmarks.dense.cached import CachedLinear
+
+            return CachedLinear
+        case "seg-incontext":
+            from benchmarks.dense.incontext import InContext
+
+            return InContext
         case "linear":
             from benchmarks.linear import AvgPoolLinear
 

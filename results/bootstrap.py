@@ -34,6 +34,7 @@ SPREAD = 0.25
 COLUMN_PREFIXES = ("correct/", "decision/", "iou/", "pseudo_value/")
 AP_RULE = "ap_rule"  # the outcome that names the definition of average precision
 RULES = ("envelope", "sklearn", "11point")
+IOU_RULE = "iou_rule"  # the outcome that says over which classes the intersection over union is averaged
 KEPT_VALUES = 16_000_000  # item weights kept from one encoder to the next: 128 MB
 BLOCK_VALUES = 4_000_000  # item weights computed at once: 32 MB
 
@@ -86,7 +87,8 @@ def replicates(
         outcomes: `correct/<column>` (N,) bool for accuracy, `decision/<column>` (N, C) for mean average precision
             with `targets` (N, C) of 1, 0 and -1 (ignored) by the rule that `ap_rule` names (the envelope without), or
             `iou/<column>` (N, 3, C) for mean intersection over union: pixels of the intersection, the prediction and
-            the truth, or `pseudo_value/<column>` (N,) for any metric: its infinitesimal jackknife, whose weighted mean
+            the truth, averaged over the classes that occur, or over all with `iou_rule` "every"; or
+            `pseudo_value/<column>` (N,) for any metric: its infinitesimal jackknife, whose weighted mean
             is the metric to first order; the sources of item i are
             `group_members[group_offsets[i]:group_offsets[i + 1]]`.
         weights: keeps the weights of one test set from one call to the next.
@@ -212,7 +214,7 @@ def _metric(
     if areas is not None:
         if areas.ndim != 3 or areas.shape[:2] != (items, 3):
             raise ValueError(f"iou/{column} has shape {areas.shape}, not ({items}, 3, classes)")
-        return MeanIntersectionOverUnion(areas)
+        return MeanIntersectionOverUnion(areas, every=str(outcomes.get(IOU_RULE, "present")) == "every")
     for name in (f"correct/{column}", f"pseudo_value/{column}"):
         if name in outcomes:
             if outcomes[name].shape != (items,):
@@ -298,9 +300,13 @@ class MeanAveragePrecision:
 
 
 class MeanIntersectionOverUnion:
-    """Intersection over union of all pixels together, mean over the classes that are predicted or true somewhere."""
+    """Intersection over union of all pixels together, mean over the classes that are predicted or true somewhere.
 
-    def __init__(self, areas: NDArray[Any]) -> None:
+    Args:
+        every: the mean is over all classes, and one that is nowhere counts 0.
+    """
+
+    def __init__(self, areas: NDArray[Any], *, every: bool = False) -> None:
         pixels = areas.astype(np.float64)
         self.intersection = pixels[:, 0]
         self.union = pixels[:, 1] + pixels[:, 2] - pixels[:, 0]
@@ -308,7 +314,9 @@ class MeanIntersectionOverUnion:
         if not present.any():
             raise ValueError("intersection over union needs a class that is predicted or true somewhere")
         self.intersection, self.union = self.intersection[:, present], self.union[:, present]
+        self.share = float(present.mean()) if every else 1.0
 
     def __call__(self, weights: Floats) -> Floats:
         """(N, B) item weights to (B,) weighted means."""
-        return np.mean((self.intersection.T @ weights) / (self.union.T @ weights), axis=0)
+        found: Floats = np.mean((self.intersection.T @ weights) / (self.union.T @ weights), axis=0)
+        return self.share * found

@@ -31,6 +31,14 @@ class Family:
 
 POOLED = "Features after global average pooling."
 
+SEGMENTATION = {  # of frozen features
+    "linear": "linear heads",
+    "linear_cached": "linear heads without augmentation",
+    "knn": "kNN",
+    "logistic": "logistic regression",
+    "incontext": "in-context retrieval",
+}
+
 # In the order of a model-zoo page. An entry `coco` also holds for `coco_keypoints`, unless that has its own.
 FAMILIES = {
     "voc07_svm": Family(
@@ -53,6 +61,11 @@ FAMILIES = {
     "robustness": Family("Robustness", line=POOLED),
     "label_free": Family("Label-free measures", outcomes=False, line=POOLED),
     "label_free_views": Family("Label-free measures of views", outcomes=False, line=POOLED),
+    **{
+        f"{dataset}_seg_{kind}": Family(f"{title} segmentation on frozen patches, {what}", decimals=1)
+        for kind, what in SEGMENTATION.items()
+        for dataset, title in (("ade20k", "ADE20K"), ("voc12aug", "VOC2012"), ("cityscapes", "Cityscapes"))
+    },
     "semi_supervised_1pct": Family("Semi-supervised classification, 1% of the labels", grid=True),
     "semi_supervised_10pct": Family("Semi-supervised classification, 10% of the labels", grid=True),
     "finetune": Family("Fine-tuning", grid=True),

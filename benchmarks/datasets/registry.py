@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.datasets import classification, coco, imagenet_variants, voc
+from benchmarks.datasets.ade20k import read_ade20k
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10
 from benchmarks.datasets.cityscapes import read_cityscapes
 from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.lists import FolderLayouts
+from benchmarks.datasets.nyu import read_nyu
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean
 
@@ -170,6 +172,11 @@ _DENSEPOSE_PAGE = (
     "images are those of COCO 2017, in coco/"
 )
 _LVIS_PAGE = "the LVIS page (lvisdataset.org): the json of train and val, in lvis/; its images are COCO's, in coco/"
+_ADE20K_PAGE = "the ADE20K page of MIT (sceneparsing.csail.mit.edu): ADEChallengeData2016.zip, unpacked here"
+_NYU_PAGE = (
+    "the NYU Depth v2 page (cs.nyu.edu) as cleinc/bts prepares it: 8-bit images and 16-bit depth maps in nyu/, and its "
+    "lists nyudepthv2_{train,test}_files_with_gt.txt as nyu/nyu_{train,test}.txt"
+)
 _CITYSCAPES_PAGE = "the Cityscapes page (cityscapes-dataset.com, registration): leftImg8bit and gtFine, in cityscapes/"
 
 
@@ -344,4 +351,10 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "cityscapes_instances": DatasetInfo(
         "cityscapes", partial(read_cityscapes, truth="instances"), {"train": 2975, "val": 500}, _CITYSCAPES_PAGE, 8
     ),
+    # Zhou et al. 2017. No count of images or pairs was found in a readable source, for this set and the next.
+    "ade20k": DatasetInfo(
+        "ADEChallengeData2016", read_ade20k, {"training": None, "validation": None}, _ADE20K_PAGE, 150
+    ),
+    # Silberman et al. 2012.
+    "nyu_depth": DatasetInfo("nyu", read_nyu, {"train": None, "test": None}, _NYU_PAGE),
 }

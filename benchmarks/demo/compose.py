@@ -1,4 +1,4 @@
-"""Compose the embedded data: single drawings, the same corrupted, scenes as Pascal VOC and COCO, a contact sheet."""
+"""Compose the embedded data: single drawings, the same corrupted, scenes in four layouts, a contact sheet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmarks.demo.scenes import (
     plan_singles,
     scene_pools,
 )
-from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations
+from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations, write_ade20k, write_nyu
 from benchmarks.task import InputError
 from benchmarks.task import progress as shown
 from results.files import open_image
@@ -61,7 +61,7 @@ class Counts:
 
 
 def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts | None = None) -> None:
-    """Write `drawings/`, `drawings-c/`, `VOCdevkit/VOC2007/` and `coco/` below `out`.
+    """Write `drawings/`, `drawings-c/`, `VOCdevkit/VOC2007/`, `coco/`, `ADEChallengeData2016/` and `nyu/` below `out`.
 
     The bytes are the same for the same seed and counts.
 
@@ -80,6 +80,8 @@ def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts |
             "drawings-c": lambda folder: _compose_corrupted(folder, out, seed, counts, progress),
             f"VOCdevkit/VOC{YEAR}": lambda folder: _compose_voc(folder, seed, counts, progress),
             "coco": lambda folder: _compose_coco(folder, out, seed, counts, progress),
+            "ADEChallengeData2016": lambda folder: _compose_from_voc(write_ade20k, folder, out),
+            "nyu": lambda folder: _compose_from_voc(write_nyu, folder, out),
         }
         for name, write in parts.items():
             if stamp.intact(name):
@@ -150,6 +152,13 @@ def _compose_coco(folder: Path, out: Path, seed: int, counts: Counts, progress: 
     for scene, found in _each(describe, plan(seed, counts), _scenes(counts), "COCO annotations", progress):
         writer.add(scene, pictures / f"{scene.number:06d}.jpg", found)
     writer.finish()
+
+
+def _compose_from_voc(write: Callable[[Path, Path], dict[str, str]], folder: Path, out: Path) -> None:
+    voc = out / f"VOCdevkit/VOC{YEAR}"
+    groups = json.loads((voc / GROUPS_FILE).read_text(encoding="utf-8"))
+    folder.mkdir(parents=True)
+    _write_groups(folder, {id: set(groups[scene]) for id, scene in write(voc, folder).items()})
 
 
 def _scenes(counts: Counts) -> int:
@@ -286,7 +295,7 @@ def _draw_scene(axis: Axes, folder: Path, image_id: str) -> None:
 
 
 def command(out: Path = Path("work/data"), seed: int = 0, sheet: Path | None = None) -> int:
-    """Compose the embedded data: single drawings, corrupted ones, scenes in the Pascal VOC layout and as COCO.
+    """Compose the embedded data: single drawings, corrupted ones, scenes as Pascal VOC, COCO, ADE20K and NYU Depth.
 
     Args:
         out: data root to write.

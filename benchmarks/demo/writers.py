@@ -1,4 +1,4 @@
-"""Write scenes in the layouts of the Pascal VOC devkit and of COCO."""
+"""Write scenes in the layouts of the Pascal VOC devkit, of COCO, of ADE20K and of NYU Depth."""
 
 from __future__ import annotations
 
@@ -172,10 +172,7 @@ class CocoWriter:
         split = "val2017" if scene.split == "test" else "train2017"
         file_name = f"{scene.number:012d}.jpg"
         target = self.folder / split / file_name
-        try:
-            os.link(picture, target)
-        except OSError:
-            shutil.copyfile(picture, target)
+        _link(picture, target)
         entry = {"id": scene.number, "file_name": file_name, "width": scene.width, "height": scene.height, "license": 1}
         self._images[split].append(entry)
         for annotation in annotations:
@@ -198,6 +195,14 @@ class CocoWriter:
             }
             file = self.folder / "annotations" / f"instances_{split}.json"
             file.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+
+def _link(file: Path, target: Path) -> None:
+    """Link a file, or copy it if the file system has no links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def coco_annotations(objects: Sequence[Instance]) -> list[Annotation]:
@@ -260,3 +265,67 @@ def _clusters(objects: Sequence[Instance]) -> list[list[Instance]]:
 def _touching(first: Mask, second: Mask) -> bool:
     """Whether there is at most one pixel of something else between two objects."""
     return bool((_grown(first, 1) & _grown(second, 1)).any())
+
+
+# ---- ADE20K and NYU Depth, from some scenes of the VOC devkit -------------------------------------------------
+
+EVERY = 6  # scenes, of which one is in these sets
+BACKGROUND_DEPTH, FIRST_DEPTH, NEARER = 8.0, 4.0, 0.75  # metres, metres, and the ratio from one object to the next
+
+
+def write_ade20k(voc: Path, folder: Path) -> dict[str, str]:
+    """Write masks with the background as value 1, the classes after it, and the void around objects as 0.
+
+    Args:
+        voc: VOCdevkit/VOC<year>, already composed.
+
+    Returns:
+        The id of each item and its scene's id in `voc`.
+    """
+    ids: dict[str, str] = {}
+    for listed, split in (("trainval", "training"), ("test", "validation")):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for scene in _some_scenes(voc, listed):
+            _link(voc / "JPEGImages" / f"{scene}.jpg", folder / "images" / split / f"{scene}.jpg")
+            mask = _values(voc / "SegmentationClass" / f"{scene}.png") + 1  # void wraps from 255 to 0
+            Image.fromarray(mask).save(folder / "annotations" / split / f"{scene}.png")
+            ids[scene] = scene
+    _write_lines(folder / "classes.txt", ("background", *classes()))
+    return ids
+
+
+def write_nyu(voc: Path, folder: Path) -> dict[str, str]:
+    """Write depth maps of the order in which objects were painted: a composed depth, not a measured one.
+
+    The background is 8 m away, the first object 4 m, and each later one, which covers those before it, three quarters
+    of the distance of the one before.
+
+    Args:
+        voc: VOCdevkit/VOC<year>, already composed.
+
+    Returns:
+        The id of each item and its scene's id in `voc`.
+    """
+    ids: dict[str, str] = {}
+    for listed, split in (("trainval", "train"), ("test", "test")):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        lines = []
+        for scene in _some_scenes(voc, listed):
+            _link(voc / "JPEGImages" / f"{scene}.jpg", folder / split / f"{scene}.jpg")
+            order = _values(voc / "SegmentationObject" / f"{scene}.png").astype(np.float64)
+            depth = np.where((order == 0) | (order == VOID), BACKGROUND_DEPTH, FIRST_DEPTH * NEARER ** (order - 1))
+            Image.fromarray((1000 * depth).round().astype(np.uint16)).save(folder / split / f"{scene}.png")
+            lines.append(f"/{split}/{scene}.jpg /{split}/{scene}.png 1.0")
+            ids[f"{split}/{scene}"] = scene
+        _write_lines(folder / f"nyu_{split}.txt", lines)
+    return ids
+
+
+def _some_scenes(voc: Path, listed: str) -> list[str]:
+    return (voc / "ImageSets" / "Segmentation" / f"{listed}.txt").read_text(encoding="utf-8").split()[::EVERY]
+
+
+def _values(file: Path) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.array(image, dtype=np.uint8)

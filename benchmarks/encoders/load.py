@@ -39,6 +39,7 @@ FORMS = (
     "my_package.my_module:build",
 )
 PIXELS_SIDE = 32
+PIXELS_PATCH = 16
 CLASSIFIER_WIDTHS = {
     10: "CIFAR-10", 100: "CIFAR-100", 205: "Places205", 365: "Places365", 1000: "ImageNet-1k", 8142: "iNaturalist 2018",
     21841: "ImageNet-21k",
@@ -287,11 +288,21 @@ def _error_with_place(error: BaseException) -> str:
 
 
 def raw_pixels() -> Encoder:
-    """Raw pixels, a baseline: embed (N, 3072) is the flattened image, area-averaged to 32x32 pixels if larger."""
+    """Raw pixels, a baseline: embed (N, 3072) is the flattened image, area-averaged to 32x32 pixels if larger.
+
+    patches (N, 768, H // 16, W // 16) are squares of 16 pixels.
+    """
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        small = F.adaptive_avg_pool2d(images, PIXELS_SIDE) if images.shape[-1] > PIXELS_SIDE else images
-        return {"embed": small.flatten(1)}
+        outputs = {}
+        if "embed" in names:
+            small = F.adaptive_avg_pool2d(images, PIXELS_SIDE) if images.shape[-1] > PIXELS_SIDE else images
+            outputs["embed"] = small.flatten(1)
+        if "patches" in names:
+            rows, columns = (side // PIXELS_PATCH for side in images.shape[2:])
+            cut = F.unfold(images.contiguous(), PIXELS_PATCH, stride=PIXELS_PATCH)
+            outputs["patches"] = cut.unflatten(2, (rows, columns))
+        return outputs
 
     card = EncoderCard(
         name="raw pixels",
@@ -302,7 +313,7 @@ def raw_pixels() -> Encoder:
         std=(0.5, 0.5, 0.5),
         embed=f"the image at {PIXELS_SIDE}x{PIXELS_SIDE} pixels",
     )
-    return Encoder(card, nn.Identity(), forward, ("embed",))
+    return Encoder(card, nn.Identity(), forward, ("embed", "patches"))
 
 
 def random_encoder_command(

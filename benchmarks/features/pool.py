@@ -42,7 +42,18 @@ class GlobalAverage(Frozen):
     kind: Literal["average"] = "average"
 
 
-Pooling = Annotated[FixedPooling | AdaptivePooling | GlobalAverage, Field(discriminator="kind")]
+class PatchRows(Frozen):
+    """No pooling: all positions of a map, row by row, with the channels of a position next to each other.
+
+    Attributes:
+        dtype: on disk. float16 halves the size, which for a training set is tens of GB.
+    """
+
+    kind: Literal["patches"] = "patches"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+Pooling = Annotated[FixedPooling | AdaptivePooling | GlobalAverage | PatchRows, Field(discriminator="kind")]
 
 # For the maps of a 224-pixel image. A ResNet-50 gives 9216, 9216, 8192, 9216 and 8192 numbers.
 FIXED_224 = {
@@ -57,7 +68,7 @@ ADAPTIVE_GRIDS = {name: AdaptivePooling(grid=grid) for name, grid in zip(FEATURE
 
 
 def pool(maps: Tensor, pooling: Pooling) -> Tensor:
-    """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major.
+    """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major; those of `PatchRows` are position-major.
 
     Raises:
         InputError: the maps do not have the size that a fixed kernel is for.
@@ -66,6 +77,8 @@ def pool(maps: Tensor, pooling: Pooling) -> Tensor:
 
     if isinstance(pooling, GlobalAverage):
         return maps.mean((2, 3))
+    if isinstance(pooling, PatchRows):
+        return maps.permute(0, 2, 3, 1).flatten(1)
     if isinstance(pooling, AdaptivePooling):
         return functional.adaptive_avg_pool2d(maps, pooling.grid).flatten(1)
     height, width = maps.shape[2:]

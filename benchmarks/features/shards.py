@@ -86,10 +86,12 @@ class PartialOutput:
         folder: folder of the address.
         key: file name of the output, without suffix.
         rows, width: shape of the output.
+        dtype: float32 or float16.
     """
 
-    def __init__(self, folder: Path, key: str, rows: int, width: int) -> None:
-        self.folder, self.key, self.rows, self.width = folder, key, rows, width
+    def __init__(self, folder: Path, key: str, rows: int, width: int, dtype: str = "float32") -> None:
+        self.folder, self.key, self.rows, self.width, self.dtype = folder, key, rows, width, np.dtype(dtype)
+        self._row_bytes = width * self.dtype.itemsize
         self.shards = -(-rows // SHARD_ROWS)
         self.path = folder / "partial" / f"{key}.npy"
         self.final = folder / f"{key}.npy"
@@ -99,7 +101,7 @@ class PartialOutput:
         """Disk space of the missing shards. Unfinished shards count as missing."""
         if self.final.is_file():
             return 0
-        return sum(len(shard_rows(s, self.rows)) for s in range(self.shards) if not self.done(s)) * self.width * 4
+        return sum(len(shard_rows(s, self.rows)) for s in range(self.shards) if not self.done(s)) * self._row_bytes
 
     def allocate(self) -> None:
         """Create the file unless it exists.
@@ -113,7 +115,7 @@ class PartialOutput:
             if not self.path.is_file():
                 self.path.parent.mkdir(exist_ok=True)
                 temporary = self.path.with_suffix(f".{uuid4().hex[:6]}.new")
-                np.lib.format.open_memmap(temporary, "w+", np.float32, (self.rows, self.width))
+                np.lib.format.open_memmap(temporary, "w+", self.dtype, (self.rows, self.width))
                 temporary.replace(self.path)
             stored = np.load(self.path, mmap_mode="r")
             if stored.shape != (self.rows, self.width):
@@ -136,7 +138,8 @@ class PartialOutput:
         Raises:
             OSError: the disk is full.
         """
-        content, at = memoryview(vectors.tobytes()), self._offset + start * self.width * 4
+        content = memoryview(vectors.astype(self.dtype, copy=False).tobytes())
+        at = self._offset + start * self._row_bytes
         while content:
             written = os.pwrite(self._file, content, at)
             content, at = content[written:], at + written
@@ -175,7 +178,7 @@ class PartialOutput:
         source = np.load(self.path, mmap_mode="r")
         copy = self.path.with_suffix(".readable")
         with copy.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (int(keep.sum()), self.width)}
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (int(keep.sum()), self.width)}
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, self.rows, _COPIED_ROWS):
                 part = slice(start, start + _COPIED_ROWS)

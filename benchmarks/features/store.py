@@ -99,6 +99,13 @@ def file_key(output: str, pooling: Pooling | None) -> str:
     return output if pooling is None else f"{output}-{canonical_sha256(pooling.model_dump(mode='json'))[:8]}"
 
 
+def stored_dtype(pooling: Pooling | None) -> str:
+    """The type of an output's numbers on disk."""
+    from benchmarks.features.pool import PatchRows
+
+    return pooling.dtype if isinstance(pooling, PatchRows) else "float32"
+
+
 class FeatureStore:
     """A folder of features, computed once per address.
 
@@ -189,7 +196,10 @@ class FeatureStore:
             missing = {key: output for key, output in outputs.items() if not (folder / f"{key}.npy").is_file()}
             if missing:
                 dims = widths(first.encoder, first.geometry, missing)
-                parts = {key: PartialOutput(folder, key, len(first.labels), dims[key]) for key in missing}
+                parts = {
+                    key: PartialOutput(folder, key, len(first.labels), dims[key], stored_dtype(pooling))
+                    for key, (_, pooling) in missing.items()
+                }
                 yield ExtractionPass(first.with_outputs(missing), folder, parts, self.options)
 
     def _read(self, request: FeatureRequest) -> Split:
@@ -342,6 +352,8 @@ class ExtractionPass:
             rows = np.zeros((batch.stop - batch.start, part.width), np.float32)
             if len(readable):
                 rows[readable] = vectors[key].cpu().numpy()
+            with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite
+                rows = rows.astype(part.dtype, copy=False)
             bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
             if len(bad):
                 remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"

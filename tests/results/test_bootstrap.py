@@ -325,3 +325,15 @@ def test_kept_weights_change_no_number_and_are_those_of_the_test_set() -> None:
         expected = replicates(outcomes, [COLUMN], resamples=20)[COLUMN]
         assert found.value == expected.value
         np.testing.assert_array_equal(found.resampled, expected.resampled)
+
+
+def test_a_class_that_is_nowhere_counts_zero_where_every_class_counts() -> None:
+    areas = np.zeros((4, 3, 4), dtype=np.int64)
+    areas[:, :, :2] = [[[3, 1], [5, 4], [6, 2]]] * 4
+    groups = {"group_offsets": np.arange(5), "group_members": np.array(list("abcd"))}
+    outcomes = {"iou/mIoU": areas, **groups}
+    plain = replicates(outcomes, ["mIoU"], resamples=20)["mIoU"]
+    every = replicates({**outcomes, "iou_rule": np.array("every")}, ["mIoU"], resamples=20)["mIoU"]
+    assert plain.value == pytest.approx((3 / 8 + 1 / 5) / 2)
+    assert every.value == pytest.approx(plain.value / 2)
+    assert every.resampled == pytest.approx(plain.resampled / 2)

@@ -1,0 +1,269 @@
+"""What the tasks on stored patch features share: their parameters, the rows of a split, and a picture of masks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, modes_of, read_masks, require_masks
+from benchmarks.dense.scores import Areas, areas
+from benchmarks.features.pool import GlobalAverage, PatchRows
+from benchmarks.task import FeatureTask, InputError, Labels, Outputs, Split
+from results.files import open_image
+from results.schema import Params, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAPS = ("patches", "feature5", "feature4")  # encoder outputs, the one that is preferred first
+MEAN = " mean"  # ending of the key of a map's global average, whose width is the map's number of channels
+IN_MEMORY = 4 * 2**30  # bytes of changed rows; more lie in a temporary file
+COPIED_ROWS = 4096
+
+
+class PatchParams(Params):
+    """What is measured of an encoder's map.
+
+    Attributes:
+        stride: of the map, in pixels, where the encoder has stages: the deepest one that is no coarser. A ViT's patches
+            are as its patch size has them.
+        storage: of the features on disk.
+        heldout: fraction of the training images that settings are chosen by.
+        seed: chooses these images.
+    """
+
+    stride: int = Field(16, gt=0)
+    storage: Literal["float32", "float16"] = "float32"
+    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PatchTask(FeatureTask[Any]):
+    """A benchmark on the stored patch features of images that are squashed to a square."""
+
+    Params: ClassVar[type[PatchParams]] = PatchParams
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The patch tokens, or the maps of the last stages, and their means over the map.
+
+        An encoder with stages has several of these maps stored, and its task takes the one of the protocol's stride.
+        """
+        rows = PatchRows(dtype=self.params(protocol).storage)
+        return {name: (name, rows) for name in MAPS} | {f"{name}{MEAN}": (name, GlobalAverage()) for name in MAPS}
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError where an image has no mask of classes, or the splits differ in their classes."""
+        require_masks(protocol, train, test)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of a split's images.
+
+    Attributes:
+        rows: (N * grid * grid, C), image by image, row by row; maybe memory-mapped.
+        grid: patches along a side.
+        side: of the squashed images, in pixels.
+        output: the encoder output that was taken.
+    """
+
+    labels: Labels
+    rows: NDArray[Any]
+    grid: int
+    side: int
+    output: str
+    style: MaskFormat
+
+    @classmethod
+    def of(cls, split: Split, protocol: Protocol, stride: int) -> Patches:
+        """Of a split with the outputs of `PatchTask.outputs`.
+
+        Raises:
+            InputError: the map does not divide the image, or the encoder has no map that is fine enough.
+        """
+        side = protocol.geometry.crop
+        found: list[tuple[str, int, int]] = []
+        for name in MAPS:
+            if name in split.features:
+                channels = split.features[f"{name}{MEAN}"].shape[1]
+                grid = round((split.features[name].shape[1] / channels) ** 0.5)
+                if grid * grid * channels != split.features[name].shape[1]:
+                    raise InputError(f"{name} is not a square map of {channels} channels; choose another encoder")
+                found.append((name, grid, channels))
+        fine = [each for each in found if each[0] == "patches" or each[1] * stride >= side]
+        if not fine:
+            raise InputError(
+                f"{protocol.id} needs a map of stride {stride} or finer, but the encoder's are "
+                f"{', '.join(f'{grid} x {grid}' for _, grid, _ in found)} on {side} pixels; choose another encoder, or "
+                "--set stride=32"
+            )
+        name, grid, channels = fine[0]
+        if side % grid:
+            raise InputError(
+                f"{name} is {grid} x {grid}, which does not divide {side} pixels into whole patches; use --set "
+                f"geometry.crop={max(1, round(side / grid)) * grid}"
+            )
+        rows = split.features[name].reshape(len(split.labels) * grid * grid, channels)
+        return cls(split.labels, rows, grid, side, name, MaskFormat.of(protocol.dataset, split.labels))
+
+    @cached_property
+    def masks(self) -> NDArray[np.uint8]:
+        """(N, side, side) mask values at the size of the squashed images."""
+        return read_masks(self.labels.annotations, self.style, self.side)
+
+    @cached_property
+    def blocks(self) -> NDArray[np.uint8]:
+        """(N * grid * grid, pixels) mask values of each patch."""
+        return blocks_of(self.masks, self.grid)
+
+    @cached_property
+    def modes(self) -> NDArray[np.int64]:
+        """(N * grid * grid,) the most frequent mask value of each patch."""
+        return modes_of(self.blocks)
+
+    def of_images(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of these images, in order."""
+        per_image = self.grid**2
+        return (images[:, None] * per_image + np.arange(per_image)).ravel()
+
+    def areas(self, predicted: NDArray[np.uint8], images: NDArray[np.int64] | None = None) -> Areas:
+        """Areas of predicted masks (n, side, side) of these images, or of all."""
+        truth = self.masks if images is None else self.masks[images]
+        return np.stack([areas(one, other, self.style) for one, other in zip(predicted, truth, strict=True)])
+
+
+class Standardised:
+    """Rows divided by the deviation of some of them, after their mean is subtracted (scikit-learn's StandardScaler)."""
+
+    def __init__(self, rows: NDArray[Any], fitted: NDArray[np.int64]) -> None:
+        total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+        for part in _parts(fitted):
+            total += rows[part].sum(axis=0, dtype=np.float64)
+        self.mean = total / len(fitted)
+        for part in _parts(fitted):
+            squares += np.square(rows[part] - self.mean).sum(axis=0)
+        deviation = np.sqrt(squares / len(fitted))
+        self.deviation = np.where(deviation == 0, 1.0, deviation)
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """All rows, standardised, as float32."""
+        out = space(rows.shape)
+        for part in _parts(np.arange(len(rows))):
+            out[part[0] : part[-1] + 1] = (rows[part[0] : part[-1] + 1] - self.mean) / self.deviation
+        return out
+
+
+def _parts(items: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.array_split(items, max(1, -(-len(items) // COPIED_ROWS)))
+
+
+def space(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Uninitialised float32 numbers: in memory, or where they are many in a temporary file that vanishes by itself."""
+    if 4 * int(np.prod(shape)) <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def positive_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,) L2 norms, where a row of zeros has a tiny one: a patch without any activation is similar to nothing."""
+    from benchmarks.solvers.exact_knn import norms
+
+    return np.maximum(norms(rows), float(np.finfo(np.float32).tiny) * 1e6)
+
+
+def upsampled(scores: NDArray[np.float32], grid: int, size: tuple[int, int], device: str) -> NDArray[np.int64]:
+    """(n * grid * grid, K) scores of patches to (n, H, W) best classes, after bilinear interpolation to `size`."""
+    import torch
+    import torch.nn.functional as F
+
+    maps = torch.from_numpy(np.ascontiguousarray(scores)).to(device)
+    maps = maps.view(-1, grid, grid, scores.shape[1]).permute(0, 3, 1, 2)
+    step = max(1, 2**26 // (scores.shape[1] * size[0] * size[1]))
+    found = [
+        best_class(F.interpolate(part, size, mode="bilinear", align_corners=False)).cpu() for part in maps.split(step)
+    ]
+    return np.asarray(torch.cat(found).numpy())
+
+
+def best_class(maps: Tensor) -> Tensor:
+    """(n, K, H, W) to (n, H, W): the class of the largest number, the first of equals.
+
+    On a CPU, torch's argmax over a dimension that is not the last one is several times slower than this.
+    """
+    import torch
+
+    if maps.is_cuda:
+        return maps.argmax(1)
+    best, found = maps[:, 0].clone(), maps.new_zeros((len(maps), *maps.shape[2:]), dtype=torch.int64)
+    for number in range(1, maps.shape[1]):
+        larger = maps[:, number] > best
+        best = maps[:, number].where(larger, best)
+        found[larger] = number
+    return found
+
+
+# ---- picture ---------------------------------------------------------------------------------------------------------
+
+SHEET_IMAGES = 6
+
+
+def mask_sheet(
+    labels: Labels, style: MaskFormat, truth: Sequence[NDArray[np.uint8]], predicted: Sequence[NDArray[np.uint8]]
+) -> bytes | None:
+    """A PNG of test images, their true masks and the predicted ones, evenly spread over the split.
+
+    Args:
+        truth, predicted: (H, W) mask values of each image of the split.
+
+    Returns:
+        None where an image cannot be opened: the numbers do not depend on the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(SHEET_IMAGES, len(labels))).round().astype(int)).tolist()
+    pictures = []
+    for row in chosen:
+        try:
+            with open_image(labels.paths[row]) as image:
+                pictures.append(np.asarray(image.convert("RGB").resize(truth[row].shape[::-1])))
+        except (OSError, ValueError, SyntaxError):
+            return None
+    shown = [[style.indices(truth[row]), style.indices(predicted[row])] for row in chosen]
+    occurring = sorted({int(v) for pair in shown for mask in pair for v in np.unique(mask)} - {VOID})
+    tab = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    vivid = [*tab[:14], *tab[16:]]  # without the greys, which look like a background
+    colours = [
+        (0.92, 0.92, 0.92) if style.classes[index] == "background" else vivid[place % len(vivid)]
+        for place, index in enumerate(occurring)
+    ]
+    place = np.full(256, len(occurring))
+    place[occurring] = np.arange(len(occurring))
+    palette = ListedColormap([*colours, (0.0, 0.0, 0.0)])
+    figure = Figure(figsize=(6.0, 1.7 * len(chosen) + 0.2 * (len(occurring) // 4 + 2)), layout="constrained", dpi=100)
+    grid = figure.subplots(len(chosen), 3, squeeze=False)
+    for axes, picture, masks in zip(grid, pictures, shown, strict=True):
+        axes[0].imshow(picture)
+        for axis, mask in zip(axes[1:], masks, strict=True):
+            axis.imshow(place[mask], cmap=palette, vmin=-0.5, vmax=len(occurring) + 0.5, interpolation="nearest")
+        for axis in axes:
+            axis.set_axis_off()
+    for axis, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axis.set_title(title)
+    handles = [Patch(color=c, label=style.classes[i]) for c, i in zip(colours, occurring, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    png = BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
