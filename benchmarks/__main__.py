@@ -193,13 +193,18 @@ def suite(data: Path, only: Sequence[str] = ()) -> list[Any]:
 
 
 def _probes(arguments: Sequence[str]) -> int:
-    """The AvgPool and the Feature1–5 probes in one pass over the images."""
+    """The probes of one pass over the images: AvgPool, Feature1–5, and on own or embedded data the attentive one."""
+    from benchmarks.datasets.registry import is_embedded, is_image_folder
+
     flags, options, _ = parse_flags("probes", BenchFlags, arguments)
     if flags.protocol:
         raise InputError(
-            "probes takes no --protocol: it runs those of linear and multihead; choose one of these instead"
+            "probes takes no --protocol: it runs those of linear, multihead and attentive; choose one of these instead"
         )
-    return _run(flags, options, [_question(load_task(name)(), flags) for name in ("linear", "multihead")])
+    # The published attentive probes have views, batches and epochs of their own, so nothing would be shared.
+    small = is_embedded(flags.data) or is_image_folder(flags.data)
+    names = ("linear", "multihead", "attentive") if small else ("linear", "multihead")
+    return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
 
 
 def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
@@ -383,7 +388,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
-    "probes": Command("Several benchmarks", "linear and multihead in one pass over the images", _probes),
+    "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
     "explain": Command("Protocols", "measure the protocols between two, to take their difference apart",
                        _function("explain", _explain)),

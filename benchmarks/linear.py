@@ -6,29 +6,20 @@ Read top to bottom: parameters, protocols with their sources, the two tasks, sco
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
-from benchmarks.task import FEATURE_MAPS, ImageTask, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import check_schedule, check_single_label, split_held_out, with_size_label
-from benchmarks.training.params import Decays, NotNegative, Positive, Rates, TrainingParams, ViewParams
-from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
+from benchmarks.task import FEATURE_MAPS, Outputs
+from benchmarks.training.params import Decays, NotNegative, Positive, Rates
+from benchmarks.training.probe_task import BEST, LAST, RATE, HeadsParams, ProbeTask
+from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.encoders.encoder import Encoder
-    from benchmarks.training.probes import Probe, ProbeState
-
-log = logging.getLogger("benchmarks")
+    from benchmarks.solvers.linear_heads import Bank, BankOptimiser, HeadBank
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
@@ -36,12 +27,8 @@ COLUMN = {"embed": "AvgPool", **{name: name.capitalize() for name in FEATURE_MAP
 AVGPOOL = ("AvgPool", "AvgPool last", "AvgPool best", "AvgPool top-5", "AvgPool last top-5", "AvgPool best top-5")
 ORACLE = "AvgPool oracle"
 
-BEST = "best epoch on test"
-LAST = "last epoch"
-RATE = ", rate chosen on a held-out part of train"
 
-
-class ProbeParams(TrainingParams):
+class ProbeParams(HeadsParams):
     """Linear heads that are trained on augmented views of the images.
 
     Every output has one head per pair of `lrs` and `weight_decays`. Several heads are trained in one pass over the
@@ -105,9 +92,50 @@ class ProbeParams(TrainingParams):
         """The (rate, weight decay) of every head on an output."""
         return tuple((lr, decay) for lr in self.lrs for decay in self.weight_decays)
 
-    def feature_keys(self) -> dict[str, tuple[str, Pooling | None]]:
-        """Output -> (output, pooling of its maps or None)."""
-        return {output: (output, self.pooling.get(output)) for output in self.outputs}
+    def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
+        """Output -> ((output, pooling of its maps or None),)."""
+        return {output: ((output, self.pooling.get(output)),) for output in self.outputs if output in names}
+
+    def bank(self, name: str, shapes: Sequence[tuple[int, ...]], channels: int, classes: int, seed: int) -> HeadBank:
+        """A new bank of linear heads on one output."""
+        import torch
+
+        from benchmarks.solvers.linear_heads import HeadBank
+
+        ((dim,),) = shapes
+        return HeadBank(
+            dim,
+            channels,
+            classes,
+            len(self.grid),
+            batch_norm=self.batch_norm,
+            norm_groups=self.norm_groups,
+            init_std=self.init_std if self.head_init == "normal" else None,
+            generator=torch.Generator().manual_seed(seed * len(self.outputs) + self.outputs.index(name)),
+        )
+
+    def optimiser_of(self, bank: Bank) -> BankOptimiser:
+        """SGD or LARS, each head with its own rate and weight decay."""
+        from benchmarks.solvers.linear_heads import BankOptimiser
+
+        rates, weight_decays = zip(*self.grid, strict=True)
+        return BankOptimiser(
+            bank,
+            rates,
+            weight_decays,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            lars_eta=self.lars_eta if self.optimiser == "lars" else None,
+        )
+
+    def column_of(self, bank: str) -> str:
+        """AvgPool, or the name of the map."""
+        return COLUMN[bank]
+
+    @property
+    def reported_epoch(self) -> Literal["best", "last", "heldout"]:
+        """Which evaluation the primary score is."""
+        return self.choose_epoch
 
     @property
     def length(self) -> int:
@@ -397,122 +425,15 @@ MULTIHEAD_PROTOCOLS = (
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
-# Probes that agree on these can be trained in one pass over the images.
-ONE_PASS_FIELDS = (*ViewParams.model_fields, "batch_size", "epochs", "iterations", "heldout", "precision")
-
-# What `linear_avgpool.imagefolder` makes of a small folder.
-STEPS_PER_EPOCH, SMALLEST_BATCH = 16, 16
-FEWEST_STEPS, MOST_EPOCHS = 2000, 100
-
 
 @dataclass(frozen=True)
-class LinearProbe(ImageTask[ProbeParams]):
+class LinearProbe(ProbeTask[ProbeParams]):
     """Linear heads trained on views of the images, the encoder frozen."""
-
-    passes_per_step = 1
 
     Params = ProbeParams
 
     def outputs(self, protocol: Protocol) -> Outputs:
         return {output: (output, None) for output in self.params(protocol).outputs}
-
-    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """On one's own image folder batch and epochs fit its size; elsewhere the id tells of another size."""
-        params = self.params(protocol)
-        if protocol.variant != "imagefolder":
-            return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
-        changes = fitted_to(round(len(train) * (1 - params.heldout)), params)
-        own = {label.partition("=")[0] for label in protocol.overrides}
-        changes = {name: value for name, value in changes.items() if name not in own}
-        if own & {"epochs", "iterations", "drops"}:
-            changes.pop("epochs", None)
-        if changes:
-            listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items())
-            log.info("%s: %s for %d training images", protocol.id, listed, len(train))
-        return protocol.changed(**changes)
-
-    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
-        """Raises InputError for labels that do not fit, no image to hold out, or drops after the end of the run."""
-        params = self.params(protocol)
-        check_single_label(protocol, train, test)
-        check_schedule(protocol, params)
-        if params.iterations is not None and any(label.startswith("epochs=") for label in protocol.overrides):
-            log.warning("%s: epochs has no effect, as iterations sets the length of the run", protocol.id)
-        split_held_out(protocol, train, params.heldout, 0)
-
-    def shared_pass(self, protocol: Protocol) -> str:
-        params = self.params(protocol).model_dump(mode="json", include=set(ONE_PASS_FIELDS))
-        splits = [protocol.dataset, protocol.train_split, protocol.test_split]
-        return canonical_sha256([protocol.geometry.model_dump(mode="json"), splits, params])
-
-    def run(
-        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
-    ) -> Outcome:
-        """Train the protocol's heads on `train` and measure them on `test`.
-
-        Under torchrun the protocol's batch is split over the ranks, whose outcomes are equal.
-
-        Raises:
-            InputError: the labels do not fit the protocol.
-            RuntimeError: a tensor of the encoder changed during training, although it should be frozen.
-        """
-        return self.run_together([protocol], encoder, train, test, [workdir], options)[0]
-
-    def run_together(
-        self,
-        protocols: Sequence[Protocol],
-        encoder: Encoder,
-        train: Labels,
-        test: Labels,
-        workdirs: Sequence[Path],
-        options: RunOptions,
-    ) -> list[Outcome]:
-        """`run` for protocols of one `shared_pass`: each outcome is the same as alone."""
-        from benchmarks.training.probes import FrozenFeatures, ImageStream, Probe, module_sha256, train_probes
-        from pretrain import distributed
-
-        for protocol in protocols:
-            self.check(protocol, train, test)
-        params = [self.params(protocol) for protocol in protocols]
-        geometry, seed = protocols[0].geometry, options.seed
-        before = module_sha256(encoder.module)
-        keys = [key for each in params for key in each.feature_keys().values()]
-        frozen = FrozenFeatures(encoder, keys, geometry.crop, distributed.join(options.device), params[0].precision)
-        kept, held = split_held_out(protocols[0], train, params[0].heldout, seed)
-        images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.workers, seed=seed)
-        data = [fingerprint(train), fingerprint(test)]
-        probes = [
-            Probe(
-                each,
-                images,
-                len(train.classes),
-                key=canonical_sha256([protocol.content_sha256(), before, *data, seed]),
-                path=workdir / "resume.pt",
-            )
-            for each, protocol, workdir in zip(params, protocols, workdirs, strict=True)
-        ]
-        train_probes(probes, images, show=options.progress)
-        if module_sha256(encoder.module) != before:
-            raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
-        return [_outcome(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
-
-
-def fitted_to(images: int, params: ProbeParams) -> dict[str, Any]:
-    """The batch size and epochs that give so many training images enough steps, where the params' own do not.
-
-    The batch is halved until an epoch has `STEPS_PER_EPOCH` steps, and epochs are added, in tens, until the run has
-    `FEWEST_STEPS`, but no more than `MOST_EPOCHS`.
-    """
-    batch = params.batch_size
-    while batch > SMALLEST_BATCH and images < STEPS_PER_EPOCH * batch:
-        batch //= 2
-    needed = 10 * math.ceil(FEWEST_STEPS / math.ceil(max(images, 1) / batch) / 10)
-    epochs = max(params.epochs, min(needed, MOST_EPOCHS))
-    return {
-        name: value
-        for name, value, before in (("batch_size", batch, params.batch_size), ("epochs", epochs, params.epochs))
-        if value != before
-    }
 
 
 @dataclass(frozen=True)
@@ -529,74 +450,3 @@ class MultiheadLinear(LinearProbe):
 
     name = "multihead"
     protocols = MULTIHEAD_PROTOCOLS
-
-
-# ---- scores ----------------------------------------------------------------------------------------------------------
-
-
-def _outcome(probe: Probe, protocol: Protocol) -> Outcome:
-    """Rows of every head; scores, per-item outcomes and tensors of the chosen one of each output."""
-    outcome = Outcome(seeds=(probe.images.seed,), timing=dict(probe.state.timing))
-    for output, bank in probe.trainer.banks.items():
-        chosen = _choose(probe.state, output)
-        outcome.runs += [_row(probe, output, head, head == chosen) for head in range(len(probe.params.grid))]
-        _add_scores(outcome, protocol, probe, output, chosen)
-        heads = probe.state.best_tensors.get(output) or bank.tensors()
-        outcome.tensors |= {f"{COLUMN[output]}/{name}": tensor[chosen].clone() for name, tensor in heads.items()}
-    return outcome
-
-
-def _choose(state: ProbeState, output: str) -> int:
-    """The head that does best on the held-out part of train at the last evaluation.
-
-    By accuracy, then by loss; of equals the first of the grid.
-    """
-    if output not in state.heldout:
-        return 0
-    accuracy, loss = (values.tolist() for values in state.heldout[output][-1])
-    return min(range(len(accuracy)), key=lambda h: (-accuracy[h], loss[h] if math.isfinite(loss[h]) else math.inf, h))
-
-
-def _row(probe: Probe, output: str, head: int, chosen: bool) -> dict[str, Any]:
-    from benchmarks.solvers.linear_heads import top_k_percent
-
-    state, (lr, decay) = probe.state, probe.params.grid[head]
-    last, best = state.last[output][head], state.best[output][head]
-    row: dict[str, Any] = {"output": output, "lr": lr, "weight_decay": decay, "chosen": chosen}
-    row |= {f"last_top{k}": top_k_percent(last, k) for k in (1, 5)}
-    row |= {f"best_top{k}": top_k_percent(best, k) for k in (1, 5)}
-    row |= {
-        "best_epoch": int(state.best_epoch[output][head]),
-        "train_loss": _finite(state.train_loss[output][head]),
-    }
-    if output in state.heldout:
-        accuracy, loss = state.heldout[output][-1][:, head]
-        row |= {"heldout_top1": 100 * float(accuracy), "heldout_loss": _finite(loss)}
-    return row
-
-
-def _add_scores(outcome: Outcome, protocol: Protocol, probe: Probe, output: str, chosen: int) -> None:
-    """Scores and per-item outcomes of the columns of one output that the protocol has."""
-    from benchmarks.solvers.linear_heads import top_k_percent
-
-    state, params = probe.state, probe.params
-    last, best = state.last[output][chosen], state.best[output][chosen]
-    oracle = state.best[output][int((state.best[output] < 1).sum(dim=1).argmax())]
-    column, several = COLUMN[output], len(params.grid) > 1
-    chosen_by = RATE if several else ""
-    candidates = [
-        (column, best if params.choose_epoch == "best" else last, params.selection()),
-        (f"{column} last", last, LAST + chosen_by),
-        (f"{column} best", best, f"{BEST} (oracle){chosen_by}"),
-    ]
-    if several:
-        candidates.append((f"{column} oracle", oracle, "best head and epoch on test (oracle)"))
-    for name, ranks, selection in candidates:
-        for title, k in ((name, 1), (f"{name} top-5", 5)):
-            if title in protocol.columns:
-                outcome.scores[title] = Score(value=top_k_percent(ranks, k), n=len(ranks), selection=selection)
-                outcome.items[f"correct/{title}"] = (ranks < k).numpy()
-
-
-def _finite(value: Tensor) -> float | None:
-    return float(value) if math.isfinite(value) else None

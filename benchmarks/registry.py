@@ -15,7 +15,8 @@ AnyTask = Task[Any]
 
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
-    "Frozen features": ("knn", "linear", "multihead", "linear-stored", "logistic", "voc-svm", "low-shot-svm"),
+    "Frozen features": ("knn", "linear", "multihead", "attentive", "linear-stored", "logistic",
+                        "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
     "Dense tasks on frozen features": ("seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext"),
@@ -78,6 +79,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.linear import MultiheadLinear
 
             return MultiheadLinear
+        case "attentive":
+            from benchmarks.attentive import Attentive
+
+            return Attentive
         case "linear-stored":
             from benchmarks.logistic import StoredLogistic
 

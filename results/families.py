@@ -55,6 +55,11 @@ FAMILIES = {
         line="Maps are pooled to fixed sizes, without global average pooling.",
     ),
     "linear_avgpool": Family("Linear evaluation, AvgPool", short="Linear", line=POOLED),
+    "attentive": Family(
+        "Attentive probing",
+        line="Heads that pool patch tokens, or the map of a ResNet's last stage, by attention. Rate and epoch are "
+        "chosen on a held-out part of train.",
+    ),
     "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
     "logistic": Family("Logistic regression", short="Logistic", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),

@@ -12,6 +12,8 @@ from pretrain import distributed
 
 LARS_EPS = 1e-8
 
+Factor = float | tuple[float, ...]  # of the rates: one for all heads, or one for each
+
 
 class ChannelNorm(nn.Module):
     """Batch norm over the channels of frozen maps, synchronised over ranks, without scale and shift.
@@ -70,7 +72,19 @@ class ChannelNorm(nn.Module):
         return centred * (var[group, :, None] + self.eps).rsqrt()
 
 
-class HeadBank(nn.Module):
+class Bank(nn.Module):
+    """Several heads that read the same features and share no parameter; every parameter has a first axis of heads."""
+
+    def decayed(self) -> list[bool]:
+        """For each of `parameters()`, whether weight decay applies."""
+        return [True for _ in self.parameters()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every head's parameters and statistics, (heads, ...) on CPU."""
+        return {name: tensor.detach().cpu() for name, tensor in self.named_parameters()}
+
+
+class HeadBank(Bank):
     """`heads` independent classifiers that read the same features.
 
     Every head starts from the same draw, so a bank of H heads gives the result of H runs with one head each.
@@ -168,40 +182,43 @@ class BankOptimiser:
         bank: on its device.
         rates, weight_decays: of each head.
         lars_eta: eta of LARS; None is SGD.
+        lars_biases: whether the trust ratio applies to vectors too; MAE's LARS takes their bare gradient.
     """
 
     def __init__(
         self,
-        bank: HeadBank,
+        bank: Bank,
         rates: Sequence[float],
         weight_decays: Sequence[float],
         *,
         momentum: float = 0.9,
         nesterov: bool = False,
         lars_eta: float | None = None,
+        lars_biases: bool = True,
     ) -> None:
         self.momentum, self.nesterov, self.lars_eta = momentum, nesterov, lars_eta
         self.parameters = list(bank.parameters())
         self.momenta = [torch.zeros_like(p) for p in self.parameters]
         self._rates = [_per_head(rates, p) for p in self.parameters]
+        self._etas = [lars_eta if lars_biases or p.ndim > 2 else None for p in self.parameters]
         self._decays = [
             _per_head(weight_decays, p) if decayed and any(weight_decays) else None
             for p, decayed in zip(self.parameters, bank.decayed(), strict=True)
         ]
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
+    def step(self, factor: Factor) -> None:
         """Sum the gradients over ranks, update with every rate multiplied by `factor`, and clear the gradients."""
-        for parameter, momentum, rates, decays in zip(
-            self.parameters, self.momenta, self._rates, self._decays, strict=True
+        for parameter, momentum, rates, decays, eta in zip(
+            self.parameters, self.momenta, self._rates, self._decays, self._etas, strict=True
         ):
             assert parameter.grad is not None
             gradient = distributed.sum_(parameter.grad)
             parameter.grad = None
-            rate = rates * factor
-            if self.lars_eta is not None:
+            rate = _scaled(rates, factor)
+            if eta is not None:
                 # The ratio uses the bare gradient's norm, so it is taken before decay is added.
-                rate = rate * _trust_ratio(parameter, gradient, decays, self.lars_eta)
+                rate = rate * _trust_ratio(parameter, gradient, decays, eta)
             if decays is not None:
                 gradient.addcmul_(parameter, decays.expand_as(parameter))
             if self.lars_eta is not None:
@@ -212,6 +229,58 @@ class BankOptimiser:
                 parameter.sub_(update)
             else:
                 parameter.addcmul_(update, rate.expand_as(parameter), value=-1)
+
+
+class BankAdamW:
+    """AdamW on a bank: what `torch.optim.AdamW` would do to every head apart (Loshchilov & Hutter 2019), in one pass.
+
+    Args:
+        bank: on its device.
+        rates, weight_decays: of each head.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        rates: Sequence[float],
+        weight_decays: Sequence[float],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.parameters, self.betas, self.eps = list(bank.parameters()), betas, eps
+        steps = torch.zeros((), device=self.parameters[0].device)
+        self.momenta = [steps, *(torch.zeros_like(p) for _ in betas for p in self.parameters)]
+        self._rates = [_per_head(rates, p) for p in self.parameters]
+        self._decays = [
+            _per_head(weight_decays if decayed else [0.0] * len(weight_decays), p)
+            for p, decayed in zip(self.parameters, bank.decayed(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def step(self, factor: Factor) -> None:
+        """Sum the gradients over ranks, update with every rate multiplied by `factor`, and clear the gradients."""
+        steps, *moments = self.momenta
+        steps.add_(1)
+        done, count = float(steps), len(self.parameters)
+        corrections = [1 - beta**done for beta in self.betas]
+        for parameter, first, second, rates, decays in zip(
+            self.parameters, moments[:count], moments[count:], self._rates, self._decays, strict=True
+        ):
+            assert parameter.grad is not None
+            gradient = distributed.sum_(parameter.grad)
+            parameter.grad = None
+            rate = _scaled(rates, factor)
+            parameter.mul_(1 - rate * decays)
+            first.lerp_(gradient, 1 - self.betas[0])
+            second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+            spread = (second / corrections[1]).sqrt_().add_(self.eps)
+            parameter.sub_(rate / corrections[0] * first / spread)
+
+
+def _scaled(rates: Tensor, factor: Factor) -> Tensor:
+    """The (heads, 1, ...) rates times one factor for all heads, or times each head's own."""
+    return rates * (rates.new_tensor(factor).view_as(rates) if isinstance(factor, tuple) else factor)
 
 
 def _trust_ratio(parameter: Tensor, gradient: Tensor, decays: Tensor | None, eta: float) -> Tensor:

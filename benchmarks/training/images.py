@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Iterator, Sequence
+import random
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from torchvision.transforms import functional as F
 from benchmarks.datasets.images import apply_geometry, decode
 from benchmarks.datasets.lists import batch_file, path_strings
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.task import InputError
 from benchmarks.training.params import ViewParams
 from pretrain import distributed
 from results.schema import Geometry
@@ -34,7 +36,11 @@ from results.schema import Geometry
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
-VIEW, ORDER = 1, 2  # first part of a seed; numpy pads seeds with zeros, so a shorter one alone would not differ
+VIEW, ORDER, ERASE = (
+    1,
+    2,
+    3,
+)  # first part of a seed; numpy pads seeds with zeros, so a shorter one alone would not differ
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -42,6 +48,11 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of one view of one image."""
     return np.random.default_rng((VIEW, seed, epoch, index))
+
+
+def erase_rng(seed: int, step: int) -> np.random.Generator:
+    """The generator that chooses what is erased in the batch of one step."""
+    return np.random.default_rng((ERASE, seed, step))
 
 
 def epoch_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -61,10 +72,14 @@ def training_view(
     resample = RESAMPLE[geometry.interpolation]
     if params.view == "resized_crop":
         view = resized_crop(image, geometry.crop, params.crop_area, params.crop_aspect, resample, rng)
+    elif params.view == "clipped_crop":
+        view = clipped_crop(image, geometry.crop, params.crop_area, params.crop_aspect, resample, rng)
     else:
         view = stored_crop(image, geometry, resample, rng)
     if rng.random() < params.flip_p:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if params.auto_augment:
+        view = auto_augment(view, params.auto_augment, geometry.interpolation, rng)
     if params.jitter:
         view = jitter(view, params.jitter, rng)
     lighting = np.zeros(3, np.float32)
@@ -98,6 +113,24 @@ def resized_crop(
     return image.crop((left, top, left + w, top + h)).resize((size, size), resample)
 
 
+def clipped_crop(
+    image: Image.Image,
+    size: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    resample: Image.Resampling,
+    rng: np.random.Generator,
+) -> Image.Image:
+    """One draw of area and log-aspect, sides clipped to the image's: the crop of BYOL and of MAE's linear probe."""
+    width, height = image.size
+    target = rng.uniform(*area) * width * height
+    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    w = min(max(1, round(math.sqrt(target * ratio))), width)
+    h = min(max(1, round(math.sqrt(target / ratio))), height)
+    left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    return image.crop((left, top, left + w, top + h)).resize((size, size), resample)
+
+
 def stored_crop(
     image: Image.Image, geometry: Geometry, resample: Image.Resampling, rng: np.random.Generator
 ) -> Image.Image:
@@ -117,6 +150,59 @@ def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Ima
     for which in rng.permutation(3):
         image = changes[which](image, float(factors[which]))
     return image
+
+
+def auto_augment(image: Image.Image, policy: str, interpolation: str, rng: np.random.Generator) -> Image.Image:
+    """The image under a policy of timm, which draws from the global generators: they are seeded, and put back."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        random.seed(int(rng.integers(2**32)))
+        np.random.seed(int(rng.integers(2**32)))
+        return _policy(policy, min(image.size), interpolation)(image)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@lru_cache(maxsize=4)
+def _policy(name: str, size: int, interpolation: str) -> Callable[[Image.Image], Image.Image]:
+    """A policy with what `timm.data.create_transform` sets: shifts up to 45 % of the size, ImageNet's mean as filling.
+
+    Raises:
+        InputError: timm has no such policy.
+    """
+    from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+
+    settings = {"translate_const": int(size * 0.45), "img_mean": (124, 116, 104)}
+    settings["interpolation"] = RESAMPLE[interpolation]
+    make = rand_augment_transform if name.startswith("rand") else auto_augment_transform
+    try:
+        return make(name, settings)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(f"auto_augment={name}: timm has no such policy; rand-m9-mstd0.5-inc1 is one") from error
+
+
+def erase(x: Tensor, probability: float, rng: np.random.Generator, rows: slice, length: int) -> None:
+    """Fill a rectangle of some images with normal noise, in place (Zhong et al. 2020; area and aspect as in timm).
+
+    Args:
+        x: (n, 3, H, W) normalised images: `rows` of a batch of `length`. Draws do not depend on how ranks share it.
+    """
+    height, width = x.shape[2:]
+    for row in range(length):
+        erased, seed = rng.random() < probability, int(rng.integers(2**62))
+        if not erased or not rows.start <= row < rows.stop:
+            continue
+        own = np.random.default_rng(seed)
+        for _ in range(10):
+            target = own.uniform(0.02, 1 / 3) * height * width
+            ratio = math.exp(own.uniform(math.log(0.3), math.log(1 / 0.3)))
+            h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if h < height and w < width:
+                top, left = int(own.integers(height - h + 1)), int(own.integers(width - w + 1))
+                noise = torch.from_numpy(own.standard_normal((x.shape[1], h, w), np.float32))
+                x[row - rows.start, :, top : top + h, left : left + w] = noise.to(x.device, x.dtype)
+                break
 
 
 # ---- decoded images and loaders --------------------------------------------------------------------------------------

@@ -27,17 +27,22 @@ class ViewParams(Params):
 
     Attributes:
         view: `resized_crop` takes a random area and aspect (Inception style); `stored_crop` resizes the shorter side to
-            the geometry's `resize`, takes that centre square, and crops at random within it.
+            the geometry's `resize`, takes that centre square, and crops at random within it; `clipped_crop` draws one
+            area and aspect and clips them to the image, as BYOL and MAE's linear probe do.
+        auto_augment: a policy by timm's name, as `rand-m9-mstd0.5-inc1`, applied after the flip.
+        erasing: probability that a rectangle of the normalised view becomes noise (Zhong et al. 2020, per pixel).
         jitter: strength of brightness, contrast and saturation; 0 is none.
         lighting: standard deviation of the PCA lighting noise on pixels in [0, 1]; 0 is none.
     """
 
-    view: Literal["resized_crop", "stored_crop"] = "resized_crop"
+    view: Literal["resized_crop", "stored_crop", "clipped_crop"] = "resized_crop"
     crop_area: tuple[Positive, Positive] = (0.08, 1.0)
     crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     jitter: NotNegative = 0.0
     lighting: NotNegative = 0.0
     flip_p: float = Field(0.5, ge=0.0, le=1.0)
+    auto_augment: str | None = Field(None, exclude_if=lambda policy: policy is None)
+    erasing: float = Field(0.0, ge=0.0, le=1.0, exclude_if=lambda probability: probability == 0)
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:

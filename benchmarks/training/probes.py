@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,24 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.pool import Pooling, pool
-from benchmarks.solvers.linear_heads import BankOptimiser, HeadBank, bank_loss, target_ranks
+from benchmarks.solvers.linear_heads import Bank, BankAdamW, BankOptimiser, Factor, bank_loss, target_ranks
 from benchmarks.task import Labels, progress
-from benchmarks.training.images import FixedBatches, Images, TrainingBatches, Views, batches, network_input
+from benchmarks.training.images import (
+    FixedBatches,
+    Images,
+    TrainingBatches,
+    Views,
+    batches,
+    erase,
+    erase_rng,
+    network_input,
+)
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed
 from results.schema import Geometry
 
 if TYPE_CHECKING:
-    from benchmarks.linear import ProbeParams
+    from benchmarks.training.probe_task import HeadsParams
 
 EVALUATION_BATCH = 256
 KEPT_BYTES = 2**30  # per rank, for the features of each set that is evaluated again and again
@@ -56,7 +67,8 @@ class FrozenFeatures:
 
     Attributes:
         channels: of each output, the channels of a batch norm.
-        dims: of each pooled output, `channels` times the number of pooled positions.
+        shapes: of each output as heads read it, without the images' axis: (dim,) of a vector or of a pooled map,
+            (channels, h, w) of a map that is not pooled.
     """
 
     def __init__(
@@ -70,20 +82,30 @@ class FrozenFeatures:
             blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8, device=device)
             maps = encoder.outputs(encoder.normalise(blank), self.outputs)
             self.channels = {key: maps[key[0]].shape[1] for key in self.keys}
-            self.dims = {key: vectors.shape[1] for key, vectors in self._pooled(maps).items()}
+            self.shapes = {key: tuple(values.shape[1:]) for key, values in self._pooled(maps).items()}
+
+    @property
+    def dims(self) -> dict[FeatureKey, int]:
+        """Of each output, its numbers per image."""
+        return {key: math.prod(shape) for key, shape in self.shapes.items()}
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, lighting: Tensor | None = None) -> dict[FeatureKey, Tensor]:
-        """Features of (N, 3, H, W) uint8 images on any device: (N, dim) float32 for each key.
+    def __call__(
+        self, images: Tensor, lighting: Tensor | None = None, change: Callable[[Tensor], None] | None = None
+    ) -> dict[FeatureKey, Tensor]:
+        """Features of (N, 3, H, W) uint8 images on any device: (N, *shape) float32 for each key.
 
         N may be 0: a rank may have no image of a last small batch.
 
         Args:
             lighting: see `network_input`.
+            change: changes the normalised images in place.
         """
         if not len(images):
-            return {key: torch.zeros(0, self.dims[key], device=self.device) for key in self.keys}
+            return {key: torch.zeros(0, *self.shapes[key], device=self.device) for key in self.keys}
         x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
+        if change is not None:
+            change(x)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = self.encoder.outputs(x, self.outputs)
         return self._pooled({output: value.float() for output, value in maps.items()})
@@ -132,7 +154,7 @@ class EvaluationSet:
         start = distributed.own_slice(n).start
         for features, targets in self._features():
             for output, bank in trainer.banks.items():
-                logits = bank.eval()(features[trainer.keys[output]])
+                logits = bank.eval()(trainer.inputs(output, features))
                 ranks[output][:, start : start + len(targets)] = target_ranks(logits, targets).int()
                 losses[output] += bank_loss(logits, targets, n)
             start += len(targets)
@@ -161,13 +183,13 @@ class ImageStream:
     """The images that probes are trained and measured on.
 
     Args:
-        params: what the probes agree on (see `benchmarks.linear.ONE_PASS_FIELDS`), of any of them.
+        params: what the probes agree on (see `benchmarks.training.probe_task.ONE_PASS_FIELDS`), of any of them.
         kept, held: the items of train that heads are trained on, and that they are chosen by.
     """
 
     def __init__(
         self,
-        params: ProbeParams,
+        params: HeadsParams,
         geometry: Geometry,
         frozen: FrozenFeatures,
         train: Labels,
@@ -206,7 +228,10 @@ class ProbeState(TrainingState):
         last: output -> (heads, N) ranks of the true class at the last evaluation.
         best: output -> the same at each head's best evaluation so far.
         best_epoch: output -> (heads,) int64.
-        best_tensors: output -> parameter -> (heads, ...) of that evaluation, where the protocol reports the best epoch.
+        kept: output -> (heads, N) ranks at the evaluation at which each head did best on the held-out part, where the
+            protocol reports that one.
+        kept_at: output -> (3, heads): epoch, held-out accuracy and held-out loss of that evaluation.
+        best_tensors: output -> parameter -> (heads, ...) of the reported evaluation, where that is not the last.
     """
 
     banks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -217,51 +242,44 @@ class ProbeState(TrainingState):
     last: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept_at: dict[str, Tensor] = field(default_factory=dict)
     best_tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class HeadTrainer:
-    """A bank of heads and its optimiser for every output that a protocol reads and the encoder has."""
+    """A bank of heads and its optimiser for every group of outputs that a protocol reads and the encoder has.
 
-    def __init__(self, params: ProbeParams, frozen: FrozenFeatures, classes: int, seed: int) -> None:
+    Attributes:
+        keys: name of the bank -> what its heads read.
+    """
+
+    def __init__(self, params: HeadsParams, frozen: FrozenFeatures, classes: int, seed: int) -> None:
         self.params, self.device = params, frozen.device
-        self.keys: dict[str, FeatureKey] = {
-            output: key for output, key in params.feature_keys().items() if key in frozen.keys
+        self.keys: dict[str, tuple[FeatureKey, ...]] = {
+            name: keys for name, keys in params.reads(frozen.encoder.names).items() if set(keys) <= set(frozen.keys)
         }
-        self.banks: dict[str, HeadBank] = {}
-        self.optimisers: dict[str, BankOptimiser] = {}
-        rates, weight_decays = zip(*params.grid, strict=True)
-        for output, key in self.keys.items():
-            init_seed = seed * len(params.outputs) + params.outputs.index(output)
-            bank = HeadBank(
-                frozen.dims[key],
-                frozen.channels[key],
-                classes,
-                len(params.grid),
-                batch_norm=params.batch_norm,
-                norm_groups=params.norm_groups,
-                init_std=params.init_std if params.head_init == "normal" else None,
-                generator=torch.Generator().manual_seed(init_seed),
-            ).to(frozen.device)
-            self.banks[output] = bank
-            self.optimisers[output] = BankOptimiser(
-                bank,
-                rates,
-                weight_decays,
-                momentum=params.momentum,
-                nesterov=params.nesterov,
-                lars_eta=params.lars_eta if params.optimiser == "lars" else None,
-            )
+        self.banks: dict[str, Bank] = {}
+        self.optimisers: dict[str, BankOptimiser | BankAdamW] = {}
+        for name, keys in self.keys.items():
+            bank = params.bank(name, [frozen.shapes[key] for key in keys], frozen.channels[keys[0]], classes, seed)
+            self.banks[name] = bank.to(frozen.device)
+            self.optimisers[name] = params.optimiser_of(bank)
+
+    def inputs(self, name: str, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """What a bank reads: its output, or several vectors joined."""
+        read = [features[key] for key in self.keys[name]]
+        return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
     def update(
-        self, features: Mapping[FeatureKey, Tensor], targets: Tensor, factor: float, batch_length: int
+        self, features: Mapping[FeatureKey, Tensor], targets: Tensor, factor: Factor, batch_length: int
     ) -> dict[str, Tensor]:
         """One update of every bank.
 
         Args:
-            features: (N, D) of this rank's part of the batch.
+            features: (N, *shape) of this rank's part of the batch.
             targets: (N,).
-            factor: of every head's rate.
+            factor: of every head's rate, or of each.
             batch_length: images of the batch over all ranks.
 
         Returns:
@@ -270,7 +288,7 @@ class HeadTrainer:
         losses = {}
         for output, bank in self.banks.items():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-                logits = bank.train()(features[self.keys[output]])
+                logits = bank.train()(self.inputs(output, features))
             loss = bank_loss(logits, targets, batch_length)
             loss.sum().backward()
             self.optimisers[output].step(factor)
@@ -281,7 +299,7 @@ class HeadTrainer:
 class Probe:
     """The heads of one protocol and their progress, resumed from `path` where there is a state with this key."""
 
-    def __init__(self, params: ProbeParams, images: ImageStream, classes: int, *, key: str, path: Path) -> None:
+    def __init__(self, params: HeadsParams, images: ImageStream, classes: int, *, key: str, path: Path) -> None:
         self.params, self.images, self.path = params, images, path
         self.trainer = HeadTrainer(params, images.frozen, classes, images.seed)
         self.state = ProbeState.load(path, key)
@@ -298,7 +316,7 @@ class Probe:
 
     def update(self, features: Mapping[FeatureKey, Tensor], targets: Tensor, step: int, batch_length: int) -> None:
         """One update of every head, see `HeadTrainer.update`."""
-        factor = self.params.rate_factor(step, self.images.steps_per_epoch)
+        factor = self.params.head_factor(step, self.images.steps_per_epoch)
         for output, loss in self.trainer.update(features, targets, factor, batch_length).items():
             self._loss_sums[output] += loss * batch_length
         self._images_seen += batch_length
@@ -335,12 +353,32 @@ class Probe:
             state.best[output] = _where(better, measured.ranks, state.best.get(output))
             epochs = torch.full((len(top1),), epoch)
             state.best_epoch[output] = _where(better, epochs, state.best_epoch.get(output))
-            if self.params.choose_epoch == "best":
+            reported = better
+            if self.params.reported_epoch == "heldout":
+                reported = self._keep_best_on_heldout(output, epoch, measured.ranks)
+            if self.params.reported_epoch != "last":
                 kept = state.best_tensors.get(output, {})
                 state.best_tensors[output] = {
-                    name: _where(better, now, kept.get(name))
+                    name: _where(reported, now, kept.get(name))
                     for name, now in self.trainer.banks[output].tensors().items()
                 }
+
+    def _keep_best_on_heldout(self, output: str, epoch: int, ranks: Tensor) -> Tensor:
+        """Keep the ranks of the heads that now do better on the held-out part than before, and return which do.
+
+        By accuracy, then by loss.
+        """
+        state = self.state
+        accuracy, loss = state.heldout[output][-1]
+        now = torch.stack([torch.full_like(accuracy, epoch), accuracy, loss])
+        before = state.kept_at.get(output)
+        if before is None:
+            better = torch.ones_like(accuracy, dtype=torch.bool)
+        else:
+            better = (accuracy > before[1]) | ((accuracy == before[1]) & (loss < before[2]))
+        state.kept[output] = _where(better, ranks, state.kept.get(output))
+        state.kept_at[output] = now if before is None else torch.where(better, now, before)
+        return better
 
 
 def _where(better: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
@@ -360,7 +398,13 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
         unfinished = [probe for probe in probes if probe.state.steps <= step]
         for probe in unfinished:
             probe.state.add_time("wait for images", waiting)
-        features = images.frozen(pixels, lighting if images.params.lighting else None)
+        change = None
+        if images.params.erasing:
+            length, rng = sampler.batch_length(step), erase_rng(images.seed, step)
+            change = partial(
+                erase, probability=images.params.erasing, rng=rng, rows=distributed.own_slice(length), length=length
+            )
+        features = images.frozen(pixels, lighting if images.params.lighting else None, change)
         targets = targets.to(images.frozen.device, non_blocking=True)
         for probe in unfinished:
             probe.update(features, targets, step, sampler.batch_length(step))

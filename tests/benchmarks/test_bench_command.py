@@ -199,7 +199,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
 
 
-def test_probes_runs_both_linear_benchmarks_and_skips_what_an_encoder_has_not(
+def test_probes_runs_three_benchmarks_in_one_pass_and_skips_what_an_encoder_has_not(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("probes", data, tmp_path, "--set", "epochs=2", encoder=(ENCODER, "pixels")) == 0
@@ -207,11 +207,12 @@ def test_probes_runs_both_linear_benchmarks_and_skips_what_an_encoder_has_not(
     assert found == {
         ("random init (resnet18, seed 0)", "linear_avgpool"),
         ("random init (resnet18, seed 0)", "linear_multihead"),
+        ("random init (resnet18, seed 0)", "attentive"),
         ("raw pixels", "linear_avgpool"),
     }
     error = capsys.readouterr().err
     assert "pixels: skipped: raw pixels has none of feature1" in error
-    assert len(error.splitlines()) == 1
+    assert len(error.splitlines()) == 2
     both = {r.protocol.resolved.benchmark: r.scores for r in records(tmp_path)}
     assert run("multihead", data, tmp_path / "alone", "--set", "epochs=2") == 0
     (alone,) = records(tmp_path / "alone")

@@ -22,6 +22,7 @@ TASKS = (
     "knn",
     "linear",
     "multihead",
+    "attentive",
     "linear-stored",
     "voc-svm",
     "low-shot-svm",

@@ -8,8 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmarks.linear import AVGPOOL_PROTOCOLS, MULTIHEAD_PROTOCOLS, AvgPoolLinear, ProbeParams, fitted_to
+from benchmarks.linear import AVGPOOL_PROTOCOLS, MULTIHEAD_PROTOCOLS, AvgPoolLinear, ProbeParams
 from benchmarks.task import InputError
+from benchmarks.training.probe_task import fitted_to
 from results.schema import Geometry, Protocol
 
 PROTOCOLS = (*AVGPOOL_PROTOCOLS, *MULTIHEAD_PROTOCOLS)

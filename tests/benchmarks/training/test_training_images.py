@@ -19,8 +19,12 @@ from benchmarks.training.images import (
     Images,
     TrainingBatches,
     Views,
+    auto_augment,
     batches,
+    clipped_crop,
     epoch_rng,
+    erase,
+    erase_rng,
     jitter,
     resized_crop,
     stored_crop,
@@ -205,3 +209,66 @@ def test_what_does_not_fit_is_read_when_asked_for(tmp_path: Path) -> None:
     images = Images(labels.paths, limit=100)
     assert not images.in_memory
     assert images[1].size == (24, 20)
+
+
+def test_a_clipped_crop_is_one_draw_that_the_image_bounds() -> None:
+    image = coordinates(300, 60)
+    crops = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        view = clipped_crop(image, 32, (0.5, 1.0), (3 / 4, 4 / 3), BILINEAR, rng)
+        left, right, top, bottom = extent(view)
+        crops.append((300 * (right - left), 60 * (bottom - top)))
+        area = np.random.default_rng(seed).uniform(0.5, 1.0) * 300 * 60
+        assert crops[-1][0] <= np.sqrt(area * 4 / 3) + 3  # as wide as drawn
+    # At least 9000 pixels of at most 4/3 : 1 are higher than 60: each height is clipped, and no width makes up for it.
+    assert np.allclose([height for _, height in crops], 60, atol=1)
+    assert 80 < min(width for width, _ in crops) < 90
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original"])
+def test_a_policy_is_timms_and_leaves_global_generators_alone(policy: str) -> None:
+    import random
+
+    from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+
+    image = coordinates(40, 30)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    views = [np.asarray(auto_augment(image, policy, "bicubic", view_rng(0, epoch, 1))) for epoch in range(8)]
+    again = [np.asarray(auto_augment(image, policy, "bicubic", view_rng(0, epoch, 1))) for epoch in range(8)]
+    assert (states[0], states[1]) == (random.getstate(), np.random.get_state()[1].tolist())
+    assert all(np.array_equal(a, b) for a, b in zip(views, again, strict=True))
+    assert len({view.tobytes() for view in views}) > 4
+    settings = {
+        "translate_const": int(30 * 0.45),
+        "img_mean": (124, 116, 104),
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    make = rand_augment_transform if policy.startswith("rand") else auto_augment_transform
+    rng = view_rng(0, 3, 1)
+    random.seed(int(rng.integers(2**32)))
+    np.random.seed(int(rng.integers(2**32)))
+    assert np.array_equal(np.asarray(make(policy, settings)(image)), views[3])
+
+
+def test_erased_rectangles_are_timms_in_size_and_do_not_depend_on_ranks() -> None:
+    from timm.data.random_erasing import RandomErasing
+
+    def erased(x: torch.Tensor) -> torch.Tensor:
+        return (x != 0).any(dim=1).flatten(1).double().mean(dim=1)
+
+    count, blank = 1500, torch.zeros(1500, 3, 20, 30)
+    whole = blank.clone()
+    erase(whole, 0.5, erase_rng(0, 7), slice(0, count), count)
+    parts = [blank[:700].clone(), blank[700:].clone()]
+    erase(parts[0], 0.5, erase_rng(0, 7), slice(0, 700), count)
+    erase(parts[1], 0.5, erase_rng(0, 7), slice(700, count), count)
+    assert torch.equal(torch.cat(parts), whole)
+    theirs = RandomErasing(0.5, mode="pixel", max_count=1, device="cpu")(blank.clone())
+    ours, expected = erased(whole), erased(theirs)
+    assert (ours > 0).double().mean() == pytest.approx(float((expected > 0).double().mean()), abs=0.05)
+    quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert torch.allclose(ours[ours > 0].quantile(quantiles), expected[expected > 0].quantile(quantiles), atol=0.03)
+    noise = whole[whole != 0]
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+    assert float(noise.std()) == pytest.approx(1, abs=0.01)
