@@ -175,6 +175,7 @@ def prepare(
             f"{encoder.card.name} has none of {', '.join(sorted(read))}, which {protocol.id} reads"
         )
     protocol = task.resolve(protocol)
+    task.check_encoder(protocol, encoder)
     if dataset is not None:
         protocol = protocol.changed(dataset=dataset)
     if options.precision is not None:

@@ -15,7 +15,7 @@ AnyTask = Task[Any]
 
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
-    "Frozen features": ("knn", "linear", "multihead", "attentive", "linear-stored", "logistic",
+    "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored", "logistic",
                         "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
@@ -79,6 +79,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.linear import MultiheadLinear
 
             return MultiheadLinear
+        case "linear-grid":
+            from benchmarks.linear_grid import LinearGrid
+
+            return LinearGrid
         case "attentive":
             from benchmarks.attentive import Attentive
 

@@ -237,6 +237,13 @@ class Task(ABC, Generic[ParamsT]):
         """
         return protocol
 
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Refuse an encoder by what is known of it, before any data is read.
+
+        Raises:
+            NotApplicableError: this encoder cannot be measured under this protocol.
+        """
+
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Refuse what the labels alone show, before anything is computed.
 

@@ -55,6 +55,10 @@ FAMILIES = {
         line="Maps are pooled to fixed sizes, without global average pooling.",
     ),
     "linear_avgpool": Family("Linear evaluation, AvgPool", short="Linear", line=POOLED),
+    "linear_grid": Family(
+        "Linear evaluation, DINOv2's grid",
+        line="Class tokens of the last or the last four blocks, with and without the mean patch token, at 13 rates.",
+    ),
     "attentive": Family(
         "Attentive probing",
         line="Heads that pool patch tokens, or the map of a ResNet's last stage, by attention. Rate and epoch are "

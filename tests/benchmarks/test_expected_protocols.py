@@ -22,6 +22,7 @@ TASKS = (
     "knn",
     "linear",
     "multihead",
+    "linear-grid",
     "attentive",
     "linear-stored",
     "voc-svm",
