@@ -235,6 +235,10 @@ def architecture_text(architecture: Architecture) -> str:
         ("p", "stem_padding"),
         ("eps", "bn_eps"),
         ("heads", "num_heads"),
+        ("positions=", "positions"),
+        ("", "activation"),
+        ("eps", "norm_eps"),
+        ("embed=", "pooling"),
     ):
         value = getattr(architecture, field)
         if value != Architecture.model_fields[field].default:

@@ -69,6 +69,17 @@ class Architecture(Frozen):
     stride_in_1x1: bool = Field(False, exclude_if=_is_false, description="of a bottleneck, not in its 3x3")
     bn_eps: float = Field(1e-5, exclude_if=_is_torch_eps)
     num_heads: int | None = Field(None, exclude_if=_is_none, description="of a ViT; timm's for the model where None")
+    # offset: at other image sizes as in DINO's code; bfloat16: rotary periods as in DINOv3's files
+    positions: Literal["offset", "bfloat16"] | None = Field(
+        None, exclude_if=_is_none, description="of a ViT; as in timm where None"
+    )
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = Field(
+        None, exclude_if=_is_none, description="of a ViT; timm's for the model where None"
+    )
+    norm_eps: float | None = Field(None, gt=0, exclude_if=_is_none, description="of a ViT's layer norms")
+    pooling: Literal["cls", "mean", "cls+mean"] | None = Field(
+        None, exclude_if=_is_none, description="tokens that make embed; timm's for the model where None"
+    )
 
 
 class EncoderCard(Frozen):
@@ -84,6 +95,8 @@ class EncoderCard(Frozen):
         mean, std: per channel in the order of `channels`, in units of `value_range`.
         value_range: pixel value of white: 1.0 or 255.0.
         embed: how the one vector per image is formed.
+        patch_size: of a ViT: image sizes must be multiples of it.
+        input_size: the only image size that the encoder takes, where it takes one only.
         head: how the projection is formed, with the first digits of its weights' hash, where the file has one.
         interpolation: how its library resizes images. For the reader alone: the protocol owns the geometry.
         assumed: names of the fields above that nothing in the file or a known release confirms.
@@ -103,6 +116,8 @@ class EncoderCard(Frozen):
     channels: Literal["RGB", "BGR"] = "RGB"
     embed: str = "global average of the last stage"
     head: str | None = Field(None, exclude_if=_is_none)
+    patch_size: int | None = Field(None, exclude_if=_is_none)
+    input_size: int | None = Field(None, exclude_if=_is_none)
     interpolation: str | None = Field(None, exclude_if=_is_none)
     method: str | None = None
     epochs: float | None = None

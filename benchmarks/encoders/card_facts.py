@@ -23,16 +23,19 @@ from results.schema import Architecture, EncoderCard
 
 RELEASES = Path(__file__).with_name("releases.toml")
 
-NETWORK = ("stem_stride", "stem_padding", "max_pool", "stride_in_1x1", "bn_eps", "num_heads")
+OF_RESNETS = ("stem_stride", "stem_padding", "max_pool", "stride_in_1x1", "bn_eps")
+OF_VITS = ("num_heads", "positions", "activation", "norm_eps", "pooling")
+NETWORK = (*OF_RESNETS, *OF_VITS)
 PIXELS = ("mean", "std", "value_range", "channels")
 HISTORY = ("method", "epochs", "pretrain_data", "licence", "published_as")
-NAMES = ("architecture", "pick", *NETWORK, *PIXELS, *HISTORY)
+NAMES = ("architecture", "pick", "family", *NETWORK, *PIXELS, *HISTORY)
+SHORT = {"heads": "num_heads", "embed": "pooling"}  # other names of fields
 
 _FREE_TEXT = ("method", "pretrain_data", "licence", "published_as")  # values that may contain blanks
 _MAY_BE_ZERO = ("mean", "stem_padding", "epochs")
 _EXAMPLES = {
     "channels": "BGR", "mean": "103.53,116.28,123.675", "std": "1,1,1", "value_range": "255", "stride_in_1x1": "true",
-    "max_pool": "false", "stem_stride": "1", "num_heads": "6",
+    "max_pool": "false", "stem_stride": "1", "num_heads": "12", "activation": "quick_gelu",
 }  # fmt: skip
 
 
@@ -40,7 +43,7 @@ _EXAMPLES = {
 class CardOverrides:
     """Known values, by field of `Architecture` and `EncoderCard`. Fields without one keep their default, as assumed.
 
-    `architecture` and `pick` can only come from the user.
+    `architecture`, `pick` and `family` (of a vision transformer) can only come from the user.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +55,10 @@ class CardOverrides:
     @property
     def pick(self) -> str | None:
         return self.values.get("pick")
+
+    @property
+    def family(self) -> str | None:
+        return self.values.get("family")
 
     def then(self, stronger: CardOverrides) -> CardOverrides:
         """Both, with the values of `stronger` where they differ."""
@@ -76,12 +83,14 @@ class CardOverrides:
         if given:
             raise InputError(f"--facts {', '.join(given)}: {reason}; leave {'it' if len(given) == 1 else 'them'} out")
 
-    def require(self, needed: Sequence[str], subject: str) -> None:
-        """Raises InputError with an example of the flag where one of these fields has no value."""
+    def require(self, needed: Sequence[str], subject: str, otherwise: str = "") -> None:
+        """Raises InputError with an example of the flag, or another remedy, where one of these fields has no value."""
         missing = [name for name in needed if name not in self.values]
         if missing:
             examples = " ".join(f"{name}={_EXAMPLES[name]}" for name in missing)
-            raise InputError(f"{subject}, and its keys do not show {', '.join(missing)}; add --facts {examples}")
+            raise InputError(
+                f"{subject}, and its keys do not show {', '.join(missing)}; add --facts {examples}{otherwise}"
+            )
 
 
 def parse_card_overrides(texts: Sequence[str]) -> CardOverrides:
@@ -121,8 +130,9 @@ def parse_card_overrides(texts: Sequence[str]) -> CardOverrides:
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    for part in re.split(rf"\s+(?=(?:{'|'.join(NAMES)})=)", text.strip()):
+    for part in re.split(rf"\s+(?=(?:{'|'.join((*NAMES, *SHORT))})=)", text.strip()):
         name, _, value = part.partition("=")
+        name = SHORT.get(name, name)
         words = value.split()
         # In a value with blanks, `tau=0.2` is one of its words, and `chanels=BGR` a misspelt name.
         misspelt = [word for word in words[1:] if "=" in word and get_close_matches(word.partition("=")[0], NAMES)]
@@ -178,6 +188,12 @@ def _releases() -> dict[str, Any]:
     return tomllib.loads(RELEASES.read_text(encoding="utf-8"))
 
 
+def pixels_of(name: str) -> CardOverrides:
+    """Mean, std, range and channel order of a table `pixels` of releases.toml."""
+    values = _releases()["pixels"][name]
+    return CardOverrides({**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
 def overrides_of_release(
     layout: str, architecture: Architecture, keys: Sequence[str], author: object, stem_kernel: int | None
 ) -> CardOverrides:
@@ -205,6 +221,4 @@ def overrides_of_release(
     for name in ("mean", "std"):
         if name in values:
             values[name] = tuple(values[name])
-    if values.get("num_heads") == "standard":  # the same number as in timm's model
-        values["num_heads"] = None
     return CardOverrides(values)

@@ -8,17 +8,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from benchmarks.encoders.card_facts import (
-    NETWORK,
+    OF_RESNETS,
+    OF_VITS,
     PIXELS,
     CardOverrides,
     overrides_of_card,
     overrides_of_recipe,
     overrides_of_release,
+    pixels_of,
 )
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
@@ -28,6 +31,10 @@ from benchmarks.task import InputError
 from pretrain.checkpoint import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.hf_configs import HubConfig
+    from benchmarks.encoders.vit_families import VitFamily
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +76,9 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     file = read_weights(path)
     if file.card is not None:
         return _with_own_card(file, file.card, overrides)
+    config = _config_beside(path)
+    if config is not None and "architecture" in config.values.values and not overrides.architecture:
+        overrides = config.values.then(overrides)
     if overrides.architecture and overrides.architecture.startswith("timm:"):
         encoder = _named_timm(file, overrides.architecture, overrides)
     else:
@@ -85,6 +95,14 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
              card.keys_matched, card.keys_unused, assumed)  # fmt: skip
     return encoder
+
+
+def _config_beside(path: Path) -> HubConfig | None:
+    if not (path.parent / "config.json").is_file():
+        return None
+    from benchmarks.encoders.hf_configs import read_config
+
+    return read_config(path)
 
 
 # ---- recognise the layout --------------------------------------------------------------------------------------------
@@ -105,6 +123,8 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
         if options:
             break
     else:
+        layout, options = _vit_under_any_prefix(mappings)
+    if not options:
         total = sum(len(tensors) for tensors in mappings.values())
         names = [f"{where}/{key}".lstrip("/") for where, tensors in mappings.items() for key in tensors]
         raise InputError(
@@ -129,6 +149,31 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
     total = sum(len(tensors) for tensors in mappings.values())
     label = layout.name if len(options) == 1 else f"{layout.name}: {chosen}"
     return RecognisedCheckpoint(layout, label, backbone, head, total - len(backbone) - len(head), tuple(tensors))
+
+
+def _vit_under_any_prefix(mappings: Mapping[str, Mapping[str, Tensor]]) -> tuple[CheckpointLayout, dict[str, Pick]]:
+    """The vision transformers of a file whose layout is not in the table, by the path of their keys.
+
+    A teacher comes first and a student last, as methods with both evaluate the teacher.
+    """
+    from benchmarks.encoders.vit_families import find_naming, tower_prefixes
+
+    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
+    found: dict[str, Pick] = {}
+    names = "a vision transformer"
+    for place in sorted(mappings, key=lambda place: order.get(place, len(order))):
+        for prefix in tower_prefixes(mappings[place]):
+            naming = find_naming([k.removeprefix(prefix) for k in mappings[place] if k.startswith(prefix)])
+            if naming is not None and not found:
+                names = naming.name
+            found["/".join(part for part in (place, prefix.rstrip(".")) if part) or "model"] = Pick(place, prefix)
+
+    def rank(name: str) -> int:
+        words = ("teacher", "target"), ("student", "momentum", "ema", "predictor", "decoder")
+        return 0 if any(w in name for w in words[0]) else 2 if any(w in name for w in words[1]) else 1
+
+    ordered = {name: found[name] for name in sorted(found, key=rank)}
+    return CheckpointLayout(names, "", (), {}), ordered
 
 
 def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
@@ -204,7 +249,7 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     """A file of this project: the card says everything, and only what it lists as assumed is assumed."""
     source, tensors = str(file.path), file.tensors[""]
     asked = overrides.architecture or card.architecture.name
-    if asked.partition("-")[0] != card.architecture.name:
+    if asked.partition("-")[0] != card.architecture.name.partition("-")[0]:
         raise InputError(f"{source} holds a {card.architecture.name}, not a {asked}; give another file")
     overrides.refuse(["pick"], f"{source} holds one encoder")
     _refuse_fields_of_other_networks(overrides, card.architecture.name, source)
@@ -221,7 +266,7 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
 
 def _refuse_fields_of_other_networks(overrides: CardOverrides, architecture: str, source: str) -> None:
     """Such a value would change nothing, and nobody would notice."""
-    others = ("num_heads",) if architecture in STAGES else tuple(name for name in NETWORK if name != "num_heads")
+    others = (*OF_VITS, "family") if architecture in STAGES else OF_RESNETS
     overrides.refuse(others, f"{source} is a {architecture}, which has no such setting")
 
 
@@ -327,40 +372,106 @@ def _embedded_card(file: WeightFile) -> EncoderCard | None:
 
 
 def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
-    from benchmarks.encoders.timm_models import infer_vit
+    """A vision transformer of any family (see `benchmarks.encoders.vit_families`)."""
+    from benchmarks.encoders.timm_models import heads_are_known, vit_architecture
+    from benchmarks.encoders.vit_families import family_named, find_family
 
-    architecture, tensors = infer_vit(found.backbone, str(file.path))
-    _refuse_fields_of_other_networks(overrides, architecture.name, str(file.path))
-    known = _known_without_user(file, found, architecture, None).then(overrides)
-    return _timm(file, architecture.name, replace(found, backbone=tensors), known, [*PIXELS, "num_heads"])
+    source = str(file.path)
+    found = _tower(found, source)
+    config = _config_beside(file.path)
+    name = overrides.family or (config.family if config else None)
+    family = family_named(name) if name else find_family(found.backbone, found.keys, found.layout.name)
+    architecture = vit_architecture(family, found.backbone, source)
+    _refuse_fields_of_other_networks(overrides, architecture.name, source)
+    known = _known_of_family(family, architecture).then(_known_without_user(file, found, architecture, None))
+    known = known.then(config.values if config else CardOverrides()).then(overrides)
+    asked = list(family.asks)
+    if not heads_are_known(architecture, family):
+        asked.append("num_heads")
+    if "input_resolution" in found.keys:  # OpenAI's own files keep it
+        known = CardOverrides({"activation": "quick_gelu"}).then(known)
+    known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", _family_remedy(family))
+    needed = [*PIXELS] if family.pixels else [*PIXELS, "positions"]
+    return _timm(file, architecture, found, known, needed)
+
+
+def _family_remedy(family: VitFamily) -> str:
+    """Naming the family is another way to say what keys do not show."""
+    from benchmarks.encoders.vit_families import FAMILY_NAMES
+
+    if family.pixels:
+        return ""
+    return f", or its family where it has the usual sizes, as --facts family=dino ({', '.join(FAMILY_NAMES)})"
+
+
+def _tower(found: RecognisedCheckpoint, source: str) -> RecognisedCheckpoint:
+    """The vision transformer below the found prefix, by timm's names. Other tensors are counted as unused."""
+    from benchmarks.encoders.vit_families import as_timm, tower_prefixes
+
+    prefixes = tower_prefixes(found.backbone)
+    prefix = prefixes[0] if prefixes else ""
+    below = {key.removeprefix(prefix): t for key, t in found.backbone.items() if key.startswith(prefix)}
+    outside = len(found.backbone) - len(below)
+    head = found.head
+    if "proj" in below and not head:  # CLIP's projection, as a matrix from the left
+        head = {"weight": below.pop("proj").mT.contiguous()}
+    tensors, left_out = as_timm(below, source)
+    return replace(found, backbone=tensors, head=head, unused=found.unused + outside + left_out)
+
+
+def _known_of_family(family: VitFamily, architecture: Architecture) -> CardOverrides:
+    """What the family's own code fixes."""
+    values: dict[str, object] = {"num_heads": architecture.num_heads, "positions": architecture.positions}
+    values = {name: value for name, value in values.items() if value is not None}
+    if family.embed in ("cls", "mean") and not architecture.name.endswith("-avg"):
+        values["pooling"] = family.embed
+    if family.name not in ("plain", "deit", "beit", "clip"):
+        values["method"] = family.title
+    return CardOverrides(values).then(pixels_of(family.pixels) if family.pixels else CardOverrides())
 
 
 def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
     """A file of a timm model that the user names: in a known layout, or with the model's own tensor names."""
-    from benchmarks.encoders.timm_models import dinov2_as_timm, timm_keys
+    from benchmarks.encoders.timm_models import timm_keys
+    from benchmarks.encoders.vit_families import family_named, find_family, tower_prefixes
 
     _refuse_fields_of_other_networks(overrides, name, str(file.path))
     try:
         found = recognise(file, overrides.pick)
     except InputError:
         found = best_mapping(file, timm_keys(name), overrides.pick)
-    if found.layout.names == "dinov2":
-        found = replace(found, backbone=dinov2_as_timm(found.backbone))
-    return _timm(file, name, found, overrides, PIXELS)
+    known = _config_beside(file.path)
+    overrides = (known.values if known else CardOverrides()).then(overrides)
+    if not tower_prefixes(found.backbone):
+        return _timm(file, Architecture(name=name), found, overrides, PIXELS)
+    found = _tower(found, str(file.path))
+    family = find_family(found.backbone, found.keys, found.layout.name)
+    family = family_named(overrides.family) if overrides.family else family
+    if family.pixels:
+        width = found.backbone["patch_embed.proj.weight"].shape[0]
+        fixed = Architecture(name=name, num_heads=(family.heads or {}).get(width), positions=family.positions)
+        overrides = _known_of_family(family, fixed).then(overrides)
+    return _timm(file, Architecture(name=name), found, overrides, PIXELS)
 
 
 def _timm(
-    file: WeightFile, name: str, found: RecognisedCheckpoint, known: CardOverrides, needed: Sequence[str]
+    file: WeightFile,
+    architecture: Architecture,
+    found: RecognisedCheckpoint,
+    known: CardOverrides,
+    needed: Sequence[str],
 ) -> Encoder:
     card = EncoderCard(
         name=file.path.name.partition(".")[0],
         source=f"checkpoint {file.path.name}",
-        architecture=known.apply_to_network(Architecture(name=name)),
+        architecture=known.apply_to_network(architecture),
         layout=found.name,
         keys_unused=found.unused,
     )
     from benchmarks.encoders.timm_models import timm_encoder
 
-    encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head)
+    # A file of an unknown family may have been trained with any pixels: ImageNet's are the most frequent.
+    named_by_user = "positions" not in needed
+    encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head, pixels_are_known=not named_by_user)
     encoder.card = known.apply_to_card(encoder.card, needed)
     return encoder

@@ -50,7 +50,6 @@ NAMING_SCHEMES: dict[str, Rules] = {
         (r"\.rm$", ".running_mean"),
         (r"\.riv$", ".running_var"),
     ],
-    "dinov2": [(r"^register_tokens$", "reg_token")],
 }
 
 
@@ -186,10 +185,22 @@ LAYOUTS = (
         },
     ),
     CheckpointLayout(
+        "bytedance/ibot", "bytedance/ibot c24f870 main_ibot.py",
+        ("teacher/backbone.*", "student/backbone.masked_embed"),
+        {side: Pick(side, "backbone.") for side in ("teacher", "student")},
+        epochs="epoch", method="iBOT",
+    ),
+    CheckpointLayout(
         "facebookresearch/dino", "facebookresearch/dino 7c446df main_dino.py, utils.py MultiCropWrapper",
         ("teacher/backbone.*", "student/backbone.*"),
         {side: Pick(side, "backbone.") for side in ("teacher", "student")},  # its evaluation reads the teacher
         epochs="epoch",
+    ),
+    CheckpointLayout(
+        "facebookresearch/ijepa", "facebookresearch/ijepa 52c1ae9 src/train.py, src/models/vision_transformer.py",
+        ("target_encoder/patch_embed.proj.weight", "encoder/patch_embed.proj.weight"),
+        {side: Pick(side) for side in ("target_encoder", "encoder")},
+        epochs="epoch", method="I-JEPA",
     ),
     CheckpointLayout(
         "Barlow Twins or VICReg", "facebookresearch/barlowtwins 8e8d284 main.py; vicreg 4e12602 main_vicreg.py",
@@ -288,9 +299,14 @@ LAYOUTS = (
         {"model": Pick("*")}, ignore=("fc.*",),
     ),
     CheckpointLayout(
+        "DINOv3", "facebookresearch/dinov3 models/vision_transformer.py",
+        ("*/storage_tokens", "*/rope_embed.periods", "*/blocks.0.norm1.weight"),
+        {"model": Pick("*")}, method="DINOv3",
+    ),
+    CheckpointLayout(
         "DINOv2", "facebookresearch/dinov2 models/vision_transformer.py",
         ("*/cls_token", "*/blocks.0.norm1.weight", "*/mask_token", "*/blocks.0.ls1.gamma"),
-        {"model": Pick("*")}, names="dinov2", ignore=("mask_token",), method="DINOv2",
+        {"model": Pick("*")}, ignore=("mask_token",), method="DINOv2",
     ),
     CheckpointLayout(
         "ViT of timm's names", "timm models/vision_transformer.py; facebookresearch/dino vision_transformer.py, mae",

@@ -33,6 +33,7 @@ FORMS = (
     "a checkpoint of any known layout",
     "torchvision:ARCH[:FILE]",
     "timm:NAME[:FILE]",
+    "hf:FOLDER",
     "random:ARCH[:SEED]",
     "package:efficientnet-lite0",
     "pixels",
@@ -89,6 +90,10 @@ def _load(encoder: str | Path | nn.Module | Encoder, overrides: CardOverrides) -
 
             return pretrained_timm(model, overrides)
         return load_checkpoint(_existing(file), overrides.then(CardOverrides({"architecture": f"timm:{model}"})))
+    if kind == "hf":
+        from benchmarks.encoders.hf_configs import hub_weights
+
+        return load_checkpoint(hub_weights(rest), overrides)
     if kind == "random" or text in ("pixels", "package:efficientnet-lite0"):
         overrides.refuse(list(overrides.values), f"only a checkpoint has them, and {text} is not one")
         if kind == "random":

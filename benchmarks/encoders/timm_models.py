@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, projection_head
+from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
 from results.errors import did_you_mean
 from results.schema import Architecture, EncoderCard
 
-# Width of the tokens -> name of the size (ViT, Table 1; DeiT for the two small ones). Heads of 64 channels are usual;
-# shapes do not show them.
-VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 LAST_BLOCKS = 4  # of patches4 and cls_last4, as DINOv2's linear evaluation reads them
+
+PERIODS = "rope_embed.periods"  # of DINOv3: computed, and also in its files
 
 _MAP_AT_STRIDE = {2 ** (number + 1): name for number, name in enumerate(FEATURE_MAPS)}
 
 
 def timm_encoder(
-    card: EncoderCard, tensors: Mapping[str, Tensor], source: str, *, head: Mapping[str, Tensor] | None = None
+    card: EncoderCard,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    head: Mapping[str, Tensor] | None = None,
+    pixels_are_known: bool = False,
 ) -> Encoder:
     """A strictly filled timm model. A classifier in the file is left out.
 
@@ -36,14 +43,16 @@ def timm_encoder(
         card: `architecture.name` is `timm:NAME`. Without `weights_sha256` it did not come with the file, and mean, std
             and interpolation become those of timm for the model.
         head: tensors of a projection head.
+        pixels_are_known: keep the card's mean and std.
 
     Raises:
         InputError: no such model, or a tensor missing, left over or of another shape.
     """
-    model = _build(card.architecture, tensors)
+    card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
+    model = _build(card.architecture, tensors, source)
     classifier = _classifier(model)
     own = model.state_dict()
-    kept = {n: t for n, t in tensors.items() if n in own or not n.startswith(classifier)}
+    kept = {n: t for n, t in tensors.items() if n in own or not n.startswith((*classifier, PERIODS))}
     matched = fill(model, kept, source)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
@@ -54,7 +63,9 @@ def timm_encoder(
     }
     if card.weights_sha256 is None:
         cfg = model.pretrained_cfg
-        update |= {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "interpolation": cfg["interpolation"]}
+        update["interpolation"] = cfg["interpolation"]
+        if not pixels_are_known:
+            update |= {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"])}
     return _encoder(card.model_copy(update=update), model, projection)
 
 
@@ -92,8 +103,7 @@ def timm_keys(name: str) -> set[str]:
     Raises:
         InputError: no such model.
     """
-    with torch.device("meta"):
-        return set(_create(name.removeprefix("timm:")).state_dict())
+    return set(_plan(name.removeprefix("timm:")).state_dict())
 
 
 def _require(bare: str) -> None:
@@ -111,32 +121,200 @@ def _create(bare: str, **kwargs: Any) -> Any:
     return timm.create_model(bare, pretrained=False, num_classes=0, **kwargs)
 
 
-def _build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Any:
-    """The unfilled model. A ViT has the image size of its position embedding, and interpolates it for other sizes."""
+@cache
+def _plan(bare: str) -> Any:
+    """A timm model without memory for its weights."""
+    with torch.device("meta"):
+        return _create(bare)
+
+
+# ---- vision transformers ---------------------------------------------------------------------------------------------
+
+# What follows timm's name where a network has other sizes: tokens' width, blocks, hidden width of the MLP, patch side,
+# registers; and `avg` where it has a norm after the mean of its patch tokens instead of one before.
+_SIZE = re.compile(r"(d|l|m|p|r)(\d+)")
+
+
+def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: str) -> Architecture:
+    """The architecture of a vision transformer with tensors of timm's names.
+
+    Its name is that of timm's model with these sizes, or where there is none, of the family's largest known one and
+    what differs from it, as `timm:vit_base_patch16_224-d48-l2`. `num_heads` is None where it is that of timm's model,
+    or unknown (see `heads_are_known`).
+
+    Raises:
+        InputError: timm has no model of the family, or the positions are not on a square grid.
+    """
+    import timm
+
+    width, side = _patch_shape(tensors, source)
+    size = family.sizes.get(width, "")
+    gated = "blocks.0.mlp.fc1_g.weight" in tensors
+    if family.name == "dinov3":
+        size += "_plus" if size == "small" and gated else ""
+    ending = "_qkvb" if family.name == "dinov3" and "blocks.0.attn.q_bias" in tensors else ""
+    words = [size, *(word for word in family.sizes.values() if word != size)]
+    sides = [side, *(other for other in (16, 14, 32, 8) if other != side)]
+    names = [family.base.format(size=word, patch=p) + ending for word in words for p in sides]
+    name = next((name for name in names if timm.is_model(name)), None)
+    if name is None:
+        raise InputError(f"timm {timm.__version__} has no {family.title}; give --facts architecture=timm:NAME")
+    plan = _plan(name)
+    differing = [
+        f"{letter}{value}"
+        for letter, value in _sizes_of(tensors, source).items()
+        if value != _sizes_of(plan.state_dict(), name)[letter]
+    ]
+    if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in plan.state_dict():
+        differing.append("avg")
+    heads = (family.heads or {}).get(width)
+    positions = family.positions
+    if PERIODS in tensors:
+        positions = _rotary_positions(tensors[PERIODS].float(), plan.rope.temperature, source)
+    return Architecture(name="-".join([f"timm:{name}", *differing]), num_heads=heads, positions=positions)
+
+
+def _rotary_positions(periods: Tensor, base: float, source: str) -> Literal["bfloat16"] | None:
+    """Whether the file's rotary periods are timm's in bfloat16, as in DINOv3's own files, or as timm computes them.
+
+    Raises:
+        InputError: they are others.
+    """
+    of_timm = base ** (2.0 * torch.arange(len(periods), dtype=torch.float32) / (2 * len(periods)))
+    if torch.equal(periods, of_timm.bfloat16().float()):
+        return "bfloat16"
+    if torch.allclose(periods, of_timm, rtol=1e-6):
+        return None
+    raise InputError(f"{source} has other rotary periods than timm's model; give --facts architecture=timm:NAME")
+
+
+def heads_are_known(architecture: Architecture, family: VitFamily) -> bool:
+    """Whether the family and the width of its tokens fix the number of heads."""
+    of_known_width = not any(part.startswith("d") for part in architecture.name.split("-")[1:])
+    return family.fixed_heads and (of_known_width if family.heads is None else architecture.num_heads is not None)
+
+
+def _without_defaults(architecture: Architecture) -> Architecture:
+    """None for what is as in timm's model: equal networks must have equal architectures."""
+    plan = _plan(architecture.name.removeprefix("timm:").partition("-")[0])
+    if not token_outputs(plan):
+        return architecture
+    block = plan.blocks[0]
+    activations = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+    of_timm = {
+        "num_heads": block.attn.num_heads,
+        "norm_eps": block.norm1.eps,
+        "activation": activations.get(type(getattr(block.mlp, "act", None)).__name__),
+    }
+    same = [name for name, value in of_timm.items() if getattr(architecture, name) == value]
+    return architecture.model_copy(update=dict.fromkeys(same))
+
+
+def _patch_shape(tensors: Mapping[str, Tensor], source: str) -> tuple[int, int]:
+    patch = tensors.get("patch_embed.proj.weight")
+    if patch is None or patch.ndim != 4 or patch.shape[2] != patch.shape[3]:
+        raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
+    return patch.shape[0], patch.shape[3]
+
+
+def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
+    """By the letters of `_SIZE`. A gated MLP's hidden width follows from the others' in timm's model."""
+    width, side = _patch_shape(tensors, source)
+    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+    hidden = tensors.get("blocks.0.mlp.fc1.weight", tensors.get("blocks.0.mlp.fc1_g.weight"))
+    if not blocks or hidden is None:
+        raise InputError(f"{source} has a patch embedding and no blocks of a ViT; give --facts architecture=timm:NAME")
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    return {"d": width, "l": max(blocks) + 1, "m": hidden.shape[0], "p": side, "r": registers}
+
+
+def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: str) -> Any:
+    """The unfilled model. A ViT has the image size of its positions, and interpolates them for other sizes."""
+    from timm.layers.norm import LayerNorm
+    from timm.models.beit import Beit
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    bare = architecture.name.removeprefix("timm:")
-    with torch.device("meta"):
-        plan = _create(bare)
-    if isinstance(plan, Eva):
-        return _create(bare, dynamic_img_size=True)
-    if not isinstance(plan, VisionTransformer):
+    bare, *differing = architecture.name.removeprefix("timm:").split("-")
+    plan = _plan(bare)
+    if not isinstance(plan, VisionTransformer | Eva | Beit):
         return _create(bare)
-    kwargs: dict[str, Any] = {"dynamic_img_size": True}
-    if architecture.num_heads:
-        kwargs["num_heads"] = architecture.num_heads
+    kwargs: dict[str, Any] = {}
+    sizes = {match[1]: int(match[2]) for match in map(_SIZE.fullmatch, differing) if match}
+    width = sizes.get("d", plan.embed_dim)
+    for letter, argument in (("d", "embed_dim"), ("l", "depth"), ("p", "patch_size"), ("r", "reg_tokens")):
+        if letter in sizes:
+            kwargs[argument] = sizes[letter]
+    if "r" in sizes and isinstance(plan, VisionTransformer):
+        kwargs["no_embed_class"] = True
+    if "m" in sizes:
+        kwargs["mlp_ratio"] = (sizes["m"] + 0.5) / width  # timm rounds down
+    if "avg" in differing:
+        kwargs |= {"global_pool": "avg", "fc_norm": True}
+    heads = architecture.num_heads
+    if heads:
+        kwargs["num_heads"] = heads
+    if width % (heads or plan.blocks[0].attn.num_heads):
+        raise InputError(
+            f"{source} has tokens of {width} numbers, which {heads or plan.blocks[0].attn.num_heads} heads do not "
+            "divide; give another number with --facts heads="
+        )
+    if architecture.activation:
+        kwargs["act_layer"] = architecture.activation
+    if architecture.norm_eps is not None:
+        kwargs["norm_layer"] = partial(LayerNorm, eps=architecture.norm_eps)
+    if not isinstance(plan, Beit):
+        kwargs["dynamic_img_size"] = True
+    side = _image_side(plan, tensors, source)
+    if side is not None:
+        kwargs["img_size"] = side
+    if isinstance(plan, Beit):
+        kwargs |= {
+            "use_abs_pos_emb": "pos_embed" in tensors,
+            "use_rel_pos_bias": "blocks.0.attn.relative_position_bias_table" in tensors,
+            "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in tensors,
+            "use_fc_norm": "fc_norm.weight" in tensors,
+        }
+    model = _create(bare, **kwargs)
+    if architecture.positions == "bfloat16":
+        model.rope.periods.copy_(model.rope.periods.bfloat16())
+    if architecture.positions == "offset":
+        model._pos_embed = partial(_offset_positions, model)
+    return model
+
+
+def _image_side(plan: Any, tensors: Mapping[str, Tensor], source: str) -> int | None:
+    """Pixels of the images whose patches the file's positions are for; None where it has no positions."""
     positions, patch = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
-    if (
-        positions is not None
-        and positions.ndim == 3
-        and patch is not None
-        and patch.ndim == 4
-        and plan.pos_embed is not None
-    ):
-        prefix = plan.pos_embed.shape[1] - plan.patch_embed.num_patches
-        kwargs["img_size"] = round(max(positions.shape[1] - prefix, 1) ** 0.5) * patch.shape[-1]
-    return _create(bare, **kwargs)
+    if patch is None or patch.ndim != 4:
+        return None
+    tables = [tensor for name, tensor in tensors.items() if name.endswith("relative_position_bias_table")]
+    if tables:  # of all distances on the grid, and three more with the class token
+        return (round((tables[0].shape[0] - 3) ** 0.5) + 1) // 2 * patch.shape[-1]
+    if positions is None or positions.ndim != 3 or plan.pos_embed is None:
+        return None
+    prefix = plan.pos_embed.shape[1] - plan.patch_embed.num_patches
+    grid = round(max(positions.shape[1] - prefix, 1) ** 0.5)
+    if grid * grid != positions.shape[1] - prefix:
+        return None  # another model's; filling it says so
+    return grid * patch.shape[-1]
+
+
+def _offset_positions(model: Any, patches: Tensor) -> Tensor:
+    """(N, H, W, D) patches and the class token with their positions, interpolated as in DINO's code.
+
+    That scales by (H + 0.1) / grid without antialiasing, where timm interpolates to H with it.
+    """
+    height, width = patches.shape[1:3]
+    grid, plain = model.patch_embed.grid_size, type(model)._pos_embed
+    if (height, width) == tuple(grid):
+        return plain(model, patches)
+    maps = model.pos_embed[:, 1:].float().unflatten(1, grid).permute(0, 3, 1, 2)
+    scale = (height + 0.1) / grid[0], (width + 0.1) / grid[1]
+    maps = nn.functional.interpolate(maps, scale_factor=scale, mode="bicubic")
+    positions = torch.cat([model.pos_embed[:, :1], maps.flatten(2).mT.to(model.pos_embed.dtype)], 1)
+    tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], 1)
+    return model.pos_drop(tokens + positions)
 
 
 def _classifier(model: Any) -> tuple[str, ...]:
@@ -147,17 +325,30 @@ def _classifier(model: Any) -> tuple[str, ...]:
 def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     info = getattr(model, "feature_info", None)
     reductions = [stage["reduction"] for stage in info] if isinstance(info, list) else []
-    staged = len(set(reductions)) == len(reductions) > 0 and hasattr(model, "forward_intermediates")
+    of_tokens = token_outputs(model)
+    distinct = len(set(reductions)) == len(reductions) > 0
+    staged = distinct and hasattr(model, "forward_intermediates") and not of_tokens
     stages = tuple(_MAP_AT_STRIDE.get(reduction, "") for reduction in reductions) if staged else ()
     maps_of_model = tuple(name for name in FEATURE_MAPS if name in stages)
-    of_tokens = token_outputs(model)
+    pooling = card.architecture.pooling
+    if pooling and not of_tokens:
+        raise InputError(f"{card.architecture.name} has no tokens to choose from; leave --facts embed= out")
+    if pooling in ("cls", "cls+mean") and "cls" not in of_tokens:
+        raise InputError(f"{card.architecture.name} has no class token; choose --facts embed=mean")
+    as_timm_pools = {"token": "cls", "avg": "mean"}.get(_kind_of_pool(model) or "")
+    if pooling and pooling == as_timm_pools and not hasattr(model, "dist_token"):
+        pooling = None  # so that it has one name only
+        card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"pooling": None})})
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        if set(names) & set(of_tokens):
-            last, outputs = _tokens(model, images, names)
-            if {"embed", "head"} & set(names):
-                outputs["embed"] = model.forward_head(last)
+        embeds = bool({"embed", "head"} & set(names))
+        if set(names) & set(of_tokens) or (pooling and embeds):
+            parts = _TOKENS_OF_EMBED[pooling] if pooling and embeds else ()
+            last, outputs = _tokens(model, images, {*names, *parts})
+            if embeds:
+                chosen = [outputs[part] for part in parts]
+                outputs["embed"] = torch.cat(chosen, 1) if chosen else model.forward_head(last)
         elif set(names) & set(maps_of_model):
             last, maps = model.forward_intermediates(images)
             outputs = dict(zip(stages, maps, strict=True))
@@ -169,7 +360,7 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
             outputs["head"] = head(outputs["embed"])
         return {name: outputs[name] for name in names}
 
-    card = card.model_copy(update={"embed": _embed(model)})
+    card = card.model_copy(update={"embed": _embed(model, pooling), **_sizes(model)})
     available = (*maps_of_model, *of_tokens, "embed")
     if head is None:
         return Encoder(card, model, forward, available)
@@ -207,57 +398,42 @@ def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor,
     return last, {name: compute() for name, compute in found.items() if name in names}
 
 
-def _embed(model: Any) -> str:
-    """How timm's `forward_head` pools the last features, in words."""
+_TOKENS_OF_EMBED = {"cls": ("cls",), "mean": ("patch_mean",), "cls+mean": ("cls", "patch_mean")}
+
+
+def _kind_of_pool(model: Any) -> str | None:
     pool = getattr(model, "global_pool", None)
     kind = getattr(pool, "pool_type", pool)
+    return kind if isinstance(kind, str) else None
+
+
+def _embed(model: Any, pooling: str | None) -> str:
+    """How the embedding is formed, in words."""
     width = model.head_hidden_size if getattr(model, "head_hidden_size", None) else model.num_features
+    if pooling:
+        words = {
+            "cls": "class token",
+            "mean": "mean of the patch tokens",
+            "cls+mean": "class token and mean of the patch tokens",
+        }
+        norm = "without a norm" if isinstance(model.norm, nn.Identity) else "after the last norm"
+        return f"{words[pooling]} {norm} ({width * len(_TOKENS_OF_EMBED[pooling])}-d)"
     words = {
         "token": "class token after the last norm",
         "avg": "mean of the patch tokens" if hasattr(model, "cls_token") else "global average of the last stage",
         "map": "attention pooling of the tokens",
     }
-    how = words.get(kind) if isinstance(kind, str) else None
+    how = words.get(_kind_of_pool(model) or "")
     return f"{how or 'pooling of the last stage'}, as timm's forward_head gives it ({width}-d)"
 
 
-def infer_vit(tensors: Mapping[str, Tensor], source: str) -> tuple[Architecture, dict[str, Tensor]]:
-    """The timm model of a vision transformer with these shapes, and the tensors as timm has them.
-
-    Raises:
-        InputError: timm has no such model.
-    """
-    import timm
-
-    patch = tensors.get("patch_embed.proj.weight")
-    if patch is None or patch.ndim != 4:
-        raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
-    size, side = VIT_SIZES.get(patch.shape[0], f"of width {patch.shape[0]}"), patch.shape[-1]
-    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    ending = f"_patch{side}_224"
-    if "blocks.0.ls1.gamma" in tensors:  # layer scale: DINOv2
-        ending = f"_patch{side}{f'_reg{registers}' if registers else ''}_dinov2"
-    elif registers:
-        ending = f"_patch{side}_reg{registers}_224"
-    name = f"vit_{size}{ending}"
-    if not timm.is_model(name):
-        raise InputError(
-            f"{source} has the shapes of {name}, which timm does not have; give --facts architecture=timm:NAME"
-        )
-    return Architecture(name=f"timm:{name}"), dinov2_as_timm(tensors)
-
-
-def dinov2_as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's tensors as timm has them: no mask token, and with registers the class token includes its position.
-
-    DINOv2 inserts registers after it adds positions, so its position embedding has one place for the class token only.
-    """
-    kept = {name: tensor for name, tensor in tensors.items() if name != "mask_token"}
-    patches = kept["pos_embed"].shape[1] if "pos_embed" in kept else 0
-    if "reg_token" in kept and round((patches - 1) ** 0.5) ** 2 == patches - 1:
-        kept["cls_token"] = kept["cls_token"] + kept["pos_embed"][:, :1]
-        kept["pos_embed"] = kept["pos_embed"][:, 1:]
-    return kept
+def _sizes(model: Any) -> dict[str, int | None]:
+    """Patch and input size for the card: a model with a window or a table of positions takes one image size only."""
+    embedding = getattr(model, "patch_embed", None)
+    side, image = (getattr(embedding, name, None) for name in ("patch_size", "img_size"))
+    patch = side[0] if isinstance(side, tuple) and token_outputs(model) else None
+    fixed = bool(getattr(embedding, "strict_img_size", False)) and isinstance(image, tuple)
+    return {"patch_size": patch, "input_size": image[0] if fixed and image else None}
 
 
 def efficientnet_lite0() -> Encoder:

@@ -33,7 +33,13 @@ class Site:
         self.protocols = benchmark_tables.ProtocolPages()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
-            *(inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.releases),
+            *(
+                inventories.datasets,
+                inventories.dataset_layouts,
+                inventories.layouts,
+                inventories.vit_families,
+                inventories.releases,
+            ),
             *(inventories.recipes, inventories.recipe_fields, inventories.help_of, inventories.make_help),
             *(inventories.benchmark_commands, inventories.result_commands),
             *(benchmark_tables.sources, benchmark_tables.papers, benchmark_tables.zoo_pages),

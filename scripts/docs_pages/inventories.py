@@ -23,6 +23,7 @@ from markdown_table import table
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.encoders.card_facts import RELEASES
 from benchmarks.encoders.layouts import LAYOUTS
+from benchmarks.encoders.vit_families import FAMILIES
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture
 
@@ -64,6 +65,29 @@ def layouts() -> str:
         for layout in LAYOUTS
     ]
     columns = ("Layout", "Recognised by", "Encoders in it, the default first", "Head read", "Must be told", "Source")
+    return table(columns, rows)
+
+
+def vit_families() -> str:
+    """The families of vision transformers, in the order in which they are tried."""
+    words = {"cls": "class token", "mean": "mean of patches", "map": "attention pooling", None: "as timm's model"}
+    positions = {"offset": "scale factor with 0.1 added, as in its code", None: "as timm's"}
+    rows = [
+        (
+            f"{family.title} (`{family.name}`)",
+            family.recognised,
+            words[family.embed],
+            positions[family.positions] if family.name != "dinov3" else "rotary",
+            family.pixels or "none known",
+            "asked for" if not family.fixed_heads else "known for its usual widths",
+            family.compared,
+            family.assumed,
+            family.source,
+        )
+        for family in FAMILIES
+    ]
+    columns = ("Family", "Recognised by", "embed", "Positions at other sizes", "Mean and std", "Heads",
+               "Difference to another forward pass", "Assumed or open", "Source")  # fmt: skip
     return table(columns, rows)
 
 

@@ -86,7 +86,8 @@ CASES = {
     **{f"attribute_{name}": Case(f"{name}.*", lambda t: {"model": t, "epoch": 3})
        for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
 }  # fmt: skip
-ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py or in test_timm_models.py
+ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py, test_timm_models.py or test_vit_families.py
+    "bytedance/ibot", "DINOv3", "facebookresearch/ijepa",
     "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
     "ViT of timm's names",
 }  # fmt: skip

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.encoders.card_facts import PIXELS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder, token_outputs
 from benchmarks.task import FEATURE_MAPS, InputError
@@ -146,16 +147,24 @@ def test_dinos_teacher_and_student_as_vits(tmp_path: Path) -> None:
         assert card.architecture.name == "timm:vit_tiny_patch16_224"
 
 
-def test_a_plain_vit_is_recognised_and_its_heads_are_assumed(tmp_path: Path) -> None:
-    net = model("vit_tiny_patch16_224", num_classes=7, img_size=64)
+def test_the_heads_of_a_plain_vit_are_asked_for(tmp_path: Path) -> None:
+    net = model("vit_tiny_patch16_224", num_classes=7, img_size=64, num_heads=12)
     path = saved(tmp_path / "vit.pth", {"state_dict": net.state_dict()})
-    encoder = load_encoder(path)
+    with pytest.raises(InputError, match=r"do not show num_heads; add --facts num_heads=12, or its family"):
+        load_encoder(path)
+    encoder = load_encoder(path, facts=["heads=12"])
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder.outputs(images, ["embed"])["embed"], embedding(net, images))
-    assert "num_heads" in encoder.card.assumed
-    other = load_encoder(path, facts=["num_heads=6"])
-    assert "num_heads" not in other.card.assumed
+    card = encoder.card
+    assert card.assumed == (*PIXELS, "positions")
+    assert (card.mean, card.architecture.name) == ((0.485, 0.456, 0.406), "timm:vit_tiny_patch16_224")
+    other = load_encoder(path, facts=["family=dino"])
+    assert (other.card.assumed, other.card.architecture.positions) == ((), "offset")
     assert not torch.allclose(other.outputs(images, ["embed"])["embed"], embedding(net, images), rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="which 5 heads do not divide"):
+        load_encoder(path, facts=["heads=5"])
+    with pytest.raises(InputError, match="no such family; did you mean 'dino'"):
+        load_encoder(path, facts=["family=dinno"])
 
 
 def test_moco_v3_vits_have_twelve_heads_and_a_projection(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""`hf:FOLDER`, a model of transformers or of timm as the Hugging Face hub stores it, and what its config.json says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.encoders.card_facts import CardOverrides
+from benchmarks.task import InputError
+
+WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+MAX_BYTES = 1_000_000  # of a config, which has a few thousand
+
+# transformers' model_type -> family (see `benchmarks.encoders.vit_families`). None: the type is used by several.
+_FAMILIES: dict[str, str | None] = {
+    "vit": None, "vit_mae": "mae", "deit": "deit-distilled", "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2-registers", "dinov3_vit": "dinov3", "beit": "beit", "data2vec-vision": "beit",
+    "ijepa": "ijepa", "clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip",
+    "aimv2_vision_model": "aimv2", "aimv2": "aimv2",
+}  # fmt: skip
+_ACTIVATIONS = {"gelu": None, "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
+                "silu": None}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What the files beside the weights say.
+
+    Attributes:
+        family: of the vision transformer, where the model type fixes it.
+        values: number of heads, epsilon, activation, mean and std, and `architecture` for a model of timm.
+    """
+
+    family: str | None
+    values: CardOverrides
+
+
+def hub_weights(text: str) -> Path:
+    """The weight file of `hf:FOLDER`.
+
+    Raises:
+        InputError: there is no such folder, or it holds no config or no weights.
+    """
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        remedy = f"hf download {text} --local-dir FOLDER" if text.count("/") == 1 else "hf download NAME"
+        raise InputError(
+            f"hf:{text}: there is no such folder, and nothing is downloaded; get the model once with `{remedy}` and "
+            "give hf:FOLDER"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json; give a folder as the Hugging Face hub stores it")
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    if list(folder.glob("*.index.json")):
+        raise InputError(f"{folder} holds the weights in several files; save them as one model.safetensors")
+    raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; download the whole model")
+
+
+def read_config(weights: Path) -> HubConfig | None:
+    """What the config.json beside a weight file says; None where there is none of a known model.
+
+    Raises:
+        InputError: it is damaged, or of a model that is no vision transformer known here.
+    """
+    path = weights.parent / "config.json"
+    if weights.name not in WEIGHTS or not path.is_file():
+        return None
+    config = _read(path)
+    if "architecture" in config and "pretrained_cfg" in config:
+        return _of_timm(config, path)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    if kind not in _FAMILIES:
+        raise InputError(
+            f"{path} describes a {kind}, which is no known vision transformer ({', '.join(_FAMILIES)}); wrap it as "
+            "my_package.my_module:build"
+        )
+    vision = config.get("vision_config")
+    return HubConfig(_FAMILIES[kind], CardOverrides({**_network(vision if isinstance(vision, dict) else config, path),
+                                                     **_pixels(weights.parent)}))  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than 1 MB, which no config is; restore it")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path} ({' '.join(str(error).split())[:120]}); download it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; download it again")
+    return content
+
+
+def _network(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    heads, epsilon = config.get("num_attention_heads"), config.get("layer_norm_eps")
+    if isinstance(heads, int) and heads > 0:
+        found["num_heads"] = heads
+    if isinstance(epsilon, float) and epsilon > 0:
+        found["norm_eps"] = epsilon
+    activation = config.get("hidden_act")
+    if isinstance(activation, str):
+        if activation not in _ACTIVATIONS:
+            raise InputError(f"{path} has the activation {activation}, which is not one of {', '.join(_ACTIVATIONS)}")
+        found["activation"] = _ACTIVATIONS[activation] or ("gelu" if activation == "gelu" else None)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _pixels(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    config = _read(path)
+    mean, std = (_three(config.get(name)) for name in ("image_mean", "image_std"))
+    if mean is None or std is None or config.get("do_normalize") is False:
+        return {}
+    return {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
+
+
+def _three(value: object) -> tuple[float, ...] | None:
+    numbers = value if isinstance(value, list) else []
+    return (
+        tuple(map(float, numbers)) if len(numbers) == 3 and all(isinstance(n, int | float) for n in numbers) else None
+    )
+
+
+def _of_timm(config: dict[str, Any], path: Path) -> HubConfig:
+    cfg = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    values: dict[str, Any] = {"architecture": f"timm:{config['architecture']}"}
+    mean, std = _three(cfg.get("mean")), _three(cfg.get("std"))
+    if mean is not None and std is not None:
+        values |= {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
+    return HubConfig(None, CardOverrides(values))

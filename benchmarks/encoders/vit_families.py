@@ -1,0 +1,488 @@
+"""The families of vision transformers: how their files name tensors, and what their keys do not show.
+
+A *naming scheme* turns the names of one code base into timm's. A *family* then says how timm's model has to be built so
+that it computes what the family's own code computes: number of heads, positions at other image sizes, activation, and
+which tokens make `embed`. docs/vision-transformers.md lists all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from benchmarks.task import InputError
+from results.errors import did_you_mean
+
+Tensors = dict[str, Tensor]
+
+
+# ---- naming schemes --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VitNaming:
+    """How one code base names the tensors of a vision transformer.
+
+    Attributes:
+        patch: the name of the patch convolution's weight. What stands before it in a file is the prefix of the tower.
+        rules: (pattern, replacement) pairs, applied in turn.
+        ignore: patterns of names that belong to training or to a head.
+        finish: what renaming alone cannot do, such as joining queries, keys and values.
+    """
+
+    name: str
+    patch: str
+    rules: tuple[tuple[str, str], ...]
+    ignore: tuple[str, ...] = ()
+    finish: Callable[[Tensors], Tensors] = dict
+
+
+def _timm_names(tensors: Tensors) -> Tensors:
+    """DINOv3's, DINOv2's and DeiT III's own names, which differ from timm's in a few places."""
+    if any(name.startswith("rope_embed.") for name in tensors):
+        return _dinov3_names(tensors)
+    rules = [(r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")]
+    if not any(name.endswith("relative_position_bias_table") or name.startswith("reg_") for name in tensors):
+        rules.append((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"))  # DeiT III
+    return class_position_folded(_renamed(tensors, rules))
+
+
+def _renamed(tensors: Tensors, rules: Sequence[tuple[str, str]]) -> Tensors:
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
+    return found
+
+
+def _dinov3_names(tensors: Tensors) -> Tensors:
+    """The keys have no bias: a mask in the file makes its part zero."""
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".qkv.bias"):
+            query, key, value = tensor.chunk(3)
+            mask = tensors.get(f"{name}_mask", torch.ones_like(tensor)).chunk(3)[1]
+            if (key * mask).any():
+                raise InputError(
+                    f"{name} has a bias of the keys, which timm's DINOv3 has not; wrap the model as a module"
+                )
+            found[name.replace("qkv.bias", "q_bias")], found[name.replace("qkv.bias", "v_bias")] = query, value
+        elif not name.endswith(".qkv.bias_mask"):
+            found[name] = tensor
+    gated = [(r"\.mlp\.w1\.", ".mlp.fc1_g."), (r"\.mlp\.w2\.", ".mlp.fc1_x."), (r"\.mlp\.w3\.", ".mlp.fc2.")]
+    return _renamed(found, [(r"\.ls([12])\.gamma$", r".gamma_\1"), *gated])
+
+
+def class_position_folded(tensors: Tensors) -> Tensors:
+    """DINOv2's registers as timm has them: the class token includes its position.
+
+    DINOv2 inserts registers after it adds positions, so its position embedding has one place for the class token only.
+    """
+    kept = dict(tensors)
+    places = kept["pos_embed"].shape[1] if "pos_embed" in kept else 0
+    if "reg_token" in kept and "cls_token" in kept and places > 1 and round((places - 1) ** 0.5) ** 2 == places - 1:
+        kept["cls_token"] = kept["cls_token"] + kept["pos_embed"][:, :1]
+        kept["pos_embed"] = kept["pos_embed"][:, 1:]
+    return kept
+
+
+def _joined(tensors: Tensors) -> Tensors:
+    """Queries, keys and values as one tensor. Without a bias of the keys, those of the others stay apart."""
+    found = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.attn\.[qkv]\.", name)}
+    for name in (name for name in tensors if name.endswith(".attn.q.weight")):
+        block = name.removesuffix("q.weight")
+        found[f"{block}qkv.weight"] = torch.cat([tensors[f"{block}{part}.weight"] for part in "qkv"])
+        biases = {part: tensors[f"{block}{part}.bias"] for part in "qkv" if f"{block}{part}.bias" in tensors}
+        if len(biases) == 3:
+            found[f"{block}qkv.bias"] = torch.cat(list(biases.values()))
+        else:
+            found |= {f"{block}{part}_bias": bias for part, bias in biases.items()}
+    return found
+
+
+def _transformers_names(tensors: Tensors) -> Tensors:
+    return class_position_folded(_joined(tensors))
+
+
+def _clip_names(tensors: Tensors) -> Tensors:
+    """Tokens and positions get the leading dimensions of timm's, and the projections of SigLIP's head are split."""
+    found: Tensors = {}
+    for name, tensor in _joined(tensors).items():
+        if name == "cls_token" and tensor.ndim == 1:
+            tensor = tensor[None, None]
+        if name == "pos_embed" and tensor.ndim == 2:
+            tensor = tensor[None]
+        joined = re.fullmatch(r"attn_pool\.in_proj_(weight|bias)", name)
+        if joined:
+            width = len(tensor) // 3
+            found[f"attn_pool.q.{joined[1]}"], found[f"attn_pool.kv.{joined[1]}"] = tensor[:width], tensor[width:]
+        else:
+            found[name] = tensor
+    return found
+
+
+_OF_TRAINING = ("mask_token", "masked_embed", "decoder_*", "local_cls_norm.*", "*relative_position_index", "lm_head.*",
+                "fc.*", "head.*", "head_dist.*", "classifier.*", "pos_embed_cached")  # fmt: skip
+
+NAMINGS = (
+    VitNaming(
+        "timm's names", "patch_embed.proj.weight",
+        ((r"^(register_tokens|storage_tokens)$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")),
+        _OF_TRAINING, _timm_names,
+    ),
+    VitNaming(
+        "transformers' ViT names", "embeddings.patch_embeddings.projection.weight",
+        (
+            (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^embeddings\.register_tokens$", "reg_token"),
+            (r"^embeddings\.distillation_token$", "dist_token"),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.attention\.attention\.relative_position_bias\.", ".attn."),
+            (r"\.attention\.attention\.([qkv])(uery|ey|alue)\.", r".attn.\1."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"\.output\.dense\.", ".mlp.fc2."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+            (r"\.lambda_([12])$", r".gamma_\1"),
+            (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+            (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+            (r"^layernorm\.", "norm."),
+            (r"^pooler\.layernorm\.", "fc_norm."),
+        ),
+        (*_OF_TRAINING, "pooler.dense.*", "decoder.*"), _transformers_names,
+    ),
+    VitNaming(
+        "transformers' DINOv3 names", "embeddings.patch_embeddings.weight",
+        (
+            (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+            (r"^embeddings\.register_tokens$", "reg_token"),
+            (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+            (r"^(model\.)?layer\.", "blocks."),
+            (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
+            (r"\.attention\.o_proj\.", ".attn.proj."),
+            (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+            (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        ),
+        (*_OF_TRAINING, "rope_embeddings.*"), lambda tensors: _gated(_joined(tensors)),
+    ),
+    VitNaming(
+        "transformers' CLIP names", "embeddings.patch_embedding.weight",
+        (
+            (r"^embeddings\.class_embedding$", "cls_token"),
+            (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+            (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+            (r"^pre_layrnorm\.", "norm_pre."),
+            (r"^post_layernorm\.", "norm."),
+            (r"^encoder\.layers\.", "blocks."),
+            (r"\.layer_norm([12])\.", r".norm\1."),
+            (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+            (r"\.self_attn\.out_proj\.", ".attn.proj."),
+            (r"^head\.probe$", "attn_pool.latent"),
+            (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
+            (r"^head\.attention\.in_proj", "attn_pool.in_proj"),
+            (r"^head\.layernorm\.", "attn_pool.norm."),
+            (r"^head\.mlp\.", "attn_pool.mlp."),
+        ),
+        ("embeddings.position_ids",), _clip_names,
+    ),
+    VitNaming(
+        "transformers' AIMv2 names", "embeddings.patch_embed.weight",
+        (
+            (r"^embeddings\.patch_embed\.", "patch_embed.proj."),
+            (r"^embeddings\.rms_norm\.", "patch_embed.norm."),
+            (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+            (r"^encoder\.layers\.", "blocks."),
+            (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
+            (r"\.attention\.out_proj\.", ".attn.proj."),
+            (r"\.rms_norm([12])\.", r".norm\1."),
+            (r"\.ffn\.gate_proj\.", ".mlp.fc1_g."),
+            (r"\.ffn\.up_proj\.", ".mlp.fc1_x."),
+            (r"\.ffn\.down_proj\.", ".mlp.fc2."),
+            (r"^rms_norm\.", "norm."),
+        ),
+        ("head.*", "embeddings.position_ids"), _clip_names,
+    ),
+    VitNaming(
+        "AIMv2's names", "preprocessor.patchifier.proj.weight",
+        (
+            (r"^preprocessor\.patchifier\.", "patch_embed."),
+            (r"^preprocessor\.pos_embed$", "pos_embed"),
+            (r"^trunk\.post_trunk_norm\.", "norm."),
+            (r"^trunk\.", ""),
+            (r"\.norm_([12])\.", r".norm\1."),
+            (r"\.mlp\.fc1\.", ".mlp.fc1_g."),
+            (r"\.mlp\.fc3\.", ".mlp.fc1_x."),
+        ),
+        ("head.*",),
+    ),
+    VitNaming(
+        "CLIP's names", "conv1.weight",
+        (
+            (r"^conv1\.", "patch_embed.proj."),
+            (r"^class_embedding$", "cls_token"),
+            (r"^positional_embedding$", "pos_embed"),
+            (r"^ln_pre\.", "norm_pre."),
+            (r"^ln_post\.", "norm."),
+            (r"^transformer\.resblocks\.", "blocks."),
+            (r"\.ln_([12])\.", r".norm\1."),
+            (r"\.attn\.in_proj_", ".attn.qkv."),
+            (r"\.attn\.out_proj\.", ".attn.proj."),
+            (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+            (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        ),
+        (), _clip_names,
+    ),
+)  # fmt: skip
+
+
+def _gated(tensors: Tensors) -> Tensors:
+    """DINOv3's plain MLP has up_proj as its first layer, the gated one as its ungated half."""
+    gated = any(".mlp.fc1_g." in name for name in tensors)
+    return {name.replace(".mlp.up_proj.", ".mlp.fc1_x." if gated else ".mlp.fc1."): t for name, t in tensors.items()}
+
+
+def find_naming(names: Collection[str]) -> VitNaming | None:
+    """The scheme of these tensor names, which have no prefix, if it is that of a vision transformer."""
+    for naming in NAMINGS:
+        if naming.patch in names and (naming.patch != "conv1.weight" or "positional_embedding" in names):
+            return naming
+    return None
+
+
+def tower_prefixes(names: Collection[str]) -> list[str]:
+    """The prefixes under which vision transformers are found, the shortest first."""
+    found = {
+        name.removesuffix(naming.patch)
+        for naming in NAMINGS
+        for name in names
+        if name.endswith(naming.patch) and (name == naming.patch or name.removesuffix(naming.patch)[-1] == ".")
+    }
+    within = {prefix: {n.removeprefix(prefix) for n in names if n.startswith(prefix)} for prefix in found}
+    return sorted((prefix for prefix, below in within.items() if find_naming(below)), key=lambda p: (len(p), p))
+
+
+def as_timm(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, int]:
+    """The tensors under timm's names, and how many were left out because they belong to training or to a head.
+
+    Raises:
+        InputError: the names are not those of a vision transformer.
+    """
+    naming = find_naming(tensors)
+    if naming is None:
+        raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        if any(fnmatchcase(name, pattern) for pattern in naming.ignore):
+            continue
+        for pattern, replacement in naming.rules:
+            name = re.sub(pattern, replacement, name)
+        if not any(fnmatchcase(name, pattern) for pattern in _OF_TRAINING):
+            found[name] = tensor
+    left_out = len(tensors) - len(found)
+    return naming.finish(found), left_out
+
+
+# ---- families --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VitFamily:
+    """What keys do not show of a vision transformer.
+
+    Attributes:
+        name: as in --facts family=.
+        recognised: by what a file is recognised, in words.
+        sizes: width -> word for the size in timm's names.
+        base: timm's name, with {size}, {patch} and {registers}.
+        heads: width -> heads, where they are not those of timm's model of this name. None: nothing fixes them, and the
+            user has to say.
+        pixels: table of releases.toml with mean and std; None where nothing fixes them.
+        embed: tokens that make the embedding in the authors' own evaluation: cls, mean, cls+mean, or map for an
+            attention pooling; None for timm's choice.
+        positions: how positions are interpolated where the authors' code differs from timm's: `offset` by a scale
+            factor with 0.1 added and no antialiasing, as DINO. DINOv3's files decide by themselves.
+        asks: fields that the user must give, because files of this family differ in them and keys do not show it.
+        assumed: what the family's own code leaves open, in words.
+        compared: the largest difference of embed and patches to another code's forward pass, of the largest value, for
+            random weights on a CPU, and which code that was. Difference 0 is bit for bit.
+        source: where this was read.
+    """
+
+    name: str
+    title: str
+    recognised: str
+    sizes: Mapping[int, str]
+    base: str
+    source: str
+    heads: Mapping[int, int] | None = None
+    fixed_heads: bool = True
+    pixels: str | None = "imagenet"
+    embed: str | None = None
+    positions: str | None = None
+    asks: tuple[str, ...] = ()
+    assumed: str = "nothing"
+    compared: str = "a plain forward pass in the tests"
+
+
+_COMMON = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+_ONE_SIZE = "positions at other image sizes: timm's interpolation, because the authors' code takes one size only"
+
+FAMILIES = (
+    VitFamily(
+        "dino", "DINO", "`teacher` and `student` with `backbone.` (training file)",
+        _COMMON, "vit_{size}_patch{patch}_224",
+        "facebookresearch/dino 7c446df vision_transformer.py, eval_knn.py", embed="cls", positions="offset",
+        compared="9e-7, its own code; sizes on and off the grid",
+    ),
+    VitFamily(
+        "ibot", "iBOT", "`masked_embed`", _COMMON, "vit_{size}_patch{patch}_224",
+        "bytedance/ibot c24f870 models/vision_transformer.py", embed="cls", positions="offset",
+        compared="9e-7, its own code; sizes on and off the grid",
+    ),
+    VitFamily(
+        "dinov2", "DINOv2", "`ls1.gamma`, and a position for the class token",
+        {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_dinov2",
+        "facebookresearch/dinov2 b8931f7 models/vision_transformer.py, hub/backbones.py",
+        embed="cls", positions="offset",
+        compared="0, its own code (MLP, SwiGLU, chunked blocks, off the grid); 0, transformers 5.24.0 on the grid",
+    ),
+    VitFamily(
+        "dinov2-registers", "DINOv2 with registers", "`register_tokens` and `ls1.gamma`",
+        {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_reg4_dinov2",
+        "facebookresearch/dinov2 b8931f7 hub/backbones.py: no offset, antialiased", embed="cls",
+        compared="0, its own code, off the grid too; 0, transformers 5.24.0 on the grid",
+    ),
+    VitFamily(
+        "dinov3", "DINOv3", "`storage_tokens` and `rope_embed.periods`",
+        {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge_plus", 4096: "7b"},
+        "vit_{size}_patch{patch}_dinov3", "facebookresearch/dinov3 6876159 models/vision_transformer.py", embed="cls",
+        assumed="mean and std of the web models; the satellite models (SAT-493M) need --facts mean= and std=",
+        compared="0, its own code (MLP and SwiGLU, three sizes); 7e-7, transformers 5.24.0",
+    ),
+    VitFamily(
+        "mae", "MAE", "`decoder_embed` (training file), or transformers' `vit_mae`", _COMMON,
+        "vit_{size}_patch{patch}_224", "facebookresearch/mae efb2a80 models_vit.py, main_linprobe.py", embed="cls",
+        assumed=_ONE_SIZE,
+        compared="0, its own models_vit.py; 0, transformers 5.24.0 without masking",
+    ),
+    VitFamily(
+        "mocov3", "MoCo v3", "`base_encoder.` and `momentum_encoder.`", _COMMON, "vit_{size}_patch{patch}_224",
+        "facebookresearch/moco-v3 c349e6e vits.py", heads={384: 12, 768: 12}, embed="cls", assumed=_ONE_SIZE,
+        compared="0, its own vits.py",
+    ),
+    VitFamily(
+        "deit-distilled", "DeiT with distillation", "`dist_token`; transformers' `deit`", _COMMON,
+        "deit_{size}_distilled_patch{patch}_224",
+        "timm 1.0.31 models/deit.py", embed="cls", assumed=_ONE_SIZE,
+        compared="0, transformers 5.24.0",
+    ),
+    VitFamily(
+        "deit3", "DeiT III", "`gamma_1`, and positions without one for the class token", {**_COMMON, 512: "medium"},
+        "deit3_{size}_patch{patch}_224", "timm 1.0.31 models/deit.py", embed="cls", assumed=_ONE_SIZE,
+    ),
+    VitFamily(
+        "deit", "DeiT", "as a plain file, only by --facts family=deit", _COMMON,
+        "deit_{size}_patch{patch}_224", "timm 1.0.31 models/deit.py", embed="cls", assumed=_ONE_SIZE,
+    ),
+    VitFamily(
+        "beit", "BEiT, BEiT v2", "`relative_position_bias_table`", {768: "base", 1024: "large"},
+        "beit_{size}_patch{patch}_224", "timm 1.0.31 models/beit.py", pixels="half", embed="mean",
+        assumed="one image size, that of the file",
+        compared="0, transformers 5.24.0",
+    ),
+    VitFamily(
+        "ijepa", "I-JEPA", "`target_encoder` without a class token",
+        {**_COMMON, 1408: "giant"}, "vit_{size}_patch{patch}_gap_224",
+        "facebookresearch/ijepa 52c1ae9 src/models/vision_transformer.py", embed="mean",
+        assumed="positions at other image sizes: timm's interpolation, because the authors' own takes a class token",
+        compared="1e-6, its own code; 0, transformers 5.24.0",
+    ),
+    VitFamily(
+        "clip", "CLIP, OpenCLIP", "`ln_pre` and `class_embedding`",
+        {384: "xsmall", 768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1664: "gigantic"},
+        "vit_{size}_patch{patch}_clip_224", "timm 1.0.31 models/vision_transformer.py; open_clip_torch 3.3.0",
+        pixels="clip", embed="cls", asks=("activation",), assumed=_ONE_SIZE,
+        compared="4e-7, open_clip_torch 3.3.0 (both activations); 0, transformers 5.24.0",
+    ),
+    VitFamily(
+        "siglip", "SigLIP", "`attn_pool.latent`, or transformers' `head.probe`",
+        {768: "base", 1024: "large", 1152: "so400m"}, "vit_{size}_patch{patch}_siglip_224",
+        "timm 1.0.31 models/vision_transformer.py", pixels="half", embed="map", assumed=_ONE_SIZE,
+        compared="5e-7, transformers 5.24.0",
+    ),
+    VitFamily(
+        "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},
+        "aimv2_{size}_patch{patch}_224", "apple/ml-aim bd9e068; timm 1.0.31 models/vision_transformer.py",
+        pixels="clip", embed="mean", assumed=_ONE_SIZE,
+        compared="4e-6, transformers 5.24.0",
+    ),
+    VitFamily(
+        "plain", "any other ViT of timm's names", "`patch_embed.proj.weight`", _COMMON, "vit_{size}_patch{patch}_224",
+        "timm 1.0.31 models/vision_transformer.py", fixed_heads=False, pixels=None,
+        assumed="mean, std, range, channels and positions; the number of heads has to be given",
+    ),
+)  # fmt: skip
+FAMILY_NAMES = tuple(family.name for family in FAMILIES)
+
+_OF_LAYOUT = {
+    "facebookresearch/dino": "dino", "bytedance/ibot": "ibot", "facebookresearch/moco-v3": "mocov3",
+    "facebookresearch/ijepa": "ijepa",
+}  # fmt: skip
+
+
+def family_named(name: str) -> VitFamily:
+    """The family of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise InputError(
+        f"--facts family={name}: no such family{did_you_mean(name, FAMILY_NAMES)}\nfamilies: {', '.join(FAMILY_NAMES)}"
+    )
+
+
+def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: str) -> VitFamily:
+    """The family of a vision transformer.
+
+    Args:
+        tensors: by timm's names.
+        keys: all keys of the file's mapping.
+        layout: name of the checkpoint's layout.
+    """
+
+    def has(ending: str, among: Collection[str]) -> bool:
+        return any(key.endswith(ending) for key in among)
+
+    scaled, of_training = has(".ls1.gamma", tensors), has("mask_token", keys)
+    gated = "blocks.0.mlp.fc1_g.weight" in tensors
+    positions = tensors.get("pos_embed")
+    without_class = positions is not None and round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
+    marks = {
+        "beit": has("relative_position_bias_table", tensors),
+        "dinov3": "reg_token" in tensors and "blocks.0.gamma_1" in tensors and positions is None,
+        "siglip": "attn_pool.latent" in tensors,
+        "aimv2": gated and "cls_token" not in tensors,
+        "clip": "norm_pre.weight" in tensors and "cls_token" in tensors,
+        "deit-distilled": "dist_token" in tensors,
+        "dinov2-registers": scaled and "reg_token" in tensors and "cls_token" in tensors,
+        "deit3": scaled and not of_training and without_class and "cls_token" in tensors,
+        "dinov2": scaled and "cls_token" in tensors,
+        "ibot": has("masked_embed", keys),
+        "mae": has("decoder_embed.weight", keys),
+    }
+    named = _OF_LAYOUT.get(layout) or next((name for name, found in marks.items() if found), "plain")
+    return family_named(named)

@@ -1,0 +1,384 @@
+"""Every family of vision transformers, in its own key layout, against a plain forward pass."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.encoders.load import load_encoder
+from benchmarks.encoders.vit_families import FAMILIES
+from benchmarks.task import InputError
+from pretrain.checkpoint import write_backbone
+from tests.reference.vit_plain import PlainVit
+
+TIMM = """patch.w patch_embed.proj.weight
+patch.b patch_embed.proj.bias
+cls cls_token
+pos pos_embed
+reg register_tokens
+# blocks.#
+norm1 norm1
+norm2 norm2
+qkv attn.qkv
+proj attn.proj
+fc1 mlp.fc1
+fc2 mlp.fc2
+scale1 ls1.gamma
+scale2 ls2.gamma
+table attn.relative_position_bias_table
+norm norm
+pre norm_pre"""
+TRANSFORMERS = """patch.w embeddings.patch_embeddings.projection.weight
+patch.b embeddings.patch_embeddings.projection.bias
+cls embeddings.cls_token
+pos embeddings.position_embeddings
+reg embeddings.register_tokens
+# encoder.layer.#
+q attention.attention.query
+k attention.attention.key
+v attention.attention.value
+proj attention.output.dense
+table attention.attention.relative_position_bias.relative_position_bias_table
+norm layernorm"""
+VIT_BLOCKS = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+DINOV2_BLOCKS = {"norm1": "norm1", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+                 "scale1": "layer_scale1.lambda1", "scale2": "layer_scale2.lambda1"}  # fmt: skip
+
+
+def keys(table: str, w: dict[str, Tensor], **more: str) -> dict[str, Tensor]:
+    """The weights under the names of a table; `#` is the number of a block."""
+    names = {**dict(line.split() for line in table.splitlines()), **more}
+    found: dict[str, Tensor] = {}
+    for name, tensor in w.items():
+        block, name = name.split(".", 1) if name[0].isdigit() else ("", name)
+        start = names["#"].replace("#", block) + "." if block else ""
+        part, _, kind = name.rpartition(".")
+        if name in names:
+            found[start + names[name]] = tensor
+        elif part in names:
+            found[f"{start}{names[part]}.{'weight' if kind == 'w' else 'bias'}"] = tensor
+        elif part == "qkv":
+            for letter, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                if kind == "w" or letter != "k" or chunk.any():
+                    found[f"{start}{names[letter]}.{'weight' if kind == 'w' else 'bias'}"] = chunk.contiguous()
+        else:
+            raise KeyError(name)
+    return found
+
+
+def dinov3(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys(
+        TIMM, w, reg="storage_tokens", gate="mlp.w1", **({"fc1": "mlp.w2", "fc2": "mlp.w3"} if net.gated else {})
+    )
+    mask = torch.ones(3 * net.width)
+    mask[net.width : 2 * net.width] = 0
+    for name in [name for name in found if name.endswith("qkv.bias")]:
+        found[name] = found[name] + 0.3 * (1 - mask)  # a bias of the keys, which the mask takes away
+        found[f"{name}_mask"] = mask
+    size = net.width // net.heads
+    periods = (100 ** (2 * torch.arange(size // 4) / (size // 2))).bfloat16().float()
+    return {**found, "rope_embed.periods": periods, "mask_token": torch.zeros(1, net.width)}
+
+
+def of_clip(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys("# transformer.resblocks.#\nnorm1 ln_1\nnorm2 ln_2\nproj attn.out_proj\nfc1 mlp.c_fc\nfc2 mlp.c_proj\n"
+                 "patch.w conv1.weight\ncls class_embedding\npos positional_embedding\npre ln_pre\nnorm ln_post\n"
+                 "qkv attn.in_proj_", w)  # fmt: skip
+    found = {name.replace("in_proj_.", "in_proj_"): tensor for name, tensor in found.items()}
+    found["class_embedding"], found["positional_embedding"] = w["cls"][0, 0], w["pos"][0]
+    return {**{f"visual.{name}": tensor for name, tensor in found.items()}, "logit_scale": torch.zeros(())}
+
+
+def of_transformers_clip(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys("# encoder.layers.#\nnorm1 layer_norm1\nnorm2 layer_norm2\nq self_attn.q_proj\nk self_attn.k_proj\n"
+                 "v self_attn.v_proj\nproj self_attn.out_proj\nfc1 mlp.fc1\nfc2 mlp.fc2\n"
+                 "patch.w embeddings.patch_embedding.weight\npatch.b embeddings.patch_embedding.bias\n"
+                 "cls embeddings.class_embedding\npos embeddings.position_embedding.weight\n"
+                 "pre pre_layrnorm\nnorm post_layernorm\nhead.probe head.probe\nhead.proj head.attention.out_proj\n"
+                 "head.norm head.layernorm\nhead.fc1 head.mlp.fc1\nhead.fc2 head.mlp.fc2\n"
+                 "head.qkv.w head.attention.in_proj_weight\nhead.qkv.b head.attention.in_proj_bias", w)  # fmt: skip
+    found["embeddings.position_embedding.weight"] = w["pos"][0]
+    if net.class_token:
+        found["embeddings.class_embedding"] = w["cls"][0, 0]
+    return {f"vision_model.{name}": tensor for name, tensor in found.items()}
+
+
+def of_aimv2(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    return keys("# trunk.blocks.#\nnorm1 norm_1\nnorm2 norm_2\nqkv attn.qkv\nproj attn.proj\ngate mlp.fc1\n"
+                "fc1 mlp.fc3\nfc2 mlp.fc2\npatch.w preprocessor.patchifier.proj.weight\n"
+                "patch.b preprocessor.patchifier.proj.bias\npre preprocessor.patchifier.norm\n"
+                "pos preprocessor.pos_embed\nnorm trunk.post_trunk_norm", w)  # fmt: skip
+
+
+def beit(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys(TIMM, w, scale1="gamma_1", scale2="gamma_2")
+    for name in [name for name in found if name.endswith("qkv.bias")]:
+        found[name.replace("qkv", "q").replace(".bias", "_bias")] = found[name][: net.width]
+        found[name.replace("qkv", "v").replace(".bias", "_bias")] = found.pop(name)[2 * net.width :]
+    return found
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of a family.
+
+    Attributes:
+        family: its name in `FAMILIES`.
+        content: what torch.save writes, from the weights.
+        embed: what the embedding is.
+        config: config.json, for a folder of the hub.
+    """
+
+    family: str
+    net: PlainVit
+    content: Callable[[dict[str, Tensor], PlainVit], Any]
+    layout: str
+    embed: str = "cls"
+    mean: float = 0.485
+    facts: tuple[str, ...] = ("heads=3",)
+    config: dict[str, Any] | None = None
+    fixed_size: bool = False
+    assumed: tuple[str, ...] = ()
+    also: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = PlainVit()
+OFFSET = replace(SMALL, away="offset")
+SCALED = replace(OFFSET, scale=True)
+ROTARY = replace(SMALL, positions="none", registers=4, scale=True, key_bias=False, rotary=True, eps=1e-5)
+GAP = replace(SMALL, class_token=False)
+CLIP = replace(SMALL, pre_norm=True, eps=1e-5)
+AIM = replace(GAP, gated=True, rms=True, qkv_bias=False, eps=1e-5)
+BEIT = replace(SMALL, positions="none", relative=True, key_bias=False, scale=True)
+SIGLIP = replace(GAP, pooling_head=True, activation="gelu_tanh")
+STUDENT = {"student": {"module.backbone.cls_token": torch.zeros(1)}}
+HUB = {"hidden_act": "gelu", "num_attention_heads": 3, "layer_norm_eps": 1e-6}
+
+CASES = {
+    "dino": Case("dino", OFFSET, lambda w, n: {"teacher": prefixed("backbone.", keys(TIMM, w)), **STUDENT, "epoch": 3},
+                 "facebookresearch/dino: teacher"),
+    "ibot": Case(
+        "ibot", OFFSET,
+        lambda w, n: {"teacher": prefixed("backbone.", keys(TIMM, w)),
+                      "student": {"module.backbone.masked_embed": torch.zeros(1)}},
+        "bytedance/ibot: teacher",
+    ),
+    "dinov2": Case("dinov2", SCALED, lambda w, n: {**keys(TIMM, w), "mask_token": torch.zeros(1)}, "DINOv2"),
+    "dinov2 training": Case(
+        "dinov2", SCALED,
+        lambda w, n: {"teacher": prefixed("backbone.", {re.sub(r"blocks\.(\d)", r"blocks.0.\1", k): t
+                                                        for k, t in keys(TIMM, w).items()})},
+        "timm's names",
+    ),
+    "dinov2-registers": Case("dinov2-registers", replace(SCALED, away="antialias", registers=4),
+                             lambda w, n: {**keys(TIMM, w), "mask_token": torch.zeros(1)}, "DINOv2"),
+    "dinov3": Case("dinov3", ROTARY, dinov3, "DINOv3"),
+    "dinov3 gated": Case("dinov3", replace(ROTARY, gated=True, width=384, heads=6, depth=1), dinov3, "DINOv3",
+                         facts=()),
+    "mae": Case("mae", SMALL, lambda w, n: {"model": {**keys(TIMM, w), "decoder_embed.weight": torch.zeros(1)}},
+                "ViT of timm's names"),
+    "mocov3": Case(
+        "mocov3", replace(SMALL, width=384, heads=12, depth=1),
+        lambda w, n: {"arch": "vit_small", "state_dict": {**prefixed("module.base_encoder.", keys(TIMM, w)),
+                                                          "module.momentum_encoder.cls_token": torch.zeros(1)}},
+        "facebookresearch/moco-v3: base_encoder", facts=(),
+    ),
+    "deit3": Case("deit3", replace(SMALL, positions="patches", scale=True),
+                  lambda w, n: {"model": keys(TIMM, w, scale1="gamma_1", scale2="gamma_2")}, "ViT of timm's names"),
+    "beit": Case("beit", BEIT, lambda w, n: {"model": beit(w, n)}, "ViT of timm's names", "mean", 0.5, fixed_size=True),
+    "ijepa": Case(
+        "ijepa", GAP,
+        lambda w, n: {"encoder": prefixed("module.", keys(TIMM, n.weights(1))),
+                      "target_encoder": prefixed("module.", keys(TIMM, w))},
+        "facebookresearch/ijepa: target_encoder", "mean",
+    ),
+    "clip": Case("clip", CLIP, of_clip, "CLIP's names", mean=0.48145466, facts=("heads=3", "activation=gelu")),
+    "clip of OpenAI": Case("clip", replace(CLIP, activation="quick_gelu"),
+                           lambda w, n: {**of_clip(w, n), "input_resolution": torch.tensor(48)}, "CLIP's names",
+                           mean=0.48145466),
+    "siglip": Case("siglip", SIGLIP, of_transformers_clip, "transformers' CLIP names", "map", 0.5,
+                   ("heads=3", "activation=gelu_tanh")),
+    "aimv2": Case("aimv2", AIM, of_aimv2, "AIMv2's names", "mean", 0.48145466),
+    "hub vit": Case("plain", replace(SMALL, eps=1e-12),
+                    lambda w, n: keys(TRANSFORMERS, w, **VIT_BLOCKS), "transformers' ViT names", facts=(),
+                    config={**HUB, "model_type": "vit", "layer_norm_eps": 1e-12},
+                    assumed=("mean", "std", "value_range", "channels", "positions")),
+    "hub mae": Case("mae", SMALL, lambda w, n: prefixed("vit.", keys(TRANSFORMERS, w, **VIT_BLOCKS)),
+                    "transformers' ViT names", facts=(), config={**HUB, "model_type": "vit_mae"}),
+    "hub dinov2": Case("dinov2", SCALED, lambda w, n: keys(TRANSFORMERS, w, **DINOV2_BLOCKS), "transformers' ViT names",
+                       facts=(), config={**HUB, "model_type": "dinov2"}),
+    "hub beit": Case("beit", BEIT,
+                     lambda w, n: keys(TRANSFORMERS, w, **VIT_BLOCKS, scale1="lambda_1", scale2="lambda_2"),
+                     "transformers' ViT names", "mean", 0.5, (), {**HUB, "model_type": "beit"}, fixed_size=True),
+    "hub clip": Case("clip", replace(CLIP, activation="quick_gelu", eps=1e-6), of_transformers_clip,
+                     "transformers' CLIP names",
+                     mean=0.48145466, facts=(),
+                     config={"model_type": "clip", "vision_config": {**HUB, "hidden_act": "quick_gelu"}}),
+}  # fmt: skip
+UNTESTED_HERE = {"deit-distilled", "deit", "plain"}  # the class token beside a distillation token is tested below
+
+
+def written(case: Case, w: dict[str, Tensor], folder: Path) -> str:
+    content = case.content(w, case.net)
+    if case.config is None:
+        torch.save(content, folder / "some_file.pth")
+        return str(folder / "some_file.pth")
+    save_file({name: tensor.contiguous() for name, tensor in content.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(case.config), encoding="utf-8")
+    return f"hf:{folder}"
+
+
+def as_map(tokens: Tensor, prefix: int, height: int, width: int) -> Tensor:
+    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, height, width)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_file_of_the_family_gives_the_plain_forward_pass(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    net, w = case.net, case.net.weights()
+    encoder = load_encoder(written(case, w, tmp_path), facts=case.facts)
+    prefix = net.class_token + net.registers
+    torch.manual_seed(0)
+    for height, width in [(3, 3)] if case.fixed_size else [(3, 3), (5, 5), (2, 4)]:
+        images = torch.randn(2, 3, height * 16, width * 16)
+        blocks = net.blocks(w, images)
+        outputs = encoder.outputs(images, encoder.names - {"head"})
+        mean = blocks[-1][:, prefix:].mean(1)
+        expected = {"patches": as_map(blocks[-1], prefix, height, width), "patch_mean": mean}
+        expected["embed"] = {"cls": blocks[-1][:, 0], "mean": mean}.get(case.embed, mean)
+        if case.embed == "map":
+            expected["embed"] = net.pooled(w, blocks[-1])
+        if net.depth >= 4:
+            expected["patches4"] = torch.cat([as_map(b, prefix, height, width) for b in blocks[-4:]], 1)
+        if net.class_token and net.depth >= 4:
+            expected["cls_last4"] = torch.cat([b[:, 0] for b in blocks[-4:]], 1)
+        for output, value in expected.items():
+            assert torch.allclose(outputs[output], value, rtol=0, atol=2e-5 * value.abs().max()), (
+                output,
+                height,
+                width,
+            )
+    card = encoder.card
+    assert (card.layout, card.mean[0], card.assumed) == (case.layout, case.mean, case.assumed)
+    assert (card.patch_size, card.input_size) == (16, 48 if case.fixed_size else None)
+
+
+def test_every_family_is_tested() -> None:
+    assert {case.family for case in CASES.values()} | UNTESTED_HERE == {family.name for family in FAMILIES}
+    assert all(family.source and family.recognised for family in FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "clip of OpenAI", "aimv2"])
+def test_a_written_backbone_is_the_same_encoder(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    first = load_encoder(written(case, case.net.weights(), tmp_path), facts=(*case.facts, "embed=mean"))
+    write_backbone(tmp_path / "own.safetensors", first.module.state_dict(), first.card)
+    again = load_encoder(tmp_path / "own.safetensors")
+    images = torch.randn(1, 3, 80, 80)
+    assert torch.equal(*(e.outputs(images, ["embed"])["embed"] for e in (first, again)))
+    assert again.card.architecture == first.card.architecture
+    assert again.card.embed == first.card.embed
+
+
+def test_embed_is_chosen_by_a_fact(tmp_path: Path) -> None:
+    case = CASES["dinov2"]
+    path = written(case, case.net.weights(), tmp_path)
+    images = torch.randn(2, 3, 48, 48)
+    both = load_encoder(path, facts=["heads=3", "embed=cls+mean"])
+    outputs = both.outputs(images, ["embed", "cls", "patch_mean"])
+    assert torch.equal(outputs["embed"], torch.cat([outputs["cls"], outputs["patch_mean"]], 1))
+    assert both.card.embed == "class token and mean of the patch tokens after the last norm (96-d)"
+    plain, cls = (load_encoder(path, facts=["heads=3", *more]) for more in ([], ["embed=cls"]))
+    assert plain.card == cls.card  # one encoder has one card
+    with pytest.raises(InputError, match=r"no class token; choose --facts embed=mean"):
+        load_encoder(written(CASES["aimv2"], AIM.weights(), tmp_path), facts=["heads=3", "embed=cls"])
+
+
+def test_what_keys_do_not_show_is_asked_for(tmp_path: Path) -> None:
+    for name in ("dino", "dinov2", "clip of OpenAI"):
+        case = CASES[name]  # of a width that none of the family's models has
+        with pytest.raises(InputError, match=r"do not show num_heads; add --facts num_heads=12"):
+            load_encoder(written(case, case.net.weights(), tmp_path))
+    with pytest.raises(InputError, match=r"do not show activation; add --facts activation=quick_gelu"):
+        load_encoder(written(CASES["clip"], CLIP.weights(), tmp_path), facts=["heads=3"])
+    solo = {"state_dict": {**prefixed("backbone.", keys(TIMM, SMALL.weights())), "classifier.weight": torch.zeros(1)}}
+    torch.save(solo, tmp_path / "solo.ckpt")
+    with pytest.raises(InputError, match=r"solo-learn.* do not show num_heads"):
+        load_encoder(tmp_path / "solo.ckpt")
+    card = load_encoder(tmp_path / "solo.ckpt", facts=["heads=12"]).card
+    assert (card.mean[0], card.architecture.num_heads) == (0.485, 12)
+
+
+def test_a_distilled_deit_gives_its_class_token(tmp_path: Path) -> None:
+    import timm
+
+    net = timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=48, num_classes=0).eval()
+    torch.save({"model": net.state_dict()}, tmp_path / "deit.pth")
+    encoder = load_encoder(tmp_path / "deit.pth")
+    images = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        tokens = net.forward_features(images)
+    assert torch.equal(encoder.outputs(images, ["embed"])["embed"], tokens[:, 0])
+    assert encoder.card.architecture.name == "timm:deit_tiny_distilled_patch16_224-l2"
+
+
+@pytest.mark.parametrize(("start", "picked"), [("teacher_backbone.vit.", "teacher"), ("backbone.vit.", "backbone")])
+def test_vits_under_any_prefix_the_teacher_first(start: str, picked: str, tmp_path: Path) -> None:
+    w = SMALL.weights()
+    content = {**prefixed("student_backbone.vit.", keys(TIMM, SMALL.weights(1))), **prefixed(start, keys(TIMM, w)),
+               "student_head.layers.0.weight": torch.zeros(2)}  # fmt: skip
+    torch.save({"state_dict": content, "pytorch-lightning_version": "2.4"}, tmp_path / "last.ckpt")
+    encoder = load_encoder(tmp_path / "last.ckpt", facts=["heads=3"])
+    images = torch.randn(1, 3, 48, 48)
+    expected = SMALL.blocks(w, images)[-1][:, 0]
+    assert torch.allclose(encoder.outputs(images, ["embed"])["embed"], expected, atol=1e-5)
+    assert picked in encoder.card.layout or encoder.card.layout == "Lightning"
+
+
+def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"hf:facebook/dinov2-small: .* nothing is downloaded; .*`hf download facebook/"
+    ):
+        load_encoder("hf:facebook/dinov2-small")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match=r"a has no config\.json"):
+        load_encoder(f"hf:{tmp_path / 'a'}")
+    (tmp_path / "a" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"a has none of model\.safetensors"):
+        load_encoder(f"hf:{tmp_path / 'a'}")
+    save_file({"x": torch.zeros(1)}, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(InputError, match=r"describes a llama"):
+        load_encoder(f"hf:{tmp_path / 'a'}")
+    (tmp_path / "a" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"cannot read .*config\.json"):
+        load_encoder(f"hf:{tmp_path / 'a'}")
+
+
+def test_a_timm_folder_of_the_hub_names_its_model_and_pixels(tmp_path: Path) -> None:
+    import timm
+
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=12).eval()
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for spec in (f"hf:{tmp_path}", str(tmp_path / "model.safetensors")):
+        card = load_encoder(spec).card
+        assert (card.mean, card.assumed, card.architecture.num_heads) == ((0.1, 0.2, 0.3), (), None)
