@@ -16,7 +16,7 @@ AnyTask = Task[Any]
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored", "logistic",
-                        "voc-svm", "low-shot-svm"),
+                        "ncm", "few-shot", "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("robustness",),
     "Without labels": ("label-free", "label-free-views"),
     "Dense tasks on frozen features": ("seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext"),
@@ -99,6 +99,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.logistic import LogisticRegression
 
             return LogisticRegression
+        case "ncm":
+            from benchmarks.few_shot import Ncm
+
+            return Ncm
+        case "few-shot":
+            from benchmarks.few_shot import FewShot
+
+            return FewShot
         case "label-free":
             from benchmarks.label_free import LabelFree
 

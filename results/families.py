@@ -65,9 +65,11 @@ FAMILIES = {
         "chosen on a held-out part of train.",
     ),
     "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
-    "logistic": Family("Logistic regression", short="Logistic", line=POOLED),
+    "logistic": Family("Logistic regression", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
     "robustness": Family("Robustness", line=POOLED),
+    "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
+    "few_shot": Family("Few images per class", decimals=1, line=POOLED),
     "label_free": Family("Label-free measures", outcomes=False, line=POOLED),
     "label_free_views": Family("Label-free measures of views", outcomes=False, line=POOLED),
     **{
