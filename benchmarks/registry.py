@@ -17,7 +17,7 @@ AnyTask = Task[Any]
 TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored", "logistic",
                         "ncm", "few-shot", "voc-svm", "low-shot-svm"),
-    "Suites of data sets": ("robustness",),
+    "Suites of data sets": ("transfer", "robustness"),
     "Without labels": ("label-free", "label-free-views"),
     "Dense tasks on frozen features": ("seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext"),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
@@ -107,6 +107,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.few_shot import FewShot
 
             return FewShot
+        case "transfer":
+            from benchmarks.transfer import Transfer
+
+            return Transfer
         case "label-free":
             from benchmarks.label_free import LabelFree
 

@@ -67,6 +67,7 @@ FAMILIES = {
     "linear_stored": Family("Linear evaluation on stored features", line=POOLED),
     "logistic": Family("Logistic regression", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
+    "transfer": Family("Transfer", line=POOLED),
     "robustness": Family("Robustness", line=POOLED),
     "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
     "few_shot": Family("Few images per class", decimals=1, line=POOLED),

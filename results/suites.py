@@ -33,7 +33,22 @@ class Suite:
     mean_over: tuple[str, ...] = ()
 
 
+# The sets of SimCLR's and BYOL's tables.
+_TWELVE = (
+    "food101", "cifar10", "cifar100", "birdsnap", "sun397", "cars", "aircraft", "voc2007", "dtd", "pets", "caltech101",
+    "flowers102",
+)  # fmt: skip
 SUITES = {
+    "transfer": Suite(
+        "Transfer",
+        {
+            "food101": "Food-101", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "birdsnap": "Birdsnap",
+            "sun397": "SUN397", "cars": "Cars", "aircraft": "Aircraft", "voc2007": "VOC2007", "dtd": "DTD",
+            "pets": "Pets", "caltech101": "Caltech-101", "flowers102": "Flowers", "eurosat": "EuroSAT",
+            "resisc45": "RESISC45", "country211": "Country211", "rendered_sst2": "SST2", "gtsrb": "GTSRB",
+        },
+        mean_over=_TWELVE,
+    ),
     "robustness": Suite(
         "Robustness",
         {

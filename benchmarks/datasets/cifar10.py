@@ -22,7 +22,7 @@ from results.files import require_regular
 
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
-_CLASSES = 10
+_CLASSES, _CLASSES_100 = 10, 100
 _BATCHES = {
     "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
     "test": ("test_batch",),
@@ -31,6 +31,8 @@ _BATCHES = {
 _PIXELS = 3 * _SIDE * _SIDE
 _RECORD = 1 + _PIXELS  # bytes of an image in the binary version: a label, then the planes
 _MAX_BATCH = 2**26  # bytes of a pickled batch; the owner's have 31 MB
+_MAX_BATCH_100 = 2**28  # of CIFAR-100, where train is one file of 155 MB
+_FILES_100 = ("train", "test")
 _KEPT_BATCHES = 6  # all of them: 180 MB in a process that shuffles the pickled version
 _NOT_A_BATCH = "the file is not a batch of CIFAR-10; take it from the owner's archive again"
 
@@ -159,7 +161,7 @@ class _Unpickler(pickle._Unpickler):
 def _unpickle(file: Path) -> dict[bytes, Any]:
     try:
         require_regular(file)
-        if file.stat().st_size > _MAX_BATCH:
+        if file.stat().st_size > (_MAX_BATCH_100 if file.name in _FILES_100 else _MAX_BATCH):
             raise InputError(f"{file} has {file.stat().st_size:,} bytes: {_NOT_A_BATCH}")
         found = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except FileNotFoundError as error:
@@ -187,15 +189,17 @@ def _load(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
         pixels, labels = records[:, 1:], records[:, 0].astype(np.int64)
     else:
         batch = _unpickle(file)
-        array, listed = batch.get(b"data"), batch.get(b"labels", [])
+        key = b"fine_labels" if file.name in _FILES_100 else b"labels"
+        array, listed = batch.get(b"data"), batch.get(key, [])
         if not isinstance(listed, list) or not all(type(label) is int and 0 <= label < 256 for label in listed):
             raise InputError(f"{file} has labels that are not numbers from 0 to {_CLASSES - 1}: {_NOT_A_BATCH}")
         pixels = array.pixels if isinstance(array, _Array) else np.zeros((0, 0), np.uint8)
         labels = np.array(listed, dtype=np.int64)
     if pixels.shape != (len(labels), _PIXELS):
         raise InputError(f"{file} has no image of {_PIXELS} bytes for every label: {_NOT_A_BATCH}")
-    if not len(labels) or labels.min() < 0 or labels.max() >= _CLASSES:
-        raise InputError(f"{file} has no labels, or some outside of 0 to {_CLASSES - 1}: {_NOT_A_BATCH}")
+    classes = _CLASSES_100 if file.name in _FILES_100 else _CLASSES
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"{file} has no labels, or some outside of 0 to {classes - 1}: {_NOT_A_BATCH}")
     return pixels, labels
 
 
@@ -231,6 +235,29 @@ def _names(where: Path) -> tuple[str, ...]:
     if len(names) != _CLASSES:
         raise InputError(f"{where} names {len(names)} classes in batches.meta, not {_CLASSES}; unpack {_OWNER} again")
     return tuple(names)
+
+
+def read_cifar100(folder: Path, split: str) -> Labels:
+    """Items of CIFAR-100's `train` or `test` with the 100 fine classes, in the order of the file.
+
+    Args:
+        folder: `cifar-100-python`, with the files train, test and meta.
+
+    Raises:
+        InputError: the split or a file does not exist, or a file is not a batch.
+    """
+    if split not in _FILES_100:
+        raise InputError(f"CIFAR-100 has no split {split}; it has {' and '.join(_FILES_100)}")
+    file = folder / split
+    if not file.is_file():
+        raise InputError(f"{file} is missing; unpack {_OWNER} again")
+    labels = _load(file, file.stat().st_mtime_ns)[1]
+    listed = _unpickle(folder / "meta").get(b"fine_label_names")
+    names = [name.decode("utf-8", "replace") for name in listed or () if isinstance(name, bytes)]
+    if len(names) != _CLASSES_100:
+        raise InputError(f"{folder / 'meta'} names {len(names)} fine classes, not {_CLASSES_100}; unpack it again")
+    ids = tuple(f"{split}#{number}" for number in range(len(labels)))
+    return Labels(ids, LazyPaths(folder, ids), tuple(names), labels, read_groups(folder, ids))
 
 
 CIFAR10 = FolderLayouts(

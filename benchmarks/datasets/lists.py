@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 GROUPS_FILE = "groups.json"
 
 _ENTRIES_SHOWN = 6
-# An image of CIFAR-10, which lies in a batch file with others: `data_batch_1#17`.
-_BATCH_MEMBER = re.compile(r"((?:data|test)_batch(?:_\d)?(?:\.bin)?)#(\d+)")
+# An image of CIFAR-10 or -100, which lies in a batch file with others: `data_batch_1#17`, `train#17`.
+_BATCH_MEMBER = re.compile(r"((?:data|test)_batch(?:_\d)?(?:\.bin)?|train|test)#(\d+)")
 
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from benchmarks.datasets import classification, coco, imagenet_variants, voc
 from benchmarks.datasets.ade20k import read_ade20k
-from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10
+from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.cityscapes import read_cityscapes
 from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.lists import FolderLayouts
 from benchmarks.datasets.nyu import read_nyu
+from benchmarks.datasets.transfer_sets import TRANSFER_SETS
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean
 
@@ -306,6 +307,17 @@ DATASETS: Mapping[str, DatasetInfo] = {
         10,
         layouts=CIFAR10,
     ),
+    "cifar100": DatasetInfo(
+        "cifar-100-python",
+        read_cifar100,
+        {"train": 50_000, "test": 10_000},
+        "the CIFAR page of Alex Krizhevsky (cs.toronto.edu): CIFAR-100, the Python version, as cifar-100-python/",
+        100,
+    ),
+    **{
+        name: DatasetInfo(one.folder, one.reader, one.splits, one.how_to_get, one.classes)
+        for name, one in TRANSFER_SETS.items()
+    },
     # Everingham et al.; the image sets of the devkits.
     "voc2007": DatasetInfo("VOCdevkit/VOC2007", _voc_labels, {"trainval": 5011, "test": 4952}, _VOC_PAGE, 20),
     "voc2012": DatasetInfo(

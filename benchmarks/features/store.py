@@ -160,7 +160,11 @@ class FeatureStore:
                 f"the features need {gib(needed)} in {self.root}, but only {gib(free)} are free; free disk space, or "
                 "set --features to another disk"
             )
+        # One bar over all passes, as of the many data sets of a suite.
+        total = sum(each.batches for each in passes)
+        ticks = progress(range(total), passes[0].label, show=self.options.progress) if len(passes) > 1 else None
         for each in passes:
+            each.ticks = ticks
             try:
                 each.run()
             except OSError as error:
@@ -266,6 +270,11 @@ class ExtractionPass:
         self.rows = len(request.labels)
         self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
         self.label = f"features of {request.encoder.card.name}"
+        self.batches = sum(
+            -(-len(shard_rows(shard, self.rows)) // self.batch_size)
+            for shard in range(next(iter(parts.values())).shards)
+        )
+        self.ticks: Iterator[int] | None = None  # of a bar that several passes share
         self.missing: dict[int, Outputs] = {}  # shard -> the outputs that it lacks
         self.unreadable: dict[int, dict[int, str]] = defaultdict(dict)  # shard -> row -> reason
         self.written: dict[int, int] = defaultdict(int)  # shard -> number of rows
@@ -316,7 +325,10 @@ class ExtractionPass:
         writes: deque[Future[None]] = deque()
         read = batches(reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.workers)
         total = sum(-(-len(shard_rows(shard, self.rows)) // self.batch_size) for shard in shards)
-        for batch in progress(read, self.label, total=total, show=self.options.progress):
+        show = self.options.progress and self.ticks is None
+        for batch in progress(read, self.label, total=total, show=show):
+            if self.ticks is not None:
+                next(self.ticks, None)
             outputs = self.missing[shard_of(batch.start)]
             vectors = extract(batch.images, outputs) if batch.readable else {}
             # In a thread of its own, so that the model waits for neither the device's answer nor the disk.

@@ -1,0 +1,294 @@
+"""Classification sets of transfer suites, each in the folder in which torchvision keeps it: a train split and test.
+
+An id is `<part>/<file>`, where the part is `train`, `val` or `test`. The train split holds the validation part that the
+owner publishes, so that a benchmark can choose its settings by it and then use both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.datasets.classification import class_folders, images_below
+from benchmarks.datasets.lists import LazyPaths, first_file, folder_contents, read_groups, read_lines
+from benchmarks.datasets.voc import read_voc_classification
+from benchmarks.task import InputError, Labels
+from results.files import require_regular
+
+TEST = "test"
+SPLIT_SEED = 0  # of splits that no owner publishes
+Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
+Reader = Callable[[Path, str], Labels]
+
+_CALTECH_TRAIN = 30  # images of each class
+_EUROSAT = (1000, 500)  # images of each class in train and in test, as in CLIP's split
+_BACKGROUND = "BACKGROUND_Google"
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A reader of one data set.
+
+    Attributes:
+        owner: for error messages.
+        parts: split -> parts of the owner that it holds, as ids begin -> the owner's name for it.
+        items: (folder, the owner's name of a part) -> its items.
+    """
+
+    owner: str
+    parts: Mapping[str, Mapping[str, str]]
+    items: Callable[[Path, str], Items]
+
+    def __call__(self, folder: Path, split: str) -> Labels:
+        """The items of a split in the order of the parts and their files.
+
+        Raises:
+            InputError: the split is unknown, a file is missing or malformed, or the parts differ in their classes.
+        """
+        if split not in self.parts:
+            raise InputError(f"{folder.name} has no split {split}; it has {' and '.join(self.parts)}")
+        ids: list[str] = []
+        files: list[str] = []
+        targets: list[int] = []
+        classes: list[str] | None = None
+        for part, own in self.parts[split].items():
+            try:
+                found, labels, names = self.items(folder, own)
+            except InputError:
+                raise
+            except Exception as error:  # a reader of another library raises nearly anything at a malformed file
+                reason = " ".join(str(error).split()).partition(" You can use download")[0] or type(error).__name__
+                raise InputError(
+                    f"{folder} cannot be read as {self.owner} ({type(error).__name__}: {reason}); found "
+                    f"{folder_contents(folder)}; unpack it again"
+                ) from error
+            if classes is not None and names != classes:
+                raise InputError(f"{folder}: parts of {split} differ in their classes; unpack {self.owner} again")
+            classes = names
+            order = sorted(range(len(found)), key=found.__getitem__)
+            ids += [f"{part}/{found[row]}" for row in order]
+            files += [found[row] for row in order]
+            targets += [labels[row] for row in order]
+        if not ids or not classes:
+            raise InputError(f"{folder}: {split} has no images; unpack {self.owner} again")
+        numbers = np.array(targets, np.int64)
+        if numbers.min() < 0 or numbers.max() >= len(classes):
+            raise InputError(f"{folder}: {split} has labels beyond its {len(classes)} classes; unpack it again")
+        fixed = tuple(ids)
+        return Labels(fixed, LazyPaths(folder, files), tuple(classes), numbers, read_groups(folder, fixed))
+
+
+TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}
+_WITH_VAL = {"trainval": {"train": "train", "val": "val"}, TEST: {TEST: TEST}}
+
+
+def _relative(folder: Path, files: Sequence[str | Path]) -> list[str]:
+    return [Path(file).relative_to(folder).as_posix() for file in files]
+
+
+# ---- torchvision's readers; their lists are private, and a test holds them to what these give -----------------------
+
+
+def _torchvision(name: str, **options: Any) -> Callable[[Path, str], Items]:
+    """A reader of torchvision that has its files and labels in lists of its own."""
+
+    def read(folder: Path, part: str) -> Items:
+        from torchvision import datasets
+
+        opened: Any = vars(datasets)[name](str(folder.parent), split=part, download=False, **options)
+        own = vars(opened)
+        files = own.get("_image_files", own.get("_images"))
+        if files is None:
+            files, labels = zip(*own.get("_samples", own.get("samples")), strict=True)
+        else:
+            labels = own["_labels"]
+        classes = own.get("classes") or [str(number) for number in range(max(labels) + 1)]
+        return _relative(folder, files), [int(label) for label in labels], list(classes)
+
+    return read
+
+
+# ---- sets that torchvision has no reader for, or checks by the md5 of whole archives ---------------------------------
+
+
+def _folders(folder: Path, part: str) -> Items:
+    """`<part>/<class>/<image>`."""
+    names = class_folders(folder / part)
+    if not names:
+        raise InputError(f"{folder / part} has no class folders: expected {part}/<class>/<image>")
+    files, targets = [], []
+    for number, name in enumerate(names):
+        found = images_below(folder / part / name)
+        files += [f"{part}/{name}/{image}" for image in found]
+        targets += [number] * len(found)
+    return files, targets, names
+
+
+def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None, without: str = "") -> Items:
+    """Class folders without a published split: so many images of each class, drawn by this project's seed."""
+    names = [name for name in class_folders(folder / below) if name != without]
+    if not names:
+        raise InputError(f"{folder / below} has no class folders: expected {below}/<class>/<image>")
+    files: list[str] = []
+    targets: list[int] = []
+    for number, name in enumerate(names):
+        images = images_below(folder / below / name)
+        order = np.random.default_rng((SPLIT_SEED, number)).permutation(len(images))
+        chosen = order[:train] if part == "train" else order[train : None if test is None else train + test]
+        files += [f"{below}/{name}/{images[row]}" for row in chosen]
+        targets += [number] * len(chosen)
+    return files, targets, names
+
+
+def _flowers(folder: Path, part: str) -> Items:
+    """Oxford Flowers: `setid.mat` and `imagelabels.mat`, of which torchvision checks the md5."""
+    from scipy.io import loadmat
+
+    for name in ("setid.mat", "imagelabels.mat"):
+        require_regular(folder / name)
+    ids = loadmat(folder / "setid.mat", squeeze_me=True)[{"train": "trnid", "val": "valid", TEST: "tstid"}[part]]
+    labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
+    numbers = [int(number) for number in np.atleast_1d(ids)]
+    if numbers and not 1 <= min(numbers) <= max(numbers) <= len(labels):
+        raise InputError(f"{folder / 'setid.mat'} numbers images that imagelabels.mat does not have; unpack both again")
+    classes = [f"{number:03d}" for number in range(1, int(labels.max()) + 1)]
+    return [f"jpg/image_{number:05d}.jpg" for number in numbers], [int(labels[n - 1]) - 1 for n in numbers], classes
+
+
+def _sun(folder: Path, part: str) -> Items:
+    """SUN397: the owner's first partition, `Training_01.txt` and `Testing_01.txt`, beside `ClassName.txt`."""
+    classes = [line.lstrip("/").partition("/")[2] for line in read_lines(folder / "ClassName.txt")]
+    index = {name: number for number, name in enumerate(classes)}
+    name = {"train": "Training_01.txt", TEST: "Testing_01.txt"}[part]
+    file = first_file(folder, (name, f"Partitions/{name}"))
+    if file is None:
+        raise InputError(f"{folder} has no {name}; unpack the owner's Partitions.zip there")
+    files = [line.lstrip("/") for line in read_lines(file)]
+    targets = []
+    for each in files:
+        place = each.partition("/")[2].rpartition("/")[0]
+        if place not in index:
+            raise InputError(f"{file} lists {each}, whose class is not in ClassName.txt; restore both lists")
+        targets.append(index[place])
+    return files, targets, classes
+
+
+# ---- Pascal VOC 2007 ------------------------------------------------------------------------------------------------
+
+
+def read_voc2007(folder: Path, split: str) -> Labels:
+    """VOC2007 for classification: trainval as train and then val, so that val can choose; test.
+
+    Raises:
+        InputError: see `benchmarks.datasets.voc.read_voc_classification`.
+    """
+    parts = {"trainval": ("train", "val"), TEST: (TEST,)}.get(split)
+    if parts is None:
+        raise InputError(f"VOC2007 has no split {split} here; it has trainval and test")
+    year = folder.name.removeprefix("VOC")
+    found = [read_voc_classification(folder.parent, year, part) for part in parts]
+    if any(labels.classes != found[0].classes for labels in found):
+        raise InputError(f"{folder}: train and val differ in their classes; unpack the devkit again")
+    return Labels(
+        tuple(f"{part}/{id}" for part, labels in zip(parts, found, strict=True) for id in labels.ids),
+        tuple(path for labels in found for path in labels.paths),
+        found[0].classes,
+        np.concatenate([labels.targets for labels in found]),
+        tuple(group for labels in found for group in labels.groups),
+    )
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """A set of the suite: its folder below the data root, reader, image counts, where to get it, and its classes."""
+
+    folder: str
+    reader: Reader
+    splits: Mapping[str, int | None]
+    how_to_get: str
+    classes: int | None = None
+
+
+def _counts(train: int | None, test: int | None) -> dict[str, int | None]:
+    return {"trainval": train, TEST: test}
+
+
+# Counts are those of the papers' tables as third parties repeat them.
+TRANSFER_SETS: Mapping[str, TransferSet] = {
+    "food101": TransferSet(
+        "food-101", _Set("Food-101", TRAINVAL, _torchvision("Food101")), _counts(75_750, 25_250),
+        "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz", 101,
+    ),
+    "birdsnap": TransferSet(
+        "birdsnap", _Set("Birdsnap", TRAINVAL, _folders), _counts(None, None),
+        "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/", 500,
+    ),
+    "sun397": TransferSet(
+        "SUN397", _Set("SUN397", TRAINVAL, _sun), _counts(19_850, 19_850),
+        "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/", 397,
+    ),
+    "cars": TransferSet(
+        "stanford_cars", _Set("Stanford Cars", TRAINVAL, _torchvision("StanfordCars")), _counts(8144, 8041),
+        "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/", 196,
+    ),
+    "aircraft": TransferSet(
+        "fgvc-aircraft-2013b", _Set("FGVC Aircraft", _WITH_VAL, _torchvision("FGVCAircraft")), _counts(6667, 3333),
+        "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", 100,
+    ),
+    "dtd": TransferSet(
+        "dtd", _Set("DTD", _WITH_VAL, _torchvision("DTD", partition=1)), _counts(3760, 1880),
+        "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", 47,
+    ),
+    "pets": TransferSet(
+        "oxford-iiit-pet",
+        _Set("Oxford-IIIT Pet", {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}}, _torchvision("OxfordIIITPet")),
+        _counts(3680, 3669),
+        "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/", 37,
+    ),
+    "caltech101": TransferSet(
+        "caltech101",
+        _Set("Caltech-101", TRAINVAL, partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None,
+                                              without=_BACKGROUND)),
+        _counts(101 * _CALTECH_TRAIN, None),
+        "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/", 101,
+    ),
+    "flowers102": TransferSet(
+        "flowers-102", _Set("Oxford Flowers-102", _WITH_VAL, _flowers), _counts(2040, 6149),
+        "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", 102,
+    ),
+    "eurosat": TransferSet(
+        "eurosat",
+        _Set("EuroSAT", TRAINVAL, partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1])),
+        _counts(10_000, 5000), "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/", 10,
+    ),
+    "resisc45": TransferSet(
+        "resisc45", _Set("RESISC45", TRAINVAL, _folders), _counts(None, None),
+        "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/", 45,
+    ),
+    "country211": TransferSet(
+        "country211",
+        _Set("Country211", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}},
+             _torchvision("Country211")),
+        _counts(None, None), "github.com/openai/CLIP, data/country211.md: country211.tgz", 211,
+    ),
+    "rendered_sst2": TransferSet(
+        "rendered-sst2", _Set("Rendered SST2", _WITH_VAL, _torchvision("RenderedSST2")), _counts(None, None),
+        "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", 2,
+    ),
+    "gtsrb": TransferSet(
+        "gtsrb", _Set("GTSRB", TRAINVAL, _torchvision("GTSRB")), _counts(None, None),
+        "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/", 43,
+    ),
+    "voc2007_cls": TransferSet(
+        "VOCdevkit/VOC2007", read_voc2007, _counts(5011, 4952),
+        "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of 2007", 20,
+    ),
+}  # fmt: skip

@@ -1,0 +1,159 @@
+"""Transfer against scikit-learn and plain loops, and end to end on the embedded drawings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import NearestCentroid
+
+from benchmarks.__main__ import main
+from benchmarks.registry import find_protocol
+from benchmarks.task import InputError, Labels, RunOptions, Split
+from benchmarks.transfer import KNN, LOGISTIC, NCM, PROTOCOLS, Transfer, validation
+from results.bootstrap import replicates
+from results.rows import EMBEDDED
+from results.store import read_records
+from results.tables import Section
+
+QUIET = RunOptions(device="cpu", progress=False)
+CENTRES = np.random.default_rng(0).normal(size=(4, 6))
+PENALTIES = (0.1, 3.0, 100.0)
+
+
+def split(targets: np.ndarray, seed: int, part: str, rows: np.ndarray | None = None) -> Split:
+    rng = np.random.default_rng(seed)
+    if rows is None:
+        rows = CENTRES[targets] + 1.2 * rng.normal(size=(len(targets), 6))
+    ids = tuple(f"{part}/{i}" for i in range(len(targets)))
+    labels = Labels(ids, tuple(map(Path, ids)), tuple("abcd"), targets, tuple((i,) for i in ids))
+    return Split(labels, {"embed": rows.astype(np.float32)})
+
+
+def protocol(name: str = "food101", **changes: Any) -> Any:
+    given = {"penalties": PENALTIES, "tolerance": 1e-5, "k": 5, **changes}
+    return find_protocol(f"transfer_{name}.kornblith@1").changed(**given)
+
+
+TRAIN = split(np.random.default_rng(1).permutation(np.repeat(np.arange(4), (60, 40, 30, 20))), 2, "train")
+TEST = split(np.repeat(np.arange(4), (50, 40, 30, 9)), 3, "test")
+
+
+def sklearn_choice(kept: np.ndarray, held: np.ndarray, scored: Any) -> tuple[float, LogisticRegression]:
+    x, y = TRAIN.features["embed"].astype(float), TRAIN.labels.targets
+
+    def fit(penalty: float, rows: np.ndarray) -> LogisticRegression:
+        return LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=5000).fit(x[rows], y[rows])
+
+    values = [scored(y[held], fit(penalty, kept).predict(x[held])) for penalty in PENALTIES]
+    best = max(p for p, value in zip(PENALTIES, values, strict=True) if value == max(values))
+    return best, fit(best, np.arange(len(y)))
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"),
+    [("food101", lambda truth, found: (truth == found).mean()), ("pets", balanced_accuracy_score)],
+)
+def test_logistic_is_scikit_learns(name: str, scored: Any) -> None:
+    outcome = Transfer().run(protocol(name), TRAIN, TEST, QUIET)
+    penalty, model = sklearn_choice(*validation(TRAIN.labels, 0.2), scored)
+    assert outcome.runs[0]["penalty"] == penalty
+    found = model.predict(TEST.features["embed"].astype(float))
+    assert outcome.scores[LOGISTIC].value == pytest.approx(100 * scored(TEST.labels.targets, found))
+    kind = "correct" if name == "food101" else "pseudo_value"
+    items = {f"{kind}/{LOGISTIC}": outcome.items[f"{kind}/{LOGISTIC}"], "targets": TEST.labels.targets,
+             "group_offsets": np.arange(len(TEST.labels) + 1), "group_members": np.array(TEST.labels.ids)}  # fmt: skip
+    made = replicates(items, [LOGISTIC])[LOGISTIC]
+    assert 100 * made.value == pytest.approx(outcome.scores[LOGISTIC].value, rel=1e-5)
+    assert 0.01 < made.standard_error < 0.1
+
+
+def test_nearest_neighbours_and_means_are_plain_ones() -> None:
+    outcome = Transfer().run(protocol(), TRAIN, TEST, QUIET)
+    x, y = (each.features["embed"].astype(float) for each in (TRAIN, TEST))
+    x, y = (each / np.linalg.norm(each, axis=1)[:, None] for each in (x, y))
+    means = np.stack([x[TRAIN.labels.targets == c].mean(0) for c in range(4)])
+    unit = means / np.linalg.norm(means, axis=1)[:, None]
+    centroid = NearestCentroid().fit(unit, np.arange(4)).predict(y)
+    assert outcome.items[f"correct/{NCM}"].tolist() == (centroid == TEST.labels.targets).tolist()
+    for row, right in zip(range(len(y)), outcome.items[f"correct/{KNN}"], strict=True):
+        votes = np.zeros(4)
+        for i in np.argsort(-(x @ y[row]))[:5]:
+            votes[TRAIN.labels.targets[i]] += np.exp(x[i] @ y[row] / 0.07)
+        assert right == (votes.argmax() == TEST.labels.targets[row])
+
+
+def plain_eleven_point(scores: np.ndarray, labels: np.ndarray) -> float:
+    kept = labels >= 0
+    order = np.argsort(-scores[kept])
+    right = labels[kept][order] == 1
+    precision, recall = right.cumsum() / np.arange(1, len(right) + 1), right.cumsum() / right.sum()
+    return float(np.mean([precision[recall >= t / 10 - 1e-9].max() for t in range(11)]))
+
+
+def test_voc_is_one_fit_per_class_and_eleven_points() -> None:
+    rng = np.random.default_rng(5)
+    parts = []
+    for part, count in (("train", 120), ("test", 80)):
+        targets = rng.choice([-1, 0, 0, 0, 1], size=(count, 4)).astype(np.int8)
+        parts.append(split(targets, 0, part, (targets == 1) @ CENTRES + rng.normal(size=(count, 6))))
+    train, test = parts
+    outcome = Transfer().run(protocol("voc2007"), train, test, QUIET)
+    x, y = train.features["embed"].astype(float), test.features["embed"].astype(float)
+    kept, held = validation(train.labels, 0.2)
+
+    def scores(penalty: float, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        columns = []
+        for c in range(4):
+            own = rows[train.labels.targets[rows, c] >= 0]
+            model = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=5000)
+            columns.append(model.fit(x[own], train.labels.targets[own, c]).decision_function(asked))
+        return np.stack(columns, 1)
+
+    def mean_ap(values: np.ndarray, targets: np.ndarray) -> float:
+        return float(np.mean([plain_eleven_point(values[:, c], targets[:, c]) for c in range(4)]))
+
+    chosen = [mean_ap(scores(p, kept, x[held]), train.labels.targets[held]) for p in PENALTIES]
+    best = max(p for p, value in zip(PENALTIES, chosen, strict=True) if value == pytest.approx(max(chosen), abs=1e-9))
+    assert outcome.runs[0]["penalty"] == best
+    expected = mean_ap(scores(best, np.arange(120), y), test.labels.targets)
+    assert outcome.scores[LOGISTIC].value == pytest.approx(100 * expected, abs=0.05)
+    assert str(outcome.items["ap_rule"]) == "11point"
+
+
+def test_a_published_validation_part_chooses() -> None:
+    ids = tuple(f"{'val' if i % 3 == 0 else 'train'}/{i}" for i in range(9))
+    labels = Labels(ids, tuple(map(Path, ids)), ("a",), np.zeros(9, np.int64), tuple((i,) for i in ids))
+    assert validation(labels, 0.2)[1].tolist() == [0, 3, 6]
+    kept, held = validation(TRAIN.labels, 0.2)
+    assert len(held) == 30
+    assert sorted([*kept, *held]) == list(range(150))
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match=r"reports mAP \(11-point\), but images of voc2007_cls have one label"):
+        Transfer().check(protocol("voc2007"), TRAIN.labels, TEST.labels)
+    with pytest.raises(InputError, match="k=500, but train has 150"):
+        Transfer().check(protocol(k=500), TRAIN.labels, TEST.labels)
+
+
+def test_the_grid_is_the_sheets() -> None:
+    penalties = find_protocol("transfer_pets.kornblith@1").params["penalties"]
+    assert len(penalties) == 45
+    assert (penalties[0], penalties[-1]) == (pytest.approx(1e-6), pytest.approx(1e5))
+    assert len({p.geometry.model_dump_json() for p in PROTOCOLS if p.variant == "kornblith"}) == 1
+
+
+def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
+    encoder = "random:resnet18-w8-k3-nopool:0"
+    assert main(["transfer", encoder, str(small_data), *where, "--set", "penalties=1,100"]) == 0
+    (stored,) = read_records(tmp_path / "records")[0]
+    assert stored.record.protocol.id == "transfer_drawings.demo@1+penalties=1.0,100.0"
+    tables = Section([stored], EMBEDDED).tables()
+    assert [t.title for t in tables[:3]] == [f"Transfer, demo@1+penalties=1.0,100.0: {c}" for c in (LOGISTIC, KNN, NCM)]
+    assert main(["transfer", encoder, str(small_data), *where, "--dataset", "food101"]) == 2
