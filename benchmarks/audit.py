@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
-from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.encoder import Encoder, fitted_size
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from results.files import write_file
@@ -76,7 +76,7 @@ def command(
         out: folder of the reports as JSON.
         device: auto, cpu, cuda, cuda:1, …
         seed: seed of the choice of images.
-        size: images are reduced to this many pixels.
+        size: images are reduced to this many pixels, or to the next size that the encoder takes.
         seconds: approximate time of the encoder's passes; a slow encoder sees fewer images.
         threads: CPU threads; torch's default otherwise.
         dry_run: show what would run, and stop.
@@ -101,9 +101,13 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write reports to {out} ({error.strerror}); choose another with --out") from error
-    sample = draw_sample(data, size, seed)
+    samples = {size: draw_sample(data, size, seed)}
     for spec in encoders:
-        audit = examine(load_encoder(spec, name, facts).to(device), sample, seconds=seconds, seed=seed)
+        loaded = load_encoder(spec, name, facts).to(device)
+        side = fitted_size(loaded.card, size)
+        if side not in samples:
+            samples[side] = draw_sample(data, side, seed)
+        audit = examine(loaded, samples[side], seconds=seconds, seed=seed)
         sys.stdout.write(text(audit))
         slug = re.sub(r"[^A-Za-z0-9]+", "-", audit.encoder.name).strip("-").lower()
         path = out / f"{slug}-{(audit.encoder.weights_sha256 or 'none')[:8]}.json"

@@ -178,6 +178,8 @@ def prepare(
     task.check_encoder(protocol, encoder)
     if dataset is not None:
         protocol = protocol.changed(dataset=dataset)
+    if task.fits_image_size:
+        protocol = _at_size_of(encoder, protocol)
     if options.precision is not None:
         protocol = _at_precision(task, protocol, options)
     found = find_dataset(protocol.dataset, Path(data))
@@ -189,6 +191,21 @@ def prepare(
         folder = Path(data).resolve().name or "data"
         reference = reference.model_copy(update={"official": False, "folder": folder})
     return Run(task, protocol, encoder, train, test, reference, options)
+
+
+def _at_size_of(encoder: Encoder, protocol: Protocol) -> Protocol:
+    """The protocol at the nearest image size that the encoder takes, and an id that says so where it is another one.
+
+    Images are resized in proportion, so that a crop shows the same part of them.
+    """
+    from benchmarks.encoders.encoder import fitted_size
+
+    before = protocol.geometry
+    crop = fitted_size(encoder.card, before.crop)
+    if crop == before.crop:
+        return protocol
+    resize = max(crop, round(before.resize * crop / before.crop)) if before.resize else 0
+    return protocol.changed(geometry={"crop": crop, "resize": resize})
 
 
 def cached_record(run: Run) -> Record | None:

@@ -192,6 +192,7 @@ class Task(ABC, Generic[ParamsT]):
         Params: types the `params` of its protocols.
         protocols: every declared protocol, the default first.
         demo_variant: the variant that runs on the embedded data when the user names no protocol.
+        fits_image_size: whether images may be resized to a size that the encoder takes; the id then says so.
         suite: without a named protocol, the command runs every data set of the variant that is there.
     """
 
@@ -199,6 +200,7 @@ class Task(ABC, Generic[ParamsT]):
     Params: ClassVar[type[Params]]
     protocols: ClassVar[tuple[Protocol, ...]]
     demo_variant: ClassVar[str] = "demo"
+    fits_image_size: ClassVar[bool] = True
     suite: ClassVar[bool] = False
 
     def params(self, protocol: Protocol) -> ParamsT:

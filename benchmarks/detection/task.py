@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Detection(ImageTask[DetectionParams]):
     """What the detection benchmarks share."""
+
+    fits_image_size: ClassVar[bool] = False  # the engine resizes images
 
     Params = DetectionParams
 

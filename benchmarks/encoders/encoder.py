@@ -108,6 +108,26 @@ class Encoder:
         return self._forward(images, names)
 
 
+def fitted_size(card: EncoderCard, size: int) -> int:
+    """The image size nearest to `size`, and not below it, that the encoder takes: its only one, or whole patches."""
+    if card.input_size:
+        return card.input_size
+    patch = card.patch_size or 1
+    return -(-size // patch) * patch
+
+
+def image_sizes(module: nn.Module) -> dict[str, int | None]:
+    """Patch and input size for the card, of a module with a patch embedding as timm's or DINOv2's."""
+    embedding = getattr(module, "patch_embed", None)
+    side, image = (getattr(embedding, name, None) for name in ("patch_size", "img_size"))
+    side, image = (value[0] if isinstance(value, tuple) else value for value in (side, image))
+    fixed = bool(getattr(embedding, "strict_img_size", False))
+    return {
+        "patch_size": side if isinstance(side, int) else None,
+        "input_size": image if isinstance(image, int) and fixed else None,
+    }
+
+
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module lives, and the dtype of the images that it takes: those of its first floating-point tensor."""
     for tensor in chain(module.parameters(), module.buffers()):

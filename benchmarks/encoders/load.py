@@ -19,7 +19,7 @@ from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
-from benchmarks.encoders.encoder import Encoder, device_and_dtype, preserved
+from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved
 from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, InputError
@@ -46,7 +46,7 @@ CLASSIFIER_WIDTHS = {
     21841: "ImageNet-21k",
 }  # fmt: skip
 
-_PROBE_IMAGES = 2
+_PROBE_IMAGES, _PROBE_SIDE = 2, 224
 _MODULE_OUTPUTS = (*FEATURE_MAPS, "embed", "head")
 
 
@@ -178,7 +178,7 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         try:
             module.eval()
             with torch.no_grad():
-                probe = module(torch.zeros(_PROBE_IMAGES, 3, 224, 224, device=device, dtype=dtype))
+                probe = module(torch.zeros(_PROBE_IMAGES, 3, _PROBE_SIDE, _PROBE_SIDE, device=device, dtype=dtype))
         except (Exception, SystemExit) as error:  # of the user's code
             raise InputError(
                 f"{kind} fails on a ({_PROBE_IMAGES}, 3, 224, 224) batch ({_error_with_place(error)}); it must accept "
@@ -200,6 +200,14 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
             output = module(images)
         except SystemExit as error:
             raise InputError(f"{kind} ended the program ({_error_with_place(error)}); raise an exception") from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            side = images.shape[-1]
+            if side == _PROBE_SIDE or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"{kind} fails on images of {side} pixels, but not of {_PROBE_SIDE} ({_error_with_place(error)}); use "
+                f"--set geometry.crop={_PROBE_SIDE}"
+            ) from error
         found = _named_outputs(kind, output, len(images))
         missing = sorted(set(names) - found.keys())
         if missing:
@@ -219,6 +227,7 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         "architecture": card.architecture.model_copy(update={"name": f"{card.architecture.name} ({identity})"}),
         "weights_sha256": weights_sha256(state),
         "keys_matched": len(state),
+        **image_sizes(module),
     }
     return Encoder(card.model_copy(update=filled), module, forward, names, freeze=False)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, projection_head
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, image_sizes, projection_head
 from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
@@ -25,6 +28,9 @@ EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdba
 LAST_BLOCKS = 4  # of patches4 and cls_last4, as DINOv2's linear evaluation reads them
 
 PERIODS = "rope_embed.periods"  # of DINOv3: computed, and also in its files
+
+# The modules of timm whose models take any image size that is a multiple of the patch, where they are asked to.
+_OF_ANY_SIZE = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
 _MAP_AT_STRIDE = {2 ** (number + 1): name for number, name in enumerate(FEATURE_MAPS)}
 
@@ -78,8 +84,11 @@ def pretrained_timm(name: str, overrides: CardOverrides) -> Encoder:
     import timm
 
     _require(name)
+    in_module = timm.models.model_entrypoint(name).__module__
+    sizes: dict[str, Any] = {"dynamic_img_size": True} if in_module in _OF_ANY_SIZE else {}
     try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+        with _offline_without_network():
+            model: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
     except Exception as error:  # of the network, the hub, the file system or timm itself
         raise InputError(
             f"timm cannot load the pretrained weights of {name} ({' '.join(str(error).split())[:120]}); connect to the "
@@ -95,6 +104,34 @@ def pretrained_timm(name: str, overrides: CardOverrides) -> Encoder:
     )  # fmt: skip
     known = CardOverrides({"value_range": 1.0, "channels": "RGB", "mean": card.mean, "std": card.std}).then(overrides)
     return _encoder(known.apply_to_card(card, PIXELS), model, None)
+
+
+@contextmanager
+def _offline_without_network() -> Iterator[None]:
+    """Without a network, look into the hub's cache only: its retries take a minute."""
+    from huggingface_hub import constants
+
+    if _reachable(constants.ENDPOINT):
+        yield
+        return
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(url: str) -> bool:
+    if not url.startswith("https://"):
+        return True
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - https
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - https, through the proxy of the environment
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers
+    except OSError:
+        return False
 
 
 def timm_keys(name: str) -> set[str]:
@@ -360,7 +397,7 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
             outputs["head"] = head(outputs["embed"])
         return {name: outputs[name] for name in names}
 
-    card = card.model_copy(update={"embed": _embed(model, pooling), **_sizes(model)})
+    card = card.model_copy(update={"embed": _embed(model, pooling), **image_sizes(model)})
     available = (*maps_of_model, *of_tokens, "embed")
     if head is None:
         return Encoder(card, model, forward, available)
@@ -425,15 +462,6 @@ def _embed(model: Any, pooling: str | None) -> str:
     }
     how = words.get(_kind_of_pool(model) or "")
     return f"{how or 'pooling of the last stage'}, as timm's forward_head gives it ({width}-d)"
-
-
-def _sizes(model: Any) -> dict[str, int | None]:
-    """Patch and input size for the card: a model with a window or a table of positions takes one image size only."""
-    embedding = getattr(model, "patch_embed", None)
-    side, image = (getattr(embedding, name, None) for name in ("patch_size", "img_size"))
-    patch = side[0] if isinstance(side, tuple) and token_outputs(model) else None
-    fixed = bool(getattr(embedding, "strict_img_size", False)) and isinstance(image, tuple)
-    return {"patch_size": patch, "input_size": image[0] if fixed and image else None}
 
 
 def efficientnet_lite0() -> Encoder:

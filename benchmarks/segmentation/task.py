@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Segmentation(ImageTask[SegmentationParams]):
     """What the segmentation benchmarks share."""
+
+    fits_image_size: ClassVar[bool] = False  # the engine resizes images
 
     Params = SegmentationParams
 
