@@ -207,6 +207,21 @@ def _probes(arguments: Sequence[str]) -> int:
     return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
 
 
+DENSE = ("seg-linear-cached", "seg-incontext", "seg-logistic", "seg-knn")
+
+
+def _dense(arguments: Sequence[str]) -> int:
+    """The segmentations on stored patch features, which are extracted in one pass over the images."""
+    from benchmarks.datasets.registry import is_embedded
+
+    flags, options, _ = parse_flags("dense", BenchFlags, arguments)
+    if flags.protocol:
+        raise InputError(f"dense takes no --protocol: it runs {', '.join(DENSE)}; choose one of these instead")
+    # Two are enough for a look at the embedded scenes, and take a minute for eight encoders.
+    names = DENSE[:2] if is_embedded(flags.data) else DENSE
+    return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
+
+
 def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
     """Measure, or say what would be measured, and report what failed."""
     from benchmarks.encoders.load import expand
@@ -389,6 +404,7 @@ def _verify(arguments: Sequence[str]) -> int:
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
     "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
+    "dense": Command("Several benchmarks", "segmentations on stored patch features, in one pass", _dense),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
     "explain": Command("Protocols", "measure the protocols between two, to take their difference apart",
                        _function("explain", _explain)),

@@ -19,7 +19,9 @@ TASKS: Mapping[str, tuple[str, ...]] = {
                         "ncm", "few-shot", "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("transfer", "robustness"),
     "Without labels": ("label-free", "label-free-views"),
-    "Dense tasks on frozen features": ("seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext"),
+    "Dense tasks on frozen features": (
+        "seg-linear", "seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext", "depth-linear",
+    ),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
     "Detection and segmentation": (
         "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "voc-seg", "cityscapes-seg",
@@ -63,6 +65,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.dense.logistic import PatchLogistic
 
             return PatchLogistic
+        case "seg-linear":
+            from benchmarks.dense.linear import LinearSegmentation
+
+            return LinearSegmentation
+        case "depth-linear":
+            from benchmarks.dense.depth import LinearDepth
+
+            return LinearDepth
         case "seg-linear-cached":
             from benchmarks.dense.cached import CachedLinear
 

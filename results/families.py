@@ -18,6 +18,7 @@ class Family:
         best_layer: the table names the best layer of each encoder.
         grid: a protocol may be a grid, whose cells have records of their own that the grid's record sums up.
         outcomes: records keep what happened to each test item.
+        opposite: columns whose better direction is not that of the protocol.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Family:
     best_layer: bool = False
     grid: bool = False
     outcomes: bool = True
+    opposite: tuple[str, ...] = ()
 
 
 POOLED = "Features after global average pooling."
@@ -78,6 +80,12 @@ FAMILIES = {
         for kind, what in SEGMENTATION.items()
         for dataset, title in (("ade20k", "ADE20K"), ("voc12aug", "VOC2012"), ("cityscapes", "Cityscapes"))
     },
+    "nyu_depth_linear": Family(
+        "NYU Depth v2, linear heads",
+        decimals=3,
+        line="RMSE in metres, AbsRel and the share δ1 of pixels within a factor of 1.25; means over images.",
+        opposite=("δ1", "δ1 published", "δ1 oracle"),
+    ),
     "semi_supervised_1pct": Family("Semi-supervised classification, 1% of the labels", grid=True),
     "semi_supervised_10pct": Family("Semi-supervised classification, 10% of the labels", grid=True),
     "finetune": Family("Fine-tuning", grid=True),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -205,17 +205,19 @@ def rank(
     columns: Mapping[str, Sequence[Cell]],
     *,
     higher_is_better: bool,
+    opposite: Collection[str] = (),
 ) -> dict[str, Ranking]:
     """Compare every row with the best one, in each column.
 
     Args:
         rows: the records of each row.
         columns: the cells of each column, one per row. A column with fewer than two values stays as it is.
+        opposite: columns whose better direction is the other one.
     """
-    sign = 1 if higher_is_better else -1
+    signs = {column: 1 if higher_is_better != (column in opposite) else -1 for column in columns}
     best: dict[str, int] = {}
     for column, cells in columns.items():
-        filled = {i: sign * cell.value for i, cell in enumerate(cells) if cell.value is not None}
+        filled = {i: signs[column] * cell.value for i, cell in enumerate(cells) if cell.value is not None}
         if len(filled) > 1:
             best[column] = max(filled, key=lambda i: filled[i])
     tied = {column: {i} for column, i in best.items()}
@@ -225,6 +227,7 @@ def rank(
         for column, first in best.items():
             if i == first or columns[column][i].value is None:
                 continue
+            sign = signs[column]
             clear = _screened(cache, rows[first], row, column)
             if clear is not None:
                 if sign * clear <= 0:

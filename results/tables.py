@@ -185,7 +185,8 @@ class Section:
     ) -> dict[str, Ranking]:
         """One cell per row in each column, the best and all tied with it in bold."""
         cells = {column: [score_cell(self.cache, records, column) for records in rows] for column in columns}
-        return rank(self.cache, rows, cells, higher_is_better=group.protocol.higher_is_better)
+        opposite = family_of(group.protocol.benchmark).opposite
+        return rank(self.cache, rows, cells, higher_is_better=group.protocol.higher_is_better, opposite=opposite)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
+from results.families import family_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
 from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank, ranking_line
 from results.published import Figure
@@ -291,7 +292,9 @@ def _measured_columns(
         protocols = [stored.record.protocol for records in own for stored in records]
         if len({protocol.sha256 for protocol in protocols}) == 1:
             higher = protocols[0].resolved.higher_is_better
-            columns[column.title] = rank(cache, own, {column.column: cells}, higher_is_better=higher)[column.column]
+            opposite = family_of(protocols[0].resolved.benchmark).opposite
+            ranked = rank(cache, own, {column.column: cells}, higher_is_better=higher, opposite=opposite)
+            columns[column.title] = ranked[column.column]
         else:
             columns[column.title] = Ranking(cells)
     return columns

@@ -269,7 +269,7 @@ def _touching(first: Mask, second: Mask) -> bool:
 
 # ---- ADE20K and NYU Depth, from some scenes of the VOC devkit -------------------------------------------------
 
-EVERY = 6  # scenes, of which one is in these sets
+EVERY = 8  # scenes, of which one is in these sets
 BACKGROUND_DEPTH, FIRST_DEPTH, NEARER = 8.0, 4.0, 0.75  # metres, metres, and the ratio from one object to the next
 
 

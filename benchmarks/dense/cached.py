@@ -66,7 +66,7 @@ PROTOCOLS = (
     _protocol("cached", "cityscapes", ("train", "val"), 896, _NOTE, CachedLinearParams(storage="float16")),
     _protocol(
         "demo", "ade20k", ("training", "validation"), 96, "ade20k_seg_linear_cached.cached@1 on the embedded scenes",
-        CachedLinearParams(batch_size=512),
+        CachedLinearParams(rates=(1e-4, 1e-3, 1e-2), batch_size=512),
     ),
 )  # fmt: skip
 
@@ -140,7 +140,8 @@ def train_bank(
     """
     import torch
 
-    from benchmarks.dense.heads import BankAdamW, HeadParams, head_bank, rate_factor
+    from benchmarks.dense.heads import BankAdamW, head_bank
+    from benchmarks.dense.params import HeadParams, rate_factor
 
     items = items[shares[items].any(axis=1)]
     if not len(items):

@@ -138,11 +138,11 @@ def depth_errors(predicted: NDArray[np.float32], truth: NDArray[np.float32], sco
     ]
 
 
-def add_depth(outcome: Outcome, errors: NDArray[np.float64], prefix: str, selection: str) -> None:
+def add_depth(outcome: Outcome, errors: NDArray[np.float64], ending: str, selection: str) -> None:
     """Add the columns of (N, 3) errors of each image: means over the images, as the source has it."""
     for name, values in zip(DEPTH_COLUMNS, errors.T, strict=True):
         seen = np.isfinite(values)
-        column = f"{prefix}{name}"
+        column = f"{name}{ending}"
         outcome.scores[column] = Score(
             value=float(values[seen].mean()) if seen.any() else None, n=int(seen.sum()), unit="1", selection=selection
         )

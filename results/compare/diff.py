@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
+from results.families import family_of
 from results.formats import Cell, Row, Table
 from results.noise import Difference, ReplicateCache, difference
 from results.rows import (
@@ -127,6 +128,7 @@ def _groups(records: Sequence[StoredRecord], kind: DataKind, benchmarks: Sequenc
 
 def _rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
     rows, decimals = [], ours.decimals
+    opposite = family_of(ours.protocol.benchmark).opposite
     for column in ours.columns:
         a, b = (score_cell(cache, group.records, column).value for group in (ours, theirs))
         if a is None or b is None:
@@ -139,7 +141,7 @@ def _rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
             Cell(a, text=f"{a:.{decimals}f}"),
             Cell(b, text=f"{b:.{decimals}f}"),
             Cell(a - b, text=gap),
-            Cell(text=verdict(found, higher_is_better=ours.protocol.higher_is_better)),
+            Cell(text=verdict(found, higher_is_better=ours.protocol.higher_is_better != (column in opposite))),
             Cell(text=f"{found.items:,}" if found and found.items else ""),
             Cell(text=f"{found.sources:,}" if found and found.sources else ""),
         )

@@ -386,3 +386,11 @@ def test_diff_knows_the_noise(tmp_path: Path, drawn: NDArray[Any]) -> None:
     assert cells["Verdict"] == "A is better"
     assert cells["Items"] == str(ITEMS)
     assert cells["A - B"] == f"{pair.value:+.1f} [{pair.low:+.1f}, {pair.high:+.1f}]"
+
+
+def test_a_column_of_the_opposite_direction_is_ranked_by_its_own(tmp_path: Path) -> None:
+    rows = [[measured(tmp_path, card("a"), 0.8, 1)], [measured(tmp_path, card("b"), 0.2, 2)]]
+    values = [[Cell(row[0].record.scores[column].value) for row in rows] for column in KNN_COLUMNS[:2]]
+    cells = dict(zip(KNN_COLUMNS[:2], values, strict=True))
+    found = rank(ReplicateCache(), rows, cells, higher_is_better=False, opposite=KNN_COLUMNS[:1])
+    assert [[cell.bold for cell in found[column].cells] for column in KNN_COLUMNS[:2]] == [[True, False], [False, True]]

@@ -78,7 +78,7 @@ def test_the_embedded_data_has_both(data: Path, tmp_path: Path) -> None:
     depths = find_dataset("nyu_depth", data).read("train")
     assert scenes.classes[0] == "background"
     assert len(scenes.classes) == 13
-    assert len(scenes) == len(depths) == 14
+    assert len(scenes) == len(depths) == 10
     assert set(scenes.ids) <= set((voc / "ImageSets" / "Segmentation" / "trainval.txt").read_text().split())
     assert scenes.groups == depths.groups
     mask = np.asarray(Image.open(scenes.annotations[0]))

@@ -1,0 +1,197 @@
+"""Depth by a linear head on a frozen encoder: bins, the scale-invariant loss, and errors of each image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from benchmarks.datasets.lists import fingerprint
+from benchmarks.dense.masks import held_out_images, map_outputs
+from benchmarks.dense.params import HeadParams
+from benchmarks.dense.patches import MAPS
+from benchmarks.dense.scores import DEPTH_COLUMNS, add_depth
+from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.params import NotNegative, Positive
+from results.schema import Geometry, Protocol, Source, canonical_sha256
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
+
+
+class DepthParams(HeadParams):
+    """The numbers of a linear depth head and of its training.
+
+    Attributes:
+        low, high: metres of the first and of the last bin.
+        norm: the heads have a batch norm.
+        class_token: appended to every patch.
+        upsample: factor of the bins' map before depth is computed (bilinear).
+        rotation: largest angle in degrees, of a rotation with probability 1/2.
+        crop: height and width of a training view.
+        gamma, brightness, colour: lowest and highest; all three with probability 1/2.
+        pad_multiple: pad every input with zeros on all sides to a multiple of this; 0 does not pad.
+        flip_test: average the depth of a test image and of its mirror image.
+        scored_low, scored_high: metres between which a pixel's true depth is scored, and to which depth is clamped.
+        published: the rate of the source, whose head has columns of its own.
+        heldout, stride: see the linear segmentation.
+    """
+
+    low: Positive = 1e-3
+    high: Positive
+    norm: bool = True
+    class_token: bool = False
+    upsample: int = Field(1, gt=0)
+    rotation: NotNegative = 2.5
+    crop: tuple[int, int] = (416, 544)
+    gamma: tuple[Positive, Positive] = (0.9, 1.1)
+    brightness: tuple[Positive, Positive] = (0.75, 1.25)
+    colour: tuple[Positive, Positive] = (0.9, 1.1)
+    flip_p: Annotated[float, Field(ge=0, le=1)] = 0.5
+    pad_multiple: int = Field(0, ge=0)
+    flip_test: bool = True
+    scored_low: Positive = 1e-3
+    scored_high: Positive = 10.0
+    published: float
+    evaluate_every: int = Field(gt=0)
+    heldout: float = Field(0.05, gt=0, lt=1)
+    stride: int = Field(16, gt=0)
+
+    def columns(self) -> tuple[str, ...]:
+        """Each error of the chosen head, of the published rate's, and of the best on test."""
+        endings = ("", *((" published",) if self.published in self.rates else ()), " oracle")
+        return tuple(f"{name}{ending}" for ending in endings for name in DEPTH_COLUMNS)
+
+
+DINOV3 = DepthParams(
+    rates=(3e-5, 1e-4, 3e-4, 1e-3), decay=1e-4, betas=(0.9, 0.99), clip=35.0, warmup=12_800, schedule="one_cycle",
+    iterations=38_400, batch_size=16, high=10.0, pad_multiple=16, published=3e-4, evaluate_every=38_400,
+)  # fmt: skip
+DINOV2_HEAD = DINOV3.changed(high=80.0, norm=False, class_token=True, upsample=4, pad_multiple=14)
+DEMO = DINOV3.changed(
+    crop=(96, 96), iterations=300, warmup=60, batch_size=8, heldout=0.15, evaluate_every=300, rates=(3e-4, 1e-3, 3e-3),
+    pad_multiple=16,
+)  # fmt: skip
+
+_OWN = (
+    "The grid around the published rate, the choice on held-out training images and a map of stride 16 of networks "
+    "with stages are this project's own"
+)
+
+
+def _protocol(variant: str, params: DepthParams, source: Source) -> Protocol:
+    return Protocol.of(
+        params,
+        benchmark="nyu_depth_linear",
+        variant=variant,
+        harness="depth-linear",
+        dataset="nyu_depth",
+        train_split="train",
+        test_split="test",
+        geometry=Geometry(mode="shorter", resize=params.crop[0], crop=params.crop[0]),
+        primary="RMSE",
+        metric="errors of each image inside the Eigen crop, averaged over the images; δ1 higher, the others lower",
+        unit="1",
+        higher_is_better=False,
+        selection="rate chosen on held-out training images, last iteration",
+        source=source,
+    )
+
+
+PROTOCOLS = (
+    _protocol(
+        "dinov3",
+        DINOV3,
+        Source(
+            repository="facebookresearch/dinov3",
+            revision="6876159",
+            note="dinov3/eval/depth, configs/config-nyu.yaml, restated; beta1 is 0 during its warm-up, as in its code. "
+            f"{_OWN}",
+        ),
+    ),
+    _protocol(
+        "dinov2_head",
+        DINOV2_HEAD,
+        Source(
+            repository="this project",
+            note="the head of facebookresearch/dinov2@b8931f7 (hub/depthers.py: class token appended, bins up to 80 m, "
+            "no batch norm, maps enlarged four times) under the training of nyu_depth_linear.dinov3@1; its own is "
+            "not in its repository. The source takes tokens before the final norm, here they are after it",
+        ),
+    ),
+    _protocol(
+        "demo",
+        DEMO,
+        Source(
+            repository="this project",
+            note="nyu_depth_linear.dinov3@1, short, on the embedded scenes: the depth is the order in which objects "
+            "were painted, composed and not measured",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class LinearDepth(ImageTask[DepthParams]):
+    """Depth by a linear head on a frozen encoder (NYU Depth v2, DINOv3)."""
+
+    name = "depth-linear"
+    Params = DepthParams
+    protocols = PROTOCOLS
+    passes_per_step = 1
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The patch tokens, or the map of a stage."""
+        return map_outputs(MAPS)
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError where an image has no depth map, or a split no image."""
+        for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
+            if not len(labels):
+                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+            if len(labels.annotations) != len(labels) or labels.classes:
+                raise InputError(
+                    f"{protocol.id} needs a depth map for each image, which {protocol.dataset} does not have: choose "
+                    "nyu_depth"
+                )
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Train a head per rate in one pass over the images, choose one on held-out images, and measure it on `test`.
+
+        Raises:
+            InputError: the encoder has no suitable map or class token, or a depth map cannot be read.
+        """
+        from benchmarks.dense.depth_heads import Depth
+        from benchmarks.dense.training import choices, choose_map, train_heads
+
+        params = self.params(protocol)
+        output, channels = choose_map(encoder, params.crop[0], params.stride, params.pad_multiple)
+        kept, held = held_out_images(len(train), params.heldout, options.seed)
+        problem = Depth(params, train, test, held, options)
+        data = [fingerprint(train), fingerprint(test)]
+        key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
+        model, state = train_heads(
+            problem, params, encoder, output, channels, kept, workdir, options, key=key,
+            evaluate_every=params.evaluate_every,
+        )  # fmt: skip
+        outcome = Outcome(seeds=(options.seed,), timing=dict(state.timing))
+        found = choices(state, params.rates, params.published, best=False)
+        final = state.evaluations[-1]
+        outcome.runs = [
+            {"output": output, "lr": rate, "chosen": head == found[""].head, "heldout_RMSE": -final["held"][head],
+             "RMSE": -final["test"][head]}
+            for head, rate in enumerate(params.rates)
+        ]  # fmt: skip
+        selections = {
+            "": protocol.selection,
+            " published": f"rate {params.published:g}, last iteration",
+            " oracle": "best rate and evaluation by RMSE on test (oracle)",
+        }
+        for ending, choice in found.items():
+            add_depth(outcome, choice.found, ending, selections[ending])
+        outcome.tensors = {name: tensor[found[""].head].clone() for name, tensor in model.bank.tensors().items()}
+        return outcome

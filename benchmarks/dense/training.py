@@ -1,0 +1,268 @@
+"""Training of linear heads on a frozen encoder's maps of augmented images: batches, evaluations, and resuming."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.dense.heads import BankAdamW, dropped, head_bank, on_maps
+from benchmarks.dense.params import HeadParams, first_moment, rate_factor
+from benchmarks.dense.patches import MAPS
+from benchmarks.dense.views import View, network_input, padded
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.solvers.linear_heads import HeadBank
+from benchmarks.task import InputError, RunOptions, progress
+from benchmarks.training.images import TrainingBatches, view_rng
+from benchmarks.training.probes import module_sha256
+from benchmarks.training.resume import TrainingState
+
+log = logging.getLogger("benchmarks")
+
+SAVE_EVERY = 1000  # iterations between states that a killed run continues from
+
+
+class Problem(ABC):
+    """What a dense task adds to the training of heads.
+
+    Attributes:
+        outputs: numbers per position of the map.
+        images: the training images.
+        norm: whether the heads have a batch norm.
+        class_token: whether the class token is appended to every position.
+        pad_multiple: see `padded`.
+    """
+
+    outputs: int
+    images: int
+    norm: bool = True
+    class_token: bool = False
+    pad_multiple: int = 0
+
+    @abstractmethod
+    def view(self, index: int, rng: np.random.Generator) -> View:
+        """A random view of a training image."""
+
+    @abstractmethod
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> list[float]:
+        """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the losses."""
+
+    @abstractmethod
+    def measure(self, model: Model, *, held: bool) -> list[NDArray[Any]]:
+        """What each head does on every image of the held-out or of the test images."""
+
+    @abstractmethod
+    def quality(self, found: NDArray[Any]) -> float:
+        """One number of what a head does, higher is better."""
+
+
+@dataclass
+class Model:
+    """A frozen encoder and the heads on one of its maps."""
+
+    encoder: Encoder
+    output: str
+    bank: HeadBank
+    problem: Problem
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The maps (N, C, h, w) that the heads read of normalised images."""
+        names = {self.output, "cls"} if self.problem.class_token else {self.output}
+        found = self.encoder.outputs(padded(x, self.problem.pad_multiple), names)
+        maps = found[self.output].float()
+        if self.problem.class_token:
+            token = found["cls"].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+            maps = torch.cat([maps, token], 1)
+        return maps
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """(heads, N, outputs, h, w) of normalised images."""
+        return on_maps(self.bank, self.maps(x))
+
+
+def choose_map(encoder: Encoder, side: int, stride: int, pad_multiple: int) -> tuple[str, int]:
+    """The output that heads sit on and its channels: patch tokens, or the deepest stage of at most this stride.
+
+    Raises:
+        InputError: the encoder has none.
+    """
+    blank = encoder.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    for name in MAPS:
+        if encoder.has(name):
+            try:
+                found = encoder.outputs(padded(blank, pad_multiple), {name})[name]
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise InputError(
+                    f"{encoder.card.name} cannot take {side} pixels ({' '.join(str(error).split())[:120]}); set crop "
+                    "to a multiple of its patch size, or pad_multiple to that size"
+                ) from error
+            if name == "patches" or found.shape[-1] * stride >= side:
+                return name, found.shape[1]
+    raise InputError(
+        f"{encoder.card.name} has no map of stride {stride} or finer; choose another encoder, or --set stride=32"
+    )
+
+
+@dataclass
+class HeadsState(TrainingState):
+    """The heads after some iterations, and what they did at each evaluation.
+
+    Attributes:
+        bank, optimiser: their states.
+        evaluations: iteration, and for each head the quality on the test and on the held-out images.
+        last: what each head does on every test image, at the last evaluation.
+        best, best_at: the same at the evaluation that was best on the test images, and its iteration.
+    """
+
+    bank: dict[str, Any] = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
+    best: list[Tensor] = field(default_factory=list)
+    best_at: list[int] = field(default_factory=list)
+
+
+class _Views(Dataset[View]):
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+
+    def __getitem__(self, request: tuple[int, int]) -> View:
+        epoch, index = request
+        return self.problem.view(index, view_rng(self.seed, epoch, index))
+
+
+def _listed(views: list[View]) -> list[View]:
+    return views
+
+
+def train_heads(
+    problem: Problem, params: HeadParams, encoder: Encoder, output: str, channels: int, kept: NDArray[np.int64],
+    workdir: Path, options: RunOptions, *, key: str, evaluate_every: int,
+) -> tuple[Model, HeadsState]:  # fmt: skip
+    """Train a head per rate on the same batches. A killed run continues from its last state.
+
+    Args:
+        output, channels: of the encoder's map, see `choose_map`.
+        kept: training images that are not held out.
+        key: a hash of everything that the result depends on.
+
+    Raises:
+        FloatingPointError: every head has diverged.
+        RuntimeError: the encoder changed, although it should be frozen.
+    """
+    before = module_sha256(encoder.module)
+    device = torch.device(options.device)
+    width = channels + (encoder_width(encoder) if problem.class_token else 0)
+    bank = head_bank(width, problem.outputs, len(params.rates), options.seed, norm=problem.norm).to(device)
+    optimiser = BankAdamW(bank, params.rates, params.decay, params.betas[1], params.clip)
+    model = Model(encoder, output, bank, problem)
+    path = workdir / "heads.pt"
+    state = HeadsState.load(path, key)
+    if state.steps:
+        bank.load_state_dict(state.bank)
+        optimiser.restore(state.optimiser)
+    loader = DataLoader(
+        _Views(problem, options.seed),
+        batch_sampler=TrainingBatches(kept, params.batch_size, options.seed, state.steps, params.iterations),
+        num_workers=options.workers if device.type == "cuda" else 0,
+        collate_fn=_listed,
+    )
+    bank.train()
+    started = time.perf_counter()
+    steps = range(state.steps, params.iterations)
+    for step, views in zip(progress(steps, "linear heads", show=options.progress), loader, strict=True):
+        with torch.no_grad():
+            maps = model.maps(network_input(encoder, views))
+        generator = torch.Generator().manual_seed((options.seed << 32) + step)
+        logits = on_maps(bank, dropped(maps, params.dropout, generator))
+        losses = problem.backward(logits, torch.stack([view.target for view in views]).to(device), step)
+        optimiser.step(rate_factor(params, step), first_moment(params, step))
+        done = step + 1
+        if done % evaluate_every == 0 or done == params.iterations:
+            if not np.isfinite(losses).any():
+                raise FloatingPointError(f"every head has diverged after {done} iterations; lower the rates")
+            bank.eval()
+            _evaluate(model, state, done, last=done == params.iterations)
+            bank.train()
+        if done % SAVE_EVERY == 0 or done % evaluate_every == 0 or done == params.iterations:
+            state.steps, state.bank, state.optimiser = done, bank.state_dict(), optimiser.state()
+            state.add_time("train", started)
+            started = time.perf_counter()
+            state.save(path)
+    if module_sha256(encoder.module) != before:
+        raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
+    return model, state
+
+
+def encoder_width(encoder: Encoder) -> int:
+    """Channels of the class token.
+
+    Raises:
+        InputError: the encoder has none.
+    """
+    if not encoder.has("cls"):
+        raise InputError(f"{encoder.card.name} has no class token, which this protocol appends to every patch")
+    blank = encoder.normalise(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+    return int(encoder.outputs(blank, {"cls"})["cls"].shape[1])
+
+
+def _evaluate(model: Model, state: HeadsState, done: int, *, last: bool) -> None:
+    problem = model.problem
+    found = problem.measure(model, held=False)
+    qualities = [problem.quality(each) for each in found]
+    row: dict[str, Any] = {"iteration": done, "test": qualities}
+    if last:
+        row["held"] = [problem.quality(each) for each in problem.measure(model, held=True)]
+    state.last = [torch.from_numpy(each) for each in found]
+    if not state.best:
+        state.best, state.best_at = list(state.last), [done] * len(found)
+    for head, value in enumerate(qualities):
+        if value > max((each["test"][head] for each in state.evaluations), default=-np.inf):
+            state.best[head], state.best_at[head] = state.last[head], done
+    state.evaluations.append(row)
+    log.info("after %d iterations: %s", done, ", ".join(f"{value:.2f}" for value in qualities))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A head at an evaluation: what it does on every test image, and how it was chosen."""
+
+    head: int
+    found: NDArray[Any]
+    iteration: int
+
+
+def choices(state: HeadsState, rates: Sequence[float], published: float, *, best: bool) -> dict[str, Choice]:
+    """The head chosen on held-out images at the last iteration, the published rate's, and the best on test.
+
+    Args:
+        published: the source's own rate.
+        best: the source reports its best evaluation on the test images instead of the last.
+    """
+    final = state.evaluations[-1]
+    held = int(np.argmax(final["held"]))
+    heads = range(len(rates))
+    peaks = [max(row["test"][head] for row in state.evaluations) for head in heads]
+    oracle = int(np.argmax(peaks))
+    last, peak = [each.numpy() for each in state.last], [each.numpy() for each in state.best]
+    found = {
+        "": Choice(held, last[held], final["iteration"]),
+        " oracle": Choice(oracle, peak[oracle], state.best_at[oracle]),
+    }
+    if published in rates:
+        own = list(rates).index(published)
+        found[" published"] = (
+            Choice(own, peak[own], state.best_at[own]) if best else Choice(own, last[own], final["iteration"])
+        )
+    return found

@@ -1,0 +1,231 @@
+"""Linear segmentation and depth on a frozen encoder: views, schedules, losses, windows, resuming, and a small run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from benchmarks.datasets.registry import find_dataset
+from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
+from benchmarks.dense.depth import LinearDepth
+from benchmarks.dense.depth_heads import depth_of, depth_view, scale_invariant_loss
+from benchmarks.dense.heads import BankAdamW, backward_pixels, dropped, head_bank, on_maps
+from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
+from benchmarks.dense.masks import VOID
+from benchmarks.dense.params import HeadParams, first_moment, rate_factor
+from benchmarks.dense.training import choose_map
+from benchmarks.dense.views import padded, short_side_size, training_view, windows
+from benchmarks.encoders.load import load_encoder
+from benchmarks.registry import find_protocol
+from benchmarks.task import InputError, RunOptions
+from results.schema import Protocol
+
+
+def options(folder: Path) -> RunOptions:
+    return RunOptions(device="cpu", workers=0, progress=False, records=folder / "records", features=folder / "features")
+
+
+def test_heads_on_maps_are_torchs_layers_and_optimiser() -> None:
+    """Batch norm, 1x1 convolution, bilinear cross-entropy, clipping and AdamW of each rate alone."""
+    draws = torch.Generator().manual_seed(0)
+    rates, clip = (1e-3, 1e-2), 0.05
+    bank = head_bank(4, 3, 2, 0).train()
+    optimiser = BankAdamW(bank, rates, 0.1, 0.99, clip)
+    alone: list[tuple[torch.nn.Sequential, torch.optim.AdamW]] = []
+    for head, rate in enumerate(rates):
+        model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 3, 1))
+        model[1].weight.data = bank.weight.data[head, :, :, None, None].clone()
+        model[1].bias.data.zero_()
+        alone.append((model, torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.1)))
+    for step in range(4):
+        maps = torch.randn(2, 4, 3, 3, generator=draws)
+        targets = torch.randint(0, 3, (2, 9, 12), generator=draws)
+        targets[0, :3] = VOID
+        beta1, factor = (0.9, 0.85, 0.5, 0.9)[step], 1 / (1 + step)
+        losses = backward_pixels(on_maps(bank, maps), targets)
+        optimiser.step(factor, beta1)
+        for head, (model, torchs) in enumerate(alone):
+            upsampled = F.interpolate(model(maps), (9, 12), mode="bilinear", align_corners=False)
+            loss = F.cross_entropy(upsampled, targets, ignore_index=VOID, reduction="none").mean()
+            torchs.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            torchs.param_groups[0].update(lr=rates[head] * factor, betas=(beta1, 0.99))
+            torchs.step()
+            assert losses[head] == pytest.approx(float(loss.detach()), rel=1e-5)
+    maps = torch.randn(1, 4, 3, 3, generator=draws)
+    found = on_maps(bank.eval(), maps)
+    for head, (model, _) in enumerate(alone):
+        assert torch.allclose(found[head], model.eval()(maps), atol=1e-5)
+
+
+def test_the_schedules() -> None:
+    poly = [rate_factor(DINOV2, step) for step in (0, 750, 1500, 20_000, 39_999)]
+    assert poly == pytest.approx(
+        [1e-6, (1 - 0.5 * (1 - 1e-6)) * (1 - 750 / 40_000), 1 - 1500 / 40_000, 0.5, 1 / 40_000]
+    )
+    cosine = [rate_factor(DINOV3, step) for step in (0, 1, 20_001, 39_999)]
+    half = (1 + math.cos(math.pi * 20_001 / 40_000)) / 2
+    assert cosine == pytest.approx([1e-6, 1e-6, half, (1 + math.cos(math.pi * 39_999 / 40_000)) / 2], abs=1e-9)
+    cycle = [rate_factor(DEPTH_DINOV3, step) for step in (0, 6400, 12_800, 38_399)]
+    assert cycle[:2] == pytest.approx([1e-3, 1e-3 + (1 + math.cos(math.pi / 6)) / 4])
+    assert 0.7 < cycle[2] < 0.8
+    assert cycle[3] == pytest.approx(1 / 25_000)
+    assert [first_moment(DEPTH_DINOV3, step) for step in (0, 12_800, 38_400)] == pytest.approx([0, 0.85, 0.95])
+    assert first_moment(DINOV3, 9) == 0.9
+
+
+def test_dropout_zeroes_whole_channels_of_an_image() -> None:
+    maps = dropped(torch.ones(50, 40, 2, 2), 0.1, torch.Generator().manual_seed(0))
+    assert maps.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    assert torch.equal(maps.amin((2, 3)), maps.amax((2, 3)))
+    assert 0.08 < float((maps == 0).float().mean()) < 0.12
+
+
+def test_windows_cover_an_image_as_mmsegmentations_do() -> None:
+    found = [(r.start, r.stop, c.start, c.stop) for r, c in windows(512, 683, 512, 341)]
+    assert found == [(0, 512, 0, 512), (0, 512, 171, 683)]
+    assert [(r.stop - r.start, c.stop - c.start) for r, c in windows(100, 90, 512, 341)] == [(100, 90)]
+    count = np.zeros((700, 1200), int)
+    for rows, columns in windows(700, 1200, 512, 341):
+        assert (rows.stop - rows.start, columns.stop - columns.start) == (512, 512)
+        count[rows, columns] += 1
+    assert count.min() == 1
+
+
+def test_padding_is_on_all_sides() -> None:
+    x = torch.ones(1, 3, 512, 512)
+    assert padded(x, 14).shape == (1, 3, 518, 518)
+    assert padded(x, 14)[0, 0, :3].sum() == 0
+    assert padded(torch.ones(1, 3, 13, 30), 14).shape[2:] == (14, 42)
+    assert padded(torch.ones(1, 1, 13, 13), 14)[0, 0, :, -1].sum() == 0
+    assert padded(x, 0) is x
+    assert short_side_size((400, 300), 512) == (683, 512)
+    assert short_side_size((300, 401), 512) == (512, 684)
+
+
+def test_a_view_moves_image_and_mask_alike() -> None:
+    """The image's red channel is its mask, so that a wrong join shows. Colours stay as they are."""
+    params = DINOV3.changed(
+        short_side=40, crop=32, ratio=(0.5, 2.0), brightness=0.0, hue=0.0, contrast=(1, 1), saturation=(1, 1)
+    )
+    mask = np.zeros((50, 60), np.uint8)
+    mask[10:30, 20:50], mask[:5] = 1, 2
+    image = Image.fromarray(np.stack([100 * mask, mask, mask], 2).astype(np.uint8))
+    sizes = set()
+    for seed in range(20):
+        view = training_view(image, mask, params, np.random.default_rng(seed))
+        sizes.add((view.height, view.width))
+        inside = view.target[: view.height, : view.width]
+        red = view.image[0, : view.height, : view.width].float()
+        agree = ((red / 100).round() == inside).float().mean()
+        assert agree > 0.85  # resizing blurs edges
+        assert (view.target[view.height :] == VOID).all()
+        assert (view.image[:, :, view.width :] == 0).all()
+        assert torch.equal(view.target, training_view(image, mask, params, np.random.default_rng(seed)).target)
+    assert len(sizes) > 2
+    strong = training_view(image, mask, DINOV3.changed(short_side=40, crop=32), np.random.default_rng(1))
+    assert strong.image.dtype == torch.uint8
+
+
+def test_depth_of_bins_and_its_loss() -> None:
+    logits = torch.randn(2, 256, 3, 4)
+    bins = np.linspace(0.001, 10, 256)
+    weights = logits.relu().double().numpy() + 0.1
+    expected = (weights * bins[None, :, None, None]).sum(1) / weights.sum(1)
+    assert depth_of(logits, DEPTH_DINOV3).numpy() == pytest.approx(expected, rel=1e-4)
+    assert depth_of(logits, DEPTH_DINOV3.changed(upsample=4)).shape == (2, 12, 16)
+    p, t = torch.rand(50) + 0.5, torch.rand(50) + 0.5
+    g = np.log(p.numpy() + 1e-3) - np.log(t.numpy() + 1e-3)
+    assert float(scale_invariant_loss(p, t, warm=False)) == pytest.approx(np.sqrt(g.var(ddof=1) + 0.15 * g.mean() ** 2))
+    assert float(scale_invariant_loss(p, t, warm=True)) == pytest.approx(np.sqrt(0.15) * abs(g.mean()), rel=1e-4)
+
+
+def test_a_depth_view_cuts_the_border_and_pads_what_is_small() -> None:
+    image = Image.fromarray(np.full((480, 640, 3), 200, np.uint8))
+    depth = np.full((480, 640), 3.0, np.float32)
+    params = DEPTH_DINOV3.changed(rotation=0.0, brightness=(1, 1), gamma=(1, 1), colour=(1, 1))
+    view = depth_view(image, depth, params, np.random.default_rng(0))
+    assert view.image.shape == (3, 416, 544)
+    assert view.target.unique().tolist() == [3.0]
+    assert view.image.unique().tolist() == [200]
+    few = depth_view(image.resize((64, 48)), depth[::10, ::10], params, np.random.default_rng(0))
+    assert (few.height, few.width) == (43, 56)
+    assert few.target[43:].sum() == 0
+
+
+def test_the_map_is_the_deepest_that_is_fine_enough() -> None:
+    encoder = load_encoder("random:resnet18-w8")
+    assert choose_map(encoder, 96, 16, 0) == ("feature4", 32)
+    assert choose_map(encoder, 96, 32, 0) == ("feature5", 64)
+    with pytest.raises(InputError, match="has no map of stride 2"):
+        choose_map(encoder, 96, 2, 0)
+    assert choose_map(load_encoder("pixels"), 96, 16, 0) == ("patches", 768)
+
+
+def run(task: Any, protocol: Protocol, data: Path, folder: Path, splits: tuple[str, str]) -> Any:
+    read = find_dataset(protocol.dataset, data).read
+    return task.run(
+        protocol, load_encoder("pixels"), read(splits[0]), read(splits[1]), folder / "work", options(folder)
+    )
+
+
+def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_path: Path) -> None:
+    small = find_protocol("ade20k_seg_linear.demo@1").changed(
+        iterations=12, evaluate_every=6, warmup=2, batch_size=4, crop=64, short_side=64, rates=(1e-4, 1e-3)
+    )
+    splits = ("training", "validation")
+    whole = run(LinearSegmentation(), small, data, tmp_path / "whole", splits)
+    assert set(whole.scores) == {"mIoU", "mIoU published", "mIoU oracle"}
+    assert len(whole.runs) == 2
+    assert {"mIoU@6", "mIoU@12", "heldout_mIoU"} <= set(whole.runs[0])
+    assert whole.scores["mIoU oracle"].value == max(row[f"mIoU@{n}"] for row in whole.runs for n in (6, 12))
+    chosen = next(row for row in whole.runs if row["chosen"])
+    assert whole.scores["mIoU"].value == chosen["mIoU@12"]
+    assert whole.pictures["masks"].startswith(b"\x89PNG")
+
+    killed = tmp_path / "killed"
+    calls = 0
+    original = LinearSegmentation
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 8:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.dense.training.first_moment", lambda *a: interrupted() or 0.9)
+        with pytest.raises(KeyboardInterrupt):
+            run(original(), small, data, killed, splits)
+    again = run(LinearSegmentation(), small, data, killed, splits)
+    assert again.runs == whole.runs
+    assert torch.equal(again.tensors["weight"], whole.tensors["weight"])
+
+
+def test_a_small_depth_run(data: Path, tmp_path: Path) -> None:
+    small = find_protocol("nyu_depth_linear.demo@1").changed(
+        iterations=8, evaluate_every=8, warmup=2, batch_size=4, crop=(64, 64), rates=(3e-4, 1e-2)
+    )
+    outcome = run(LinearDepth(), small, data, tmp_path, ("train", "test"))
+    assert {"RMSE", "δ1", "AbsRel", "RMSE published", "RMSE oracle"} <= set(outcome.scores)
+    assert outcome.scores["RMSE"].unit == "1"
+    assert outcome.items["pseudo_value/RMSE"].mean() == pytest.approx(outcome.scores["RMSE"].value)
+    with pytest.raises(InputError, match="has no class token"):
+        run(LinearDepth(), small.changed(class_token=True), data, tmp_path / "cls", ("train", "test"))
+    scenes = find_dataset("ade20k", data)
+    with pytest.raises(InputError, match="needs a depth map for each image"):
+        LinearDepth().check(small, scenes.read("training"), scenes.read("validation"))
+
+
+def test_rates_without_the_published_one_have_no_column_for_it() -> None:
+    protocol = find_protocol("ade20k_seg_linear.dinov3@1").changed(rates=(0.1,))
+    assert protocol.columns == ("mIoU", "mIoU oracle")
+    assert isinstance(DINOV2, HeadParams)
