@@ -91,7 +91,7 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
 # Each target is `python -m benchmarks NAME`; `--help` says in one sentence what each one measures.
-FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer \
+FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer \ retrieval
 	seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
 
@@ -103,7 +103,7 @@ pages: $(CORE) ## tables, zoo page and pictures of what this machine measured, i
 # bench-NAME ## one benchmark: knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune
 $(FROZEN:%=bench-%): bench-%: $(CORE)
 	$(PY) -m benchmarks $* $(bench_flags)
-# bench-NAME ## every test set of a suite that is there: robustness transfer
+# bench-NAME ## every test set of a suite that is there: robustness transfer retrieval
 # bench-NAME ## dense: seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 # bench-NAME ## without labels: label-free label-free-views
 # bench-NAME ## and, after make setup-transfer: voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg

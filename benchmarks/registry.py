@@ -17,7 +17,7 @@ AnyTask = Task[Any]
 TASKS: Mapping[str, tuple[str, ...]] = {
     "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored", "logistic",
                         "ncm", "few-shot", "voc-svm", "low-shot-svm"),
-    "Suites of data sets": ("transfer", "robustness"),
+    "Suites of data sets": ("transfer", "robustness", "retrieval"),
     "Without labels": ("label-free", "label-free-views"),
     "Dense tasks on frozen features": (
         "seg-linear", "seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext", "depth-linear",
@@ -117,6 +117,10 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.few_shot import FewShot
 
             return FewShot
+        case "retrieval":
+            from benchmarks.retrieval import Retrieval
+
+            return Retrieval
         case "transfer":
             from benchmarks.transfer import Transfer
 

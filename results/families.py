@@ -70,6 +70,7 @@ FAMILIES = {
     "logistic": Family("Logistic regression", line=POOLED),
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
     "transfer": Family("Transfer", line=POOLED),
+    "retrieval": Family("Retrieval", line=POOLED),
     "robustness": Family("Robustness", line=POOLED),
     "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
     "few_shot": Family("Few images per class", decimals=1, line=POOLED),

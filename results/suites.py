@@ -49,6 +49,9 @@ SUITES = {
         },
         mean_over=_TWELVE,
     ),
+    "retrieval": Suite(
+        "Retrieval", {"roxford5k": "ROxford", "rparis6k": "RParis", "copydays": "Copydays", "drawings": "drawings"}
+    ),
     "robustness": Suite(
         "Robustness",
         {

@@ -100,7 +100,7 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-class _Unpickler(pickle._Unpickler):
+class RestrictedUnpickler(pickle._Unpickler):
     """Reads dicts, lists, numbers, texts and arrays of bytes. A batch file runs no code, whatever it holds.
 
     Pickle's version in Python, with the opcodes that such files need and no other: numpy's own functions, which follow
@@ -124,6 +124,8 @@ class _Unpickler(pickle._Unpickler):
         ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
         ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
     }  # fmt: skip
+
+    _BUILT: ClassVar[tuple[type[Any], ...]] = (_Array, _Dtype)
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -149,7 +151,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Array | _Dtype):
+        if not isinstance(self.stack[-1], self._BUILT):
             raise pickle.UnpicklingError("it changes an object that is not an array")
         self.stack[-1].__setstate__(state)
 
@@ -163,7 +165,7 @@ def _unpickle(file: Path) -> dict[bytes, Any]:
         require_regular(file)
         if file.stat().st_size > (_MAX_BATCH_100 if file.name in _FILES_100 else _MAX_BATCH):
             raise InputError(f"{file} has {file.stat().st_size:,} bytes: {_NOT_A_BATCH}")
-        found = _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        found = RestrictedUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack {_OWNER} again") from error
     except InputError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.datasets import classification, coco, imagenet_variants, voc
+from benchmarks.datasets import classification, coco, imagenet_variants, retrieval, voc
 from benchmarks.datasets.ade20k import read_ade20k
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.cityscapes import read_cityscapes
@@ -318,6 +318,27 @@ DATASETS: Mapping[str, DatasetInfo] = {
         name: DatasetInfo(one.folder, one.reader, one.splits, one.how_to_get, one.classes)
         for name, one in TRANSFER_SETS.items()
     },
+    **{
+        name: DatasetInfo(
+            name,
+            retrieval.read_revisited,
+            {"database": images, "queries": None},
+            f"github.com/filipradenovic/revisitop: gnd_{name}.pkl, and the images in {name}/jpg/",
+        )
+        for name, images in (("roxford5k", None), ("rparis6k", None))
+    },
+    "copydays": DatasetInfo(
+        "copydays",
+        retrieval.read_copydays,
+        {"database": 157, "queries": 229},
+        "the Copydays page of INRIA (lear.inrialpes.fr/~jegou/data.php): original/ and strong/ in copydays/",
+    ),
+    "drawings_copies": DatasetInfo(
+        "drawings-c",
+        retrieval.read_drawing_copies,
+        {"database": None, "queries": None},
+        "this project: python -m benchmarks demo-data",
+    ),
     # Everingham et al.; the image sets of the devkits.
     "voc2007": DatasetInfo("VOCdevkit/VOC2007", _voc_labels, {"trainval": 5011, "test": 4952}, _VOC_PAGE, 20),
     "voc2012": DatasetInfo(

@@ -1,0 +1,222 @@
+"""Sets of image retrieval: revisited Oxford and Paris, Copydays, and copies of the embedded drawings.
+
+The split `database` is searched, `queries` are looked for. In Oxford and Paris the answers are in a pickle of the
+owner, which is read without running what it holds. In the others an image and its copies have the same target.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.datasets.cifar10 import RestrictedUnpickler
+from benchmarks.datasets.classification import images_below
+from benchmarks.datasets.imagenet_variants import read_drawings_c
+from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, require_files
+from benchmarks.task import InputError, Labels
+from results.files import require_regular
+
+DATABASE, QUERIES = "database", "queries"
+_MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
+_DTYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "int64", "int32", "float64", "float32")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is right for one query: rows of the database, and the box of the object in the query's image."""
+
+    box: tuple[float, float, float, float]
+    easy: NDArray[np.int64]
+    hard: NDArray[np.int64]
+    junk: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Names of the database's images, names of the queries, and the answers of each."""
+
+    database: tuple[str, ...]
+    queries: tuple[str, ...]
+    answers: tuple[Answers, ...]
+
+
+# ---- revisited Oxford and Paris --------------------------------------------------------------------------------------
+
+
+def read_revisited(folder: Path, split: str) -> Labels:
+    """Images of a split in the owner's order. The answers are in `Labels.annotations`: see `read_ground_truth`.
+
+    Raises:
+        InputError: the split is unknown, `gnd_NAME.pkl` is missing or malformed, or an image is missing.
+    """
+    if split not in (DATABASE, QUERIES):
+        raise InputError(f"{folder.name} has no split {split}; it has {DATABASE} and {QUERIES}")
+    file = folder / f"gnd_{folder.name}.pkl"
+    truth = read_ground_truth(file)
+    names = [f"jpg/{name}.jpg" for name in (truth.database if split == DATABASE else truth.queries)]
+    require_files(folder, names, file.name, "unpack the images again")
+    ids = tuple(names)
+    none = np.zeros((len(ids), 0), np.int8)
+    return Labels(ids, LazyPaths(folder, ids), (), none, read_groups(folder, ids), (file,))
+
+
+class _Array:
+    """A numpy array of plain numbers in a pickle."""
+
+    def __init__(self, *_: object) -> None:
+        self.values: NDArray[Any] = np.zeros(0)
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
+            raise pickle.UnpicklingError("an array has no state of five parts")
+        _, shape, dtype, by_column, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content
+        if not isinstance(content, bytes) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            raise pickle.UnpicklingError("an array has no bytes or no shape")
+        values = np.frombuffer(content, dtype.order + dtype.name)
+        self.values = values.reshape(shape, order="F" if by_column is True else "C")
+
+
+class _Dtype:
+    """The dtype of plain numbers in a pickle, by its name and byte order."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        if name not in _DTYPES:
+            raise pickle.UnpicklingError(f"an array is of type {str(name)[:40]}")
+        self.name, self.order = str(name), "<"
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+            self.order = str(state[1]) if state[1] in ("<", ">") else "<"
+
+
+def _scalar(dtype: object, content: object) -> float:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+        raise pickle.UnpicklingError("a number has no type or no bytes")
+    return float(np.frombuffer(content, dtype.order + dtype.name)[0])
+
+
+def _no_bytes() -> bytes:
+    """Empty bytes as Python 3 writes them for Python 2."""
+    return b""
+
+
+class _Unpickler(RestrictedUnpickler):
+    """Reads dicts, lists, numbers, texts and arrays of plain numbers, and runs no code."""
+
+    _ALSO = (pickle.BINFLOAT[0], pickle.FLOAT[0], pickle.LONG[0])
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        **RestrictedUnpickler.dispatch,
+        **dict(zip(_ALSO, map(pickle._Unpickler.dispatch.__getitem__, _ALSO), strict=True)),
+    }
+    _KNOWN: ClassVar[dict[tuple[str, str], Callable[..., object]]] = {
+        **RestrictedUnpickler._KNOWN,
+        ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("__builtin__", "bytes"): _no_bytes, ("builtins", "bytes"): _no_bytes,
+        ("numpy.core.multiarray", "scalar"): _scalar, ("numpy._core.multiarray", "scalar"): _scalar,
+    }  # fmt: skip
+    _BUILT: ClassVar[tuple[type[Any], ...]] = (_Array, _Dtype)
+
+
+def read_ground_truth(file: Path) -> GroundTruth:
+    """The owner's `gnd_NAME.pkl`: `imlist`, `qimlist`, and for each query `bbx`, `easy`, `hard` and `junk`.
+
+    Raises:
+        InputError: the file is missing, asks for anything but containers and numbers, or is malformed.
+    """
+    wrong = "the file is not the ground truth of revisited Oxford and Paris; take it from its owner again"
+    try:
+        require_regular(file)
+        if file.stat().st_size > _MAX_PICKLE:
+            raise InputError(f"{file} has {file.stat().st_size:,} bytes: {wrong}")
+        found = _Unpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+        database, queries = (tuple(map(str, found[name])) for name in ("imlist", "qimlist"))
+        answers = tuple(_answers(each, len(database)) for each in found["gnd"])
+        if len(answers) != len(queries) or not database or not queries:
+            raise ValueError(f"{len(answers)} answers for {len(queries)} queries")
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; take it from github.com/filipradenovic/revisitop") from error
+    except InputError:
+        raise
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}): {wrong}") from error
+    return GroundTruth(database, queries, answers)
+
+
+def _answers(entry: Mapping[str, Any], count: int) -> Answers:
+    def rows(name: str) -> NDArray[np.int64]:
+        value = entry[name]
+        listed = np.asarray(value.values if isinstance(value, _Array) else value, np.float64).reshape(-1)
+        whole = listed.astype(np.int64)
+        if (whole != listed).any() or (whole < 0).any() or (whole >= count).any():
+            raise ValueError(f"{name} has rows beyond the database")
+        return whole
+
+    box = entry["bbx"]
+    corners = [float(v) for v in np.asarray(box.values if isinstance(box, _Array) else box, np.float64).reshape(-1)]
+    if len(corners) != 4:
+        raise ValueError("a box has no four corners")
+    return Answers((corners[0], corners[1], corners[2], corners[3]), rows("easy"), rows("hard"), rows("junk"))
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+
+def read_copydays(folder: Path, split: str) -> Labels:
+    """Copydays: `original` is the database, `strong` the queries; the first four characters name the photograph.
+
+    Raises:
+        InputError: the split is unknown, a folder is missing or empty, or a query has no original.
+    """
+    originals = _block(folder, "original")
+    photographs = sorted({name[:4] for name in originals})
+    names = {DATABASE: lambda: ("original", originals), QUERIES: lambda: ("strong", _block(folder, "strong"))}
+    if split not in names:
+        raise InputError(f"Copydays has no split {split}; it has {DATABASE} and {QUERIES}")
+    block, files = names[split]()
+    index = {name: number for number, name in enumerate(photographs)}
+    strange = [name for name in files if name[:4] not in index]
+    if strange:
+        raise InputError(f"{folder / block / strange[0]} has no original; unpack Copydays again")
+    ids = tuple(f"{block}/{name}" for name in files)
+    targets = np.array([index[name[:4]] for name in files], np.int64)
+    return Labels(ids, LazyPaths(folder, ids), tuple(photographs), targets, read_groups(folder, ids))
+
+
+def _block(folder: Path, name: str) -> list[str]:
+    found = images_below(folder / name) if (folder / name).is_dir() else []
+    if not found:
+        raise InputError(f"{folder / name} has no images; found {folder_contents(folder)}; unpack Copydays there")
+    return found
+
+
+def read_drawing_copies(folder: Path, split: str) -> Labels:
+    """Copies of the drawings: the severest corruptions are the queries, the drawings that they are of the database.
+
+    Raises:
+        InputError: see `benchmarks.datasets.imagenet_variants.read_drawings_c`.
+    """
+    if split not in (DATABASE, QUERIES):
+        raise InputError(f"{folder.name} has no split {split}; it has {DATABASE} and {QUERIES}")
+    corrupted = read_drawings_c(folder, "val")
+    rows = [row for row, id in enumerate(corrupted.ids) if id.split("/")[1] == "5"]
+    queries = corrupted.rows(rows)
+    names = [id.split("/", 2)[2].rpartition(".")[0] for id in queries.ids]
+    drawings = tuple(sorted(set(names)))
+    index = {name: number for number, name in enumerate(drawings)}
+    if split == QUERIES:
+        return Labels(
+            queries.ids, queries.paths, drawings, np.array([index[n] for n in names], np.int64), queries.groups
+        )
+    ids = tuple(f"val/{name}.png" for name in drawings)
+    clean = folder.parent / "drawings"
+    return Labels(ids, LazyPaths(clean, ids), drawings, np.arange(len(ids)), read_groups(clean, ids))

@@ -1,0 +1,277 @@
+"""Image retrieval by cosine: revisited Oxford and Paris (easy, medium, hard), and copies of Copydays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, progress
+from results.schema import Geometry, Params, Protocol, Score, Source
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from benchmarks.datasets.retrieval import Answers
+    from benchmarks.encoders.encoder import Encoder
+
+LEVELS = ("E", "M", "H")
+COPIES = "mAP"
+_MAP_COLUMN = "patches"  # the encoder output that is pooled besides `embed`
+
+
+class RetrievalParams(Params):
+    """The numbers of a retrieval protocol.
+
+    Attributes:
+        search: `revisited` has answers in three levels of difficulty; `copies` looks for the original of a copy.
+        crop_queries: cut queries to the box of the object, as the authors ask.
+        scales: of the image; the normalised features of all scales are averaged.
+        multiple: cut right and bottom to a multiple of this, as a patch embedding does.
+        gem: exponent of the generalised mean of patch tokens that is appended to `embed`; 0 appends nothing.
+        depth: database images that are ranked; 0 for all.
+    """
+
+    search: Literal["revisited", "copies"]
+    crop_queries: bool = False
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    multiple: int = Field(1, ge=1)
+    gem: float = Field(0.0, ge=0)
+    depth: int = Field(0, ge=0)
+
+    def columns(self) -> tuple[str, ...]:
+        return (*LEVELS, "M mP@10", "H mP@10") if self.search == "revisited" else (COPIES,)
+
+
+def _protocol(
+    name: str, variant: str, dataset: str, params: RetrievalParams, geometry: Geometry, source: Source
+) -> Protocol:
+    return Protocol.of(
+        params,
+        benchmark=f"retrieval_{name}",
+        variant=variant,
+        harness="retrieval",
+        dataset=dataset,
+        train_split="database",
+        test_split="queries",
+        geometry=geometry,
+        primary="M" if params.search == "revisited" else COPIES,
+        metric="mean average precision",
+        selection="nothing to choose",
+        source=source,
+    )
+
+
+_DINO = Source(
+    repository="facebookresearch/dino",
+    revision="7c446df",
+    note="eval_image_retrieval.py with ImageNet weights: longer side at most 224, one scale, queries are not cropped",
+)
+_CROPPED = Source(
+    repository="filipradenovic/revisitop",
+    revision="be39832",
+    note="queries cropped to the box as the authors ask, otherwise as retrieval_roxford5k.dino@1",
+)
+# `crop` is the longest side that an image keeps: it is made smaller, never larger, and not cut.
+_LONGEST_224 = Geometry(mode="shorter", resize=0, crop=224, interpolation="bicubic")
+_COPIES = RetrievalParams(search="copies", gem=4.0, depth=20)
+PROTOCOLS = (
+    *(
+        _protocol(
+            name, variant, name, RetrievalParams(search="revisited", crop_queries=variant == "standard"), _LONGEST_224,
+            source,
+        )
+        for variant, source in (("standard", _CROPPED), ("dino", _DINO))
+        for name in ("roxford5k", "rparis6k")
+    ),
+    _protocol(
+        "copydays", "standard", "copydays", _COPIES,
+        Geometry(mode="warp", resize=0, crop=320, interpolation="bicubic"),
+        Source(
+            repository="facebookresearch/dino",
+            revision="7c446df",
+            note="eval_copy_detection.py on the block `strong`: 320 x 320, class token and generalised mean of the "
+            "patch tokens (encoders without them: embed alone), no whitening and no distractors",
+        ),
+    ),
+    _protocol(
+        "drawings", "demo", "drawings_copies", _COPIES, Geometry(mode="warp", resize=0, crop=48),
+        Source(repository="this project", note="retrieval_copydays.standard@1 on corrupted drawings"),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Retrieval(ImageTask[RetrievalParams]):
+    """Image retrieval: revisited Oxford and Paris (easy, medium, hard) and copies of Copydays."""
+
+    name = "retrieval"
+    Params = RetrievalParams
+    protocols = PROTOCOLS
+    passes_per_step = 1
+    suite = True
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        return {"embed": ("embed", None)}
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError for empty splits, and answers or targets that are not there."""
+        for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
+            if not len(labels):
+                raise InputError(f"{protocol.id}: {split} of {protocol.dataset} has no images: add some")
+        if self.params(protocol).search == "revisited":
+            if len(test.annotations) != 1:
+                raise InputError(f"{protocol.id} needs the answers of revisited Oxford or Paris: choose that data")
+        elif test.targets.ndim != 1 or train.classes != test.classes:
+            raise InputError(f"{protocol.id} needs queries and database with the same targets: choose other data")
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Rank the database `train` for every query of `test`.
+
+        Raises:
+            InputError: see `check`; also a damaged image, or an encoder that cannot take images of this size.
+        """
+        from benchmarks.datasets.retrieval import read_ground_truth
+
+        self.check(protocol, train, test)
+        params = self.params(protocol)
+        truth = read_ground_truth(test.annotations[0]).answers if params.search == "revisited" else None
+        boxes = [each.box for each in truth] if truth is not None and params.crop_queries else None
+        began = time.perf_counter()
+        database = descriptors(encoder, train, protocol, params, options, None)
+        queries = descriptors(encoder, test, protocol, params, options, boxes)
+        extracted = time.perf_counter()
+        order = np.argsort(-(queries @ database.T), axis=1, kind="stable")
+        if params.depth:
+            order = order[:, : params.depth]
+        outcome = Outcome(timing={"extract": extracted - began})
+        if truth is not None:
+            _report_revisited(outcome, order, truth, protocol.selection)
+        else:
+            same = [np.flatnonzero(train.targets == target) for target in test.targets]
+            none = np.zeros(0, np.int64)
+            found = [_ap(row, own, none) for row, own in zip(order, same, strict=True)]
+            _report(outcome, COPIES, found, protocol.selection)
+        outcome.timing["rank"] = time.perf_counter() - extracted
+        outcome.runs.append({"dimensions": database.shape[1], "patches": encoder.has(_MAP_COLUMN) and params.gem > 0})
+        return outcome
+
+
+def _ap(order: NDArray[np.integer], positives: NDArray[np.int64], junk: NDArray[np.int64]) -> float:
+    from benchmarks.solvers.retrieval import ranks_without_junk, trapezoid_ap
+
+    return trapezoid_ap(ranks_without_junk(order, positives, junk), len(positives)) if len(positives) else float("nan")
+
+
+def levels(answers: Answers) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Level -> positives and junk: easy; easy and hard; hard."""
+    easy, hard, junk = answers.easy, answers.hard, answers.junk
+    return {
+        "E": (easy, np.concatenate([junk, hard])),
+        "M": (np.concatenate([easy, hard]), junk),
+        "H": (hard, np.concatenate([junk, easy])),
+    }
+
+
+def _report_revisited(outcome: Outcome, order: NDArray[np.integer], truth: Sequence[Answers], selection: str) -> None:
+    from benchmarks.solvers.retrieval import precision_at, ranks_without_junk
+
+    of_level = [levels(answers) for answers in truth]
+    for level in LEVELS:
+        _report(outcome, level, [_ap(row, *own[level]) for row, own in zip(order, of_level, strict=True)], selection)
+        if level != "E":
+            at_10 = [
+                precision_at(ranks_without_junk(row, *own[level]), 10) if len(own[level][0]) else float("nan")
+                for row, own in zip(order, of_level, strict=True)
+            ]
+            _report(outcome, f"{level} mP@10", at_10, selection)
+
+
+def _report(outcome: Outcome, column: str, values: Sequence[float], selection: str) -> None:
+    """The mean over queries that have positives."""
+    found = np.array(values)
+    known = ~np.isnan(found)
+    if not known.any():
+        outcome.scores[column] = Score(value=None, n=0, selection=selection)
+        return
+    mean = float(found[known].mean())
+    outcome.scores[column] = Score(value=100 * mean, n=int(known.sum()), selection=selection)
+    outcome.items[f"pseudo_value/{column}"] = np.where(known, found, mean).astype(np.float32)
+
+
+# ---- descriptors -----------------------------------------------------------------------------------------------------
+
+
+def descriptors(
+    encoder: Encoder,
+    labels: Labels,
+    protocol: Protocol,
+    params: RetrievalParams,
+    options: RunOptions,
+    boxes: Sequence[tuple[float, float, float, float]] | None,
+) -> NDArray[np.float32]:
+    """(N, D) normalised descriptors, one image at a time where images keep their aspect.
+
+    Raises:
+        InputError: a damaged image, or an encoder that cannot take images of this size.
+    """
+    import torch
+
+    from benchmarks.datasets.images import decode
+
+    names = {"embed", *({_MAP_COLUMN} if params.gem and encoder.has(_MAP_COLUMN) else ())}
+    prepare = _prepared(protocol.geometry, params)
+    found: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for row in progress(range(len(labels)), f"{protocol.benchmark} images", show=options.progress):
+            image = decode(labels.paths[row])
+            if boxes is not None:
+                image = image.crop(tuple(round(corner) for corner in boxes[row]))  # type: ignore[arg-type]
+            sums = torch.zeros(1)
+            for scale in params.scales:
+                try:
+                    outputs = encoder.outputs(encoder.normalise(prepare(image, scale)), names)
+                except (RuntimeError, AssertionError, ValueError) as error:
+                    size = f"{image.width} by {image.height}"
+                    raise InputError(
+                        f"{encoder.card.name} cannot take {labels.ids[row]} ({size}) under {protocol.id}: "
+                        f"{' '.join(str(error).split())[:200]}; set multiple= to its patch size"
+                    ) from error
+                vector = outputs["embed"].float()[0]
+                if _MAP_COLUMN in names:
+                    patches = outputs[_MAP_COLUMN].float()[0].clamp_min(1e-6)
+                    vector = torch.cat([vector, patches.pow(params.gem).mean((-2, -1)).pow(1 / params.gem)])
+                sums = sums.to(vector.device) + torch.nn.functional.normalize(vector, dim=0)
+            found.append(torch.nn.functional.normalize(sums, dim=0).cpu().numpy())
+    return np.stack(found)
+
+
+def _prepared(geometry: Geometry, params: RetrievalParams) -> Callable[[Image.Image, float], torch.Tensor]:
+    """From an image to (1, 3, H, W) uint8: squashed, or with its longer side at most `geometry.crop`."""
+    from PIL import Image
+    from torchvision.transforms import functional as TF
+
+    from benchmarks.datasets.images import apply_geometry
+
+    def prepare(image: Image.Image, scale: float) -> torch.Tensor:
+        if geometry.mode == "warp":
+            image = apply_geometry(image, geometry)
+        else:
+            image = image.copy()
+            image.thumbnail((geometry.crop, geometry.crop), Image.Resampling.BICUBIC)
+        if scale != 1:
+            size = tuple(max(1, round(side * scale)) for side in image.size)
+            image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+        width, height = (max(1, side // params.multiple) * params.multiple for side in image.size)
+        return TF.pil_to_tensor(image.crop((0, 0, width, height)))[None]
+
+    return prepare

@@ -1,0 +1,190 @@
+"""Retrieval: average precision against a plain evaluation, hostile pickles, and end to end."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.__main__ import main
+from benchmarks.datasets.registry import find_dataset
+from benchmarks.datasets.retrieval import Answers, read_ground_truth
+from benchmarks.evaluate import evaluate
+from benchmarks.registry import find_protocol
+from benchmarks.retrieval import levels
+from benchmarks.solvers.retrieval import precision_at, ranks_without_junk, trapezoid_ap
+from benchmarks.task import InputError, RunOptions
+from results.store import read_records
+
+NAMES = [f"image_{i}" for i in range(12)]
+
+
+def ground_truth() -> dict[str, Any]:
+    def rows(*values: int) -> np.ndarray:
+        return np.array(values, np.int64)
+
+    entries = [
+        {"bbx": [1.5, 2.0, 9.0, 7.0], "easy": rows(0, 1), "hard": rows(2, 3), "junk": rows(4)},
+        {"bbx": np.array([0.0, 0.0, 8.0, 6.0]), "easy": rows(), "hard": rows(5), "junk": rows(6, 7)},
+        {"bbx": [np.float64(0), 0, 5, 5], "easy": [8], "hard": rows(), "junk": rows()},
+    ]
+    return {"imlist": NAMES, "qimlist": ["query_0", "query_1", "query_2"], "gnd": entries}
+
+
+@pytest.fixture
+def oxford(tmp_path: Path) -> Path:
+    folder = tmp_path / "roxford5k"
+    (folder / "jpg").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in [*NAMES, "query_0", "query_1", "query_2"]:
+        Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).save(folder / f"jpg/{name}.jpg")
+    (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(ground_truth()))
+    return tmp_path
+
+
+def plain_ap(ranking: list[int], positives: set[int], junk: set[int]) -> float:
+    """Precision over recall by trapezoids, walking down the ranking."""
+    found, seen, area, before = 0, 0, 0.0, 1.0
+    for row in ranking:
+        if row in junk:
+            continue
+        seen += 1
+        if row in positives:
+            before = found / (seen - 1) if seen > 1 else 1.0
+            found += 1
+            area += (before + found / seen) / 2 / len(positives)
+    return area
+
+
+def test_average_precision_is_the_plain_one() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        order = rng.permutation(15)
+        rows = rng.permutation(15)
+        positives, junk = rows[: rng.integers(1, 6)], rows[6 : 6 + rng.integers(0, 6)]
+        ranks = ranks_without_junk(order, positives, junk)
+        assert trapezoid_ap(ranks, len(positives)) == pytest.approx(plain_ap(list(order), set(positives), set(junk)))
+        clean = [row for row in order if row not in junk]
+        depth = min(4, max(i for i, row in enumerate(clean) if row in positives) + 1)
+        assert precision_at(ranks, 4) == pytest.approx(np.mean([row in positives for row in clean[:depth]]))
+    assert trapezoid_ap(np.array([0, 1]), 2) == 1
+    assert trapezoid_ap(np.array([], int), 2) == 0
+    assert trapezoid_ap(np.array([3]), 1) == pytest.approx(1 / 8)  # half of the precision at its rank
+
+
+def test_levels() -> None:
+    found = levels(Answers((0, 0, 1, 1), *(np.array([i]) for i in (1, 2, 3))))
+    assert {name: ([*ok], [*junk]) for name, (ok, junk) in found.items()} == {
+        "E": ([1], [3, 2]), "M": ([1, 2], [3]), "H": ([2], [3, 1]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_the_owners_pickle_is_read_in_every_version(oxford: Path, protocol: int) -> None:
+    file = oxford / "roxford5k/gnd_roxford5k.pkl"
+    file.write_bytes(pickle.dumps(ground_truth(), protocol=protocol))
+    truth = read_ground_truth(file)
+    assert truth.database == tuple(NAMES)
+    assert truth.answers[0].box == (1.5, 2, 9, 7)
+    assert [answers.hard.tolist() for answers in truth.answers] == [[2, 3], [5], []]
+    assert truth.answers[2].easy.tolist() == [8]
+
+
+class Attack:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+def test_a_pickle_that_calls_something_is_refused(
+    oxford: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = oxford / "roxford5k/gnd_roxford5k.pkl"
+    objects = np.array([Attack()], dtype=object)
+    for content in ({**ground_truth(), "gnd": [Attack()]}, {"imlist": objects}, [1, 2], {"gnd": []}):
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(InputError, match=r"gnd_roxford5k\.pkl cannot be read"):
+            read_ground_truth(file)
+    beyond = ground_truth()
+    beyond["gnd"][0]["easy"] = np.array([12])
+    file.write_bytes(pickle.dumps(beyond))
+    with pytest.raises(InputError, match="rows beyond the database"):
+        read_ground_truth(file)
+    assert not (tmp_path / "ran").exists()
+
+
+class Colours(nn.Module):
+    """The mean colours of a grid, and what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tuple(images.shape[2:]))
+        return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_oxford_end_to_end(oxford: Path, tmp_path: Path) -> None:
+    options = RunOptions(progress=False, records=tmp_path / "records", features=tmp_path / "features", device="cpu")
+    encoder = Colours()
+    record = evaluate(encoder, "retrieval_roxford5k.standard@1", oxford, options=options)
+    assert {(5, 7), (6, 8), (5, 5)} <= set(encoder.sizes[-3:])  # queries are cut to their boxes: 7.5 rounds to even
+    uncut = evaluate(Colours(), "retrieval_roxford5k.dino@1", oxford, options=options)
+    labels = {split: find_dataset("roxford5k", oxford).read(split) for split in ("database", "queries")}
+
+    def vectors(split: str) -> np.ndarray:
+        loaded = [torch.from_numpy(np.asarray(Image.open(path)) / 255).permute(2, 0, 1)[None].float()
+                  for path in labels[split].paths]  # fmt: skip
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        rows = torch.cat([Colours()((image - mean) / std) for image in loaded]).numpy()
+        return rows / np.linalg.norm(rows, axis=1)[:, None]
+
+    order = np.argsort(-(vectors("queries") @ vectors("database").T), axis=1)
+    truth = read_ground_truth(oxford / "roxford5k/gnd_roxford5k.pkl").answers
+    for level in ("E", "M", "H"):
+        values = [plain_ap(list(row), set(own[level][0]), set(own[level][1]))
+                  for row, own in zip(order, map(levels, truth), strict=True) if len(own[level][0])]  # fmt: skip
+        assert uncut.scores[level].value == pytest.approx(100 * np.mean(values))
+        assert uncut.scores[level].n == len(values)
+    assert record.scores["M"].standard_error is not None
+
+
+def test_copydays_names_photographs_by_four_characters(tmp_path: Path) -> None:
+    for name in ("original/200000.jpg", "original/200100.jpg", "strong/200101.jpg", "strong/200001.jpg",
+                 "strong/200002.jpg"):  # fmt: skip
+        file = tmp_path / "copydays" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 6), "red" if name.split("/")[1][3] == "0" else "blue").save(file)
+    found = find_dataset("copydays", tmp_path)
+    assert found.read("database").targets.tolist() == [0, 1]
+    assert found.read("queries").targets.tolist() == [0, 0, 1]
+    options = RunOptions(progress=False, records=tmp_path / "records", features=tmp_path / "features", device="cpu")
+    protocol = find_protocol("retrieval_copydays.standard@1").changed(geometry={"crop": 4})
+    assert evaluate(Colours(), protocol, tmp_path, options=options).scores["mAP"].value == pytest.approx(100)
+    Image.new("RGB", (6, 6)).save(tmp_path / "copydays/strong/999900.jpg")
+    with pytest.raises(InputError, match=r"999900\.jpg has no original"):
+        found.read("queries")
+
+
+def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
+    assert main(["retrieval", "pixels", str(small_data), *where]) == 0
+    (stored,) = read_records(tmp_path / "records")[0]
+    value = stored.record.scores["mAP"].value
+    assert value is not None
+    assert 50 < value <= 100
+
+
+@pytest.mark.parametrize("name", ["roxford5k", "rparis6k", "copydays", "drawings_copies"])
+def test_a_split_that_is_not_there_is_refused(name: str, small_data: Path, oxford: Path) -> None:
+    root = small_data if name == "drawings_copies" else oxford
+    with pytest.raises(InputError, match=r"no split val|not found|no images"):
+        find_dataset(name, root).read("val")
