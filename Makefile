@@ -91,7 +91,7 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
 # Each target is `python -m benchmarks NAME`; `--help` says in one sentence what each one measures.
-FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer \ retrieval
+FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer retrieval \
 	seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
 
@@ -160,13 +160,13 @@ DEMO_MOCO := work/pretrain/$(DEMO_RECIPE)/backbone.safetensors
 DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO) package:efficientnet-lite0)
 timed = @scripts/timed.sh $(DEMO)/times.tsv
 
-demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm dense) ## pretrain and benchmark on the embedded data, in about 12 minutes
+demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm dense label-free robustness) ## pretrain and benchmark on the embedded data, in about 12 minutes
 	@$(MAKE) --no-print-directory tables pictures
 	@scripts/timed.sh $(DEMO)/times.tsv
 demo-seeds: demo ## the demo's pretraining with three seeds, as in the committed records
 	printf '%s\n' 1 2 | xargs -P 2 -I{} $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings \
 		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1
-	for harness in knn probes voc-svm low-shot-svm dense; do $(PY) -m benchmarks $$harness --data work/data \
+	for harness in knn probes voc-svm low-shot-svm dense label-free robustness; do $(PY) -m benchmarks $$harness --data work/data \
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
 	@$(MAKE) --no-print-directory tables
 
@@ -182,7 +182,8 @@ $(DEMO_MOCO): $(DEMO)/data
 	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D)
 	@touch $@
 $(DEMO)/low-shot-svm: $(DEMO)/voc-svm
-$(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes $(DEMO)/dense: $(DEMO_RANDOM) $(DEMO_MOCO)
+$(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes $(DEMO)/dense $(DEMO)/label-free $(DEMO)/robustness: \
+		$(DEMO_RANDOM) $(DEMO_MOCO)
 	$(timed) $(@F) $(PY) -m benchmarks $(@F) $(DEMO_BENCH)
 	@touch $@
 $(addprefix $(DEMO)/,voc-det coco-det voc-seg): $(DEMO)/random-0.safetensors $(DEMO_MOCO) | $(TRANSFER)
