@@ -10,16 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import ImageTask, Items, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.labels import check_schedule, check_single_label, held_out, split_held_out, with_size_label
-from benchmarks.training.params import NotNegative, Rates, TrainingParams
+from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Score, Source, canonical_sha256
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ CHOSEN_HELD_OUT = "; rates chosen on a held-out part of train, then trained on a
 CHOSEN_ON_TEST = "; rates chosen on test (oracle)"
 
 
+def _is_off(value: float | None) -> bool:
+    return value is None or value is False or (value == 0 and not isinstance(value, bool))
+
+
 class FineTuneParams(TrainingParams):
-    """The encoder's network and a fresh linear layer on its embedding, trained together by SGD.
+    """The encoder's network and a fresh linear layer on its embedding, trained together.
 
     Every batch norm takes its statistics over the whole batch, on however many ranks that lies. A grid has a cell for
     each pair of `lrs` and `head_multipliers`; each cell is a protocol of its own, with one of each.
@@ -48,7 +52,17 @@ class FineTuneParams(TrainingParams):
         lrs: rates of the backbone, for the whole batch.
         head_multipliers: the linear layer's rate is that many times the backbone's.
         weight_decay: of every parameter, those of batch norms and biases too.
-        head_init: `normal` draws the weights from N(0, 0.01) and sets the bias to 0; `default` is torch's.
+        head_init: `normal` draws the weights from N(0, 0.01) and sets the bias to 0, `near_zero` from N(0, 2e-5);
+            `default` is torch's.
+        layer_decay: rate of a ViT's layer as a share of the next one's; weight decay then spares vectors, positions and
+            class token.
+        mean_pool: the linear layer reads the mean of a ViT's patch tokens after a new norm, in place of the final one.
+        drop_path: chance that a sample skips the last block's branches, growing towards it from the first.
+        mixup, cutmix: of the Beta distribution of the share that an image keeps; 0 is off. Each process mixes its part
+            of the batch.
+        smoothing: share of the truth that is spread over all classes.
+        warmup: epochs in which the rate grows from 0, before half a cosine down to `min_lr`; both change at every step.
+        min_lr: of layers whose rate is not scaled.
         labelled: fraction of every class of train that is labelled, at least one image; 1 is all of train.
         heldout: fraction of the labelled images that the cell is chosen by. A cell is trained twice: without that part,
             for the choice, and on all. With 0 a cell is trained once, and only the choice on test is left.
@@ -57,13 +71,44 @@ class FineTuneParams(TrainingParams):
     lrs: Rates
     head_multipliers: Rates = (1.0,)
     weight_decay: NotNegative
-    head_init: Literal["normal", "default"] = "normal"
+    head_init: Literal["normal", "default", "near_zero"] = "normal"
+    optimiser: Literal["sgd", "adamw"] = Field("sgd", exclude_if=lambda name: name == "sgd")
+    layer_decay: float | None = Field(None, gt=0.0, le=1.0, exclude_if=_is_off)
+    mean_pool: bool = Field(False, exclude_if=_is_off)
+    drop_path: float = Field(0.0, ge=0.0, lt=1.0, exclude_if=_is_off)
+    mixup: NotNegative = Field(0.0, exclude_if=_is_off)
+    cutmix: NotNegative = Field(0.0, exclude_if=_is_off)
+    smoothing: float = Field(0.0, ge=0.0, lt=1.0, exclude_if=_is_off)
+    warmup: NotNegative | None = Field(None, exclude_if=_is_off)
+    min_lr: NotNegative = Field(0.0, exclude_if=_is_off)
     labelled: float = Field(1.0, gt=0.0, le=1.0)
 
     @property
     def grid(self) -> tuple[tuple[float, float], ...]:
         """The (rate, head multiplier) of every cell."""
         return tuple((lr, multiplier) for lr in self.lrs for multiplier in self.head_multipliers)
+
+    @model_validator(mode="after")
+    def _layers_have_no_head_rate(self) -> Self:
+        if self.layer_decay is not None and (self.head_multipliers != (1.0,) or not self.mean_pool):
+            raise ValueError("layer_decay sets the head's rate too, and needs mean_pool: leave head_multipliers at 1")
+        return self
+
+    def following(self, after: Self) -> dict[str, Any]:
+        """Drops and warm-up stay at the same share of the run."""
+        moved = super().following(after)
+        if moved and self.warmup is not None:
+            moved["warmup"] = self.warmup * after.epochs / self.epochs
+        return moved
+
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The factor of every learning rate at `step`."""
+        if self.warmup is None:
+            return super().rate_factor(step, steps_per_epoch)
+        warmup = round(self.warmup * steps_per_epoch)
+        factor = warmup_cosine(step, self.epochs * steps_per_epoch, warmup, "before")
+        floor = self.min_lr / max(self.lrs)
+        return factor if step < warmup else floor + (1 - floor) * factor
 
     def columns(self) -> tuple[str, ...]:
         """A grid has the best cell on test besides the chosen one."""
@@ -165,6 +210,60 @@ _TYPICAL = FineTuneParams(
 )
 _IMAGENET = "last table of the appendix: {}; the schedule, which it does not give, is that of appendix A.6"
 _INAT18 = "appendix A.6: {} for 100 epochs, x0.1 at 70 % and 90 % of training, else PyTorch's typical ResNet training"
+
+# MAE's recipe: RandAugment, erasing, mixup and CutMix, AdamW with a rate per layer. Rates are blr x 1024 / 256.
+_MAE = FineTuneParams(
+    lrs=(2e-3,),
+    weight_decay=0.05,
+    batch_size=1024,
+    epochs=100,
+    warmup=5,
+    min_lr=1e-6,
+    head_init="near_zero",
+    optimiser="adamw",
+    layer_decay=0.65,
+    mean_pool=True,
+    drop_path=0.1,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    erasing=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    smoothing=0.1,
+)
+_MAE_LARGE = _MAE.changed(lrs=(4e-3,), layer_decay=0.75, epochs=50, drop_path=0.2)
+_BICUBIC = RESIZE_256.model_copy(update={"interpolation": "bicubic"})
+
+MAE_PROTOCOLS = (
+    *(
+        _protocol(
+            "finetune",
+            "finetune_imagenet",
+            variant,
+            params,
+            Source(
+                repository="facebookresearch/mae",
+                revision="efb2a80",
+                note=f"FINETUNE.md, {model}; main_finetune.py, util/lr_decay.py, util/lr_sched.py; there in float16, "
+                "and the last incomplete batch of an epoch is dropped",
+            ),
+            geometry=_BICUBIC,
+        )
+        for variant, params, model in (
+            ("mae_base", _MAE, "ViT-Base"),
+            ("mae_large", _MAE_LARGE, "ViT-Large"),
+            ("mae_huge", _MAE_LARGE.changed(drop_path=0.3), "ViT-Huge"),
+        )
+    ),
+    _protocol(
+        "finetune",
+        "finetune_imagenet",
+        "mae_demo",
+        _MAE.changed(lrs=(5e-4,), epochs=20, batch_size=32, evaluate_every=10),
+        Source(repository=OWN, note="finetune_imagenet.mae_base@1 made small, on the embedded drawings"),
+        dataset="drawings",
+        geometry=SMALL,
+    ),
+)
 
 END_TO_END_PROTOCOLS = (
     *(
@@ -334,7 +433,7 @@ class FineTuneImageNet(FineTune):
     """End-to-end fine-tuning on all labels of ImageNet or iNaturalist 2018."""
 
     name = "finetune"
-    protocols = END_TO_END_PROTOCOLS
+    protocols = (*END_TO_END_PROTOCOLS, *MAE_PROTOCOLS)
 
 
 def labelled_items(train: Labels, params: FineTuneParams) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 from benchmarks.solvers.linear_heads import target_ranks
 from benchmarks.task import NotApplicableError, progress
-from benchmarks.training.images import FixedBatches, TrainingBatches, Views, batches, network_input
+from benchmarks.training.images import (
+    FixedBatches,
+    TrainingBatches,
+    Views,
+    batches,
+    erase,
+    erase_rng,
+    mix,
+    mix_rng,
+    network_input,
+)
 from benchmarks.training.networks import safe_memory_format, synchronise
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
 
 EVALUATION_BATCH = 256
 HEAD_STD = 0.01
+NEAR_ZERO = 2e-5  # of MAE's linear layer
 _TRIAL_IMAGES = 2
 
 Call = Callable[[Any, Tensor], Any]
@@ -45,19 +57,44 @@ def _before_classifier(module: Any, x: Tensor) -> Any:
 _CALLS: tuple[Call, ...] = (_forward, _before_classifier)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike.
+
+    Attributes:
+        scale: of the backbone's rate.
+        decayed: whether weight decay applies.
+    """
+
+    parameters: list[nn.Parameter]
+    scale: float
+    decayed: bool
+    names: tuple[str, ...] = ()
+
+
 class Classifier(nn.Module):
     """Images to logits, by a trainable copy of the encoder's network and a linear layer on its embedding.
 
     Args:
         crop: side of the images.
         seed: seed of the linear layer's initial weights.
+        mean_pool: replace the final norm of a ViT by a new one on the mean of its patch tokens, as MAE does.
+        drop_path: of the last block of a ViT; those of the others grow towards it (Huang et al. 2016).
 
     Raises:
         NotApplicableError: the encoder has no weights, or its embedding does not come from calling its module.
     """
 
     def __init__(
-        self, encoder: Encoder, classes: int, crop: int, head_init: Literal["normal", "default"], seed: int
+        self,
+        encoder: Encoder,
+        classes: int,
+        crop: int,
+        head_init: Literal["normal", "default", "near_zero"],
+        seed: int,
+        *,
+        mean_pool: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = deepcopy(encoder.module)
@@ -70,13 +107,18 @@ class Classifier(nn.Module):
         self.memory_format = safe_memory_format(self.backbone, encoder.device)
         self.backbone.to(memory_format=self.memory_format)
         x = x.contiguous(memory_format=self.memory_format)
-        self._call = self._find_call(x, expected, encoder.card.name)
+        if mean_pool:
+            self._call = self._mean_of_patches(encoder.card.name)
+        else:
+            self._call = self._find_call(x, expected, encoder.card.name)
+        if drop_path:
+            _add_drop_path(self.vit(encoder.card.name), drop_path)
         self._unfreeze(x)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.fc = nn.Linear(expected.shape[1], classes)
-            if head_init == "normal":
-                nn.init.normal_(self.fc.weight, 0, HEAD_STD)
+            self.fc = nn.Linear(self.fc_norm.weight.shape[0] if mean_pool else expected.shape[1], classes)
+            if head_init != "default":
+                nn.init.normal_(self.fc.weight, 0, HEAD_STD if head_init == "normal" else NEAR_ZERO)
                 nn.init.zeros_(self.fc.bias)
         self.fc.to(encoder.device)
 
@@ -85,10 +127,57 @@ class Classifier(nn.Module):
         logits: Tensor = self.fc(self._call(self.backbone, x.contiguous(memory_format=self.memory_format)))
         return logits
 
-    def groups(self) -> Iterator[list[nn.Parameter]]:
-        """The trained parameters of the backbone, and those of the linear layer."""
-        yield [p for p in self.backbone.parameters() if p.requires_grad]
-        yield list(self.fc.parameters())
+    def groups(self, head_scale: float = 1.0) -> list[Group]:
+        """The trained parameters of the backbone, and those of the linear layer, at `head_scale` times its rate."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        return [Group(backbone, 1.0, decayed=True), Group(list(self.fc.parameters()), head_scale, decayed=True)]
+
+    def layer_groups(self, decay: float) -> list[Group]:
+        """The trained parameters of a ViT by layer, each layer's rate `decay` times that of the next (as in BEiT).
+
+        Layer 0 are patches, positions and class token, layer i + 1 is block i, and everything after the blocks comes
+        last. Weight decay spares vectors, and what the model itself exempts.
+        """
+        vit, last = self.vit("the encoder"), len(self.vit("the encoder").blocks) + 1
+        exempt = vit.no_weight_decay()
+        found: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
+        own = [(name, p) for name, p in vit.named_parameters() if p.requires_grad]
+        rest = [
+            (f"{part}.{name}", p) for part in ("fc_norm", "fc") for name, p in getattr(self, part).named_parameters()
+        ]
+        for name, parameter in [*own, *rest]:
+            if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
+                layer = 0
+            else:
+                layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else last
+            decayed = parameter.ndim > 1 and name not in exempt
+            found.setdefault((layer, decayed), []).append((name, parameter))
+        return [
+            Group([p for _, p in named], decay ** (last - layer), decayed, tuple(name for name, _ in named))
+            for (layer, decayed), named in found.items()
+        ]
+
+    def vit(self, name: str) -> Any:
+        """The backbone as a plain vision transformer.
+
+        Raises:
+            NotApplicableError: it is none.
+        """
+        module: Any = self.backbone.backbone if isinstance(self.backbone, BackboneWithHead) else self.backbone
+        if not all(hasattr(module, part) for part in ("blocks", "norm", "num_prefix_tokens", "no_weight_decay")):
+            raise NotApplicableError(f"{name} is not a plain vision transformer, whose layers this recipe needs")
+        return module
+
+    def _mean_of_patches(self, name: str) -> Call:
+        vit = self.vit(name)
+        vit.norm, vit.fc_norm = nn.Identity(), nn.Identity()
+        norm = nn.LayerNorm(vit.embed_dim, eps=1e-6).to(next(vit.parameters()).device)
+        self.fc_norm = norm
+
+        def embed(backbone: Any, x: Tensor) -> Any:
+            return norm(vit.forward_features(x)[:, vit.num_prefix_tokens :].mean(dim=1))
+
+        return embed
 
     @torch.no_grad()
     def _find_call(self, x: Tensor, expected: Tensor, name: str) -> Call:
@@ -115,6 +204,14 @@ class Classifier(nn.Module):
             parameter.grad = None
 
 
+def _add_drop_path(vit: Any, last: float) -> None:
+    from torchvision.ops import StochasticDepth
+
+    rates = torch.linspace(0, last, len(vit.blocks)).tolist()
+    for block, rate in zip(vit.blocks, rates, strict=True):
+        block.drop_path1, block.drop_path2 = (StochasticDepth(rate, "row") if rate else nn.Identity() for _ in range(2))
+
+
 @dataclass
 class FineTuneState(TrainingState):
     """A network after `steps` steps, see `TrainingState`.
@@ -134,6 +231,32 @@ class FineTuneState(TrainingState):
     last: Tensor | None = None
     best: Tensor | None = None
     best_epoch: int = 0
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, share: float, smoothing: float) -> Tensor:
+    """The summed cross-entropy of images that are `share` of their own class and else of the batch in reverse order.
+
+    Args:
+        logits: (N, classes).
+        targets: (N,).
+        smoothing: share of the truth that is spread over all classes (Szegedy et al. 2016).
+    """
+
+    def against(truth: Tensor) -> Tensor:
+        return F.cross_entropy(logits, truth, reduction="sum", label_smoothing=smoothing)
+
+    return against(targets) if share == 1 else share * against(targets) + (1 - share) * against(targets.flip(0))
+
+
+@contextmanager
+def _seeded(seed: int, step: int, device: torch.device, *, seeded: bool) -> Iterator[None]:
+    """Draw what torch draws inside from the seed, the step and the rank, so that a restart needs no random state."""
+    if not seeded:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(hash((seed, step, distributed.rank())) % 2**63)
+        yield
 
 
 class FineTuning:
@@ -162,21 +285,36 @@ class FineTuning:
     ) -> None:
         self.params, self.encoder, self.device, self.workers = params, encoder, encoder.device, workers
         self.train_views, self.test_views, self.tested, self.path = train, test, tested, path
-        self.classifier = Classifier(encoder, classes, train.geometry.crop, params.head_init, seed)
+        self.classifier = Classifier(
+            encoder,
+            classes,
+            train.geometry.crop,
+            params.head_init,
+            seed,
+            mean_pool=params.mean_pool,
+            drop_path=params.drop_path,
+        )
+        self.seed, self.classes = seed, classes
         self.network: nn.Module = self.classifier
         if distributed.world_size() > 1:
             synchronise(self.classifier, self.device)
             # Every rank computes the same batch statistics, so there is nothing to broadcast.
             self.network = DistributedDataParallel(self.classifier, forward_sync_buffers=False)
         ((lr, multiplier),) = params.grid
-        self.rates = (lr, lr * multiplier)
-        self.optimiser = torch.optim.SGD(
-            [{"params": parameters} for parameters in self.classifier.groups()],
-            lr=lr,
-            momentum=params.momentum,
-            nesterov=params.nesterov,
-            weight_decay=params.weight_decay,
+        layered = params.layer_decay is not None
+        groups = (
+            self.classifier.layer_groups(params.layer_decay or 1.0) if layered else self.classifier.groups(multiplier)
         )
+        self.rates = tuple(lr * group.scale for group in groups)
+        grouped = [
+            {"params": group.parameters, "weight_decay": params.weight_decay if group.decayed else 0.0}
+            for group in groups
+        ]
+        self.optimiser: torch.optim.Optimizer
+        if params.optimiser == "adamw":
+            self.optimiser = torch.optim.AdamW(grouped, lr=lr)
+        else:
+            self.optimiser = torch.optim.SGD(grouped, lr=lr, momentum=params.momentum, nesterov=params.nesterov)
         self.state = FineTuneState.load(path, key)
         if self.state.steps:
             self.classifier.load_state_dict(self.state.network)
@@ -209,16 +347,23 @@ class FineTuning:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.network.train()
-        logits = self._logits(self.network, images, lighting if self.params.lighting else None)
-        loss = F.cross_entropy(logits, targets.to(self.device, non_blocking=True), reduction="sum") / length
+        params, targets = self.params, targets.to(self.device, non_blocking=True)
+        x = network_input(
+            self.encoder, images.to(self.device, non_blocking=True), lighting if params.lighting else None
+        )
+        if params.erasing:
+            erase(x, params.erasing, erase_rng(self.seed, step), distributed.own_slice(length), length)
+        x, share = mix(x, params.mixup, params.cutmix, mix_rng(self.seed, step, distributed.rank()))
+        with _seeded(self.seed, step, self.device, seeded=params.drop_path > 0):
+            logits = self._logits(self.network, x)
+        loss = soft_cross_entropy(logits, targets, share, params.smoothing) / length
         self.optimiser.zero_grad(set_to_none=True)
         # Gradients are averaged over ranks, and the loss of the whole batch is the sum of their shares.
         (loss * distributed.world_size()).backward()
         self.optimiser.step()
         return loss.detach()
 
-    def _logits(self, network: nn.Module, images: Tensor, lighting: Tensor | None = None) -> Tensor:
-        x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
+    def _logits(self, network: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
             logits: Tensor = network(x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -245,7 +390,9 @@ class FineTuning:
         sampler = FixedBatches(self.tested, EVALUATION_BATCH)
         for images, _, labels in batches(self.test_views, sampler, self.workers, self.device):
             targets = labels.to(self.device, non_blocking=True)
-            logits = self._logits(self.classifier, images)
+            logits = self._logits(
+                self.classifier, network_input(self.encoder, images.to(self.device, non_blocking=True))
+            )
             ranks[start : start + len(targets)] = target_ranks(logits[:, None], targets)[0].int()
             loss += F.cross_entropy(logits, targets, reduction="sum")
             start += len(targets)

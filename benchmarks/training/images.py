@@ -36,11 +36,8 @@ from results.schema import Geometry
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
-VIEW, ORDER, ERASE = (
-    1,
-    2,
-    3,
-)  # first part of a seed; numpy pads seeds with zeros, so a shorter one alone would not differ
+# First part of a seed. Numpy pads seeds with zeros, so a shorter one alone would not differ.
+VIEW, ORDER, ERASE, MIX = 1, 2, 3, 4
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -53,6 +50,11 @@ def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def erase_rng(seed: int, step: int) -> np.random.Generator:
     """The generator that chooses what is erased in the batch of one step."""
     return np.random.default_rng((ERASE, seed, step))
+
+
+def mix_rng(seed: int, step: int, rank: int) -> np.random.Generator:
+    """The generator that mixes one rank's part of the batch of one step."""
+    return np.random.default_rng((MIX, seed, step, rank))
 
 
 def epoch_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -203,6 +205,35 @@ def erase(x: Tensor, probability: float, rng: np.random.Generator, rows: slice, 
                 noise = torch.from_numpy(own.standard_normal((x.shape[1], h, w), np.float32))
                 x[row - rows.start, :, top : top + h, left : left + w] = noise.to(x.device, x.dtype)
                 break
+
+
+def mix(x: Tensor, mixup: float, cutmix: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Images mixed with the batch in reverse order, by mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
+
+    One draw for the whole batch; where both are on, each is chosen half of the time, as in timm's `Mixup`.
+
+    Args:
+        x: (N, 3, H, W) normalised images.
+        mixup, cutmix: of the Beta distribution from which the share is drawn; 0 is off.
+
+    Returns:
+        The mixed images, and the share of each that is its own.
+    """
+    cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
+    alpha = cutmix if cut else mixup
+    if alpha == 0:
+        return x, 1.0
+    share = float(rng.beta(alpha, alpha))
+    if not cut:
+        return x * share + x.flip(0) * (1 - share), share
+    height, width = x.shape[2:]
+    h, w = int(height * math.sqrt(1 - share)), int(width * math.sqrt(1 - share))
+    middle, centre = int(rng.integers(height)), int(rng.integers(width))
+    rows = slice(max(middle - h // 2, 0), min(middle + (h + 1) // 2, height))
+    columns = slice(max(centre - w // 2, 0), min(centre + (w + 1) // 2, width))
+    mixed = x.clone()
+    mixed[:, :, rows, columns] = x.flip(0)[:, :, rows, columns]
+    return mixed, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
 
 
 # ---- decoded images and loaders --------------------------------------------------------------------------------------

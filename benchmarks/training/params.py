@@ -100,3 +100,12 @@ class TrainingParams(ViewParams):
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.gamma ** sum(epoch >= drop for drop in self.drops)
+
+
+def warmup_cosine(step: int, total: int, warmup: int, clock: Literal["before", "after", "both"]) -> float:
+    """A line from 0 to 1 over `warmup` steps, then half a cosine to 0 over the rest."""
+    at = step + 1 if clock == "after" else step
+    shorter = 1 if clock == "both" else 0
+    if at < warmup:
+        return at / max(1, warmup - shorter)
+    return 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(1, total - warmup - shorter)))

@@ -20,7 +20,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, RunOptions
 from benchmarks.training.labels import check_schedule, check_single_label, split_held_out, with_size_label
-from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams
+from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
 from results.schema import Protocol, Score, canonical_sha256
 
 if TYPE_CHECKING:
@@ -142,15 +142,6 @@ class WarmupParams(HeadsParams):
         if self.warmup_lr == 0 or progress >= 1 or step + (self.clock == "after") >= warmup:
             return progress
         return tuple((self.warmup_lr + progress * (lr - self.warmup_lr)) / lr for lr, _ in self.grid)
-
-
-def warmup_cosine(step: int, total: int, warmup: int, clock: Literal["before", "after", "both"]) -> float:
-    """A line from 0 to 1 over `warmup` steps, then half a cosine to 0 over the rest (see `WarmupParams.clock`)."""
-    at = step + 1 if clock == "after" else step
-    shorter = 1 if clock == "both" else 0
-    if at < warmup:
-        return at / max(1, warmup - shorter)
-    return 0.5 * (1 + math.cos(math.pi * (at - warmup) / max(1, total - warmup - shorter)))
 
 
 # ---- the task --------------------------------------------------------------------------------------------------------
