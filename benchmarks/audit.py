@@ -35,6 +35,7 @@ from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder, fitted_size
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
+from pretrain import distributed
 from results.files import write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple
 
@@ -89,8 +90,7 @@ def command(
         if threads < 1:
             raise InputError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(distributed.own_device(device))
     encoders = expand(encoder)
     if dry_run:
         sys.stdout.write(f"would audit {', '.join(encoders)} on {data} for about {seconds:g} s each\n")
@@ -107,7 +107,8 @@ def command(
         side = fitted_size(loaded.card, size)
         if side not in samples:
             samples[side] = draw_sample(data, side, seed)
-        audit = examine(loaded, samples[side], seconds=seconds, seed=seed)
+        with distributed.full_float32():
+            audit = examine(loaded, samples[side], seconds=seconds, seed=seed)
         sys.stdout.write(text(audit))
         slug = re.sub(r"[^A-Za-z0-9]+", "-", audit.encoder.name).strip("-").lower()
         path = out / f"{slug}-{(audit.encoder.weights_sha256 or 'none')[:8]}.json"

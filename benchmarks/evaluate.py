@@ -261,7 +261,17 @@ def _full_disk_is_input_error() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32 in anything that is measured (see `pretrain.distributed.full_float32`)."""
+    from pretrain.distributed import full_float32
+
+    with full_float32():
+        yield
+
+
 @_full_disk_is_input_error()
+@_full_float32()
 def measure(runs: Sequence[Run]) -> list[Record]:
     """Measure runs of one encoder and write their records.
 
@@ -388,16 +398,16 @@ def _dataset_ref(name: str, train: Labels, test: Labels, *, embedded: bool) -> D
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Under torchrun each rank takes the GPU of its local rank."""
+    """`auto` is the GPU where there is one. Under torchrun each rank takes the GPU of its local rank.
+
+    Raises:
+        InputError: this machine has no such device; the message says why.
+    """
     if device == "cpu":
         return device
-    import torch
+    from pretrain.distributed import own_device
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return device
+    return str(own_device(device))
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -507,14 +517,16 @@ def commit() -> str | None:
 
 def hardware(device: str) -> Hardware:
     """This machine's processor, memory, and GPU where the run used one."""
-    gpu = None
+    gpu = float32 = None
     if device.startswith("cuda"):
         import torch
 
-        gpu = torch.cuda.get_device_name(device)
+        from pretrain.distributed import float32_kind
+
+        gpu, float32 = torch.cuda.get_device_name(device), float32_kind()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware(cpu=_cpu(), cores=cores, memory_gib=round(memory, 1), gpu=gpu)
+    return Hardware(cpu=_cpu(), cores=cores, memory_gib=round(memory, 1), gpu=gpu, float32=float32)
 
 
 @cache
@@ -595,7 +607,7 @@ def bench(
     machine = hardware(options.device)
     log.info(
         "device %s (%s), precision %s, %d loader processes",
-        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.workers,
+        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.loaders,
     )  # fmt: skip
     names = unique_names(encoders, name, facts)
     with _folders(options) as options:

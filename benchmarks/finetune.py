@@ -368,7 +368,7 @@ class FineTune(ImageTask[FineTuneParams]):
                 tested,
                 path=workdir / f"{part}.pt",
                 key=key,
-                workers=options.workers,
+                workers=options.loaders,
                 seed=seed,
             )
             return training.train(f"lr {lr:g}, head x{multiplier:g}, {part}", show=options.progress)

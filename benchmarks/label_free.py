@@ -352,7 +352,7 @@ def view_features(
     loader = DataLoader(
         views,
         batch_sampler=[requests[start : start + size] for start in range(0, len(requests), size)],
-        num_workers=0 if images.in_memory else options.workers,
+        num_workers=0 if images.in_memory else options.loaders,
         collate_fn=views.collate,
     )
     parts = []

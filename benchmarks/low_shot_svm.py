@@ -37,6 +37,7 @@ from benchmarks.svm_common import (
     FSSB,
     MMSELFSUP,
     RESIZE_THEN_WARP,
+    SOLVER_DEVICE,
     VISSL,
     WARP,
     PooledOutputs,
@@ -290,8 +291,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         ticks = progress(range(len(names) * len(problems)), protocol.id, show=options.progress)
         results: dict[str, LayerResult] = {}
         for name in names:
-            rows = _rows(train.features[name], test.features[name], options.device, few)
-            results[name] = _measure(rows, problems, targets, params, options.device, lambda: next(ticks, None))
+            rows = _rows(train.features[name], test.features[name], SOLVER_DEVICE, few)
+            results[name] = _measure(rows, problems, targets, params, SOLVER_DEVICE, lambda: next(ticks, None))
         next(ticks, None)  # closes the bar
         measured = time.perf_counter()
 
@@ -300,8 +301,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         _report(params, results, choices, train.labels.classes, len(test.labels), drawn, outcome)
         for name in dict.fromkeys(choice.layer for choice in choices):
             of_layer = [choice for choice in choices if choice.layer == name]
-            rows = _rows(train.features[name], test.features[name], options.device, few)
-            _add_models(outcome, rows, problems, of_layer, targets, params, options.device)
+            rows = _rows(train.features[name], test.features[name], SOLVER_DEVICE, few)
+            _add_models(outcome, rows, problems, of_layer, targets, params, SOLVER_DEVICE)
         _add_sets(outcome, draws)
         outcome.timing = {"fit and score": measured - began, "models": time.perf_counter() - measured}
         outcome.runs.append({"index_sets": params.index_sets, "sets": params.sets, "sha256": sets_sha256(draws)})

@@ -13,6 +13,9 @@ from benchmarks.task import FEATURE_MAPS, InputError, Labels, Outputs, Split
 from results.schema import Geometry, Params, Source
 
 _CHUNK_ROWS = 4096
+# Newton's steps wait for a decision about every problem, thousands of times in a protocol. On a GPU each is a stall,
+# and the matrices are small. The encoder's passes, which take most of the time, run on the GPU.
+SOLVER_DEVICE = "cpu"
 
 PooledOutputs = dict[str, Pooling | None]
 FIXED_POOLING: PooledOutputs = {**FIXED_224, "embed": None}

@@ -51,8 +51,8 @@ class RunOptions:
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …; auto is the GPU where there is one"""
-    workers: int = 2
-    """processes that load images"""
+    workers: int | None = None
+    """processes of each rank that load images; default 2 on a CPU, and on a GPU the rank's share of the cores"""
     batch_size: int | None = None
     """images per batch of feature extraction; chosen from device and image size by default"""
     precision: Precision | None = None
@@ -76,13 +76,22 @@ class RunOptions:
         """Raises InputError for a number that cannot be used, or a folder that is a file."""
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers must be at least 0, got {self.workers}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed must be between 0 and {2**32 - 1}, got {self.seed}")
         for flag, folder in (("--out", self.records), ("--features", self.features)):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"expected a folder, but {folder} is a file; choose another with {flag}")
+
+    @property
+    def loaders(self) -> int:
+        """`workers`, or as many as suit `device`."""
+        if self.workers is not None:
+            return self.workers
+        from pretrain.distributed import CPU_WORKERS, default_workers
+
+        return default_workers(self.device) if self.device.startswith("cuda") else CPU_WORKERS
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from benchmarks.svm_common import (
     FSSB,
     MMSELFSUP,
     RESIZE_THEN_WARP,
+    SOLVER_DEVICE,
     VISSL,
     PooledOutputs,
     SvmParams,
@@ -169,7 +170,7 @@ class VocSvm(FeatureTask[VocSvmParams]):
                 folds,
                 params.costs,
                 tolerance=params.tolerance,
-                device=options.device,
+                device=SOLVER_DEVICE,
                 fold_done=lambda: next(ticks, None),
             )
             began = time.perf_counter()

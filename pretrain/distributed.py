@@ -1,34 +1,173 @@
-"""Ranks and their collectives. With one process every collective is the identity, so one and many run the same code."""
+"""Devices, ranks and their collectives. With one process every collective is the identity, so all run the same code.
+
+Everything that decides how a device is used is here: which GPU a rank takes, why there is none, what "fp32" means on it
+(IEEE float32, never TF32), and how many loader processes go with it.
+"""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from results.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# The oldest driver of each CUDA that torch is built for (NVIDIA, CUDA compatibility, minor version compatibility).
+OLDEST_DRIVERS = {"11": "450.80", "12": "525.60", "13": "580.65"}
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+CPU_WORKERS, MOST_WORKERS = 2, 16
+# Longer than any save of a rank that the others wait for; a rank that died ends the others at once (see `_Watch`).
+TIMEOUT = timedelta(hours=2)
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
 
 
 def own_device(name: str) -> torch.device:
     """The device of that name; "auto" is the GPU where there is one, and of several GPUs that of torchrun's LOCAL_RANK.
 
+    The GPU becomes the process's current one before anything is put on it.
+
     Raises:
-        InputError: this machine has no such device.
+        InputError: this machine has no such device; the message says why.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and _gpu_is_expected():
+            log.warning("the GPU cannot be used, so this runs on the CPU: %s", why_no_gpu())
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = _own_gpu(name, device)
+        else:
+            torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).splitlines()[0].split())[:160]
+        raise InputError(f"cannot use the device {name} ({reason}); choose another, such as cpu") from error
     return device
+
+
+def _own_gpu(name: str, device: torch.device) -> torch.device:
+    if not torch.cuda.is_available():
+        raise InputError(f"cannot use the device {name} ({why_no_gpu()}); choose another, such as cpu")
+    if device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise InputError(
+            f"cannot use the device {device} (this process sees {count} GPU{'s' if count > 1 else ''}); choose one, "
+            "and start at most as many ranks on a machine as it has GPUs"
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    oldest = [int(arch[3:]) for arch in torch.cuda.get_arch_list() if arch[3:].isdigit()]
+    major, minor = torch.cuda.get_device_capability(device)
+    if oldest and 10 * major + minor < min(oldest):
+        raise InputError(
+            f"cannot use the device {device} ({torch.cuda.get_device_name(device)} has compute capability "
+            f"{major}.{minor}, and this torch is built for {min(oldest) / 10:.1f} and newer); choose cpu, or install a "
+            "torch that is built for an older CUDA"
+        )
+    return device
+
+
+def why_no_gpu() -> str:
+    """Why this process cannot use a GPU: a sentence without its full stop."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is a build for the CPU; install one that is built for CUDA"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+        return "CUDA_VISIBLE_DEVICES hides every GPU; ask the scheduler for a GPU, or unset it"
+    driver = nvidia_driver()
+    if driver is None:
+        return "no GPU is visible: there is no NVIDIA driver on this machine or in this container"
+    oldest = OLDEST_DRIVERS.get((torch.version.cuda or "").partition(".")[0])
+    if oldest and _numbers(driver) < _numbers(oldest):
+        return (
+            f"the NVIDIA driver {driver} is too old for torch {torch.__version__}, which is built for CUDA "
+            f"{torch.version.cuda}: update it to {oldest} or newer, or install a torch that is built for an older CUDA"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0].rstrip(".")
+    return "the driver reports no GPU; ask the scheduler for one"
+
+
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver that is loaded, as "580.95.05"; None without one."""
+    try:
+        words = DRIVER_FILE.read_text(encoding="ascii", errors="replace").split("\n")[0].split()
+    except OSError:
+        return None
+    return next((word for word in words if word[0].isdigit() and word.replace(".", "").isdigit()), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _gpu_is_expected() -> bool:
+    """Whether somebody who gets the CPU would wonder."""
+    slurm = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_JOB_GPUS")
+    return nvidia_driver() is not None or bool(slurm)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside, float32 on a GPU is IEEE float32: no TF32, which torch uses in convolutions unless it is told otherwise.
+
+    One rule for pretraining, features and benchmarks. Who wants tensor cores asks for bf16, which shows in the record.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+    if hasattr(cudnn, "conv"):  # torch 2.9 has both ways to say it
+        flags += [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
+    before = [(owner, name, _flag(owner, name)) for owner, name in flags]
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            if value is not None:
+                setattr(owner, name, value)
+
+
+def float32_kind() -> str:
+    """What float32 is on a GPU at this moment: "ieee", or "tf32" where any operation may use it."""
+    flags = (_flag(torch.backends.cuda.matmul, "allow_tf32"), _flag(torch.backends.cudnn, "allow_tf32"))
+    return "ieee" if flags == (False, False) else "tf32"
+
+
+def _flag(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except RuntimeError:  # it was set in the other of the two ways
+        return None
+
+
+def default_workers(device: torch.device | str) -> int:
+    """Loader processes of this rank: its share of the machine's cores on a GPU; on a CPU two."""
+    if torch.device(device).type != "cuda":
+        return CPU_WORKERS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
 def join(name: str) -> torch.device:
@@ -39,19 +178,102 @@ def join(name: str) -> torch.device:
     """
     device = own_device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _JOINED.append(device)
     return device
+
+
+_JOINED: list[torch.device] = []
+
+
+def joined() -> bool:
+    """Whether there are several ranks, and `join` and not somebody's training loop started their group."""
+    return bool(_JOINED) and world_size() > 1
 
 
 @contextmanager
 def process_group(name: str) -> Iterator[torch.device]:
-    """`join`, and leave the ranks at the end."""
+    """`join`, and leave the ranks at the end. Float32 is `full_float32` inside.
+
+    Raises:
+        InputError: see `own_device`; or another rank stopped with an error, which the message repeats.
+    """
     device = join(name)
+    watch = _Watch() if world_size() > 1 else None
     try:
-        yield device
-    finally:
+        with full_float32():
+            yield device
+    except Exception as error:  # not a signal, which all ranks get
+        other = watch.tell(error) if watch else None
+        if other is not None:
+            raise InputError(other) from error
+        raise  # the group is left as it is: to destroy it might wait for ranks that are gone
+    else:
+        if watch:
+            watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Watch(threading.Thread):
+    """Ends this rank with a sentence when another one fails, instead of waiting in a collective until it is killed.
+
+    A rank that fails writes why into the store of the process group, and waits until the others have read it. The
+    thread of every other rank looks every second: the main thread may hang in a collective, where no signal reaches it.
+    """
+
+    KEY, SEEN, SECONDS = "encoder-bench/failed", "encoder-bench/seen", 1.0
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="watch")
+        self.store = dist.distributed_c10d._get_default_store()
+        self.lock, self.closed = threading.Lock(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.closed.wait(self.SECONDS):
+            text = self._failure()
+            if text is not None and not self.closed.is_set():
+                log.error("%s", text)
+                logging.shutdown()
+                os._exit(2)
+
+    def tell(self, error: BaseException) -> str | None:
+        """Tell the other ranks of this one's failure; if another one failed first, the sentence about that."""
+        self.close()
+        text = self._failure()
+        if text is None:
+            with suppress(Exception):
+                self.store.set(self.KEY, f"rank {rank()} stopped: {str(error) or type(error).__name__}")
+                until = time.monotonic() + 5 * self.SECONDS
+                while self.store.add(self.SEEN, 0) < world_size() - 1 and time.monotonic() < until:
+                    time.sleep(self.SECONDS / 10)
+        return text
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def _failure(self) -> str | None:
+        with self.lock:
+            try:
+                if not self.store.check([self.KEY]):
+                    return None
+                text = self.store.get(self.KEY).decode()
+                self.store.add(self.SEEN, 1)
+            except Exception:  # the store is gone, and with it the rank that could have told
+                return None
+        return f"this rank {rank()} ends, because {text}"
+
+
+def wrapped(module: nn.Module, **settings: Any) -> DistributedDataParallel:
+    """The module for training over all ranks, without broadcasts of its buffers before a forward pass.
+
+    `forward_sync_buffers` is of torch 2.13. Before, only `broadcast_buffers` says so; it leaves out the broadcast at
+    the beginning too, which the ranks do not need, as they build their modules from one seed.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    settings["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **settings)
 
 
 def world_size() -> int:
@@ -87,6 +309,15 @@ def sum_(tensor: Tensor) -> Tensor:
 def mean(values: Tensor) -> Tensor:
     """The mean over ranks."""
     return sum_(values.clone()) / world_size()
+
+
+def everyones_rows(own: Tensor, n: int) -> Tensor:
+    """(n, ...) of all ranks, from each rank's rows `own_slice(n)`; exact, as every row is added to zeros."""
+    if world_size() == 1:
+        return own
+    rows = own.new_zeros(n, *own.shape[1:])
+    rows[own_slice(n)] = own
+    return sum_(rows)
 
 
 def union(own: set[int]) -> set[int]:
@@ -152,6 +383,8 @@ def shuffle(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Callable[
         This rank's slice of the shuffled images, and a function that brings the outputs of that slice back into this
         rank's own order; gradients flow through it.
     """
+    if world_size() > 1 and torch.is_autocast_enabled(part.device.type):
+        part = part.to(torch.get_autocast_dtype(part.device.type))  # as the first convolution does: half the bytes
     everyones = gather(part)
     order = torch.randperm(len(everyones), generator=generator, device=generator.device)
     if world_size() > 1:

@@ -451,6 +451,9 @@ class Hardware(Frozen):
     cores: int
     memory_gib: float
     gpu: str | None = None
+    float32: Literal["ieee", "tf32"] | None = Field(
+        None, exclude_if=_is_none, description="what float32 was on the GPU: TF32 rounds factors to 10 bits"
+    )
 
 
 class Record(Frozen):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.datasets.images import BadImage, Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import Outputs, Precision
+from pretrain.distributed import full_float32
 from results.schema import Geometry
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision:
         # Entered per call: in the generator, these modes of the thread would leak into its caller.
         with (
             torch.inference_mode(),
-            torch.backends.cudnn.flags(deterministic=True, allow_tf32=False),
+            _exact_convolutions(),
             torch.autocast(encoder.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
         ):
             found = encoder.outputs(encoder.normalise(images), {output for output, _ in requested.values()})
@@ -138,6 +139,19 @@ def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision:
 
     with folded(encoder, names, geometry.crop):
         yield extract
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """cuDNN, its deterministic kernels, and IEEE float32: for the features and for the check of a fold."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+    try:
+        with full_float32():
+            yield
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
 
 
 def _pooled(value: Tensor, pooling: Pooling | None) -> Tensor:
@@ -172,7 +186,8 @@ def folded(encoder: Encoder, names: set[str], size: int) -> Iterator[bool]:
     device = encoder.device
     noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = encoder.normalise(noise)
-    pairs, plain = _convolutions_with_norm(encoder, batch, names)
+    with _exact_convolutions():
+        pairs, plain = _convolutions_with_norm(encoder, batch, names)
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     parents = {
         id(child): (parent, name) for parent in encoder.module.modules() for name, child in parent.named_children()
@@ -184,7 +199,8 @@ def folded(encoder: Encoder, names: set[str], size: int) -> Iterator[bool]:
                 parent, name = parents[id(old)]
                 replaced.append((parent, name, old))
                 setattr(parent, name, new)
-        kept = not pairs or _agree(plain, encoder.outputs(batch, names))
+        with _exact_convolutions():
+            kept = not pairs or _agree(plain, encoder.outputs(batch, names))
         if not kept:
             _restore(replaced)
         yield kept and bool(pairs)

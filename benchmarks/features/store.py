@@ -323,7 +323,7 @@ class ExtractionPass:
     ) -> bool:
         """Compute those of the shards that no other process has; False where there are none."""
         writes: deque[Future[None]] = deque()
-        read = batches(reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.workers)
+        read = batches(reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders)
         total = sum(-(-len(shard_rows(shard, self.rows)) // self.batch_size) for shard in shards)
         show = self.options.progress and self.ticks is None
         for batch in progress(read, self.label, total=total, show=show):

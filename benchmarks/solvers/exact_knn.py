@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
+from pretrain.distributed import full_float32
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
 QUERY_BLOCK = 16384  # queries per pass over the gallery: 128 MiB at 2,048 dimensions
+GPU_BLOCKS = 4  # of these in one pass on a GPU, to which every pass copies the whole gallery
 _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
 _SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
@@ -104,7 +106,7 @@ def exact_knn(
         np.empty((len(queries), k)),
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
-    for start, stop in source.tiles(QUERY_BLOCK):
+    for start, stop in source.tiles(QUERY_BLOCK * (GPU_BLOCKS if torch.device(device).type == "cuda" else 1)):
         block = _Block(
             target,
             source.divided(start, stop, torch.float64, torch.device("cpu")),
@@ -302,7 +304,7 @@ def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss"
     """
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     fastest = torch.float32
-    if device.type == "cuda":
+    if device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # sums in float32: of torch 2.8
         fastest = torch.float16
     elif capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
         fastest = torch.bfloat16
@@ -485,14 +487,18 @@ def _slack(q_error: Tensor, q_norm: Tensor, g_error: Tensor, g_norm: Tensor, dim
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 in place of float32, no float16 sums: the bound counts on exact products and float32 sums."""
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction
-    cuda.fp32_precision = cpu.fp32_precision = "ieee"
+    cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)  # of torch 2.9
+    before = cuda.allow_fp16_reduced_precision_reduction, getattr(cpu, "fp32_precision", None)
     cuda.allow_fp16_reduced_precision_reduction = False
+    if cpu is not None:
+        cpu.fp32_precision = "ieee"
     try:
-        yield
+        with full_float32():
+            yield
     finally:
-        cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_reduced_precision_reduction = before
+        cuda.allow_fp16_reduced_precision_reduction = before[0]
+        if cpu is not None:
+            cpu.fp32_precision = before[1]
 
 
 class Rows:

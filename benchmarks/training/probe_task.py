@@ -228,7 +228,7 @@ class ProbeTask(ImageTask[ParamsT]):
         keys = [key for each in params for read in each.reads(encoder.names).values() for key in read]
         frozen = FrozenFeatures(encoder, keys, geometry.crop, distributed.join(options.device), params[0].precision)
         kept, held = split_held_out(protocols[0], train, params[0].heldout, seed)
-        images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.workers, seed=seed)
+        images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.loaders, seed=seed)
         data = [fingerprint(train), fingerprint(test)]
         probes = [
             Probe(

@@ -94,7 +94,7 @@ class Trial(ABC):
     def __init__(self, encoder: Encoder, batch_size: int, seed: int, folder: Path, options: RunOptions) -> None:
         from pretrain import distributed
 
-        self.encoder, self.seed, self.folder, self.workers = encoder, seed, folder, options.workers
+        self.encoder, self.seed, self.folder, self.workers = encoder, seed, folder, options.loaders
         self.device = distributed.join(options.device)
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         if batch_size % self.ranks:
