@@ -284,7 +284,7 @@ def train_loader(
         # Its own generator: starting an iterator draws a number, and a resumed run starts it at another time.
         generator=torch.Generator(),
         dataset=SceneDataset(scenes, mapper, seed), batch_sampler=batches, num_workers=workers, collate_fn=list,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )  # fmt: skip
 
 
@@ -296,7 +296,10 @@ def inference_loader(scenes: list[Scene], cfg: Any, *, rank: int, ranks: int, wo
     mapper = DatasetMapper(
         is_train=False, augmentations=build_augmentation(cfg, is_train=False), image_format=cfg.INPUT.FORMAT
     )
-    return DataLoader(SceneDataset(scenes[rank::ranks], mapper), batch_size=1, num_workers=workers, collate_fn=list)
+    return DataLoader(
+        SceneDataset(scenes[rank::ranks], mapper), batch_size=1, num_workers=workers, collate_fn=list,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+    )  # fmt: skip
 
 
 def _flipped_keypoints() -> Any:

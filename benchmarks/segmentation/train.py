@@ -184,6 +184,7 @@ class SegmentationTrial(Trial):
         common: dict[str, Any] = {
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
+            "pin_memory": self.device.type == "cuda",
             "collate_fn": pseudo_collate,
         }
         self.train_loader: DataLoader[Any] = DataLoader(
