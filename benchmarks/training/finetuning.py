@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 from benchmarks.solvers.linear_heads import target_ranks
@@ -31,7 +30,7 @@ from benchmarks.training.images import (
     network_input,
 )
 from benchmarks.training.networks import safe_memory_format, synchronise
-from benchmarks.training.resume import TrainingState
+from benchmarks.training.resume import SAVE_STEPS, TrainingState
 from pretrain import distributed
 
 if TYPE_CHECKING:
@@ -221,6 +220,7 @@ class FineTuneState(TrainingState):
         train_loss: mean over the last epoch.
         top1, loss: of every evaluation.
         last, best: (N,) ranks of the true class at the last and the best evaluation so far.
+        loss_sum, images_seen: of the current epoch, where the state was saved inside it.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
@@ -231,6 +231,8 @@ class FineTuneState(TrainingState):
     last: Tensor | None = None
     best: Tensor | None = None
     best_epoch: int = 0
+    loss_sum: Tensor | None = None
+    images_seen: int = 0
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, share: float, smoothing: float) -> Tensor:
@@ -299,7 +301,7 @@ class FineTuning:
         if distributed.world_size() > 1:
             synchronise(self.classifier, self.device)
             # Every rank computes the same batch statistics, so there is nothing to broadcast.
-            self.network = DistributedDataParallel(self.classifier, forward_sync_buffers=False)
+            self.network = distributed.wrapped(self.classifier)
         ((lr, multiplier),) = params.grid
         layered = params.layer_decay is not None
         groups = (
@@ -311,10 +313,12 @@ class FineTuning:
             for group in groups
         ]
         self.optimiser: torch.optim.Optimizer
+        fused = self.device.type == "cuda" or None  # None: torch's own choice
         if params.optimiser == "adamw":
-            self.optimiser = torch.optim.AdamW(grouped, lr=lr)
+            self.optimiser = torch.optim.AdamW(grouped, lr=lr, fused=fused)
         else:
-            self.optimiser = torch.optim.SGD(grouped, lr=lr, momentum=params.momentum, nesterov=params.nesterov)
+            momentum, nesterov = params.momentum, params.nesterov
+            self.optimiser = torch.optim.SGD(grouped, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
         self.state = FineTuneState.load(path, key)
         if self.state.steps:
             self.classifier.load_state_dict(self.state.network)
@@ -328,12 +332,19 @@ class FineTuning:
         """Train to the end from the state's step."""
         loader = batches(self.train_views, self.sampler, self.workers, self.device)
         shown = progress(loader, description, total=len(self.sampler), show=show and distributed.rank() == 0)
-        loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
+        loss_sum, seen, started = torch.zeros((), device=self.device), self.state.images_seen, time.perf_counter()
+        if self.state.loss_sum is not None and distributed.rank() == 0:  # it is the sum over all ranks
+            loss_sum += self.state.loss_sum.to(self.device)
         for step, (images, lighting, targets) in enumerate(shown, start=self.state.steps):
             length = self.sampler.batch_length(step)
             loss_sum += self._step(images, lighting, targets, step, length) * length
             seen += length
             if (step + 1) % self.steps_per_epoch:
+                if (step + 1) % self.steps_per_epoch % SAVE_STEPS == 0:
+                    self.state.add_time("train", started)
+                    started = time.perf_counter()
+                    self.state.loss_sum, self.state.images_seen = distributed.sum_(loss_sum.clone()).cpu(), seen
+                    self._save(step)
                 continue
             self.state.train_loss = float(distributed.sum_(loss_sum)) / seen
             self.state.add_time("train", started)
@@ -375,6 +386,11 @@ class FineTuning:
             started = time.perf_counter()
             self._evaluate(epoch)
             state.add_time("evaluate", started)
+        state.loss_sum, state.images_seen = None, 0
+        self._save(step)
+
+    def _save(self, step: int) -> None:
+        state = self.state
         state.steps = step + 1
         if distributed.rank() == 0:
             state.network, state.optimiser = self.classifier.state_dict(), self.optimiser.state_dict()

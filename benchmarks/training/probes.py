@@ -30,7 +30,7 @@ from benchmarks.training.images import (
     erase_rng,
     network_input,
 )
-from benchmarks.training.resume import TrainingState
+from benchmarks.training.resume import SAVE_STEPS, TrainingState
 from pretrain import distributed
 from results.schema import Geometry
 
@@ -228,6 +228,7 @@ class ProbeState(TrainingState):
         last: output -> (heads, N) ranks of the true class at the last evaluation.
         best: output -> the same at each head's best evaluation so far.
         best_epoch: output -> (heads,) int64.
+        loss_sums, images_seen: of the current epoch, where the state was saved inside it.
         kept: output -> (heads, N) ranks at the evaluation at which each head did best on the held-out part, where the
             protocol reports that one.
         kept_at: output -> (3, heads): epoch, held-out accuracy and held-out loss of that evaluation.
@@ -245,6 +246,8 @@ class ProbeState(TrainingState):
     kept: dict[str, Tensor] = field(default_factory=dict)
     kept_at: dict[str, Tensor] = field(default_factory=dict)
     best_tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)
+    images_seen: int = 0
 
 
 class HeadTrainer:
@@ -308,6 +311,10 @@ class Probe:
             for momentum, kept in zip(self.trainer.optimisers[output].momenta, self.state.momenta[output], strict=True):
                 momentum.copy_(kept)
         self._start_epoch()
+        self._images_seen = self.state.images_seen
+        for output, total in self.state.loss_sums.items():
+            if distributed.rank() == 0:  # it is the sum over all ranks
+                self._loss_sums[output] += total.to(self._loss_sums[output].device)
 
     def _start_epoch(self) -> None:
         heads, device = len(self.params.grid), self.images.frozen.device
@@ -330,6 +337,17 @@ class Probe:
             started = time.perf_counter()
             self._evaluate(epoch)
             state.add_time("evaluate", started)
+        state.loss_sums, state.images_seen = {}, 0
+        self._save(step)
+
+    def save(self, step: int) -> None:
+        """Write the state inside an epoch."""
+        self.state.loss_sums = {o: distributed.sum_(s.clone()).cpu() for o, s in self._loss_sums.items()}
+        self.state.images_seen = self._images_seen
+        self._save(step)
+
+    def _save(self, step: int) -> None:
+        state = self.state
         state.steps = step + 1
         state.banks = {output: bank.state_dict() for output, bank in self.trainer.banks.items()}
         state.momenta = {output: optimiser.momenta for output, optimiser in self.trainer.optimisers.items()}
@@ -413,5 +431,10 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
                 probe.state.add_time("train", started)
             for probe in unfinished:
                 probe.end_epoch(step)
+            started = time.perf_counter()
+        elif (step + 1) % images.steps_per_epoch % SAVE_STEPS == 0:
+            for probe in unfinished:
+                probe.state.add_time("train", started)
+                probe.save(step)
             started = time.perf_counter()
         waiting = time.perf_counter()

@@ -14,10 +14,12 @@ from results.files import replacing
 
 log = logging.getLogger(__name__)
 
+SAVE_STEPS = 1000  # inside a longer epoch: minutes on a GPU
+
 
 @dataclass
 class TrainingState:
-    """A training after `steps` steps, written after every epoch.
+    """A training after `steps` steps, written after every epoch and, inside a long one, every `SAVE_STEPS` steps.
 
     It holds no random state: the order of an epoch and the draws of a view follow from the seed.
 

@@ -280,3 +280,25 @@ def test_what_cannot_be_chosen_by_is_said(data: tuple[Labels, Labels], tmp_path:
     )
     with pytest.raises(InputError, match="none can be held out"):
         tune((few, data[1]), tmp_path, heldout=0.25)
+
+
+def test_a_run_that_stops_inside_an_epoch_goes_on_there(
+    data: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tune(data, tmp_path / "whole")
+    monkeypatch.setattr(finetuning, "SAVE_STEPS", 2)  # of the three steps of an epoch
+    step, steps = finetuning.FineTuning._step, []
+
+    def stopping(self: Any, *arguments: Any) -> Tensor:
+        steps.append(arguments[3])
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(finetuning.FineTuning, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(data, tmp_path / "stopped")
+    found = tune(data, tmp_path / "stopped")
+    assert steps[:7] == [0, 1, 2, 3, 4, 5, 5]
+    assert found.runs == expected.runs
+    assert found.scores == expected.scores

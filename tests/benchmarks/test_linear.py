@@ -19,6 +19,7 @@ from benchmarks.features.pool import AdaptivePooling
 from benchmarks.linear import ORACLE, AvgPoolLinear, ProbeParams
 from benchmarks.solvers.linear_heads import HeadBank
 from benchmarks.task import InputError, Labels, Outcome
+from benchmarks.training import probes
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from benchmarks.training.probes import FrozenFeatures
 from results.schema import Protocol
@@ -348,3 +349,23 @@ def test_probes_that_were_stopped_apart_go_on_together(data: tuple[Labels, Label
     resumed = together(asked, TinyEncoder(), data, tmp_path / "c", tmp_path / "d")
     assert same(resumed[0], finished)
     assert all(same(a, b) for a, b in zip(resumed, reference, strict=True))
+
+
+def test_probes_that_stop_inside_an_epoch_go_on_there(
+    data: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = probe(MAPS, data, tmp_path / "whole")
+    monkeypatch.setattr(probes, "SAVE_STEPS", 2)  # of the three steps of an epoch
+    update, steps = probes.Probe.update, []
+
+    def stopping(self: probes.Probe, features: object, targets: Tensor, step: int, length: int) -> None:
+        steps.append(step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        update(self, features, targets, step, length)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(probes.Probe, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        probe(MAPS, data, tmp_path / "stopped")
+    assert same(probe(MAPS, data, tmp_path / "stopped"), expected)
+    assert steps[:7] == [0, 1, 2, 3, 4, 5, 5]
