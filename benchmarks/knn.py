@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from pydantic import Field, field_validator
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Params, Protocol, Score, Source
+
+if TYPE_CHECKING:
+    from benchmarks.solvers.exact_knn import Neighbours
 
 log = logging.getLogger("benchmarks")
 
@@ -219,8 +223,10 @@ class Knn(FeatureTask[KnnParams]):
         Raises:
             InputError: see `check`; also features that are missing, of the wrong shape, not finite or zero.
         """
-        from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
+        from benchmarks.solvers.exact_knn import vote_ranks
+        from pretrain import distributed
 
+        distributed.join(options.device)
         self.check(protocol, train.labels, test.labels)
         params = self.params(protocol)
         gallery, gallery_norms = _features(train, params.features, "train")
@@ -233,17 +239,19 @@ class Knn(FeatureTask[KnnParams]):
         excluded = _own_rows(train.labels, test.labels) if params.exclude_self else np.full(len(queries), -1, np.int64)
 
         began = time.perf_counter()
-        found = exact_knn(
+        own = distributed.own_slice(len(queries)) if distributed.joined() else slice(None)
+        found = _shared(
             gallery,
-            queries,
+            queries[own],
             params.k[-1],
+            len(queries),
             normalise=params.normalise,
-            excluded=excluded,
+            excluded=excluded[own],
             engine=self.engine,
             device=options.device,
             gallery_norms=gallery_norms,
-            query_norms=query_norms,
-            track=partial(progress, show=options.progress),
+            query_norms=query_norms[own],
+            track=partial(progress, show=options.progress and distributed.rank() == 0),
         )
         searched = time.perf_counter()
         ranks = vote_ranks(
@@ -273,6 +281,34 @@ class Knn(FeatureTask[KnnParams]):
         if sheet is not None:
             outcome.pictures["neighbours"] = sheet
         return outcome
+
+
+def _shared(
+    gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int, total: int, **settings: Any
+) -> Neighbours:
+    """The neighbours of all ranks' queries, of which each rank searches its own: the result does not depend on them.
+
+    Args:
+        queries: this rank's of `total`.
+        settings: see `exact_knn`.
+    """
+    import torch
+
+    from benchmarks.solvers.exact_knn import Neighbours, exact_knn
+    from pretrain import distributed
+
+    if not distributed.joined():  # one process, or a training loop whose ranks may not all call this
+        return exact_knn(gallery, queries, k, **settings)
+    if total < distributed.world_size():
+        raise InputError(f"{total} queries are fewer than the {distributed.world_size()} ranks; start fewer")
+    found, device = exact_knn(gallery, queries, k, **settings), settings["device"]
+    indices, similarities = (
+        distributed.everyones_rows(torch.from_numpy(each).to(device), total).cpu().numpy()
+        for each in (found.indices, found.similarities)
+    )
+    taken = torch.tensor(list(found.fallbacks.values()), device=device)
+    fallbacks = dict(zip(found.fallbacks, distributed.sum_(taken).tolist(), strict=True))
+    return Neighbours(indices, similarities, found.engine, fallbacks)
 
 
 def _features(split: Split, name: str, which: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.knn import PROTOCOLS, Knn, KnnParams
 from benchmarks.task import InputError, Labels, RunOptions, Split
+from tests.processes import run_two_ranks
 from tests.reference.knn_plain import neighbours, ranking
 
 VARIANT = {protocol.variant: protocol for protocol in PROTOCOLS}
@@ -216,3 +217,32 @@ def test_published_numbers_of_the_protocols():
     assert (VISSL.params["temperature"], VISSL.params["normalise"], VISSL.params["features"]) == (0.1, False, "head")
     assert (CIFAR_NOTEBOOK.params["k"], CIFAR_NOTEBOOK.params["temperature"]) == ((200,), 0.1)
     assert CIFAR_NOTEBOOK.columns == ("k=200",)
+
+
+RANK = """
+import sys, numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+from test_knn import Knn, QUIET, small, split
+from benchmarks.solvers import exact_knn as solver
+searched, search = [], solver.exact_knn
+def noting(gallery, queries, *arguments, **settings):
+    searched.append(len(queries))
+    return search(gallery, queries, *arguments, **settings)
+solver.exact_knn = noting
+outcome = Knn().run(small(), split("a", 90, seed=0), split("b", 31, seed=1), QUIET)
+rank = torch.distributed.get_rank()
+items = {name.replace("/", " "): hits for name, hits in outcome.items.items()}
+np.savez(f"{sys.argv[2]}/{rank}.npz", searched=searched, **items)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_queries_and_have_the_result_of_one(tmp_path):
+    run_two_ranks(RANK, str(Path(__file__).parent), str(tmp_path))
+    expected = Knn().run(small(), split("a", 90, seed=0), split("b", 31, seed=1), QUIET)
+    for rank, queries in (("0", 16), ("1", 15)):
+        found = np.load(tmp_path / f"{rank}.npz")
+        assert found["searched"].tolist() == [queries]
+        for name, hits in expected.items.items():
+            np.testing.assert_array_equal(found[name.replace("/", " ")], hits)
