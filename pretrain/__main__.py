@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from contextlib import ExitStack
-from dataclasses import dataclass
+import tomllib
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ from results.errors import InputError, print_error
 from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
+    import torch
+
     from pretrain.monitor import Features, Labelled
 
 log = logging.getLogger("pretrain")
@@ -46,17 +49,19 @@ class Command:
     """name in pretrain/recipes, or a .toml file"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …; auto is the GPU where there is one"""
-    workers: int = 2
-    """loader processes"""
+    workers: int | None = None
+    """loader processes of each rank; default 2 on a CPU, and on a GPU the rank's share of the cores"""
     threads: int | None = None
     """CPU threads of this process; torch's default without it"""
     warm_start: Path | None = None
     """backbone.safetensors whose weights the training starts from"""
-    monitor: Path | None = None
+    monitor: Annotated[Path | None, tyro.conf.arg(aliases=["--knn-monitor"])] = None
     """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: kNN accuracy of the held-out split
-    during training"""
+    during training; under torchrun write --knn-monitor, as torchrun takes --monitor for a flag of its own"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
+    scale_lr: bool = False
+    """multiply the recipe's lr by --batch-size over the recipe's own batch, which recipe.json then shows as lr"""
     max_unreadable: float = 0.01
     """share of the images that may be unreadable; they are skipped and listed in the log"""
     remote_shards: bool = False
@@ -76,7 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
         finder.add_argument("--recipe", default=Command.recipe, nargs="?", const=Command.recipe)
         name = finder.parse_known_args(arguments)[0].recipe
         default = Command(tyro.MISSING, load_recipe(name), recipe=name)
-        return _run(parse(Command, arguments, "python -m pretrain", default))
+        command = parse(Command, arguments, "python -m pretrain", default)
+        if command.scale_lr:
+            own, asked = default.settings, command.settings
+            if asked.lr != own.lr:
+                raise InputError("--lr and --scale-lr both set the rate; leave one of them out")
+            command = replace(command, settings=asked.changed(lr=own.lr * asked.batch_size / own.batch_size))
+        return _run(command, _stated(arguments, name))
     except (InputError, FloatingPointError, OSError) as error:
         return print_error("pretrain", error)
     except (MemoryError, RuntimeError) as error:
@@ -88,7 +99,50 @@ def main(arguments: list[str] | None = None) -> int:
         return print_error("pretrain", InputError(fault))
 
 
-def _run(command: Command) -> int:
+# What a GPU has another default for, and the flag that says otherwise.
+BY_DEVICE = {"precision": "--precision", "engine": "--augmentation.engine"}
+
+
+def _stated(arguments: list[str], name: str) -> set[str]:
+    """Which of `BY_DEVICE` the user's flags or own recipe state. A published recipe states its augmentation engine."""
+    flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    stated = {field for field, flag in BY_DEVICE.items() if flag in flags}
+    if not name.endswith(".toml"):
+        return stated | {"engine"}
+    own = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    return stated | {field for field in BY_DEVICE if field in own or field in own.get("augmentation", {})}
+
+
+def _for_device(recipe: Recipe, stated: set[str], out: Path, device: torch.device) -> Recipe:
+    """The recipe as it runs on this device, which recipe.json then says.
+
+    On a GPU that has it, bfloat16 instead of float32, and in one's own recipes the tensor engine instead of PIL, unless
+    a flag or the recipe says otherwise. A run that was begun goes on as it began, on whatever device.
+    """
+    import torch
+
+    from pretrain.train import RECIPE
+
+    def with_(precision: str, engine: str) -> Recipe:
+        augmentation = recipe.augmentation.model_dump() | ({} if "engine" in stated else {"engine": engine})
+        changes = {} if "precision" in stated else {"precision": precision}
+        return recipe.changed(augmentation=augmentation, **changes)
+
+    with suppress(OSError, ValueError):
+        begun = Recipe.model_validate_json((out / RECIPE).read_text(encoding="utf-8"))
+        if with_(begun.precision, begun.augmentation.engine) == begun:
+            return begun
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return recipe
+    changed = with_("bf16" if recipe.precision == "fp32" else recipe.precision, "tensor")
+    if changed.precision != recipe.precision:
+        log.info("bf16 instead of the recipe's fp32, as this is a GPU; --precision fp32 keeps it")
+    if changed.augmentation.engine != recipe.augmentation.engine:
+        log.info("the tensor engine for the augmentation, as this is a GPU; --augmentation.engine pil is PIL's")
+    return changed
+
+
+def _run(command: Command, stated: set[str]) -> int:
     for flag, value, least in (
         ("--workers", command.workers, 0), ("--threads", command.threads, 1),
         ("--monitor-every", command.monitor_every, 1),
@@ -105,34 +159,39 @@ def _run(command: Command) -> int:
     import torch
 
     from pretrain.cost import plan
-    from pretrain.distributed import own_device, process_group, rank
+    from pretrain.distributed import default_workers, own_device, process_group, rank
     from pretrain.monitor import KnnMonitor
     from pretrain.train import Run
 
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     if command.dry_run:
-        sys.stdout.write(plan(recipe, command.data, len(images), out, own_device(command.device)))
+        device = own_device(command.device)
+        recipe = _for_device(recipe, stated, out, device)
+        sys.stdout.write(plan(recipe, command.data, len(images), out, device))
         return 0
     with ExitStack() as stack:
         device = stack.enter_context(process_group(command.device))
+        recipe = _for_device(recipe, stated, out, device)
         if rank() == 0:
             stack.enter_context(locked_folder(out))
+        workers = default_workers(device) if command.workers is None else command.workers
         run = Run(
             recipe,
             command.data,
             out,
             device=device,
             images=images,
-            workers=command.workers,
+            workers=workers,
             warm_start=command.warm_start,
             max_unreadable=command.max_unreadable,
-            monitor=KnnMonitor(*labelled, _classify, recipe, device, command.workers) if labelled else None,
+            monitor=KnnMonitor(*labelled, _classify, recipe, device, workers) if labelled else None,
             monitor_every=command.monitor_every,
         )
         path = run.run()
-    log.info("wrote %s (%.0f s of training, %.0f images/s)", path, run.seconds,
-             run.trainer.step * recipe.batch_size / max(run.seconds, 1e-9))  # fmt: skip
+    if run.first:
+        log.info("wrote %s (%.0f s of training, %.0f images/s)", path, run.seconds,
+                 run.trainer.step * recipe.batch_size / max(run.seconds, 1e-9))  # fmt: skip
     return 0
 
 
@@ -161,11 +220,13 @@ def _monitor_splits(root: Path) -> tuple[Labelled, Labelled]:
     return _labelled(root, "train"), _labelled(root, "val" if (root / "val").is_dir() else "test")
 
 
-def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64]) -> float:
+def _classify(
+    gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64], device: torch.device
+) -> NDArray[np.bool_]:
     from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
 
     k = min(MONITOR_K, len(gallery))
-    found = exact_knn(gallery, queries, k)
+    found = exact_knn(gallery, queries, k, device=str(device))
     ranks = vote_ranks(
         found.similarities,
         classes[found.indices],
@@ -174,7 +235,7 @@ def _classify(gallery: Features, classes: NDArray[np.int64], queries: Features, 
         temperature=MONITOR_TEMPERATURE,
         num_classes=int(classes.max()) + 1,
     )
-    return float((ranks[k] == 0).mean())
+    return ranks[k] == 0
 
 
 if __name__ == "__main__":

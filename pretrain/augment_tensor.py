@@ -1,8 +1,12 @@
 """The MoCo augmentation lists on a whole batch of tensors, with parameters drawn per image.
 
 The same distributions as the PIL lists of `pretrain.augment` (MoCo v1, section 3.3; MoCo v2, section 3), on the device
-of the batch. On small images it is many times faster than PIL in loader workers. On a CPU, images of `ONE_BY_ONE`
-pixels or more go through the steps one after the other, so that every step finds its image in the cache.
+of the batch. On small images it is many times faster than PIL in loader workers.
+
+On a CPU, an operation runs on the images that it was drawn for, and images of `ONE_BY_ONE` pixels or more go through
+the steps one after the other, so that every step finds its image in the cache. On a GPU the host does not know which
+images these are: every operation runs on the whole batch and is kept where it was drawn (`DrawnMasks`), so that no step
+waits for the device.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from pretrain.recipe import Augmentation, BlurKernel, HueRotation
 
 ONE_BY_ONE = 96 * 96  # pixels
 BOXES = 3  # box blurs in place of a Gaussian, as PIL has them
+HUE = 3  # of the four kinds of jitter
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as PIL converts to "L"
 Sigma = TypeVar("Sigma", float, Tensor)
 
@@ -31,6 +36,25 @@ class DrawnParameters(NamedTuple):
         factors: (4, len(jitter)): of brightness, contrast and saturation, and one plus the shift of hue in turns.
         order: (len(jitter), 4): which of these comes first, second …
         sigma: (len(blur),) in pixels.
+    """
+
+    jitter: Tensor
+    factors: Tensor
+    order: Tensor
+    gray: Tensor
+    blur: Tensor
+    sigma: Tensor
+    flip: Tensor
+
+
+class DrawnMasks(NamedTuple):
+    """As `DrawnParameters`, with a parameter for each of n images, and masks in place of numbers.
+
+    Attributes:
+        jitter, gray, blur, flip: (n,) bool.
+        factors: (4, n).
+        order: (n, 4).
+        sigma: (n,).
     """
 
     jitter: Tensor
@@ -61,6 +85,9 @@ class BatchedViews:
         self.augmentation, self.generator = augmentation, generator
         self.mean = torch.tensor(mean, device=generator.device)[:, None, None]
         self.std = torch.tensor(std, device=generator.device)[:, None, None]
+        a = augmentation
+        self.ranges = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue], device=generator.device)[:, None]
+        self.masked = generator.device.type != "cpu"
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 to (N, 3, crop, crop) float32, normalised."""
@@ -71,6 +98,8 @@ class BatchedViews:
 
     def recoloured(self, images: Tensor) -> Tensor:
         """All of the list but the crop: (N, 3, crop, crop), uint8 or in [0, 1], to float32, normalised."""
+        if self.masked:
+            return recolour_by_masks(images, self._draw_masks(len(images)), self.augmentation, self.mean, self.std)
         a, draws = self.augmentation, self._draw(len(images))
         if images.device.type == "cpu" and images.shape[2] * images.shape[3] >= ONE_BY_ONE:
             return recolour_one_by_one(images, draws, a, self.mean, self.std)
@@ -89,14 +118,27 @@ class BatchedViews:
         a, none = self.augmentation, torch.zeros(0, dtype=torch.long, device=self.generator.device)
         gray = self._chosen(n, a.grayscale_p) if a.grayscale_first else none
         jitter = self._chosen(n, a.jitter_p)
-        ranges = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue], device=none.device)[:, None]
-        factors = 1 + (2 * self._uniform(4, len(jitter)) - 1) * ranges
+        factors = 1 + (2 * self._uniform(4, len(jitter)) - 1) * self.ranges
         order = self._uniform(len(jitter), 4).argsort(dim=1)
         gray = gray if a.grayscale_first else self._chosen(n, a.grayscale_p)
         blur = self._chosen(n, a.blur_p)
         low, high = a.blur_sigma
         sigma = low + (high - low) * self._uniform(len(blur))
         return DrawnParameters(jitter, factors, order, gray, blur, sigma, self._chosen(n, a.flip_p))
+
+    def _draw_masks(self, n: int) -> DrawnMasks:
+        """The same distributions, without a look at what was drawn."""
+        a, u = self.augmentation, self._uniform(13, n)
+        low, high = a.blur_sigma
+        return DrawnMasks(
+            jitter=u[0] < a.jitter_p,
+            factors=1 + (2 * u[1:5] - 1) * self.ranges,
+            order=u[5:9].T.argsort(dim=1),
+            gray=u[9] < a.grayscale_p,
+            blur=u[10] < a.blur_p,
+            sigma=low + (high - low) * u[11],
+            flip=u[12] < a.flip_p,
+        )
 
     def _chosen(self, n: int, p: float) -> Tensor:
         """The numbers of the images that an operation of probability p is for."""
@@ -108,6 +150,51 @@ class BatchedViews:
 
 def _where(chosen: Tensor, images: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     return images.index_copy(0, chosen, operation(images[chosen])) if len(chosen) else images
+
+
+def recolour_by_masks(images: Tensor, draws: DrawnMasks, a: Augmentation, mean: Tensor, std: Tensor) -> Tensor:
+    """(N, 3, H, W), uint8 or in [0, 1], to float32, normalised: as the steps on the chosen images, without a look."""
+
+    def where(mask: Tensor, changed: Tensor) -> Tensor:
+        return torch.where(mask[:, None, None, None], changed, x)
+
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    if a.grayscale_first:
+        x = where(draws.gray, _gray(x))
+    x = jitter_by_masks(x, draws, a.hue_rotation)
+    if not a.grayscale_first:
+        x = where(draws.gray, _gray(x))
+    if a.blur_p:
+        x = where(draws.blur, blur(x, draws.sigma, a.blur_sigma[1], a.blur_kernel))
+    x = where(draws.flip, x.flip(3))
+    return (x - mean).div_(std)
+
+
+def jitter_by_masks(images: Tensor, draws: DrawnMasks, hue_rotation: HueRotation = "pil") -> Tensor:
+    """`color_jitter` of the images in `draws.jitter`.
+
+    Brightness, contrast and saturation are one operation, a blend with black, the mean grey or the grey. So there are
+    three of them before the rotation of the hue and three behind it, each with what stands at its place in the image's
+    order, or with nothing; and the hue, which costs most, is rotated once.
+    """
+    jitter, factors, order = draws.jitter, draws.factors, draws.order
+    hue_at = (order == HUE).int().argmax(dim=1)
+    x = images
+    for place in range(3):
+        x = _blend_chosen(x, order[:, place], factors, jitter & (place < hue_at))
+    turned = (_shift_hue if hue_rotation == "pil" else _shift_hue_exactly)(x, factors[HUE, :, None, None, None])
+    x = torch.where(jitter[:, None, None, None], turned, x)
+    for place in range(1, 4):
+        x = _blend_chosen(x, order[:, place], factors, jitter & (place > hue_at))
+    return x
+
+
+def _blend_chosen(images: Tensor, kind: Tensor, factors: Tensor, chosen: Tensor) -> Tensor:
+    """Each chosen image blended by its kind (N,): 0 with black, 1 with its mean grey, 2 with its grey."""
+    factor = factors.gather(0, kind[None])[0, :, None, None, None]
+    gray, kind = _gray(images), kind[:, None, None, None]
+    other = torch.where(kind == 1, gray.mean(dim=(2, 3), keepdim=True), gray * (kind == 2))
+    return torch.where(chosen[:, None, None, None], torch.lerp(other, images, factor).clamp_(0, 1), images)
 
 
 def random_resized_crop(
@@ -230,7 +317,7 @@ def _shift_hue_exactly(images: Tensor, factor: Tensor) -> Tensor:
 def _from_hue(hue: Tensor, high: Tensor, chroma: Tensor) -> Tensor:
     """(N, H, W) hue in sixths of a turn, largest channel and chroma, to (N, 3, H, W) RGB."""
     # f(n) = V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6: the closed form of HSV to RGB for n = 5, 3, 1
-    shift = torch.tensor([5.0, 3.0, 1.0], device=hue.device)[None, :, None, None]
+    shift = torch.arange(5.0, 0.0, -2.0, device=hue.device)[None, :, None, None]  # 5, 3, 1, made on the device
     k = torch.remainder(shift + hue[:, None], 6)
     return high[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 

@@ -9,11 +9,12 @@ import os
 import re
 import struct
 import tarfile
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -65,6 +66,39 @@ def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
     return image.convert("RGB")
 
 
+class PathList(Sequence[Path]):
+    """Paths as one buffer of bytes with offsets. Loader workers share its pages; a Path is made when it is asked for.
+
+    Args:
+        names: relative to `root`.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        encoded = [f"{name}\n".encode(errors="surrogateescape") for name in names]
+        self.root, self.names = root, b"".join(encoded)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Path, ...]: ...
+    def __getitem__(self, number: int | slice) -> Path | tuple[Path, ...]:
+        if isinstance(number, slice):
+            return tuple(self[each] for each in range(*number.indices(len(self))))
+        number = range(len(self))[number]
+        start = int(self.ends[number - 1]) if number else 0
+        return self.root / self.names[start : int(self.ends[number]) - 1].decode(errors="surrogateescape")
+
+
 @dataclass(frozen=True)
 class Files:
     """Images with a path each, in a fixed order.
@@ -73,7 +107,7 @@ class Files:
         read: opens what a path stands for, in RGB.
     """
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     read: Callable[[Path], Image.Image] = read_rgb
 
     def __len__(self) -> int:
@@ -86,9 +120,12 @@ class Files:
     def fingerprint(self, root: Path) -> str:
         """Hash of all names relative to `root`, and of the content of some images."""
         digest = hashlib.sha256()
-        for path in self.paths:
-            name = path.relative_to(root) if path.is_relative_to(root) else path
-            digest.update(f"{name.as_posix()}\n".encode(errors="surrogateescape"))
+        if isinstance(self.paths, PathList) and self.paths.root == root:
+            digest.update(self.paths.names)  # a second for 100 million of them
+        else:
+            for path in self.paths:
+                name = path.relative_to(root) if path.is_relative_to(root) else path
+                digest.update(f"{name.as_posix()}\n".encode(errors="surrogateescape"))
         for number in range(0, len(self), -(-len(self) // FINGERPRINT_IMAGES)):
             path = self.paths[number]
             batch = path.with_name(path.name.partition("#")[0])  # an image in a batch file of CIFAR-10
@@ -176,28 +213,38 @@ def find_images(data: Path, *, remote_shards: bool = False) -> Files | Shards:
     shards = sorted(shard for shard in folder.glob("*.tar") if shard.is_file())
     if shards:
         return _filled({str(shard): count_images(shard) for shard in shards}, folder)
-    paths = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
-    if not paths:
+    names = _below(folder)
+    if not names:
         raise InputError(
             f"no image in {folder}\n--data takes a folder of {', '.join(sorted(SUFFIXES))} files or of .tar shards"
         )
-    return Files(_photos(paths, folder))
+    prefix = "" if folder == data else f"{folder.name}/"
+    return Files(PathList(data, (prefix + "/".join(parts) for parts in _photos(names, folder))))
 
 
-def _photos(paths: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+def _below(folder: Path) -> list[tuple[str, ...]]:
+    """The images below a folder, as the sorted parts of their paths. No Path is made, as they may be millions."""
+    found = []
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        parts = Path(where).relative_to(folder).parts
+        found += [(*parts, name) for name in (*names, *folders) if is_image(name)]
+    return sorted(found)
+
+
+def _photos(inside: list[tuple[str, ...]], folder: Path) -> list[tuple[str, ...]]:
     """Leave out the images that lie next to a folder of photos, which are label masks."""
-    inside = [path.relative_to(folder).parts for path in paths]
     roots = {parts[: parts.index(name)] for parts in inside for name in PHOTO_FOLDERS if name in parts[:-1]}
     if not roots:
-        return paths
-    kept = tuple(
-        path
-        for path, parts in zip(paths, inside, strict=True)
+        return inside
+    kept = [
+        parts
+        for parts in inside
         if not any(parts[: len(root)] == root and parts[len(root)] not in PHOTO_FOLDERS for root in roots)
-    )
-    if len(kept) < len(paths):
+    ]
+    if len(kept) < len(inside):
         log.info("%d photos in %s; %d images next to their folders are taken for label masks and left out",
-                 len(kept), folder, len(paths) - len(kept))  # fmt: skip
+                 len(kept), folder, len(inside) - len(kept))  # fmt: skip
     return kept
 
 
@@ -215,7 +262,7 @@ def _listed(path: Path) -> Files:
     first = path.parent / names[0]
     if not first.is_file():
         raise InputError(f"image not found: {first}; the paths in {path} are relative to the folder of the list")
-    return Files(tuple(path.parent / name for name in names))
+    return Files(PathList(path.parent, names))
 
 
 def _indexed(path: Path, remote: bool) -> Shards:
@@ -269,7 +316,9 @@ def _filled(counts: dict[str, int], where: Path, addresses: Set[str] = frozenset
 
 def is_image(name: str) -> bool:
     """Whether the suffix is an image's."""
-    return Path(name).suffix.lower() in SUFFIXES
+    name = name.rpartition("/")[2]
+    dot = name.rfind(".")
+    return dot > 0 and name[dot:].lower() in SUFFIXES
 
 
 def count_images(shard: Path) -> int:
@@ -283,6 +332,26 @@ def count_images(shard: Path) -> int:
             return sum(map(_holds_image, tar))
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{shard} is not a whole tar file ({error}); copy it again") from error
+
+
+def seem_sorted_by_class(shards: Shards, *, looked_at: int = 8, members: int = 64) -> bool:
+    """Whether each of some local shards holds one class only, by the folder or the name before "_" of its first images.
+
+    Batches of such shards hold few classes, and the negatives of a query are of its own class too often.
+    """
+    local = [url for url in shards.urls if url not in shards.remote]
+    classes: list[str] = []
+    for url in local[:: max(1, len(local) // looked_at)]:
+        try:
+            with Path(url).open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                names = [member.name for member in islice(filter(_holds_image, tar), members)]
+        except (tarfile.TarError, OSError):  # is refused when it is read
+            return False
+        own = {name.rpartition("/")[0] or name.partition("_")[0] for name in names}
+        if len(names) < 2 or len(own) > 1:
+            return False
+        classes += own
+    return len(set(classes)) > 1
 
 
 def read_members(stream: IO[bytes], url: str) -> Iterator[dict[str, Any]]:

@@ -10,9 +10,10 @@ An image that cannot be read is replaced by the next one that can, and counted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,8 +37,11 @@ Item = tuple[int, int, tuple[Tensor, ...]]
 BLOCK = 1024  # encoded images that a worker mixes at a time: about 110 MB of ImageNet
 
 
+READ_AHEAD = 4  # batches of each loader worker
+
+
 class Loader:
-    """Batches for every pass over the data, this rank's share of each.
+    """Batches for every pass over the data, this rank's share of each. Over files, workers live through all passes.
 
     The incomplete last batch of a pass is dropped, as in the reference. The tensor engine advances `generator` with
     every batch; with PIL nothing but (seed, pass) decides, and for shards the numbers of ranks and workers.
@@ -49,6 +53,7 @@ class Loader:
 
     Attributes:
         unreadable: numbers of the images that could not be read so far.
+        arrived: is called when the workers have delivered a batch, before anything is done with it on the device.
 
     Raises:
         InputError: too few images or shards, a batch that does not split over the ranks, stored_size with shards, or,
@@ -73,6 +78,7 @@ class Loader:
         self.recipe, self.images, self.device, self.workers = recipe, images, device, workers
         self.views, self.max_unreadable = recipe.views, max_unreadable
         self.unreadable: set[int] = set()
+        self.arrived: Callable[[], None] = _nothing
         self.steps = len(images) // recipe.batch_size  # per pass
         self.batched = BatchedViews(recipe.augmentation, recipe.mean, recipe.std, generator)
         self.stored: Tensor | None = None
@@ -96,35 +102,55 @@ class Loader:
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of pass `number`, from `first_step` on."""
+        return islice(self.batches(number, first_step), self.steps - first_step)
+
+    def batches(self, number: int, first_step: int) -> Iterator[Batch]:
+        """The batches from a step of pass `number` on, pass after pass without end."""
         if isinstance(self.images, Shards):
+            yield from self._from_shards(self.images, number, first_step)
+        elif self.stored is not None:
+            yield from self._from_memory(self.stored, number, first_step)
+        else:
+            items = _Views(self.images, worker_views(self.recipe), self.recipe.seed)
+            yield from self._from_workers(self._workers(items, batch_sampler=self._requests(number, first_step)))
+
+    def _workers(self, items: Dataset[Item], **settings: Any) -> DataLoader[Item]:
+        settings |= {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+        if self.workers:
+            settings["prefetch_factor"] = READ_AHEAD
+        return DataLoader(items, **settings)
+
+    def _from_shards(self, shards: Shards, number: int, first_step: int) -> Iterator[Batch]:
+        part = self.recipe.batch_size // distributed.world_size()
+        for each in count(number):
+            first = first_step if each == number else 0
             work = worker_views(self.recipe)
-            stream = _ShardStream(self.images, work, self.recipe, number, first_step, self.steps, self.workers)
-            part = self.recipe.batch_size // distributed.world_size()
-            yield from self._from_workers(
-                DataLoader(stream, batch_size=part, num_workers=self.workers, pin_memory=self.device.type == "cuda")
-            )
-            return
+            stream = _ShardStream(shards, work, self.recipe, each, first, self.steps, self.workers)
+            yield from self._from_workers(self._workers(stream, batch_size=part))
+
+    def _from_memory(self, stored: Tensor, number: int, first_step: int) -> Iterator[Batch]:
+        for each in count(number):
+            # All of a pass in one copy: one for every step would make the host wait for the device.
+            for indices in self._order(each)[first_step if each == number else 0 :].to(self.device):
+                self.arrived()
+                images = stored[indices]
+                yield Batch(tuple(_laid_out(self.batched(images)) for _ in range(self.views)), indices)
+
+    def _requests(self, number: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
+        """(pass, image) of this rank's part of every batch."""
+        for each in count(number):
+            for batch in self._order(each)[first_step if each == number else 0 :].tolist():
+                yield [(each, image) for image in batch]
+
+    def _order(self, number: int) -> Tensor:
+        """(steps, this rank's part) images of pass `number`."""
         order_generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + number)
         order = torch.randperm(len(self.images), generator=order_generator)[: self.steps * self.recipe.batch_size]
-        batches = order.view(self.steps, -1)[first_step:, distributed.own_slice(self.recipe.batch_size)]
-        if self.stored is not None:
-            for batch in batches:
-                indices = batch.to(self.device)
-                images = self.stored[indices]
-                yield Batch(tuple(_laid_out(self.batched(images)) for _ in range(self.views)), indices)
-            return
-        items = _Views(self.images, worker_views(self.recipe), self.recipe.seed, number)
-        yield from self._from_workers(
-            DataLoader(
-                items,
-                batch_sampler=batches.tolist(),
-                num_workers=self.workers,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
+        return order.view(self.steps, -1)[:, distributed.own_slice(self.recipe.batch_size)]
 
     def _from_workers(self, loader: DataLoader[Item]) -> Iterator[Batch]:
         for asked, used, made in loader:
+            self.arrived()
             self.count_unreadable(set(asked[asked != used].tolist()))
             views = (view.to(self.device, non_blocking=True) for view in made)
             if self.recipe.augmentation.engine == "tensor":
@@ -154,6 +180,10 @@ class Loader:
             except InputError as error:
                 return str(error)
         return f"{self.images.name_of(number)} is not a readable image; repair or remove it"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _laid_out(view: Tensor) -> Tensor:
@@ -190,17 +220,15 @@ class _Stored(Dataset[tuple[int, int, Tensor]]):
 
 
 class _Views(Dataset[Item]):
-    """The items of pass `number`."""
+    """Items by (pass, image)."""
 
-    def __init__(self, files: Files, work: PilViews | PilCrops, seed: int, number: int) -> None:
-        self.files, self.work, self.seed, self.number = files, work, seed, number
+    def __init__(self, files: Files, work: PilViews | PilCrops, seed: int) -> None:
+        self.files, self.work, self.seed = files, work, seed
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, request: tuple[int, int]) -> Item:
+        number, index = request
         used, image = _read_or_next(self.files, index)
-        return index, used, seeded_views(self.work, image, self.seed, self.number, index)
+        return index, used, seeded_views(self.work, image, self.seed, number, index)
 
 
 class _ShardStream(IterableDataset[Item]):

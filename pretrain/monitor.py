@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import functional as TF
 
+from pretrain import distributed
 from pretrain.data import Files
 from pretrain.recipe import Recipe
 from results.files import replacing, write_file
@@ -26,8 +27,8 @@ LOG, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
 KNN = "knn"
 Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
-# Gallery features and classes, query features and classes, to the share of queries that are classified right.
-Classifier = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64]], float]
+# Gallery features and classes, query features and classes, and the device that searches, to (Q,) whether each is right.
+Classifier = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
 MARGIN = 256 / 224  # of the shorter side over the crop, as in the frozen-feature protocols
 
 
@@ -122,7 +123,7 @@ class _Centre(Dataset[Tensor]):
 
 
 class KnnMonitor:
-    """Classifies held-out labelled images by their neighbours in a labelled gallery.
+    """Classifies held-out labelled images by their neighbours in a labelled gallery; the ranks share the work.
 
     Args:
         gallery, queries: disjoint; neither decides anything in the training.
@@ -146,30 +147,47 @@ class KnnMonitor:
         self.std = torch.tensor(recipe.std, device=device)[:, None, None]
 
     def __call__(self, backbone: nn.Module) -> float:
-        """Accuracy in percent. The backbone is left as it was; nothing is drawn from any generator of the run."""
+        """Accuracy in percent, the same on every rank, and every rank must call it.
+
+        The backbone is left as it was; nothing is drawn from any generator of the run.
+        """
         was_training = backbone.training
         backbone.eval()
         try:
-            features = [self._features(backbone, files) for files, _ in (self.gallery, self.queries)]
+            gallery = distributed.everyones_rows(self._features(backbone, self.gallery[0]), len(self.gallery[0]))
+            queries = self._features(backbone, self.queries[0])  # this rank's part
         finally:
             backbone.train(was_training)
-        return 100 * self.classify(features[0], self.gallery[1], features[1], self.queries[1])
+        own = self.queries[1][distributed.own_slice(len(self.queries[0]))]
+        right = 0
+        if len(own):
+            found = self.classify(gallery.cpu().numpy(), self.gallery[1], queries.cpu().numpy(), own, self.device)
+            right = int(found.sum())
+        total = distributed.sum_(torch.tensor(right, device=self.device))
+        return 100 * (int(total) / len(self.queries[0]))
 
     @torch.inference_mode()
-    def _features(self, backbone: nn.Module, files: Files) -> Features:
+    def _features(self, backbone: nn.Module, files: Files) -> Tensor:
+        """(N, D) float32 of this rank's part of the files, on the device."""
         generator = torch.Generator()  # else the loader draws its workers' seed from the run's
+        own = distributed.own_slice(len(files))
         images = DataLoader(
-            _Centre(files, self.recipe.augmentation.crop),
+            Subset(_Centre(files, self.recipe.augmentation.crop), range(own.start, own.stop)),
             batch_size=256,
             num_workers=self.workers,
             generator=generator,
+            pin_memory=self.device.type == "cuda",
         )
-        found = []
+        found = [torch.zeros(0, *self._width(backbone), device=self.device)] if own.start == own.stop else []
         for batch in images:
-            x = (batch.to(self.device).float() / 255 - self.mean) / self.std
+            x = (batch.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision != "fp32"):
-                found.append(backbone(x.contiguous(memory_format=torch.channels_last)).float().cpu())
-        return torch.cat(found).numpy()
+                found.append(backbone(x.contiguous(memory_format=torch.channels_last)).float())
+        return torch.cat(found)
+
+    def _width(self, backbone: nn.Module) -> torch.Size:
+        crop = self.recipe.augmentation.crop
+        return backbone(torch.zeros(1, 3, crop, crop, device=self.device)).shape[1:]
 
 
 def _thinned(labelled: Labelled, limit: int) -> Labelled:

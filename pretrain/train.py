@@ -27,7 +27,7 @@ from pretrain.checkpoint import (
     unusable_resume,
     write_backbone,
 )
-from pretrain.data import Files, Shards, find_images
+from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
@@ -57,7 +57,7 @@ class Run:
         workers: loader processes of this rank.
         warm_start: see `Trainer`.
         max_unreadable: share of the images that may be unreadable.
-        monitor: accuracy in percent of a backbone, run by rank 0 every `monitor_every` epochs and after the last.
+        monitor: accuracy in percent of a backbone, run by all ranks every `monitor_every` epochs and after the last.
 
     Attributes:
         seconds: of training, without the monitor and the saves, over all processes that worked on it.
@@ -85,9 +85,12 @@ class Run:
         self.first = distributed.rank() == 0
         found = find_images(data) if images is None else images
         self.fingerprint = found.fingerprint(data)
+        if self.first and isinstance(found, Shards) and seem_sorted_by_class(found):
+            log.warning("the shards seem to be sorted by class, so that batches hold few classes; write them shuffled")
         state = self._saved_state()
         self._log_settings(device, len(found), workers)
         self.trainer = Trainer(recipe, found, device, workers, warm_start, max_unreadable)
+        self.wait = DataWait(device)
         self.seconds = 0.0
         self.rows: list[Row] = []
         if state is not None:
@@ -109,6 +112,7 @@ class Run:
         if trainer.step >= trainer.total and path.is_file():
             return path
         trainer.prepare()
+        trainer.loader.arrived = self.wait.over
         batches = trainer.batches()
         with (
             Events(self.out / EVENTS, trainer.step, write=self.first) as events,
@@ -131,27 +135,30 @@ class Run:
         """The rest of the current epoch. Returns its row."""
         trainer = self.trainer
         epoch = trainer.step // trainer.epoch_steps
-        began, step, waited = self.seconds, trainer.step, 0.0
+        began, step = self.seconds, trainer.step
         while trainer.step < (epoch + 1) * trainer.epoch_steps:
             asked = time.monotonic()
+            self.wait.begins()
             batch = next(batches)
-            got = time.monotonic()
+            self.wait.ends()
             trainer.update(batch)
-            now = time.monotonic()
-            waited, self.seconds = waited + got - asked, self.seconds + now - asked
+            self.seconds += time.monotonic() - asked
             bar.update()
             if trainer.step % trainer.epoch_steps:
                 self._tell(bar, lambda: f"step {trainer.step}: loss {self._mean_loss():.4g}")
                 if self._save_is_due():
                     self._save()
-        seconds, steps = max(self.seconds - began, 1e-9), trainer.step - step
+        asked = time.monotonic()
         row = self._row(epoch + 1)
-        row["images_per_second"], row["data_share"] = steps * self.recipe.batch_size / seconds, waited / seconds
+        self.seconds += time.monotonic() - asked  # a GPU has worked on what it was given until here
+        seconds, steps = max(self.seconds - began, 1e-9), trainer.step - step
+        row["images_per_second"] = steps * self.recipe.batch_size / seconds
+        row["data_share"] = self.wait.seconds() / seconds
         trainer.sums.zero_()
         trainer.average_batch_norms()
         trainer.loader.count_unreadable(distributed.union(trainer.loader.unreadable))
         last = epoch + 1 == self.recipe.epochs
-        if self.monitor and self.first and (last or (epoch + 1) % self.monitor_every == 0):
+        if self.monitor and (last or (epoch + 1) % self.monitor_every == 0):
             row[KNN] = self.monitor(trainer.encoder.backbone)
         return row
 
@@ -223,8 +230,9 @@ class Run:
     def _log_settings(self, device: torch.device, images: int, workers: int) -> None:
         if self.first:
             model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-            log.info("%s on %s%s, %s, %d images, %d loader workers on each of %d ranks; %s",
-                     self.recipe.name or "pretraining", device, model, self.recipe.precision, images, workers,
+            log.info("%s on %s%s, %s, %s augmentation, %d images, %d loader workers on each of %d ranks; %s",
+                     self.recipe.name or "pretraining", device, model, self.recipe.precision,
+                     self.recipe.augmentation.engine, images, workers,
                      distributed.world_size(), batch_norm_text(self.recipe))  # fmt: skip
 
     def _save_is_due(self) -> bool:
@@ -278,6 +286,44 @@ class Run:
         write_backbone(path, backbone, card)
 
 
+class DataWait:
+    """Seconds of an epoch in which the device had nothing to do because no batch was there.
+
+    On a CPU these are the seconds of the loader. A GPU works on while the host asks for the next batch, so there it is
+    the time, by its own clock, between the end of an update and the arrival of the next batch, if that came later.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.total = self.began = 0.0
+        self.gaps: list[tuple[Any, Any]] = []
+
+    def begins(self) -> None:
+        """The host asks for a batch; all work before it has been given to the device."""
+        self.began = time.monotonic()
+        if self.cuda:
+            self.idle = torch.cuda.Event(enable_timing=True)
+            self.idle.record()
+
+    def over(self) -> None:
+        """The batch has arrived on the host."""
+        if self.cuda:
+            arrived = torch.cuda.Event(enable_timing=True)
+            arrived.record()
+            self.gaps.append((self.idle, arrived))
+
+    def ends(self) -> None:
+        """The batch is ready, augmented and on the device, or will be."""
+        if not self.cuda:
+            self.total += time.monotonic() - self.began
+
+    def seconds(self) -> float:
+        """Since the last call. To be asked when the device has finished."""
+        total = self.total + sum(idle.elapsed_time(arrived) for idle, arrived in self.gaps) / 1000
+        self.total, self.gaps = 0.0, []
+        return total
+
+
 class Trainer:
     """Model, loader, optimiser and counters.
 
@@ -324,18 +370,19 @@ class Trainer:
         if self.recipe.compile:
             for encoder in (m for m in self.model.children() if isinstance(m, ProjectedEncoder)):
                 encoder.compile()
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # every batch has the same size
         if distributed.world_size() > 1:
             # Only what is trained is wrapped: memories are kept equal by gathering keys, not by broadcasting them.
             for name in self.model.trained:
-                wrapped = DistributedDataParallel(getattr(self.model, name), forward_sync_buffers=False)
-                setattr(self.model, name, wrapped)
+                encoder = getattr(self.model, name)
+                # The symmetric loss calls an encoder twice.
+                setattr(self.model, name, distributed.wrapped(encoder, static_graph=not self.recipe.symmetric))
         self.model.train()
 
     def batches(self) -> Iterator[Batch]:
         """Batches from the current step on, pass after pass over the data."""
-        while True:
-            number, first = divmod(self.step, self.loader.steps)
-            yield from self.loader.epoch(number, first)
+        return self.loader.batches(*divmod(self.step, self.loader.steps))
 
     def update(self, batch: Batch) -> None:
         """One step, counted and added to `sums` without waiting for the device."""
@@ -392,7 +439,7 @@ class Trainer:
                 f"workers; resume with as many (--workers {workers})"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.sums = state["sums"].to(self.device)
@@ -407,6 +454,14 @@ class Trainer:
                 "the run comes from another kind of device, whose random states do not fit: from here on the shuffles "
                 "and views are not those of an uninterrupted run"
             )
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """All but how the optimiser is computed, which depends on the device."""
+        own = [dict(group) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, before in zip(self.optimizer.param_groups, own, strict=True):
+            for key in {"fused", "foreach"} & before.keys():
+                group[key] = before[key]
 
     def _split(self) -> list[int]:
         """Ranks and workers, which the order of shards depends on besides the seed; empty for files."""
@@ -479,7 +534,12 @@ def build_optimizer(recipe: Recipe, modules: Iterable[nn.Module]) -> torch.optim
     parameters = [p for module in modules for p in module.parameters()]
     settings: dict[str, Any] = {"lr": recipe.lr, "momentum": recipe.sgd_momentum}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, **settings, weight_decay=recipe.weight_decay)
+        fused = parameters[0].is_cuda or None  # None: torch's own choice
+        sgd = torch.optim.SGD(parameters, **settings, weight_decay=recipe.weight_decay, fused=fused)
+        for p in parameters if fused else ():
+            # Else torch allocates them in the first step without filling them, and fp16 skips it where it overflows.
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     groups = [
@@ -513,17 +573,15 @@ class LARS(torch.optim.Optimizer):
             gradients = [p.grad for p in parameters if p.grad is not None]
             if not parameters:
                 continue
-            buffers: list[Tensor] = [
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters
-            ]
+            for p in parameters:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers: list[Tensor] = [self.state[p]["momentum_buffer"] for p in parameters]
             moves = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
             if group["adapt"]:
-                weights, norms = torch._foreach_norm(parameters), torch._foreach_norm(moves)
-                rates = [
-                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
-                    for w, g in zip(weights, norms, strict=True)
-                ]
-                torch._foreach_mul_(moves, rates)
+                w, g = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(moves))
+                rates = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
+                torch._foreach_mul_(moves, list(rates.unbind()))
             torch._foreach_mul_(moves, group["lr"])
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, moves)

@@ -265,3 +265,39 @@ def test_the_same_generator_gives_the_same_views() -> None:
         batched.BatchedViews(settings, MEAN, STD, torch.Generator().manual_seed(3))(pictures(8, 32)) for _ in range(2)
     )
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("hue_rotation", ["pil", "exact"])
+@pytest.mark.parametrize("grayscale_first", [True, False])
+def test_masks_give_what_the_steps_on_the_chosen_images_give(hue_rotation: str, grayscale_first: bool) -> None:
+    """With the same parameters: to 1e-4, but for pixels whose hue in PIL's whole numbers rounds to the next step."""
+    a = Augmentation(crop=48, hue_rotation=hue_rotation, grayscale_first=grayscale_first)  # type: ignore[arg-type]
+    mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
+    views = batched.BatchedViews(a, MEAN, STD, torch.Generator().manual_seed(2))
+    masks = views._draw_masks(40)
+    jitter, gray, blur, flip = (mask.nonzero()[:, 0] for mask in (masks.jitter, masks.gray, masks.blur, masks.flip))
+    chosen = batched.DrawnParameters(
+        jitter, masks.factors[:, jitter], masks.order[jitter], gray, blur, masks.sigma[blur], flip
+    )
+    views._draw = lambda n: chosen  # type: ignore[method-assign]
+    expected = views.recoloured(pictures(40))
+    found = batched.recolour_by_masks(pictures(40), masks, a, mean, std)
+    difference = ((found - expected) * std).abs()
+    assert (difference > 1e-4).float().mean() < (0.01 if hue_rotation == "pil" else 1e-6)
+    assert difference.max() < 0.05
+
+
+def test_masks_draw_from_the_same_distributions() -> None:
+    a, n = Augmentation(), 4000
+    masks = batched.BatchedViews(a, MEAN, STD, torch.Generator().manual_seed(0))._draw_masks(n)
+    chosen = batched.BatchedViews(a, MEAN, STD, torch.Generator().manual_seed(1))._draw(n)
+    for name, p in (("jitter", a.jitter_p), ("gray", a.grayscale_p), ("blur", a.blur_p), ("flip", a.flip_p)):
+        share = getattr(masks, name).float().mean()
+        assert abs(share - p) < 0.03, name
+        assert abs(share - len(getattr(chosen, name)) / n) < 0.05, name
+    for one, two in [*zip(masks.factors, chosen.factors, strict=True), (masks.sigma, chosen.sigma)]:
+        assert kolmogorov_smirnov(one.numpy(), two.numpy()) < 0.05
+    assert (masks.order.sort(dim=1).values == torch.arange(4)).all()
+    orders = Counter(map(tuple, masks.order.tolist()))
+    assert len(orders) == 24
+    assert max(orders.values()) < 2 * n / 24

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.datasets.images import decode
-from pretrain.data import Files, Shards, count_images, find_images, read_rgb
+from pretrain.data import Files, Shards, count_images, find_images, read_rgb, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.recipe import load_recipe
 from results.errors import InputError
@@ -218,3 +218,21 @@ def test_what_is_no_image_is_called_by_its_name(tmp_path: Path, name: str, conte
         content = (tmp_path / name).read_bytes()
     with pytest.raises(InputError, match=f"{name} in 0.tar .*{fault}"):
         read_rgb(content, f"{name} in 0.tar")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("dog/{}.jpg", "cat/{}.jpg"), True),
+        (("n01_{}.jpg", "n02_{}.jpg"), True),
+        (("{}.jpg", "{}.jpg"), False),  # nothing is known
+        (("all/{}.jpg", "all/{}.jpg"), False),
+    ],
+)
+def test_shards_that_are_sorted_by_class_are_noticed(names: tuple[str, ...], expected: bool, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for image in range(3):
+                tar.addfile(tarfile.TarInfo(name.format(10 * number + image)))
+    shards = Shards((str(tmp_path / "0.tar"), str(tmp_path / "1.tar")), (3, 3))
+    assert seem_sorted_by_class(shards) is expected

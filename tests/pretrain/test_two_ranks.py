@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import distributed as dist
 from torch import multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import distributed
 from pretrain.checkpoint import load_resume, read_backbone
@@ -82,7 +81,7 @@ def train_rank(rank: int, name: str, folder: str) -> None:
     recipe = recipe_of(name, split_bn=RANKS)  # one part on each
     model = build(recipe)
     for trained in model.trained:
-        setattr(model, trained, DistributedDataParallel(getattr(model, trained), forward_sync_buffers=False))
+        setattr(model, trained, distributed.wrapped(getattr(model, trained), static_graph=not recipe.symmetric))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], recipe.lr, momentum=0.9)
     losses = []
     for batch in steps(model.views):
@@ -225,6 +224,12 @@ def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path
     ]  # fmt: skip
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     found = []
+    for label in ("train", "val"):
+        for number in range(9):  # an odd number: one rank has one image more
+            link = tmp_path / "labelled" / label / str(number % 3) / f"{number}.png"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(images / "train" / "things" / f"{number + 9 * (label == 'val'):02d}.png")
+    flags += ["--knn-monitor", str(tmp_path / "labelled"), "--monitor-every", "1"]
     for ranks, launcher in ((1, []), (2, torchrun)):
         out = tmp_path / str(ranks)
         command = [sys.executable, *launcher, "-m", "pretrain", *flags, "--out", str(out)]
@@ -234,7 +239,7 @@ def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path
         assert done.returncode == 0, done.stderr
         assert f"batch norm in 2 groups of 8 images ({2 // ranks} on each of {ranks} ranks)" in done.stderr
         found.append(load_resume(out / "resume.pt") or {})
-    for key in ("loss", "accuracy"):
+    for key in ("loss", "accuracy", "knn"):
         values = ([row[key] for row in run["rows"]] for run in found)
         assert next(values) == pytest.approx(next(values), rel=2e-4), key
     tensors = [
