@@ -192,7 +192,7 @@ $(addprefix $(DEMO)/,voc-det coco-det voc-seg): $(DEMO)/random-0.safetensors $(D
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
-.PHONY: lint format types test-fast test test-nightly test-faults
+.PHONY: lint format types test-fast test test-nightly test-gpu test-faults
 lint: $(CORE) $(DEV) ## ruff and the import rules
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -208,5 +208,7 @@ test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
 	$(TEST) -m "not nightly and not faults"
 test-nightly: setup-dev setup-transfer ## what takes minutes on real weights or on all of the demo's data
 	$(TEST) -m nightly
+test-gpu: $(CORE) $(DEV) ## the tests of what runs on a GPU, on the GPU of this machine and on a simulated one
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/gpu
 test-faults: setup-dev setup-transfer ## kill loops, hostile files and full disks: an hour or more
 	$(TEST) -m faults

@@ -11,7 +11,7 @@ import tyro
 
 from results.errors import InputError, did_you_mean, print_error
 from results.files import write_file
-from scripts.speed import dense, features, knn, linear, pretrain, svm
+from scripts.speed import dense, features, gpu, knn, linear, pretrain, svm
 
 
 @dataclass
@@ -26,14 +26,8 @@ class Speed:
 def main() -> int:
     """Measure the chosen entries, print a line for each, and merge them into the file."""
     options = tyro.cli(Speed)
-    entries = {
-        **svm.entries(),
-        **knn.entries(),
-        **linear.entries(),
-        **features.entries(),
-        **dense.entries(),
-        **pretrain.entries(),
-    }
+    modules = (svm, knn, linear, features, dense, pretrain, gpu)
+    entries = {name: work for module in modules for name, work in module.entries().items()}
     for name in options.only:
         if name not in entries:
             fault = f"no entry {name!r}{did_you_mean(name, entries)}"

@@ -1,0 +1,89 @@
+"""The simulated GPU refuses and counts what a real one refuses and waits for; its gradients are those of the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.simulated_cuda import Claimed, simulated_cuda
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda x: x + torch.zeros(3), "same device"),
+        (lambda x: torch.cat([x, torch.zeros(3)]), "same device"),
+        (lambda x: x @ torch.zeros(3), "same device"),
+        (lambda x: torch.where(torch.ones(3, dtype=torch.bool), x, x), "same device"),
+        (lambda x: torch.zeros(3)[x.long()], "same device as the indexed tensor"),
+        (lambda x: x.index_copy_(0, torch.tensor([0]), x[:1]), "same device"),
+        (lambda x: torch.rand(3, generator=torch.Generator(), device="cuda"), "generator"),
+        (lambda x: nn.functional.linear(x[None], nn.Parameter(torch.zeros(2, 3))).sum().backward(), "same device"),
+        (lambda x: x.to("cuda:1"), "invalid device"),
+    ],
+)
+def test_tensors_of_two_devices_are_refused(operation: Callable[[Tensor], Tensor], message: str) -> None:
+    with simulated_cuda(), pytest.raises(RuntimeError, match=message):
+        operation(torch.ones(3, device="cuda"))
+
+
+def test_numpy_is_refused_and_scalars_of_the_cpu_are_not() -> None:
+    with simulated_cuda() as gpu:
+        x = torch.ones(3, device="cuda") * torch.tensor(2.0) + 1
+        with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
+            x.numpy()
+        assert not gpu.waits
+        assert x.cpu().numpy().tolist() == [3, 3, 3]
+    assert not torch.cuda.is_available() or not isinstance(torch.ones(1, device="cuda"), Claimed)
+
+
+@pytest.mark.parametrize(
+    ("operation", "reason"),
+    [
+        (lambda x: x.sum().item(), "item"),
+        (lambda x: bool((x > 0).all()), "item"),
+        (lambda x: x.tolist(), "tolist"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x[x > 0], "mask as index"),
+        (lambda x: x.cpu(), "copied to the CPU"),
+        (lambda x: torch.ones(2).to("cuda", non_blocking=True), "copied from pageable memory"),
+        (lambda x: torch.ones(2).pin_memory().to("cuda"), "copied from pageable memory"),
+        (lambda x: torch.tensor([1.0], device="cuda"), "copied from pageable memory"),
+        (lambda x: x[torch.tensor([0])], "index copied from the CPU"),
+        (lambda x: torch.equal(x, x), "equal"),
+    ],
+)
+def test_waits_are_counted(operation: Callable[[Tensor], object], reason: str) -> None:
+    with simulated_cuda() as gpu:
+        x = torch.ones(3, device="cuda")
+        operation(x)
+    assert gpu.waits == Counter({reason: 1})
+
+
+def test_pinned_memory_is_copied_without_a_wait() -> None:
+    with simulated_cuda() as gpu:
+        torch.ones(2).pin_memory().to("cuda", non_blocking=True)
+        with pytest.raises(AssertionError, match="the host waited"), gpu.no_waits():
+            torch.ones(1, device="cuda").item()
+    assert gpu.waits == Counter({"item": 1})
+
+
+def test_gradients_and_copies_are_those_of_the_cpu() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    x = torch.randn(5, 3, 6, 6)
+    with simulated_cuda():
+        moved = deepcopy(deepcopy(network).to("cuda"))
+        moved(x.to("cuda")).square().sum().backward()
+        weight = moved[0].weight
+        assert isinstance(weight, nn.Parameter)
+        assert weight.device.type == weight.grad.device.type == "cuda"
+        found = [p.grad.cpu() for p in moved.parameters()]
+    network(x).square().sum().backward()
+    for p, gradient in zip(network.parameters(), found, strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, gradient, rtol=1e-5, atol=1e-6)

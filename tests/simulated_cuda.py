@@ -1,0 +1,395 @@
+"""CUDA that is only claimed: tensors that say that they are on cuda:0, compute on the CPU, and obey PyTorch's rules.
+
+    with simulated_cuda() as gpu:
+        trainer = Trainer(recipe, files, torch.device("cuda"), workers=0)
+        ...
+    assert gpu.waits == Counter()
+
+Inside, `torch.cuda.is_available()` is true, and every tensor made on or moved to "cuda" is a `Claimed`. An operation on
+a claimed tensor and a CPU tensor that is not a scalar raises, as it would on a GPU; so do `numpy()` and an index on the
+GPU into a CPU tensor. Backward passes run through the same rules. What would make the host wait for the GPU is counted
+by name: reading a value (`item`, `tolist`, a truth value), operations whose result has a size that only the GPU knows
+(`nonzero`, masks as indices, `bincount`, …), and copies in either direction that are blocking or from pageable memory.
+
+It shows neither speed nor the numerics of GPU kernels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+
+# Their results have a size that depends on values, so that CUDA's kernels wait for them.
+SIZED_BY_VALUES = {
+    aten.nonzero.default: "nonzero",
+    aten.masked_select.default: "masked_select",
+    aten._unique2.default: "unique",
+    aten.unique_dim.default: "unique",
+    aten.unique_consecutive.default: "unique_consecutive",
+    aten.bincount.default: "bincount",
+    aten.repeat_interleave.Tensor: "repeat_interleave",
+    aten._local_scalar_dense.default: "item",
+    aten.equal.default: "equal",
+}
+WIDENING = {aten.mm.dtype, aten.mm.dtype_out}  # half-precision factors, float32 result: CUDA alone has these
+COPIES = {aten.copy_.default, aten._to_copy.default}
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.is_pinned}
+
+
+class Claimed(Tensor):
+    """A CPU tensor that says that it is on cuda:0."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # the mode sees every call first
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
+    def get_device(self) -> int:
+        return 0
+
+    # Methods, because the mode does not reach into other threads, such as those that write features.
+    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _move(Tensor.cpu, (self, *args), kwargs)  # type: ignore[no-any-return]
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _move(Tensor.to, (self, *args), kwargs)  # type: ignore[no-any-return]
+
+    def tolist(self) -> Any:
+        _ACTIVE[-1].wait("tolist")
+        return _plain(self.detach()).tolist()
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"{_plain(self.detach())} on a simulated GPU"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.dim() == 0 else repr(self)
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.numpy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            copied.__dict__.update(self.__dict__)
+            memo[id(self)] = copied
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain(self.detach()).__reduce_ex__(protocol)  # as torch.load gives it with map_location="cpu"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _ACTIVE[-1].run(func, args, kwargs or {})
+
+
+def claim(tensor: Tensor) -> Tensor:
+    """The tensor, on the simulated GPU."""
+    return tensor if isinstance(tensor, Claimed) else Tensor._make_subclass(Claimed, tensor, tensor.requires_grad)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor's values, as a plain CPU tensor over the same memory."""
+    with torch._C._DisableTorchDispatch():
+        bare = torch.empty(0, dtype=tensor.dtype)
+        return bare.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[call-overload,no-any-return]
+
+
+class ClaimedGenerator(torch.Generator):
+    """A generator of the CPU that says that it is on the device that it was made for."""
+
+    def __new__(cls, device: str | torch.device = "cpu") -> ClaimedGenerator:
+        made: ClaimedGenerator = super().__new__(cls, "cpu")
+        made.claimed = torch.device(device)
+        return made
+
+    claimed: torch.device
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA if self.claimed.type == "cuda" else CPU
+
+
+@dataclass
+class Gpu:
+    """What happened on the simulated GPU.
+
+    Attributes:
+        waits: times that the host would have waited, by reason.
+        where: of each wait, the innermost line of the project.
+    """
+
+    draws_as_the_cpu = True
+    waits: Counter[str] = field(default_factory=Counter)
+    where: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def no_waits(self) -> Iterator[None]:
+        """Inside, the host may not wait for the GPU."""
+        before = Counter(self.where)
+        yield
+        assert self.where == before, f"the host waited: {self.where - before}"
+
+    def wait(self, reason: str) -> None:
+        self.waits[reason] += 1
+        self.where[f"{reason} {_project_line()}"] += 1
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation in which at least one tensor is claimed."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        copy = func in COPIES
+        if func in INDEXED:
+            self._check_index(func, args)
+        elif not copy:
+            self._check_devices(func, tensors)
+        if func in SIZED_BY_VALUES and isinstance(tensors[0], Claimed):
+            self.wait(SIZED_BY_VALUES[func])
+        if func is aten.copy_.default:
+            self._count_copy(args[1], isinstance(args[0], Claimed), bool(args[2]) if len(args) > 2 else False)
+        with torch._C._DisableTorchDispatch():
+            found = _mm_in_float32(*args, **kwargs) if func in WIDENING else func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default or func is aten.copy_.default:
+            return args[0] if func is aten.copy_.default else found
+        written = {id(t) for t in tensors}
+        return tree_map(lambda t: t if not isinstance(t, Tensor) or id(t) in written else claim(t), found)
+
+    def _check_devices(self, func: Any, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if not isinstance(tensor, Claimed) and tensor.dim() > 0:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                    f"({func}, shape {tuple(tensor.shape)})"
+                )
+
+    def _check_index(self, func: Any, args: Any) -> None:
+        target, indices = args[0], [index for index in args[1] if index is not None]
+        if not isinstance(target, Claimed):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        for index in indices:
+            if index.dtype in (torch.bool, torch.uint8):
+                self.wait("mask as index")
+            if not isinstance(index, Claimed):
+                self.wait("index copied from the CPU")
+        if len(args) > 2:
+            self._check_devices(func, [args[2]])
+
+    def _count_copy(self, source: Tensor, to_gpu: bool, non_blocking: bool) -> None:
+        from_gpu = isinstance(source, Claimed)
+        if from_gpu and not to_gpu and not non_blocking:
+            self.wait("copied to the CPU")
+        elif to_gpu and not from_gpu and source.dim() >= 0 and not (non_blocking and hasattr(source, "_pinned")):
+            self.wait("copied from pageable memory")
+
+    def moved(self, tensor: Tensor, device: torch.device | None, non_blocking: bool, **changes: Any) -> Tensor:
+        """`tensor.to(device, …)`."""
+        target = tensor.device if device is None else device
+        claimed = isinstance(tensor, Claimed)
+        if (target.type == "cuda") == claimed:
+            return tensor.to(**changes) if changes else tensor
+        self._count_copy(tensor, target.type == "cuda", non_blocking)
+        if claimed:
+            moved = _ToCpu.apply(tensor)
+        else:
+            # The copy is made, so that writing to one does not change the other.
+            moved = _ToGpu.apply(tensor) if tensor.requires_grad else claim(tensor.detach().clone())
+        return moved.to(**changes) if changes else moved
+
+
+def _mm_in_float32(one: Tensor, two: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    product = torch.mm(_plain(one).to(out_dtype), _plain(two).to(out_dtype))
+    if out is None:
+        return product
+    _plain(out).copy_(product)
+    return out
+
+
+class _ToGpu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return claim(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _plain(gradient.detach()).clone()
+
+
+class _ToCpu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _plain(tensor.detach()).clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return claim(gradient.detach().clone())
+
+
+_ACTIVE: list[Gpu] = []
+
+
+class _Calls(TorchFunctionMode):
+    """Rewrites what names a device: factories, moves, generators; and what Python reads past the dispatcher."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        first = args[0] if args else None
+        if func in MOVES:
+            return _move(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func is Tensor.data.__get__ and isinstance(first, Claimed):
+            return first.detach()
+        if "device" in kwargs and name not in ("__get__", "__set__"):
+            device = kwargs.pop("device")
+            on_gpu = device is not None and torch.device(device).type == "cuda"
+            if device is None:
+                on_gpu = isinstance(first, Claimed)
+            generator = kwargs.get("generator")
+            if generator is not None and generator.device.type != ("cuda" if on_gpu else "cpu"):
+                raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator")
+            if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy):
+                self.gpu.wait("copied from pageable memory")
+            if func is torch.as_tensor and isinstance(first, Tensor):
+                return self.gpu.moved(first, torch.device(device) if device else None, False, **kwargs)
+            if isinstance(first, Claimed) and not on_gpu:
+                raise RuntimeError(f"simulated CUDA has no {func} from the GPU to the CPU")
+            made = func(*args, **kwargs)
+            return claim(made) if on_gpu and isinstance(made, Tensor) else made
+        return func(*args, **kwargs)
+
+
+def _project_line() -> str:
+    import traceback
+
+    for frame in reversed(traceback.extract_stack()):
+        if "/tests/simulated_cuda" not in frame.filename and (
+            "/pretrain/" in frame.filename or "/benchmarks/" in frame.filename or "/tests/" in frame.filename
+        ):
+            return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
+    return "elsewhere"
+
+
+def _grouped(tensors: Any, with_indices: bool = False) -> Any:
+    """As torch's grouping, which looks past the claim: groups of claimed tensors are on the GPU."""
+    found = torch.utils._foreach_utils._group_tensors_by_device_and_dtype(tensors, with_indices)
+    return {
+        (CUDA if any(isinstance(t, Claimed) for t in value[0][0]) else key[0], key[1]): value
+        for key, value in found.items()
+    }
+
+
+class ClaimedEvent:
+    """An event of a stream that takes no time."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, end: ClaimedEvent) -> float:
+        assert self.timed
+        assert end.timed
+        return 0.0
+
+
+def _move(func: Any, args: Any, kwargs: Any) -> Any:
+    gpu, kwargs = _ACTIVE[-1], dict(kwargs)
+    tensor, rest = args[0], list(args[1:])
+    if func is Tensor.pin_memory:
+        pinned = tensor.clone()
+        pinned._pinned = True
+        return pinned
+    if func is Tensor.is_pinned:
+        return hasattr(tensor, "_pinned")
+    non_blocking, changes, device = bool(kwargs.pop("non_blocking", False)), {}, kwargs.pop("device", None)
+    if func is Tensor.cpu:
+        device = CPU
+    elif func is Tensor.cuda:
+        device = CUDA
+    for value in rest:
+        if isinstance(value, torch.dtype):
+            changes["dtype"] = value
+        elif isinstance(value, Tensor):
+            device, changes["dtype"] = value.device, value.dtype
+        elif isinstance(value, bool):
+            non_blocking = value
+        elif value is not None:
+            device = value
+    changes |= {key: value for key, value in kwargs.items() if value is not None}
+    if isinstance(device, int):
+        device = torch.device("cuda", device)
+    target = None if device is None else torch.device(device)
+    if target is not None and target.type == "cuda" and target.index not in (None, 0):
+        raise RuntimeError(f"CUDA error: invalid device ordinal ({target})")
+    if target is None or (target.type == "cuda") == isinstance(tensor, Claimed):
+        return Tensor.to(tensor, **changes) if changes else tensor
+    return gpu.moved(tensor, target, non_blocking, **changes)
+
+
+@contextmanager
+def simulated_cuda() -> Iterator[Gpu]:
+    """See the module's first lines."""
+    gpu = Gpu()
+    autocast = torch.autocast.__init__
+
+    def autocast_on_cpu(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        autocast(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    replaced: dict[str, Callable[..., Any]] = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: False,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "Event": ClaimedEvent,
+        "synchronize": lambda device=None: None,
+        "get_device_name": lambda device=None: "Simulated",
+        "get_device_capability": lambda device=None: (8, 0),
+        "mem_get_info": lambda device=None: (2**34, 2**34),
+        "max_memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "is_bf16_supported": lambda including_emulation=True: True,
+    }
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    with ExitStack() as stack:
+        for name, replacement in replaced.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
+        stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast_on_cpu))
+        stack.enter_context(mock.patch.object(torch, "Generator", ClaimedGenerator))
+        stack.enter_context(mock.patch.object(torch.accelerator, "is_available", return_value=True))
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", return_value=CUDA))
+        stack.enter_context(mock.patch.object(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", _grouped))
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        _ACTIVE.append(gpu)
+        stack.callback(_ACTIVE.remove, gpu)
+        stack.enter_context(_Calls(gpu))
+        yield gpu
