@@ -175,7 +175,7 @@ def train_heads(
     loader = DataLoader(
         _Views(problem, options.seed),
         batch_sampler=TrainingBatches(kept, params.batch_size, options.seed, state.steps, params.iterations),
-        num_workers=options.workers if device.type == "cuda" else 0,
+        num_workers=options.loaders if device.type == "cuda" else 0,
         collate_fn=_listed,
     )
     bank.train()
