@@ -32,7 +32,7 @@ class DepthParams(HeadParams):
         rotation: largest angle in degrees, of a rotation with probability 1/2.
         crop: height and width of a training view.
         gamma, brightness, colour: lowest and highest; all three with probability 1/2.
-        pad_multiple: pad every input with zeros on all sides to a multiple of this; 0 does not pad.
+        pad: with zeros on all sides to whole patches of a ViT.
         flip_test: average the depth of a test image and of its mirror image.
         scored_low, scored_high: metres between which a pixel's true depth is scored, and to which depth is clamped.
         published: the rate of the source, whose head has columns of its own.
@@ -50,7 +50,7 @@ class DepthParams(HeadParams):
     brightness: tuple[Positive, Positive] = (0.75, 1.25)
     colour: tuple[Positive, Positive] = (0.9, 1.1)
     flip_p: Annotated[float, Field(ge=0, le=1)] = 0.5
-    pad_multiple: int = Field(0, ge=0)
+    pad: bool = True
     flip_test: bool = True
     scored_low: Positive = 1e-3
     scored_high: Positive = 10.0
@@ -67,12 +67,17 @@ class DepthParams(HeadParams):
 
 DINOV3 = DepthParams(
     rates=(3e-5, 1e-4, 3e-4, 1e-3), decay=1e-4, betas=(0.9, 0.99), clip=35.0, warmup=12_800, schedule="one_cycle",
-    iterations=38_400, batch_size=16, high=10.0, pad_multiple=16, published=3e-4, evaluate_every=38_400,
+    iterations=38_400, batch_size=16, high=10.0, published=3e-4, evaluate_every=38_400,
 )  # fmt: skip
-DINOV2_HEAD = DINOV3.changed(high=80.0, norm=False, class_token=True, upsample=4, pad_multiple=14)
+DINOV2_HEAD = DINOV3.changed(
+    high=80.0,
+    norm=False,
+    class_token=True,
+    upsample=4,
+)
 DEMO = DINOV3.changed(
     crop=(96, 96), iterations=300, warmup=60, batch_size=8, heldout=0.15, evaluate_every=300, rates=(3e-4, 1e-3, 3e-3),
-    pad_multiple=16,
+
 )  # fmt: skip
 
 _OWN = (
@@ -141,6 +146,7 @@ class LinearDepth(ImageTask[DepthParams]):
     Params = DepthParams
     protocols = PROTOCOLS
     passes_per_step = 1
+    fits_image_size = False  # images are padded instead
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, or the map of a stage."""
@@ -169,7 +175,7 @@ class LinearDepth(ImageTask[DepthParams]):
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop[0], params.stride, params.pad_multiple)
+        output, channels = choose_map(encoder, params.crop[0], params.stride, pad=params.pad)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
         problem = Depth(params, train, test, held, options)
         data = [fingerprint(train), fingerprint(test)]

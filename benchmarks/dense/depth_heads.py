@@ -36,7 +36,7 @@ class Depth(Problem):
         self.params, self.train, self.test, self.options = params, train, test, options
         self.held = train.rows(held)
         self.outputs, self.images = BINS, len(train)
-        self.norm, self.class_token, self.pad_multiple = params.norm, params.class_token, params.pad_multiple
+        self.norm, self.class_token, self.pad = params.norm, params.class_token, params.pad
 
     def view(self, index: int, rng: np.random.Generator) -> View:
         depth = read_depth(self.train.annotations[index])

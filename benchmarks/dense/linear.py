@@ -45,8 +45,8 @@ class LinearSegParams(HeadParams, SegmentationViews):
 SPLITS = {"ade20k": ("training", "validation"), "voc12aug": ("train_aug", "val"), "cityscapes": ("train", "val")}
 _GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DINOV2 = LinearSegParams(
-    rates=_GRID, decay=1e-4, warmup=1500, schedule="poly", iterations=40_000, batch_size=16, hue=18 / 180,
-    pad_multiple=14, published=1e-3, best_on_test=False, evaluate_every=10_000,
+    rates=_GRID, decay=1e-4, warmup=1500, schedule="poly", iterations=40_000, batch_size=16, hue=18 / 180, pad=True,
+    published=1e-3, best_on_test=False, evaluate_every=10_000,
 )  # fmt: skip
 DINOV3 = LinearSegParams(
     rates=_GRID, decay=1e-3, warmup=1500, schedule="cosine", iterations=40_000, batch_size=16, hue=0.5, dropout=0.1,
@@ -66,7 +66,7 @@ _DINOV2_SOURCE = Source(
     revision="b8931f7",
     note="linear segmentation head on ADE20K; training settings as in a third party's copy of the configuration that "
     "the notebook downloads (BrianPulfer/robustness-tokens@b1af51e); hue 18 of 180 is mmsegmentation's default. Patch "
-    f"tokens of the last block, padded to a multiple of 14 (set pad_multiple for another patch size). {_OWN}",
+    f"tokens of the last block, padded to whole patches. {_OWN}",
 )
 _DINOV3_SOURCE = Source(
     repository="facebookresearch/dinov3",
@@ -118,6 +118,7 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
     Params = LinearSegParams
     protocols = PROTOCOLS
     passes_per_step = 1
+    fits_image_size = False  # images are padded instead
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, or the map of a stage."""
@@ -139,7 +140,7 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop, params.stride, params.pad_multiple)
+        output, channels = choose_map(encoder, params.crop, params.stride, pad=params.pad)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
         style = MaskFormat.of(protocol.dataset, train)
         problem = Segmentation(params, style, train, test, held, options)

@@ -78,7 +78,7 @@ class SegmentationViews(Params):
         contrast, saturation: factors, lowest and highest.
         hue: largest turn, as a fraction of the colour circle.
         window_stride: pixels from one window to the next.
-        pad_multiple: pad every input with zeros on all sides to a multiple of this; 0 does not pad.
+        pad: every input with zeros on all sides to whole patches of a ViT.
     """
 
     short_side: int = Field(512, gt=0)
@@ -91,4 +91,4 @@ class SegmentationViews(Params):
     saturation: tuple[Positive, Positive] = (0.5, 1.5)
     hue: Annotated[float, Field(ge=0, le=0.5)]
     window_stride: int = Field(341, gt=0)
-    pad_multiple: int = Field(0, ge=0)
+    pad: bool = False

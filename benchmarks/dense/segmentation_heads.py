@@ -34,7 +34,7 @@ class Segmentation(Problem):
     ) -> None:  # fmt: skip
         self.params, self.style, self.train, self.test, self.options = params, style, train, test, options
         self.held = train.rows(held)
-        self.outputs, self.images, self.pad_multiple = len(style.classes), len(train), params.pad_multiple
+        self.outputs, self.images, self.pad = len(style.classes), len(train), params.pad
 
     def view(self, index: int, rng: np.random.Generator) -> View:
         mask = self.style.indices(self.style.read(self.train.annotations[index]))

@@ -40,14 +40,14 @@ class Problem(ABC):
         images: the training images.
         norm: whether the heads have a batch norm.
         class_token: whether the class token is appended to every position.
-        pad_multiple: see `padded`.
+        pad: whether images are padded to whole patches of a ViT.
     """
 
     outputs: int
     images: int
     norm: bool = True
     class_token: bool = False
-    pad_multiple: int = 0
+    pad: bool = False
 
     @abstractmethod
     def view(self, index: int, rng: np.random.Generator) -> View:
@@ -78,7 +78,9 @@ class Model:
     def maps(self, x: Tensor) -> Tensor:
         """The maps (N, C, h, w) that the heads read of normalised images."""
         names = {self.output, "cls"} if self.problem.class_token else {self.output}
-        found = self.encoder.outputs(padded(x, self.problem.pad_multiple), names)
+        if self.problem.pad:
+            x = padded(x, self.encoder.card.patch_size or 1)
+        found = self.encoder.outputs(x, names)
         maps = found[self.output].float()
         if self.problem.class_token:
             token = found["cls"].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
@@ -91,21 +93,23 @@ class Model:
         return on_maps(self.bank, self.maps(x))
 
 
-def choose_map(encoder: Encoder, side: int, stride: int, pad_multiple: int) -> tuple[str, int]:
+def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[str, int]:
     """The output that heads sit on and its channels: patch tokens, or the deepest stage of at most this stride.
 
     Raises:
         InputError: the encoder has none.
     """
     blank = encoder.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    if pad:
+        blank = padded(blank, encoder.card.patch_size or 1)
     for name in MAPS:
         if encoder.has(name):
             try:
-                found = encoder.outputs(padded(blank, pad_multiple), {name})[name]
+                found = encoder.outputs(blank, {name})[name]
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise InputError(
                     f"{encoder.card.name} cannot take {side} pixels ({' '.join(str(error).split())[:120]}); set crop "
-                    "to a multiple of its patch size, or pad_multiple to that size"
+                    "to a multiple of its patch size, or pad=true"
                 ) from error
             if name == "patches" or found.shape[-1] * stride >= side:
                 return name, found.shape[1]

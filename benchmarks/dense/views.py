@@ -104,8 +104,6 @@ def network_input(encoder: Encoder, views: list[View]) -> Tensor:
 
 def padded(x: Tensor, multiple: int) -> Tensor:
     """Images with zeros on all sides up to a multiple, the odd pixel on the right and below."""
-    if not multiple:
-        return x
     missing = [-side % multiple for side in x.shape[:-3:-1]]  # width, height
     return F.pad(x, [side for lack in missing for side in (lack // 2, lack - lack // 2)])
 

@@ -22,7 +22,7 @@ from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved
 from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
-from benchmarks.task import FEATURE_MAPS, InputError
+from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.checkpoint import write_backbone
 from pretrain.resnet import STAGES, weights_sha256
 from results.schema import Architecture, EncoderCard, Geometry
@@ -47,7 +47,7 @@ CLASSIFIER_WIDTHS = {
 }  # fmt: skip
 
 _PROBE_IMAGES, _PROBE_SIDE = 2, 224
-_MODULE_OUTPUTS = (*FEATURE_MAPS, "embed", "head")
+_MODULE_OUTPUTS = (*FEATURE_MAPS, "embed", "head", *TOKEN_MAPS, *TOKEN_VECTORS)
 
 
 def load_encoder(
@@ -165,7 +165,8 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
     The module stays the caller's: it is not changed here, and `Encoder.borrowed` freezes it while it is measured.
 
     Args:
-        module: a mapping that it returns may have feature1 … feature5 (maps), embed and head.
+        module: a mapping that it returns may have feature1 … feature5 and patches (maps), embed,
+            head, cls and the other outputs of a ViT (see `Encoder`).
         card: describes its input; without one, ImageNet's mean and std on RGB of 0 to 1 are assumed, and listed as such
             in the card.
 
@@ -242,7 +243,7 @@ def _named_outputs(kind: str, output: object, images: int) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise InputError(f"{kind} returned {type(found).__name__} this time; return the same outputs every time")
     for name, value in found.items():
-        expected = "(N, C, H, W)" if name in FEATURE_MAPS else "(N, D)"
+        expected = "(N, C, H, W)" if name in (*FEATURE_MAPS, *TOKEN_MAPS) else "(N, D)"
         if not isinstance(value, Tensor) or value.ndim != len(expected.split(",")):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{kind} returns {name} as {shape}; return a tensor {expected}")

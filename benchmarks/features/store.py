@@ -101,6 +101,8 @@ def file_key(output: str, pooling: Pooling | None) -> str:
 
 def stored_dtype(pooling: Pooling | None) -> str:
     """The type of an output's numbers on disk."""
+    if pooling is None:
+        return "float32"
     from benchmarks.features.pool import PatchRows
 
     return pooling.dtype if isinstance(pooling, PatchRows) else "float32"

@@ -29,18 +29,24 @@ def entries() -> Entries:
     return {"dense": dense_heads}
 
 
-def dense_heads(scenes: int = 600, epochs: int = 10) -> Entry:
+def dense_heads(scenes: int = 800, epochs: int = 10, data: Path | None = None) -> Entry:
     """Five rates for `epochs` epochs on the patches of the embedded scenes.
 
     The plain way reads, encodes and trains one head for one epoch; that is measured once and counts for each of the
     heads and epochs. The limit is the encoder's bare passes over images in memory, and the update of the heads.
+
+    Args:
+        scenes: of which an eighth is read.
+        data: embedded data that is there already.
     """
     protocol = find_protocol("ade20k_seg_linear_cached.demo@1").changed(epochs=epochs)
     params: Any = CachedLinear().params(protocol)
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        compose(root / "data", progress=False, counts=Counts(train=scenes, val=6, test=6, drawings_per_class=18))
-        labels = find_dataset("ade20k", root / "data").read("training")
+        if data is None:
+            data = root / "data"
+            compose(data, progress=False, counts=Counts(train=scenes, val=8, test=8, drawings_per_class=1))
+        labels = find_dataset("ade20k", data).read("training")
         encoder = load_encoder(ENCODER)
         options = RunOptions(device="cpu", progress=False, features=root / "features")
         outputs = {k: v for k, v in CachedLinear().outputs(protocol).items() if k.startswith("feature5")}

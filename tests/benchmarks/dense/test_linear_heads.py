@@ -22,6 +22,7 @@ from benchmarks.dense.masks import VOID
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.training import choose_map
 from benchmarks.dense.views import padded, short_side_size, training_view, windows
+from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, RunOptions
@@ -106,7 +107,6 @@ def test_padding_is_on_all_sides() -> None:
     assert padded(x, 14)[0, 0, :3].sum() == 0
     assert padded(torch.ones(1, 3, 13, 30), 14).shape[2:] == (14, 42)
     assert padded(torch.ones(1, 1, 13, 13), 14)[0, 0, :, -1].sum() == 0
-    assert padded(x, 0) is x
     assert short_side_size((400, 300), 512) == (683, 512)
     assert short_side_size((300, 401), 512) == (512, 684)
 
@@ -163,11 +163,11 @@ def test_a_depth_view_cuts_the_border_and_pads_what_is_small() -> None:
 
 def test_the_map_is_the_deepest_that_is_fine_enough() -> None:
     encoder = load_encoder("random:resnet18-w8")
-    assert choose_map(encoder, 96, 16, 0) == ("feature4", 32)
-    assert choose_map(encoder, 96, 32, 0) == ("feature5", 64)
+    assert choose_map(encoder, 96, 16, pad=False) == ("feature4", 32)
+    assert choose_map(encoder, 96, 32, pad=False) == ("feature5", 64)
     with pytest.raises(InputError, match="has no map of stride 2"):
-        choose_map(encoder, 96, 2, 0)
-    assert choose_map(load_encoder("pixels"), 96, 16, 0) == ("patches", 768)
+        choose_map(encoder, 96, 2, pad=False)
+    assert choose_map(load_encoder("pixels"), 96, 16, pad=False) == ("patches", 768)
 
 
 def run(task: Any, protocol: Protocol, data: Path, folder: Path, splits: tuple[str, str]) -> Any:
@@ -229,3 +229,81 @@ def test_rates_without_the_published_one_have_no_column_for_it() -> None:
     protocol = find_protocol("ade20k_seg_linear.dinov3@1").changed(rates=(0.1,))
     assert protocol.columns == ("mIoU", "mIoU oracle")
     assert isinstance(DINOV2, HeadParams)
+
+
+class TinyVit(torch.nn.Module):
+    """Patches of 14 pixels and a class token, without any block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = torch.nn.Conv2d(3, 8, 14, 14)
+        self.patch_embed.patch_size = (14, 14)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        patches = self.patch_embed(images)
+        return {"patches": patches, "cls": patches.mean((2, 3)), "embed": patches.mean((2, 3))}
+
+
+def test_a_vit_with_patches_of_14_pixels_in_both_tasks(data: Path, tmp_path: Path) -> None:
+    """Inputs are padded to whole patches, and DINOv2's depth head reads the class token beside each of them."""
+    torch.manual_seed(0)
+    encoder = load_encoder(TinyVit())
+    assert {"patches", "cls"} <= encoder.names
+    changes = {"iterations": 4, "evaluate_every": 4, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
+    segmentation = find_protocol("ade20k_seg_linear.dinov2@1").changed(
+        short_side=64, crop=64, window_stride=48, **changes
+    )
+    read = find_dataset("ade20k", data).read
+    outcome = LinearSegmentation().run(
+        segmentation, encoder, read("training"), read("validation"), tmp_path / "seg", options(tmp_path)
+    )
+    assert outcome.tensors["weight"].shape == (13, 8)
+    depth = find_protocol("nyu_depth_linear.dinov2_head@1").changed(crop=(64, 64), published=1e-3, **changes)
+    read = find_dataset("nyu_depth", data).read
+    outcome = LinearDepth().run(depth, encoder, read("train"), read("test"), tmp_path / "depth", options(tmp_path))
+    assert outcome.tensors["weight"].shape == (256, 16)
+    assert "bn.weight" not in outcome.tensors
+    with pytest.raises(InputError, match="set crop to a multiple of its patch size, or pad=true"):
+        choose_map(_unpadded(encoder), 64, 16, pad=False)
+
+
+def _unpadded(encoder: Any) -> Any:
+    def refuse(images: torch.Tensor, names: Any) -> dict[str, torch.Tensor]:
+        if images.shape[-1] % 14:
+            raise AssertionError("Input image height (64) is not a multiple of patch height 14")
+        return {name: encoder.outputs(images, {name})[name] for name in names}
+
+    return Encoder(encoder.card, encoder.module, refuse, encoder.names)
+
+
+def test_the_published_numbers() -> None:
+    """Typed from the sources that the protocols name."""
+    segmentation = {
+        "dinov2": {"decay": 1e-4, "dropout": 0.0, "schedule": "poly", "evaluate_every": 10_000, "hue": 0.1},
+        "dinov3": {"decay": 1e-3, "dropout": 0.1, "schedule": "cosine", "evaluate_every": 5000, "hue": 0.5},
+    }
+    common = {
+        "short_side": 512, "ratio": (0.5, 2.0), "crop": 512, "most_of_one_class": 0.75, "flip_p": 0.5,
+        "brightness": 32.0, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "window_stride": 341, "published": 1e-3,
+        "betas": (0.9, 0.999), "warmup": 1500, "iterations": 40_000, "batch_size": 16,
+    }  # fmt: skip
+    for variant, own in segmentation.items():
+        params = find_protocol(f"ade20k_seg_linear.{variant}@1").params
+        assert {name: params[name] for name in (*common, *own)} == common | own
+    assert find_protocol("ade20k_seg_linear.dinov2@1").params["pad"]
+    assert not find_protocol("ade20k_seg_linear.dinov3@1").params["pad"]
+    depth = {
+        "low": 1e-3, "high": 10.0, "published": 3e-4, "betas": (0.9, 0.99), "decay": 1e-4, "clip": 35.0, "norm": True,
+        "iterations": 38_400, "batch_size": 16, "warmup": 12_800, "rotation": 2.5, "crop": (416, 544), "flip_p": 0.5,
+        "gamma": (0.9, 1.1), "brightness": (0.75, 1.25), "colour": (0.9, 1.1), "flip_test": True,
+        "scored_low": 1e-3, "scored_high": 10.0, "class_token": False, "upsample": 1,
+    }  # fmt: skip
+    params = find_protocol("nyu_depth_linear.dinov3@1").params
+    assert {name: params[name] for name in depth} == depth
+    knn = find_protocol("ade20k_seg_knn.capi@1")
+    assert (knn.geometry.mode, knn.geometry.crop, knn.geometry.interpolation) == ("warp", 224, "bicubic")
+    assert (knn.params["k"], knn.params["distances"]) == ((1, 3, 10, 30), ("cosine", "L2"))
+    costs = find_protocol("ade20k_seg_logistic.capi@1").params["costs"]
+    assert costs == pytest.approx(tuple(10 ** np.linspace(-6, 5, 8)))
+    incontext = find_protocol("voc12aug_seg_incontext.hummingbird@1").params
+    assert (incontext["k"], incontext["temperature"]) == (30, 0.02)
