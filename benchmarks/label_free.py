@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 RANKME, ALPHA, EFFECTIVE, STABLE = "RankMe", "alpha-ReQ", "Effective rank", "Stable rank"
 UNIFORMITY, DEVIATION, DEAD = "Uniformity", "Deviation", "Dead share"
+# Measure -> column of a pretraining's log, where its monitor runs.
+MONITORED = {
+    RANKME: "rankme", EFFECTIVE: "effective_rank", ALPHA: "alpha_req", UNIFORMITY: "uniformity",
+    DEVIATION: "deviation", DEAD: "dead_share",
+}  # fmt: skip
 LIDAR, ALIGNMENT = "LiDAR", "Alignment"
 DRAWN = "nothing to choose"
 VIEW_BATCH = 256

@@ -23,12 +23,14 @@ from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
     import torch
+    from torch import nn
 
     from pretrain.monitor import Features, Labelled
 
 log = logging.getLogger("pretrain")
 
 OUT_OF_MEMORY = "out of memory; lower batch_size, augmentation.crop, queue_size or architecture.width, or use more GPUs"
+PROBE_C = 1.0  # of the monitor's linear probe, one value for all epochs
 MONITOR_K, MONITOR_TEMPERATURE = 20, 0.07  # the best k of the published protocol, and its temperature
 
 
@@ -56,8 +58,9 @@ class Command:
     warm_start: Path | None = None
     """backbone.safetensors whose weights the training starts from"""
     monitor: Annotated[Path | None, tyro.conf.arg(aliases=["--knn-monitor"])] = None
-    """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: kNN accuracy of the held-out split
-    during training; under torchrun write --knn-monitor, as torchrun takes --monitor for a flag of its own"""
+    """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: accuracy of kNN and a linear probe
+    on the held-out split during training, and rank and spread of the features; under torchrun write --knn-monitor, as
+    torchrun takes --monitor for a flag of its own"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
     scale_lr: bool = False
@@ -160,7 +163,6 @@ def _run(command: Command, stated: set[str]) -> int:
 
     from pretrain.cost import plan
     from pretrain.distributed import default_workers, own_device, process_group, rank
-    from pretrain.monitor import KnnMonitor
     from pretrain.train import Run
 
     if command.threads is not None:
@@ -185,7 +187,7 @@ def _run(command: Command, stated: set[str]) -> int:
             workers=workers,
             warm_start=command.warm_start,
             max_unreadable=command.max_unreadable,
-            monitor=KnnMonitor(*labelled, _classify, recipe, device, workers) if labelled else None,
+            monitor=_Watch(labelled, recipe, device, workers) if labelled else None,
             monitor_every=command.monitor_every,
         )
         path = run.run()
@@ -218,6 +220,75 @@ def _labelled(root: Path, split: str) -> Labelled:
 def _monitor_splits(root: Path) -> tuple[Labelled, Labelled]:
     """Gallery and queries of the monitor."""
     return _labelled(root, "train"), _labelled(root, "val" if (root / "val").is_dir() else "test")
+
+
+class _Watch:
+    """What one pass over labelled images shows of a backbone: kNN, a linear probe, rank and spread of the features.
+
+    Everything is computed from features without gradients, so that the training does not notice it. The ranks share the
+    queries, and every rank must call it.
+    """
+
+    def __init__(self, labelled: tuple[Labelled, Labelled], recipe: Recipe, device: torch.device, workers: int) -> None:
+        from pretrain.monitor import KnnMonitor
+
+        self.device, self.right, self.asked = device, 0, 0
+        self.also: dict[str, float] = {}
+        self.monitor = KnnMonitor(*labelled, self._classify, recipe, device, workers)
+
+    def __call__(self, backbone: nn.Module) -> dict[str, float]:
+        """The columns of log.csv."""
+        import torch
+
+        from pretrain import distributed
+        from pretrain.monitor import KNN, PROBE
+
+        self.right = self.asked = 0
+        accuracy = self.monitor(backbone)
+        right, asked = distributed.sum_(torch.tensor([self.right, self.asked], device=self.device)).tolist()
+        return {KNN: accuracy, PROBE: 100 * right / max(1, asked), **self.also}
+
+    def _classify(
+        self,
+        gallery: Features,
+        classes: NDArray[np.int64],
+        queries: Features,
+        targets: NDArray[np.int64],
+        device: torch.device,
+    ) -> NDArray[np.bool_]:
+        """The kNN classifier of the monitor, on this rank's queries."""
+        self.right, self.asked = _probe(gallery, classes, queries, targets, str(device)), len(queries)
+        self.also = _label_free(gallery, str(device))
+        return _classify(gallery, classes, queries, targets, device)
+
+
+def _probe(
+    gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64], device: str
+) -> int:
+    """How many queries logistic regression on the gallery's standardised features classifies right."""
+    from benchmarks.solvers.logistic import fit_logistic
+
+    fit = fit_logistic(
+        gallery,
+        classes,
+        int(classes.max()) + 1,
+        [PROBE_C],
+        standardise=True,
+        device=device,
+        tolerance=1e-3,
+        max_iterations=200,
+    )
+    known = targets <= classes.max()
+    ranks = fit.ranks(queries, np.where(known, targets, 0))[0].numpy()
+    return int(((ranks == 0) & known).sum())
+
+
+def _label_free(gallery: Features, device: str) -> dict[str, float]:
+    from benchmarks.label_free import MONITORED, PROTOCOLS, LabelFreeParams, evenly_spaced, measures
+
+    params = LabelFreeParams.model_validate(PROTOCOLS[0].params)
+    found = measures(gallery[evenly_spaced(len(gallery), params.samples)], params, device)
+    return {name: value for column, name in MONITORED.items() if (value := found[column]) is not None}
 
 
 def _classify(

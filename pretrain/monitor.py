@@ -24,7 +24,8 @@ from results.files import replacing, write_file
 
 Row = dict[str, float]
 LOG, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
-KNN = "knn"
+KNN, PROBE, RANK = "knn", "probe", "effective_rank"
+COLLAPSED_RANK, COLLAPSED_SPREAD, AT_CHANCE = 2.0, 0.05, 0.99  # an effective rank of 1 is a single direction
 Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
 # Gallery features and classes, query features and classes, and the device that searches, to (Q,) whether each is right.
@@ -76,6 +77,23 @@ class Events:
             self.writer.add_scalar(name, row[name], step)
 
 
+def collapse(row: Row) -> str:
+    """Why the encoder of an epoch says the same of every image; empty where it does not.
+
+    The loss alone does not decide: in the first epochs it is at chance in healthy runs too.
+    """
+    faults = []
+    if row.get(RANK, COLLAPSED_RANK) < COLLAPSED_RANK:
+        faults.append(f"the effective rank of its features is {row[RANK]:.2f}")
+    if row.get("spread", 1.0) < COLLAPSED_SPREAD:
+        faults.append(f"its embeddings spread by {row['spread']:.3f}, where 1 is even")
+    if not faults:
+        return ""
+    if row["loss"] >= AT_CHANCE * row["chance_loss"]:
+        faults.append(f"the loss of {row['loss']:.3f} is at chance")
+    return ", ".join(faults) + "; stop the run, and lower lr or check augmentation and precision"
+
+
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     """Loss with its chance line, accuracy of the pretext task, and the kNN monitor where it ran, over the epochs."""
     from matplotlib.figure import Figure
@@ -92,6 +110,9 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     monitored = [row for row in rows if KNN in row]
     if monitored:
         below.plot([r["epoch"] for r in monitored], [r[KNN] for r in monitored], ".-", label="kNN on held-out images")
+    probed = [row for row in rows if PROBE in row]
+    if probed:
+        below.plot([r["epoch"] for r in probed], [r[PROBE] for r in probed], ".--", label="probe on held-out images")
     below.set(xlabel="epoch", ylabel="%", ylim=(0, 100))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):

@@ -31,7 +31,7 @@ from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
-from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, draw_curves, row_text, write_log
+from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, collapse, draw_curves, row_text, write_log
 from pretrain.recipe import Recipe
 from results.errors import InputError
 from results.files import remove_partials, write_file
@@ -57,7 +57,8 @@ class Run:
         workers: loader processes of this rank.
         warm_start: see `Trainer`.
         max_unreadable: share of the images that may be unreadable.
-        monitor: accuracy in percent of a backbone, run by all ranks every `monitor_every` epochs and after the last.
+        monitor: accuracy of kNN in percent of a backbone, or several columns of the log; run by all ranks every
+            `monitor_every` epochs and after the last.
 
     Attributes:
         seconds: of training, without the monitor and the saves, over all processes that worked on it.
@@ -77,7 +78,7 @@ class Run:
         workers: int = 2,
         warm_start: Path | None = None,
         max_unreadable: float = 0.01,
-        monitor: Callable[[nn.Module], float] | None = None,
+        monitor: Callable[[nn.Module], float | Row] | None = None,
         monitor_every: int = 10,
     ) -> None:
         self.recipe, self.data, self.out = recipe, data, out
@@ -93,6 +94,7 @@ class Run:
         self.wait = DataWait(device)
         self.seconds = 0.0
         self.rows: list[Row] = []
+        self.collapsed = False  # as of the last epoch, so that it is said once
         if state is not None:
             self._resume(state)
         self.told = self.saved = time.monotonic()
@@ -123,6 +125,9 @@ class Run:
                 row = self._epoch(batches, bar)
                 self.rows.append(row)
                 events.add(row, trainer.step)
+                if self.first and (fault := collapse(row)) and not self.collapsed:
+                    log.warning("epoch %d: the encoder has collapsed: %s", len(self.rows), fault)
+                self.collapsed = bool(fault)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.3f}")
                 self._tell(bar, f"epoch {len(self.rows)} of {self.recipe.epochs}: {row_text(row)}")
                 self._save_epoch(len(self.rows))
@@ -159,7 +164,8 @@ class Run:
         trainer.loader.count_unreadable(distributed.union(trainer.loader.unreadable))
         last = epoch + 1 == self.recipe.epochs
         if self.monitor and (last or (epoch + 1) % self.monitor_every == 0):
-            row[KNN] = self.monitor(trainer.encoder.backbone)
+            found = self.monitor(trainer.encoder.backbone)
+            row |= found if isinstance(found, dict) else {KNN: found}
         return row
 
     def _row(self, epoch: int) -> Row:

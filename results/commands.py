@@ -335,8 +335,11 @@ def _correlations(options: Correlations) -> int:
     values = correlation.measured_values(records, embedded=options.embedded)
     if not options.embedded:
         values = correlation.together(correlation.published_values(figures()), values)
-    chosen_columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
-    found = correlation.correlations(values, chosen_columns)
+    if options.columns == "cheap":
+        found = correlation.cheap_correlations(values)
+    else:
+        columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
+        found = correlation.correlations(values, columns)
     if not found:
         raise InputError("no two columns have three encoders in common")
     _put(options.out, _formatted([correlation.correlation_table(found)], options.format))

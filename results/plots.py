@@ -509,6 +509,9 @@ LOG_PANELS = {
     "loss": ("loss (dotted: at chance)", 1.0),
     "accuracy": ("pretext accuracy (%)", 100.0),
     "knn": ("kNN accuracy on\nheld-out images (%)", 1.0),
+    "probe": ("linear probe on\nheld-out images (%)", 1.0),
+    "effective_rank": ("effective rank\nof the features", 1.0),
+    "uniformity": ("uniformity\n(lower is more even)", 1.0),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE
-from results.families import place_of
+from results.families import family_key, place_of
 from results.formats import Cell, Row, Table
 from results.published import Figure, bare_config
 from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
@@ -23,7 +23,12 @@ from results.store import StoredRecord
 RESAMPLES = 2000
 MIN_ENCODERS = 5  # with fewer an interval would be meaningless
 # The headline of a protocol is the column that most encoders have; among equals the first of these.
-PREFERRED = ("AvgPool", "k=20", "Feature5", "best_oracle", "embed", "k=96", "AP", "AP50", "AP_box", "mIoU")
+PREFERRED = (
+    "AvgPool", "k=20", "Feature5", "best_oracle", "embed", "k=96", "AP", "AP50", "AP_box", "mIoU", "Logistic", "Top-1",
+    "RankMe", "LiDAR",
+)  # fmt: skip
+# Benchmarks that cost a pass over the images and no training: may one of them stand for the others?
+CHEAP = ("label_free", "label_free_views", "knn", "ncm")
 # The columns of the MoCo v2 note's remark: linear accuracy and VOC detection, by benchmark.
 REMARK_COLUMNS = (("linear_avgpool", "AvgPool"), ("voc0712_det", "AP"))
 
@@ -150,6 +155,22 @@ def page_order(column: Column) -> tuple[int, Column]:
 def correlations(values: Mapping[Column, Mapping[str, float]], columns: Sequence[Column]) -> list[Correlation]:
     """The correlation of every two columns that share at least three encoders and are not constant over them."""
     found = (_correlation(values, a, b) for a, b in combinations(columns, 2))
+    return [correlation for correlation in found if correlation is not None]
+
+
+def cheap_correlations(values: Values) -> list[Correlation]:
+    """The correlation of every cheap measure with the headline of every other benchmark.
+
+    All label-free measures count as cheap, and the headlines of nearest neighbours and class means.
+    """
+    shown = headlines(values)
+    cheap = [
+        column
+        for column in sorted(values, key=page_order)
+        if (key := family_key(column.benchmark)) in CHEAP and (column in shown or str(key).startswith("label_free"))
+    ]
+    others = [column for column in shown if family_key(column.benchmark) not in CHEAP]
+    found = (_correlation(values, a, b) for a in cheap for b in others)
     return [correlation for correlation in found if correlation is not None]
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from pretrain.data import Files
-from pretrain.monitor import Events, Features, KnnMonitor, Row, draw_curves, write_log
+from pretrain.monitor import Events, Features, KnnMonitor, Row, collapse, draw_curves, write_log
 from pretrain.recipe import Recipe
 
 ROWS: list[Row] = [
@@ -84,6 +84,17 @@ def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_enc
     assert encoder.training
     assert torch.equal(torch.get_rng_state(), before)
     assert np.allclose(seen[0][0], np.array([250, 10, 10]) / 255, atol=0.01)
+
+
+def test_what_counts_as_a_collapse() -> None:
+    healthy = {"epoch": 1, "loss": 7.0, "chance_loss": 7.0, "spread": 0.9, "effective_rank": 40.0}
+    assert collapse(healthy) == ""  # at chance, as every run begins
+    assert collapse({name: healthy[name] for name in ("epoch", "loss", "chance_loss")}) == ""
+    assert collapse(healthy | {"effective_rank": 1.04}).startswith(
+        "the effective rank of its features is 1.04, the loss of 7.000 is at chance"
+    )
+    assert "at chance" not in collapse(healthy | {"spread": 0.01, "loss": 3.0})
+    assert "spread by 0.010" in collapse(healthy | {"spread": 0.01})
 
 
 def test_a_large_set_is_thinned_evenly(tmp_path: Path) -> None:

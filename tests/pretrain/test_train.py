@@ -49,9 +49,31 @@ def test_a_monitor_writes_its_column_and_changes_nothing_else(images: Path, tmp_
     assert run(images, tmp_path / "alone", "--epochs", "3") == 0
     assert_same_end(tmp_path / "watched", tmp_path / "alone")
     with (tmp_path / "watched" / "log.csv").open(encoding="utf-8", newline="") as file:
-        knn = [row["knn"] for row in csv.DictReader(file)]
-    assert knn[0] == ""
-    assert all(0 <= float(value) <= 100 for value in knn[1:])
+        rows = list(csv.DictReader(file))
+    for name in ("knn", "probe"):
+        assert rows[0][name] == ""
+        assert all(0 <= float(row[name]) <= 100 for row in rows[1:])
+    assert all(1 <= float(row["effective_rank"]) <= 6 for row in rows[1:])  # of six images
+    assert {"rankme", "alpha_req", "uniformity", "deviation", "dead_share"} < set(rows[0])
+
+
+def test_a_collapsed_run_is_announced_at_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backbone that answers every image alike: the loss is at chance, and the rank is one."""
+    from pretrain.resnet import ResNet
+
+    forward = ResNet.forward
+    monkeypatch.setattr(ResNet, "forward", lambda self, x: forward(self, x) * 0 + 1)
+    labelled = tmp_path / "labelled"
+    for split in ("train", "val"):
+        for name in ("dark", "light"):
+            (labelled / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40), (name == "dark" and "black") or "white").save(labelled / split / name / "0.png")
+    assert run(images, tmp_path / "out", "--epochs", "2", "--monitor", str(labelled), "--monitor-every", "1") == 0
+    told = [record.message for record in caplog.records if "collapsed" in record.message]
+    assert len(told) == 1
+    assert told[0].startswith("epoch 1: the encoder has collapsed: the effective rank of its features is 1.00")
 
 
 def test_cifar_10_is_read_from_its_owners_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from results.__main__ import main
 from results.compare.correlations import (
     MIN_ENCODERS,
     Column,
+    cheap_correlations,
     correlation_table,
     correlations,
     headlines,
@@ -48,6 +49,20 @@ def test_few_encoders_have_no_interval_and_too_few_no_coefficient() -> None:
     assert found.low is None
     assert correlations({A: three, B: {"a": 1.0, "b": 2.0}}, [A, B]) == []
     assert correlations({A: three, B: dict.fromkeys("abc", 1.0)}, [A, B]) == []
+
+
+def test_cheap_measures_are_set_against_the_other_benchmarks() -> None:
+    x = {name: float(value) for name, value in zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)}
+    y = {name: -value for name, value in x.items()}
+    rank, even = Column("label_free.spt@1", "RankMe"), Column("label_free.spt@1", "Uniformity")
+    values = {rank: x, even: y, A: x, Column(A.protocol, "k=200"): x, B: x, C: y}
+    found = {(one.a, one.b): one for one in cheap_correlations(values)}
+    assert set(found) == {(cheap, other) for cheap in (rank, even, A) for other in (B, C)}
+    assert found[even, B].spearman == pytest.approx(-1)
+    assert found[rank, B].low == pytest.approx(1)  # every resample is ordered alike
+    assert headlines(values)[0].name in ("RankMe", "k=20", "AvgPool", "AP")
+    assert rank in headlines(values)
+    assert even not in headlines(values)
 
 
 def test_published_models_count_once_however_their_sources_write_them() -> None:
