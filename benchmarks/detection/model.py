@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export import backbone_tensors, detectron2_name, detectron2_settings, resnet_shape
+from benchmarks.encoders.export import ResNetShape, backbone_tensors, detectron2_name, detectron2_settings, resnet_shape
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import require_same_tensors
 from results.schema import EncoderCard
@@ -27,6 +27,18 @@ BACKBONES = {  # detectron2's name -> that of the same network with the encoder'
     "build_resnet_fpn_backbone": "build_card_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone": "build_card_retinanet_fpn_backbone",
 }
+
+
+def resnet_settings(card: EncoderCard) -> tuple[dict[str, Any], ResNetShape]:
+    """What detectron2 must know of the encoder's ResNet, and its shape.
+
+    Raises:
+        NotApplicableError: the encoder is not a ResNet, or is one that detectron2 cannot build.
+    """
+    try:
+        return detectron2_settings(card), resnet_shape(card.architecture)
+    except InputError as error:
+        raise NotApplicableError(f"{card.name}: detection protocols are for ResNets: {error}") from error
 
 
 def configuration(params: DetectionParams, card: EncoderCard, classes: int, *, ranks: int = 1, gpu: bool = True) -> Any:
@@ -42,10 +54,7 @@ def configuration(params: DetectionParams, card: EncoderCard, classes: int, *, r
         NotApplicableError: the encoder is not a ResNet.
     """
     architecture = card.architecture
-    try:
-        facts, network = detectron2_settings(card), resnet_shape(architecture)
-    except InputError as error:
-        raise NotApplicableError(f"{card.name}: detection protocols are for ResNets: {error}") from error
+    facts, network = resnet_settings(card)
     from detectron2 import model_zoo
 
     cfg = model_zoo.get_config(params.base)

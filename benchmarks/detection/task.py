@@ -33,6 +33,12 @@ class Detection(ImageTask[DetectionParams]):
         """The last stage: a detector needs the whole backbone."""
         return {"feature5": ("feature5", None)}
 
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError for an encoder that is not a ResNet; this needs no detectron2."""
+        from benchmarks.detection.model import resnet_settings
+
+        resnet_settings(encoder.card)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

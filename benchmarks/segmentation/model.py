@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export import backbone_tensors, openmmlab_settings, resnet_shape
+from benchmarks.encoders.export import ResNetShape, backbone_tensors, openmmlab_settings, resnet_shape
 from benchmarks.segmentation.protocols import SegmentationParams
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import quiet, require_packages, require_same_tensors
@@ -87,11 +87,8 @@ def use_device(kind: str) -> None:
     found.DEVICE = kind
 
 
-def model_config(params: SegmentationParams, card: EncoderCard, *, synchronised: bool) -> dict[str, Any]:
-    """The model in the form of mmsegmentation's registry.
-
-    Args:
-        synchronised: batch norms share their statistics over ranks; one process has ordinary ones.
+def resnet_settings(card: EncoderCard) -> tuple[dict[str, Any], ResNetShape]:
+    """What mmsegmentation must know of the encoder's ResNet, and its shape.
 
     Raises:
         NotApplicableError: the encoder is not a ResNet, or is a wide one.
@@ -106,6 +103,20 @@ def model_config(params: SegmentationParams, card: EncoderCard, *, synchronised:
             f"{card.name}: mmsegmentation's ResNet cannot have the wide 3x3 convolutions of {architecture.name}; use "
             "another ResNet"
         )
+    return facts, network
+
+
+def model_config(params: SegmentationParams, card: EncoderCard, *, synchronised: bool) -> dict[str, Any]:
+    """The model in the form of mmsegmentation's registry.
+
+    Args:
+        synchronised: batch norms share their statistics over ranks; one process has ordinary ones.
+
+    Raises:
+        NotApplicableError: the encoder is not a ResNet, or is a wide one.
+    """
+    architecture = card.architecture
+    facts, network = resnet_settings(card)
     import mmseg
     from mmengine.config import Config
 

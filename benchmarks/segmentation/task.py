@@ -31,6 +31,12 @@ class Segmentation(ImageTask[SegmentationParams]):
         """The last stage, which the head sits on."""
         return {"feature5": ("feature5", None)}
 
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError for an encoder that mmsegmentation's ResNet cannot hold."""
+        from benchmarks.segmentation.model import resnet_settings
+
+        resnet_settings(encoder.card)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.estimate import describe, training_seconds
-from benchmarks.evaluate import Run, load
+from benchmarks.estimate import describe, dry_run, training_seconds
+from benchmarks.evaluate import Question, Run, load
 from benchmarks.registry import TASK_NAMES, load_task
 from benchmarks.task import FeatureTask, Labels, RunOptions
 from results.schema import DatasetRef
@@ -60,3 +60,15 @@ def test_training_counts_epochs_reading_and_the_backward_pass(tmp_path: Path) ->
     assert seconds("linear", 20) > 1.5 * seconds("linear", 10)
     assert seconds("linear", 10) >= 10 * 4 * 11
     assert seconds("semi-10pct", 10) >= 10 * 4 * 31  # forward and backward
+
+
+@pytest.mark.parametrize("name", ["voc-det", "coco-det", "voc-seg"])
+def test_a_dry_run_refuses_what_an_engine_cannot_take(name: str, small_data: Path, tmp_path: Path) -> None:
+    task = load_task(name)()
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+    questions = [Question(task, task.default_protocol(embedded=True))]
+    lines = list(dry_run(["package:efficientnet-lite0", KINDS["maps"]], questions, small_data, options))
+    told = [line for line in lines if line.split()[0] in ("missing", "would")]
+    assert len(told) == 2
+    assert "protocols are for ResNets" in told[0]
+    assert told[1].startswith("would run")
