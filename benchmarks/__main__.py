@@ -401,6 +401,12 @@ def _verify(arguments: Sequence[str]) -> int:
     return verify_command(_parse(Verify, arguments, "verify"), declared)
 
 
+def _why() -> Any:
+    from benchmarks.why import command
+
+    return command
+
+
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
     "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
@@ -408,6 +414,8 @@ COMMANDS: Mapping[str, Command] = {
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
     "explain": Command("Protocols", "measure the protocols between two, to take their difference apart",
                        _function("explain", _explain)),
+    "why": Command("Protocols", "say why a score differs from a published one, setting by setting",
+                   _function("why", _why)),
     "audit": Command("Encoders and data", "check that an encoder is what its card says", _function("audit", _audit)),
     "check-data": Command("Encoders and data", "say which data sets are there, missing or damaged",
                           _function("check-data", _check_data)),

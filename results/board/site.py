@@ -90,7 +90,10 @@ def site(records: Sequence[StoredRecord], bad: Sequence[BadRecord], figures: Seq
 def _board(section: Section, styles: EncoderStyles) -> dict[str, Any]:
     """What the script of the page needs for one kind of data, and what stands there without a script."""
     headlines = {id(group) for group in section.headline_groups()}
-    columns, values, errors, drawn = [], {}, {}, {}
+    columns: list[BoardColumn] = []
+    values: dict[str, dict[int, float]] = {}
+    errors: dict[str, dict[int, float]] = {}
+    drawn: dict[str, dict[int, str]] = {}
     for group in section.groups:
         protocol = group.protocol
         if protocol.unit != "%" or not protocol.higher_is_better:
