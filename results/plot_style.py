@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -19,6 +22,23 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
+CONTROLS = ("#6e6e6e", "#a3a3a3")  # untrained networks and raw pixels, which other encoders are compared with
+_TITLED: ContextVar[bool] = ContextVar("titled", default=True)
+
+
+@contextmanager
+def without_title() -> Iterator[None]:
+    """Figures of one panel are drawn without a title: the page or the caption around them has it."""
+    token = _TITLED.set(False)
+    try:
+        yield
+    finally:
+        _TITLED.reset(token)
+
+
+def encoder_key(label: str) -> str:
+    """Eight hex digits by which a page finds an encoder's lines in its figures."""
+    return hashlib.sha256(label.encode()).hexdigest()[:8]
 
 
 class NothingToDrawError(ValueError):
@@ -46,21 +66,27 @@ def line_style(family: int, member: int = 0) -> LineStyle:
 
 
 class EncoderStyles:
-    """One style for each encoder of some records, the same in every figure.
+    """One style for each encoder of some records, the same in every figure and on every page.
 
-    The seeds of one training are a family.
+    The seeds of one training are a family. Untrained networks and raw pixels are grey.
     """
 
     def __init__(self, records: Sequence[StoredRecord]) -> None:
         self._styles: dict[str, LineStyle] = {}
         families: dict[str, int] = {}
         members: dict[str, int] = {}
+        controls = 0
         for entry in table_rows(stored for stored in current(records)[0] if stored.intact):
             name = entry.training
-            family, member = families.setdefault(name, len(families)), members.get(name, 0)
-            members[name] = member + 1
+            if entry.random or entry.architecture.name == "pixels":
+                style: LineStyle = {**line_style(controls, controls), "color": CONTROLS[controls % len(CONTROLS)]}
+                controls += 1
+            else:
+                family, member = families.setdefault(name, len(families)), members.get(name, 0)
+                members[name] = member + 1
+                style = line_style(family, member)
             for label in (entry.label, name, *(card.name for card in entry.cards)):
-                self._styles.setdefault(label, line_style(family, member))
+                self._styles.setdefault(label, style)
         self._families = len(families)
 
     def of(self, label: str) -> LineStyle:
@@ -84,7 +110,7 @@ def stacked_panels(
 
 def plain_axes(axes: Axes, title: str = "", *, grid: Literal["x", "y"] = "y") -> None:
     """A title on the left, a pale grid, no frame on the right and at the top."""
-    if title:
+    if title and (_TITLED.get() or len(axes.figure.axes) > 1):
         axes.set_title(title, fontsize="medium", loc="left")
     axes.grid(axis=grid, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -97,6 +123,7 @@ def legend_below(axes: Axes, offset: float) -> None:
 
 def save_figure(figure: Figure, out: Path) -> None:
     """Write a figure in the format of the file's ending (PNG without one), completely or not at all."""
-    content = io.BytesIO()
-    figure.savefig(content, format=out.suffix.removeprefix(".") or "png", dpi=150)
+    content, form = io.BytesIO(), out.suffix.removeprefix(".") or "png"
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same records give the same bytes
+    figure.savefig(content, format=form, dpi=150, bbox_inches="tight", metadata=dated.get(form))
     write_file(out, content.getvalue())

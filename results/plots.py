@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from results.compare.correlations import Correlation, page_order
 from results.compare.explain import Explanation
 from results.errors import InputError
+from results.families import family_of
 from results.files import write_file
 from results.plot_style import (
     EncoderStyles,
     NothingToDrawError,
+    encoder_key,
     legend_below,
     line_style,
     plain_axes,
@@ -31,6 +34,9 @@ from results.rows import current, data_kind, data_kinds, records_by_row, table_r
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
 # ---- every figure of a folder of records
 
@@ -46,12 +52,13 @@ def write_figures(records: Sequence[StoredRecord], out: Path) -> tuple[list[Path
     """
     written: list[Path] = []
     left_out: dict[Path, str] = {}
+    styles = EncoderStyles(records)
     for kind in data_kinds(records):
         own = [stored for stored in records if data_kind(stored.record) == kind]
         if not own:
             continue
         folder = out / (f"own_{slug(kind.name)}_{kind.fingerprint[:8]}" if kind.kind == "own" else kind.kind)
-        for figure in record_figures(own):
+        for figure in record_figures(own, styles):
             path = folder / f"{figure.name}.png"
             try:
                 figure.draw(path)
@@ -75,9 +82,9 @@ class RecordFigure:
     draw: Callable[[Path], None]
 
 
-def record_figures(records: Sequence[StoredRecord]) -> list[RecordFigure]:
+def record_figures(records: Sequence[StoredRecord], styles: EncoderStyles | None = None) -> list[RecordFigure]:
     """The figures of one kind of data, in which an encoder has the same style everywhere."""
-    styles = EncoderStyles(records)
+    styles = styles or EncoderStyles(records)
     by_layer = partial(draw_per_layer, records, styles=styles)
     by_k = partial(draw_knn_k, records, styles=styles)
     by_class = partial(draw_per_class, records, styles=styles)
@@ -270,7 +277,7 @@ def draw_curves(
     kinds = sorted({curve.bars for panel in panels for curve in panel.curves if curve.bars})
     for axes, panel in zip(all_axes, panels, strict=True):
         for curve in panel.curves:
-            axes.errorbar(
+            bars = axes.errorbar(
                 [point.x for point in curve.points],
                 [point.value for point in curve.points],
                 [point.spread or 0.0 for point in curve.points],
@@ -279,6 +286,8 @@ def draw_curves(
                 markersize=5,
                 **styles.of(curve.label),
             )
+            for artist in (bars.lines[0], *bars.lines[1], *bars.lines[2]):
+                mark(artist, curve.label)
         positions = sorted({point.x for curve in panel.curves for point in curve.points})
         if ticks is None:
             axes.set_xscale("log")
@@ -286,12 +295,28 @@ def draw_curves(
         axes.set_xticks(positions, [f"{x:g}" if ticks is None else ticks[x] for x in positions])
         axes.set_xlabel(x_label)
         axes.set_ylabel(_score_label(panel.protocol))
-        plain_axes(axes, _wrapped(f"{panel.protocol.id} on {panel.dataset}", TITLE_WIDTH))
+        plain_axes(axes, panel_title(panel.protocol, panel.dataset))
         legend_below(axes, 0.16)
     if kinds:
         text = kinds[0] if len(kinds) == 1 else "see the legend; the two kinds cannot be compared with each other"
         figure.supxlabel(f"Error bars: {text}", fontsize="small")
     save_figure(figure, out)
+
+
+def mark(artist: Artist, label: str) -> None:
+    """Name an artist after its encoder, so that a page can dim the others."""
+    axes = artist.axes
+    assert axes is not None
+    panel = next(i for i, each in enumerate(axes.figure.axes) if each is axes)
+    place = f"{panel}-{axes.get_children().index(artist)}"
+    artist.set_gid(f"encoder-{encoder_key(label)}-{place}")
+
+
+def panel_title(protocol: Protocol, dataset: str) -> str:
+    """Benchmark and data in words, with what its user changed; the protocol's id is in the tables."""
+    changed = f" ({', '.join(protocol.overrides)})" if protocol.overrides else ""
+    title = f"{family_of(protocol.benchmark).title}, {protocol.variant}, on {dataset}{changed}"
+    return "\n".join(textwrap.wrap(title, TITLE_WIDTH))
 
 
 def _curve_label(curve: Curve, *, name_bars: bool) -> str:
@@ -353,8 +378,10 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
         bands = low_shot_bands(group, selection)
         for band in bands:
             style = looks.of(band.encoder)
-            axes.fill_between(band.k, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
-            axes.plot(band.k, band.mean, label=band.label, markersize=5, **style)
+            area = axes.fill_between(band.k, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
+            (line,) = axes.plot(band.k, band.mean, label=band.label, markersize=5, **style)
+            mark(area, band.encoder)
+            mark(line, band.encoder)
         ticks = sorted({k for band in bands for k in band.k})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(k) for k in ticks])
@@ -363,8 +390,8 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
         plain_axes(axes, title)
     all_axes[0].set_ylabel(_score_label(protocol, f" on {protocol.test_split}"))
     sets = protocol.params.get("sets", "all")
-    title = f"{group[0].record.protocol.id} on {dataset}: mean of {sets} drawn sets; shaded: lowest to highest set"
-    figure.suptitle(_wrapped(title, 2 * TITLE_WIDTH), fontsize="medium")
+    title = f"{panel_title(protocol, dataset)}: mean of {sets} drawn sets; shaded: lowest to highest set"
+    figure.suptitle("\n".join(textwrap.wrap(" ".join(title.split()), 2 * TITLE_WIDTH)), fontsize="medium")
     handles, labels = all_axes[0].get_legend_handles_labels()
     columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels), default=0) + 6)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
@@ -417,16 +444,77 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderSt
         for i, label in enumerate(table.columns[first:], start=first - 1):
             style = looks.of(label.partition(MEAN_OF)[0])
             values = [row.cells[i].value for row in table.rows]
-            axes.plot(
+            (line,) = axes.plot(
                 [float("nan") if value is None else value for value in values], rows, label=label, linestyle="",
                 marker=style["marker"], color=style["color"], markersize=6,
             )  # fmt: skip
+            mark(line, label.partition(MEAN_OF)[0])
         axes.set_yticks(rows, [row.label for row in table.rows])
         axes.invert_yaxis()
         axes.set_xlabel("score of the class (%)")
         plain_axes(axes, textwrap.fill(table.title, TITLE_WIDTH))
         axes.spines["left"].set_visible(False)
         legend_below(axes, 1.0 / len(table.rows) + 0.1)  # below the axis and its label
+    save_figure(figure, out)
+
+
+# ---- headline scores, and how far each is behind the best
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One encoder in one panel: a value with its 95 % interval; `tied` where it is the best or tied with it."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """A column's title and its dots, in the order of the rows."""
+
+    title: str
+    dots: tuple[Dot, ...]
+
+
+def draw_dots(
+    panels: Sequence[DotPanel], out: Path, styles: EncoderStyles, *, x_label: str, zero: bool = False
+) -> None:
+    """A row per encoder, a panel per column: dots with 95 % intervals, filled where tied with the best.
+
+    Args:
+        zero: draw a line at zero, for differences.
+    """
+    labels = list(dict.fromkeys(dot.label for panel in panels for dot in panel.dots))
+    if not labels:
+        raise NothingToDrawError("no encoder has a headline score")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for dot in panel.dots:
+            colour, row = styles.of(dot.label)["color"], labels.index(dot.label)
+            if dot.low is not None and dot.high is not None:
+                (line,) = axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=1.6)
+                mark(line, dot.label)
+            (point,) = axes.plot(
+                [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
+                markerfacecolor=colour if dot.tied else "white",
+            )  # fmt: skip
+            mark(point, dot.label)
+        if zero:
+            axes.axvline(0, color="#7a7a7a", linewidth=0.8)
+        axes.set_title(textwrap.fill(panel.title, 26), fontsize="medium", loc="left")
+        plain_axes(axes, grid="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[0].set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_WIDTH) for label in labels])
+    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.supxlabel(x_label, fontsize="small")
     save_figure(figure, out)
 
 
@@ -460,8 +548,9 @@ def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
     edges = np.arange(size) - 0.5
     mesh = axes.pcolormesh(edges, edges + 1, values[1:, :-1], cmap="PuOr_r", vmin=-1, vmax=1)
     axes.invert_yaxis()
-    axes.set_xticks(range(size - 1), [column.label for column in columns[:-1]], rotation=45, ha="right", fontsize=9)
-    axes.set_yticks(range(1, size), [column.label for column in columns[1:]], fontsize=9)
+    names = [textwrap.fill(column.words, LABEL_WIDTH) for column in columns]
+    axes.set_xticks(range(size - 1), names[:-1], rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(range(1, size), names[1:], fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(mesh, ax=axes, label="Spearman rank correlation", shrink=0.6)
@@ -478,8 +567,8 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
         levels = [one.score_a]  # the score after each switch
         for share in shares:
             levels.append(levels[-1] + share)
-        steps = [f"{_wrapped(s.field)}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
-        labels = [_wrapped(one.a), *steps, _wrapped(one.b)]
+        steps = [f"{_wrapped(in_words(s.field))}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
+        labels = ["score under A", *steps, "score under B"]
         lengths, starts = [one.score_a, *shares, one.score_b], [0.0, *levels[:-1], 0.0]
         colours = [ENDS, *(UP if share >= 0 else DOWN for share in shares), ENDS]
         hatches = ["", *("" if share >= 0 else "//" for share in shares), ""]
@@ -495,6 +584,20 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
         axes.set_xlabel("score (the axis does not start at zero)")
         plain_axes(axes, f"{one.encoder}\n{one.column} on {one.dataset}", grid="x")
     save_figure(figure, out)
+
+
+SETTINGS = {
+    "geometry.crop": "crop size", "geometry.resize": "resize", "geometry.interpolation": "interpolation",
+    "geometry.mode": "resizing mode", "normalise": "normalised features", "temperature": "temperature",
+    "train_split": "training images", "test_split": "test images", "features": "layer of the features",
+    "costs": "SVM costs tried", "ap_rule": "rule of average precision", "epochs": "epochs",
+    "ignore_in_train": "ignored training images",
+}  # fmt: skip
+
+
+def in_words(field: str) -> str:
+    """A setting's name for an axis."""
+    return SETTINGS.get(field, field.removeprefix("geometry.").replace("_", " "))
 
 
 def _wrapped(label: str, width: int = LABEL_WIDTH) -> str:

@@ -273,12 +273,13 @@ def _about(cards: Sequence[EncoderCard]) -> tuple[str, ...]:
         card.method or "",
         card.pretrain_data or "",
         f"{card.epochs:g}" if card.epochs else "",
-        _duration(card.pretrain_seconds) if alone and card.pretrain_seconds is not None else "",
+        duration(card.pretrain_seconds) if alone and card.pretrain_seconds is not None else "",
         (card.weights_sha256 or "")[:8] if alone else "",
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As `5 min 02 s` or `1.5 h`."""
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{seconds / 3600:.1f} h"

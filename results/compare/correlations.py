@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE
-from results.families import family_key, place_of
+from results.families import family_key, family_of, place_of
 from results.formats import Cell, Row, Table
 from results.published import Figure, bare_config
 from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
@@ -46,6 +46,13 @@ class Column:
     @property
     def label(self) -> str:
         return f"{self.protocol} {self.name}" + (f" on {self.dataset}" if self.dataset else "")
+
+    @property
+    def words(self) -> str:
+        """As an axis shows it: benchmark, variant and column, and the data where they are not the protocol's own."""
+        variant = self.protocol.partition(".")[2].partition("@")[0]
+        about = f"{family_of(self.benchmark).title} ({variant}), {self.name}"
+        return about + (f", {self.dataset}" if self.dataset else "")
 
     @property
     def benchmark(self) -> str:

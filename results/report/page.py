@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,26 +25,35 @@ from results.compare.correlations import (
 )
 from results.compare.explain import Explanation, Question, explanations
 from results.errors import InputError
-from results.formats import Row, Table
-from results.noise import NOISE_LINE
+from results.formats import Cell, Row, Table, cell_text
+from results.noise import NOISE_LINE, TWO_SIDED, difference, rank
+from results.plot_style import EncoderStyles, encoder_key
 from results.plots import (
+    Dot,
+    DotPanel,
     PretrainingLog,
+    draw_dots,
     draw_heat_map,
     draw_pretraining,
     draw_waterfall,
     record_figures,
 )
 from results.published import Figure
-from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, chart, saved_images
-from results.rows import FULL, DataKind, current, data_kind, data_kinds, matching
+from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, Verdict, chart, saved_images
+from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row
 from results.store import BadRecord, StoredRecord
-from results.tables import SPREAD_LINE, Section, per_class_tables
+from results.suites import suite_groups, suite_of
+from results.tables import SPREAD_LINE, Section, duration, headline, per_class_tables, score_cell
 from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent
 ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."
 LEGEND = "The legend gives the colour, marker and dashes of each line; the tables hold the numbers."
+TABS = {
+    "overview": "Overview", "benchmarks": "Benchmarks", "noise": "Noise", "differences": "Protocols",
+    "correlations": "Correlations", "images": "Neighbours and predictions", "provenance": "Provenance",
+}  # fmt: skip
 FOLD_FROM = 12  # rows of a table of correlations
 
 
@@ -62,15 +72,23 @@ def report_html(
     maker = TableMaker()
     explained, unanswered = _answers(records, questions)
     shown = _without_steps(records, explained)
+    styles = EncoderStyles(shown)
+    kinds = sorted(data_kinds(shown), key=lambda kind: kind != FULL)
+    sections = [section for kind in kinds if (section := Section(shown, kind)).groups]
     parts = [
-        *(_section(shown, maker, kind) for kind in sorted(data_kinds(shown), key=lambda kind: kind != FULL)),
+        *(_overview(section, maker, styles) for section in sections),
+        *(part for section in sections for part in _benchmarks(section, maker, styles)),
+        *(_noise(section, maker, styles) for section in sections),
         _differences(explained, maker),
         *_correlations(shown, figures, maker),
+        *(_images(section) for section in sections),
+        *(_encoders(section, maker) for section in sections),
         _pretraining(logs),
         _published(figures, maker),
         _left_out(bad, unanswered, maker),
     ]
-    script = (FOLDER / "sortable.min.js").read_text(encoding="utf-8").strip()
+    filled = [part for part in parts if not part.empty]
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8").strip() for name in ("sortable.min.js", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -81,7 +99,9 @@ def report_html(
     return environment.get_template("page.html").render(
         title=TITLE,
         lines=(SPREAD_LINE, NOISE_LINE, ORIGIN_LINE),
-        parts=[part for part in parts if not part.empty],
+        tabs=[(name, title, own) for name, title in TABS.items() if (own := [p for p in filled if p.tab == name])],
+        encoders=_choices(sections),
+        benchmarks=list(dict.fromkeys(part.benchmark for part in filled if part.benchmark)),
         origins=maker.origins,
         score_columns=SCORE_COLUMNS,
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
@@ -90,25 +110,175 @@ def report_html(
     )
 
 
+def _choices(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    """What the encoder picker offers: a label, and the keys of its rows and lines."""
+    found: dict[str, str] = {}
+    for section in sections:
+        for entry in section.entries:
+            keys = dict.fromkeys(encoder_key(label) for label in (entry.label, entry.training))
+            found.setdefault(entry.label, " ".join(keys))
+    return list(found.items())
+
+
 # ---- the measured data sets
 
 
-def _section(records: Sequence[StoredRecord], maker: TableMaker, kind: DataKind) -> ReportPart:
-    own = [stored for stored in records if data_kind(stored.record) == kind]
-    identifier = f"own-{kind.fingerprint[:12]}" if kind.kind == "own" else kind.kind
-    part = ReportPart(identifier, kind.title, (kind.line,) if kind.line else ())
-    if own:
-        part.tables = maker.section(Section(records, kind))
-        part.tables += [maker.plain(table) for table in per_class_tables(own)]
-        part.charts = _charts(own, part.id)
-        part.images = saved_images(current(own)[0])
+def _id(section: Section) -> str:
+    kind = section.kind
+    return f"own-{kind.fingerprint[:12]}" if kind.kind == "own" else kind.kind
+
+
+def _rows(section: Section, group: Group) -> list[tuple[str, list[StoredRecord]]]:
+    """Label and records of each encoder that a group measured."""
+    by_row = records_by_row(section.entries, group.records)
+    return [(entry.label, own) for entry, own in zip(section.entries, by_row, strict=True) if own]
+
+
+def _best(section: Section, group: Group) -> tuple[int, Sequence[Cell]] | None:
+    """Row of the best score of a group's primary column, and all its cells, bold where tied with it."""
+    column, rows = group.protocol.primary, _rows(section, group)
+    cells = [score_cell(section.cache, own, column) for _, own in rows]
+    higher = group.protocol.higher_is_better
+    ranked = rank(section.cache, [own for _, own in rows], {column: cells}, higher_is_better=higher)[column].cells
+    filled = {i: cell.value if higher else -cell.value for i, cell in enumerate(ranked) if cell.value is not None}
+    return (max(filled, key=lambda i: filled[i]), ranked) if filled else None
+
+
+def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> ReportPart:
+    """A verdict per encoder, the figure of the headline scores, and the summary."""
+    part = ReportPart(_id(section), section.kind.title, (section.kind.line,) if section.kind.line else (), "overview")
+    verdicts: dict[str, list[tuple[str, str, str, bool]]] = {}
+    panels = []
+    for group in section.headline_groups():
+        best = _best(section, group)
+        if best is None:
+            continue
+        first, cells = best
+        rows, column, dots = _rows(section, group), group.protocol.primary, []
+        unit = " %" if group.protocol.unit == "%" else ""
+        for (label, own), cell in zip(rows, cells, strict=True):
+            if cell.value is None:
+                continue
+            where = "best" if cell.bold else ""
+            if not cell.bold and (found := difference(section.cache, rows[first][1], own, column)) is not None:
+                form = f".{group.decimals}f"
+                where = f"behind the best by {found.low:{form}} to {found.high:{form}}"
+            elif cell.bold and sum(each.bold for each in cells) > 1:
+                where = "tied for best"
+            text = cell_text(replace(cell, std=None), group.decimals) + unit
+            verdicts.setdefault(label, []).append((headline(group), text, where, cell.bold))
+            half = None if cell.error is None else TWO_SIDED * cell.error
+            low, high = (None, None) if half is None else (cell.value - half, cell.value + half)
+            dots.append(Dot(label, cell.value, low, high, cell.bold))
+        panels.append(DotPanel(headline(group), tuple(dots)))
+    control = {entry.label: entry.random or entry.architecture.name == "pixels" for entry in section.entries}
+    for entry in sorted(section.entries, key=lambda entry: control[entry.label]):  # controls last
+        if entry.label in verdicts:
+            colour = str(styles.of(entry.label)["color"])
+            about = ", ".join(t for t in (architecture_text(entry.architecture), entry.cards[0].method or "") if t)
+            scores = tuple(verdicts[entry.label])
+            part.verdicts.append(
+                Verdict(entry.label, encoder_key(entry.label), colour, about, scores, _cost(section, entry))
+            )
+    description = (
+        "Dots: score. Lines: 95% interval of the test sample. Filled dots are the best of their column, or cannot be "
+        "told from it by the paired interval of their difference, which is narrower than the two lines."
+    )
+    draw = partial(draw_dots, panels, styles=styles, x_label="score (%); line: 95% interval of the test sample")
+    drawn = chart(f"{part.id}-headlines", "Headline scores", description, draw)
+    part.charts = [] if drawn is None or not panels else [drawn]
+    part.tables = maker.summary(section)
     return part
 
 
-def _charts(records: Sequence[StoredRecord], part: str) -> list[Chart]:
+def _cost(section: Section, entry: Entry) -> str:
+    """What pretraining and measuring took, as far as records say."""
+    own = entry.records(stored for group in section.groups for stored in group.records)
+    seconds = sum(stored.record.timing.get("total", 0.0) for stored in own)
+    hardware = {stored.record.hardware.gpu or f"{stored.record.hardware.cores} CPU cores" for stored in own}
+    known = [card.pretrain_seconds for card in entry.cards if card.pretrain_seconds is not None]
+    parts = [f"Pretrained in {duration(sum(known))}"] if known else []
+    count = f"{len(own)} measurements" if len(own) != 1 else "1 measurement"
+    parts.append(f"{count} in {duration(seconds)} on {' and '.join(sorted(hardware))}")
+    return "; ".join(parts)
+
+
+def _benchmarks(section: Section, maker: TableMaker, styles: EncoderStyles) -> list[ReportPart]:
+    """A part per protocol and data set: its table, its figures and its scores per class."""
+    parts = []
+    alone = [group for group in section.groups if suite_of(group.protocol) is None]
+    for number, group in enumerate(alone):
+        identifier = f"{_id(section)}-{number}"
+        title = f"{group.title} ({section.kind.title}, {group.example.protocol.id})"
+        part = ReportPart(identifier, title, (), "benchmarks", group.title, closed=number > 0)
+        part.tables = [maker.group(section, group)]
+        part.tables += [maker.plain(table) for table in per_class_tables(group.records)]
+        part.charts = _charts(group.records, identifier, styles)
+        parts.append(part)
+    for number, suite in enumerate(suite_groups(section.groups), start=len(alone)):
+        tables = [maker.plain(table) for table in section.suite_tables(suite)]
+        if tables:
+            title = f"{tables[0].table.title} ({section.kind.title})"
+            parts.append(ReportPart(f"{_id(section)}-{number}", title, (), "benchmarks", tables[0].table.title,
+                                    closed=number > 0, tables=tables))  # fmt: skip
+    return parts
+
+
+def _noise(section: Section, maker: TableMaker, styles: EncoderStyles) -> ReportPart:
+    """How far each encoder is behind the best of a headline column, with the interval of the difference."""
+    panels, rows = [], []
+    for group in section.headline_groups():
+        best = _best(section, group)
+        if best is None:
+            continue
+        first, cells = best
+        own, column, dots, widths = _rows(section, group), group.protocol.primary, [], []
+        for i, (label, records) in enumerate(own):
+            if i == first or cells[i].value is None:
+                continue
+            found = difference(section.cache, own[first][1], records, column)
+            if found is not None:
+                dots.append(Dot(label, found.value, found.low, found.high, tied=bool(cells[i].bold)))
+                widths.append((found.high - found.low) / 2)
+        if dots:
+            size = f"{group.example.dataset.test_items:,}"
+            typical = Cell(sorted(widths)[len(widths) // 2])
+            rows.append(Row(headline(group), (Cell(text=own[first][0]), Cell(text=size), typical)))
+            panels.append(DotPanel(f"{headline(group)}: behind {own[first][0]}", tuple(dots)))
+    description = (
+        "Dots: how far an encoder is behind the best of the column. Lines: 95% interval of that difference, by a "
+        "paired bootstrap over the test items, with the spread over runs where both sides have several. A line that "
+        "reaches zero: the two cannot be told apart."
+    )
+    part = ReportPart(f"{_id(section)}-noise", section.kind.title, (), "noise")
+    draw = partial(draw_dots, panels, styles=styles, x_label="points behind the best; line: 95% interval", zero=True)
+    drawn = chart(f"{part.id}-differences", "Differences from the best", description, draw)
+    part.charts = [] if drawn is None or not panels else [drawn]
+    if rows:
+        lines = (
+            "A difference smaller than the last column could be chance: it is half the width of the 95% interval of a "
+            "difference from the best, the median over encoders, in points.",
+        )
+        columns = ("Column", "Best", "Test items", "Smallest difference to be told apart")
+        part.tables = [maker.plain(Table("What these test sets can tell apart", lines, columns, tuple(rows), 1))]
+    return part
+
+
+def _images(section: Section) -> ReportPart:
+    records = [stored for group in section.groups for stored in group.records]
+    images = sorted(saved_images(records), key=lambda image: image.untrained)
+    return ReportPart(f"{_id(section)}-images", section.kind.title, (), "images", images=images)
+
+
+def _encoders(section: Section, maker: TableMaker) -> ReportPart:
+    tables = [maker.plain(table) for table in section.encoder_table()]
+    return ReportPart(f"{_id(section)}-encoders", section.kind.title, tables=tables)
+
+
+def _charts(records: Sequence[StoredRecord], part: str, styles: EncoderStyles) -> list[Chart]:
     made = [
         chart(f"{part}-{re.sub(r'[^a-z0-9]+', '-', one.name)}", one.title, f"{one.caption} {LEGEND}".strip(), one.draw)
-        for one in record_figures(records)
+        for one in record_figures(records, styles)
     ]
     return [one for one in made if one is not None]
 
@@ -140,7 +310,7 @@ def _without_steps(records: Sequence[StoredRecord], explained: Sequence[Explanat
 
 def _differences(explained: Sequence[Explanation], maker: TableMaker) -> ReportPart:
     line = "The intermediate protocols that were measured for these explanations appear only here."
-    part = ReportPart("differences", "Why two protocols differ", (line,))
+    part = ReportPart("differences", "Why two protocols differ", (line,), "differences")
     for i, one in enumerate(explained):
         part.tables.append(maker.explanation(one))
         form = f".{one.decimals}f"
@@ -171,7 +341,7 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
     ):
         found = correlations(values, headlines(values))
         said = remark(values)
-        part = ReportPart(name, title, (said,) if said else (), folded=len(found) > FOLD_FROM)
+        part = ReportPart(name, title, (said,) if said else (), "correlations", folded=len(found) > FOLD_FROM)
         drawn = [one for one in found if len(one.encoders) >= MIN_ENCODERS]
         heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
         part.charts = [] if heat_map is None else [heat_map]

@@ -16,21 +16,30 @@ from typing import Any
 from results.compare.explain import Explanation, explanation_table
 from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
-from results.plot_style import NothingToDrawError
-from results.rows import architecture_text, name_with_init, records_by_row
+from results.plot_style import NothingToDrawError, encoder_key, without_title
+from results.rows import Group, architecture_text, name_with_init, records_by_row
 from results.schema import Record
 from results.store import StoredRecord
-from results.suites import suite_groups, suite_of
-from results.tables import Section, gain_over_random
+from results.tables import MARK, MEAN_OF, Section, gain_over_random
 
 
 @dataclass
 class ReportPart:
-    """What stands under one heading: lines, tables, charts, images. The tables of a `folded` part open on a click."""
+    """What stands under one heading: lines, verdicts, tables, charts. The tables of a `folded` part open on a click.
+
+    Attributes:
+        tab: the tab of the report that it stands in.
+        benchmark: title that the picker knows it by; empty where it belongs to none.
+        closed: all of it is folded away until it is chosen.
+    """
 
     id: str
     title: str
     lines: tuple[str, ...] = ()
+    tab: str = "provenance"
+    benchmark: str = ""
+    closed: bool = False
+    verdicts: list[Verdict] = field(default_factory=list)
     tables: list[ReportTable] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     images: list[SavedImage] = field(default_factory=list)
@@ -38,14 +47,23 @@ class ReportPart:
 
     @property
     def empty(self) -> bool:
-        return not (self.tables or self.charts or self.images)
+        return not (self.verdicts or self.tables or self.charts or self.images)
 
-    @property
-    def blocks(self) -> list[tuple[str, str]]:
-        """Id and title of everything in it, in the order of the page."""
-        tables = [(table.id, table.table.title) for table in self.tables]
-        charts = [(chart.id, chart.title) for chart in self.charts]
-        return tables + charts + [(image.id, image.title) for image in self.images]
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one encoder came to: its headline scores, each with its distance from the best, and what that cost.
+
+    Attributes:
+        scores: title of a column, the score, and where it stands; `best` where it is the best or tied with it.
+    """
+
+    label: str
+    key: str
+    colour: str
+    about: str
+    scores: tuple[tuple[str, str, str, bool], ...]
+    cost: str
 
 
 # ---- tables
@@ -69,11 +87,21 @@ class ReportTable:
         pairs = zip(self.table.rows, self.origins, strict=True)
         return [(row, list(zip(row.cells, origins, strict=True))) for row, origins in pairs]
 
+    @property
+    def keys(self) -> list[str]:
+        """For each row the key of its encoder, see `encoder_key`."""
+        return [encoder_key(row_encoder(row.label)) for row in self.table.rows]
+
     def text(self, cell: Cell) -> str:
         return cell_text(cell, self.table.decimals)
 
     def sort_key(self, cell: Cell) -> str:
         return self.text(cell) if cell.value is None else repr(cell.value)
+
+
+def row_encoder(label: str) -> str:
+    """The label of a table's row without what may follow the encoder: the mark of a fault, the number of runs."""
+    return label.removesuffix(f" {MARK}").partition(MEAN_OF)[0]
 
 
 @dataclass
@@ -95,27 +123,24 @@ class TableMaker:
         whole = [one.records[:1], one.records[-1:], *shares[2:]]
         return self._table(table, [*([shares] * len(one.switches)), whole])
 
-    def section(self, section: Section) -> list[ReportTable]:
-        """The summary and every table of a section."""
-        made = []
-        if (summary := section.summary()) is not None:
-            groups = section.headline_groups()
-            every = [stored for group in groups for stored in group.records]
-            shown = [i for i, own in enumerate(records_by_row(section.entries, every)) if own]
-            by_group = [records_by_row(section.entries, group.records) for group in groups]
-            made.append(self._table(summary, [[tuple(of[i]) for of in by_group] for i in shown]))
-        for group in section.groups:
-            if suite_of(group.protocol) is not None:
-                continue
-            table = section.group_table(group)
-            rows = [tuple(own) for own in records_by_row(section.entries, group.records) if own]
-            made.append(self._table(table, [[own] * (len(table.columns) - 1) for own in rows]))
-        for suite in suite_groups(section.groups):
-            made += [self.plain(table) for table in section.suite_tables(suite)]
+    def summary(self, section: Section) -> list[ReportTable]:
+        """The headline column of each benchmark of the summary; nothing without any."""
+        if (summary := section.summary()) is None:
+            return []
+        groups = section.headline_groups()
+        every = [stored for group in groups for stored in group.records]
+        shown = [i for i, own in enumerate(records_by_row(section.entries, every)) if own]
+        by_group = [records_by_row(section.entries, group.records) for group in groups]
+        made = [self._table(summary, [[tuple(of[i]) for of in by_group] for i in shown])]
         if (gains := gain_over_random(section)) is not None:
             made.append(self.plain(gains))
-        made += [self.plain(table) for table in section.encoder_table()]
         return made
+
+    def group(self, section: Section, group: Group) -> ReportTable:
+        """The table of one protocol and data set."""
+        table = section.group_table(group)
+        rows = [tuple(own) for own in records_by_row(section.entries, group.records) if own]
+        return self._table(table, [[own] * (len(table.columns) - 1) for own in rows])
 
     def _table(self, table: Table, records: Sequence[Sequence[tuple[StoredRecord, ...]]]) -> ReportTable:
         origins = tuple(
@@ -212,27 +237,30 @@ MIN_SCALE = 0.85  # of a chart's own size: below that its text is illegible, so 
 
 @dataclass(frozen=True)
 class Chart:
-    """An inline SVG with its title, and a description for readers who cannot see it."""
+    """An inline SVG with its title, a description for readers who cannot see it, and the same figure as a PDF."""
 
     id: str
     title: str
     description: str
     svg: str
+    pdf: str
 
 
 def chart(identifier: str, title: str, description: str, draw: Callable[[Path], None]) -> Chart | None:
     """The figure that `draw` writes to the given file, as a chart; None if it raises `NothingToDrawError`."""
     from matplotlib import rc_context
 
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": identifier}
-    settings |= {"text.parse_math": False, "savefig.transparent": True}
-    with TemporaryDirectory() as folder, rc_context(settings):
-        path = Path(folder) / "chart.svg"
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": identifier, "font.size": 9.5}
+    settings |= {"text.parse_math": False, "savefig.transparent": True, "pdf.compression": 9}
+    with TemporaryDirectory() as folder, rc_context(settings), without_title():
+        svg, pdf = (Path(folder) / f"chart.{form}" for form in ("svg", "pdf"))
         try:
-            draw(path)
+            for path in (svg, pdf):
+                draw(path)
         except NothingToDrawError:
             return None
-        return Chart(identifier, title, description, inline_svg(path.read_text(encoding="utf-8"), identifier))
+        inline = inline_svg(svg.read_text(encoding="utf-8"), identifier)
+        return Chart(identifier, title, description, inline, base64.b64encode(pdf.read_bytes()).decode())
 
 
 def inline_svg(text: str, prefix: str) -> str:
@@ -256,7 +284,7 @@ IMAGE_KINDS = {
 
 @dataclass(frozen=True)
 class SavedImage:
-    """An image as a data URI, with its size in pixels."""
+    """An image as a data URI, with its size in pixels; those of untrained networks come last in the choice."""
 
     id: str
     title: str
@@ -264,6 +292,7 @@ class SavedImage:
     uri: str
     width: int
     height: int
+    untrained: bool
 
 
 def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
@@ -280,5 +309,14 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
                 image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
                 size = image.size
             uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-            found.append(SavedImage(f"image-{record.sha256[:12]}-{len(found)}", title, description, uri, *size))
+            found.append(
+                SavedImage(
+                    f"image-{record.sha256[:12]}-{len(found)}",
+                    title,
+                    description,
+                    uri,
+                    *size,
+                    record.encoder.method == "random",
+                )
+            )
     return found

@@ -332,7 +332,8 @@ def test_titles_of_long_protocol_ids_are_not_cut(tmp_path: Path, drawn: list[Fig
     draw_knn_k(read_records(tmp_path)[0], tmp_path / "knn.png")
     (figure,) = drawn
     (axes,) = figure.axes
-    assert axes.get_title(loc="left").replace("\n", "") == f"{asked.id} on drawings".replace("\n", "")
+    words = f"Nearest-neighbour classification, demo, on drawings ({', '.join(asked.overrides)})"
+    assert axes.get_title(loc="left").split() == words.split()
     width, height = figure.canvas.get_width_height()
     legend = axes.get_legend()
     assert legend is not None

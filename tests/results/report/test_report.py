@@ -69,14 +69,17 @@ def page(folder: Path) -> str:
 
 def test_every_part_is_there(page: str) -> None:
     titles = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
-    assert [title for title in titles if title in ("Full data sets", "Embedded data")] == [
-        "Full data sets",
-        "Embedded data",
-    ]
+    kinds = [title for title in titles if title in ("Full data sets", "Embedded data")]
+    assert kinds[0] == "Full data sets"
+    assert set(kinds) == {"Full data sets", "Embedded data"}
+    assert list(dict.fromkeys(re.findall(r'data-panel="([a-z]+)"', page))) == [
+        "overview", "benchmarks", "noise", "differences", "correlations", "images", "provenance",
+    ]  # fmt: skip
     for title in (
         "Summary", "Gain over random initialisation", "Score by layer", "kNN accuracy against the number of neighbours",
         "Score by class",
         "Low-shot mAP against the number of images per class, voc07_low_shot_svm.demo@1", "Pretraining curves",
+        "Headline scores", "Differences from the best", "What these test sets can tell apart",
         "Why two protocols differ", "Differences that these records do not explain",
         "Which cheap number predicts transfer?", "Rank correlations", "Published figures", "Files that are not records",
     ):  # fmt: skip
@@ -100,14 +103,17 @@ def test_nothing_is_loaded_and_ids_are_unique(page: str) -> None:
     for tag, attributes in tags.found:
         for name in ("src", "href", "xlink:href", "action", "data"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("#", "data:image/")), (tag, value)
+            pdf = tag == "a" and "download" in attributes and str(value).startswith("data:application/pdf;base64,")
+            assert value is None or pdf or value.startswith(("#", "data:image/")), (tag, value)
     assert "@import" not in page
     assert tags.named("link") == []
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {str(a["popovertarget"]) for a in tags.named("button") if "popovertarget" in a}
     assert targets <= set(ids)
-    referred = set(re.findall(r"url\(#([^)]+)\)", page)) | {h["href"][1:] for h in tags.named("a") if h["href"]}
+    referred = set(re.findall(r"url\(#([^)]+)\)", page)) | {
+        h["href"][1:] for h in tags.named("a") if h["href"] and h["href"].startswith("#")
+    }
     assert referred <= set(ids)
 
 
@@ -144,10 +150,10 @@ def test_a_number_says_where_it_comes_from(page: str) -> None:
 
 
 def test_a_difference_is_explained_with_its_records(page: str) -> None:
-    part = page[page.index('<section id="differences"') : page.index('<section id="predicts"')]
+    part = page[page.index('<section id="differences"') : page.index('id="panel-correlations"')]
     target = "knn.demo@1+epochs=10+geometry.crop=24"
     assert f"<h3>From knn.demo@1 to {target}</h3>" in part
-    rows = {tr[0]: tr[1] for tr in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)}
+    rows = {tr[0]: tr[1] for tr in re.findall(r'<tr[^>]*><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)}
     shares = {name: re.findall(r">([+-]\d+\.\d+)<", cells) for name, cells in rows.items()}
     assert shares == {
         "geometry.crop": ["+1.88", "+1.50", "+2.25"],
@@ -170,7 +176,7 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
 
 
 def test_svg_text_is_text_in_the_readers_colour(page: str) -> None:
-    svg = re.search(r'id="embedded-knn-k".*?</svg>', page, re.DOTALL)
+    svg = re.search(r'id="embedded-\d+-knn-k".*?</svg>', page, re.DOTALL)
     assert svg is not None
     assert re.search(r"<text[^>]*>number of neighbours k</text>", svg[0])
     assert "#000000" not in svg[0]
@@ -210,8 +216,58 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 SCRIPT = """<script>
 addEventListener("load", () => {
-  const seen = {width: document.documentElement.scrollWidth, window: innerWidth, title: document.title};
-  const tables = [...document.querySelectorAll("table.sortable")];
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const seen = {title: document.title, faults: []};
+  const shown = () => all(".panel").filter(p => p.offsetParent).map(p => p.dataset.panel);
+  seen.first = shown();
+  const right = new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true});
+  document.getElementById("tab-overview").dispatchEvent(right);
+  seen.next = shown();
+  seen.focus = document.activeElement.id;
+  seen.width = 0;
+  for (const tab of all(".tabs a")) {
+    tab.click();
+    for (const box of all(".panel:not([hidden]) details")) box.open = true;
+    seen.width = Math.max(seen.width, document.documentElement.scrollWidth);
+    for (const svg of all(".panel:not([hidden]) .picture svg")) {
+      const frame = svg.getBoundingClientRect(), name = svg.closest("figure").id;
+      const slanted = t => t.getAttribute("transform")?.includes("rotate(-45");
+      const boxes = all("text", svg).filter(t => t.textContent.trim() && !slanted(t))
+        .map(t => [t.textContent, t.getBoundingClientRect()]);
+      for (const [text, box] of boxes) {
+        const beside = Math.max(frame.left - box.left, box.right - frame.right);
+        if (Math.max(beside, frame.top - box.top, box.bottom - frame.bottom) > 3)
+          seen.faults.push(`${name}: ${text} is cut`);
+      }
+      boxes.forEach(([text, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+        const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (wide > 2 && high > 0.4 * Math.min(a.height, b.height)) seen.faults.push(`${name}: ${text} over ${other}`);
+      }));
+    }
+  }
+  seen.window = innerWidth;
+  const pick = document.getElementById("pick-encoder");
+  pick.value = [...pick.options].find(o => o.textContent === "EfficientNet-Lite0").value;
+  pick.dispatchEvent(new Event("change"));
+  const rows = all("tr[data-encoder]").filter(r => r.cells[0].textContent.startsWith("EfficientNet-Lite0"));
+  seen.picked = rows.length > 3 && rows.every(r => !r.classList.contains("dim"));
+  const bright = all("svg g[id*=encoder-]:not(.dim)").length;
+  seen.dim = all("tr.dim").length > 10 && all("svg g.dim").length > 10 && bright > 2;
+  pick.value = "";
+  pick.dispatchEvent(new Event("change"));
+  const benchmark = document.getElementById("pick-benchmark");
+  benchmark.value = "Nearest-neighbour classification: drawings";
+  benchmark.dispatchEvent(new Event("change"));
+  const visible = all("section[data-benchmark]").filter(s => s.offsetParent);
+  seen.benchmarks = new Set(visible.map(s => s.dataset.benchmark)).size;
+  seen.sheets = all(".images").map(box => all("figure", box).filter(f => !f.hidden).length);
+  const blobs = [];
+  const real = URL.createObjectURL.bind(URL);
+  URL.createObjectURL = blob => { blobs.push(blob); return real(blob); };
+  all("[data-svg]")[0].click();
+  seen.svg = blobs.length === 1 && blobs[0].type === "image/svg+xml";
+  const tables = all("table.sortable");
   const table = tables.find(t => t.tHead.rows[0].cells[1].textContent == "k=10");
   const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.sort);
   const header = table.tHead.rows[0].cells[1];
@@ -222,7 +278,7 @@ addEventListener("load", () => {
     header.querySelector("button").click();
     setTimeout(() => {
       seen.up = column();
-      const button = document.querySelector("td button[popovertarget]");
+      const button = table.querySelector("td button[popovertarget]");
       button.focus();
       button.click();
       const origin = document.getElementById(button.getAttribute("popovertarget"));
@@ -249,11 +305,19 @@ DARK = "--blink-settings=preferredColorScheme=0"
 )
 def test_in_a_browser(page: str, tmp_path: Path, flags: tuple[str, ...], dark: bool) -> None:
     file = tmp_path / "report.html"
-    file.write_text(re.sub(r"script-src '[^']+'", "script-src 'unsafe-inline'", page).replace("</body>", SCRIPT))
+    open_page = re.sub(r"script-src '[^']+'", "script-src 'unsafe-inline'", page)
+    file.write_text(open_page.replace("</body>", SCRIPT))
     held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, *flags).replace("&quot;", '"'))
     assert held is not None
     seen = json.loads(held[1])
     assert seen["title"] == "Benchmark report"
+    assert (seen["first"], seen["next"], seen["focus"]) == (["overview"], ["benchmarks"], "tab-benchmarks")
+    assert seen["faults"] == []
+    assert seen["picked"]
+    assert seen["dim"]
+    assert seen["benchmarks"] == 1
+    assert seen["sheets"] == [1]
+    assert seen["svg"]
     assert seen["width"] <= seen["window"], "the page scrolls sideways"
     values = [float(value) for value in seen["before"] if value]
     assert [float(value) for value in seen["down"] if value] == sorted(values, reverse=True)
