@@ -69,15 +69,9 @@ DINOV3 = DepthParams(
     rates=(3e-5, 1e-4, 3e-4, 1e-3), decay=1e-4, betas=(0.9, 0.99), clip=35.0, warmup=12_800, schedule="one_cycle",
     iterations=38_400, batch_size=16, high=10.0, published=3e-4, evaluate_every=38_400,
 )  # fmt: skip
-DINOV2_HEAD = DINOV3.changed(
-    high=80.0,
-    norm=False,
-    class_token=True,
-    upsample=4,
-)
+DINOV2_HEAD = DINOV3.changed(high=80.0, norm=False, class_token=True, upsample=4)
 DEMO = DINOV3.changed(
-    crop=(96, 96), iterations=300, warmup=60, batch_size=8, heldout=0.15, evaluate_every=300, rates=(3e-4, 1e-3, 3e-3),
-
+    rates=(3e-4, 1e-3, 3e-3), crop=(96, 96), iterations=150, warmup=30, batch_size=8, heldout=0.15, evaluate_every=150,
 )  # fmt: skip
 
 _OWN = (

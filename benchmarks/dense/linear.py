@@ -53,8 +53,8 @@ DINOV3 = LinearSegParams(
     published=1e-3, best_on_test=True, evaluate_every=5000,
 )  # fmt: skip
 DEMO = DINOV3.changed(
-    short_side=96, ratio=(0.75, 1.5), crop=96, window_stride=64, iterations=300, warmup=20, batch_size=8, heldout=0.15,
-    evaluate_every=300,
+    rates=(3e-4, 1e-3, 3e-3), short_side=96, ratio=(0.75, 1.5), crop=96, window_stride=64, iterations=150, warmup=10,
+    batch_size=8, heldout=0.15, evaluate_every=150,
 )  # fmt: skip
 
 _OWN = (

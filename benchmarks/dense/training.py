@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -162,9 +163,12 @@ def train_heads(
         key: a hash of everything that the result depends on.
 
     Raises:
+        InputError: torchrun started several processes.
         FloatingPointError: every head has diverged.
         RuntimeError: the encoder changed, although it should be frozen.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("dense heads are trained by one process: start the command without torchrun")
     before = module_sha256(encoder.module)
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder) if problem.class_token else 0)

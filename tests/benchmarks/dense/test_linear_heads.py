@@ -177,18 +177,19 @@ def run(task: Any, protocol: Protocol, data: Path, folder: Path, splits: tuple[s
     )
 
 
+@pytest.mark.slow
 def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_path: Path) -> None:
     small = find_protocol("ade20k_seg_linear.demo@1").changed(
-        iterations=12, evaluate_every=6, warmup=2, batch_size=4, crop=64, short_side=64, rates=(1e-4, 1e-3)
+        iterations=8, evaluate_every=4, warmup=2, batch_size=4, crop=64, short_side=64, rates=(1e-4, 1e-3)
     )
     splits = ("training", "validation")
     whole = run(LinearSegmentation(), small, data, tmp_path / "whole", splits)
     assert set(whole.scores) == {"mIoU", "mIoU published", "mIoU oracle"}
     assert len(whole.runs) == 2
-    assert {"mIoU@6", "mIoU@12", "heldout_mIoU"} <= set(whole.runs[0])
-    assert whole.scores["mIoU oracle"].value == max(row[f"mIoU@{n}"] for row in whole.runs for n in (6, 12))
+    assert {"mIoU@4", "mIoU@8", "heldout_mIoU"} <= set(whole.runs[0])
+    assert whole.scores["mIoU oracle"].value == max(row[f"mIoU@{n}"] for row in whole.runs for n in (4, 8))
     chosen = next(row for row in whole.runs if row["chosen"])
-    assert whole.scores["mIoU"].value == chosen["mIoU@12"]
+    assert whole.scores["mIoU"].value == chosen["mIoU@8"]
     assert whole.pictures["masks"].startswith(b"\x89PNG")
 
     killed = tmp_path / "killed"
@@ -198,7 +199,7 @@ def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_p
     def interrupted(*_: Any, **__: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls > 8:
+        if calls > 6:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -218,6 +219,10 @@ def test_a_small_depth_run(data: Path, tmp_path: Path) -> None:
     assert {"RMSE", "δ1", "AbsRel", "RMSE published", "RMSE oracle"} <= set(outcome.scores)
     assert outcome.scores["RMSE"].unit == "1"
     assert outcome.items["pseudo_value/RMSE"].mean() == pytest.approx(outcome.scores["RMSE"].value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InputError, match="without torchrun"):
+            run(LinearDepth(), small, data, tmp_path / "ranks", ("train", "test"))
     with pytest.raises(InputError, match="has no class token"):
         run(LinearDepth(), small.changed(class_token=True), data, tmp_path / "cls", ("train", "test"))
     scenes = find_dataset("ade20k", data)
