@@ -1,0 +1,45 @@
+"""The README's table and picture are what the code and the committed records give, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.registry import TASK_NAMES
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+REMAKE = "run `python scripts/readme.py`"
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "readme.py"))
+
+
+def test_the_table_names_every_benchmark(made: dict[str, Any]) -> None:
+    assert made["with_table"](TEXT) == TEXT, REMAKE
+    assert all(f"| `{name}` |" in TEXT for name in TASK_NAMES)
+
+
+def test_the_picture_shows_the_records(made: dict[str, Any], tmp_path: Path) -> None:
+    made["picture"](tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        assert path.read_bytes() == (ROOT / "docs" / "pictures" / path.name).read_bytes(), REMAKE
+        assert f"docs/pictures/{path.name}" in TEXT
+    for number in ("46.39", "32.41", "12.26", "0.90", "0.82"):
+        assert number in TEXT  # in the text for those who cannot see it
+
+
+def test_links_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        path, _, anchor = target.partition("#")
+        assert path.startswith("http") or not path or (ROOT / path).exists(), target
+        assert path or anchor in headings, target
