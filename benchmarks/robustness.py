@@ -373,7 +373,8 @@ def fitted_head(params: RobustnessParams, train: Split, options: RunOptions, pro
     head = _fit(params, train, options, protocol)
     import torch
 
-    facts_row = torch.tensor([float(head.facts[name]) for name in ("cost", "heldout_top1", "gradient")])
+    numbers = [float(head.facts[name]) for name in ("cost", "heldout_top1", "gradient")]
+    facts_row = torch.tensor(numbers, dtype=torch.float64)
     write_file(file, save({"weight": head.weight, "bias": head.bias, "facts": facts_row}))
     return head
 

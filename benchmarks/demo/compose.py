@@ -57,7 +57,7 @@ class Counts:
     val: int = 400
     test: int = 800
     drawings_per_class: int | None = None
-    corrupted_per_class: int | None = None
+    corrupted_per_class: int | None = 12
 
 
 def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts | None = None) -> None:

@@ -135,7 +135,7 @@ def test_corrupted_drawings_have_the_sources_of_the_drawings(small_data: Path) -
     assert corrupted.classes == drawings.classes
     names = (id.removeprefix("val/").removesuffix(".png") for id in drawings.ids)
     groups = dict(zip(names, drawings.groups, strict=True))
-    assert len(corrupted) % 12 == 0
+    assert len(corrupted) == 12 * 2 * 4 * 2  # classes, drawings, corruptions, severities
     for id, of, target in zip(corrupted.ids, corrupted.groups, corrupted.targets, strict=True):
         name = id.split("/", 2)[2].removesuffix(".jpg")
         assert of == groups[name]
