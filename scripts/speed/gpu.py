@@ -45,10 +45,10 @@ def entries() -> Entries:
     }
 
 
-def gpu_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
+def gpu_seconds(work: Callable[[], object], repeats: int | None = None) -> float:
     """Median seconds of the work, to its end on the GPU, after two runs that warm up."""
     times = []
-    for repeat in range(repeats + 2):
+    for repeat in range((repeats or REPEATS) + 2):
         torch.cuda.synchronize()
         began = time.perf_counter()
         work()
