@@ -16,8 +16,8 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks.audit_vit import alternatives, is_vision_transformer, structure
 from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder, fitted_size
@@ -198,6 +199,8 @@ class Variation:
         name: what differs.
         words: completes "scores 2.0 points higher …".
         conclusion: what a higher score means.
+        within: changes the module for the passes.
+        output: the output that is scored; the card's embedding where None.
     """
 
     name: str
@@ -205,6 +208,8 @@ class Variation:
     card: EncoderCard
     batch_statistics: bool = False
     conclusion: str = "the card is probably wrong"
+    within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    output: str | None = None
 
 
 def variations(card: EncoderCard, batch_norms: bool) -> list[Variation]:
@@ -398,6 +403,7 @@ class Audit(Frozen):
     outputs: tuple[ChannelCounts, ...]
     nonfinite_tensors: tuple[str, ...]
     trials: tuple[VariationResult, ...]
+    structure: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     seconds: float
 
@@ -419,6 +425,7 @@ def findings(audit: Audit) -> tuple[str, ...]:
             found.append(
                 f"{silent} of {output.channels} channels of {output.output} never change: weights are probably missing"
             )
+    found.extend(audit.structure)
     if max(map(abs, card.mean)) > card.value_range:
         found.append(f"the card's mean {card.mean} lies outside its range of 0 to {card.value_range:g}")
     for trial in sorted((t for t in audit.trials if t.higher), key=lambda t: -(t.gain or 0)):
@@ -492,6 +499,10 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
     started = time.monotonic()
     norms = len(batch_norms(encoder.module))
     found = variations(encoder.card, batch_norms=norms > 0)
+    found += [
+        Variation(a.name, a.words, encoder.card, conclusion=a.conclusion, within=a.within, output=a.output)
+        for a in alternatives(encoder)
+    ]
     shares = levels(found)
     runs = _EncoderRuns(encoder, sample, seed)
     affordable = int(seconds / runs.seconds_per_image)
@@ -537,6 +548,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
         batch_norms=norms,
         outputs=runs.ranges.report(),
         nonfinite_tensors=nonfinite_tensors(encoder.module),
+        structure=structure(encoder, sample.images) if finite and is_vision_transformer(encoder) else (),
         trials=tuple(results[number] for number in sorted(results)),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -548,7 +560,7 @@ class _EncoderRuns:
 
     def __init__(self, encoder: Encoder, sample: AuditSample, seed: int) -> None:
         self.encoder, self.sample, self.seed = encoder, sample, seed
-        self.names = [name for name in (*FEATURE_MAPS, "embed", "head") if encoder.has(name)]
+        self.names = [name for name in (*FEATURE_MAPS, "patches", "embed", "head") if encoder.has(name)]
         self.scored_by = "embed" if encoder.has("embed") else self.names[-1]
         self.ranges = ChannelRanges()
         self._card_scores: dict[int, RetrievalScore] = {}
@@ -571,11 +583,11 @@ class _EncoderRuns:
         """(stop - start, D) vectors of the same network under the variation."""
         other = copy.copy(self.encoder)
         other.card = variation.card
-        with using_batch_statistics(other.module) if variation.batch_statistics else nullcontext():
+        name = variation.output or self.scored_by
+        within = using_batch_statistics if variation.batch_statistics else variation.within
+        with within(other.module) if within else nullcontext():
             batches = self.sample.images[start:stop].split(BATCH)
-            return torch.cat(
-                [_vector(other.outputs(other.normalise(b), [self.scored_by])[self.scored_by]) for b in batches]
-            )
+            return torch.cat([_vector(other.outputs(other.normalise(b), [name])[name]) for b in batches])
 
     def score(self, vectors: Tensor) -> RetrievalScore:
         """The score of the first images of the sample."""

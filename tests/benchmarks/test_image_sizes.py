@@ -84,7 +84,7 @@ def test_knn_runs_at_the_nearest_size_and_its_id_says_so(
         assert run.protocol == fitting
 
 
-@pytest.mark.parametrize("command", ["knn", "audit", "dry run"])
+@pytest.mark.parametrize("command", ["audit", "dry run"])
 def test_commands_end_without_a_traceback(
     command: str, of_fourteen: Path, drawings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,261 @@
+"""What an audit checks of a vision transformer beside its card.
+
+`structure` looks at the weights and at a few passes: parts that were never loaded, missing norms, outputs that change
+from pass to pass, a patch map that is shifted by class or register tokens, positions that are wrong at other sizes.
+`alternatives` are other readings of the same weights (numbers of heads, tokens of the embedding, activation), which the
+audit scores as it scores other cards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder
+
+NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
+HEADS = (3, 4, 6, 8, 12, 16)  # of the usual sizes
+PERTURBED = ((0.3, 0.3), (0.3, 0.7), (0.5, 0.5), (0.7, 0.3), (0.7, 0.7))  # places in the map, as shares of its sides
+MAX_SHIFT = 8  # tokens: a class token and some registers
+SHIFT_GAIN = 0.05  # in correlation: shifted positions must fit clearly better
+MIN_CORRELATION = 0.5  # of positions at the file's grid and at twice that: over 0.9 even where they are white noise
+
+_SCALES = ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1", "lambda_2")
+_TOKENS = ("cls_token", "reg_token", "register_tokens", "storage_tokens", "class_embedding")
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another reading of the same weights.
+
+    Attributes:
+        name, words, conclusion: as in `benchmarks.audit.Variation`.
+        within: changes the module inside a context, and changes it back.
+        output: the output that is scored; the embedding where None.
+    """
+
+    name: str
+    words: str
+    conclusion: str
+    within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    output: str | None = None
+
+
+def is_vision_transformer(encoder: Encoder) -> bool:
+    """Whether the encoder has patch tokens, or a module with blocks and a patch embedding."""
+    return encoder.has("patches") or _network(encoder) is not None
+
+
+def _network(encoder: Encoder) -> Any:
+    """The module with `blocks` and `patch_embed`, as timm's, DINO's and DINOv2's have; None where there is none."""
+    module = encoder.module.backbone if isinstance(encoder.module, BackboneWithHead) else encoder.module
+    return module if hasattr(module, "blocks") and hasattr(module, "patch_embed") else None
+
+
+# ---- other readings of the same weights ------------------------------------------------------------------------------
+
+
+def alternatives(encoder: Encoder) -> list[Alternative]:
+    """Other numbers of heads, the other tokens as the embedding, and the other activation of CLIP's networks."""
+    found: list[Alternative] = []
+    network = _network(encoder)
+    if network is not None and getattr(network, "rope", None) is None:  # rotary positions depend on the heads
+        width, own = _heads(network)
+        for heads in HEADS if own else ():
+            if heads != own and width % heads == 0:
+                words, conclusion = f"with {heads} heads instead of {own}", "the number of heads is probably wrong"
+                found.append(Alternative(f"{heads} heads", words, conclusion, partial(with_heads, heads=heads)))
+    if encoder.has("cls") and encoder.has("patch_mean"):
+        of_class = encoder.card.embed.startswith("class token") and "mean" not in encoder.card.embed
+        other = "patch_mean" if of_class else "cls"
+        fact, tokens = ("mean", "the mean of its patch tokens") if of_class else ("cls", "its class token")
+        conclusion = f"the embedding is probably not the authors'; try --facts embed={fact}"
+        found.append(Alternative(f"embed {fact}", f"by {tokens}", conclusion, output=other))
+    kinds = _activations(network) if network is not None else set()
+    if network is not None and kinds and not isinstance(getattr(network, "norm_pre", nn.Identity()), nn.Identity):
+        quick = "QuickGELU" in kinds
+        words = "with the exact GELU" if quick else "with CLIP's QuickGELU"
+        conclusion = f"the activation is probably wrong; try --facts activation={'gelu' if quick else 'quick_gelu'}"
+        found.append(Alternative("activation", words, conclusion, partial(with_activation, quick=not quick)))
+    return found
+
+
+def _heads(network: Any) -> tuple[int, int]:
+    """Width of the tokens and number of heads; 0 where the attention is not one with `num_heads` and `head_dim`."""
+    attentions = [getattr(block, "attn", None) for block in network.blocks]
+    if not all(hasattr(attention, "num_heads") and hasattr(attention, "head_dim") for attention in attentions):
+        return 0, 0
+    first: Any = attentions[0]
+    return first.num_heads * first.head_dim, first.num_heads
+
+
+@contextmanager
+def with_heads(module: nn.Module, heads: int) -> Iterator[None]:
+    """Another number of heads in every attention that has `num_heads`, for a while."""
+    kept: list[tuple[Any, int, int, float]] = []
+    attentions: list[Any] = [m for m in module.modules() if hasattr(m, "num_heads") and hasattr(m, "head_dim")]
+    try:
+        for attention in attentions:
+            kept.append((attention, attention.num_heads, attention.head_dim, attention.scale))
+            width = attention.num_heads * attention.head_dim
+            attention.num_heads, attention.head_dim = heads, width // heads
+            attention.scale = (width // heads) ** -0.5
+        yield
+    finally:
+        for attention, number, size, scale in kept:
+            attention.num_heads, attention.head_dim, attention.scale = number, size, scale
+
+
+class _QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def _activations(network: Any) -> set[str]:
+    names = {type(getattr(getattr(block, "mlp", None), "act", None)).__name__ for block in network.blocks}
+    return names if names <= {"GELU", "QuickGELU"} else set()
+
+
+@contextmanager
+def with_activation(module: nn.Module, quick: bool) -> Iterator[None]:
+    """QuickGELU or the exact GELU as the activation of every MLP, for a while."""
+    mlps: list[Any] = [m for m in module.modules() if type(getattr(m, "act", None)).__name__ in ("GELU", "QuickGELU")]
+    kept = [(mlp, mlp.act) for mlp in mlps]
+    try:
+        for mlp in mlps:
+            mlp.act = _QuickGELU() if quick else nn.GELU()
+        yield
+    finally:
+        for mlp, activation in kept:
+            mlp.act = activation
+
+
+# ---- the structure ---------------------------------------------------------------------------------------------------
+
+
+def structure(encoder: Encoder, images: Tensor) -> tuple[str, ...]:
+    """Faults in sentences, from the weights and a few passes.
+
+    Args:
+        images: (N, 3, size, size) uint8; the first four are used.
+    """
+    found = [*_never_loaded(encoder), *_missing_norms(encoder)]
+    batch = encoder.normalise(images[:4])
+    name = "patches" if encoder.has("patches") else "embed"
+    first, second = (encoder.outputs(batch, [name])[name] for _ in range(2))
+    if not torch.equal(first, second):
+        found.append(f"{name} changes from pass to pass: random masking or dropout is active")
+        return tuple(found)  # the next checks compare passes
+    if encoder.has("patches"):
+        shift = map_shift(encoder, batch)
+        if shift:
+            found.append(
+                f"the map of patches is shifted by {shift} places: class or register tokens are probably counted as "
+                "patches"
+            )
+    return (*found, *_wrong_positions(encoder))
+
+
+def _never_loaded(encoder: Encoder) -> Iterator[str]:
+    named = dict(encoder.module.named_parameters())
+    scales = [value for name, value in named.items() if name.endswith(_SCALES)]
+    if scales and all(bool((value == scales[0].flatten()[0]).all()) for value in scales):
+        yield f"LayerScale is {float(scales[0].flatten()[0]):g} in every block: its weights were probably not loaded"
+    for name, value in named.items():
+        if name.split(".")[-1] in _TOKENS and value.numel() > 1 and float(value.float().std()) < NEVER_LOADED:
+            yield f"{name} is nearly constant: it was probably not loaded"
+
+
+def _missing_norms(encoder: Encoder) -> Iterator[str]:
+    network = _network(encoder)
+    convolution = getattr(network and network.patch_embed, "proj", None)
+    if network is None or convolution is None:
+        return
+    before, after, pooled = (getattr(network, name, None) for name in ("norm_pre", "norm", "fc_norm"))
+    if getattr(convolution, "bias", None) is None and (before is None or isinstance(before, nn.Identity)):
+        yield "patches have no bias and no norm before the blocks, as CLIP's have: its ln_pre is probably missing"
+    rotary = getattr(network, "rope", None) is not None
+    if not rotary and isinstance(after, nn.Identity) and (pooled is None or isinstance(pooled, nn.Identity)):
+        yield "there is no norm after the last block: the final norm is probably missing"
+
+
+def map_shift(encoder: Encoder, batch: Tensor) -> int:
+    """By how many places, row by row, the map of patches lags behind the image; 0 where it does not, or is unclear.
+
+    A token depends most on its own patch. Where another patch of the image changes, that is the place that moves.
+    """
+    before = encoder.outputs(batch, ["patches"])["patches"].float()
+    rows, columns = before.shape[2:]
+    height, width = batch.shape[2] // rows, batch.shape[3] // columns
+    shifts: list[int] = []
+    for down, right in PERTURBED:
+        row, column = int(down * rows), int(right * columns)
+        changed = batch.clone()
+        part = changed[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        part.copy_(-part + part.mean((2, 3), keepdim=True).flip(0))
+        moved = (encoder.outputs(changed, ["patches"])["patches"].float() - before).norm(dim=1).mean(0)
+        shifts.append(int(moved.argmax()) - (row * columns + column))
+    shift, votes = Counter(shifts).most_common(1)[0]
+    return shift if votes > len(PERTURBED) // 2 else 0
+
+
+def _wrong_positions(encoder: Encoder) -> Iterator[str]:
+    """Compares positions at twice the file's image size, averaged in pairs, with those at the file's size."""
+    network = _network(encoder)
+    grid = getattr(network and network.patch_embed, "grid_size", None)
+    side = encoder.card.patch_size
+    if network is None or encoder.card.input_size or not side or not isinstance(grid, tuple) or grid[0] != grid[1]:
+        return
+    own, twice = (_positions(encoder, network, grid[0] * factor, side) for factor in (1, 2))
+    if own is None or twice is None:
+        return
+    halved = nn.functional.avg_pool2d(twice, 2)
+    plain = _correlation(own, halved)
+    flat = halved.flatten(2)
+    shifted = {s: _correlation(own, flat.roll(s, 2).view_as(halved)) for s in range(-MAX_SHIFT, MAX_SHIFT + 1) if s}
+    shift = max(shifted, key=lambda s: shifted[s])
+    if shifted[shift] > plain + SHIFT_GAIN:
+        yield (
+            f"positions at other image sizes are shifted by {abs(shift)} places: their interpolation probably takes a "
+            "patch for a class token or the other way round"
+        )
+    elif _correlation(own, halved.mT) > plain + SHIFT_GAIN:
+        yield "positions at other image sizes have rows and columns exchanged"
+    elif plain < MIN_CORRELATION:
+        yield (
+            "positions at twice the image size have little in common with those of the file (correlation "
+            f"{plain:.2f}): their interpolation is probably wrong"
+        )
+
+
+def _positions(encoder: Encoder, network: Any, grid: int, side: int) -> Tensor | None:
+    """(1, D, grid, grid) what the patch tokens of a uniform image are before the first block, without their mean.
+
+    None where they are all equal (no positions before the blocks), or the encoder does not take the size.
+    """
+    seen: list[Tensor] = []
+    hook = network.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.zeros(1, 3, grid * side, grid * side, device=encoder.device, dtype=encoder.dtype)
+    try:
+        encoder.outputs(images, ["embed"])
+    except (AssertionError, RuntimeError, ValueError):
+        return None
+    finally:
+        hook.remove()
+    if not seen or seen[0].ndim != 3 or seen[0].shape[1] < grid * grid:
+        return None
+    tokens = seen[0][0, -grid * grid :].float()
+    maps = (tokens - tokens.mean(0)).T.unflatten(1, (grid, grid))[None]
+    return maps if float(maps.abs().max()) > 1e-6 * float(tokens.abs().max()) else None
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a - a.mean((2, 3), keepdim=True), b - b.mean((2, 3), keepdim=True)
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12))
