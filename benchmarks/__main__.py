@@ -370,6 +370,38 @@ def _random_encoder() -> Any:
     return random_encoder_command
 
 
+@dataclass(frozen=True)
+class ConvertFlags:
+    """Write the backbone of a checkpoint for another library, with the same weights."""
+
+    source: tyro.conf.Positional[str]
+    """checkpoint, or any other form that `--encoder` takes"""
+    out: tyro.conf.Positional[Path]
+    """file to write: .pkl for detectron2, .pth for openmmlab and torchvision, .safetensors for this project"""
+    to: str
+    """detectron2, openmmlab, torchvision or safetensors"""
+    name: str | None = None
+    """name of the encoder in tables"""
+    facts: tuple[str, ...] = ()
+    """facts that the checkpoint's keys do not show, as channels=BGR stride_in_1x1=true"""
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace OUT if it exists"""
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    """Convert a checkpoint; the settings that the other library must be told are printed."""
+    flags = _parse(ConvertFlags, arguments, "convert")
+    from typing import get_args
+
+    from benchmarks.encoders.export import Target, convert
+
+    targets = get_args(Target)
+    if flags.to not in targets:
+        raise InputError(f"--to must be one of {', '.join(targets)}, got {flags.to}")
+    convert(flags.source, flags.out, flags.to, name=flags.name, facts=flags.facts, force=flags.force)
+    return 0
+
+
 def _features_gc() -> Any:
     from benchmarks.features.gc import command
 
@@ -422,6 +454,7 @@ COMMANDS: Mapping[str, Command] = {
     "demo-data": Command("Encoders and data", "compose the embedded data sets", _function("demo-data", _demo_data)),
     "random-encoder": Command("Encoders and data", "write an untrained encoder to a file",
                               _function("random-encoder", _random_encoder)),
+    "convert": Command("Encoders and data", "write a checkpoint's backbone for another library", _convert),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
                            _function("features-gc", _features_gc)),
     **{name: Command("Results", first_sentence(kind), _results(name))

@@ -8,11 +8,30 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from results.errors import InputError, did_you_mean
+from results.errors import InputError, did_you_mean, print_error
 
 Options = TypeVar("Options")
+
+
+def encoder_bench() -> int:
+    """The console script: runs `benchmarks.__main__`, and says so where another package has taken that name."""
+    try:
+        main = import_module("benchmarks.__main__").main
+    except (ModuleNotFoundError, AttributeError) as error:
+        found = import_module("benchmarks") if find_spec("benchmarks") is not None else None
+        if found is not None and hasattr(found, "evaluate"):
+            raise  # ours: something else is missing
+        place = "is not installed" if found is None else f"at {found.__path__[0]} is another package of that name"
+        return print_error(
+            "encoder-bench",
+            InputError(f"the package `benchmarks` of encoder-bench {place} ({error}); install encoder-bench in an "
+                       "environment of its own, or rename or move the other package"),
+        )  # fmt: skip
+    return int(main())
 
 
 def split_command(
