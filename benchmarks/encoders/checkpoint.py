@@ -79,7 +79,9 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     config = _config_beside(path)
     if config is not None and "architecture" in config.values.values and not overrides.architecture:
         overrides = config.values.then(overrides)
-    if overrides.architecture and overrides.architecture.startswith("timm:"):
+    if overrides.architecture and overrides.architecture.startswith("torchvision:"):
+        encoder = _named_torchvision(file, overrides.architecture, overrides)
+    elif overrides.architecture and overrides.architecture.startswith("timm:"):
         encoder = _named_timm(file, overrides.architecture, overrides)
     else:
         found = recognise(file, overrides.pick)
@@ -255,6 +257,10 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     _refuse_fields_of_other_networks(overrides, card.architecture.name, source)
     card = card.model_copy(update={"architecture": overrides.apply_to_network(card.architecture)})
     card = overrides_of_card(card).then(overrides).apply_to_card(card, card.assumed)
+    if card.architecture.name.startswith("torchvision:"):
+        from benchmarks.encoders.torchvision_models import torchvision_encoder
+
+        return torchvision_encoder(card, tensors, source)
     if card.architecture.name not in STAGES:
         from benchmarks.encoders.timm_models import timm_encoder
 
@@ -428,6 +434,21 @@ def _known_of_family(family: VitFamily, architecture: Architecture) -> CardOverr
     if family.name not in ("plain", "deit", "beit", "clip"):
         values["method"] = family.title
     return CardOverrides(values).then(pixels_of(family.pixels) if family.pixels else CardOverrides())
+
+
+def _named_torchvision(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
+    """A file of a network of torchvision that is no ResNet, with torchvision's tensor names."""
+    from benchmarks.encoders.torchvision_models import torchvision_encoder, torchvision_keys
+
+    overrides.refuse([*OF_RESNETS, *OF_VITS, "family"], f"{file.path} is a {name}, which has no such setting")
+    found = best_mapping(file, torchvision_keys(name), overrides.pick)
+    card = EncoderCard(
+        name=file.path.name.partition(".")[0], source=f"checkpoint {file.path.name}",
+        architecture=Architecture(name=name), layout=found.name, keys_unused=found.unused,
+    )  # fmt: skip
+    encoder = torchvision_encoder(card, found.backbone, str(file.path))
+    encoder.card = overrides.apply_to_card(encoder.card, PIXELS)
+    return encoder
 
 
 def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:

@@ -122,7 +122,14 @@ def _torchvision(text: str, overrides: CardOverrides) -> Encoder:
     """`resnet50` or `resnet50:FILE`. The file must hold this architecture, in any layout."""
     name, _, file = text.partition(":")
     if name not in STAGES:
-        raise InputError(f"torchvision:{name} is not one of {', '.join(STAGES)}; give another network as timm:NAME")
+        from benchmarks.encoders.torchvision_models import NETWORKS
+
+        if name in NETWORKS and file:
+            named = CardOverrides({"architecture": f"torchvision:{name}"})
+            return load_checkpoint(_existing(file), overrides.then(named))
+        remedy = f"give torchvision:{name}:FILE" if name in NETWORKS else "give another network as timm:NAME"
+        known = f"{', '.join(STAGES)}, nor with a file one of {', '.join(NETWORKS)}"
+        raise InputError(f"torchvision:{name} is not one of {known}; {remedy}")
     if not file:
         return pretrained_torchvision(name, overrides)
     # Fixed in torchvision's code, so none of it is assumed.
