@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.evaluate import Question, Run, cached_record, feature_requests, load, prepare
-from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
+from benchmarks.task import FeatureTask, ImageTask, InputError, NotApplicableError, RunOptions
+from benchmarks.training.params import ViewParams
+from benchmarks.training.probe_task import ProbeTask
 from results.schema import Geometry
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
 
 PROBE_IMAGES = 16
+MOST_HEAD_IMAGES = 64  # of a timed update
 
 
 def describe(run: Run) -> list[str]:
@@ -30,7 +33,8 @@ def describe(run: Run) -> list[str]:
         return [f"done       {encoder.card.name} has a record under {protocol.id}"]
     encoder.to(options.device)
     reading = _seconds_per_image_read(run.test.paths, protocol.geometry)
-    forward, width = _seconds_per_image_encoded(encoder, protocol.geometry.crop)
+    read = {output for output, _ in run.task.outputs(protocol).values() if encoder.has(output)}
+    forward, width = _seconds_per_image_encoded(encoder, protocol.geometry.crop, read)
     cells = max(1, len(run.task.cells(protocol)))
     if isinstance(run.task, FeatureTask):
         missing = FeatureStore(options).bytes_to_write(feature_requests(run))
@@ -46,20 +50,69 @@ def describe(run: Run) -> list[str]:
         f"would run  {encoder.card.name} under {protocol.id} on {len(run.train):,} + {len(run.test):,} images",
         f"  time     about {_duration(seconds)} of reading and encoder passes on {options.device}",
         f"  disk     {disk}",
-        f"  memory   {count * width * 4 / 2**20:.0f} MiB for embed, and the encoder",
+        f"  memory   {count * width * 4 / 2**20:.0f} MiB for the widest output, and the encoder",
     ]
 
 
 def training_seconds(run: Run, reading: float, forward: float) -> float:
-    """Seconds of a training on images: its steps, and an evaluation after each epoch that asks for one."""
+    """Seconds of a training on images: its steps with the heads' own updates, and its evaluations."""
     assert isinstance(run.task, ImageTask)
-    params = run.protocol.params
-    epochs = int(params.get("epochs") or 1)
-    trained, evaluations = len(run.train) * epochs, max(1, epochs // int(params.get("evaluate_every") or 1))
-    if params.get("iterations"):
-        trained, evaluations = int(params["iterations"]) * int(params["batch_size"]), 1
-    step = reading + run.task.passes_per_step * forward
-    return int(params.get("trials") or 1) * (trained * step + evaluations * len(run.test) * (reading + forward))
+    trained, evaluated = run.task.amount(run.protocol, run.train, run.test)
+    decoding, view = _seconds_per_view(run)
+    step = (view or reading) + run.task.passes_per_step * forward
+    if isinstance(run.task, ProbeTask):
+        step += _seconds_per_image_of_heads(run)
+    return decoding + trained * step + evaluated * (reading + forward)
+
+
+def _seconds_per_view(run: Run) -> tuple[float, float]:
+    """Seconds to decode all images once where they are kept, and those of one view; zeros for an engine's own."""
+    from benchmarks.datasets.images import decode
+    from benchmarks.training.images import CACHE_BYTES, training_view, view_rng
+
+    params = run.task.params(run.protocol)
+    if not isinstance(params, ViewParams):
+        return 0.0, 0.0
+    paths, started = run.train.paths[:PROBE_IMAGES], time.monotonic()
+    images = []
+    for path in paths:
+        with suppress(InputError):
+            images.append(decode(path))
+    decoding = (time.monotonic() - started) / max(1, len(paths))
+    started = time.monotonic()
+    for number, image in enumerate(images):
+        training_view(image, params, run.protocol.geometry, view_rng(0, 0, number))
+    view = (time.monotonic() - started) / max(1, len(images))
+    size = sum(3 * image.width * image.height for image in images) / max(1, len(images))
+    kept = size * len(run.train) <= CACHE_BYTES
+    return (decoding * len(run.train), view) if kept else (0.0, decoding + view)
+
+
+def _seconds_per_image_of_heads(run: Run) -> float:
+    """Seconds of an update of all heads of a probe per image, measured on noise."""
+    import torch
+
+    from benchmarks.training.probes import FrozenFeatures, HeadTrainer
+
+    assert isinstance(run.task, ProbeTask)
+    params = run.task.params(run.protocol)
+    keys = [key for read in params.reads(run.encoder.names).values() for key in read]
+    frozen = FrozenFeatures(run.encoder, keys, run.protocol.geometry.crop, torch.device(run.options.device))
+    try:
+        trainer = HeadTrainer(params, frozen, len(run.train.classes), 0)
+    except NotApplicableError:
+        return 0.0  # the run itself says why
+    count = min(params.batch_size, MOST_HEAD_IMAGES)
+    features = {key: torch.randn(count, *shape, device=frozen.device) for key, shape in frozen.shapes.items()}
+    targets = torch.arange(count, device=frozen.device) % len(run.train.classes)
+    seconds = 0.0
+    for _ in range(2):  # the first update warms up
+        started = time.monotonic()
+        losses = trainer.update(features, targets, 0.0, count)
+        for loss in losses.values():
+            loss.cpu()  # waits for a GPU
+        seconds = (time.monotonic() - started) / count
+    return seconds
 
 
 def _seconds_per_image_read(paths: Sequence[Path], geometry: Geometry) -> float:
@@ -73,17 +126,17 @@ def _seconds_per_image_read(paths: Sequence[Path], geometry: Geometry) -> float:
     return (time.monotonic() - started) / max(1, count)
 
 
-def _seconds_per_image_encoded(encoder: Encoder, crop: int) -> tuple[float, int]:
-    """Seconds of a forward pass per image of noise, and the width of `embed`."""
+def _seconds_per_image_encoded(encoder: Encoder, crop: int, read: set[str]) -> tuple[float, int]:
+    """Seconds of a forward pass per image of noise to the outputs that are read, and the width of one."""
     import torch
 
     images = torch.randint(0, 256, (PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8)
-    names = {"embed"} if encoder.has("embed") else set(list(encoder.names)[:1])
+    names = read or set(list(encoder.names)[:1])
     seconds, width = 0.0, 0
     for _ in range(2):  # the first pass warms up
         started = time.monotonic()
-        (found,) = encoder.outputs(encoder.normalise(images), names).values()
-        width = found.cpu().shape[1]
+        found = encoder.outputs(encoder.normalise(images), names)
+        width = max(output.cpu().shape[1] for output in found.values())
         seconds = (time.monotonic() - started) / PROBE_IMAGES
     return seconds, width
 

@@ -316,6 +316,15 @@ class FineTune(ImageTask[FineTuneParams]):
             return ()
         return tuple(protocol.changed(lrs=(lr,), head_multipliers=(multiplier,)) for lr, multiplier in grid)
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """A cell that is chosen by a held-out part of the labelled images is trained twice."""
+        params = self.params(protocol)
+        labelled = round(params.labelled * len(train))
+        held = round(params.heldout * labelled)
+        evaluations = math.ceil(params.epochs / params.evaluate_every)
+        twice = labelled - held if held else 0
+        return params.epochs * (labelled + twice), evaluations * (len(test) + held)
+
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
         """The protocol, with an id that tells of a data set of another size."""
         return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")

@@ -338,6 +338,15 @@ class ImageTask(Task[ParamsT]):
             NotApplicableError: the encoder cannot.
         """
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """How many images one run trains on and evaluates, each as often as it is seen; of a grid, one cell."""
+        params = protocol.params
+        trials, epochs = int(params.get("trials") or 1), int(params.get("epochs") or 1)
+        if params.get("iterations"):
+            return trials * int(params["iterations"]) * int(params["batch_size"]), trials * len(test)
+        evaluations = max(1, epochs // int(params.get("evaluate_every") or 1))
+        return trials * epochs * len(train), trials * evaluations * len(test)
+
     def shared_pass(self, protocol: Protocol) -> str | None:
         """A key: protocols with equal keys can be trained in one pass over the images. None: always alone."""
         return None

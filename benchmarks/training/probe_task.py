@@ -189,6 +189,14 @@ class ProbeTask(ImageTask[ParamsT]):
             log.warning("%s: epochs has no effect, as iterations sets the length of the run", protocol.id)
         split_held_out(protocol, train, params.heldout, 0)
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """Features of the images that are evaluated are computed once, and kept."""
+        params = self.params(protocol)
+        held = round(params.heldout * len(train))
+        kept = len(train) - held
+        steps = params.total_steps(math.ceil(kept / params.batch_size))
+        return round(steps * kept / math.ceil(kept / params.batch_size)), len(test) + held
+
     def shared_pass(self, protocol: Protocol) -> str:
         params = self.params(protocol).model_dump(mode="json", include=set(ONE_PASS_FIELDS))
         splits = [protocol.dataset, protocol.train_split, protocol.test_split]
