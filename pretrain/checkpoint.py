@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import pickle
+import pickletools
+import re
 import shutil
 import zipfile
 from collections.abc import Container, Mapping
@@ -21,6 +24,16 @@ from results.files import replacing
 from results.schema import EncoderCard
 
 RESUME = "resume.pt"
+# What torch.save writes of containers, numbers, texts and tensors, and the names in it.
+_OPCODES = {
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BINPERSID", "BUILD", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "EMPTY_DICT",
+    "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
+}  # fmt: skip
+_MAX_OPERATIONS = 1_000_000
+_TENSOR_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|torch (\w+Storage|b?float\d+|u?int\d+)"
+)
 CARD_KEY = "encoder_card"  # in the metadata of a safetensors file
 
 
@@ -79,7 +92,8 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
 def load_resume(path: Path) -> dict[str, Any] | None:
     """Read what `save_resume` wrote, on the CPU; None where there is no file. Only tensors and plain values are read.
 
-    The checksum of every part of the archive is verified, which `torch.load` does not do.
+    The checksum of every part of the archive is verified, which `torch.load` does not do, and its pickle may name
+    tensors and their types alone: torch also allows what takes any amount of memory, such as `bytearray`.
 
     Raises:
         InputError: damaged, or not a resume file.
@@ -88,12 +102,29 @@ def load_resume(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            members = archive.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            if packed or sum(member.file_size for member in members) > path.stat().st_size:
+                raise zipfile.BadZipFile("it declares more data than it has")
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            for member in members:
+                if member.filename.endswith(".pkl"):
+                    _check_names(archive.read(member))
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # zipfile, pickle and runtime errors, depending on how the file is damaged
         raise unusable_resume(path, error) from error
+
+
+def _check_names(data: bytes) -> None:
+    """Raises UnpicklingError where a pickle of torch names anything but tensors and their types."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > _MAX_OPERATIONS:
+            raise pickle.UnpicklingError("it has more operations than any run")
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it has the operation {opcode.name}")
+        if opcode.name == "GLOBAL" and not _TENSOR_NAMES.fullmatch(str(argument)):
+            raise pickle.UnpicklingError(f"it names {argument!a:.100}")
 
 
 def unusable_resume(path: Path, error: Exception) -> InputError:

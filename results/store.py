@@ -11,13 +11,15 @@ import glob
 import hashlib
 import io
 import json
+import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from filelock import FileLock
@@ -39,6 +41,7 @@ from results.schema import (
 )
 
 LOCK_TIMEOUT_SECONDS = 120.0  # a write takes milliseconds
+MAX_OUTCOMES, MAX_MEMBERS = 1 << 29, 10_000  # bytes and arrays of an outcomes file; ours have less than 2**27
 MAX_DEPTH = 64  # of a record's JSON; ours are 5 deep
 REFERENCE = "same/"  # prefix of an array that names the array with the same content
 
@@ -62,7 +65,15 @@ class StoredRecord:
             return None
         try:
             return unpacked(self.path.with_name(self.record.outcomes_file))
-        except (OSError, ValueError, BadZipFile):  # not an .npz file, although its hash is right
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            EOFError,
+            zlib.error,
+            NotImplementedError,
+            BadZipFile,
+        ):  # not an .npz file, although its hash is right
             return None
 
 
@@ -365,7 +376,22 @@ def packed(outcomes: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def unpacked(path: Path) -> dict[str, NDArray[Any]]:
-    """Read what `packed` wrote; decisions are ranks."""
+    """Read what `packed` wrote; decisions are ranks.
+
+    Raises:
+        ValueError: the arrays unfold to more than `MAX_OUTCOMES`, or are not whole.
+    """
+    with ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_OUTCOMES:
+            raise ValueError(f"{path} unfolds to more than any benchmark's outcomes")
+        for member in members:
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read[version](stream)
+            if math.prod(shape) * dtype.itemsize > member.file_size:  # before numpy takes the memory
+                raise ValueError(f"{path} is cut short: {member.filename}")
     with np.load(path, allow_pickle=False) as stored:
         arrays: dict[str, NDArray[Any]] = {k: v for k, v in stored.items() if not k.startswith(REFERENCE)}
         references = {k.removeprefix(REFERENCE): str(v) for k, v in stored.items() if k.startswith(REFERENCE)}

@@ -1,24 +1,25 @@
 """Read weight files from untrusted sources: tensors and plain values come out, nothing is imported or called.
 
-The pickle of a weight file may name numpy's arrays and types, which are rebuilt from their bytes, and harmless
-metadata, which is replaced by inert objects. Any other name is refused.
+Zip files of torch, those of torch before 1.6 and pickles of numpy arrays go through one unpickler with a table of
+names: tensors and numpy's arrays are rebuilt from their bytes, harmless metadata is replaced by inert objects, and any
+other name is refused. Operations and copied bytes are bounded, so that a small file takes little memory and time.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
+import math
 import pickle
-import pickletools
 import re
-import warnings
+import struct
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +33,18 @@ from results.schema import EncoderCard
 
 # A file of torch before 1.6 starts with a pickle of this number (torch.serialization.MAGIC_NUMBER).
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-LEGACY_PICKLES = 5  # magic number, protocol, system, object and keys of the storages; then the storages
 MAX_DEPTH = 6  # of nested mappings that may hold tensors; VISSL's trunk is at 4
+# Far above any release: ViT-g with its optimiser and a moving average takes 100,000 operations and 3,000 tensors.
+MAX_OPERATIONS = 3_000_000
+MAX_TENSORS = 50_000
+MAX_ENTRIES = 1_000_000  # of all mappings together
+MAX_HEADER = 8 << 20  # bytes of a safetensors header or a zip file's list of members
+MAX_NAME = 1000  # characters of a tensor's name
+
+_CALL_COST = 8  # operations
+_CALLS = "calls or changes an object"
+_SHARING = 8  # times that tensors may share the bytes of the file, as a model under two names does
+_SPARE_BYTES = 16 << 20  # that may be copied whatever the size of the file
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ def read_weights(path: Path) -> WeightFile:
     except OSError as error:
         raise _cannot_open(path, error) from error
     if start[8:9] == b"{":  # after the header's length
+        header = struct.unpack("<Q", start[:8])[0]
+        if header > min(MAX_HEADER, path.stat().st_size):
+            raise InputError(f"{path} declares a header of {header:,} bytes; it is damaged, copy it again")
         try:
             tensors, card = read_backbone(path)
         except ValidationError as error:
@@ -76,11 +90,10 @@ def read_weights(path: Path) -> WeightFile:
             raise InputError(f"{path} has a card that cannot be read ({fault}); write the file again") from error
         except (OSError, ValueError) as error:
             raise InputError(" ".join(str(error).split())) from error
+        _check_tensors(path, tensors)
         return WeightFile(path, {"": tensors}, card=card)
-    if start.startswith(b"PK\x03\x04") or start == LEGACY_TORCH:
-        return _weight_file(path, _read_torch(path))
-    if start[:1] in (b"\x80", b"(", b"}", b"c"):
-        return _weight_file(path, _read_pickle(path))
+    if start.startswith(b"PK\x03\x04") or start[:1] in (b"\x80", b"(", b"}", b"c"):
+        return _weight_file(path, read_pickled(path))
     raise InputError(f"{path} is neither a torch, a safetensors nor a pickle file: {_other_kind(start)}")
 
 
@@ -103,135 +116,417 @@ def _other_kind(start: bytes) -> str:
     return f"it starts with {start[:8]!r}; unpack it, or save its state dict with torch.save"
 
 
-def _read_torch(path: Path) -> Any:
+def read_pickled(path: Path, *, verify: bool = False) -> Any:
+    """What torch.save or pickle.dump wrote: tensors on the CPU, plain containers and values, and inert objects.
+
+    Args:
+        verify: compare the checksum of every member of a zip file. Not all releases have right ones.
+
+    Raises:
+        InputError: as `read_weights`.
+    """
     try:
         with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        if zipped and not zipfile.is_zipfile(path):  # the list of a zip's members is at its end
-            raise InputError(f"{path} is cut short; copy it again")
-        _refuse_bytearray(*((_pickle_of_zip(path), 1) if zipped else (path.read_bytes(), LEGACY_PICKLES)))
-        with torch.serialization.safe_globals(list(_torch_globals())), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and deprecated storages
-            return torch.load(path, map_location="cpu", weights_only=True)
+            start = file.read(len(LEGACY_TORCH))
+            file.seek(0)
+            if start.startswith(b"PK\x03\x04"):
+                return _read_zip(path, file, verify)
+            if start == LEGACY_TORCH:
+                return _read_legacy(file, path.stat().st_size)
+            return _Unpickler(file, path.stat().st_size).load()
     except InputError:
         raise
     except Exception as error:  # an untrusted file can make the reader fail in any way
         raise _refused(path, error) from error
 
 
-def _pickle_of_zip(path: Path) -> bytes:
-    """The pickle in a zip file of torch, which never compresses members; a zip bomb does."""
-    with zipfile.ZipFile(path) as archive:
+def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
+    """A zip file of torch, which never compresses members; a zip bomb does."""
+    if not zipfile.is_zipfile(path):  # the list of its members is at its end
+        raise InputError(f"{path} is cut short; copy it again")
+    size = path.stat().st_size
+    if _bytes_of_member_list(file, size) > MAX_HEADER:
+        raise InputError(f"{path} lists more members than any weight file; save its state dict again with torch.save")
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        found = [m for m in members if m.filename.endswith("/data.pkl")]
-        if not found:
+        names = {member.filename: member for member in members}
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if not pickles:
             raise InputError(f"{path} is a zip file, but torch.save did not write it; unpack it")
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise InputError(
+                f"{path} is a TorchScript archive, which holds code; load it with torch.jit.load where you trust it, "
+                "and save its state dict with torch.save"
+            )
         packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
-        if packed or sum(m.file_size for m in members) > path.stat().st_size:
+        if packed or sum(m.file_size for m in members) > size:
             raise InputError(
                 f"{path} declares more data than it has ({len(packed)} of {len(members)} members are compressed), "
                 "which torch.save never does; if you trust it, save its state dict again"
             )
-        return archive.read(found[0])
+        if len(names) < len(members) or len(pickles) > 1:
+            raise InputError(f"{path} has two members of one name or two pickles, which torch.save never writes; "
+                             "copy it again")  # fmt: skip
+        if verify and (damaged := archive.testzip()):
+            raise UnpicklingError(f"wrong checksum of {ascii(damaged[:40])[1:-1]}")
+        root = pickles[0].removesuffix("data.pkl")
+        swapped = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
+        data = archive.read(pickles[0])
+
+    def storage(key: str, count: int, dtype: torch.dtype) -> torch.UntypedStorage:
+        member, nbytes = names[f"{root}data/{key}"], count * dtype.itemsize
+        file.seek(member.header_offset)
+        header = file.read(30)
+        if header[:4] != b"PK\x03\x04" or member.file_size < nbytes:
+            raise UnpicklingError(f"storage {key} has {member.file_size:,} bytes and should have {nbytes:,}")
+        file.seek(sum(struct.unpack("<HH", header[26:30])), io.SEEK_CUR)
+        content = torch.empty(nbytes, dtype=torch.uint8)
+        _fill(content, file)
+        if swapped:
+            item = dtype.itemsize // (2 if dtype.is_complex else 1)
+            content = content.view(-1, item).flip(1).flatten()
+        return content.untyped_storage()
+
+    return _Unpickler(io.BytesIO(data), len(data), storage).load()
 
 
-def _refuse_bytearray(data: bytes, pickles: int) -> None:
-    """Torch allows `bytearray(n)`, by which a few bytes of file allocate n bytes of memory.
-
-    Args:
-        pickles: how many stand at the start of `data`. What follows them are numbers, which may look like a pickle.
-    """
-    stream = io.BytesIO(data)
-    for _ in range(pickles):
-        recent: list[object] = []
-        for opcode, argument, _ in pickletools.genops(stream):
-            recent = [*recent[-1:], argument] if isinstance(argument, str) else recent
-            name = argument if opcode.name == "GLOBAL" else " ".join(map(str, recent))
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL") and str(name).endswith(" bytearray"):
-                raise UnpicklingError("Unsupported global: GLOBAL builtins.bytearray was not allowed")
+def _bytes_of_member_list(file: BinaryIO, size: int) -> int:
+    file.seek(max(0, size - 65_600))  # the longest end of a zip file
+    end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    file.seek(0)
+    if end[at - 20 : at - 16] == b"PK\x06\x07" and at >= 20:
+        file.seek(struct.unpack("<Q", end[at - 12 : at - 4])[0])
+        record = file.read(56)
+        file.seek(0)
+        return int(struct.unpack("<Q", record[40:48])[0])
+    return int(struct.unpack("<I", end[at + 12 : at + 16])[0])
 
 
-# Python's unpickler: the memo of the one in C can be blown up by a few bytes of file. The stubs only know the one in C.
-_Unpickler: Any = pickle._Unpickler
+def _read_legacy(file: BinaryIO, size: int) -> Any:
+    """A file of torch before 1.6: magic number, protocol, system, object, keys of the storages; then the storages."""
+    declared: dict[str, tuple[Tensor, int]] = {}  # key -> bytes to fill, number of elements
+    left = size
+
+    def storage(key: str, count: int, dtype: torch.dtype) -> torch.UntypedStorage:
+        nonlocal left
+        left -= count * dtype.itemsize
+        if left < 0:
+            raise UnpicklingError(f"its storages have more bytes than the file, which has {size:,}")
+        declared[key] = torch.empty(count * dtype.itemsize, dtype=torch.uint8), count
+        return declared[key][0].untyped_storage()
+
+    for _ in ("magic number", "protocol", "system"):
+        _Unpickler(file, size).load()
+    root = _Unpickler(file, size, storage).load()
+    keys = _Unpickler(file, size).load()
+    if not isinstance(keys, list) or sorted(keys) != sorted(declared):
+        raise UnpicklingError("its storages are not those that its tensors name")
+    for key in keys:
+        content, count = declared[key]
+        if struct.unpack("<q", file.read(8))[0] != count:
+            raise UnpicklingError(f"storage {key} has another length than its tensors say")
+        _fill(content, file)
+    return root
 
 
-class _NumpyUnpickler(_Unpickler):
-    """Knows numpy's arrays and plain values only."""
-
-    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full not in _PLAIN_PICKLE:
-            raise UnpicklingError(f"Unsupported global: GLOBAL {full} was not allowed")
-        return _PLAIN_PICKLE[full]
-
-    def load_build(self) -> None:
-        """Set the state of arrays and their types only; the original sets attributes on any object."""
-        state = self.stack.pop()
-        if type(self.stack[-1]) not in (NumpyArray, NumpyDtype):
-            raise UnpicklingError(f"a state for {type(self.stack[-1]).__name__}")
-        self.stack[-1].__setstate__(state)
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:
-        raise _refused(path, error) from error
+def _fill(content: Tensor, file: BinaryIO) -> None:
+    if file.readinto(content.numpy()) != len(content):  # type: ignore[attr-defined]
+        raise EOFError("the file is cut short")
 
 
 def _refused(path: Path, error: Exception) -> InputError:
-    text = str(error)
-    found = re.search(r"GLOBAL (\S+)", text)
-    if found or "unrecognized function" in text or text.startswith("Can only"):
-        fault = f"names {found[1]}" if found else "calls or changes an object"
+    first = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, NotAllowedError):
         return InputError(
-            f"{path} {fault}, which is neither a tensor nor harmless metadata; it was not loaded and nothing in it was "
+            f"{path} {first}, which is neither a tensor nor harmless metadata; it was not loaded and nothing in it was "
             "run. If you trust it, save its state dict alone with torch.save or safetensors"
         )
-    first = " ".join(text.split())[:200] or type(error).__name__
+    if isinstance(error, MemoryError):
+        first = "it does not fit into memory"
     return InputError(f"{path} cannot be read as weights ({first}); it is damaged or not a weight file; copy it again")
 
 
 def _weight_file(path: Path, root: Any) -> WeightFile:
     if not isinstance(root, dict):
         raise InputError(f"{path} holds {type(root).__name__}, not a mapping of names to tensors; save a state dict")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    limit = path.stat().st_size
+    found: dict[str, dict[str, Any]] = {}
+    entries = 0
     pending: list[tuple[str, Any, int]] = [("", root, 0)]
     while pending:
         where, mapping, depth = pending.pop()
-        for key, value in dict.items(mapping):  # not `mapping.items`: the file can overwrite attributes
+        entries += len(mapping) + 1
+        if entries > MAX_ENTRIES:
+            raise InputError(f"{path} has more than {MAX_ENTRIES:,} entries; save its state dict alone")
+        for key, value in mapping.items():
             if not isinstance(key, str):
                 continue
-            if isinstance(value, Tensor | NumpyArray):
-                tensors.setdefault(where, {})[key] = _tensor(value, f"{path}: {key}", limit)
+            if isinstance(value, Tensor | NumpyArray | OtherTensor):
+                found.setdefault(where, {})[key] = value
             elif isinstance(value, dict) and depth < MAX_DEPTH:
+                if len(where) + len(key) > MAX_NAME:
+                    raise InputError(f"{path} has a mapping whose name is longer than {MAX_NAME:,} characters")
                 pending.append((f"{where}/{key}".lstrip("/"), value, depth + 1))
-    keys = [key for key in dict.keys(root) if isinstance(key, str)]
-    values = {key: dict.__getitem__(root, key) for key in keys}
+    _check_tensors(path, (f"{where}{key}" for where, mapping in found.items() for key in mapping))
+    limit = path.stat().st_size
+    left = _SHARING * limit
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for where, mapping in found.items():
+        tensors[where] = {}
+        for key, value in mapping.items():
+            left -= _size(value, f"{path}: {key}", limit)
+            if left < 0:
+                raise InputError(f"{path} declares more than {_SHARING} times the numbers that it holds; it is damaged")
+            tensors[where][key] = _tensor(value)
+    values = {key: value for key, value in root.items() if isinstance(key, str)}
+    keys = frozenset(values)
     args = values.get("args")
-    if type(args).__name__ == "Namespace":
-        values = {**{k: v for k, v in vars(args).items() if isinstance(k, str)}, **values}
-    simple = {k: v for k, v in values.items() if isinstance(v, str | int | float)}
-    return WeightFile(path, tensors, simple, frozenset(keys))
+    if isinstance(args, Namespace):
+        values = {**{k: v for k, v in args.attributes.items() if isinstance(k, str)}, **values}
+    simple = {k: v for k, v in values.items() if isinstance(v, str | float) or (isinstance(v, int) and abs(v) < 2**63)}
+    return WeightFile(path, tensors, simple, keys)
 
 
-def _tensor(value: Tensor | NumpyArray, subject: str, limit: int) -> Tensor:
+def _check_tensors(path: Path, names: Iterable[str]) -> None:
+    """Names that are too many, too long, or would break a line of the terminal."""
+    for number, name in enumerate(names):
+        if number == MAX_TENSORS:
+            raise InputError(f"{path} has more than {MAX_TENSORS:,} tensors; save its state dict alone")
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise InputError(
+                f"{path} names a tensor {name[:40]!a}, which no network has; it is damaged or not a weight file"
+            )
+
+
+def _size(value: Tensor | NumpyArray | OtherTensor, subject: str, limit: int) -> int:
+    """Bytes of a plain tensor or array.
+
+    Raises:
+        InputError: it is not one, or declares more bytes than the file holds.
+    """
+    if isinstance(value, OtherTensor):
+        raise InputError(f"{subject} is not a plain tensor ({value.kind}); save it dense and in floating point")
     if isinstance(value, NumpyArray):
         if value.value.dtype.kind not in "biuf":
             raise InputError(f"{subject} is text, not numbers; it is not a weight file")
-        array = value.value
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy that may be written to
-    plain = value.detach()
-    if plain.layout != torch.strided or plain.is_quantized or plain.device.type != "cpu":
-        raise InputError(f"{subject} is not a plain tensor ({plain.layout}); save it dense and in floating point")
-    if plain.numel() * plain.element_size() > limit:
-        raise InputError(f"{subject} declares {plain.numel():,} numbers, more than the file holds; the file is damaged")
-    return plain
+        return value.value.nbytes
+    if value.numel() * value.element_size() > limit:
+        raise InputError(f"{subject} declares {value.numel():,} numbers, more than the file holds; the file is damaged")
+    return value.numel() * value.element_size()
+
+
+def _tensor(value: Tensor | NumpyArray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = value.value
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy that may be written to
+
+
+# ---- the unpickler ---------------------------------------------------------------------------------------------------
+
+
+class NotAllowedError(UnpicklingError):
+    """The pickle names or calls what is not in the table; the text continues a sentence that begins with the file."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The elements of a tensor's storage: `count` from element `first` on."""
+
+    content: torch.UntypedStorage
+    dtype: torch.dtype
+    first: int
+    count: int
+
+
+# Python's unpickler: the memo of the one in C can be blown up by a few bytes of file. The stubs only know the one in C.
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
+    """Unpickles one pickle by the table of names; see the module.
+
+    Args:
+        file: at the start of the pickle; it is left behind its end.
+        size: bytes of the file.
+        storage: key, number of elements and type -> a storage with at least so many bytes.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
+
+    def __init__(
+        self, file: BinaryIO, size: int, storage: Callable[[str, int, torch.dtype], torch.UntypedStorage] | None = None
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # as Python 2 wrote bytes
+        self.file, self.size, self.storage = file, size, storage
+        self.operations, self.bytes_to_copy = MAX_OPERATIONS, 2 * size + _SPARE_BYTES
+        self.contents: dict[str, tuple[torch.UntypedStorage, int]] = {}  # key -> storage, number of bytes
+
+    def load(self) -> Any:
+        self.read, self.readline = self._read, self._readline
+        self.metastack: list[Any] = []
+        self.stack: list[Any] = []
+        self.append, self.proto = self.stack.append, 0
+        read, dispatch = self.file.read, self.dispatch
+        while True:
+            self._spend(1)
+            code = read(1)
+            if code == pickle.STOP:
+                return self.stack.pop()
+            if not code or code[0] not in dispatch:
+                raise EOFError("the pickle is cut short or damaged")
+            dispatch[code[0]](self)
+
+    def _read(self, count: int) -> bytes:
+        if count > 4096 and count > self.size - self.file.tell():  # before the memory is taken
+            raise EOFError(f"{count:,} bytes are declared, more than there are")
+        content = self.file.read(count)
+        if len(content) < count:
+            raise EOFError("the pickle is cut short")
+        return content
+
+    def _readline(self) -> bytes:
+        line = self.file.readline(1 << 20)
+        if not line.endswith(b"\n"):
+            raise EOFError("a line has no end")
+        return line
+
+    def _spend(self, operations: int, copied: int = 0) -> None:
+        self.operations -= operations
+        self.bytes_to_copy -= copied
+        if self.operations < 0 or self.bytes_to_copy < 0:
+            raise UnpicklingError("it unfolds to far more than a weight file")
+
+    def find_class(self, module: str, name: str) -> Any:
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # from Python 2
+        full = f"{module}.{name}"
+        if full not in _NAMES:
+            raise NotAllowedError(f"names {ascii(full[:100])[1:-1]}")
+        return _NAMES[full]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(dtype, StorageType) or not isinstance(key, str) or not self.storage:
+            raise NotAllowedError("refers to an object outside")
+        self._spend(_CALL_COST)
+        _require_sizes(count)
+        nbytes = count * dtype.dtype.itemsize
+        if key not in self.contents:
+            self.contents[key] = self.storage(key, count, dtype.dtype), nbytes
+        content, there = self.contents[key]
+        if nbytes > there:
+            raise UnpicklingError(f"storage {key[:40]!a} has two sizes")
+        if view and view[0] is not None:
+            _, first, length = view[0]
+            _require_sizes(first, length)
+            if first + length > count:
+                raise UnpicklingError("a view is larger than its storage")
+            return Storage(content, dtype.dtype, first, length)
+        return Storage(content, dtype.dtype, 0, count)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not (isinstance(arguments, tuple) and any(function is each for each in _CALLED)):
+            raise NotAllowedError(_CALLS)
+        lengths = [len(each) for each in arguments if isinstance(each, str | bytes | list | tuple | dict)]
+        self._spend(_CALL_COST + (sum(lengths) if function is _ordered_dict else 0), sum(lengths))
+        return function(*arguments)
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], arguments)
+
+    def load_newobj_ex(self) -> None:
+        named = self.stack.pop()
+        if named:
+            raise NotAllowedError(_CALLS)
+        self.load_reduce()
+
+    def load_build(self) -> None:
+        """Set the state of arrays, types and namespaces, and drop that of mappings, tensors and inert objects."""
+        state, target = self.stack.pop(), self.stack[-1]
+        kind = type(target)
+        if kind in (NumpyArray, NumpyDtype, Namespace):
+            self._spend(_CALL_COST, sum(len(each) for each in state if isinstance(each, str | bytes)))
+            target.__setstate__(state)
+        elif kind not in (dict, OrderedDict, Inert, Tensor, OtherTensor):
+            raise NotAllowedError(_CALLS)
+
+    def load_append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is not Inert:
+            raise NotAllowedError(_CALLS)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([key, value])
+
+    def load_setitems(self) -> None:
+        self._update(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._update(items)
+
+    def _update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) not in (dict, OrderedDict, Inert):
+            raise NotAllowedError(_CALLS)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            _require_plain_key(key)
+            if type(target) is not Inert:
+                target[key] = value
+
+    def load_empty_set(self) -> None:
+        self.append(Inert())
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Inert())
+
+    def load_frame(self) -> None:
+        self._read(8)  # a hint for readers
+
+    def load_bytearray8(self) -> None:
+        self.append(self._read(struct.unpack("<Q", self._read(8))[0]))
+
+    def load_refused(self) -> None:
+        raise UnpicklingError("it has an operation that no weight file needs")
+
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce, pickle.NEWOBJ_EX[0]: load_newobj_ex,
+        pickle.BUILD[0]: load_build, pickle.APPEND[0]: load_append, pickle.APPENDS[0]: load_appends,
+        pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict,
+        pickle.EMPTY_SET[0]: load_empty_set, pickle.ADDITEMS[0]: load_appends, pickle.FROZENSET[0]: load_frozenset,
+        pickle.FRAME[0]: load_frame, pickle.BYTEARRAY8[0]: load_bytearray8,
+    }  # fmt: skip
+    for code in (
+        pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER
+    ):  # fmt: skip
+        dispatch[code[0]] = load_refused
+
+
+def _require_plain_key(key: Any) -> None:
+    """The hash of nested tuples is computed anew, in a time that a few bytes of file can make endless."""
+    parts = key if type(key) is tuple and len(key) <= _CALL_COST else (key,)
+    for part in parts:
+        number = isinstance(part, int) and abs(part) < 2**64
+        if not (number or part is None or part is Inert or isinstance(part, str | bytes | float | Inert)):
+            raise UnpicklingError(f"a mapping has a {type(part).__name__} as a key")
+
+
+def _require_sizes(*numbers: Any) -> None:
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < 2**62:
+            raise UnpicklingError("a tensor has a size that is not one")
 
 
 # ---- stand-ins for the names in a pickle -----------------------------------------------------------------------------
@@ -240,12 +535,31 @@ def _tensor(value: Tensor | NumpyArray, subject: str, limit: int) -> Tensor:
 class Inert:
     """Stands for an object of a class that is not loaded: accepts any arguments, keeps none, and cannot be called."""
 
-    def __new__(cls, *_args: object, **_kwargs: object) -> Inert:
-        return object.__new__(cls)
+    def __init__(self, *_args: object) -> None: ...
 
-    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None: ...
+class Namespace:
+    """Stands for an `argparse.Namespace`."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[Any, Any] = {}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.attributes = {**state} if isinstance(state, dict) else {}
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """Stands for a class such as `torch.FloatStorage`."""
+
+    dtype: torch.dtype
+
+
+@dataclass
+class OtherTensor:
+    """Stands for a tensor that is sparse, quantised, nested, without numbers or of a class of its own."""
+
+    kind: str
 
 
 class NumpyDtype:
@@ -293,6 +607,44 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return _array(data, dtype, ()).item()
 
 
+def _dense(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the elements of a storage, which it shares with other tensors."""
+    if not isinstance(storage, Storage):
+        raise UnpicklingError("a tensor has no storage")
+    _require_sizes(offset, *size, *stride)
+    dtype = dtype or storage.dtype
+    available = storage.count * storage.dtype.itemsize // dtype.itemsize
+    elements = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else 0
+    if elements >= 2**62 or last >= max(available, 1) or (elements and not available):
+        raise UnpicklingError("a tensor is larger than its storage")
+    first = storage.first * storage.dtype.itemsize // dtype.itemsize
+    return torch.empty(0, dtype=dtype).set_(storage.content, first + (offset if elements else 0), size, stride)
+
+
+def _tensor_v2(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor | OtherTensor:
+    return OtherTensor("conjugated") if len(more) > 2 and more[2] else _dense(storage, offset, size, stride)
+
+
+def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *more: Any) -> Any:
+    return OtherTensor("conjugated") if more and more[0] else _dense(storage, offset, size, stride, dtype)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _typed(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """`torch._tensor._rebuild_from_type_v2`: a tensor of a class of its own, or with attributes."""
+    if not any(function is each for each in _REBUILT.values()):
+        raise NotAllowedError(_CALLS)
+    return function(*arguments)
+
+
+def _other(kind: str) -> Callable[..., OtherTensor]:
+    return lambda *_: OtherTensor(kind)
+
+
 def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
     """`_codecs.encode` as pickle protocol 2 uses it for bytes."""
     if encoding != "latin1":
@@ -308,24 +660,62 @@ def _no_items(*_: object) -> dict[Any, Any]:
     return {}
 
 
+def _items(items: Iterable[Any] = ()) -> tuple[Any, ...]:
+    return tuple(items)
+
+
+def _ordered_dict(items: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    found: OrderedDict[Any, Any] = OrderedDict()
+    for key, value in items:  # as Python 2 wrote it
+        _require_plain_key(key)
+        found[key] = value
+    return found
+
+
 def _text(value: str | bytes) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
-_NUMPY: dict[str, Callable[..., Any]] = {
+_REBUILT: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_qtensor": _other("quantised"),
+    "torch._utils._rebuild_sparse_tensor": _other("sparse"),
+    "torch._utils._rebuild_nested_tensor": _other("nested"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _other("without numbers"),
+    "torch._utils._rebuild_wrapper_subclass": _other("of a class of its own"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _other("of another device"),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _parameter,
+}
+
+_CALLED_NAMES: dict[str, Callable[..., Any]] = {
+    **_REBUILT,
+    "torch._tensor._rebuild_from_type_v2": _typed,
+    "torch.Size": _items,
     "numpy.dtype": NumpyDtype,
     "numpy.ndarray": NumpyArray,
-    "builtins.bytes": _no_bytes,
     **{f"numpy.{core}.multiarray._reconstruct": NumpyArray for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+    "_codecs.encode": _latin1_bytes,
+    "builtins.bytes": _no_bytes,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _no_items,
+    "collections.Counter": _no_items,
+    "pytorch_lightning.utilities.parsing.AttributeDict": _no_items,
+    "lightning_fabric.utilities.data.AttributeDict": _no_items,
+    "argparse.Namespace": Namespace,
 }
 
-_PLAIN_PICKLE: dict[str, Callable[..., Any]] = {
-    **_NUMPY, "_codecs.encode": _latin1_bytes, "__builtin__.bytes": _no_bytes, "collections.OrderedDict": OrderedDict
-}  # fmt: skip
-
 _INERT = {
+    # of tensors: their class, layout and device
+    "torch": ("Tensor", "device", *(f"{kind}Tensor" for kind in (
+        "Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"))),
+    "torch.nn.parameter": ("Parameter", "Buffer"),
+    "torch.serialization": ("_get_layout",),
     # OmegaConf 2.x, in Lightning's hyper-parameters
     "omegaconf.base": ("ContainerMetadata", "Metadata"),
     "omegaconf.dictconfig": ("DictConfig",),
@@ -334,8 +724,9 @@ _INERT = {
         "AnyNode", "BooleanNode", "BytesNode", "EnumNode", "FloatNode", "IntegerNode", "InterpolationResultNode",
         "PathNode", "StringNode",
     ),
+    "collections": ("deque",),
     "typing": ("Any",),
-    "builtins": ("bool", "dict", "float", "int", "list", "str", "tuple", "getattr"),
+    "builtins": ("bool", "complex", "dict", "float", "int", "list", "set", "str", "tuple", "getattr"),
     "pathlib": ("Path", "PosixPath", "PurePosixPath", "WindowsPath"),
     # mmengine's message hub; its buffers name their own methods through `getattr`
     "mmengine.logging.history_buffer": ("HistoryBuffer",),
@@ -345,14 +736,21 @@ _INERT = {
     "pytorch_lightning.callbacks.lr_monitor": ("LearningRateMonitor",),
 }  # fmt: skip
 
+_STORAGES = {
+    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "QInt8": torch.qint8,
+    "QInt32": torch.qint32, "QUInt8": torch.quint8, "QUInt4x2": torch.quint4x2, "QUInt2x4": torch.quint2x4,
+    "Untyped": torch.uint8,
+}  # fmt: skip
 
-def _torch_globals() -> Iterable[Any]:
-    """The argument of `torch.serialization.safe_globals`: each harmless name and its stand-in."""
-    stand_ins: dict[str, Callable[..., Any]] = {
-        **_NUMPY,
-        "collections.defaultdict": _no_items,
-        "pytorch_lightning.utilities.parsing.AttributeDict": dict,
-        "lightning_fabric.utilities.data.AttributeDict": dict,
-        **{f"{module}.{name}": Inert for module, names in _INERT.items() for name in names},
-    }
-    return [argparse.Namespace, *((stand_in, name) for name, stand_in in stand_ins.items())]
+_NAMES: dict[str, Any] = {
+    **_CALLED_NAMES,
+    **{f"{module}.{name}": Inert for module, names in _INERT.items() for name in names},
+    **{f"{module}.{kind}Storage": StorageType(dtype) for kind, dtype in _STORAGES.items()
+       for module in ("torch", "torch.cuda", "torch.storage")},
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype | torch.qscheme)},
+}  # fmt: skip
+
+# By identity: a pickle may hold any object where a function belongs.
+_CALLED: tuple[Any, ...] = (*dict.fromkeys(_CALLED_NAMES.values()), Inert)

@@ -63,3 +63,25 @@ def test_a_full_disk_is_one_sentence(
     assert not damaged
     assert record.record.status == "ok"
     assert record.record.intact
+
+
+@pytest.mark.parametrize(
+    "command", [["linear", "--set", "epochs=2"], ["finetune", "--set", "epochs=2"]], ids=["linear", "finetune"]
+)
+def test_a_disk_that_fills_during_a_training_is_one_sentence_and_its_state_stays_whole(
+    command: list[str], data: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Too little room for the state after an epoch; with more room, the same command ends well."""
+    where = ["--data", str(data), "--out", str(disk / "records"), "--features", str(tmp_path / "features")]
+    command = [*command, "--encoder", ENCODER, "--device", "cpu", "--workers", "0", *where]
+    ballast = fill(disk, 40_000)
+    assert main(command) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "No space left on device" in printed.strip().splitlines()[-1], printed
+    assert not list(disk.rglob(".*"))
+    ballast.unlink()
+    assert main(command) == 0
+    stored, damaged = read_records(disk / "records")
+    assert not damaged
+    assert all(each.record.intact for each in stored)

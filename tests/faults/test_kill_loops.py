@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ import pytest
 
 from benchmarks.__main__ import main
 from results.store import StoredRecord, read_records
+from tests.benchmarks.detection import test_detection_task as detection
+from tests.benchmarks.segmentation import test_segmentation_task as segmentation
+from tests.layouts.voc12aug import write_voc12aug
 from tests.pretrain import tiny_runs
 
-pytestmark = pytest.mark.faults
+small_heads = detection.small_heads  # a fixture
 
-KILLS = int(os.environ.get("KILLS", "20"))  # of each job
+KILLS = int(os.environ.get("KILLS", "20"))  # of each job in `make test-faults`
+QUICK_KILLS = 3
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 JOBS = {
     "features": ["knn"],
@@ -30,8 +35,8 @@ JOBS = {
 }
 
 
-def kill_loop(job: Callable[[], object], folder: Path, seed: str) -> None:
-    """Kill a job at random moments, `KILLS` times; after each time that it comes to its end, it begins anew.
+def kill_loop(job: Callable[[], object], folder: Path, seed: str, kills: int = KILLS) -> None:
+    """Kill a job at random moments, so many times; after each time that it comes to its end, it begins anew.
 
     The job runs in a child that shares what is imported, so that the moments lie in its own work. At last it ends.
     """
@@ -40,7 +45,7 @@ def kill_loop(job: Callable[[], object], folder: Path, seed: str) -> None:
     seconds = time.monotonic() - started
     shutil.rmtree(folder)
     moments, killed = random.Random(seed), 0
-    while killed < KILLS:
+    while killed < kills:
         if run_for(job, moments.uniform(0, seconds)):
             shutil.rmtree(folder)
         else:
@@ -84,11 +89,11 @@ def last_record(folder: Path) -> StoredRecord:
     return max(stored, key=lambda each: (not each.record.protocol.id.count("base_lr"), each.path))
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: Path) -> None:
+def ends_equal(command: Sequence[str], data: Path, tmp_path: Path, kills: int) -> None:
+    """Compare what a command leaves after so many kills with what it leaves undisturbed."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert main(arguments(JOBS[name], data, whole)) == 0
-    kill_loop(lambda: main(arguments(JOBS[name], data, cut)), cut, name)
+    assert main(arguments(command, data, whole)) == 0
+    kill_loop(lambda: main(arguments(command, data, cut)), cut, command[0], kills)
     expected, found = last_record(whole), last_record(cut)
     measured = {"encoder", "protocol", "dataset", "scores", "per_class", "runs", "seeds", "status"}
     assert found.record.model_dump(include=measured) == expected.record.model_dump(include=measured)
@@ -101,8 +106,43 @@ def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: 
         assert file.read_bytes() == (cut / file.relative_to(whole)).read_bytes()
     leftovers = [path for path in cut.rglob("*") if "partial" in path.name and path.is_file()]
     assert not leftovers or all("features" in path.parts for path in leftovers)
+    assert not list(cut.glob("heads/**/*.pth"))
 
 
+def test_a_benchmark_that_is_killed_a_few_times_ends_equal(small_data: Path, tmp_path: Path) -> None:
+    ends_equal(JOBS["features"], small_data, tmp_path, QUICK_KILLS)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", JOBS)
+def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: Path) -> None:
+    ends_equal(JOBS[name], data, tmp_path, KILLS)
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer")
+@pytest.mark.usefixtures("small_heads")
+def test_a_detection_that_is_killed_ends_equal(tmp_path: Path) -> None:
+    detection.voc(tmp_path / "data")
+    identifier = "voc0712_det.moco@1"
+    sets = detection.as_sets(detection.tiny(identifier, iterations=12, checkpoint_every=2), identifier)
+    command = ["voc-det", "--protocol", identifier, "--set", *sets]
+    ends_equal(command, tmp_path / "data", tmp_path, KILLS)
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not find_spec("mmseg"), reason="mmsegmentation is not installed: make setup-transfer")
+def test_a_segmentation_that_is_killed_ends_equal(tmp_path: Path) -> None:
+    write_voc12aug(tmp_path / "data")
+    settings = {**segmentation.TINY, "iterations": 12}
+    sets = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+    command = ["voc-seg", "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]
+    ends_equal(command, tmp_path / "data", tmp_path, KILLS)
+
+
+@pytest.mark.faults
 def test_a_pretraining_that_is_killed_ends_bit_identical(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
