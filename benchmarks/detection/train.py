@@ -18,10 +18,12 @@ from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import write_detectron2
+from benchmarks.encoders.weight_files import read_pickled
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import safe_memory_format
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
+from results.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,19 @@ class DetectionTrial(Trial):
         iterations = cfg.SOLVER.MAX_ITER
         bar = iter(with_progress(range(iterations), f"detection, trial {seed}", show=progress))
 
+        class Checkpoints(DetectionCheckpointer):
+            """Written atomically, and read without running what a file may hold."""
+
+            def save(self, name: str, **more: Any) -> None:
+                parts = {"model": self.model, **self.checkpointables}
+                path = Path(self.save_dir) / f"{name}.pth"
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    torch.save({key: part.state_dict() for key, part in parts.items()} | more, file)
+                self.tag_last_checkpoint(f"{name}.pth")
+
+            def _torch_load(self, file: str) -> Any:
+                return read_pickled(Path(file), verify=True)
+
         class EveryIteration(hooks.HookBase):
             """Seeds the sampling of boxes by iteration, so that a resumed run gives the same result."""
 
@@ -103,16 +118,14 @@ class DetectionTrial(Trial):
             # Other batches than those of training, the same ones in a resumed run.
             other = self._loader(seed=seed + 1_000_003, first=0, workers=0)
             trainer.register_hooks([hooks.PreciseBN(0, wrapped, other, cfg.TEST.PRECISE_BN.NUM_ITER)])
-        checkpointer = DetectionCheckpointer(wrapped, str(self.folder), trainer=weakref.proxy(trainer))
+        checkpointer = Checkpoints(wrapped, str(self.folder), trainer=weakref.proxy(trainer))
         if self.rank == 0:
             trainer.register_hooks(
                 [hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEPT_CHECKPOINTS)]
             )
         first = 0
         newest_first = sorted(self.folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-        last = last_whole_checkpoint(
-            newest_first, partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
-        )
+        last = last_whole_checkpoint(newest_first, partial(read_pickled, verify=True))
         if last is not None:
             checkpointer.load(str(last))
             log.info("continuing from %s", last)

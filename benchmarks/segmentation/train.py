@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.weight_files import read_pickled
 from benchmarks.segmentation.model import (
     check_backbone,
     model_config,
@@ -37,7 +38,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
-from results.files import open_image
+from results.files import open_image, replacing
 
 log = logging.getLogger(__name__)
 
@@ -203,11 +204,8 @@ class SegmentationTrial(Trial):
         Raises:
             FloatingPointError: the loss is no longer finite.
         """
-        newest_first = sorted(self.folder.glob("iter_*.pth"), key=_iterations, reverse=True)
-        # Not of weights alone: mmengine stores its messages too. This run wrote the file.
-        last = last_whole_checkpoint(
-            newest_first, partial(torch.load, map_location="cpu", weights_only=False, mmap=True)
-        )
+        newest_first = sorted(checkpoints(self.folder), key=_iterations, reverse=True)
+        last = last_whole_checkpoint(newest_first, partial(read_pickled, verify=True))
         runner = self._runner(last, progress=progress)
         runner.train()
         trained: nn.Module = getattr(runner.model, "module", runner.model)
@@ -219,11 +217,31 @@ class SegmentationTrial(Trial):
         from mmengine.runner import Runner
 
         params, seed, encoder, rank, ranks = self.params, self.seed, self.encoder, self.rank, self.ranks
+        folder = self.folder
         if last is not None:
             log.info("continuing from %s", last)
         bar = with_progress(range(params.iterations), f"segmentation, trial {seed}", show=progress and self.rank == 0)
         for _ in range(_iterations(last) if last else 0):
             next(bar)
+
+        class SafeRunner(Runner):
+            """Writes checkpoints atomically, and reads tensors and numbers alone; mmengine runs code in the file."""
+
+            def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+                if rank == 0:
+                    with replacing(Path(out_dir) / filename) as temporary:
+                        super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+
+            def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+                stored = read_pickled(Path(filename), verify=True)
+                model: Any = self.model
+                getattr(model, "module", model).load_state_dict(stored["state_dict"])
+                self._has_loaded = True
+                # Not the configuration, which mmengine would run as Python, nor the messages for its logs.
+                place = {name: int(stored["meta"][name]) for name in ("epoch", "iter")}
+                whole = sorted(n for n in map(_iterations, checkpoints(folder)) if n <= place["iter"])
+                messages = {"log_scalars": {}, "runtime_info": {"keep_ckpt_ids": whole}, "resumed_keys": {}}
+                return {**stored, "meta": place, "message_hub": messages}
 
         class EveryIteration(Hook):
             """Seeds dropout by iteration, so that a resumed run gives the same result as an uninterrupted one."""
@@ -249,7 +267,7 @@ class SegmentationTrial(Trial):
         wrapper, schedule = optimisation(params)
         # By default mmengine's wrapper names a GPU.
         wrap = {"model_wrapper_cfg": {"broadcast_buffers": False, "device_ids": None}}
-        return Runner(
+        return SafeRunner(
             model=self.build(),
             cfg=wrap if self.ranks > 1 and self.device.type == "cpu" else None,
             work_dir=str(self.folder),
@@ -305,6 +323,11 @@ class SegmentationTrial(Trial):
                 sheet.look(index, sample)
         per_image = distributed.sum_(found.to(self.device)).cpu().numpy()
         return score(per_image, self.test.classes)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that mmengine wrote."""
+    return [path for path in folder.glob("iter_*.pth") if path.stem[5:].isdecimal()]
 
 
 def _iterations(checkpoint: Path) -> int:

@@ -30,7 +30,7 @@ from benchmarks.training.images import (
     network_input,
 )
 from benchmarks.training.networks import safe_memory_format, synchronise
-from benchmarks.training.resume import SAVE_STEPS, TrainingState
+from benchmarks.training.resume import SAVE_STEPS, TrainingState, usable
 from pretrain import distributed
 
 if TYPE_CHECKING:
@@ -321,8 +321,9 @@ class FineTuning:
             self.optimiser = torch.optim.SGD(grouped, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
         self.state = FineTuneState.load(path, key)
         if self.state.steps:
-            self.classifier.load_state_dict(self.state.network)
-            self.optimiser.load_state_dict(self.state.optimiser)
+            with usable(path):
+                self.classifier.load_state_dict(self.state.network)
+                self.optimiser.load_state_dict(self.state.optimiser)
         self.steps_per_epoch = -(-len(items) // params.batch_size)
         self.sampler = TrainingBatches(
             items, params.batch_size, seed, self.state.steps, params.total_steps(self.steps_per_epoch)

@@ -30,7 +30,7 @@ from benchmarks.training.images import (
     erase_rng,
     network_input,
 )
-from benchmarks.training.resume import SAVE_STEPS, TrainingState
+from benchmarks.training.resume import SAVE_STEPS, TrainingState, usable
 from pretrain import distributed
 from results.schema import Geometry
 
@@ -306,10 +306,12 @@ class Probe:
         self.params, self.images, self.path = params, images, path
         self.trainer = HeadTrainer(params, images.frozen, classes, images.seed)
         self.state = ProbeState.load(path, key)
-        for output, saved in self.state.banks.items():
-            self.trainer.banks[output].load_state_dict(saved)
-            for momentum, kept in zip(self.trainer.optimisers[output].momenta, self.state.momenta[output], strict=True):
-                momentum.copy_(kept)
+        with usable(path):
+            for output, saved in self.state.banks.items():
+                self.trainer.banks[output].load_state_dict(saved)
+                momenta = self.trainer.optimisers[output].momenta
+                for momentum, kept in zip(momenta, self.state.momenta[output], strict=True):
+                    momentum.copy_(kept)
         self._start_epoch()
         self._images_seen = self.state.images_seen
         for output, total in self.state.loss_sums.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -170,6 +172,37 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(precision: str, tmp_pa
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     started = load_encoder(ENCODER).module.state_dict()["conv1.weight"]
     assert not torch.equal(whole["backbone.stem.conv1.weight"], started)  # it was trained
+
+
+class Runs:
+    """A pickle that runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_a_planted_checkpoint_runs_no_code_and_nothing_half_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voc(tmp_path / "data")
+    folder, alarm = tmp_path / "trial", tmp_path / "it ran"
+    folder.mkdir()
+    torch.save({"model": {}, "iteration": Runs(f"touch '{alarm}'")}, folder / "model_0000002.pth")
+    trial(tmp_path / "data", folder, iterations=2, checkpoint_every=1).train(progress=False)
+    assert not alarm.exists()
+    assert {path.name for path in folder.glob("model_0*")} == {f"model_000000{n}.pth" for n in (0, 1, 2)}
+
+    def full(_: object, file: BinaryIO) -> None:
+        file.write(b"PK")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*model_0000000\.pth"):
+        trial(tmp_path / "data", tmp_path / "full", iterations=2, checkpoint_every=1).train(progress=False)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["encoder-0.pkl"]
 
 
 def test_batches_depend_on_seed_and_number_alone_and_have_one_aspect(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -152,6 +153,33 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Lab
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     ended = trial(voc, tmp_path / "killed").train(progress=False).state_dict()  # a later trial was killed
     assert all(torch.equal(ended[name], value) for name, value in whole.items())
+
+
+class Runs:
+    """A pickle that runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_a_planted_checkpoint_runs_no_code(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
+    """Neither by its pickle nor by the configuration in it, which mmengine runs as Python."""
+    folder, alarm = tmp_path / "trial", tmp_path / "it ran"
+    whole = trial(voc, folder).train(progress=False).state_dict()
+    assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_4.pth", "iter_6.pth"]
+    assert not list(folder.glob(".*"))
+    stored = torch.load(folder / "iter_4.pth", weights_only=False)
+    (folder / "iter_6.pth").unlink()
+    torch.save({"meta": Runs(f"touch '{alarm}'")}, folder / "iter_5.pth")
+    stored["meta"]["config"] = f"open({str(alarm)!r}, 'w')"
+    torch.save(stored, folder / "iter_4.pth")
+    again = trial(voc, folder).train(progress=False).state_dict()
+    assert not alarm.exists()
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert sorted(path.name for path in folder.glob("iter_[46].pth")) == ["iter_4.pth", "iter_6.pth"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
