@@ -110,7 +110,7 @@ def scan(root: Path) -> list[StoredFeatures]:
     entries = []
     for folder in folders:
         try:
-            meta = read_json(folder / "meta.json")
+            meta = _checked_meta(read_json(folder / "meta.json"))
             used = (folder / "meta.json").stat().st_mtime
         except (OSError, ValueError):
             meta, used = None, folder.stat().st_mtime
@@ -121,6 +121,22 @@ def scan(root: Path) -> list[StoredFeatures]:
         unfinished = _size_on_disk(folder / "partial")
         entries.append(StoredFeatures(folder, meta, _size_on_disk(folder) - unfinished, unfinished, used, busy))
     return sorted(entries, key=lambda entry: entry.used)
+
+
+def _checked_meta(meta: Any) -> dict[str, Any]:
+    """A description of stored features.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    kinds = {"version": int, "weights": str | None, "images": str, "geometry": dict, "precision": str, "about": str,
+             "count": int, "encoder": dict}  # fmt: skip
+    if not isinstance(meta, dict) or not all(isinstance(meta.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError("not a description of features")
+    inner = (meta["encoder"].get("name"), *(meta["geometry"].get(name) for name in ("mode", "resize", "crop")))
+    if not all(isinstance(value, str | int) for value in inner):
+        raise ValueError("not a description of features")
+    return meta
 
 
 def in_use(

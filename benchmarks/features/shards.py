@@ -4,19 +4,25 @@
     ids.json               the image ids, row by row
     embed.npy              a complete output
     embed.json             the images without a row in embed.npy, because they could not be read: id -> reason
+    embed.sums.json        CRC-32 of every shard of embed.npy, and of the lists of images that say what its rows are
     lock, claims           locks of the processes at work; the system frees them when a process dies
     partial/embed.npy      an output that is being filled, at its full (sparse) size from the start
-    partial/embed.00012    says that shard 12 of it is on disk; holds its unreadable rows: row -> reason
+    partial/embed.00012    says that shard 12 of it is on disk; its CRC-32, and its unreadable rows: row -> reason
 
-A shard's mark is written after its rows were synced to disk, so it is true even after a kill.
+A shard's mark is written after its rows were synced to disk, so it is true even after a kill. Checksums are compared
+when an output is completed, and when a process first reads it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,8 +34,11 @@ from numpy.typing import NDArray
 
 from benchmarks.task import InputError
 
+log = logging.getLogger(__name__)
+
 SHARD_ROWS = 512
 _COPIED_ROWS = 4096
+_verified: set[tuple[object, ...]] = set()  # outputs whose checksums this process has compared
 
 
 def shard_rows(shard: int, rows: int) -> range:
@@ -96,6 +105,7 @@ class PartialOutput:
         self.path = folder / "partial" / f"{key}.npy"
         self.final = folder / f"{key}.npy"
         self._file = self._offset = -1
+        self._sums: dict[int, int] = {}  # of the shards that are being written
 
     def bytes_to_write(self) -> int:
         """Disk space of the missing shards. Unfinished shards count as missing."""
@@ -117,7 +127,10 @@ class PartialOutput:
                 temporary = self.path.with_suffix(f".{uuid4().hex[:6]}.new")
                 np.lib.format.open_memmap(temporary, "w+", self.dtype, (self.rows, self.width))
                 temporary.replace(self.path)
-            stored = np.load(self.path, mmap_mode="r")
+            try:
+                stored = open_rows(self.path)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.path} is damaged ({error}); remove {self.path.parent}") from error
             if stored.shape != (self.rows, self.width):
                 raise InputError(f"{self.path} has shape {stored.shape}, expected {(self.rows, self.width)}; remove it")
             self._offset = stored.offset
@@ -133,13 +146,16 @@ class PartialOutput:
         return any(self.done(shard) for shard in range(self.shards))
 
     def write(self, start: int, vectors: NDArray[np.float32]) -> None:
-        """Write rows from `start` on. Not through a memory map: there a full disk would kill the process.
+        """Write rows from `start` on, those of a shard in order.
+
+        Not through a memory map: there a full disk would kill the process.
 
         Raises:
             OSError: the disk is full.
         """
         content = memoryview(vectors.astype(self.dtype, copy=False).tobytes())
-        at = self._offset + start * self._row_bytes
+        at, shard = self._offset + start * self._row_bytes, shard_of(start)
+        self._sums[shard] = zlib.crc32(content, self._sums[shard] if start % SHARD_ROWS else 0)
         while content:
             written = os.pwrite(self._file, content, at)
             content, at = content[written:], at + written
@@ -147,19 +163,33 @@ class PartialOutput:
     def finish(self, shard: int, unreadable: dict[int, str]) -> None:
         """Mark a shard whose rows are all written."""
         os.fsync(self._file)
-        write_json(self._mark(shard), unreadable)
+        write_json(self._mark(shard), {"crc32": self._sums.pop(shard), "unreadable": unreadable})
 
     def complete(self, ids: Sequence[str]) -> None:
-        """Move the finished output to its place, without the rows of unreadable images."""
+        """Move the finished output to its place, without the rows of unreadable images.
+
+        Raises:
+            InputError: a shard is not what was written. It will be computed again.
+        """
         self.close()
         with FileLock(self.folder / "lock"):
             if self.final.is_file():
                 return
             marks = [self._mark(shard) for shard in range(self.shards)]
-            unreadable = {int(row): reason for mark in marks for row, reason in read_json(mark).items()}
+            unreadable: dict[int, str] = {}
+            for mark, found in zip(marks, shard_sums(open_rows(self.path)), strict=True):
+                try:
+                    unreadable |= _unreadable(read_json(mark), found)
+                except (OSError, ValueError, TypeError, AttributeError) as error:
+                    mark.unlink(missing_ok=True)
+                    raise InputError(
+                        f"a part of {self.path} is not what was written ({error}); run the same command again, which "
+                        "computes that part again"
+                    ) from error
             source = self._copy_without(unreadable) if unreadable else self.path
             reasons = {ids[row]: reason for row, reason in sorted(unreadable.items())}
             write_json(self.folder / f"{self.key}.json", reasons)
+            write_json(self.folder / f"{self.key}.sums.json", checksums(open_rows(source), ids, reasons))
             source.replace(self.final)
             for leftover in (self.path, *marks):
                 leftover.unlink(missing_ok=True)
@@ -187,6 +217,114 @@ class PartialOutput:
         return copy
 
 
+def _unreadable(mark: dict[str, Any], found: int) -> dict[int, str]:
+    """The unreadable rows of a shard. Marks of older versions hold nothing else.
+
+    Raises:
+        ValueError: the mark does not go with the shard's rows.
+    """
+    rows: dict[str, str] = mark
+    if "crc32" in mark:
+        rows = mark["unreadable"]
+        if mark["crc32"] != found:
+            raise ValueError("its checksum is wrong")
+    return {int(row): str(reason) for row, reason in rows.items()}
+
+
+# ---- complete outputs ------------------------------------------------------------------------------------------------
+
+
+def open_rows(path: Path) -> NDArray[np.floating[Any]]:
+    """A memory map (N, D) of a file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not such an array.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{path.name} is empty") from error
+    if not isinstance(rows, np.memmap) or rows.dtype not in (np.float32, np.float16) or rows.ndim != 2:
+        raise ValueError(f"{path.name} is not an array of vectors")
+    return rows
+
+
+def shard_sums(rows: NDArray[np.floating[Any]]) -> list[int]:
+    """The CRC-32 of every shard, about 1 GB/s on each core."""
+    parts = [rows[start : start + SHARD_ROWS] for start in range(0, len(rows), SHARD_ROWS)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(zlib.crc32, parts))
+
+
+def checksums(rows: NDArray[np.floating[Any]], ids: Sequence[str], absent: Mapping[str, str]) -> dict[str, Any]:
+    """What `embed.sums.json` holds."""
+    return {"shard_rows": SHARD_ROWS, "crc32": shard_sums(rows), "lists": _lists_sum(ids, absent)}
+
+
+def _lists_sum(ids: Sequence[str], absent: Mapping[str, str]) -> int:
+    return zlib.crc32(json.dumps([list(ids), list(absent)]).encode())
+
+
+def read_ids(folder: Path) -> list[str]:
+    """The ids of an address.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or holds something else.
+    """
+    ids = read_json(folder / "ids.json")
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise ValueError("ids.json is not a list of names")
+    return ids
+
+
+def read_absent(folder: Path, key: str) -> dict[str, str]:
+    """The images without a row in an output: id -> reason.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or holds something else.
+    """
+    absent = read_json(folder / f"{key}.json")
+    if not isinstance(absent, dict) or not all(isinstance(reason, str) for reason in absent.values()):
+        raise ValueError(f"{key}.json is not a list of names and reasons")
+    return absent
+
+
+def read_output(folder: Path, key: str, ids: Sequence[str], absent: Mapping[str, str]) -> NDArray[np.floating[Any]]:
+    """A memory map of a complete output, whose checksums are compared when this process first reads it.
+
+    Outputs of older versions get checksums now.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not what was written.
+    """
+    path, sums = folder / f"{key}.npy", folder / f"{key}.sums.json"
+    rows = open_rows(path)
+    lists = _lists_sum(ids, absent)
+    stat = path.stat()
+    seen = (path.resolve(), stat.st_mtime_ns, stat.st_size, stat.st_ino, lists)
+    if seen in _verified:
+        return rows
+    if not sums.is_file():
+        log.info("%s has no checksums yet and gets them now", path)
+        with suppress(OSError):  # a read-only store will do
+            write_json(sums, checksums(rows, ids, absent))
+    else:
+        stored = read_json(sums)
+        if not isinstance(stored, dict) or stored.get("shard_rows") != SHARD_ROWS:
+            raise ValueError(f"{sums.name} is not a list of checksums")
+        if stored.get("lists") != lists:
+            raise ValueError("the lists of its images are not those that were written")
+        found = shard_sums(rows)
+        if stored.get("crc32") != found:
+            expected = stored.get("crc32")
+            wrong = [n for n, sum in enumerate(found) if not isinstance(expected, list) or expected[n : n + 1] != [sum]]
+            raise ValueError(
+                f"{len(wrong)} of {len(found)} parts of {path.name} have another checksum than when written"
+            )
+    _verified.add(seen)
+    return rows
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically. Not synced: an interrupted pass starts its shard again."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:6]}.new")
@@ -195,4 +333,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deep") from error

@@ -22,7 +22,16 @@ from torch import Tensor
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
-from benchmarks.features.shards import PartialOutput, ShardClaims, read_json, shard_of, shard_rows, write_json
+from benchmarks.features.shards import (
+    PartialOutput,
+    ShardClaims,
+    read_absent,
+    read_ids,
+    read_output,
+    shard_of,
+    shard_rows,
+    write_json,
+)
 from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, progress
 from results.files import DISK_FULL
 from results.schema import Geometry, canonical_sha256
@@ -176,7 +185,11 @@ class FeatureStore:
                         "that you may write"
                     ) from error
                 if error.errno not in DISK_FULL:
-                    raise
+                    if self.root not in Path(str(error.filename)).parents:
+                        raise
+                    raise InputError(
+                        f"cannot use {error.filename} ({error.strerror}); remove the folder {each.folder}"
+                    ) from error
                 left = sum(part.bytes_to_write() for part in each.parts.values())
                 raise InputError(
                     f"{self.root} is full, and the features of {each.request.encoder.card.name} need {gib(left)} more; "
@@ -242,12 +255,12 @@ def _join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split
     """
     requested = set(labels.ids)
     try:
-        ids: list[str] = read_json(folder / "ids.json")
-        absent: dict[str, dict[str, str]] = {key: read_json(folder / f"{file}.json") for key, file in files.items()}
+        ids = read_ids(folder)
+        absent = {key: read_absent(folder, file) for key, file in files.items()}
         unreadable = {id: reason for reasons in absent.values() for id, reason in reasons.items() if id in requested}
         if len(unreadable) == len(requested):  # numpy cannot map the empty arrays
             raise InputError(f"none of the {len(requested)} images can be read: {next(iter(unreadable.values()))}")
-        features = {key: np.load(folder / f"{file}.npy", mmap_mode="r") for key, file in files.items()}
+        features = {key: read_output(folder, file, ids, absent[key]) for key, file in files.items()}
     except (OSError, ValueError) as error:
         raise InputError(f"the features in {folder} are damaged ({error}); remove that folder") from error
     if unreadable:
