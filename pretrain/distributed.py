@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from results.errors import InputError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The oldest driver of each CUDA that torch is built for (NVIDIA, CUDA compatibility, minor version compatibility).
 OLDEST_DRIVERS = {"11": "450.80", "12": "525.60", "13": "580.65"}
@@ -203,6 +206,10 @@ def process_group(name: str) -> Iterator[torch.device]:
     try:
         with full_float32():
             yield device
+    except Stopped as stopped:
+        if watch:
+            watch.tell(stopped)
+        raise
     except Exception as error:  # not a signal, which all ranks get
         other = watch.tell(error) if watch else None
         if other is not None:
@@ -213,6 +220,61 @@ def process_group(name: str) -> Iterator[torch.device]:
             watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class Stopped(SystemExit):
+    """A training was told to stop and has saved its state. The exit code is that of a program that SIGTERM ended."""
+
+    def __init__(self, where: Path) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"told to stop; the state is in {self.where}, and the same command continues from it"
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and SIGUSR1 do not end the process; the function that this yields says whether one has come.
+
+    Clusters send them before they take a machine back. Rank 0 saves and ends, and that ends the other ranks, which must
+    take part in its current step. Handlers that the program has already, and other threads, are left alone.
+    """
+    came = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if not came.is_set():
+            log.warning("%s: saving the state after this step", signal.Signals(number).name)
+        came.set()
+        # The signal may have ended the loader's processes, too. That must not raise in the middle of a step.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    caught = [s for s in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(s) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, handle)
+    try:
+        yield came.is_set
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def until_stopped(batches: Iterable[T], stop: Callable[[], bool]) -> Iterator[T]:
+    """The batches, until a signal has ended the processes that load them."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError:
+            if stop():
+                return
+            raise
+        yield batch
 
 
 class _Watch(threading.Thread):

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import ValidationError
@@ -117,12 +117,13 @@ class Run:
         trainer.loader.arrived = self.wait.over
         batches = trainer.batches()
         with (
+            distributed.stop_signals() as stop,
             Events(self.out / EVENTS, trainer.step, write=self.first) as events,
             tqdm(total=trainer.total, initial=trainer.step, unit="step", desc=self.recipe.name or "pretrain",
                  disable=not (self.first and sys.stderr.isatty())) as bar,
         ):  # fmt: skip
             while trainer.step < trainer.total:
-                row = self._epoch(batches, bar)
+                row = self._epoch(batches, bar, stop)
                 self.rows.append(row)
                 events.add(row, trainer.step)
                 if self.first and (fault := collapse(row)) and not self.collapsed:
@@ -130,27 +131,38 @@ class Run:
                 self.collapsed = bool(fault)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.3f}")
                 self._tell(bar, f"epoch {len(self.rows)} of {self.recipe.epochs}: {row_text(row)}")
-                self._save_epoch(len(self.rows))
+                self._save_epoch(len(self.rows), stop())
         if self.first:
             draw_curves(self.out / CURVES, self.rows, self.recipe.name)
             self._write_backbone(path, self.recipe.epochs)
         return path
 
-    def _epoch(self, batches: Iterator[Batch], bar: tqdm[Any]) -> Row:
-        """The rest of the current epoch. Returns its row."""
+    def _epoch(self, batches: Iterator[Batch], bar: tqdm[Any], stop: Callable[[], bool]) -> Row:
+        """The rest of the current epoch. Returns its row.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
         trainer = self.trainer
         epoch = trainer.step // trainer.epoch_steps
         began, step = self.seconds, trainer.step
         while trainer.step < (epoch + 1) * trainer.epoch_steps:
             asked = time.monotonic()
             self.wait.begins()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except RuntimeError:  # the signal has ended the loader's processes
+                if not stop():
+                    raise
+                self._save_and_stop()
             self.wait.ends()
             trainer.update(batch)
             self.seconds += time.monotonic() - asked
             bar.update()
             if trainer.step % trainer.epoch_steps:
                 self._tell(bar, lambda: f"step {trainer.step}: loss {self._mean_loss():.4g}")
+                if stop() and self.first:
+                    self._save_and_stop()
                 if self._save_is_due():
                     self._save()
         asked = time.monotonic()
@@ -244,7 +256,16 @@ class Run:
     def _save_is_due(self) -> bool:
         return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
 
-    def _save_epoch(self, epoch: int) -> None:
+    def _save_and_stop(self) -> NoReturn:
+        """Rank 0 saves; the others wait for its message, which ends them."""
+        if not self.first:
+            time.sleep(distributed.TIMEOUT.total_seconds())
+        self._save()
+        stopped = distributed.Stopped(self.out / RESUME)
+        log.warning("%s", stopped)
+        raise stopped
+
+    def _save_epoch(self, epoch: int, stop: bool) -> None:
         """After a whole epoch: the resume file now and then, a numbered one as often as the recipe says."""
         last, marked = epoch == self.recipe.epochs, epoch in self.recipe.marked_epochs
         asked = last or marked or epoch % self.recipe.save_every_epochs == 0
@@ -254,6 +275,8 @@ class Run:
             keep(self.out, epoch, self.recipe.keep_last, self.recipe.marked_epochs)
         if marked and self.first:
             self._write_backbone(numbered(self.out, epoch).with_suffix(Path(BACKBONE).suffix), epoch)
+        if stop and self.first and not last:
+            self._save_and_stop()
 
     def _save(self) -> None:
         began = time.monotonic()

@@ -330,17 +330,33 @@ class FineTuning:
         )
 
     def train(self, description: str, *, show: bool = True) -> FineTuneState:
-        """Train to the end from the state's step."""
+        """Train to the end from the state's step.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved (with several ranks, as of the last save).
+        """
+        with distributed.stop_signals() as stop:
+            return self._train(description, show, stop)
+
+    def _train(self, description: str, show: bool, stop: Callable[[], bool]) -> FineTuneState:
         loader = batches(self.train_views, self.sampler, self.workers, self.device)
-        shown = progress(loader, description, total=len(self.sampler), show=show and distributed.rank() == 0)
+        shown = progress(
+            distributed.until_stopped(loader, stop),
+            description,
+            total=len(self.sampler),
+            show=show and distributed.rank() == 0,
+        )
         loss_sum, seen, started = torch.zeros((), device=self.device), self.state.images_seen, time.perf_counter()
         if self.state.loss_sum is not None and distributed.rank() == 0:  # it is the sum over all ranks
             loss_sum += self.state.loss_sum.to(self.device)
+        step = self.state.steps - 1
         for step, (images, lighting, targets) in enumerate(shown, start=self.state.steps):
             length = self.sampler.batch_length(step)
             loss_sum += self._step(images, lighting, targets, step, length) * length
             seen += length
             if (step + 1) % self.steps_per_epoch:
+                if stop() and distributed.world_size() == 1:
+                    break
                 if (step + 1) % self.steps_per_epoch % SAVE_STEPS == 0:
                     self.state.add_time("train", started)
                     started = time.perf_counter()
@@ -351,6 +367,14 @@ class FineTuning:
             self.state.add_time("train", started)
             self._end_epoch(step)
             loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
+            if stop() and distributed.world_size() == 1:
+                break
+        if step + 1 < self.sampler.last_step:
+            if self.state.steps <= step and distributed.world_size() == 1:
+                self.state.add_time("train", started)
+                self.state.loss_sum, self.state.images_seen = loss_sum.cpu(), seen
+                self._save(step)
+            raise distributed.Stopped(self.path)
         return self.state
 
     def _step(self, images: Tensor, lighting: Tensor, targets: Tensor, step: int, length: int) -> Tensor:

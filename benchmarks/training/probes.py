@@ -409,11 +409,26 @@ def _where(better: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
 
 
 def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = True) -> None:
-    """Train every probe to the end, each from its own step."""
+    """Train every probe to the end, each from its own step.
+
+    Raises:
+        Stopped: a signal asked for it; the states are saved (with several ranks, as of the last save).
+    """
+    with distributed.stop_signals() as stop:
+        _train_probes(probes, images, show, stop)
+
+
+def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop: Callable[[], bool]) -> None:
     sampler = images.batches(min(probe.state.steps for probe in probes))
     loader = batches(images.views, sampler, images.workers, images.frozen.device)
-    shown = progress(loader, "linear heads", total=len(sampler), show=show and distributed.rank() == 0)
+    shown = progress(
+        distributed.until_stopped(loader, stop),
+        "linear heads",
+        total=len(sampler),
+        show=show and distributed.rank() == 0,
+    )
     started = waiting = time.perf_counter()
+    step = sampler.first_step - 1
     for step, (pixels, lighting, targets) in enumerate(shown, start=sampler.first_step):
         unfinished = [probe for probe in probes if probe.state.steps <= step]
         for probe in unfinished:
@@ -439,4 +454,12 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
                 probe.state.add_time("train", started)
                 probe.save(step)
             started = time.perf_counter()
+        if stop() and distributed.world_size() == 1:
+            break
         waiting = time.perf_counter()
+    if step + 1 < images.total_steps:
+        for probe in probes:
+            if probe.state.steps <= step and distributed.world_size() == 1:
+                probe.state.add_time("train", started)
+                probe.save(step)
+        raise distributed.Stopped(probes[0].path)

@@ -160,7 +160,7 @@ def killing(self, x):
     global count
     count += self.training
     if count == 5:  # within the second epoch
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(sys.argv[2]))
     return forward(self, x)
 TinyNet.forward = killing
 folder = Path(sys.argv[1])
@@ -171,16 +171,20 @@ FineTuneImageNet().run(protocol, tiny_encoder(), *data, folder / "state", option
 """
 
 
-def test_a_killed_run_goes_on_bit_for_bit(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code", "steps"), [(signal.SIGKILL, -9, 9), (signal.SIGTERM, 143, 7)])
+def test_a_killed_run_goes_on_bit_for_bit(
+    sent: int, code: int, steps: int, data: tuple[Labels, Labels], tmp_path: Path
+) -> None:
+    """SIGTERM comes in the second of three steps of the second epoch, and that step is saved."""
     (tmp_path / "protocol.json").write_text(protocol(PARAMS).model_dump_json())
     as_here = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=as_here, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(int(sent))]
+    assert subprocess.run(command, cwd=ROOT, env=as_here, timeout=120).returncode == code
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["all.pt"]
     reference = tune(data, tmp_path / "whole")
     before = TinyNet.passes
     resumed = tune(data, tmp_path / "state")
-    assert TinyNet.passes - before == 9  # three epochs of three batches
+    assert TinyNet.passes - before == steps  # of training and testing that were left
     assert (resumed.scores, resumed.runs) == (reference.scores, reference.runs)
     for name, tensor in state_of(tmp_path / "whole")["network"].items():
         assert torch.equal(tensor, state_of(tmp_path / "state")["network"][name]), name

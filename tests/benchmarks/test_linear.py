@@ -261,7 +261,7 @@ from results.schema import Protocol
 class Killed(TinyEncoder):
     def outputs(self, images, names):
         if self.passes == 8:  # after the first epoch and before the last
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(sys.argv[2]))
         return super().outputs(images, names)
 
 folder = Path(sys.argv[1])
@@ -271,12 +271,17 @@ AvgPoolLinear().run(protocol, Killed(), *data, folder / "state", OPTIONS)
 """
 
 
-@pytest.mark.parametrize("params", [ONE, MAPS], ids=["one head, best epoch", "banks on maps"])
-def test_a_killed_run_goes_on_bit_for_bit(params: ProbeParams, data: tuple[Labels, Labels], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("params", "sent", "code"),
+    [(ONE, signal.SIGKILL, -9), (MAPS, signal.SIGKILL, -9), (MAPS, signal.SIGTERM, 143), (ONE, signal.SIGUSR1, 143)],
+)
+def test_a_killed_run_goes_on_bit_for_bit(
+    params: ProbeParams, sent: int, code: int, data: tuple[Labels, Labels], tmp_path: Path
+) -> None:
     (tmp_path / "protocol.json").write_text(protocol(params).model_dump_json())
     as_here = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=as_here, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(int(sent))]
+    assert subprocess.run(command, cwd=ROOT, env=as_here, timeout=120).returncode == code
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["resume.pt"]
     whole, resumed = TinyEncoder(), TinyEncoder()
     reference = probe(params, data, tmp_path / "whole", whole)

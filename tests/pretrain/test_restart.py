@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from pretrain.checkpoint import load_resume, read_backbone, save_resume, write_backbone
+from pretrain.loader import Batch
 from pretrain.recipe import load_recipe
-from pretrain.train import Run
+from pretrain.train import Run, Trainer
 from results.schema import Architecture, EncoderCard
 from tests.pretrain.tiny_runs import CPU, FLAGS, assert_same_end, run
 
@@ -91,6 +92,34 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_there(images: Path, tmp_path: 
         first.trainer.update(batch)
     first._save()
     Run(recipe, images, tmp_path / "b", device=CPU, workers=0).run()
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_signal_saves_the_state_and_ends_the_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("mocov2_resnet18w32_demo").changed(
+        batch_size=8, queue_size=32, split_bn=2, epochs=2, precision="fp32"
+    )
+    Run(recipe, images, tmp_path / "a", device=CPU, workers=0).run()
+    update, loaders = Trainer.update, signal.getsignal(signal.SIGCHLD)
+
+    def signalled(self: Trainer, batch: Batch) -> None:
+        update(self, batch)
+        if self.step == 6:  # within the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", signalled)
+        interrupted = Run(recipe, images, tmp_path / "b", device=CPU, workers=0)
+        with pytest.raises(SystemExit) as stopped:
+            interrupted.run()
+    signal.signal(signal.SIGCHLD, loaders)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    run = Run(recipe, images, tmp_path / "b", device=CPU, workers=0)
+    assert run.trainer.step == 6
+    run.run()
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
