@@ -94,23 +94,19 @@ def _relative(folder: Path, files: Sequence[str | Path]) -> list[str]:
 # ---- torchvision's readers; their lists are private, and a test holds them to what these give -----------------------
 
 
-def _torchvision(name: str, **options: Any) -> Callable[[Path, str], Items]:
-    """A reader of torchvision that has its files and labels in lists of its own."""
+def _torchvision(name: str, folder: Path, part: str, **options: Any) -> Items:
+    """What a reader of torchvision finds that has its files and labels in lists of its own."""
+    from torchvision import datasets
 
-    def read(folder: Path, part: str) -> Items:
-        from torchvision import datasets
-
-        opened: Any = vars(datasets)[name](str(folder.parent), split=part, download=False, **options)
-        own = vars(opened)
-        files = own.get("_image_files", own.get("_images"))
-        if files is None:
-            files, labels = zip(*own.get("_samples", own.get("samples")), strict=True)
-        else:
-            labels = own["_labels"]
-        classes = own.get("classes") or [str(number) for number in range(max(labels) + 1)]
-        return _relative(folder, files), [int(label) for label in labels], list(classes)
-
-    return read
+    opened: Any = vars(datasets)[name](str(folder.parent), split=part, download=False, **options)
+    own = vars(opened)
+    files = own.get("_image_files", own.get("_images"))
+    if files is None:
+        files, labels = zip(*own.get("_samples", own.get("samples")), strict=True)
+    else:
+        labels = own["_labels"]
+    classes = own.get("classes") or [str(number) for number in range(max(labels) + 1)]
+    return _relative(folder, files), [int(label) for label in labels], list(classes)
 
 
 # ---- sets that torchvision has no reader for, or checks by the md5 of whole archives ---------------------------------
@@ -217,78 +213,85 @@ class TransferSet:
     classes: int | None = None
 
 
-def _counts(train: int | None, test: int | None) -> dict[str, int | None]:
-    return {"trainval": train, TEST: test}
-
-
 # Counts are those of the papers' tables as third parties repeat them.
 TRANSFER_SETS: Mapping[str, TransferSet] = {
     "food101": TransferSet(
-        "food-101", _Set("Food-101", TRAINVAL, _torchvision("Food101")), _counts(75_750, 25_250),
+        "food-101", _Set("Food-101", TRAINVAL, partial(_torchvision, "Food101")),
+        {"trainval": 75_750, TEST: 25_250},
         "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz", 101,
     ),
     "birdsnap": TransferSet(
-        "birdsnap", _Set("Birdsnap", TRAINVAL, _folders), _counts(None, None),
+        "birdsnap", _Set("Birdsnap", TRAINVAL, _folders),
+        {"trainval": None, TEST: None},
         "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/", 500,
     ),
     "sun397": TransferSet(
-        "SUN397", _Set("SUN397", TRAINVAL, _sun), _counts(19_850, 19_850),
+        "SUN397", _Set("SUN397", TRAINVAL, _sun),
+        {"trainval": 19_850, TEST: 19_850},
         "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/", 397,
     ),
     "cars": TransferSet(
-        "stanford_cars", _Set("Stanford Cars", TRAINVAL, _torchvision("StanfordCars")), _counts(8144, 8041),
+        "stanford_cars", _Set("Stanford Cars", TRAINVAL, partial(_torchvision, "StanfordCars")),
+        {"trainval": 8144, TEST: 8041},
         "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/", 196,
     ),
     "aircraft": TransferSet(
-        "fgvc-aircraft-2013b", _Set("FGVC Aircraft", _WITH_VAL, _torchvision("FGVCAircraft")), _counts(6667, 3333),
+        "fgvc-aircraft-2013b", _Set("FGVC Aircraft", _WITH_VAL, partial(_torchvision, "FGVCAircraft")),
+        {"trainval": 6667, TEST: 3333},
         "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", 100,
     ),
     "dtd": TransferSet(
-        "dtd", _Set("DTD", _WITH_VAL, _torchvision("DTD", partition=1)), _counts(3760, 1880),
+        "dtd", _Set("DTD", _WITH_VAL, partial(_torchvision, "DTD", partition=1)),
+        {"trainval": 3760, TEST: 1880},
         "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", 47,
     ),
     "pets": TransferSet(
         "oxford-iiit-pet",
-        _Set("Oxford-IIIT Pet", {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}}, _torchvision("OxfordIIITPet")),
-        _counts(3680, 3669),
+        _Set("Oxford-IIIT Pet", {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}},
+             partial(_torchvision, "OxfordIIITPet")),
+        {"trainval": 3680, TEST: 3669},
         "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/", 37,
     ),
     "caltech101": TransferSet(
         "caltech101",
         _Set("Caltech-101", TRAINVAL, partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None,
                                               without=_BACKGROUND)),
-        _counts(101 * _CALTECH_TRAIN, None),
+        {"trainval": 101 * _CALTECH_TRAIN, TEST: None},
         "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/", 101,
     ),
     "flowers102": TransferSet(
-        "flowers-102", _Set("Oxford Flowers-102", _WITH_VAL, _flowers), _counts(2040, 6149),
+        "flowers-102", _Set("Oxford Flowers-102", _WITH_VAL, _flowers),
+        {"trainval": 2040, TEST: 6149},
         "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", 102,
     ),
     "eurosat": TransferSet(
         "eurosat",
         _Set("EuroSAT", TRAINVAL, partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1])),
-        _counts(10_000, 5000), "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/", 10,
+        {"trainval": 10_000, TEST: 5000}, "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/", 10,
     ),
     "resisc45": TransferSet(
-        "resisc45", _Set("RESISC45", TRAINVAL, _folders), _counts(None, None),
+        "resisc45", _Set("RESISC45", TRAINVAL, _folders),
+        {"trainval": None, TEST: None},
         "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/", 45,
     ),
     "country211": TransferSet(
         "country211",
         _Set("Country211", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}},
-             _torchvision("Country211")),
-        _counts(None, None), "github.com/openai/CLIP, data/country211.md: country211.tgz", 211,
+             partial(_torchvision, "Country211")),
+        {"trainval": None, TEST: None}, "github.com/openai/CLIP, data/country211.md: country211.tgz", 211,
     ),
     "rendered_sst2": TransferSet(
-        "rendered-sst2", _Set("Rendered SST2", _WITH_VAL, _torchvision("RenderedSST2")), _counts(None, None),
+        "rendered-sst2", _Set("Rendered SST2", _WITH_VAL, partial(_torchvision, "RenderedSST2")),
+        {"trainval": None, TEST: None},
         "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", 2,
     ),
     "gtsrb": TransferSet(
-        "gtsrb", _Set("GTSRB", TRAINVAL, _torchvision("GTSRB")), _counts(None, None),
+        "gtsrb", _Set("GTSRB", TRAINVAL, partial(_torchvision, "GTSRB")),
+        {"trainval": None, TEST: None},
         "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/", 43,
     ),
     "voc2007_cls": TransferSet(
-        "VOCdevkit/VOC2007", read_voc2007, _counts(5011, 4952),
+        "VOCdevkit/VOC2007", read_voc2007, {"trainval": 5011, TEST: 4952},
         "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of 2007", 20,
     ),
 }  # fmt: skip

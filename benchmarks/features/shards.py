@@ -234,7 +234,7 @@ def _unreadable(mark: dict[str, Any], found: int) -> dict[int, str]:
 # ---- complete outputs ------------------------------------------------------------------------------------------------
 
 
-def open_rows(path: Path) -> NDArray[np.floating[Any]]:
+def open_rows(path: Path) -> np.memmap[Any, np.dtype[np.floating[Any]]]:
     """A memory map (N, D) of a file.
 
     Raises:
