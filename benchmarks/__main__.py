@@ -34,21 +34,21 @@ class BenchFlags:
     data: Path = Path("work/data")
     """root of the data sets, or an image folder with train/ and val/"""
     protocol: str | None = None
-    """protocol id, as knn.mmselfsup@1; default: the published one, or the small one on embedded data"""
+    """protocol id, such as knn.mmselfsup@1; default: the published one, or the small one on embedded data"""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
-    """numbers of the protocol to change, as epochs=10 batch_size=128; the id in the record says so"""
+    """settings of the protocol to change, such as epochs=10 batch_size=128; the record's id shows them"""
     trials: int | None = None
-    """runs with seeds of their own, whose mean and spread are reported; short for --set trials=N"""
+    """number of runs with different seeds, reported as mean and spread; short for --set trials=N"""
     dataset: str | None = None
-    """another data set than the protocol's, as imagefolder"""
+    """data set to use instead of the protocol's, such as imagefolder"""
     name: str | None = None
-    """what tables call the encoder"""
+    """name of the encoder in tables"""
     facts: tuple[str, ...] = ()
-    """what a checkpoint's keys cannot show, as channels=BGR stride_in_1x1=true architecture=resnet50 pick=teacher"""
+    """facts that the keys do not show, such as channels=BGR stride_in_1x1=true architecture=resnet50 pick=teacher"""
     threads: int | None = None
     """CPU threads of this process; default: torch's"""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """say what would run, what is missing and what it needs, and stop"""
+    """print what would run, what is missing and what the run needs, and stop"""
 
     def __post_init__(self) -> None:
         """Raises InputError for a number that cannot be used."""
@@ -58,11 +58,11 @@ class BenchFlags:
 
 @dataclass(frozen=True)
 class AllFlags(BenchFlags):
-    """Run every benchmark whose data is there."""
+    """Run every benchmark that has its data."""
 
     only: tuple[str, ...] = ()
-    """protocol ids or patterns, as 'knn.*' 'voc07_*'; default: the published variant of every benchmark, or the small
-    one on embedded data"""
+    """protocol ids or patterns, such as 'knn.*' 'voc07_*'; default: the published variant of every benchmark, or the
+    small one on embedded data"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,9 +198,7 @@ def _probes(arguments: Sequence[str]) -> int:
 
     flags, options, _ = parse_flags("probes", BenchFlags, arguments)
     if flags.protocol:
-        raise InputError(
-            "probes takes no --protocol: it runs those of linear, multihead and attentive; choose one of these instead"
-        )
+        raise InputError("probes takes no --protocol; to choose one, run linear, multihead or attentive instead")
     # The published attentive probes have views, batches and epochs of their own, so nothing would be shared.
     small = is_embedded(flags.data) or is_image_folder(flags.data)
     names = ("linear", "multihead", "attentive") if small else ("linear", "multihead")
@@ -216,7 +214,7 @@ def _dense(arguments: Sequence[str]) -> int:
 
     flags, options, _ = parse_flags("dense", BenchFlags, arguments)
     if flags.protocol:
-        raise InputError(f"dense takes no --protocol: it runs {', '.join(DENSE)}; choose one of these instead")
+        raise InputError(f"dense takes no --protocol; to choose one, run {', '.join(DENSE)} instead")
     # Two are enough for a look at the embedded scenes, and take a minute for eight encoders.
     names = DENSE[:2] if is_embedded(flags.data) else DENSE
     return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
@@ -383,7 +381,7 @@ class ConvertFlags:
     name: str | None = None
     """name of the encoder in tables"""
     facts: tuple[str, ...] = ()
-    """facts that the checkpoint's keys do not show, as channels=BGR stride_in_1x1=true"""
+    """facts that the checkpoint's keys do not show, such as channels=BGR stride_in_1x1=true"""
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace OUT if it exists"""
 

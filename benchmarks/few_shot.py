@@ -123,7 +123,7 @@ class FewShotParams(Params):
         shots: n, in ascending order. A draw of fewer images is part of the draw of more.
         draws: number of draws, of which scores are the mean; draw i has seed i.
         temperature: of a neighbour's weight exp(cosine / T) in kNN, where k is n.
-        cost: C of logistic regression: there are no images to choose it by.
+        cost: C of logistic regression, fixed because there are no images to choose it on.
         tolerance, max_iterations: of logistic regression, see `fit_logistic`.
     """
 
@@ -194,8 +194,8 @@ class FewShot(FeatureTask[FewShotParams]):
         shots, smallest = self.params(protocol).shots, _smallest_class(train)
         if shots[-1] > smallest:
             raise InputError(
-                f"{protocol.id} draws {shots[-1]} images of each class, but a class of the {protocol.train_split} "
-                f"split has only {smallest}: use shots up to {smallest}"
+                f"{protocol.id} draws {shots[-1]} images of each class, but the smallest class of the "
+                f"{protocol.train_split} split has only {smallest}: use shots up to {smallest}"
             )
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:

@@ -43,13 +43,13 @@ class LabelFreeParams(Params):
 
     Attributes:
         output: the encoder output that is measured.
-        samples: most images that are measured, evenly spaced over the split.
+        samples: maximum number of images, evenly spaced over the split.
         rankme_eps: added to every p of RankMe.
         rankme_denominator: added to the sum of the singular values that p is divided by.
         alpha_first, alpha_last: eigenvalues that the power law is fitted to, counted from 1; None ends at the last one
             that is not numerically zero.
         temperature: t of uniformity's exp(-t |x - y|^2).
-        dead: a dimension is dead where it deviates by less than this share of the dimension that deviates most.
+        dead: a dimension is dead if its standard deviation is below this share of the largest.
     """
 
     output: str = "embed"
@@ -69,7 +69,7 @@ class LabelFreeViewParams(ViewParams):
     """The numbers of a label-free protocol on several random views of each image.
 
     Attributes:
-        images: most images that are measured, evenly spaced over the split.
+        images: maximum number of images, evenly spaced over the split.
         views: of each image.
         delta: added to the diagonal of the covariance within images.
     """
@@ -241,7 +241,7 @@ class LabelFree(FeatureTask[LabelFreeParams]):
         features = test.features[params.output]
         rows = features[evenly_spaced(len(features), params.samples)]
         if not np.isfinite(rows).all():
-            raise InputError(f"{params.output} is not finite for some images: check the encoder's weights")
+            raise InputError(f"{params.output} has NaN or infinity for some images: check the encoder's weights")
         began = time.perf_counter()
         values = measures(rows, params, options.device)
         outcome = Outcome(timing={"measure": time.perf_counter() - began})
@@ -324,7 +324,7 @@ class LabelFreeViews(ImageTask[LabelFreeViewParams]):
         extracted = time.perf_counter()
         images, views, width = features.shape
         if not bool(features.isfinite().all()):
-            raise InputError(f"{params.output} is not finite for some views: check the encoder's weights")
+            raise InputError(f"{params.output} has NaN or infinity for some views: check the encoder's weights")
         values = {
             LIDAR: lidar(features, params.delta, options.device),
             # Views of one image in pairs; an odd one has no partner.

@@ -34,8 +34,8 @@ class LinearGridParams(WarmupParams):
     """Linear heads without batch norm, one for each rate and each set of features.
 
     Attributes:
-        blocks: the class tokens of so many last blocks, joined.
-        mean: `without` or `with` the mean patch token of the last block, joined to them.
+        blocks: how many last blocks give their class tokens, which are concatenated.
+        mean: `without` or `with` the mean patch token of the last block, concatenated to them.
         init_std: of the weights; biases start at 0.
     """
 
@@ -48,7 +48,7 @@ class LinearGridParams(WarmupParams):
         if self.heldout == 0:
             raise ValueError("the head is chosen on a held-out part of train: set heldout > 0")
         if len(set(self.blocks)) < len(self.blocks) or len(set(self.mean)) < len(self.mean):
-            raise ValueError("blocks and mean name every choice once")
+            raise ValueError("blocks and mean must not repeat a value")
         return self
 
     def columns(self) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class LinearGrid(ProbeTask[LinearGridParams]):
-    """Linear evaluation of DINOv2 and DINOv3: a grid of class tokens, patch mean and rates, in one pass."""
+    """Linear evaluation of DINOv2 and DINOv3: a grid of class tokens, patch mean and learning rates, in one pass."""
 
     name = "linear-grid"
     Params = LinearGridParams

@@ -212,9 +212,9 @@ class RegressionParams(Params):
     @model_validator(mode="after")
     def _costs_ascend(self) -> Self:
         if list(self.costs) != sorted(self.costs):
-            raise ValueError("costs must ascend")
+            raise ValueError("costs must be in ascending order")
         if self.search == "coarse_to_fine" and (len(self.costs) - 1) % COARSE_STEPS:
-            raise ValueError(f"the search from coarse to fine needs a multiple of {COARSE_STEPS} costs, and one more")
+            raise ValueError(f"coarse-to-fine search needs n * {COARSE_STEPS} + 1 costs")
         return self
 
 
@@ -333,7 +333,7 @@ class LogisticRegression(FeatureTask[RegressionParams]):
         count = round(params.heldout * len(train))
         if not 0 < count < len(train):
             raise InputError(
-                f"{protocol.id}: {params.heldout:g} of {len(train)} training images cannot be held out: add images"
+                f"{protocol.id}: {params.heldout:g} of {len(train)} training images leaves one part empty: add images"
             )
         return np.sort(order[count:]), np.sort(order[:count])
 

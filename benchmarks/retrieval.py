@@ -32,9 +32,9 @@ class RetrievalParams(Params):
 
     Attributes:
         search: `revisited` has answers in three levels of difficulty; `copies` looks for the original of a copy.
-        crop_queries: cut queries to the box of the object, as the authors ask.
+        crop_queries: crop queries to the box of the object, as the authors require.
         scales: of the image; the normalised features of all scales are averaged.
-        multiple: cut right and bottom to a multiple of this, as a patch embedding does.
+        multiple: crop the right and the bottom so that both sides are multiples of this, as a patch embedding does.
         gem: exponent of the generalised mean of patch tokens that is appended to `embed`; 0 appends nothing.
         depth: database images that are ranked; 0 for all.
     """
@@ -110,7 +110,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Retrieval(ImageTask[RetrievalParams]):
-    """Image retrieval: revisited Oxford and Paris (easy, medium, hard) and copies of Copydays."""
+    """Image retrieval: revisited Oxford and Paris (easy, medium, hard), and copy detection on Copydays."""
 
     name = "retrieval"
     Params = RetrievalParams
@@ -125,12 +125,16 @@ class Retrieval(ImageTask[RetrievalParams]):
         """Raises InputError for empty splits, and answers or targets that are not there."""
         for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
             if not len(labels):
-                raise InputError(f"{protocol.id}: {split} of {protocol.dataset} has no images: add some")
+                raise InputError(f"{protocol.id}: {split} of {protocol.dataset} has no images")
         if self.params(protocol).search == "revisited":
             if len(test.annotations) != 1:
-                raise InputError(f"{protocol.id} needs the answers of revisited Oxford or Paris: choose that data")
+                raise InputError(
+                    f"{protocol.id} needs the ground truth of revisited Oxford or Paris: use one of these data sets"
+                )
         elif test.targets.ndim != 1 or train.classes != test.classes:
-            raise InputError(f"{protocol.id} needs queries and database with the same targets: choose other data")
+            raise InputError(
+                f"{protocol.id} needs queries and a database with the same classes: choose another data set"
+            )
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
@@ -244,7 +248,7 @@ def descriptors(
                     size = f"{image.width} by {image.height}"
                     raise InputError(
                         f"{encoder.card.name} cannot take {labels.ids[row]} ({size}) under {protocol.id}: "
-                        f"{' '.join(str(error).split())[:200]}; set multiple= to its patch size"
+                        f"{' '.join(str(error).split())[:200]}; add --set multiple=N with its patch size N"
                     ) from error
                 vector = outputs["embed"].float()[0]
                 if _MAP_COLUMN in names:

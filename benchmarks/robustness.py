@@ -42,7 +42,7 @@ class RobustnessParams(Params):
         head: what is fitted on train: `logistic` regression, `knn`, or nothing where the encoder came with a classifier
             of its `own`.
         costs: C of logistic regression, chosen on a held-out part of train.
-        heldout: that part.
+        heldout: fraction of train that is held out.
         k, temperature: neighbours, and T of their weights exp(cosine / T).
         corruption_error: also report the corruption error, in units of AlexNet's.
         classifier: SHA-256 of the encoder's own classifier.
@@ -155,7 +155,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Robustness(FeatureTask[RobustnessParams]):
-    """One classifier of ImageNet scored on val, ReaL, V2, A, R, Sketch, ObjectNet and C, each by its own rule."""
+    """One ImageNet classifier scored on val, ReaL, V2, A, R, Sketch, ObjectNet and C, each by its own rule."""
 
     classifier: Path | None = None
     """file with the encoder's own classifier (its checkpoint with fc.weight and fc.bias), for robustness_*.own"""
@@ -177,7 +177,7 @@ class Robustness(FeatureTask[RobustnessParams]):
         """
         if self.params(protocol).head != "own":
             if self.classifier is not None:
-                raise InputError(f"{protocol.id} fits its own classifier: leave --classifier out, or choose "
+                raise InputError(f"{protocol.id} fits its own classifier: omit --classifier, or use "
                                  f"--protocol {protocol.benchmark}.own")  # fmt: skip
             return protocol
         if self.classifier is None:
@@ -191,21 +191,23 @@ class Robustness(FeatureTask[RobustnessParams]):
         params = self.params(protocol)
         for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
             if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
         if params.head == "own":
             return
         if train.targets.ndim != 1:
-            raise InputError(f"{protocol.id}: training images need one class each")
+            raise InputError(f"{protocol.id}: each training image needs exactly one class")
         missing = sorted(set(test.classes) - set(train.classes))
         if missing:
             raise InputError(
                 f"{protocol.id}: the train split lacks {len(missing)} classes of {protocol.dataset} "
-                f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); it must be the whole ImageNet"
+                f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); use the complete ImageNet"
             )
         if params.head == "logistic":
             split_held_out(protocol, train, params.heldout, SPLIT_SEED)
         elif params.k > len(train):
-            raise InputError(f"{protocol.id} asks for k={params.k}, but train has {len(train)} images: use a smaller k")
+            raise InputError(
+                f"{protocol.id} needs k={params.k} neighbours, but train has {len(train)} images: use a smaller k"
+            )
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Score `test` with the classifier that is fitted on `train`, or read from the folder of heads.

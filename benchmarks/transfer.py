@@ -41,7 +41,7 @@ class TransferParams(Params):
     Attributes:
         penalties: weight decays; C of a fit is the inverse of one.
         heldout: part of train that chooses the penalty, drawn at random, where the owner publishes no validation part.
-        scored_by: what chooses, and what is reported.
+        scored_by: metric that chooses the penalty and is reported.
         k, temperature: of the nearest neighbours, which vote with exp(cosine / T).
     """
 
@@ -142,7 +142,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Transfer(FeatureTask[TransferParams]):
-    """Logistic regression, kNN and nearest class mean on features of the 12 sets of SimCLR and BYOL, and others."""
+    """Logistic regression, kNN and nearest class mean on the 12 data sets of SimCLR and BYOL, and on five more."""
 
     name = "transfer"
     Params = TransferParams
@@ -158,7 +158,7 @@ class Transfer(FeatureTask[TransferParams]):
         params = self.params(protocol)
         for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
             if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
             if (labels.targets.ndim == 2) != (params.scored_by == "map_11point"):
                 raise InputError(
                     f"{protocol.id} reports {params.metric()}, but images of {protocol.dataset} have "
@@ -166,12 +166,16 @@ class Transfer(FeatureTask[TransferParams]):
                 )
         if train.classes != test.classes:
             raise InputError(f"{protocol.id}: {protocol.train_split} and {protocol.test_split} of {protocol.dataset} "
-                             "differ in their classes: make them the same")  # fmt: skip
+                             "have different classes: give both the same class folders")  # fmt: skip
         if params.k > len(train):
-            raise InputError(f"{protocol.id} asks for k={params.k}, but train has {len(train)} images: use a smaller k")
+            raise InputError(
+                f"{protocol.id} needs k={params.k} neighbours, but train has {len(train)} images: use a smaller k"
+            )
         kept, held = validation(train, params.heldout)
         if not len(kept) or not len(held):
-            raise InputError(f"{protocol.id}: {len(train)} training images are too few to hold some out: add images")
+            raise InputError(
+                f"{protocol.id}: {len(train)} training images are too few to hold out a validation part: add images"
+            )
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Choose the penalty on the validation part, fit on all of train, and score `test`.

@@ -25,40 +25,40 @@ log = logging.getLogger("benchmarks")
 
 @dataclass(frozen=True)
 class WhyFlags:
-    """Say why a score differs from a published one: which settings explain how much, and what is left."""
+    """Explain why a score differs from a published one: how much each setting contributes, and what remains."""
 
     encoder: tyro.conf.Positional[str]
-    """as the benchmarks take it"""
+    """encoder, in any form that --encoder of a benchmark takes"""
     published: str
     """model of published.csv, as `encoder-bench published` lists them, or a pattern"""
     data: Path = Path("work/data")
     """root of the data sets"""
     protocol: str | None = None
-    """protocol or benchmark of the published figure, where the model has several, as knn.mmselfsup@1 or knn"""
+    """protocol or benchmark of the published figure, if the model has several, such as knn.mmselfsup@1 or knn"""
     source: str = "*"
-    """source of the published figure, where several have one"""
+    """source of the published figure, if there are several"""
     column: str | None = None
     """column of the published figure; default: the first"""
     mine: str | None = None
     """your protocol; default: the published one"""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
-    """numbers of your protocol that differ, as temperature=0.2 geometry.crop=192 epochs=10"""
+    """settings of your protocol that differ, such as temperature=0.2 geometry.crop=192 epochs=10"""
     mine_column: str | None = None
-    """the column that you report, as feature5; default: the published one"""
+    """the column that you report, such as feature5; default: the published one"""
     dataset: str | None = None
-    """another data set than the protocols', as drawings; a published figure is not compared with it"""
+    """data set to use instead of the protocol's, such as drawings; it is not compared with published figures"""
     name: str | None = None
-    """what tables call the encoder"""
+    """name of the encoder in tables"""
     facts: tuple[str, ...] = ()
-    """what a checkpoint's keys cannot show, as channels=BGR"""
+    """facts that the checkpoint's keys do not show, such as channels=BGR"""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """name the published figure and the protocols, and stop"""
+    """print the published figure and the protocols, and stop"""
 
 
 def command(
     flags: Annotated[WhyFlags, tyro.conf.arg(name="")], options: Annotated[RunOptions, tyro.conf.arg(name="")]
 ) -> int:
-    """Say why a score differs from a published one: which settings explain how much, and what is left."""
+    """Explain why a score differs from a published one: how much each setting contributes, and what remains."""
     from results.compare.why import published_figure
 
     figure = published_figure(flags.published, flags.protocol, flags.source, flags.column)
@@ -66,7 +66,7 @@ def command(
     first = find_protocol(figure.place.protocol)
     second = with_settings(find_protocol(flags.mine) if flags.mine else first, flags.settings)
     if first.benchmark != second.benchmark:
-        raise InputError(f"the published figure is of {first.id}, and {second.id} is another benchmark")
+        raise InputError(f"the published figure belongs to {first.id}, but {second.id} is a different benchmark")
     column = figure.place.column
     mine_column = flags.mine_column or column
     for protocol, wanted in ((first, column), (second, column), (second, mine_column)):

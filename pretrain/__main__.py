@@ -50,7 +50,7 @@ class Command:
     recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     """name in pretrain/recipes, or a .toml file"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …; auto is the GPU where there is one"""
+    """auto, cpu, cuda, cuda:1, …; auto uses a GPU if there is one"""
     workers: int | None = None
     """loader processes of each rank; default 2 on a CPU, and on a GPU the rank's share of the cores"""
     threads: int | None = None
@@ -60,7 +60,7 @@ class Command:
     monitor: Annotated[Path | None, tyro.conf.arg(aliases=["--knn-monitor"])] = None
     """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: accuracy of kNN and a linear probe
     on the held-out split during training, and rank and spread of the features; under torchrun write --knn-monitor, as
-    torchrun takes --monitor for a flag of its own"""
+    torchrun reads --monitor as a flag of its own"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
     scale_lr: bool = False
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         if command.scale_lr:
             own, asked = default.settings, command.settings
             if asked.lr != own.lr:
-                raise InputError("--lr and --scale-lr both set the rate; leave one of them out")
+                raise InputError("--lr and --scale-lr both set the learning rate; use only one of them")
             command = replace(command, settings=asked.changed(lr=own.lr * asked.batch_size / own.batch_size))
         return _run(command, _stated(arguments, name))
     except (InputError, FloatingPointError, OSError) as error:

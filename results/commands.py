@@ -397,7 +397,7 @@ def _export(options: Export) -> int:
     if not options.records:
         raise InputError("name a record to export: a .json file, or a folder of records")
     if options.source_name is not None and options.source_url is None and options.to != "every-eval-ever":
-        raise InputError("--source-name needs --source-url: both formats of Hugging Face want an address for a source")
+        raise InputError("--source-name needs --source-url: the formats of Hugging Face need an address for a source")
     hub = Hub(
         options.source_url, options.source_name, options.hub_dataset, options.hub_task, options.developer,
         options.relationship,

@@ -243,7 +243,7 @@ def _eval_results_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path,
         protocols = {stored.record.protocol.id for stored in own}
         if len(protocols) > 1:
             raise InputError(
-                f"a task of the Hub has one metric, but these records are of {len(protocols)} protocols "
+                f"a task of the Hub has one metric, but these records have {len(protocols)} protocols "
                 f"({', '.join(sorted(protocols))}); export them one at a time"
             )
         card, task = own[0].record.encoder, slug(str(hub.task))

@@ -252,7 +252,7 @@ RecordPaths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(me
 
 @dataclass(frozen=True)
 class Export:
-    """Write records for others: Hugging Face model-index or .eval_results, Every Eval Ever, or a model card.
+    """Export records: Hugging Face model-index or .eval_results, Every Eval Ever, or a model card.
 
     Attributes:
         records: .json files of records, or folders of them.
@@ -279,7 +279,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compute the scores of records again from their outcomes, check all hashes, and refuse what does not match.
+    """Recompute scores from the outcomes of records, check all hashes, and refuse records that do not match.
 
     The exit code is 0 if every record is right, and 1 if one is refused.
 

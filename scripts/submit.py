@@ -58,7 +58,7 @@ class Options:
     minutes: int = 24 * 60
     """time limit of one job; one that needs longer is queued again"""
     requeues: int = 10
-    """how many times a job may run out of its time"""
+    """how many times a job that exceeds its time limit is queued again"""
     grace_seconds: int = 120
     """time between the signal to save and the end of the time limit"""
     nodes: int = 1
@@ -66,7 +66,7 @@ class Options:
     gpus: int = 0
     """GPUs per node; with more than one, `python -m …` runs under torchrun"""
     gpu_type: str | None = None
-    """GPU model as the cluster calls it, as a100"""
+    """GPU model, as the cluster names it, such as a100"""
     cpus: int = 2
     """cores per node"""
     memory_gb: int | None = None
@@ -76,13 +76,13 @@ class Options:
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    """nodes that are not used"""
+    """nodes to exclude"""
     mail: str | None = None
-    """address that gets Slurm's mails about ends and failures"""
+    """address for Slurm's mails when a job ends or fails"""
     sbatch: tuple[str, ...] = ()
-    """further options of sbatch, as `reservation=maintenance nice=100`"""
+    """further options of sbatch, such as `reservation=maintenance nice=100`"""
     setup: tuple[str, ...] = ()
-    """shell lines that run on the node first, as 'module load cuda'"""
+    """shell lines to run first on the node, such as 'module load cuda'"""
     parallel: int | None = None
     """jobs that run at the same time; by default 1 on this machine, no limit on Slurm"""
     pack: int | None = None
@@ -274,7 +274,7 @@ def with_torchrun(command: list[str], nodes: int, gpus: int) -> list[str]:
     """
     own_torchrun = command[0] == "torchrun" or command[1:3] == ["-m", "torch.distributed.run"]
     if own_torchrun and nodes > 1:
-        raise InputError("leave torchrun out of the command: with --nodes it is started on every node")
+        raise InputError("omit torchrun from the command: --nodes starts it on every node")
     torchrun = [sys.executable, "-m", "torch.distributed.run"]  # the node need not know where torchrun is
     if command[0] == "torchrun":
         return [*torchrun, *command[1:]]

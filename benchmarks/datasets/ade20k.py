@@ -57,7 +57,7 @@ def read_ade20k(folder: Path, split: str) -> Labels:
     own = folder / CLASSES_FILE
     classes = tuple(read_lines(own)) if own.is_file() else CLASSES
     if not 0 < len(classes) < 255:
-        raise InputError(f"{own} names {len(classes)} classes, but masks can hold 1 to 254; correct the list")
+        raise InputError(f"{own} lists {len(classes)} classes, expected 1 to 254; correct the list")
     targets = np.zeros((len(ids), 0), dtype=np.int8)
     return Labels(ids, LazyPaths(images, names), classes, targets, read_groups(folder, ids),
                   tuple(LazyPaths(masks, files)))  # fmt: skip

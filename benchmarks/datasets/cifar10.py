@@ -257,7 +257,9 @@ def read_cifar100(folder: Path, split: str) -> Labels:
     listed = _unpickle(folder / "meta").get(b"fine_label_names")
     names = [name.decode("utf-8", "replace") for name in listed or () if isinstance(name, bytes)]
     if len(names) != _CLASSES_100:
-        raise InputError(f"{folder / 'meta'} names {len(names)} fine classes, not {_CLASSES_100}; unpack it again")
+        raise InputError(
+            f"{folder / 'meta'} names {len(names)} fine classes, expected {_CLASSES_100}; unpack the archive again"
+        )
     ids = tuple(f"{split}#{number}" for number in range(len(labels)))
     return Labels(ids, LazyPaths(folder, ids), tuple(names), labels, read_groups(folder, ids))
 

@@ -77,7 +77,8 @@ def read_v2(folder: Path, split: str) -> Labels:
     def number(name: str) -> int:
         if not (name.isascii() and name.isdecimal() and int(name) < len(every)):
             raise InputError(
-                f"{folder / name} is not a number from 0 to {len(every) - 1}, as the class folders of ImageNet V2 are"
+                f"{folder / name} is not a number from 0 to {len(every) - 1}, "
+                "as class folders of ImageNet V2 must be; rename or remove it"
             )
         return int(name)
 
@@ -146,10 +147,10 @@ def read_real(folder: Path, split: str) -> Labels:
     for row, id in enumerate(labels.ids):
         match = _VAL_NUMBER.search(id)
         if match is None or not 1 <= int(match[1]) <= _VAL_IMAGES:
-            raise InputError(f"{id} of {folder} is not named ILSVRC2012_val_…, and ReaL's labels go by that number")
+            raise InputError(f"{id} of {folder} must be named ILSVRC2012_val_…: the number there selects ReaL's labels")
         own = listed[int(match[1]) - 1]
         if not isinstance(own, list) or not all(type(n) is int and 0 <= n < len(every) for n in own):
-            raise InputError(f"{folder / 'real.json'} has labels of {match[0]} that are not class numbers; restore it")
+            raise InputError(f"{folder / 'real.json'} has invalid class numbers for {match[0]}; restore the file")
         if own:
             targets[row, own] = 1
             rows.append(row)
@@ -177,7 +178,7 @@ def read_objectnet(folder: Path, split: str) -> Labels:
             ids += [f"{name}/{image}" for image in found]
             rows += [answers[name]] * len(found)
     if not ids:
-        raise InputError(f"{images} has no image of a class that ImageNet has too; unpack ObjectNet again")
+        raise InputError(f"{images} has no image of a class that ImageNet also has; unpack ObjectNet again")
     targets = np.zeros((len(ids), len(every)), np.int8)
     for row, classes in enumerate(rows):
         targets[row, classes] = 1
@@ -204,10 +205,12 @@ def _objectnet_answers(folder: Path) -> dict[str, list[int]]:
         raise InputError(f"{names} is missing; unpack ObjectNet's mappings again") from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the mappings in {folder} do not fit each other ({type(error).__name__}: {error}); unpack ObjectNet again"
+            f"the mapping files in {folder} are inconsistent ({type(error).__name__}: {error}); unpack ObjectNet again"
         ) from error
     if any(not 0 <= index < len(wordnet_ids()) for of in answers.values() for index in of):
-        raise InputError(f"the mappings in {folder} name classes beyond ImageNet's 1000; unpack ObjectNet again")
+        raise InputError(
+            f"the mapping files in {folder} name classes that ImageNet does not have; unpack ObjectNet again"
+        )
     return answers
 
 
@@ -271,7 +274,7 @@ def _corrupted(folder: Path, classes: tuple[str, ...], groups: Mapping[str, tupl
                 sources.append(shared.setdefault(clean, groups.get(clean, (clean,))))
     if not ids:
         raise InputError(
-            f"{folder} has no image of a corruption: expected {CORRUPTIONS[0]}/1/<class>/<image>, found "
+            f"{folder} has no corrupted images: expected {CORRUPTIONS[0]}/1/<class>/<image>, found "
             f"{folder_contents(folder)}"
         )
     names = tuple(ids)

@@ -26,8 +26,8 @@ def read_nyu(folder: Path, split: str) -> Labels:
     file = folder / f"nyu_{split}.txt"
     if not file.is_file():
         raise InputError(
-            f"{folder} has no nyu_{split}.txt, only {folder_contents(folder)}; take the lists of cleinc/bts "
-            "(train_test_inputs/nyudepthv2_*_files_with_gt.txt) under these names"
+            f"{folder} has no nyu_{split}.txt, only {folder_contents(folder)}; copy the lists of cleinc/bts "
+            "(train_test_inputs/nyudepthv2_*_files_with_gt.txt) there as nyu_train.txt and nyu_test.txt"
         )
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate(read_lines(file), start=1):
@@ -59,7 +59,7 @@ def read_depth(file: Path) -> NDArray[np.float32]:
             image.load()
             mode, values = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{file} cannot be decoded as a depth map ({error}); unpack it again") from error
+        raise InputError(f"{file} cannot be decoded as a depth map ({error}); unpack the data set again") from error
     if not mode.startswith("I") or values.ndim != 2:
         raise InputError(f"{file} has {mode} pixels; expected a 16-bit PNG with the depth in millimetres")
     return (values / MILLIMETRES).astype(np.float32)

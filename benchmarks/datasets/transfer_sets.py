@@ -68,7 +68,7 @@ class _Set:
                     f"{folder_contents(folder)}; unpack it again"
                 ) from error
             if classes is not None and names != classes:
-                raise InputError(f"{folder}: parts of {split} differ in their classes; unpack {self.owner} again")
+                raise InputError(f"{folder}: the parts of {split} have different classes; unpack {self.owner} again")
             classes = names
             order = sorted(range(len(found)), key=found.__getitem__)
             ids += [f"{part}/{found[row]}" for row in order]
@@ -78,7 +78,9 @@ class _Set:
             raise InputError(f"{folder}: {split} has no images; unpack {self.owner} again")
         numbers = np.array(targets, np.int64)
         if numbers.min() < 0 or numbers.max() >= len(classes):
-            raise InputError(f"{folder}: {split} has labels beyond its {len(classes)} classes; unpack it again")
+            raise InputError(
+                f"{folder}: {split} has labels outside its {len(classes)} classes; unpack {self.owner} again"
+            )
         fixed = tuple(ids)
         return Labels(fixed, LazyPaths(folder, files), tuple(classes), numbers, read_groups(folder, fixed))
 
@@ -189,7 +191,7 @@ def read_voc2007(folder: Path, split: str) -> Labels:
     year = folder.name.removeprefix("VOC")
     found = [read_voc_classification(folder.parent, year, part) for part in parts]
     if any(labels.classes != found[0].classes for labels in found):
-        raise InputError(f"{folder}: train and val differ in their classes; unpack the devkit again")
+        raise InputError(f"{folder}: train and val have different classes; unpack the devkit again")
     return Labels(
         tuple(f"{part}/{id}" for part, labels in zip(parts, found, strict=True) for id in labels.ids),
         tuple(path for labels in found for path in labels.paths),

@@ -73,7 +73,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class CachedLinear(PatchTask):
-    """Linear segmentation heads of a rate grid on stored patch features, without augmentation."""
+    """Linear segmentation heads on stored patch features, a grid of learning rates without augmentation."""
 
     name = "seg-linear-cached"
     Params = CachedLinearParams
@@ -145,7 +145,7 @@ def train_bank(
 
     items = items[shares[items].any(axis=1)]
     if not len(items):
-        raise InputError("no training patch shows a class that is scored: the masks hold ignored pixels only")
+        raise InputError("the training masks contain only ignored pixels: check the data set")
     per_epoch = -(-len(items) // params.batch_size)
     schedule = HeadParams(
         rates=params.rates, decay=params.decay, warmup=0, schedule="cosine", iterations=params.epochs * per_epoch,

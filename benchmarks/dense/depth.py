@@ -134,7 +134,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class LinearDepth(ImageTask[DepthParams]):
-    """Depth by a linear head on a frozen encoder (NYU Depth v2, DINOv3)."""
+    """Depth estimation by a linear head on a frozen encoder (NYU Depth v2, DINOv3)."""
 
     name = "depth-linear"
     Params = DepthParams
@@ -150,7 +150,7 @@ class LinearDepth(ImageTask[DepthParams]):
         """Raises InputError where an image has no depth map, or a split no image."""
         for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
             if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
             if len(labels.annotations) != len(labels) or labels.classes:
                 raise InputError(
                     f"{protocol.id} needs a depth map for each image, which {protocol.dataset} does not have: choose "

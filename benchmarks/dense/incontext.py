@@ -37,7 +37,7 @@ class InContextParams(PatchParams):
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if min(value) < 0 or len(set(value)) < len(value):
-            raise ValueError(f"{value} must not be negative, nor have a size twice")
+            raise ValueError(f"{value} must have no negative sizes and no repeats")
         return value
 
     def columns(self) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class InContext(PatchTask):
                 kept = sampled(labels, gallery.grid**2, each, np.random.default_rng((params.seed, options.seed)))[:size]
             if len(kept) < params.k:
                 raise InputError(
-                    f"{protocol.id} asks for k={params.k}, but the memory has {len(kept)} patches: use less"
+                    f"{protocol.id} asks for k={params.k}, but the memory has {len(kept)} patches: use a smaller k"
                 )
             rows = gallery.rows[kept] if size else gallery.rows
             found = exact_knn(

@@ -29,7 +29,7 @@ class PatchKnnParams(PatchParams):
     Attributes:
         k: neighbour counts, of which one is chosen.
         distances: of which one is chosen.
-        standardise: features by mean and deviation of the training patches that nothing is chosen by.
+        standardise: scale features by the mean and standard deviation of the training patches that are not held out.
     """
 
     k: tuple[int, ...] = Field((1, 3, 10, 30), min_length=1)
@@ -40,7 +40,7 @@ class PatchKnnParams(PatchParams):
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if min(value) < 1 or max(value) > 255 or len(set(value)) < len(value):
-            raise ValueError(f"{value} must lie between 1 and 255, without repeats")
+            raise ValueError(f"{value} must be between 1 and 255, without repeats")
         return tuple(sorted(value))
 
 
@@ -86,7 +86,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class PatchKnn(PatchTask):
-    """Segmentation by the nearest patches of frozen features (CAPI's kNN)."""
+    """Segmentation by the nearest neighbours of frozen patch features (CAPI's kNN)."""
 
     name = "seg-knn"
     Params = PatchKnnParams

@@ -79,7 +79,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class PatchLogistic(PatchTask):
-    """Segmentation by logistic regression on the patches of frozen features (CAPI's linear classifier)."""
+    """Segmentation by logistic regression on frozen patch features (CAPI's linear classifier)."""
 
     name = "seg-logistic"
     Params = PatchLogisticParams
@@ -147,7 +147,7 @@ def fitted_labels(
 
     values, targets = np.unique(labels[items], return_inverse=True)
     if len(values) < 2:
-        raise InputError("the training patches show fewer than two classes; use more images, or a finer map")
+        raise InputError("the training patches have fewer than two classes; use more images or a finer feature map")
     every = np.zeros(len(rows), np.int64)
     every[items] = targets
     fits = fit_logistic(

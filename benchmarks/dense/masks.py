@@ -76,7 +76,7 @@ class MaskFormat:
         if found.min() < 0:
             odd = int(values[found < 0][0])
             raise InputError(
-                f"{file} has the value {odd}, which stands for none of the {len(self.classes)} classes; restore it"
+                f"{file} has the value {odd}, which is not one of the {len(self.classes)} classes; restore the file"
             )
         return found.astype(np.uint8)
 
@@ -129,14 +129,16 @@ def require_masks(protocol: Protocol, train: Labels, test: Labels) -> None:
     """Raises InputError where a split has no images or not a mask for each, or the splits differ in their classes."""
     for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
         if not len(labels):
-            raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
+            raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
         if len(labels.annotations) != len(labels) or not labels.classes:
             raise InputError(
                 f"{protocol.id} needs a mask of classes for each image, which {protocol.dataset} does not have: choose "
-                "a data set with masks, as ade20k, voc12aug or cityscapes"
+                "a data set with masks, such as ade20k, voc12aug or cityscapes"
             )
     if train.classes != test.classes:
-        raise InputError(f"{protocol.id}: the splits of {protocol.dataset} differ in their classes: make them the same")
+        raise InputError(
+            f"{protocol.id}: the splits of {protocol.dataset} have different classes: give both the same list"
+        )
 
 
 def held_out_images(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -102,9 +102,9 @@ class Patches:
         fine = [each for each in found if each[0] == "patches" or each[1] * stride >= side]
         if not fine:
             raise InputError(
-                f"{protocol.id} needs a map of stride {stride} or finer, but the encoder's are "
-                f"{', '.join(f'{grid} x {grid}' for _, grid, _ in found)} on {side} pixels; choose another encoder, or "
-                "--set stride=32"
+                f"{protocol.id} needs a feature map of stride {stride} or finer, but the encoder has "
+                f"{', '.join(f'{grid} x {grid}' for _, grid, _ in found)} for images of {side} pixels; choose another "
+                "encoder, or --set stride=32"
             )
         name, grid, channels = fine[0]
         if side % grid:

@@ -115,7 +115,8 @@ def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[
             if name == "patches" or found.shape[-1] * stride >= side:
                 return name, found.shape[1]
     raise InputError(
-        f"{encoder.card.name} has no map of stride {stride} or finer; choose another encoder, or --set stride=32"
+        f"{encoder.card.name} has no feature map of stride {stride} or finer; choose another encoder, or "
+        "--set stride=32"
     )
 
 
@@ -168,7 +169,7 @@ def train_heads(
         RuntimeError: the encoder changed, although it should be frozen.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("dense heads are trained by one process: start the command without torchrun")
+        raise InputError("dense heads train in a single process: start the command without torchrun")
     before = module_sha256(encoder.module)
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder) if problem.class_token else 0)
@@ -220,7 +221,7 @@ def encoder_width(encoder: Encoder) -> int:
         InputError: the encoder has none.
     """
     if not encoder.has("cls"):
-        raise InputError(f"{encoder.card.name} has no class token, which this protocol appends to every patch")
+        raise InputError(f"{encoder.card.name} has no class token, which this protocol needs; choose another encoder")
     blank = encoder.normalise(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
     return int(encoder.outputs(blank, {"cls"})["cls"].shape[1])
 

@@ -47,11 +47,11 @@ def hub_weights(text: str) -> Path:
     if not folder.is_dir():
         remedy = f"hf download {text} --local-dir FOLDER" if text.count("/") == 1 else "hf download NAME"
         raise InputError(
-            f"hf:{text}: there is no such folder, and nothing is downloaded; get the model once with `{remedy}` and "
+            f"hf:{text}: folder not found, and this command downloads nothing; download the model with `{remedy}` and "
             "give hf:FOLDER"
         )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; give a folder as the Hugging Face hub stores it")
+        raise InputError(f"{folder} has no config.json; give a model folder of the Hugging Face hub")
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -77,8 +77,8 @@ def read_config(weights: Path) -> HubConfig | None:
         return None
     if kind not in _FAMILIES:
         raise InputError(
-            f"{path} describes a {kind}, which is no known vision transformer ({', '.join(_FAMILIES)}); wrap it as "
-            "my_package.my_module:build"
+            f"{path} describes a {kind}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); wrap it "
+            "as my_package.my_module:build"
         )
     vision = config.get("vision_config")
     return HubConfig(_FAMILIES[kind], CardOverrides({**_network(vision if isinstance(vision, dict) else config, path),
@@ -88,7 +88,7 @@ def read_config(weights: Path) -> HubConfig | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than 1 MB, which no config is; restore it")
+            raise InputError(f"{path} is larger than 1 MB, too large for a configuration file; download it again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({' '.join(str(error).split())[:120]}); download it again") from error

@@ -222,7 +222,7 @@ def _rotary_positions(periods: Tensor, base: float, source: str) -> Literal["bfl
         return "bfloat16"
     if torch.allclose(periods, of_timm, rtol=1e-6):
         return None
-    raise InputError(f"{source} has other rotary periods than timm's model; give --facts architecture=timm:NAME")
+    raise InputError(f"{source} has different rotary periods from timm's model; give --facts architecture=timm:NAME")
 
 
 def heads_are_known(architecture: Architecture, family: VitFamily) -> bool:
@@ -369,7 +369,7 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     maps_of_model = tuple(name for name in FEATURE_MAPS if name in stages)
     pooling = card.architecture.pooling
     if pooling and not of_tokens:
-        raise InputError(f"{card.architecture.name} has no tokens to choose from; leave --facts embed= out")
+        raise InputError(f"{card.architecture.name} has no tokens to choose from; omit --facts embed=")
     if pooling in ("cls", "cls+mean") and "cls" not in of_tokens:
         raise InputError(f"{card.architecture.name} has no class token; choose --facts embed=mean")
     as_timm_pools = {"token": "cls", "avg": "mean"}.get(_kind_of_pool(model) or "")

@@ -70,7 +70,8 @@ def _dinov3_names(tensors: Tensors) -> Tensors:
             mask = tensors.get(f"{name}_mask", torch.ones_like(tensor)).chunk(3)[1]
             if (key * mask).any():
                 raise InputError(
-                    f"{name} has a bias of the keys, which timm's DINOv3 has not; wrap the model as a module"
+                    f"{name} has a key bias, which timm's DINOv3 does not have; wrap the model as "
+                    "my_package.my_module:build"
                 )
             found[name.replace("qkv.bias", "q_bias")], found[name.replace("qkv.bias", "v_bias")] = query, value
         elif not name.endswith(".qkv.bias_mask"):

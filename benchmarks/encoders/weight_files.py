@@ -146,7 +146,7 @@ def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
         raise InputError(f"{path} is cut short; copy it again")
     size = path.stat().st_size
     if _bytes_of_member_list(file, size) > MAX_HEADER:
-        raise InputError(f"{path} lists more members than any weight file; save its state dict again with torch.save")
+        raise InputError(f"{path} has too many members for a weight file; save its state dict again with torch.save")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = {member.filename: member for member in members}
@@ -155,7 +155,7 @@ def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
             raise InputError(f"{path} is a zip file, but torch.save did not write it; unpack it")
         if any(name.endswith("/constants.pkl") for name in names):
             raise InputError(
-                f"{path} is a TorchScript archive, which holds code; load it with torch.jit.load where you trust it, "
+                f"{path} is a TorchScript archive, which holds code; if you trust it, load it with torch.jit.load "
                 "and save its state dict with torch.save"
             )
         packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
@@ -165,7 +165,7 @@ def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
                 "which torch.save never does; if you trust it, save its state dict again"
             )
         if len(names) < len(members) or len(pickles) > 1:
-            raise InputError(f"{path} has two members of one name or two pickles, which torch.save never writes; "
+            raise InputError(f"{path} has two members of the same name, or two pickles, which torch.save never writes; "
                              "copy it again")  # fmt: skip
         if verify and (damaged := archive.testzip()):
             raise UnpicklingError(f"wrong checksum of {ascii(damaged[:40])[1:-1]}")
@@ -294,7 +294,7 @@ def _check_tensors(path: Path, names: Iterable[str]) -> None:
             raise InputError(f"{path} has more than {MAX_TENSORS:,} tensors; save its state dict alone")
         if len(name) > MAX_NAME or not name.isprintable():
             raise InputError(
-                f"{path} names a tensor {name[:40]!a}, which no network has; it is damaged or not a weight file"
+                f"{path} has a tensor with the invalid name {name[:40]!a}; the file is damaged or not a weight file"
             )
 
 

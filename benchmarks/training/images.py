@@ -181,7 +181,9 @@ def _policy(name: str, size: int, interpolation: str) -> Callable[[Image.Image],
     try:
         return make(name, settings)
     except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"auto_augment={name}: timm has no such policy; rand-m9-mstd0.5-inc1 is one") from error
+        raise InputError(
+            f"auto_augment={name}: unknown policy; use one of timm's, such as rand-m9-mstd0.5-inc1"
+        ) from error
 
 
 def erase(x: Tensor, probability: float, rng: np.random.Generator, rows: slice, length: int) -> None:

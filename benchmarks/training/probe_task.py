@@ -183,7 +183,7 @@ class ProbeTask(ImageTask[ParamsT]):
         check_single_label(protocol, train, test)
         check_schedule(protocol, params)
         if isinstance(params, WarmupParams) and params.warmup > params.length:
-            raise InputError(f"{protocol.id}: a warm-up of {params.warmup:g} is longer than the run of {params.length}")
+            raise InputError(f"{protocol.id}: warmup={params.warmup:g} is longer than the training of {params.length}")
         counted = protocol.params.get("iterations") is not None
         if counted and any(label.startswith("epochs=") for label in protocol.overrides):
             log.warning("%s: epochs has no effect, as iterations sets the length of the run", protocol.id)

@@ -81,14 +81,14 @@ def published_figure(model: str, protocol: str | None = None, source: str = "*",
     if column is not None:
         own = [f for f in own if f.place and f.place.column == column]
     if not own:
-        raise InputError(f"published.csv has no figure of {model} that these flags choose and a protocol could give")
+        raise InputError(f"published.csv has no figure of {model} that matches these flags and has a protocol")
     for name, values in (
         ("--published", [f.model for f in own]),
         ("--protocol", [f.place.protocol for f in own if f.place]),
     ):
         found = list(dict.fromkeys(values))
         if len(found) > 1:
-            raise InputError(f"{model} has figures of several; choose one with {name}:\n" + "\n".join(found))
+            raise InputError(f"{model} has several published figures; choose one with {name}:\n" + "\n".join(found))
     same = [f for f in own if f.place and own[0].place and f.place.column == own[0].place.column]
     if len({f.text for f in same}) > 1:  # several sources may print one figure
         choices = "\n".join(f"{f.source}: {f.text}" for f in same)

@@ -186,5 +186,5 @@ def test_the_warm_up_follows_the_length_of_the_run(data: tuple[Labels, Labels]) 
     shorter = find_protocol("attentive.demo@1").changed(epochs=1)
     assert shorter.id == "attentive.demo@1+epochs=1+warmup=0.1"
     Attentive().check(shorter, *data)
-    with pytest.raises(InputError, match=r"a warm-up of 3 is longer than the run of 2"):
+    with pytest.raises(InputError, match=r"warmup=3 is longer than the training of 2"):
         Attentive().check(find_protocol("attentive.demo@1").changed(epochs=2, warmup=3), *data)

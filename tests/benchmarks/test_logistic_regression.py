@@ -114,9 +114,9 @@ def test_the_published_grids_are_their_sources() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"costs": (1.0, 0.1)}, "costs must ascend"),
+        ({"costs": (1.0, 0.1)}, "costs must be in ascending order"),
         ({"costs": (0.0, 0.1)}, "greater than 0"),
-        ({"search": "coarse_to_fine"}, "a multiple of 6 costs, and one more"),
+        ({"search": "coarse_to_fine"}, "coarse-to-fine search needs n \\* 6 \\+ 1 costs"),
     ],
 )
 def test_it_refuses_what_means_nothing(changes: dict[str, object], sentence: str) -> None:
@@ -127,5 +127,5 @@ def test_it_refuses_what_means_nothing(changes: dict[str, object], sentence: str
 def test_too_few_images_are_refused_before_features_are_extracted(data: tuple[Split, Split]) -> None:
     train, test = data[0].labels, data[1].labels
     LogisticRegression().check(protocol(heldout_split="random"), train, test)
-    with pytest.raises(InputError, match="cannot be held out: add images"):
+    with pytest.raises(InputError, match="leaves one part empty: add images"):
         LogisticRegression().check(protocol(heldout_split="random", heldout=0.1), train.rows([0, 1, 2]), test)

@@ -79,6 +79,6 @@ def test_a_measured_gap_is_taken_apart(
 def test_refusals(small_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["why", "pixels", "--published", MODEL, "--protocol", "knn", "--column", "k=10", "--data", str(small_data)]
     assert main([*asked, "--mine", "voc07_svm.vissl@1"]) == 2
-    assert "is another benchmark" in capsys.readouterr().err
+    assert "is a different benchmark" in capsys.readouterr().err
     assert main([*asked, "--mine-column", "k=7"]) == 2
     assert "has no column k=7" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_objectnet_by_its_own_mappings(tmp_path: Path) -> None:
     assert labels.ids == ("alarm_clock/1.png", "backpack/1.png")  # the air freshener is no class of ImageNet
     assert [np.flatnonzero(row).tolist() for row in labels.targets] == [[409, 530], [414]]
     (folder / "mappings/imagenet_to_label_2012_v2").write_text("analog clock\n")
-    with pytest.raises(InputError, match="do not fit each other"):
+    with pytest.raises(InputError, match="are inconsistent"):
         read(tmp_path, "objectnet")
 
 

@@ -165,7 +165,7 @@ def test_the_map_is_the_deepest_that_is_fine_enough() -> None:
     encoder = load_encoder("random:resnet18-w8")
     assert choose_map(encoder, 96, 16, pad=False) == ("feature4", 32)
     assert choose_map(encoder, 96, 32, pad=False) == ("feature5", 64)
-    with pytest.raises(InputError, match="has no map of stride 2"):
+    with pytest.raises(InputError, match="has no feature map of stride 2"):
         choose_map(encoder, 96, 2, pad=False)
     assert choose_map(load_encoder("pixels"), 96, 16, pad=False) == ("patches", 768)
 

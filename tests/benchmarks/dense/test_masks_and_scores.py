@@ -143,7 +143,7 @@ def test_the_numbers_of_each_data_set(tmp_path: Path) -> None:
     city = MaskFormat.of("cityscapes", labels(tuple(map(str, range(19))), (tmp_path / "aachen_gtFine_labelIds.png",)))
     Image.fromarray(np.array([[7, 33, 0]], np.uint8)).save(tmp_path / "mask.png")
     assert city.read(tmp_path / "mask.png").tolist() == [[0, 18, 255]]
-    with pytest.raises(InputError, match=r"has the value 7, which stands for none of the 3 classes"):
+    with pytest.raises(InputError, match=r"has the value 7, which is not one of the 3 classes"):
         ADE.read(tmp_path / "mask.png")
     Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
     with pytest.raises(InputError, match="expected 8-bit class numbers"):

@@ -245,7 +245,7 @@ def test_an_unsuitable_map_is_refused(splits: tuple[Split, Split]) -> None:
     with pytest.raises(InputError, match=r"geometry.crop=9"):
         PatchKnn().run(small(PatchKnn()).changed(geometry={"crop": 10}), train, test, OPTIONS)
     coarse = Split(train.labels, {f"feature5{end}": train.features[f"patches{end}"] for end in ("", MEAN)})
-    with pytest.raises(InputError, match=r"needs a map of stride 2 or finer"):
+    with pytest.raises(InputError, match=r"needs a feature map of stride 2 or finer"):
         PatchKnn().run(small(PatchKnn(), stride=2), coarse, test, OPTIONS)
     bare = Labels(train.labels.ids, train.labels.paths, (), train.labels.targets, train.labels.groups)
     with pytest.raises(InputError, match="needs a mask of classes for each image"):

@@ -354,9 +354,7 @@ def test_vits_under_any_prefix_the_teacher_first(start: str, picked: str, tmp_pa
 
 
 def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"hf:facebook/dinov2-small: .* nothing is downloaded; .*`hf download facebook/"
-    ):
+    with pytest.raises(InputError, match=r"hf:facebook/dinov2-small: .* downloads nothing; .*`hf download facebook/"):
         load_encoder("hf:facebook/dinov2-small")
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match=r"a has no config\.json"):
