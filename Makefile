@@ -103,6 +103,10 @@ pages: $(CORE) ## tables, zoo page and pictures of what this machine measured, i
 # bench-NAME ## one benchmark: knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune
 $(FROZEN:%=bench-%): bench-%: $(CORE)
 	$(PY) -m benchmarks $* $(bench_flags)
+.PHONY: bench-frozen
+bench-frozen: $(CORE) ## kNN, logistic regression, class means, few-shot and SVMs for one pass over the images: ENCODER, DATA
+	$(PY) -m benchmarks frozen $(common_flags)
+# bench-NAME ## every test set of a suite that is there: robustness
 # bench-NAME ## every test set of a suite that is there: robustness transfer retrieval
 # bench-NAME ## dense: seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 # bench-NAME ## without labels: label-free label-free-views

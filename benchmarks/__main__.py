@@ -65,6 +65,14 @@ class AllFlags(BenchFlags):
     small one on embedded data"""
 
 
+@dataclass(frozen=True)
+class FrozenFlags(BenchFlags):
+    """Measure kNN, logistic regression, class means, few-shot, and where the data is there the SVMs.
+
+    All on stored features, with one pass over the images of each split: `encoder-bench frozen ENCODER DATA`.
+    """
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 and a message on stderr where the input cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -190,6 +198,81 @@ def suite(data: Path, only: Sequence[str] = ()) -> list[Any]:
             if protocol.variant == (task.demo_variant if embedded else task.protocols[0].variant)
         ]
     return [Question(task, protocol, optional=True) for task, protocol in found]
+
+
+# One pass over the images serves the first four; the SVMs follow where their data is there.
+FROZEN_TASKS = ("knn", "logistic", "ncm", "few-shot", "voc-svm", "low-shot-svm")
+
+
+def _frozen(arguments: Sequence[str]) -> int:
+    """Everything that stored features can tell, for one pass over the images: states its plan, then carries it out."""
+    from benchmarks.encoders.load import expand
+    from benchmarks.estimate import plan
+    from benchmarks.evaluate import resolve_device
+
+    flags, options, _ = parse_flags("frozen", FrozenFlags, _with_flags(arguments))
+    if flags.protocol:
+        raise InputError(
+            f"frozen takes no --protocol: it chooses those that share their features; use `{PROGRAM} knn --protocol` or "
+            "another benchmark"
+        )
+    questions = frozen_suite(flags.data, flags.dataset)
+    questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
+    if flags.threads is not None:
+        import torch
+
+        torch.set_num_threads(flags.threads)
+    how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
+    there = replace(options, device=resolve_device(options.device))
+    for line in plan(expand(flags.encoder), questions, flags.data, there, **how):
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    return 0 if flags.dry_run else _run(flags, options, questions, summary=True)
+
+
+def frozen_suite(data: Path, dataset: str | None = None) -> list[Any]:
+    """What `frozen` asks of an encoder: of each benchmark the protocol that shares its features with kNN's.
+
+    Raises:
+        InputError: no benchmark has a protocol for the data set.
+    """
+    from benchmarks.datasets.registry import is_embedded, is_image_folder
+    from benchmarks.evaluate import Question
+
+    embedded = dataset is None and is_embedded(data)
+    wanted = dataset or ("imagefolder" if is_image_folder(data) else "imagenet")
+    shape: Geometry | None = None
+    found = []
+    for name in FROZEN_TASKS:
+        task = load_task(name)()
+        own = (
+            [p for p in task.protocols if p.variant == task.demo_variant]
+            if embedded
+            else [p for p in task.protocols if p.dataset == wanted]
+        )
+        svm = name.endswith("-svm")
+        if not own and svm and wanted == "imagenet":
+            own = list(task.protocols[:1])  # on data of its own, where that is there
+        if not own:
+            continue
+        shape = shape or own[0].geometry
+        chosen = next((p for p in own if p.geometry == shape), own[0])
+        found.append(Question(task, chosen, optional=svm))
+    if not found:
+        raise InputError(
+            f"frozen has no protocol for {wanted}; use --dataset imagefolder, or one of {', '.join(TASK_NAMES)}"
+        )
+    return found
+
+
+def _with_flags(arguments: Sequence[str]) -> list[str]:
+    """The words of a command whose ENCODER and DATA may stand first without their flags."""
+    given = []
+    for flag, word in zip(("--encoder", "--data"), arguments, strict=False):
+        if word.startswith("-"):
+            break
+        given += [flag, word]
+    return [*given, *arguments[len(given) // 2 :]]
 
 
 def _probes(arguments: Sequence[str]) -> int:
@@ -439,6 +522,8 @@ def _why() -> Any:
 
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
+    "frozen": Command("Several benchmarks", "kNN, logistic regression, class means, few-shot and SVMs for one pass over "
+                      "the images", _frozen),
     "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
     "dense": Command("Several benchmarks", "segmentations on stored patch features, in one pass", _dense),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),

@@ -180,5 +180,108 @@ def dry_run(
             yield from describe(run)
 
 
+# ---- the frozen suite ------------------------------------------------------------------------------------------------
+
+
+def plan(
+    encoders: Sequence[str],
+    questions: Sequence[Question],
+    data: Path,
+    options: RunOptions,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    facts: Sequence[str] = (),
+) -> Iterator[str]:
+    """Lines that say what several benchmarks on stored features need of each encoder: images, bytes, and time by part.
+
+    Runs of one data set and geometry share one pass over each split. Their features are counted once.
+    """
+    rate = _flops_per_second(options.device)
+    for encoder in encoders:
+        loaded = load(encoder, name, facts)
+        runs: list[Run] = []
+        skipped: list[str] = []
+        for question in questions:
+            try:
+                run = prepare(question.task, question.protocol, loaded, data, dataset=dataset, options=options)
+            except InputError as error:
+                skipped.append(f"  skipped  {question.protocol.id}: {_one_line(error)}")
+                continue
+            if cached_record(run) is None:
+                runs.append(run)
+            else:
+                skipped.append(f"  done     {run.protocol.id} has a record")
+        yield f"plan for {loaded.card.name} on {options.device}"
+        loaded.to(options.device)
+        total = 0.0
+        for group in _by_extraction(runs):
+            lines, seconds = _planned(group, rate)
+            total += seconds
+            yield from lines
+        yield from skipped
+        yield f"  total    about {_duration(total)}" + (
+            ", without the parts of unknown time" if _uncounted(runs) else ""
+        )
+
+
+def _by_extraction(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that read features of the same images in the same geometry."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        key = (run.dataset.fingerprint, repr((run.protocol.geometry, run.protocol.test_geometry)))
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _planned(runs: Sequence[Run], rate: float) -> tuple[list[str], float]:
+    """The lines of runs that share their extraction, and their seconds."""
+    from benchmarks.features.store import FeatureStore, gib
+
+    first = runs[0]
+    shape, options = first.protocol.geometry, first.options
+    missing = FeatureStore(options).bytes_to_write(request for run in runs for request in feature_requests(run))
+    images = len(first.train) + len(first.test)
+    read = {output for run in runs for output, _ in run.task.outputs(run.protocol).values() if run.encoder.has(output)}
+    forward, width = _seconds_per_image_encoded(first.encoder, shape.crop, read)
+    seconds = 0.0
+    about = f"{images:,} images of {first.dataset.id} (resize {shape.resize}, crop {shape.crop}, {shape.interpolation})"
+    if missing:
+        reading = _seconds_per_image_read(first.test.paths, shape) / max(1, options.workers)
+        seconds = images * (reading + forward)
+        each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(missing.items()))
+        lines = [f"  extract  {about}: {each} in {options.features}, about {_duration(seconds)}"]
+    else:
+        lines = [f"  extract  nothing: features of {about} are there"]
+    for run in runs:
+        assert isinstance(run.task, FeatureTask)
+        flops = run.task.flops(run.protocol, run.train, run.test, width)
+        took = "unknown time" if flops is None else f"about {_duration(flops / rate)}"
+        seconds += (flops or 0) / rate
+        lines.append(f"  measure  {run.protocol.id}: {took}")
+    return lines, seconds
+
+
+def _uncounted(runs: Sequence[Run]) -> bool:
+    return any(
+        isinstance(run.task, FeatureTask) and run.task.flops(run.protocol, run.train, run.test, 1) is None
+        for run in runs
+    )
+
+
+def _flops_per_second(device: str) -> float:
+    """Of a float32 product, measured."""
+    import torch
+
+    side = 1024 if torch.device(device).type == "cpu" else 8192
+    matrix = torch.ones(side, side, device=device)
+    seconds = 1.0
+    for _ in range(2):  # the first product warms up
+        started = time.monotonic()
+        float((matrix @ matrix)[0, 0])
+        seconds = time.monotonic() - started
+    return 2.0 * side**3 / max(seconds, 1e-6)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

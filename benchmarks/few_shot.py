@@ -85,6 +85,10 @@ class Ncm(FeatureTask[NcmParams]):
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         check_single_label(protocol, train, test)
 
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """The product of test with the means, and a sum over train."""
+        return 2.0 * len(test) * len(train.classes) * width + len(train) * width
+
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Classify `test` by the means of the classes of `train`.
 
@@ -112,6 +116,7 @@ class Ncm(FeatureTask[NcmParams]):
 
 # ---- few-shot --------------------------------------------------------------------------------------------------------
 
+TYPICAL_STEPS = 30  # of a logistic regression of few images, as measured; for the estimate of time
 CLASSIFIERS = ("kNN", "NCM", "Logistic")
 
 
@@ -197,6 +202,12 @@ class FewShot(FeatureTask[FewShotParams]):
                 f"{protocol.id} draws {shots[-1]} images of each class, but the smallest class of the "
                 f"{protocol.train_split} split has only {smallest}: use shots up to {smallest}"
             )
+
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """The products of test with each draw, its means and its weights, and the passes over the draws."""
+        params, classes = self.params(protocol), len(train.classes)
+        tested = 2.0 * len(test) * classes * (params.shots[-1] + 2 * len(params.shots))
+        return params.draws * width * (tested + 4.0 * TYPICAL_STEPS * classes**2 * sum(params.shots))
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Classify `test` by each draw of `train`.

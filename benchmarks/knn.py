@@ -217,6 +217,10 @@ class Knn(FeatureTask[KnnParams]):
                 f"use k up to {available}"
             )
 
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """One product of all pairs."""
+        return 2.0 * len(train) * len(test) * width
+
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Classify `test` by the nearest rows of `train`.
 

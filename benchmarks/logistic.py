@@ -182,6 +182,7 @@ class StoredLogistic(FeatureTask[LogisticParams]):
 # ---- logistic --------------------------------------------------------------------------------------------------------
 
 REGRESSION_COLUMNS = ("Logistic", "Logistic oracle", "Logistic top-5", "Logistic oracle top-5")
+TYPICAL_STEPS = 13  # of both fits of a cost together, averaged over the grid, as measured; for the estimate of time
 COARSE_STEPS = 6  # intervals of the first round of the search from coarse to fine
 
 
@@ -243,6 +244,7 @@ def _regression(
     )
 
 
+_SHORTER_256 = Geometry(mode="shorter", resize=256, crop=224)
 _GRID = _decades(-6, 5, 45)  # C = 10^linspace(-6, 5, 45)
 _CONVERGED = "converged to our tolerance, where theirs stops at 1000 iterations"
 REGRESSION_PROTOCOLS = (
@@ -293,10 +295,20 @@ REGRESSION_PROTOCOLS = (
         "cifar10",
     ),
     _regression(
+        "imagenet",
+        RegressionParams(costs=_GRID, heldout=0.1),
+        Source(
+            repository="this project",
+            note="logistic.dinov3@1 in single precision, on the features of knn.mmselfsup: resize 256, crop 224, bilinear",
+        ),
+        geometry=_SHORTER_256,
+    ),
+    _regression(
         "imagefolder",
         RegressionParams(costs=_GRID, heldout=0.1),
-        Source(repository="this project", note="logistic.dinov3@1 in single precision on any ImageFolder"),
+        Source(repository="this project", note="logistic.imagenet@1 on any ImageFolder"),
         "imagefolder",
+        _SHORTER_256,
     ),
     _regression(
         "demo",
@@ -336,6 +348,11 @@ class LogisticRegression(FeatureTask[RegressionParams]):
                 f"{protocol.id}: {params.heldout:g} of {len(train)} training images leaves one part empty: add images"
             )
         return np.sort(order[count:]), np.sort(order[:count])
+
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """Passes over train, forward and back, and one product of test with every classifier."""
+        costs = len(self.params(protocol).costs)
+        return costs * len(train.classes) * width * (4.0 * TYPICAL_STEPS * len(train) + 2.0 * len(test))
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Choose the cost on a part of train, and measure that cost and the best one fitted on all of train.

@@ -299,6 +299,10 @@ class Task(ABC, Generic[ParamsT]):
 class FeatureTask(Task[ParamsT]):
     """A benchmark on stored features. Features are extracted once and shared by every task that reads them."""
 
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float | None:
+        """Roughly the floating-point operations of `run` on features of this width; None where nobody has counted."""
+        return None
+
     @abstractmethod
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Measure the features of `test` with those of `train`.
