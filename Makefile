@@ -106,7 +106,6 @@ $(FROZEN:%=bench-%): bench-%: $(CORE)
 .PHONY: bench-frozen
 bench-frozen: $(CORE) ## kNN, logistic regression, class means, few-shot and SVMs for one pass over the images: ENCODER, DATA
 	$(PY) -m benchmarks frozen $(common_flags)
-# bench-NAME ## every test set of a suite that is there: robustness
 # bench-NAME ## every test set of a suite that is there: robustness transfer retrieval
 # bench-NAME ## dense: seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 # bench-NAME ## without labels: label-free label-free-views

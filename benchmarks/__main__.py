@@ -213,8 +213,8 @@ def _frozen(arguments: Sequence[str]) -> int:
     flags, options, _ = parse_flags("frozen", FrozenFlags, _with_flags(arguments))
     if flags.protocol:
         raise InputError(
-            f"frozen takes no --protocol: it chooses those that share their features; use `{PROGRAM} knn --protocol` or "
-            "another benchmark"
+            "frozen takes no --protocol, because it chooses protocols that share their features; "
+            f"use `{PROGRAM} knn --protocol` or another benchmark"
         )
     questions = frozen_suite(flags.data, flags.dataset)
     questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
@@ -522,8 +522,7 @@ def _why() -> Any:
 
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
-    "frozen": Command("Several benchmarks", "kNN, logistic regression, class means, few-shot and SVMs for one pass over "
-                      "the images", _frozen),
+    "frozen": Command("Several benchmarks", "kNN, logistic regression, class means, few-shot and SVMs in one pass", _frozen),
     "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
     "dense": Command("Several benchmarks", "segmentations on stored patch features, in one pass", _dense),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),

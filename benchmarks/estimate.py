@@ -247,7 +247,7 @@ def _planned(runs: Sequence[Run], rate: float) -> tuple[list[str], float]:
     seconds = 0.0
     about = f"{images:,} images of {first.dataset.id} (resize {shape.resize}, crop {shape.crop}, {shape.interpolation})"
     if missing:
-        reading = _seconds_per_image_read(first.test.paths, shape) / max(1, options.workers)
+        reading = _seconds_per_image_read(first.test.paths, shape) / max(1, options.loaders)
         seconds = images * (reading + forward)
         each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(missing.items()))
         lines = [f"  extract  {about}: {each} in {options.features}, about {_duration(seconds)}"]

@@ -299,7 +299,7 @@ REGRESSION_PROTOCOLS = (
         RegressionParams(costs=_GRID, heldout=0.1),
         Source(
             repository="this project",
-            note="logistic.dinov3@1 in single precision, on the features of knn.mmselfsup: resize 256, crop 224, bilinear",
+            note="logistic.dinov3@1 in single precision, on the features of knn.mmselfsup (resize 256, crop 224)",
         ),
         geometry=_SHORTER_256,
     ),
