@@ -522,7 +522,7 @@ def _why() -> Any:
 
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
-    "frozen": Command("Several benchmarks", "kNN, logistic regression, class means, few-shot and SVMs in one pass", _frozen),
+    "frozen": Command("Several benchmarks", "kNN, logistic regression, few-shot and SVMs on stored features", _frozen),
     "probes": Command("Several benchmarks", "linear, multihead and attentive in one pass over the images", _probes),
     "dense": Command("Several benchmarks", "segmentations on stored patch features, in one pass", _dense),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
