@@ -71,7 +71,7 @@ def test_samples_are_evenly_spaced() -> None:
 def test_refuses_one_image_and_features_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="at least 2 images"):
         measured(np.ones((1, 3)))
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="embed has NaN or infinity for some images"):
         measured(np.full((3, 3), np.nan))
 
 

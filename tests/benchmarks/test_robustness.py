@@ -166,7 +166,7 @@ def test_an_encoders_own_classifier(tmp_path: Path) -> None:
     assert outcome.items["correct/Top-1"].tolist() == (logits.argmax(1) == targets).tolist()
     with pytest.raises(InputError, match="give its file with --classifier"):
         Robustness().resolve(find_protocol("robustness_val.own@1"))
-    with pytest.raises(InputError, match="leave --classifier out"):
+    with pytest.raises(InputError, match="omit --classifier"):
         task.resolve(find_protocol("robustness_val.knn@1"))
     torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "headless.pth")
     with pytest.raises(InputError, match="no linear classifiers"):
@@ -177,7 +177,7 @@ def test_refusals(train: Split) -> None:
     foreign = split(np.zeros(2, np.int64), ("n99999999",), np.ones((2, 8)))
     with pytest.raises(InputError, match="lacks 1 classes"):
         Robustness().check(find_protocol("robustness_a.knn@1"), train.labels, foreign.labels)
-    with pytest.raises(InputError, match="k=500, but train has 120"):
+    with pytest.raises(InputError, match="needs k=500 neighbours, but train has 120"):
         Robustness().check(changed("robustness_val.knn@1", k=500), train.labels, train.labels)
 
 

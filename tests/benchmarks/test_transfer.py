@@ -137,7 +137,7 @@ def test_a_published_validation_part_chooses() -> None:
 def test_refusals() -> None:
     with pytest.raises(InputError, match=r"reports mAP \(11-point\), but images of voc2007_cls have one label"):
         Transfer().check(protocol("voc2007"), TRAIN.labels, TEST.labels)
-    with pytest.raises(InputError, match="k=500, but train has 150"):
+    with pytest.raises(InputError, match="needs k=500 neighbours, but train has 150"):
         Transfer().check(protocol(k=500), TRAIN.labels, TEST.labels)
 
 
