@@ -116,7 +116,7 @@ class Ncm(FeatureTask[NcmParams]):
 
 # ---- few-shot --------------------------------------------------------------------------------------------------------
 
-TYPICAL_STEPS = 30  # of a logistic regression of few images, as measured; for the estimate of time
+TYPICAL_STEPS = 12  # of a logistic regression of few images, as measured on synthetic data; for the estimate of time
 CLASSIFIERS = ("kNN", "NCM", "Logistic")
 
 
