@@ -182,9 +182,7 @@ class StoredLogistic(FeatureTask[LogisticParams]):
 # ---- logistic --------------------------------------------------------------------------------------------------------
 
 REGRESSION_COLUMNS = ("Logistic", "Logistic oracle", "Logistic top-5", "Logistic oracle top-5")
-TYPICAL_STEPS = (
-    35  # of both fits of a cost together, averaged over the grid, on synthetic data; for estimates
-)
+TYPICAL_STEPS = 35  # of both fits of a cost together, averaged over the grid, on synthetic data; for estimates
 COARSE_STEPS = 6  # intervals of the first round of the search from coarse to fine
 
 
