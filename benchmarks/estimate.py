@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.evaluate import Question, Run, cached_record, feature_requests, load, prepare
-from benchmarks.task import FeatureTask, ImageTask, InputError, NotApplicableError, RunOptions
+from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.training.params import ViewParams
 from benchmarks.training.probe_task import ProbeTask
 from results.schema import Geometry
@@ -97,10 +97,10 @@ def _seconds_per_image_of_heads(run: Run) -> float:
     assert isinstance(run.task, ProbeTask)
     params = run.task.params(run.protocol)
     keys = [key for read in params.reads(run.encoder.names).values() for key in read]
-    frozen = FrozenFeatures(run.encoder, keys, run.protocol.geometry.crop, torch.device(run.options.device))
     try:
+        frozen = FrozenFeatures(run.encoder, keys, run.protocol.geometry.crop, torch.device(run.options.device))
         trainer = HeadTrainer(params, frozen, len(run.train.classes), 0)
-    except NotApplicableError:
+    except InputError:
         return 0.0  # the run itself says why
     count = min(params.batch_size, MOST_HEAD_IMAGES)
     features = {key: torch.randn(count, *shape, device=frozen.device) for key, shape in frozen.shapes.items()}

@@ -15,8 +15,8 @@ AnyTask = Task[Any]
 
 # The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
 TASKS: Mapping[str, tuple[str, ...]] = {
-    "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored", "logistic",
-                        "ncm", "few-shot", "voc-svm", "low-shot-svm"),
+    "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored",
+                        "logistic", "ncm", "few-shot", "voc-svm", "low-shot-svm"),
     "Suites of data sets": ("transfer", "robustness", "retrieval"),
     "Without labels": ("label-free", "label-free-views"),
     "Dense tasks on frozen features": (

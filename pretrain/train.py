@@ -126,7 +126,8 @@ class Run:
                 row = self._epoch(batches, bar, stop)
                 self.rows.append(row)
                 events.add(row, trainer.step)
-                if self.first and (fault := collapse(row)) and not self.collapsed:
+                fault = collapse(row)
+                if self.first and fault and not self.collapsed:
                     log.warning("epoch %d: the encoder has collapsed: %s", len(self.rows), fault)
                 self.collapsed = bool(fault)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.3f}")

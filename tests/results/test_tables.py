@@ -205,7 +205,8 @@ def test_a_name_of_two_weights_is_refused_with_their_digits(tmp_path: Path, caps
 
 def test_every_field_of_an_architecture_shows_in_its_text() -> None:
     other = {"name": "resnet50", "width": 32, "stem_kernel": 3, "stem_stride": 1, "max_pool": False, "stem_padding": 0,
-             "stride_in_1x1": True, "bn_eps": 1e-3, "num_heads": 12}  # fmt: skip
+             "stride_in_1x1": True, "bn_eps": 1e-3, "num_heads": 12, "positions": "offset", "activation": "gelu_tanh",
+             "norm_eps": 1e-6, "pooling": "mean"}  # fmt: skip
     assert set(other) == set(Architecture.model_fields)
     texts = {architecture_text(Architecture(**{"name": "resnet18", name: value})) for name, value in other.items()}
     assert len(texts) == len(other)
