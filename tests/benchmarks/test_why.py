@@ -52,6 +52,7 @@ def test_the_sentence_says_what_explains_how_much_and_what_is_left() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_measured_gap_is_taken_apart(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
