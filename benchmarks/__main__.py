@@ -13,7 +13,7 @@ import tyro
 
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, RunOptions
-from results.command_line import first_sentence, parse, split_command
+from results.command_line import first_sentence, missing_extra, parse, split_command
 from results.errors import print_error
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bench_command(words[0], words[1:])
         command, rest = split_command(_groups(words), words, PROGRAM, "Measure pretrained image encoders.")
         return COMMANDS[command].run(rest)
+    except ModuleNotFoundError as error:
+        return print_error(PROGRAM, missing_extra(error))
     except (InputError, OSError) as error:
         return print_error(PROGRAM, error)
 
@@ -514,6 +516,27 @@ def _verify(arguments: Sequence[str]) -> int:
     return verify_command(_parse(Verify, arguments, "verify"), declared)
 
 
+def _script(name: str) -> Callable[[Sequence[str]], int]:
+    """A script of the checkout, or of the wheel, where the folder `scripts` has a name that no other project uses."""
+
+    def run(arguments: Sequence[str]) -> int:
+        import runpy
+
+        root = Path(__file__).parents[1]
+        package = "encoder_bench_scripts" if (root / "encoder_bench_scripts").is_dir() else "scripts"
+        sys.path.insert(0, str(root))
+        sys.argv[1:] = arguments
+        try:  # as __main__, whose classes go into a job by value
+            runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if isinstance(end.code, int | None):
+                return end.code or 0
+            raise
+        return 0
+
+    return run
+
+
 def _why() -> Any:
     from benchmarks.why import command
 
@@ -542,6 +565,8 @@ COMMANDS: Mapping[str, Command] = {
     **{name: Command("Results", first_sentence(kind), _results(name))
        for group in RESULT_COMMANDS.values() for name, kind in group.items() if name not in ("explain", "verify")},
     "verify": Command("Results", first_sentence(Verify), _verify),
+    "submit": Command("Machines", "send a command to Slurm, or to processes of this machine", _script("submit")),
+    "speed": Command("Machines", "time the hot loops against what people use today", _script("speed")),
 }  # fmt: skip
 
 

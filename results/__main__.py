@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from results.command_line import first_sentence, parse, split_command
+from results.command_line import first_sentence, missing_extra, parse, split_command
 from results.errors import InputError, print_error
 from results.options import GROUPS
 
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
         from results.commands import run  # loads the libraries, which --help does not need
 
         return run(options)
+    except ModuleNotFoundError as error:
+        return print_error("results", missing_extra(error))
     except (InputError, OSError) as error:
         return print_error("results", error)
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from results.errors import InputError, did_you_mean, print_error
 
 Options = TypeVar("Options")
+EXTRAS = {"jinja2": "report", "markdown_it": "report", "submitit": "cluster"}
 
 
 def encoder_bench() -> int:
@@ -32,6 +33,16 @@ def encoder_bench() -> int:
                        "environment of its own, or rename or move the other package"),
         )  # fmt: skip
     return int(main())
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError:
+    """The sentence for a package that one of the extras of pyproject.toml installs; another one is raised again."""
+    if error.name not in EXTRAS:
+        raise error
+    extra = EXTRAS[error.name]
+    return InputError(
+        f"{error.name} is not installed; pip install 'encoder-bench[{extra}]', or in a checkout make setup"
+    )
 
 
 def split_command(

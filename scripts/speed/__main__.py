@@ -11,7 +11,8 @@ import tyro
 
 from results.errors import InputError, did_you_mean, print_error
 from results.files import write_file
-from scripts.speed import dense, features, gpu, knn, linear, pretrain, svm
+
+from . import dense, features, gpu, knn, linear, pretrain, svm
 
 
 @dataclass

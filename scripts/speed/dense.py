@@ -20,7 +20,8 @@ from benchmarks.features.extract import default_batch_size, extractor
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.registry import find_protocol
 from benchmarks.task import RunOptions
-from scripts.speed.common import Entries, Entry, entry, timed
+
+from .common import Entries, Entry, entry, timed
 
 ENCODER = "random:resnet18-w32-k3-nopool"
 

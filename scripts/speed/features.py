@@ -21,7 +21,8 @@ from benchmarks.features.extract import Extract, Reader, batches, default_batch_
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
-from scripts.speed.common import Entries, Entry, entry, timed
+
+from .common import Entries, Entry, entry, timed
 
 IMAGES, WIDTH, HEIGHT = 128, 500, 375
 GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)

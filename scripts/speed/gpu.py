@@ -23,8 +23,9 @@ from pretrain.distributed import full_float32
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from results.schema import Geometry
-from scripts.speed.common import Entries, Entry, entry
-from scripts.speed.pretrain import moco_v2
+
+from .common import Entries, Entry, entry
+from .pretrain import moco_v2
 
 CUDA = torch.device("cuda")
 BATCH, REPEATS = 256, 10

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.solvers.exact_knn import choose_engine, exact_knn, vote_ranks
-from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
+
+from .common import Entries, Entry, entry, seconds_of, timed
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -11,7 +11,8 @@ import torch
 from benchmarks.encoders.load import load_encoder
 from benchmarks.linear import ProbeParams
 from benchmarks.training.probes import FrozenFeatures, HeadTrainer
-from scripts.speed.common import Entries, Entry, entry, seconds_of, timed
+
+from .common import Entries, Entry, entry, seconds_of, timed
 
 CLASSES, SIZE = 1000, 224
 HEADS = (1, 11, 21)

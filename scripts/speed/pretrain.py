@@ -23,7 +23,8 @@ from pretrain.mechanism import Batch
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.train import Trainer
-from scripts.speed.common import Entries, Entry, entry, seconds_of
+
+from .common import Entries, Entry, entry, seconds_of
 
 BATCH = 32
 CPU = torch.device("cpu")

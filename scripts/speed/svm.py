@@ -31,8 +31,9 @@ from benchmarks.solvers.threads import map_on_cores
 from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
-from scripts.speed.common import Entries, Entry, entry, timed
-from scripts.speed.synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
+
+from .common import Entries, Entry, entry, timed
+from .synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 
 _BASELINE_CLASSES = (3, 14)  # boat and person: a rare class and the most frequent one
 _CLASSES = 20

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {name: ROOT / "requirements" / f"{name}.txt" for name in ("core", "dev", "transfer")}
+
+OLDEST = ROOT / "requirements" / "oldest.txt"
 
 
 def requirement_lines(path: Path) -> list[str]:
@@ -32,7 +35,9 @@ def pins(path: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("path", [*LOCKS.values(), ROOT / "requirements" / "detectron2.txt"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [*LOCKS.values(), OLDEST, ROOT / "requirements" / "detectron2.txt"], ids=lambda p: p.stem
+)
 def test_every_line_is_a_hashed_pin_and_nothing_else(path: Path) -> None:
     lines = requirement_lines(path)
     assert lines
@@ -53,10 +58,20 @@ def test_dev_and_transfer_fit_into_one_environment() -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_lock_gives_what_pyproject_asks_for(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"].get(name, [])
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + extras["report"] + extras["cluster"] + extras.get(name, [])
     locked = pins(LOCKS[name])
     unmet = [r for r in map(Requirement, asked) if not r.specifier.contains(locked.get(canonicalize_name(r.name), ""))]
     assert unmet == [], "make lock"
+
+
+def test_the_oldest_lock_holds_the_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = pins(OLDEST)
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        (bound,) = [s for s in requirement.specifier if s.operator in (">=", "==")]
+        assert Version(locked[canonicalize_name(requirement.name)]) == Version(bound.version), f"{line}: make lock"
 
 
 def test_no_opencv_that_needs_a_display() -> None:
