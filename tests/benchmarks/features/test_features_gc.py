@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from multiprocessing import get_context
@@ -14,12 +15,19 @@ from benchmarks.features.shards import ShardClaims, read_json, write_json
 ENCODERS = ("random:resnet18-w8-k3-nopool:0", "random:resnet18-w8-k3-nopool:1")
 
 
-@pytest.fixture
-def measured(small_data: Path, tmp_path: Path) -> Path:
-    """Features and records of two encoders."""
-    command = ["knn", "--encoder", *ENCODERS, "--data", str(small_data), "--out", str(tmp_path / "records"),
-               "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
+@pytest.fixture(scope="module")
+def once_measured(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("measured")
+    command = ["knn", "--encoder", *ENCODERS, "--data", str(small_data), "--out", str(root / "records"),
+               "--features", str(root / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
     assert main(command) == 0
+    return root
+
+
+@pytest.fixture
+def measured(once_measured: Path, tmp_path: Path) -> Path:
+    """Features and records of two encoders, which a test may change."""
+    shutil.copytree(once_measured, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits data apart from maps")
-@pytest.mark.parametrize("engine", ["torch", "faiss"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("faiss", marks=pytest.mark.nightly)])
 def test_gallery_larger_than_the_memory_allowed(folder, engine):
     assert (folder / "gallery.npy").stat().st_size > 2 * ROOM
     command = [sys.executable, "-c", textwrap.dedent(SEARCH), str(folder), str(ROOM), engine]

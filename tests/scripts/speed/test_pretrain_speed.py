@@ -12,7 +12,7 @@ from results.schema import Architecture
 from scripts.speed import pretrain as speed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_difference_is_explained_by_passes_and_by_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def small(**changes: Any) -> Recipe:
         return Recipe(

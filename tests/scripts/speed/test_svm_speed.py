@@ -26,7 +26,7 @@ def test_a_small_full_protocol_is_measured() -> None:
     assert "the same cost is chosen for 2 of 2 classes" in result["note"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_small_low_shot_protocol_is_measured() -> None:
     result = speed.measure_low_shot("small", 16, images=5011, sets=1)
     check(result)
