@@ -172,7 +172,7 @@ def test_every_mechanism_and_option_trains_and_goes_on(images: Path, tmp_path: P
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
-def _save_and_stop(self: Run, epoch: int) -> None:
+def _save_and_stop(self: Run, epoch: int, stop: bool) -> None:
     self._save()
     raise KeyboardInterrupt
 
