@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, RunOptions
-from results.schema import Protocol
+from results.schema import Protocol, Record
+
+if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
 
 log = logging.getLogger("benchmarks")
 
@@ -64,18 +68,27 @@ def command(
     if flags.dry_run:
         sys.stdout.write("".join(f"would run {protocol.id}\n" for protocol in protocols))
         return 0
-    from benchmarks.evaluate import evaluate, headline, load, resolve_device
+    from benchmarks.evaluate import load
 
-    options = replace(options, device=resolve_device(options.device))
-    loaded = load(flags.encoder, flags.name, flags.facts)
-    records = []
-    for number, protocol in enumerate(protocols, start=1):
-        record = evaluate(loaded, protocol, flags.data, dataset=flags.dataset, options=options)
-        records.append(record)
-        log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, headline(record))
+    encoder = load(flags.encoder, flags.name, flags.facts)
+    records = measured(encoder, protocols, flags.data, flags.dataset, options)
     ends = [record.protocol.id for record in (records[0], records[-1])]
     sys.stdout.write(f"python -m results explain {shlex.join(ends)} --records {options.records}\n")
     return 0
+
+
+def measured(
+    encoder: Encoder, protocols: Sequence[Protocol], data: Path, dataset: str | None, options: RunOptions
+) -> list[Record]:
+    """The encoder's record under each protocol."""
+    from benchmarks.evaluate import evaluate, headline, resolve_device
+
+    options, records = replace(options, device=resolve_device(options.device)), []
+    for number, protocol in enumerate(protocols, start=1):
+        record = evaluate(encoder, protocol, data, dataset=dataset, options=options)
+        records.append(record)
+        log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, headline(record))
+    return records
 
 
 def between(a: Protocol, b: Protocol) -> list[Protocol]:

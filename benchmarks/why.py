@@ -7,20 +7,17 @@ the score under its own protocol is no matter of settings.
 
 from __future__ import annotations
 
-import logging
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from benchmarks.explain import between
+from benchmarks.explain import between, measured
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, RunOptions
 from results.compare.explain import differing
-
-log = logging.getLogger("benchmarks")
 
 
 @dataclass(frozen=True)
@@ -77,27 +74,22 @@ def command(
     if flags.dry_run:
         sys.stdout.write("".join(f"would run  {protocol.id}\n" for protocol in protocols))
         return 0
-    from benchmarks.evaluate import evaluate, headline, load, resolve_device
+    from benchmarks.evaluate import load
     from results.compare.explain import explanation_table, explanations
     from results.compare.why import advice, gap, sentence
     from results.formats import markdown
     from results.store import read_records
 
-    options = replace(options, device=resolve_device(options.device))
-    loaded = load(flags.encoder, flags.name, flags.facts)
-    measured = []
-    for number, protocol in enumerate(protocols, start=1):
-        record = evaluate(loaded, protocol, flags.data, dataset=flags.dataset, options=options)
-        measured.append(record)
-        log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, headline(record))
-    ends = (measured[0], measured[-1])
+    encoder = load(flags.encoder, flags.name, flags.facts)
+    records = measured(encoder, protocols, flags.data, flags.dataset, options)
+    ends = (records[0], records[-1])
     for record, wanted in ((ends[0], column), (ends[1], column), (ends[1], mine_column)):
         if record.scores[wanted].value is None:
-            raise InputError(f"{loaded.card.name} has no score in the column {wanted} of {record.protocol.id}")
+            raise InputError(f"{encoder.card.name} has no score in the column {wanted} of {record.protocol.id}")
     explained = None
-    if len(measured) > 1:
+    if len(records) > 1:
         # Of this encoder, data and seed alone: the folder may hold others of the same name.
-        known = {record.sha256 for record in measured}
+        known = {record.sha256 for record in records}
         own = [stored for stored in read_records(options.records)[0] if stored.record.sha256 in known]
         (explained,) = explanations(own, ends[0].protocol.id, ends[1].protocol.id, column)
         sys.stdout.write(markdown(explanation_table(explained)) + "\n")

@@ -8,6 +8,7 @@ bias shifts all scores of a query alike, so it cancels and is left out), and man
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ NORM_EPS = 1e-6
 STD = 0.02  # of queries, and of all weights of CAPI's and V-JEPA's heads
 
 
-class AttentiveBank(Bank):
+class AttentiveBank(Bank, ABC):
     """`heads` independent attentive classifiers on (N, P, dim) tokens; every head starts from the same draw.
 
     Args:
@@ -52,13 +53,13 @@ class AttentiveBank(Bank):
         self.build()
         del self._generator
 
+    @abstractmethod
     def build(self) -> None:
         """Make the parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pooled(self, tokens: Tensor) -> Tensor:
         """(N, P, dim) tokens to the (N, heads, width) that the linear layer reads."""
-        raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, P, dim) tokens, or a map (N, dim, h, w) of them, to logits (N, heads, classes)."""

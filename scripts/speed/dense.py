@@ -21,7 +21,7 @@ from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.registry import find_protocol
 from benchmarks.task import RunOptions
 
-from .common import Entries, Entry, entry, timed
+from .measurement import Entries, Entry, entry, timed
 
 ENCODER = "random:resnet18-w32-k3-nopool"
 

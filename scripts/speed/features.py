@@ -22,7 +22,7 @@ from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 
-from .common import Entries, Entry, entry, timed
+from .measurement import Entries, Entry, entry, timed
 
 IMAGES, WIDTH, HEIGHT = 128, 500, 375
 GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)

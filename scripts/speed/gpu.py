@@ -24,7 +24,7 @@ from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from results.schema import Geometry
 
-from .common import Entries, Entry, entry
+from .measurement import Entries, Entry, entry
 from .pretrain import moco_v2
 
 CUDA = torch.device("cuda")

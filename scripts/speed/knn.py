@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.solvers.exact_knn import choose_engine, exact_knn, vote_ranks
 
-from .common import Entries, Entry, entry, seconds_of, timed
+from .measurement import Entries, Entry, entry, seconds_of, timed
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -12,7 +12,7 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.linear import ProbeParams
 from benchmarks.training.probes import FrozenFeatures, HeadTrainer
 
-from .common import Entries, Entry, entry, seconds_of, timed
+from .measurement import Entries, Entry, entry, seconds_of, timed
 
 CLASSES, SIZE = 1000, 224
 HEADS = (1, 11, 21)

@@ -24,7 +24,7 @@ from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.train import Trainer
 
-from .common import Entries, Entry, entry, seconds_of
+from .measurement import Entries, Entry, entry, seconds_of
 
 BATCH = 32
 CPU = torch.device("cpu")

@@ -32,7 +32,7 @@ from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
 
-from .common import Entries, Entry, entry, timed
+from .measurement import Entries, Entry, entry, timed
 from .synthetic import VOC07_TEST, VOC07_TRAIN, synthetic_voc
 
 _BASELINE_CLASSES = (3, 14)  # boat and person: a rare class and the most frequent one
