@@ -23,7 +23,7 @@ from benchmarks.training.params import Decays, Positive, Rates
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
-    from benchmarks.solvers.logistic import Fit, Fits
+    from benchmarks.solvers.logistic import Fit
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class StoredLogistic(FeatureTask[LogisticParams]):
 # ---- logistic --------------------------------------------------------------------------------------------------------
 
 REGRESSION_COLUMNS = ("Logistic", "Logistic oracle", "Logistic top-5", "Logistic oracle top-5")
-TYPICAL_STEPS = 35  # of both fits of a cost together, averaged over the grid, on synthetic data; for estimates
+TYPICAL_STEPS = 22  # of both fits of a cost together, averaged over the grid, on synthetic data; for estimates
 COARSE_STEPS = 6  # intervals of the first round of the search from coarse to fine
 
 
@@ -377,10 +377,8 @@ class LogisticRegression(FeatureTask[RegressionParams]):
         )  # fmt: skip
 
         started = time.perf_counter()
-        on_part: Fits | None = None
 
         def heldout_top1(tried: Sequence[int]) -> list[float]:
-            nonlocal on_part
             on_part = fit([params.costs[index] for index in tried], sample_rows=kept)
             return [top_k_percent(ranks, 1) for ranks in on_part.ranks(rows, targets, held)]
 
@@ -388,11 +386,11 @@ class LogisticRegression(FeatureTask[RegressionParams]):
         if params.search == "grid":
             heldout: Mapping[int, float] = dict(zip(every, heldout_top1(every), strict=True))
         else:
-            heldout, on_part = coarse_to_fine(heldout_top1, len(params.costs)), None
+            heldout = coarse_to_fine(heldout_top1, len(params.costs))
         tried = sorted(heldout)
         chosen = max(range(len(tried)), key=lambda place: heldout[tried[place]])  # the most regularised of equals
         selected = time.perf_counter()
-        fits = fit([params.costs[index] for index in tried], start=on_part)
+        fits = fit([params.costs[index] for index in tried])
         ranks = fits.ranks(test.features[params.output], test.labels.targets)
         oracle = int((ranks < 1).sum(dim=1).argmax())
 
