@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, progress
+from benchmarks.training.labels import require_images
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
@@ -123,9 +124,7 @@ class Retrieval(ImageTask[RetrievalParams]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for empty splits, and answers or targets that are not there."""
-        for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
-            if not len(labels):
-                raise InputError(f"{protocol.id}: {split} of {protocol.dataset} has no images")
+        require_images(protocol, train, test)
         if self.params(protocol).search == "revisited":
             if len(test.annotations) != 1:
                 raise InputError(

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors, wordnet_ids
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.labels import split_held_out
+from benchmarks.training.labels import require_images, split_held_out
 from benchmarks.training.params import Positive
 from results.schema import Geometry, Params, Protocol, Score, Source, canonical_sha256
 
@@ -189,9 +189,7 @@ class Robustness(FeatureTask[RobustnessParams]):
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for empty splits, several labels per training image, or classes that train lacks."""
         params = self.params(protocol)
-        for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
-            if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
+        require_images(protocol, train, test)
         if params.head == "own":
             return
         if train.targets.ndim != 1:

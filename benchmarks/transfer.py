@@ -18,6 +18,7 @@ from pydantic import Field
 
 from benchmarks.solvers.average_precision import average_precisions
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from benchmarks.training.labels import require_images
 from benchmarks.training.params import Positive
 from results.schema import Geometry, Params, Protocol, Score, Source
 
@@ -156,9 +157,8 @@ class Transfer(FeatureTask[TransferParams]):
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for empty or unlike splits, too few images, or labels that do not fit the metric."""
         params = self.params(protocol)
-        for labels, split in ((train, protocol.train_split), (test, protocol.test_split)):
-            if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
+        require_images(protocol, train, test)
+        for labels in (train, test):
             if (labels.targets.ndim == 2) != (params.scored_by == "map_11point"):
                 raise InputError(
                     f"{protocol.id} reports {params.metric()}, but images of {protocol.dataset} have "

@@ -14,6 +14,7 @@ from benchmarks.dense.params import HeadParams
 from benchmarks.dense.patches import MAPS
 from benchmarks.dense.scores import DEPTH_COLUMNS, add_depth
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.labels import require_images
 from benchmarks.training.params import NotNegative, Positive
 from results.schema import Geometry, Protocol, Source, canonical_sha256
 
@@ -148,9 +149,8 @@ class LinearDepth(ImageTask[DepthParams]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError where an image has no depth map, or a split no image."""
-        for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
-            if not len(labels):
-                raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
+        require_images(protocol, train, test)
+        for labels in (train, test):
             if len(labels.annotations) != len(labels) or labels.classes:
                 raise InputError(
                     f"{protocol.id} needs a depth map for each image, which {protocol.dataset} does not have: choose "

@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.task import InputError, Labels, Outputs
+from benchmarks.training.labels import require_images
 from results.files import open_image
 from results.schema import Protocol
 
@@ -127,9 +128,8 @@ def modes_of(blocks: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def require_masks(protocol: Protocol, train: Labels, test: Labels) -> None:
     """Raises InputError where a split has no images or not a mask for each, or the splits differ in their classes."""
-    for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
-        if not len(labels):
-            raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images")
+    require_images(protocol, train, test)
+    for labels in (train, test):
         if len(labels.annotations) != len(labels) or not labels.classes:
             raise InputError(
                 f"{protocol.id} needs a mask of classes for each image, which {protocol.dataset} does not have: choose "

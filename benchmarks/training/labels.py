@@ -15,20 +15,29 @@ from results.schema import Protocol
 log = logging.getLogger("benchmarks")
 
 
+def require_images(protocol: Protocol, train: Labels, test: Labels) -> None:
+    """Raises InputError for a split without images."""
+    for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
+        if not len(labels):
+            raise InputError(
+                f"{protocol.id}: the {split} split of {protocol.dataset} has no images; `encoder-bench check-data` "
+                "says where they belong"
+            )
+
+
 def check_single_label(protocol: Protocol, train: Labels, test: Labels) -> None:
     """Check that both splits have images, one class per image, and the same classes.
 
     Raises:
         InputError: one of these does not hold.
     """
+    require_images(protocol, train, test)
     for split, labels in ((protocol.train_split, train), (protocol.test_split, test)):
         if labels.targets.ndim != 1:
             raise InputError(
                 f"{protocol.id} needs one class per image, but images of the {split} split of {protocol.dataset} have "
                 "several: choose an SVM protocol"
             )
-        if not len(labels):
-            raise InputError(f"{protocol.id}: the {split} split of {protocol.dataset} has no images: add some")
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
         raise InputError(
