@@ -325,7 +325,9 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
         return 0
     attempts = []
     for attempt in bench(encoders, questions, flags.data, options, **how):
-        log.info("%s  %s  %s  %s", attempt.status, attempt.encoder, attempt.protocol, _one_line(attempt.detail))
+        refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
+        said = () if refused else (_one_line(attempt.detail),)
+        log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
         attempts.append(attempt)
     if summary:
         sys.stdout.write(summary_text(attempts))
