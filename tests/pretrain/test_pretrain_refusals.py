@@ -70,7 +70,7 @@ def test_a_monitor_without_labelled_images_is_refused(
     assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiling_without_a_compiler_is_refused(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pretrain", "--data", str(images), "--out", str(tmp_path / "out"), *FLAGS]
     environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

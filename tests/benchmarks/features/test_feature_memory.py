@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_peak_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     random = np.random.default_rng(0)
