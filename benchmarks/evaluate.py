@@ -243,6 +243,7 @@ def extract(runs: Sequence[Run]) -> None:
     if on_features:
         from benchmarks.features.store import FeatureStore
 
+        _warn_of_slow_bf16(on_features)
         on_features[0].encoder.to(on_features[0].options.device)
         FeatureStore(on_features[0].options).fill(request for run in on_features for request in feature_requests(run))
 
@@ -270,6 +271,23 @@ def _full_float32() -> Iterator[None]:
         yield
 
 
+def _warn_of_slow_bf16(runs: Sequence[Run]) -> None:
+    """Say that a run asks for bf16 where it is slow. It stays: a protocol at another precision is another protocol."""
+    for run in runs:
+        precision = run.protocol.params.get("precision", run.options.precision)
+        if precision == "bf16":
+            _warn_of_slow_bf16_on(run.options.device, run.protocol.id)
+
+
+@cache
+def _warn_of_slow_bf16_on(device: str, protocol: str) -> None:
+    from pretrain.distributed import has_fast_bf16
+
+    if not has_fast_bf16(device):
+        log.warning("%s runs the encoder in bf16, and %s has no bfloat16 arithmetic: this may take 25 times as long as "
+                    "--precision fp32", protocol, device)  # fmt: skip
+
+
 @_full_disk_is_input_error()
 @_full_float32()
 def measure(runs: Sequence[Run]) -> list[Record]:
@@ -286,6 +304,7 @@ def measure(runs: Sequence[Run]) -> list[Record]:
     cells = task.cells(run.protocol)
     if cells:
         return [_measure_grid(run, cells)]
+    _warn_of_slow_bf16(runs)
     run.encoder.to(options.device)
     try:
         if isinstance(task, FeatureTask):

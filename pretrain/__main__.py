@@ -110,20 +110,25 @@ def _stated(arguments: list[str], name: str) -> set[str]:
     """Which of `BY_DEVICE` the user's flags or own recipe state. A published recipe states its augmentation engine."""
     flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     stated = {field for field, flag in BY_DEVICE.items() if flag in flags}
-    if not name.endswith(".toml"):
-        return stated | {"engine"}
-    own = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    return stated | {field for field in BY_DEVICE if field in own or field in own.get("augmentation", {})}
+    while name.endswith(".toml"):
+        own = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        stated |= {field for field in BY_DEVICE if field in own or field in own.get("augmentation", {})}
+        if "parent" not in own:
+            return stated
+        name = own["parent"]
+        if not name.endswith(".toml"):
+            return stated
+    return stated | {"engine"}
 
 
 def _for_device(recipe: Recipe, stated: set[str], out: Path, device: torch.device) -> Recipe:
     """The recipe as it runs on this device, which recipe.json then says.
 
-    On a GPU that has it, bfloat16 instead of float32, and in one's own recipes the tensor engine instead of PIL, unless
-    a flag or the recipe says otherwise. A run that was begun goes on as it began, on whatever device.
+    On a GPU, bfloat16 instead of float32, and in one's own recipes the tensor engine instead of PIL. On any device that
+    does not multiply bfloat16 itself, float32 instead. A flag or one's own recipe can say otherwise. A run that was
+    begun goes on as it began, on whatever device.
     """
-    import torch
-
+    from pretrain.distributed import has_fast_bf16
     from pretrain.train import RECIPE
 
     def with_(precision: str, engine: str) -> Recipe:
@@ -135,11 +140,18 @@ def _for_device(recipe: Recipe, stated: set[str], out: Path, device: torch.devic
         begun = Recipe.model_validate_json((out / RECIPE).read_text(encoding="utf-8"))
         if with_(begun.precision, begun.augmentation.engine) == begun:
             return begun
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return recipe
-    changed = with_("bf16" if recipe.precision == "fp32" else recipe.precision, "tensor")
-    if changed.precision != recipe.precision:
+    fast, what = has_fast_bf16(device), "GPU" if device.type == "cuda" else "CPU" if device.type == "cpu" else "device"
+    precision, engine = recipe.precision, recipe.augmentation.engine
+    if not fast and precision == "bf16":
+        precision = "fp32"
+    elif fast and device.type == "cuda":
+        precision, engine = "bf16" if precision == "fp32" else precision, "tensor"
+    changed = with_(precision, engine)
+    if changed.precision == "bf16" != recipe.precision:
         log.info("bf16 instead of the recipe's fp32, as this is a GPU; --precision fp32 keeps it")
+    if changed.precision == "fp32" != recipe.precision:
+        log.info("fp32 instead of the recipe's bf16, as this %s has no bfloat16 arithmetic and would take up to 25 "
+                 "times as long; --precision bf16 keeps it", what)  # fmt: skip
     if changed.augmentation.engine != recipe.augmentation.engine:
         log.info("the tensor engine for the augmentation, as this is a GPU; --augmentation.engine pil is PIL's")
     return changed

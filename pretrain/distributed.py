@@ -1,7 +1,7 @@
 """Devices, ranks and their collectives. With one process every collective is the identity, so all run the same code.
 
 Everything that decides how a device is used is here: which GPU a rank takes, why there is none, what "fp32" means on it
-(IEEE float32, never TF32), and how many loader processes go with it.
+(IEEE float32, never TF32), whether it is fast in bfloat16, and how many loader processes go with it.
 """
 
 from __future__ import annotations
@@ -160,6 +160,19 @@ def _flag(owner: Any, name: str) -> Any:
         return getattr(owner, name)
     except RuntimeError:  # it was set in the other of the two ways
         return None
+
+
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Whether this device multiplies bfloat16 itself. One that does not takes up to 25 times as long as for float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    can = torch.cpu.get_capabilities()
+    if can.get("architecture") == "x86_64":
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def default_workers(device: torch.device | str) -> int:

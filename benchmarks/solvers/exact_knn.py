@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from pretrain.distributed import full_float32
+from pretrain.distributed import full_float32, has_fast_bf16
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
@@ -300,13 +300,12 @@ def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss"
     """The engine and the precision of its products that are fastest on this hardware.
 
     Half precision where the hardware multiplies it faster: float16 on CUDA, as it has three bits more than bfloat16
-    and unit vectors stay in its range; bfloat16 on CPUs with AVX512-BF16 or AMX.
+    and unit vectors stay in its range; bfloat16 on CPUs that multiply it themselves, as with AVX512-BF16 or AMX.
     """
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     fastest = torch.float32
     if device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # sums in float32: of torch 2.8
         fastest = torch.float16
-    elif capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+    elif device.type == "cpu" and has_fast_bf16(device):
         fastest = torch.bfloat16
     if engine == "auto":
         plain_cpu = device.type == "cpu" and fastest == torch.float32

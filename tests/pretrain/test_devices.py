@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def test_an_older_torch_is_told_not_to_broadcast_in_its_own_words(monkeypatch: p
         assert distributed.wrapped(nn.Linear(1, 1)).settings == (False, True)
 
 
-def test_a_gpu_trains_in_bf16_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+def test_a_gpu_trains_in_bf16_unless_somebody_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     published = load_recipe(name)
     own = tmp_path / "own.toml"
@@ -151,11 +152,52 @@ def test_a_gpu_trains_in_bf16_unless_somebody_says_otherwise(tmp_path: Path) -> 
         assert on(cuda, load_recipe(str(own)), _stated([], str(own))) == ("bf16", "tensor")
         assert on(cuda, load_recipe(str(own)), _stated(["--augmentation.engine=pil"], str(own))) == ("bf16", "pil")
         assert on(cpu, published, _stated([], name)) == ("fp32", "pil")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+        assert on(cuda, published, _stated([], name)) == ("fp32", "pil")
+        assert on(cuda, published.changed(precision="bf16"), _stated([], name)) == ("fp32", "pil")
+        monkeypatch.undo()
         # What was begun goes on as it began.
         for precision, device in (("bf16", cpu), ("fp32", cuda)):
             begun = published.changed(precision=precision)
             write_file(tmp_path / precision / "recipe.json", begun.model_dump_json())
             assert on(device, published, _stated([], name), precision) == (precision, "pil")
+
+
+def test_a_cpu_without_bf16_trains_in_fp32_unless_somebody_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    name, device = "mocov2_resnet18w32_demo", torch.device("cpu")
+    recipe = load_recipe(name)
+    parent, child, plain = tmp_path / "parent.toml", tmp_path / "child.toml", tmp_path / "plain.toml"
+    parent.write_text(f'parent = "{name}"\nprecision = "bf16"\n')
+    child.write_text(f'parent = "{parent}"\nepochs = 3\n')
+    plain.write_text(f'parent = "{name}"\nepochs = 3\n')
+
+    def precision(recipe: Recipe, stated: set[str], out: str = "new") -> str:
+        found = _for_device(recipe, stated, tmp_path / out, device)
+        assert found.changed(precision=recipe.precision) == recipe
+        return found.precision
+
+    assert recipe.precision == "bf16"
+    capabilities = {"architecture": "x86_64", "avx512_f": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision(recipe, _stated([], name)) == "fp32"
+    assert caplog.messages == [
+        "fp32 instead of the recipe's bf16, as this CPU has no bfloat16 arithmetic and would take up to 25 times "
+        "as long; --precision bf16 keeps it"
+    ]
+    assert precision(load_recipe(str(plain)), _stated([], str(plain))) == "fp32"
+    caplog.clear()
+    assert precision(recipe, _stated(["--precision=bf16"], name)) == "bf16"
+    assert precision(load_recipe(str(parent)), _stated([], str(parent))) == "bf16"
+    assert precision(load_recipe(str(child)), _stated([], str(child))) == "bf16"  # stated by its parent
+    assert precision(recipe.changed(precision="fp16"), _stated([], name)) == "fp16"
+    write_file(tmp_path / "begun" / "recipe.json", recipe.model_dump_json())
+    assert precision(recipe, _stated([], name), "begun") == "bf16"
+    capabilities["avx512_bf16"] = True
+    assert precision(recipe, _stated([], name)) == "bf16"
+    assert not caplog.messages
 
 
 @pytest.mark.slow

@@ -284,12 +284,12 @@ def test_small_integers_with_many_ties(rows, queries, dim, seed, data):
 
 
 def test_choice_by_hardware(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": True})
     assert choose_engine("auto", CPU) == ("torch", torch.bfloat16)
     assert choose_engine("faiss", CPU) == ("faiss", torch.float32)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "amx_bf16": True})
     assert choose_engine("auto", CPU) == ("torch", torch.bfloat16)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
     assert choose_engine("auto", CPU) == ("faiss", torch.float32)
     assert choose_engine("torch", CPU) == ("torch", torch.float32)
     assert choose_engine("auto", torch.device("cuda")) == ("torch", torch.float16)
