@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need
     import torch
     from torch import nn
 
+    from benchmarks.task import Labels
     from pretrain.monitor import Features, Labelled
+    from pretrain.probe import OnlineProbe
 
 log = logging.getLogger("pretrain")
 
@@ -59,8 +62,9 @@ class Command:
     """backbone.safetensors whose weights the training starts from"""
     monitor: Annotated[Path | None, tyro.conf.arg(aliases=["--knn-monitor"])] = None
     """labelled image folder with train/ and val/ or test/, or CIFAR-10's batches: accuracy of kNN and a linear probe
-    on the held-out split during training, and rank and spread of the features; under torchrun write --knn-monitor, as
-    torchrun reads --monitor as a flag of its own"""
+    on the held-out split during training, and rank and spread of the features; an online probe learns from every batch
+    where the training images are in folders of these classes; under torchrun write --knn-monitor, as torchrun reads
+    --monitor as a flag of its own"""
     monitor_every: int = 10
     """epochs between two runs of the monitor"""
     scale_lr: bool = False
@@ -169,12 +173,17 @@ def _run(command: Command, stated: set[str]) -> int:
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
     images = _images(command.data, command.remote_shards)
     require_batch(images, recipe.batch_size)
-    labelled = _monitor_splits(command.monitor) if command.monitor else None
+    labelled = classes = None
+    if command.monitor:
+        gallery, queries, names = _monitor_splits(command.monitor)
+        labelled = gallery, queries
+        classes = _training_classes(command.data, images, names)
 
     import torch
 
     from pretrain.cost import plan
     from pretrain.distributed import default_workers, own_device, process_group, rank
+    from pretrain.probe import OnlineProbe
     from pretrain.train import Run
 
     if command.threads is not None:
@@ -190,6 +199,9 @@ def _run(command: Command, stated: set[str]) -> int:
         if rank() == 0:
             stack.enter_context(locked_folder(out))
         workers = default_workers(device) if command.workers is None else command.workers
+        probe = OnlineProbe(*classes, device) if classes and recipe.batch_size > 1 else None
+        if labelled and not probe and rank() == 0:
+            log.info("no online probe: the training images are not in folders of the monitor's classes")
         run = Run(
             recipe,
             command.data,
@@ -199,8 +211,9 @@ def _run(command: Command, stated: set[str]) -> int:
             workers=workers,
             warm_start=command.warm_start,
             max_unreadable=command.max_unreadable,
-            monitor=_Watch(labelled, recipe, device, workers) if labelled else None,
+            monitor=_Watch(labelled, recipe, device, workers, probe) if labelled else None,
             monitor_every=command.monitor_every,
+            probe=probe,
         )
         path = run.run()
     if run.first:
@@ -211,7 +224,7 @@ def _run(command: Command, stated: set[str]) -> int:
 
 def _images(data: Path, remote_shards: bool) -> Files | Shards:
     """What `find_images` finds, or CIFAR-10's training images in the batches of its owner."""
-    return _labelled(data, "train")[0] if _is_cifar10(data) else find_images(data, remote_shards=remote_shards)
+    return _labelled(_labels(data, "train"))[0] if _is_cifar10(data) else find_images(data, remote_shards=remote_shards)
 
 
 def _is_cifar10(folder: Path) -> bool:
@@ -220,18 +233,46 @@ def _is_cifar10(folder: Path) -> bool:
     return CIFAR10.find(folder, "train") is not None
 
 
-def _labelled(root: Path, split: str) -> Labelled:
-    from benchmarks.datasets.cifar10 import read_cifar10
-    from benchmarks.datasets.classification import read_image_folder
+def _labelled(labels: Labels) -> Labelled:
     from benchmarks.datasets.images import decode
 
-    found = (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
-    return Files(tuple(found.paths), decode), found.targets
+    return Files(tuple(labels.paths), decode), labels.targets
 
 
-def _monitor_splits(root: Path) -> tuple[Labelled, Labelled]:
-    """Gallery and queries of the monitor."""
-    return _labelled(root, "train"), _labelled(root, "val" if (root / "val").is_dir() else "test")
+def _labels(root: Path, split: str) -> Labels:
+    from benchmarks.datasets.cifar10 import read_cifar10
+    from benchmarks.datasets.classification import read_image_folder
+
+    return (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
+
+
+def _training_classes(data: Path, images: Files | Shards, names: Sequence[str]) -> tuple[NDArray[np.int64], int] | None:
+    """The monitor's class of every training image, -1 where it has none, and their number; None without two classes.
+
+    The class of a file is the last folder of its path that is a class of the monitor's; CIFAR-10's batches hold theirs.
+    """
+    if _is_cifar10(data):
+        own = _labels(data, "train")
+        found = own.targets if own.classes == tuple(names) else None
+    elif isinstance(images, Files):
+        index = {name: number for number, name in enumerate(names)}
+        found = np.array([class_of(path, index) for path in images.paths], np.int64)
+    else:
+        found = None
+    if found is None or len(np.unique(found[found >= 0])) < 2:
+        return None
+    return found, len(names)
+
+
+def class_of(path: Path, index: Mapping[str, int]) -> int:
+    """The number of the last folder of a path that is in `index`; -1 where none is."""
+    return next((index[name] for name in reversed(path.parts[:-1]) if name in index), -1)
+
+
+def _monitor_splits(root: Path) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    """Gallery and queries of the monitor, and the names of its classes."""
+    gallery, queries = _labels(root, "train"), _labels(root, "val" if (root / "val").is_dir() else "test")
+    return _labelled(gallery), _labelled(queries), gallery.classes
 
 
 class _Watch:
@@ -239,12 +280,23 @@ class _Watch:
 
     Everything is computed from features without gradients, so that the training does not notice it. The ranks share the
     queries, and every rank must call it.
+
+    Args:
+        online: the probe that learns during the training; only asked here.
     """
 
-    def __init__(self, labelled: tuple[Labelled, Labelled], recipe: Recipe, device: torch.device, workers: int) -> None:
+    def __init__(
+        self,
+        labelled: tuple[Labelled, Labelled],
+        recipe: Recipe,
+        device: torch.device,
+        workers: int,
+        online: OnlineProbe | None,
+    ) -> None:
         from pretrain.monitor import KnnMonitor
 
-        self.device, self.right, self.asked = device, 0, 0
+        self.device, self.online = device, online
+        self.right = self.online_right = self.asked = 0
         self.also: dict[str, float] = {}
         self.monitor = KnnMonitor(*labelled, self._classify, recipe, device, workers)
 
@@ -253,12 +305,14 @@ class _Watch:
         import torch
 
         from pretrain import distributed
-        from pretrain.monitor import KNN, PROBE
+        from pretrain.monitor import KNN, ONLINE, PROBE
 
-        self.right = self.asked = 0
+        self.right = self.online_right = self.asked = 0
         accuracy = self.monitor(backbone)
-        right, asked = distributed.sum_(torch.tensor([self.right, self.asked], device=self.device)).tolist()
-        return {KNN: accuracy, PROBE: 100 * right / max(1, asked), **self.also}
+        counts = torch.tensor([self.right, self.online_right, self.asked], device=self.device)
+        right, online, asked = distributed.sum_(counts).tolist()
+        found = {KNN: accuracy, PROBE: 100 * right / max(1, asked)}
+        return found | ({ONLINE: 100 * online / max(1, asked)} if self.online else {}) | self.also
 
     def _classify(
         self,
@@ -270,6 +324,7 @@ class _Watch:
     ) -> NDArray[np.bool_]:
         """The kNN classifier of the monitor, on this rank's queries."""
         self.right, self.asked = _probe(gallery, classes, queries, targets, str(device)), len(queries)
+        self.online_right = self.online.right(queries, targets) if self.online else 0
         self.also = _label_free(gallery, str(device))
         return _classify(gallery, classes, queries, targets, device)
 

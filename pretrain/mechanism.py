@@ -45,12 +45,15 @@ class Loss(NamedTuple):
 class ProjectedEncoder(nn.Module):
     """Backbone and projection head; the output is L2-normalised, (N, dim).
 
+    `features` are those of the last batch between the two, detached, for what watches the training.
+
     v1's head is one linear layer, v2's has a hidden layer as wide as the features. Neither has a batch norm; both keep
     torch's default initialisation, as the reference does.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        self.features = torch.empty(0)
         self.backbone = ResNet(recipe.architecture, batch_norm_parts(recipe))
         width = self.backbone.channels
         self.head: nn.Module = nn.Linear(width, recipe.dim)
@@ -58,7 +61,9 @@ class ProjectedEncoder(nn.Module):
             self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        out = self.head(self.backbone(images))
+        features = self.backbone(images)
+        self.features = features.detach()
+        out = self.head(features)
         return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
 
 

@@ -25,6 +25,7 @@ from results.files import replacing, write_file
 Row = dict[str, float]
 LOG, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
 KNN, PROBE, RANK = "knn", "probe", "effective_rank"
+ONLINE, ONLINE_TRAIN = "online_probe", "online_probe_train"  # on held-out images, and on the views as they are learnt
 COLLAPSED_RANK, COLLAPSED_SPREAD, AT_CHANCE = 2.0, 0.05, 0.99  # an effective rank of 1 is a single direction
 Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
@@ -110,9 +111,14 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     monitored = [row for row in rows if KNN in row]
     if monitored:
         below.plot([r["epoch"] for r in monitored], [r[KNN] for r in monitored], ".-", label="kNN on held-out images")
-    probed = [row for row in rows if PROBE in row]
-    if probed:
-        below.plot([r["epoch"] for r in probed], [r[PROBE] for r in probed], ".--", label="probe on held-out images")
+    for column, mark, label in (
+        (PROBE, ".--", "probe on held-out images"),
+        (ONLINE, ".-.", "online probe on held-out images"),
+        (ONLINE_TRAIN, ":", "online probe on training views"),
+    ):
+        probed = [row for row in rows if column in row]
+        if probed:
+            below.plot([r["epoch"] for r in probed], [r[column] for r in probed], mark, label=label)
     below.set(xlabel="epoch", ylabel="%", ylim=(0, 100))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):

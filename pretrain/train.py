@@ -31,7 +31,20 @@ from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
-from pretrain.monitor import CURVES, EVENTS, KNN, LOG, Events, Row, collapse, draw_curves, row_text, write_log
+from pretrain.monitor import (
+    CURVES,
+    EVENTS,
+    KNN,
+    LOG,
+    ONLINE_TRAIN,
+    Events,
+    Row,
+    collapse,
+    draw_curves,
+    row_text,
+    write_log,
+)
+from pretrain.probe import OnlineProbe
 from pretrain.recipe import Recipe
 from results.errors import InputError
 from results.files import remove_partials, write_file
@@ -59,6 +72,7 @@ class Run:
         max_unreadable: share of the images that may be unreadable.
         monitor: accuracy of kNN in percent of a backbone, or several columns of the log; run by all ranks every
             `monitor_every` epochs and after the last.
+        probe: learns from the features of every batch, without any effect on the encoder.
 
     Attributes:
         seconds: of training, without the monitor and the saves, over all processes that worked on it.
@@ -80,9 +94,10 @@ class Run:
         max_unreadable: float = 0.01,
         monitor: Callable[[nn.Module], float | Row] | None = None,
         monitor_every: int = 10,
+        probe: OnlineProbe | None = None,
     ) -> None:
         self.recipe, self.data, self.out = recipe, data, out
-        self.monitor, self.monitor_every = monitor, monitor_every
+        self.monitor, self.monitor_every, self.probe = monitor, monitor_every, probe
         self.first = distributed.rank() == 0
         found = find_images(data) if images is None else images
         self.fingerprint = found.fingerprint(data)
@@ -91,6 +106,8 @@ class Run:
         state = self._saved_state()
         self._log_settings(device, len(found), workers)
         self.trainer = Trainer(recipe, found, device, workers, warm_start, max_unreadable)
+        if probe is not None:
+            probe.start(self.trainer.encoder.backbone.channels)
         self.wait = DataWait(device)
         self.seconds = 0.0
         self.rows: list[Row] = []
@@ -158,6 +175,8 @@ class Run:
                 self._save_and_stop()
             self.wait.ends()
             trainer.update(batch)
+            if self.probe is not None:
+                self.probe.update(trainer.encoder.features, batch.indices)
             self.seconds += time.monotonic() - asked
             bar.update()
             if trainer.step % trainer.epoch_steps:
@@ -173,6 +192,8 @@ class Run:
         row["images_per_second"] = steps * self.recipe.batch_size / seconds
         row["data_share"] = self.wait.seconds() / seconds
         trainer.sums.zero_()
+        if self.probe is not None and (right := self.probe.accuracy()) is not None:
+            row[ONLINE_TRAIN] = right
         trainer.average_batch_norms()
         trainer.loader.count_unreadable(distributed.union(trainer.loader.unreadable))
         last = epoch + 1 == self.recipe.epochs
@@ -242,9 +263,13 @@ class Run:
         try:
             self.trainer.load(state["trainer"])
             self.seconds, self.rows = float(state["seconds"]), list(state["rows"])
+            restored = self.probe and "probe" in state and self.probe.load(state["probe"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise unusable_resume(self.out / RESUME, error) from error
         log.info("resuming at step %d", self.trainer.step)
+        if restored is False:
+            log.warning("the saved run has no online probe of these classes: a new one starts at step %d",
+                        self.trainer.step)  # fmt: skip
 
     def _log_settings(self, device: torch.device, images: int, workers: int) -> None:
         if self.first:
@@ -291,6 +316,8 @@ class Run:
                 "seconds": self.seconds,
                 "rows": self.rows,
             }
+            if self.probe is not None:
+                state["probe"] = self.probe.state()
             save_resume(self.out / RESUME, state)
             write_log(self.out / LOG, self.rows)
         self.saved = time.monotonic()

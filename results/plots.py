@@ -613,6 +613,8 @@ LOG_PANELS = {
     "accuracy": ("pretext accuracy (%)", 100.0),
     "knn": ("kNN accuracy on\nheld-out images (%)", 1.0),
     "probe": ("linear probe on\nheld-out images (%)", 1.0),
+    "online_probe": ("online probe on\nheld-out images (%)", 1.0),
+    "online_probe_train": ("online probe on\ntraining views (%)", 1.0),
     "effective_rank": ("effective rank\nof the features", 1.0),
     "uniformity": ("uniformity\n(lower is more even)", 1.0),
 }
