@@ -179,8 +179,11 @@ demo-transfer: $(addprefix $(DEMO)/,voc-det coco-det voc-seg) ## detectors and a
 $(DEMO)/data: | $(CORE)
 	$(timed) data $(PY) -m benchmarks demo-data --out work/data
 	@touch $@
-$(DEMO)/random-%.safetensors: $(DEMO)/data
-	$(timed) random-$* $(PY) -m benchmarks random-encoder --architecture $(DEMO_ARCH) --seed $* --images work/data/drawings --out $@
+$(DEMO)/random: $(DEMO)/data
+	$(timed) random $(PY) -m benchmarks random-encoder --architecture $(DEMO_ARCH) --seed 0 1 2 3 4 --images work/data/drawings \
+		--out '$(DEMO)/random-{seed}.safetensors'
+	@touch $@
+$(DEMO_RANDOM): | $(DEMO)/random ;
 $(DEMO_MOCO): $(DEMO)/data
 	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D)
 	@touch $@

@@ -339,24 +339,33 @@ def raw_pixels() -> Encoder:
 
 
 def random_encoder_command(
-    architecture: str, images: Path, out: Path, seed: int = 0, size: int = 64, threads: int | None = None
+    architecture: str,
+    images: Path,
+    out: Path,
+    seed: tuple[int, ...] = (0,),
+    size: int = 64,
+    threads: int | None = None,
 ) -> int:
-    """Write a randomly initialised encoder with batch-norm statistics of images: the fair control for a trained one.
+    """Write randomly initialised encoders with batch-norm statistics of images: the fair control for trained ones.
 
     Args:
         architecture: such as resnet50, or resnet18-w32-k3-nopool.
         images: image folder; the statistics are those of its train split.
-        out: backbone file to write.
-        seed: seed of the initialisation.
+        out: backbone file to write; "{seed}" in its name stands for the seed, and must be there for several.
+        seed: seeds of the initialisation, one encoder for each.
         size: images are reduced and centre-cropped to this many pixels.
         threads: CPU threads; torch's default otherwise.
     """
+    if len(set(seed)) > 1 and "{seed}" not in out.name:
+        raise InputError(f"--out {out} would be written {len(seed)} times: put {{seed}} into its name")
     if threads:
         torch.set_num_threads(threads)
     paths = read_image_folder(images, "train").paths
-    encoder = random_resnet(parse_architecture(architecture), seed)
     geometry = Geometry(mode="shorter", resize=size, crop=size)
-    recalibrated(encoder, (batch for batch, _ in DataLoader(Images(paths, geometry), batch_size=128)))
-    write_backbone(out, encoder.module.state_dict(), encoder.card)
-    log.info("wrote %s", out)
+    for number in seed:
+        encoder = random_resnet(parse_architecture(architecture), number)
+        recalibrated(encoder, (batch for batch, _ in DataLoader(Images(paths, geometry), batch_size=128)))
+        file = out.with_name(out.name.replace("{seed}", str(number)))
+        write_backbone(file, encoder.module.state_dict(), encoder.card)
+        log.info("wrote %s", file)
     return 0

@@ -173,9 +173,11 @@ def test_random_encoder_file_round_trip(tmp_path: Path) -> None:
     (tmp_path / "train" / "things").mkdir(parents=True)
     for number in range(3):
         Image.new("RGB", (40, 30), (number * 80, 100, 50)).save(tmp_path / "train" / "things" / f"{number}.png")
-    random_encoder_command("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r.safetensors", seed=1, size=16)
-    card = load_encoder(tmp_path / "r.safetensors").card
-    assert (card.method, card.init) == ("random", "seed 1")
+    random_encoder_command("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r-{seed}.safetensors", seed=(0, 1), size=16)
+    cards = [load_encoder(tmp_path / f"r-{seed}.safetensors").card for seed in (0, 1)]
+    assert [(card.method, card.init) for card in cards] == [("random", "seed 0"), ("random", "seed 1")]
+    with pytest.raises(InputError, match=r"put \{seed\} into its name"):
+        random_encoder_command("resnet18-w8-k3-nopool", tmp_path, tmp_path / "r.safetensors", seed=(0, 1), size=16)
     with pytest.raises(InputError, match="nowhere"):
         random_encoder_command("resnet18", tmp_path / "nowhere", tmp_path / "x.safetensors", size=16)
 
