@@ -83,6 +83,10 @@ SETS: dict[str, tuple[str, Metric, str]] = {
     "country211": ("country211", "accuracy", "trainval"),
     "rendered_sst2": ("rendered_sst2", "accuracy", "trainval"),
     "gtsrb": ("gtsrb", "accuracy", "trainval"),
+    "cub200": ("cub200", "accuracy", "trainval"),
+    "stl10": ("stl10", "accuracy", "trainval"),
+    "svhn": ("svhn", "accuracy", "trainval"),
+    "pcam": ("pcam", "accuracy", "trainval"),
 }
 _PENALTIES = tuple(float(10**power) for power in np.linspace(-6, 5, 45))
 _SELECTION = "penalty chosen on validation, then fitted on train and validation; k fixed"
@@ -143,7 +147,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Transfer(FeatureTask[TransferParams]):
-    """Logistic regression, kNN and nearest class mean on the 12 data sets of SimCLR and BYOL, and on five more."""
+    """Logistic regression, kNN and nearest class mean on the 12 data sets of SimCLR and BYOL, and on nine more."""
 
     name = "transfer"
     Params = TransferParams

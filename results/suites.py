@@ -46,6 +46,7 @@ SUITES = {
             "sun397": "SUN397", "cars": "Cars", "aircraft": "Aircraft", "voc2007": "VOC2007", "dtd": "DTD",
             "pets": "Pets", "caltech101": "Caltech-101", "flowers102": "Flowers", "eurosat": "EuroSAT",
             "resisc45": "RESISC45", "country211": "Country211", "rendered_sst2": "SST2", "gtsrb": "GTSRB",
+            "cub200": "CUB-200", "stl10": "STL-10", "svhn": "SVHN", "pcam": "PCAM",
         },
         mean_over=_TWELVE,
     ),

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from benchmarks.datasets.array_sets import read_array_image
 from benchmarks.datasets.cifar10 import read_batch_image
-from benchmarks.datasets.lists import batch_file
+from benchmarks.datasets.lists import batch_file, in_array_file
 from benchmarks.task import InputError
 from results.files import open_image
 from results.schema import Geometry
@@ -49,14 +50,14 @@ def decode(path: Path) -> Image.Image:
     clip nearly all of it to white.
 
     Args:
-        path: a file, or an image in a batch file of CIFAR-10 as `data_batch_1#17`.
+        path: a file, or an image in a batch file as `data_batch_1#17` of CIFAR-10.
 
     Raises:
         BadImage: the file is missing, damaged or not an image, or has 32-bit pixels, whose range is unknown.
     """
     if "#" in path.name and batch_file(str(path)):
         try:
-            return Image.fromarray(read_batch_image(path))
+            return Image.fromarray((read_array_image if in_array_file(path) else read_batch_image)(path))
         except InputError as error:
             raise BadImage(str(error)) from error
     try:

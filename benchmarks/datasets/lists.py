@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 GROUPS_FILE = "groups.json"
 
 _ENTRIES_SHOWN = 6
-# An image of CIFAR-10 or -100, which lies in a batch file with others: `data_batch_1#17`, `train#17`.
-_BATCH_MEMBER = re.compile(r"((?:data|test)_batch(?:_\d)?(?:\.bin)?|train|test)#(\d+)")
+# An image of CIFAR-10 or -100, which lies in a batch file with others: `data_batch_1#17`, `train#17`. And one of
+# STL-10, SVHN or PatchCamelyon, whose splits are one file each.
+_ARRAYS = r"(?:train|test)_X\.bin|(?:train|test)_32x32\.mat|camelyonpatch_level_2_split_(?:train|valid|test)_x\.h5"
+_BATCH_MEMBER = re.compile(rf"((?:data|test)_batch(?:_\d)?(?:\.bin)?|train|test|{_ARRAYS})#(\d+)")
+_ARRAY_MEMBER = re.compile(rf"(?:{_ARRAYS})#\d+")
 
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 
@@ -318,9 +321,14 @@ def path_strings(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def batch_file(path: str) -> str | None:
-    """The batch file of CIFAR-10 that holds this image, or None for an image in a file of its own."""
+    """The batch file of CIFAR-10 or another set that holds this image, or None for an image in a file of its own."""
     file, mark, _ = path.rpartition("#")
     return file if mark and _BATCH_MEMBER.fullmatch(path.rpartition("/")[2]) else None
+
+
+def in_array_file(path: Path) -> bool:
+    """Whether an image lies in a file of STL-10, SVHN or PatchCamelyon: see `benchmarks.datasets.array_sets`."""
+    return _ARRAY_MEMBER.fullmatch(path.name) is not None
 
 
 # ---- source groups and fingerprint -----------------------------------------------------------------------------------

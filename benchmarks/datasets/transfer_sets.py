@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.datasets.array_sets import pcam, stl10, svhn
 from benchmarks.datasets.classification import class_folders, images_below
 from benchmarks.datasets.lists import LazyPaths, first_file, folder_contents, read_groups, read_lines
 from benchmarks.datasets.voc import read_voc_classification
@@ -176,6 +177,33 @@ def _sun(folder: Path, part: str) -> Items:
     return files, targets, classes
 
 
+def _cub(folder: Path, part: str) -> Items:
+    """CUB-200-2011: `images.txt`, `image_class_labels.txt`, `train_test_split.txt` and `classes.txt`, all by number."""
+    named, label_of, in_train, class_names = (
+        _by_number(folder / f"{name}.txt") for name in ("images", "image_class_labels", "train_test_split", "classes")
+    )
+    numbers = {number: row for row, number in enumerate(class_names)}
+    files, targets = [], []
+    for number, file in named.items():
+        if number not in label_of or label_of[number] not in numbers or in_train.get(number) not in ("0", "1"):
+            raise InputError(f"{folder}: image {number} of images.txt has no class or no split; restore all four lists")
+        if (in_train[number] == "1") == (part == "train"):
+            files.append(f"images/{file}")
+            targets.append(numbers[label_of[number]])
+    return files, targets, list(class_names.values())
+
+
+def _by_number(file: Path) -> dict[str, str]:
+    """Lines of a number and a text."""
+    found = {}
+    for line in read_lines(file):
+        number, _, text = line.partition(" ")
+        if not number.isdecimal() or not text.strip():
+            raise InputError(f"{file}: {line!r} is not a number and a text; restore the list")
+        found[number] = text.strip()
+    return found
+
+
 # ---- Pascal VOC 2007 ------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +319,26 @@ TRANSFER_SETS: Mapping[str, TransferSet] = {
         "gtsrb", _Set("GTSRB", TRAINVAL, partial(_torchvision, "GTSRB")),
         {"trainval": None, TEST: None},
         "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/", 43,
+    ),
+    "cub200": TransferSet(
+        "CUB_200_2011", _Set("CUB-200-2011", TRAINVAL, _cub),
+        {"trainval": 5994, TEST: 5794},
+        "the CUB-200-2011 page (data.caltech.edu/records/20098): CUB_200_2011.tgz", 200,
+    ),
+    "stl10": TransferSet(
+        "stl10_binary", _Set("STL-10", TRAINVAL, stl10),
+        {"trainval": None, TEST: None},
+        "the STL-10 page (cs.stanford.edu/~acoates/stl10): stl10_binary.tar.gz", 10,
+    ),
+    "svhn": TransferSet(
+        "svhn", _Set("SVHN", TRAINVAL, svhn),
+        {"trainval": None, TEST: None},
+        "the SVHN page (ufldl.stanford.edu/housenumbers): train_32x32.mat and test_32x32.mat in svhn/", 10,
+    ),
+    "pcam": TransferSet(
+        "pcam", _Set("PatchCamelyon", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}, pcam),
+        {"trainval": None, TEST: None},
+        "github.com/basveeling/pcam: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 in pcam/; needs h5py", 2,
     ),
     "voc2007_cls": TransferSet(
         "VOCdevkit/VOC2007", read_voc2007, {"trainval": 5011, TEST: 4952},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,58 @@ def voc2007_cls(root: Path) -> None:
             picture(folder / f"JPEGImages/{id}.jpg")
 
 
+def cub200(root: Path) -> None:
+    folder = root / "CUB_200_2011"
+    files = ["002.Laysan/b.jpg", "001.Black/a.jpg", "001.Black/c.jpg", "002.Laysan/d.jpg"]
+    lines(folder / "images.txt", *(f"{number} {file}" for number, file in enumerate(files, 1)))
+    lines(folder / "image_class_labels.txt", *(f"{number} {int(file[:3])}" for number, file in enumerate(files, 1)))
+    lines(folder / "train_test_split.txt", "1 1", "2 0", "3 1", "4 0")
+    lines(folder / "classes.txt", "1 001.Black", "2 002.Laysan")
+    for file in files:
+        picture(folder / "images" / file, int(file[:3]) - 1)
+
+
+def striped(target: int, side: int) -> np.ndarray:
+    """(side, side, 3), the class in the first pixel and other values in its row and column."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[..., 0] = 40 * target
+    pixels[0, 1:, 0], pixels[1:, 0, 1], pixels[..., 2] = 11, 22, 33
+    return pixels
+
+
+def stl10(root: Path) -> None:
+    folder = root / "stl10_binary"
+    lines(folder / "class_names.txt", "airplane", "bird")
+    for part, targets in (("train", (1, 0)), ("test", (0, 1))):
+        images = np.stack([striped(target, 96).transpose(2, 1, 0) for target in targets])  # planes of columns
+        images.tofile(folder / f"{part}_X.bin")
+        np.array([target + 1 for target in targets], np.uint8).tofile(folder / f"{part}_y.bin")
+
+
+def svhn(root: Path) -> None:
+    (root / "svhn").mkdir()
+    for part, digits in (("train", (10, 5)), ("test", (3, 10))):
+        images = np.stack([striped(digit % 10, 32) for digit in digits], axis=-1)
+        labels = np.array(digits, np.uint8)[:, None]
+        savemat(root / f"svhn/{part}_32x32.mat", {"X": images, "y": labels}, do_compression=True)
+
+
+def pcam(root: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="PatchCamelyon needs h5py")
+    (root / "pcam").mkdir()
+    for part in ("train", "valid", "test"):
+        for kind, values in (
+            ("x", np.stack([striped(target, 96) for target in (1, 0)])),
+            ("y", np.array([1, 0], np.uint8).reshape(-1, 1, 1, 1)),
+        ):
+            with h5py.File(root / f"pcam/camelyonpatch_level_2_split_{part}_{kind}.h5", "w") as file:
+                file[kind] = values
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "food101": food101, "cars": cars, "aircraft": aircraft, "dtd": dtd, "pets": pets, "sun397": sun397,
     "flowers102": flowers102, "caltech101": caltech101, "eurosat": eurosat, "gtsrb": gtsrb,
+    "cub200": cub200, "stl10": stl10, "svhn": svhn, "pcam": pcam,
     "voc2007_cls": voc2007_cls, "birdsnap": folders("birdsnap", "train", "test"),
     "resisc45": folders("resisc45", "train", "test"), "country211": folders("country211", "train", "valid", "test"),
     "rendered_sst2": lambda root: [
@@ -151,7 +201,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 # name -> images of trainval, of its validation part, of test
 COUNTS = {"food101": (4, 0, 2), "caltech101": (60, 0, 4), "eurosat": (6, 0, 0), "pets": (4, 0, 4)} | dict.fromkeys(
-    ("cars", "sun397", "gtsrb", "birdsnap", "resisc45"), (2, 0, 2)
+    ("cars", "sun397", "gtsrb", "birdsnap", "resisc45", "cub200", "stl10", "svhn"), (2, 0, 2)
 )
 TORCHVISION: dict[str, Callable[[Path], Any]] = {
     "food101": lambda root: datasets.Food101(root, "test"),
@@ -162,6 +212,9 @@ TORCHVISION: dict[str, Callable[[Path], Any]] = {
     "country211": lambda root: datasets.Country211(root, "test"),
     "rendered_sst2": lambda root: datasets.RenderedSST2(root, "test"),
     "gtsrb": lambda root: datasets.GTSRB(root, "test"),
+    "stl10": lambda root: datasets.STL10(root, "test"),
+    "svhn": lambda root: datasets.SVHN(root / "svhn", "test"),
+    "pcam": lambda root: datasets.PCAM(root, "test"),
 }
 
 
@@ -173,7 +226,7 @@ def test_a_tiny_copy_is_read(name: str, tmp_path: Path) -> None:
     trainval = found.read("trainval")
     assert len(trainval) == len(set(trainval.ids)) == train
     assert sum(id.startswith("val/") for id in trainval.ids) == held
-    assert len(trainval.classes) == 2
+    assert len(trainval.classes) == (10 if name == "svhn" else 2)
     splits = [trainval]
     if test:
         splits.append(found.read("test"))
@@ -190,13 +243,18 @@ def test_a_tiny_copy_is_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_the_items_are_torchvisions(name: str, tmp_path: Path) -> None:
+def test_the_items_are_torchvisions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for checked in (datasets.STL10, datasets.SVHN):  # by the MD5 of the owner's files
+        monkeypatch.setattr(checked, "_check_integrity", lambda self: True)
     WRITERS[name](tmp_path)
     labels, theirs = find_dataset(name, tmp_path).read("test"), TORCHVISION[name](tmp_path)
     assert len(labels) == len(theirs)
-    expected = sorted((np.asarray(image)[0, 0, 0].item(), int(target)) for image, target in theirs)
     found = zip(labels.paths, labels.targets, strict=True)
-    assert sorted((np.asarray(decode(path))[0, 0, 0].item(), int(target)) for path, target in found) == expected
+
+    def shown(items: Any) -> list[tuple[bytes, int]]:
+        return sorted((np.asarray(image).tobytes(), int(target)) for image, target in items)
+
+    assert shown((decode(path), target) for path, target in found) == shown(theirs)
 
 
 def test_voc_keeps_difficult_images_apart(tmp_path: Path) -> None:
@@ -230,7 +288,40 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     assert [decode(path).getpixel((3, 3)) for path in labels.paths] == [(9, 0, 0), (8, 0, 0), (7, 0, 0)]
 
 
-@pytest.mark.parametrize("name", sorted(set(WRITERS) - {"birdsnap", "resisc45", "caltech101", "eurosat"}))
+@pytest.mark.parametrize(("name", "file"), [("stl10", "test_X.bin"), ("svhn", "test_32x32.mat"),
+                                            ("pcam", "camelyonpatch_level_2_split_test_x.h5")])  # fmt: skip
+def test_a_damaged_array_file_is_named(name: str, file: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path)
+    folder = find_dataset(name, tmp_path).folder
+    beyond = folder / f"{file}#000007"
+    with pytest.raises(InputError, match="no number 7"):
+        decode(beyond)
+    (folder / file).unlink()
+    (folder / file).write_bytes(b"what is not an array")
+    for read in (lambda: decode(beyond), lambda: find_dataset(name, tmp_path).read("test")):
+        with pytest.raises(InputError, match=file):
+            read()
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=file):
+        find_dataset(name, tmp_path).read("test")
+
+
+def test_patch_camelyon_without_h5py_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    for kind in "xy":
+        lines(tmp_path / f"pcam/camelyonpatch_level_2_split_test_{kind}.h5", "not read")
+    with pytest.raises(InputError, match="needs h5py, which is not installed: pip install h5py"):
+        find_dataset("pcam", tmp_path).read("test")
+
+
+def test_cub_without_a_split_of_an_image_is_refused(tmp_path: Path) -> None:
+    cub200(tmp_path)
+    lines(tmp_path / "CUB_200_2011/train_test_split.txt", "1 1", "2 0", "3 1")
+    with pytest.raises(InputError, match=r"image 4 of images\.txt has no class or no split"):
+        find_dataset("cub200", tmp_path).read("test")
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITERS) - {"birdsnap", "resisc45", "caltech101", "eurosat", "pcam"}))
 def test_a_missing_list_is_named(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path)
     folder = find_dataset(name, tmp_path).folder

@@ -1,0 +1,161 @@
+"""STL-10, SVHN and PatchCamelyon, whose owners publish all images of a split in one file of numbers.
+
+The path of an image is `<file>#<number>`, which `benchmarks.datasets.images.decode` reads. The files are torchvision's,
+whose readers check the MD5 of the whole file each time; here its size, shape and labels are checked.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.datasets.lists import read_lines
+from benchmarks.task import InputError
+from results.files import require_regular
+
+Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
+
+_STL_SHAPE = (3, 96, 96)  # planes, columns, rows
+_SVHN_SIDE, _SVHN_CLASSES = 32, 10
+_PCAM_SIDE = 96
+_MAX_MAT = 2**30  # bytes; the owner's train has 182 MB
+
+
+def read_array_image(path: Path) -> NDArray[np.uint8]:
+    """The image `<file>#<number>`, (H, W, 3) RGB.
+
+    Raises:
+        InputError: the file is missing or malformed, or has fewer images.
+    """
+    name, _, number = path.name.partition("#")
+    file, index = path.with_name(name), int(number)
+    try:
+        changed = file.stat().st_mtime_ns
+        if file.suffix == ".bin":
+            images = _stl_images(file, changed)
+        elif file.suffix == ".mat":
+            images = _svhn(file, changed)[0]
+        else:
+            images = _h5(file, "x")
+        if index >= len(images):
+            raise InputError(f"{file} has {len(images)} images and no number {index}; unpack it again")
+        pixels = np.asarray(images[index])
+    except (OSError, KeyError) as error:
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); unpack it again") from error
+    if file.suffix == ".bin":
+        pixels = pixels.transpose(2, 1, 0)  # stored by columns
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise InputError(f"{file} holds {pixels.dtype} images of shape {pixels.shape}, not RGB bytes; unpack it again")
+    return np.ascontiguousarray(pixels)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    """Names of the images, which sort in the order of the file."""
+    return [f"{name}#{number:06d}" for number in range(count)]
+
+
+# ---- STL-10 ----------------------------------------------------------------------------------------------------------
+
+
+def stl10(folder: Path, part: str) -> Items:
+    """`{train,test}_X.bin` and `_y.bin`. Train is all labelled images, not one of the ten folds.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    file, labels_file = folder / f"{part}_X.bin", folder / f"{part}_y.bin"
+    for each in (file, labels_file):
+        require_regular(each)
+    count = len(_stl_images(file, file.stat().st_mtime_ns))
+    labels = np.fromfile(labels_file, np.uint8)
+    if len(labels) != count:
+        raise InputError(f"{labels_file} has {len(labels)} labels for {count} images; unpack STL-10 again")
+    return _numbered(file.name, count), [int(label) - 1 for label in labels], read_lines(folder / "class_names.txt")
+
+
+@lru_cache(maxsize=2)
+def _stl_images(file: Path, changed: int) -> NDArray[np.uint8]:
+    """(N, 3, 96, 96), not read yet. `changed`, the file's time, is only part of the cache's key."""
+    size, image = file.stat().st_size, int(np.prod(_STL_SHAPE))
+    if not size or size % image:
+        raise InputError(f"{file} has {size:,} bytes, not a multiple of the {image:,} of an image; unpack STL-10 again")
+    return np.memmap(file, np.uint8, mode="r").reshape(-1, *_STL_SHAPE)
+
+
+# ---- SVHN ------------------------------------------------------------------------------------------------------------
+
+
+def svhn(folder: Path, part: str) -> Items:
+    """Cropped digits, `{train,test}_32x32.mat`. The owner's label 10 is the digit 0; `extra` is not read.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    file = folder / f"{part}_32x32.mat"
+    require_regular(file)
+    images, labels = _svhn(file, file.stat().st_mtime_ns)
+    return _numbered(file.name, len(images)), labels.tolist(), [str(digit) for digit in range(_SVHN_CLASSES)]
+
+
+@lru_cache(maxsize=2)
+def _svhn(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(N, 32, 32, 3) and (N,) digits."""
+    from scipy.io import loadmat
+
+    if file.stat().st_size > _MAX_MAT:
+        raise InputError(f"{file} has {file.stat().st_size:,} bytes, too many for SVHN; unpack it again")
+    try:
+        found = loadmat(file, variable_names=["X", "y"])
+        pixels, labels = found["X"], found["y"].reshape(-1).astype(np.int64)
+    except Exception as error:  # scipy raises nearly anything at a malformed file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{file} is not a file of SVHN ({reason}); unpack it again") from error
+    if pixels.dtype != np.uint8 or pixels.shape != (_SVHN_SIDE, _SVHN_SIDE, 3, len(labels)):
+        raise InputError(f"{file} has no image of {_SVHN_SIDE} x {_SVHN_SIDE} pixels for each label; unpack it again")
+    return pixels.transpose(3, 0, 1, 2), np.where(labels == _SVHN_CLASSES, 0, labels)
+
+
+# ---- PatchCamelyon ---------------------------------------------------------------------------------------------------
+
+
+def pcam(folder: Path, part: str) -> Items:
+    """`camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; class 1 is a patch with a tumour in its middle.
+
+    Raises:
+        InputError: h5py is not installed, or a file is missing or malformed.
+    """
+    file, labels_file = (folder / f"camelyonpatch_level_2_split_{part}_{kind}.h5" for kind in "xy")
+    for each in (file, labels_file):
+        require_regular(each)
+    shape = _h5(file, "x").shape
+    labels = np.asarray(_h5(labels_file, "y")).reshape(-1)
+    if tuple(shape) != (len(labels), _PCAM_SIDE, _PCAM_SIDE, 3):
+        raise InputError(f"{file} has images of shape {tuple(shape)} for {len(labels)} labels; unpack both again")
+    return _numbered(file.name, len(labels)), [int(label) for label in labels], ["0", "1"]
+
+
+def _h5(file: Path, name: str) -> Any:
+    """An array of an HDF5 file, not read yet.
+
+    Raises:
+        InputError: h5py is not installed, or the file has no such array.
+    """
+    try:
+        return _opened(file, file.stat().st_mtime_ns, os.getpid())[name]
+    except ImportError as error:
+        raise InputError(f"{file} needs h5py, which is not installed: pip install h5py") from error
+    except (OSError, KeyError) as error:
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); unpack it again") from error
+
+
+@lru_cache(maxsize=4)
+def _opened(file: Path, changed: int, process: int) -> Any:
+    """The open file. A handle must not be shared with a loader's process, so `process` is part of the cache's key."""
+    import h5py
+
+    return h5py.File(file, "r")
