@@ -107,6 +107,7 @@ class Labels:
         groups: N tuples of source ids. Items that share a source are not independent, and the bootstrap resamples
             sources. Every item is its own source unless the data set's `groups.json` says otherwise.
         annotations: files beside the images: N of them (masks, VOC xml), or one for all (a COCO json), or none.
+        stored_as: a split with the same images and others under the same ids, whose stored features serve for these.
     """
 
     ids: tuple[str, ...]
@@ -115,6 +116,7 @@ class Labels:
     targets: NDArray[Any]
     groups: tuple[tuple[str, ...], ...]
     annotations: tuple[Path, ...] = ()
+    stored_as: Labels | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

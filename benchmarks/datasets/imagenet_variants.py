@@ -133,6 +133,8 @@ def _from_folders(folder: Path, target_of: Mapping[str, int], classes: tuple[str
 def read_real(folder: Path, split: str) -> Labels:
     """ImageNet's val with the labels of `real.json` (Beyer et al. 2020); images without any are left out.
 
+    The images are val's, so that val's features serve for them.
+
     Raises:
         InputError: `real.json` is missing or malformed, or an image of val does not carry its number.
     """
@@ -155,7 +157,7 @@ def read_real(folder: Path, split: str) -> Labels:
             targets[row, own] = 1
             rows.append(row)
     kept = labels.rows(rows)
-    return Labels(kept.ids, kept.paths, every, targets[rows], kept.groups)
+    return Labels(kept.ids, kept.paths, every, targets[rows], kept.groups, stored_as=labels)
 
 
 def read_objectnet(folder: Path, split: str) -> Labels:

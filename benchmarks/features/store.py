@@ -66,6 +66,11 @@ class FeatureRequest:
     precision: Precision = "fp32"
     about: str = ""
 
+    @property
+    def images(self) -> Labels:
+        """What is stored: the split itself, or the one whose features serve for it."""
+        return self.labels.stored_as or self.labels
+
     @cached_property
     def description(self) -> dict[str, object]:
         """Everything that could change a number; the encoder's name could not.
@@ -81,7 +86,7 @@ class FeatureRequest:
             "architecture": card.architecture.model_dump(mode="json"),
             "input": [card.mean, card.std, card.value_range, card.channels],
             "embed": card.embed,
-            "images": fingerprint(self.labels),
+            "images": fingerprint(self.images),
             "geometry": self.geometry.model_dump(mode="json"),
             "precision": self.precision,
         }
@@ -216,7 +221,7 @@ class FeatureStore:
             if missing:
                 dims = widths(first.encoder, first.geometry, missing)
                 parts = {
-                    key: PartialOutput(folder, key, len(first.labels), dims[key], stored_dtype(pooling))
+                    key: PartialOutput(folder, key, len(first.images), dims[key], stored_dtype(pooling))
                     for key, (_, pooling) in missing.items()
                 }
                 yield ExtractionPass(first.with_outputs(missing), folder, parts, self.options)
@@ -282,7 +287,7 @@ class ExtractionPass:
         self, request: FeatureRequest, folder: Path, parts: Mapping[str, PartialOutput], options: RunOptions
     ) -> None:
         self.request, self.folder, self.parts, self.options = request, folder, parts, options
-        self.rows = len(request.labels)
+        self.rows = len(request.images)
         self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
         self.label = f"features of {request.encoder.card.name}"
         self.batches = sum(
@@ -305,7 +310,7 @@ class ExtractionPass:
                 "count": self.rows,
             }
             write_json(self.folder / "meta.json", meta)
-            write_json(self.folder / "ids.json", self.request.labels.ids)
+            write_json(self.folder / "ids.json", self.request.images.ids)
         with ShardClaims(self.folder) as claims:
             try:
                 self._run(claims)
@@ -317,7 +322,7 @@ class ExtractionPass:
         request = self.request
         for part in self.parts.values():
             part.allocate()
-        reader = Reader(request.labels.paths, request.geometry, strict=self.options.strict)
+        reader = Reader(request.images.paths, request.geometry, strict=self.options.strict)
         shards = range(next(iter(self.parts.values())).shards)
         announced = False
         with (
@@ -331,7 +336,7 @@ class ExtractionPass:
                     announced = True
                     time.sleep(_POLL_SECONDS)
         for part in self.parts.values():
-            part.complete(request.labels.ids)
+            part.complete(request.images.ids)
 
     def _extract_free_shards(
         self, shards: list[int], claims: ShardClaims, reader: Reader, extract: Extract, writer: ThreadPoolExecutor
@@ -386,7 +391,7 @@ class ExtractionPass:
                 remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"
                 raise InputError(
                     f"{self.request.encoder.card.name}: {len(bad)} of {len(rows)} images have NaN or infinite {key}, "
-                    f"the first is {self.request.labels.ids[batch.start + bad[0]]}; check the weights{remedy}"
+                    f"the first is {self.request.images.ids[batch.start + bad[0]]}; check the weights{remedy}"
                 )
             part.write(batch.start, rows)
         # Counted, because the write of an earlier batch may have failed.

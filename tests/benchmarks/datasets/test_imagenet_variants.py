@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.datasets.imagenet_variants import CORRUPTIONS, alexnet_errors, classes_of, wordnet_ids
 from benchmarks.datasets.images import apply_geometry
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry
@@ -77,6 +78,9 @@ def test_real_leaves_out_images_without_labels(tmp_path: Path) -> None:
     labels = read(tmp_path, "imagenet_real")
     assert [id.rpartition("_")[2] for id in labels.ids] == ["00000001.JPEG", "00040000.JPEG"]
     assert [np.flatnonzero(row).tolist() for row in labels.targets] == [[5, 900], [8]]
+    assert labels.stored_as is not None
+    val = find_dataset("imagenet", tmp_path).read("val")
+    assert fingerprint(labels.stored_as) == fingerprint(val)  # so that the features of val serve for ReaL
     (tmp_path / "imagenet/real.json").write_text("[[1]]")
     with pytest.raises(InputError, match="not a list of 50000 lists"):
         read(tmp_path, "imagenet_real")

@@ -59,6 +59,20 @@ def test_equals_a_plain_loop_over_single_images(labels: Labels, tmp_path: Path, 
     assert all(isinstance(array, np.memmap) for array in split.features.values())
 
 
+def test_a_split_stored_as_another_is_read_from_its_features(labels: Labels, tmp_path: Path, reads: list[int]) -> None:
+    """Other targets of some of the images, in another order, as ReaL has them of ImageNet's val."""
+    store = FeatureStore(options(tmp_path / "store"))
+    chosen = list(range(len(labels) - 1, 0, -2))
+    other = replace(labels.rows(chosen), targets=np.ones((len(chosen), 3), np.int8), stored_as=labels)
+    (part,) = store.get([request(other)])  # first, so that it must store the rest too
+    count = len(reads)
+    assert count == len(labels)
+    (whole,) = store.get([request(labels)])
+    assert len(reads) == count
+    assert part.labels.targets.shape == (len(chosen), 3)
+    assert np.array_equal(part.features["embed"], whole.features["embed"][chosen])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_way_of_reading_changes_nothing(
