@@ -335,11 +335,12 @@ def _correlations(options: Correlations) -> int:
     values = correlation.measured_values(records, embedded=options.embedded)
     if not options.embedded:
         values = correlation.together(correlation.published_values(figures()), values)
-    if options.columns == "cheap":
-        found = correlation.cheap_correlations(values)
+    runs = correlation.checkpoint_runs(records)
+    if options.columns in ("cheap", "cheap-all"):
+        found = correlation.cheap_correlations(values, runs, every_column=options.columns == "cheap-all")
     else:
         columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
-        found = correlation.correlations(values, columns)
+        found = correlation.correlations(values, columns, runs)
     if not found:
         raise InputError("no two columns have three encoders in common")
     _put(options.out, _formatted([correlation.correlation_table(found)], options.format))

@@ -216,7 +216,7 @@ class Correlations:
         records: folder of the records.
         embedded: use only the records on the embedded data.
         columns: one column of each protocol, or all; cheap sets every label-free measure, kNN and class means against
-            the other benchmarks.
+            one column of each other protocol, cheap-all against all their columns.
         out: file to write to instead of the terminal.
         picture: file for a heat map of the pairs with five encoders or more.
         format: markdown, latex, or csv with one row per cell.
@@ -224,7 +224,7 @@ class Correlations:
 
     records: Path = COMMITTED
     embedded: bool = False
-    columns: Literal["headline", "all", "cheap"] = "headline"
+    columns: Literal["headline", "all", "cheap", "cheap-all"] = "headline"
     out: Path | None = None
     picture: Path | None = None
     format: Format = "markdown"

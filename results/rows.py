@@ -254,7 +254,8 @@ def _question(record: Record) -> tuple[str, ...]:
 def _labels(cards: Sequence[EncoderCard]) -> list[str]:
     """Encoder names; where several encoders share one, with what tells them apart.
 
-    First the initialisation, then the architecture, then the first digits of the weights' hash.
+    First the initialisation, then the architecture, then the epochs of checkpoints of one training, or the first digits
+    of the weights' hash.
     """
     namesakes = Counter(card.name for card in cards)
     architectures: dict[str, set[Architecture]] = defaultdict(set)
@@ -268,6 +269,12 @@ def _labels(cards: Sequence[EncoderCard]) -> list[str]:
         if len(architectures[card.name]) > 1:
             own.append(architecture_text(card.architecture))
         parts.append(own)
+    labels = [name_with(card.name, own) for card, own in zip(cards, parts, strict=True)]
+    twins = Counter(labels)
+    epochs = Counter((label, card.epochs) for label, card in zip(labels, cards, strict=True))
+    for own, card, label in zip(parts, cards, labels, strict=True):
+        if card.epochs is not None and twins[label] > 1 and epochs[label, card.epochs] == 1:
+            own.append(f"{card.epochs:g} epochs")
     labels = [name_with(card.name, own) for card, own in zip(cards, parts, strict=True)]
     twins = Counter(labels)
     return [

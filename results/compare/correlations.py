@@ -1,7 +1,8 @@
 """Rank correlations of every two columns over encoders, to find which cheap number predicts transfer.
 
-The intervals come from resampling encoders. They say how far the coefficient would move with other encoders of this
-kind, not with other test images.
+The intervals come from resampling trainings: an encoder is one, and the checkpoints of one run are one together, as
+they are not independent. They say how far the coefficient would move with other encoders of this kind, not with other
+test images.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,7 @@ from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, tab
 from results.store import StoredRecord
 
 RESAMPLES = 2000
-MIN_ENCODERS = 5  # with fewer an interval would be meaningless
+MIN_ENCODERS = 5  # trainings; with fewer an interval would be meaningless
 # The headline of a protocol is the column that most encoders have; among equals the first of these.
 PREFERRED = (
     "AvgPool", "k=20", "Feature5", "best_oracle", "embed", "k=96", "AP", "AP50", "AP_box", "mIoU", "Logistic", "Top-1",
@@ -32,7 +35,11 @@ CHEAP = ("label_free", "label_free_views", "knn", "ncm")
 # The columns of the MoCo v2 note's remark: linear accuracy and VOC detection, by benchmark.
 REMARK_COLUMNS = (("linear_avgpool", "AvgPool"), ("voc0712_det", "AP"))
 
+MEASURED = " (measured)"  # behind the label of an encoder that stands among published models
+
 Values = dict["Column", dict[str, float]]
+Runs = Mapping[str, str]  # label of an encoder -> its training; one that is not listed is a training of its own
+NO_RUNS: Runs = MappingProxyType({})
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +71,7 @@ class Correlation:
     """The correlation of two columns over the encoders that have both.
 
     Attributes:
-        low, high: percentile interval of Spearman's coefficient; None below `MIN_ENCODERS` encoders.
+        low, high: percentile interval of Spearman's coefficient; None below `MIN_ENCODERS` trainings.
         discordant: pairs of encoders that the two columns put in opposite orders.
         pairs: number of pairs of encoders that both columns tell apart.
     """
@@ -78,6 +85,7 @@ class Correlation:
     high: float | None
     discordant: tuple[tuple[str, str], ...]
     pairs: int
+    trainings: int
 
 
 # ---- the values
@@ -126,6 +134,20 @@ def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Value
     return _means(found)
 
 
+def checkpoint_runs(records: Sequence[StoredRecord]) -> Runs:
+    """Label of an encoder, also as `together` marks it -> its training, for checkpoints of one run.
+
+    Checkpoints of one run have the same name, initialisation and architecture, and other weights.
+    """
+    runs: dict[str, str] = {}
+    for entry in table_rows([s for s in current(records)[0] if s.intact]):
+        if not entry.random:
+            card = entry.cards[0]
+            training = f"{card.name} {card.init or card.weights_sha256} {card.architecture.model_dump_json()}"
+            runs |= {entry.label: training, f"{entry.label}{MEASURED}": training}
+    return runs
+
+
 def _means(found: Mapping[Column, Mapping[str, Sequence[float]]]) -> Values:
     return {column: {name: float(np.mean(of)) for name, of in rows.items()} for column, rows in found.items()}
 
@@ -134,7 +156,7 @@ def together(published: Values, measured: Values) -> Values:
     """Published models and measured encoders, column by column; measured names are marked as such."""
     merged = {column: dict(models) for column, models in published.items()}
     for column, encoders in measured.items():
-        merged.setdefault(column, {}).update({f"{label} (measured)": value for label, value in encoders.items()})
+        merged.setdefault(column, {}).update({f"{label}{MEASURED}": value for label, value in encoders.items()})
     return merged
 
 
@@ -159,14 +181,16 @@ def page_order(column: Column) -> tuple[int, Column]:
 # ---- the coefficients
 
 
-def correlations(values: Mapping[Column, Mapping[str, float]], columns: Sequence[Column]) -> list[Correlation]:
+def correlations(
+    values: Mapping[Column, Mapping[str, float]], columns: Sequence[Column], runs: Runs = NO_RUNS
+) -> list[Correlation]:
     """The correlation of every two columns that share at least three encoders and are not constant over them."""
-    found = (_correlation(values, a, b) for a, b in combinations(columns, 2))
+    found = (_correlation(values, a, b, runs) for a, b in combinations(columns, 2))
     return [correlation for correlation in found if correlation is not None]
 
 
-def cheap_correlations(values: Values) -> list[Correlation]:
-    """The correlation of every cheap measure with the headline of every other benchmark.
+def cheap_correlations(values: Values, runs: Runs = NO_RUNS, *, every_column: bool = False) -> list[Correlation]:
+    """The correlation of every cheap measure with the headline of every other benchmark, or with all its columns.
 
     All label-free measures count as cheap, and the headlines of nearest neighbours and class means.
     """
@@ -176,12 +200,15 @@ def cheap_correlations(values: Values) -> list[Correlation]:
         for column in sorted(values, key=page_order)
         if (key := family_key(column.benchmark)) in CHEAP and (column in shown or str(key).startswith("label_free"))
     ]
-    others = [column for column in shown if family_key(column.benchmark) not in CHEAP]
-    found = (_correlation(values, a, b) for a in cheap for b in others)
+    asked = sorted(values, key=page_order) if every_column else shown
+    others = [column for column in asked if family_key(column.benchmark) not in CHEAP]
+    found = (_correlation(values, a, b, runs) for a in cheap for b in others)
     return [correlation for correlation in found if correlation is not None]
 
 
-def _correlation(values: Mapping[Column, Mapping[str, float]], a: Column, b: Column) -> Correlation | None:
+def _correlation(
+    values: Mapping[Column, Mapping[str, float]], a: Column, b: Column, runs: Runs = NO_RUNS
+) -> Correlation | None:
     from scipy.stats import kendalltau
 
     encoders = tuple(sorted(values[a].keys() & values[b].keys()))
@@ -191,30 +218,46 @@ def _correlation(values: Mapping[Column, Mapping[str, float]], a: Column, b: Col
     orders = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
     discordant = tuple((encoders[i], encoders[j]) for i, j in np.argwhere(np.triu(orders) < 0))
     low = high = None
-    if len(encoders) >= MIN_ENCODERS:
-        drawn = np.random.default_rng(0).integers(len(encoders), size=(RESAMPLES, len(encoders)))
+    names = [runs.get(encoder, encoder) for encoder in encoders]
+    of_training = np.unique(names, return_inverse=True)[1]
+    trainings = int(of_training.max()) + 1
+    if trainings >= MIN_ENCODERS:
+        drawn = np.random.default_rng(0).integers(trainings, size=(RESAMPLES, trainings))
+        times = (drawn[:, :, None] == np.arange(trainings)).sum(1)  # how often each training was drawn
         tail = (1 - CONFIDENCE) / 2
-        low, high = map(float, np.nanquantile(_spearman(x[drawn], y[drawn]), [tail, 1 - tail]))
+        low, high = map(float, np.nanquantile(spearman(x, y, times[:, of_training]), [tail, 1 - tail]))
     return Correlation(
         a=a,
         b=b,
         encoders=encoders,
-        spearman=float(_spearman(x[None], y[None])[0]),
+        spearman=float(spearman(x, y, np.ones((1, len(x))))[0]),
         kendall=float(kendalltau(x, y).statistic),
         low=low,
         high=high,
         discordant=discordant,
         pairs=int(np.triu(orders != 0).sum()),
+        trainings=trainings,
     )
 
 
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, n) and (B, n) to (B,); NaN for a resample in which all values are equal."""
-    from scipy.stats import rankdata
+def spearman(x: NDArray[np.float64], y: NDArray[np.float64], times: NDArray[Any]) -> NDArray[np.float64]:
+    """(B,) Spearman's coefficients of resamples; NaN for a resample in which all values are equal.
 
-    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(x, axis=1), rankdata(y, axis=1)))
+    Args:
+        x, y: (n,) values.
+        times: (B, n) how often a resample holds each of them.
+    """
+    weights = times.astype(np.float64)
+    total = weights.sum(1, keepdims=True)
+    centred = []
+    for values in (x, y):
+        below = (values[:, None] < values) + (values[:, None] == values) / 2
+        ranks = weights @ below  # equal values share their mean rank
+        centred.append(ranks - (weights * ranks).sum(1, keepdims=True) / total)
+    first, second = centred
     with np.errstate(invalid="ignore"):
-        return (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
+        spreads = (weights * first**2).sum(1) * (weights * second**2).sum(1)
+        return np.where(spreads > 0, (weights * first * second).sum(1) / np.sqrt(spreads), np.nan)
 
 
 # ---- as a table and as a sentence
@@ -229,7 +272,7 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
             Cell(text=one.b.label),
             Cell(one.spearman, text=f"{one.spearman:+.2f}{interval}"),
             Cell(one.kendall, text=f"{one.kendall:+.2f}"),
-            Cell(len(one.encoders), text=str(len(one.encoders))),
+            Cell(len(one.encoders), text=_encoders(one)),
             Cell(len(one.discordant), text=f"{len(one.discordant)} of {one.pairs}"),
         )
         rows.append(Row(one.a.label, cells))
@@ -238,8 +281,16 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
         f"given for at least {MIN_ENCODERS} encoders. Discordant pairs: pairs of encoders that the two columns rank in "
         "opposite orders."
     )
+    if any(one.trainings < len(one.encoders) for one in found):
+        line += " Checkpoints of one training are resampled together and count as one for the intervals."
     columns = ("First column", "Second column", "Spearman", "Kendall", "Encoders", "Discordant pairs")
     return Table(title, (line,), columns, tuple(rows))
+
+
+def _encoders(one: Correlation) -> str:
+    """Their number, and that of the trainings if some are checkpoints of one."""
+    count = str(len(one.encoders))
+    return count if one.trainings == len(one.encoders) else f"{count} of {one.trainings} trainings"
 
 
 def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from results.compare.correlations import (
     MIN_ENCODERS,
+    checkpoint_runs,
     correlation_table,
     correlations,
     headlines,
@@ -330,6 +331,7 @@ def _differences(explained: Sequence[Explanation], maker: TableMaker) -> ReportP
 def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], maker: TableMaker) -> list[ReportPart]:
     full = together(published_values(figures), measured_values(records, embedded=False))
     small = measured_values(records, embedded=True)
+    runs = checkpoint_runs(records)
     description = (
         f"Spearman's coefficient of every two columns that at least {MIN_ENCODERS} encoders have, one column per "
         "protocol; n is the number of encoders. The table gives the intervals."
@@ -339,14 +341,14 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
         ("predicts", "Which cheap number predicts transfer?", full, True),
         ("predicts-embedded", "Which number predicts which on the embedded data?", small, False),
     ):
-        found = correlations(values, headlines(values))
+        found = correlations(values, headlines(values), runs)
         said = remark(values)
         part = ReportPart(name, title, (said,) if said else (), "correlations", folded=len(found) > FOLD_FROM)
         drawn = [one for one in found if len(one.encoders) >= MIN_ENCODERS]
         heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
         part.charts = [] if heat_map is None else [heat_map]
         part.tables = [maker.plain(correlation_table(found))] if found else []
-        every = correlations(values, sorted(values, key=page_order)) if every_column else []
+        every = correlations(values, sorted(values, key=page_order), runs) if every_column else []
         if len(every) > len(found):
             part.tables.append(maker.plain(correlation_table(every, "Rank correlations of all columns")))
         parts.append(part)

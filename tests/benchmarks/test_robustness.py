@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks import robustness
 from benchmarks.__main__ import main
-from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors
+from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors, classes_of, wordnet_ids
 from benchmarks.registry import find_protocol
 from benchmarks.robustness import PROTOCOLS, Robustness, RobustnessParams, fitted_head, ranked_right
 from benchmarks.task import InputError, Labels, RunOptions, Split
@@ -171,6 +171,23 @@ def test_an_encoders_own_classifier(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "headless.pth")
     with pytest.raises(InputError, match="no linear classifiers"):
         Robustness(classifier=tmp_path / "headless.pth").resolve(find_protocol("robustness_val.own@1"))
+
+
+def test_an_encoders_own_classifier_of_1000_classes_scores_a_subset_by_its_rule(tmp_path: Path) -> None:
+    weight, bias = torch.randn(1000, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(1000)
+    torch.save({"head.weight": weight, "head.bias": bias}, tmp_path / "net.pth")
+    own, every = classes_of("imagenet-a"), wordnet_ids()
+    targets = np.random.default_rng(12).integers(0, 200, 60)
+    place = [every.index(name) for name in own]
+    rows = 0.5 * weight.numpy()[np.array(place)[targets]] + np.random.default_rng(13).normal(size=(60, 8))
+    test = split(targets, own, rows)
+    task = Robustness(classifier=tmp_path / "net.pth")
+    outcome = task.run(task.resolve(find_protocol("robustness_a.own@1")), test, test, options(tmp_path))
+    logits = rows.astype(np.float32) @ weight.numpy().T
+    expected = [max(range(200), key=lambda c: row[place[c]]) == target
+                for row, target in zip(logits, targets, strict=True)]  # fmt: skip
+    assert outcome.items["correct/Top-1"].tolist() == expected
+    assert 0 < sum(expected) < 60
 
 
 def test_refusals(train: Split) -> None:

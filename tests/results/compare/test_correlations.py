@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import spearmanr
@@ -13,18 +14,21 @@ from results.compare.correlations import (
     MIN_ENCODERS,
     Column,
     cheap_correlations,
+    checkpoint_runs,
     correlation_table,
     correlations,
     headlines,
     measured_values,
     published_values,
     remark,
+    spearman,
     together,
 )
 from results.plots import draw_heat_map
 from results.published import figures
-from results.store import read_records
-from tests.results.factory_records import write_demo
+from results.schema import Score, canonical_sha256
+from results.store import read_records, write_record
+from tests.results.factory_records import LINEAR, moco_card, protocol, record, write_demo
 
 A, B, C = Column("knn.a@1", "k=20"), Column("voc0712_det.moco@1", "AP"), Column("linear_avgpool.moco@1", "AvgPool")
 
@@ -108,6 +112,75 @@ def test_headlines_have_one_column_per_protocol_and_data() -> None:
     assert names["knn.mmselfsup@1"] == "k=20"
     assert names["coco_mask_rcnn_fpn_1x.mmselfsup@1"] == "AP_box"
     assert chosen[0].benchmark == "voc07_svm"
+
+
+def test_resampled_coefficients_are_scipys() -> None:
+    """Of a column with ties, every resample written out row by row; 1e-12."""
+    random = np.random.default_rng(3)
+    x, y = random.integers(0, 4, 9).astype(float), random.normal(size=9)
+    times = random.multinomial(9, np.full(9, 1 / 9), size=50)
+    found = spearman(x, y, times)
+    for row, count in zip(found, times, strict=True):
+        rows = np.repeat(np.arange(9), count)
+        assert row == pytest.approx(spearmanr(x[rows], y[rows]).statistic, abs=1e-12, nan_ok=True)
+    assert np.isnan(spearman(np.ones(3), y[:3], np.ones((1, 3)))[0])
+
+
+RANKS = (2, 1, 4, 3, 6, 5, 8, 7, 9)  # of the linear accuracy, where the rank measure has 1 to 9
+LABEL_FREE = protocol("label_free", ("RankMe", "Uniformity"), "RankMe")
+
+
+def write_checkpoints(root: Path) -> None:
+    """Three epochs of three seeds, whose RankMe, uniformity and accuracies have ranks that are known."""
+    for number, rank in enumerate(RANKS):
+        encoder = moco_card(number // 3, epochs=20 * (number % 3 + 1), weights_sha256=canonical_sha256(number))
+        for asked, values in (
+            (LABEL_FREE, {"RankMe": 10.0 + number, "Uniformity": -1.0 - number}),
+            (LINEAR, {"AvgPool": 50.0 + rank}),
+        ):
+            scores = {name: Score(value=value, n=220, selection="fixed") for name, value in values.items()}
+            write_record(root, record(encoder, asked, scores=scores))
+
+
+def test_checkpoints_of_several_epochs_and_seeds_are_points(tmp_path: Path) -> None:
+    write_checkpoints(tmp_path)
+    records = read_records(tmp_path)[0]
+    values, runs = measured_values(records, embedded=True), checkpoint_runs(records)
+    labels = next(iter(values.values()))
+    assert "mocov2_resnet18w32_demo (seed 2, 40 epochs)" in labels
+    found = {one.a.name: one for one in cheap_correlations(values, runs)}
+    expected = 1 - 6 * sum((i - rank) ** 2 for i, rank in enumerate(RANKS, 1)) / (9 * 80)
+    assert found["RankMe"].spearman == pytest.approx(expected)
+    assert found["Uniformity"].spearman == pytest.approx(-expected)
+    assert (len(found["RankMe"].encoders), found["RankMe"].trainings) == (9, 3)
+    assert found["RankMe"].low is None  # three trainings, however many checkpoints
+    alone = {one.a.name: one for one in cheap_correlations(values)}["RankMe"]
+    assert alone.low is not None
+    cells = correlation_table(list(found.values())).rows[0].cells
+    assert cells[3].text == "9 of 3 trainings"
+
+
+def test_checkpoints_of_a_training_are_resampled_together() -> None:
+    """Five trainings of four checkpoints each, all alike within: the interval is that of five encoders."""
+    x = {f"{run}{number}": float(ord(run)) for run in "abcde" for number in range(4)}
+    y = {name: 5.0 if name[0] == "a" else value for name, value in x.items()}
+    runs = {name: name[0] for name in x}
+    (many,) = correlations({A: x, B: y}, [A, B], runs)
+    few = [{run: values[f"{run}0"] for run in "abcde"} for values in (x, y)]
+    (one,) = correlations({A: few[0], B: few[1]}, [A, B])
+    assert (many.spearman, many.low, many.high) == pytest.approx((one.spearman, one.low, one.high))
+    (apart,) = correlations({A: x, B: {**y, "a0": 200.0}}, [A, B])
+    assert apart.trainings == 20
+
+
+def test_the_command_takes_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoints(tmp_path)
+    for columns in ("cheap", "cheap-all"):
+        assert main(["correlations", "--records", str(tmp_path), "--embedded", "--columns", columns]) == 0
+        printed = capsys.readouterr().out
+        assert "| label_free.demo@1 Uniformity on drawings | linear_avgpool.demo@1 AvgPool on drawings |" in printed
+        assert "9 of 3 trainings" in printed
+        assert "Checkpoints of one training are resampled together" in printed
 
 
 def test_table_and_heat_map(tmp_path: Path) -> None:
