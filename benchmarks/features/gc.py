@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 # Addresses, and leftovers of killed runs of versions before 2. Nothing else in the folder belongs to the store.
 _STORE_FOLDER = re.compile(r"[0-9a-f]{24}|\.[0-9a-f]+\.\d+\.partial")
+# Data sets whose images are stored as those of another (`Labels.stored_as`), so that a record's fingerprint is not that
+# of stored features. Everything that could be theirs is kept.
+_STORED_AS_ANOTHER = ("imagenet_real",)
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,10 @@ def in_use(
             # The record's fingerprint is that of the readable images only, so compare the names of the splits.
             splits = {f"{record.dataset.id} {name}" for name in (protocol.train_split, protocol.test_split)}
             used |= {folder for folder, meta in (*of_train, *of_test) if meta["about"] in splits}
+            continue
+        if record.dataset.id in _STORED_AS_ANOTHER:
+            splits = {protocol.train_split, protocol.test_split}
+            used |= {folder for folder, meta in (*of_train, *of_test) if meta["about"].rpartition(" ")[2] in splits}
             continue
         for train, test in product(of_train, of_test):
             if canonical_sha256([train[1]["images"], test[1]["images"]]) == record.dataset.fingerprint:

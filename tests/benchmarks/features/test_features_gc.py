@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.features.gc import in_use, scan
 from benchmarks.features.shards import ShardClaims, read_json, write_json
+from results.store import read_records
 
 ENCODERS = ("random:resnet18-w8-k3-nopool:0", "random:resnet18-w8-k3-nopool:1")
 
@@ -146,3 +148,17 @@ def test_records_that_are_not_there_do_not_make_everything_unused(
     (measured / "file").touch()
     assert main(["features-gc", "--features", str(measured / "file")]) == 2
     assert "is a file; choose another with --features" in capsys.readouterr().err
+
+
+def test_features_that_serve_for_other_labels_of_the_same_images_are_kept(measured: Path) -> None:
+    """ReaL's record, whose fingerprint is of its own labels, keeps val's features; that of another set does not."""
+    listed = [stored for stored in scan(measured / "features") if stored.meta]
+    records = [stored.record for stored in read_records(measured / "records")[0]]
+    for dataset, kept in (("imagenet_real", 4), ("imagenet_v2", 0)):
+        changed = [
+            each.model_copy(
+                update={"dataset": each.dataset.model_copy(update={"id": dataset, "fingerprint": "0" * 64})}
+            )
+            for each in records
+        ]
+        assert len(in_use(listed, changed, set())) == kept
