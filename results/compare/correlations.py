@@ -137,13 +137,15 @@ def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Value
 def checkpoint_runs(records: Sequence[StoredRecord]) -> Runs:
     """Label of an encoder, also as `together` marks it -> its training, for checkpoints of one run.
 
-    Checkpoints of one run have the same name, initialisation and architecture, and other weights.
+    Checkpoints of one run have the same name but for its epoch, the same initialisation and architecture, and other
+    weights.
     """
     runs: dict[str, str] = {}
     for entry in table_rows([s for s in current(records)[0] if s.intact]):
         if not entry.random:
             card = entry.cards[0]
-            training = f"{card.name} {card.init or card.weights_sha256} {card.architecture.model_dump_json()}"
+            name = card.name if card.epochs is None else card.name.removesuffix(f", epoch {card.epochs:g}")
+            training = f"{name} {card.init or card.weights_sha256} {card.architecture.model_dump_json()}"
             runs |= {entry.label: training, f"{entry.label}{MEASURED}": training}
     return runs
 
@@ -290,7 +292,7 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
 def _encoders(one: Correlation) -> str:
     """Their number, and that of the trainings if some are checkpoints of one."""
     count = str(len(one.encoders))
-    return count if one.trainings == len(one.encoders) else f"{count} of {one.trainings} trainings"
+    return count if one.trainings == len(one.encoders) else f"{count} from {one.trainings} trainings"
 
 
 def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:

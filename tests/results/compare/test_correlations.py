@@ -130,10 +130,15 @@ RANKS = (2, 1, 4, 3, 6, 5, 8, 7, 9)  # of the linear accuracy, where the rank me
 LABEL_FREE = protocol("label_free", ("RankMe", "Uniformity"), "RankMe")
 
 
-def write_checkpoints(root: Path) -> None:
-    """Three epochs of three seeds, whose RankMe, uniformity and accuracies have ranks that are known."""
+def write_checkpoints(root: Path, *, with_epoch: bool) -> None:
+    """Three epochs of three seeds, whose RankMe, uniformity and accuracies have ranks that are known.
+
+    Their names have the epoch if one command has measured them all.
+    """
     for number, rank in enumerate(RANKS):
         encoder = moco_card(number // 3, epochs=20 * (number % 3 + 1), weights_sha256=canonical_sha256(number))
+        if with_epoch:
+            encoder = encoder.model_copy(update={"name": f"{encoder.name}, epoch {encoder.epochs:g}"})
         for asked, values in (
             (LABEL_FREE, {"RankMe": 10.0 + number, "Uniformity": -1.0 - number}),
             (LINEAR, {"AvgPool": 50.0 + rank}),
@@ -142,12 +147,16 @@ def write_checkpoints(root: Path) -> None:
             write_record(root, record(encoder, asked, scores=scores))
 
 
-def test_checkpoints_of_several_epochs_and_seeds_are_points(tmp_path: Path) -> None:
-    write_checkpoints(tmp_path)
+@pytest.mark.parametrize(
+    ("with_epoch", "label"),
+    [(True, "mocov2_resnet18w32_demo, epoch 40 (seed 2)"), (False, "mocov2_resnet18w32_demo (seed 2, 40 epochs)")],
+)
+def test_checkpoints_of_several_epochs_and_seeds_are_points(tmp_path: Path, with_epoch: bool, label: str) -> None:
+    write_checkpoints(tmp_path, with_epoch=with_epoch)
     records = read_records(tmp_path)[0]
     values, runs = measured_values(records, embedded=True), checkpoint_runs(records)
     labels = next(iter(values.values()))
-    assert "mocov2_resnet18w32_demo (seed 2, 40 epochs)" in labels
+    assert label in labels
     found = {one.a.name: one for one in cheap_correlations(values, runs)}
     expected = 1 - 6 * sum((i - rank) ** 2 for i, rank in enumerate(RANKS, 1)) / (9 * 80)
     assert found["RankMe"].spearman == pytest.approx(expected)
@@ -157,7 +166,7 @@ def test_checkpoints_of_several_epochs_and_seeds_are_points(tmp_path: Path) -> N
     alone = {one.a.name: one for one in cheap_correlations(values)}["RankMe"]
     assert alone.low is not None
     cells = correlation_table(list(found.values())).rows[0].cells
-    assert cells[3].text == "9 of 3 trainings"
+    assert cells[3].text == "9 from 3 trainings"
 
 
 def test_checkpoints_of_a_training_are_resampled_together() -> None:
@@ -174,12 +183,12 @@ def test_checkpoints_of_a_training_are_resampled_together() -> None:
 
 
 def test_the_command_takes_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoints(tmp_path)
+    write_checkpoints(tmp_path, with_epoch=True)
     for columns in ("cheap", "cheap-all"):
         assert main(["correlations", "--records", str(tmp_path), "--embedded", "--columns", columns]) == 0
         printed = capsys.readouterr().out
         assert "| label_free.demo@1 Uniformity on drawings | linear_avgpool.demo@1 AvgPool on drawings |" in printed
-        assert "9 of 3 trainings" in printed
+        assert "9 from 3 trainings" in printed
         assert "Checkpoints of one training are resampled together" in printed
 
 
