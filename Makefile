@@ -93,7 +93,7 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 # Each target is `python -m benchmarks NAME`; `--help` says in one sentence what each one measures.
 FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer retrieval \
 	seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
-TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
+TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det vit-det voc-seg cityscapes-seg vit-seg
 
 .PHONY: bench-all pages
 bench-all: $(CORE) ## every benchmark whose data is there, then tables, zoo page and pictures
@@ -109,7 +109,7 @@ bench-frozen: $(CORE) ## kNN, logistic regression, class means, few-shot and SVM
 # bench-NAME ## every test set of a suite that is there: robustness transfer retrieval
 # bench-NAME ## dense: seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 # bench-NAME ## without labels: label-free label-free-views
-# bench-NAME ## and, after make setup-transfer: voc-det coco-det coco-keypoints lvis-det cityscapes-det voc-seg cityscapes-seg
+# bench-NAME ## and, after make setup-transfer: voc-det coco-det coco-keypoints lvis-det cityscapes-det vit-det voc-seg cityscapes-seg vit-seg
 $(TRANSFERRED:%=bench-%): bench-%: $(CORE) $(TRANSFER)
 	$(PY) -m benchmarks $* $(bench_flags)
 

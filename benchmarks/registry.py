@@ -24,7 +24,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     ),
     "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
     "Detection and segmentation": (
-        "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "voc-seg", "cityscapes-seg",
+        "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "vit-det",
+        "voc-seg", "cityscapes-seg", "vit-seg",
     ),
 }  # fmt: skip
 TASK_NAMES = tuple(name for names in TASKS.values() for name in names)
@@ -57,6 +58,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.segmentation.task import TASKS as SEGMENTATION
 
             return SEGMENTATION[name]
+        case "vit-det":
+            from benchmarks.detection.vit import VitDetection
+
+            return VitDetection
+        case "vit-seg":
+            from benchmarks.segmentation.vit import VitSegmentation
+
+            return VitSegmentation
         case "seg-knn":
             from benchmarks.dense.knn import PatchKnn
 

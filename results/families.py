@@ -93,11 +93,14 @@ FAMILIES = {
     "voc0712_det": Family("VOC07+12 detection", outcomes=False),
     "voc07_det": Family("VOC07 detection", outcomes=False),
     "coco_mask_rcnn": Family("COCO detection and instance segmentation", decimals=1, outcomes=False),
+    "coco_vitdet": Family("COCO detection and instance segmentation with a ViT, ViTDet", decimals=1, outcomes=False),
     "coco": Family("COCO", decimals=1, outcomes=False),
     "lvis": Family("LVIS", decimals=1, outcomes=False),
     "cityscapes_mask_rcnn": Family("Cityscapes instance segmentation", decimals=1, outcomes=False),
     "voc12aug_fcn": Family("VOC2012 semantic segmentation"),
     "cityscapes_fcn": Family("Cityscapes semantic segmentation"),
+    "ade20k_upernet": Family("ADE20K semantic segmentation with a ViT, UPerNet"),
+    "ade20k_linear_vit": Family("ADE20K semantic segmentation with a ViT, linear head in mmsegmentation"),
 }
 SUMMARY = ("knn", "linear_avgpool", "voc07_svm")  # columns of the summary, from left to right
 

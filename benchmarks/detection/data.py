@@ -248,12 +248,13 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def train_loader(
-    scenes: list[Scene], cfg: Any, *, seed: int, rank: int, ranks: int, workers: int, first: int
+    scenes: list[Scene], cfg: Any, *, seed: int, rank: int, ranks: int, workers: int, first: int, mapper: Any = None
 ) -> DataLoader[Any]:
     """Endless batches (lists of dicts) for one rank.
 
     Args:
         first: batches to skip, which the run was trained on before.
+        mapper: of detectron2, in place of the one that follows from `cfg`.
     """
     from detectron2.data import DatasetMapper
     from detectron2.data.detection_utils import build_augmentation
@@ -267,9 +268,9 @@ def train_loader(
         order = RepeatFactorTrainingSampler(factors, seed=seed)
     else:
         order = TrainingSampler(len(scenes), seed=seed)
-    if densepose.is_on(cfg):
+    if mapper is None and densepose.is_on(cfg):
         mapper = densepose.train_mapper(cfg)
-    else:
+    elif mapper is None:
         mapper = DatasetMapper(
             is_train=True,
             augmentations=build_augmentation(cfg, is_train=True),
@@ -288,14 +289,17 @@ def train_loader(
     )  # fmt: skip
 
 
-def inference_loader(scenes: list[Scene], cfg: Any, *, rank: int, ranks: int, workers: int) -> DataLoader[Any]:
-    """This rank's share of the scenes, one image at a time."""
+def inference_loader(
+    scenes: list[Scene], cfg: Any, *, rank: int, ranks: int, workers: int, mapper: Any = None
+) -> DataLoader[Any]:
+    """This rank's share of the scenes, one image at a time; `mapper` as for `train_loader`."""
     from detectron2.data import DatasetMapper
     from detectron2.data.detection_utils import build_augmentation
 
-    mapper = DatasetMapper(
-        is_train=False, augmentations=build_augmentation(cfg, is_train=False), image_format=cfg.INPUT.FORMAT
-    )
+    if mapper is None:
+        mapper = DatasetMapper(
+            is_train=False, augmentations=build_augmentation(cfg, is_train=False), image_format=cfg.INPUT.FORMAT
+        )
     return DataLoader(
         SceneDataset(scenes[rank::ranks], mapper), batch_size=1, num_workers=workers, collate_fn=list,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),

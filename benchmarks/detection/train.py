@@ -46,7 +46,7 @@ class DetectionTrial(Trial):
         seed: int, folder: Path, options: RunOptions,
     ) -> None:  # fmt: skip
         super().__init__(encoder, params.solver().batch_size, seed, folder, options)
-        self.params, self.test, self.labels = params, test, labels
+        self.params, self.test, self.labels, self.precision = params, test, labels, params.precision
         self.cfg = configuration(
             params, encoder.card, len(labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
         ).clone()
@@ -56,7 +56,7 @@ class DetectionTrial(Trial):
         if params.precision == "fp16" and self.device.type != "cuda":
             raise InputError("--set precision=fp16 needs a GPU; use bf16 or fp32")
         if self.ranks > 1:
-            _tell_detectron2_of_ranks()
+            tell_detectron2_of_ranks()
         with quiet(*LOGGERS):
             self.train_scenes = training_scenes(train, params)
 
@@ -65,7 +65,7 @@ class DetectionTrial(Trial):
         """The trained model. A killed run continues from its last whole checkpoint."""
         from detectron2.checkpoint import DetectionCheckpointer
         from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
-        from detectron2.solver import build_lr_scheduler, build_optimizer
+        from detectron2.solver import build_lr_scheduler
 
         class Bf16Trainer(SimpleTrainer):
             """Works on a CPU too, unlike detectron2's AMPTrainer. bfloat16 needs no scaling of gradients."""
@@ -77,16 +77,16 @@ class DetectionTrial(Trial):
 
         cfg, seed, device, own_rank = self.cfg, self.seed, self.device.type, self.rank
         model = self.build()
-        optimiser = build_optimizer(cfg, model)
+        optimiser = self.optimiser(model)
         wrapped = model
         if self.ranks > 1:
             where = {} if device == "cuda" else {"device_ids": None}
             wrapped = create_ddp_model(model, broadcast_buffers=False, **where)
         trainer: Any
-        if self.params.precision == "fp16":
+        if self.precision == "fp16":
             trainer = AMPTrainer(wrapped, (), optimiser, precision=torch.float16)
         else:
-            trainer = (Bf16Trainer if self.params.precision == "bf16" else SimpleTrainer)(wrapped, (), optimiser)
+            trainer = (Bf16Trainer if self.precision == "bf16" else SimpleTrainer)(wrapped, (), optimiser)
         trainer.gather_metric_period = 20
         iterations = cfg.SOLVER.MAX_ITER
         bar = iter(with_progress(range(iterations), f"detection, trial {seed}", show=progress))
@@ -139,6 +139,13 @@ class DetectionTrial(Trial):
             pass
         return model
 
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """For the model before its first step."""
+        from detectron2.solver import build_optimizer
+
+        found: torch.optim.Optimizer = build_optimizer(self.cfg, model)
+        return found
+
     def build(self) -> nn.Module:
         """The model before its first step: heads at random, the encoder's weights in the backbone.
 
@@ -162,6 +169,14 @@ class DetectionTrial(Trial):
             self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first
         )
 
+    def test_loader(self) -> Any:
+        """This rank's share of the test images."""
+        return inference_loader(self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers)
+
+    def evaluator(self) -> Any:
+        """Of the test images."""
+        return evaluator(self.params, self.labels)
+
     @quiet()
     @torch.no_grad()
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
@@ -169,11 +184,10 @@ class DetectionTrial(Trial):
         from detectron2.utils import comm
 
         model.eval()
-        own = evaluator(self.params, self.labels)
+        own = self.evaluator()
         own.reset()
         scenes = {scene["image_id"]: scene for scene in self.test}
-        loader = inference_loader(self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers)
-        for inputs in with_progress(loader, "test", show=progress):
+        for inputs in with_progress(self.test_loader(), "test", show=progress):
             outputs = model(inputs)
             if sheet:
                 sheet.look(scenes[inputs[0]["image_id"]], outputs[0]["instances"].to("cpu"))
@@ -182,7 +196,7 @@ class DetectionTrial(Trial):
         return scores
 
 
-def _tell_detectron2_of_ranks() -> None:
+def tell_detectron2_of_ranks() -> None:
     """Tell detectron2, which did not start the ranks itself, how many of them are on this machine."""
     from detectron2.utils import comm
 

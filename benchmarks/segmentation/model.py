@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import ResNetShape, backbone_tensors, openmmlab_settings, resnet_shape
 from benchmarks.segmentation.protocols import SegmentationParams
+from benchmarks.segmentation.vit_protocols import VitSegmentationParams
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import quiet, require_packages, require_same_tensors
 from results.schema import EncoderCard
@@ -156,7 +157,7 @@ def model_config(params: SegmentationParams, card: EncoderCard, *, synchronised:
     return model
 
 
-def pipelines(params: SegmentationParams) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def pipelines(params: SegmentationParams | VitSegmentationParams) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The transforms of training and of testing. The ground truth of a test image keeps its own size."""
     load: list[dict[str, Any]] = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
     resize: dict[str, Any]

@@ -33,6 +33,7 @@ from benchmarks.segmentation.model import (
 )
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
 from benchmarks.segmentation.score import areas, score
+from benchmarks.segmentation.vit_protocols import VitSegmentationParams
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
@@ -48,16 +49,20 @@ class ClassIndices:
 
     Args:
         translation: value of a mask -> class index or 255; None where masks hold class indices already.
+        reduce_zero_label: masks hold class indices plus 1, and 0 is ignored, as in ADE20K.
 
     Raises:
         InputError: the mask is not an (H, W) map, differs in size from its image, or has a value that is not a class.
     """
 
-    def __init__(self, translation: dict[int, int] | None, classes: int) -> None:
+    def __init__(self, translation: dict[int, int] | None, classes: int, *, reduce_zero_label: bool = False) -> None:
         self.classes = classes
         self.table = np.full(256, -1, dtype=np.int16)
-        for value, index in (translation or {n: n for n in (*range(classes), IGNORED)}).items():
+        first = int(reduce_zero_label)
+        plain = {n + first: n for n in range(classes)} | dict.fromkeys((*range(first), IGNORED), IGNORED)
+        for value, index in (translation or plain).items():
             self.table[value] = index
+        self.numbered = f"{first} to {classes - 1 + first}"
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         mask, file = results["gt_seg_map"], results["seg_map_path"]
@@ -75,7 +80,7 @@ class ClassIndices:
         if found.min() < 0:
             odd = int(mask[found < 0][0])
             raise InputError(
-                f"{file} has the value {odd}, but classes are numbered 0 to {self.classes - 1} and ignored pixels are "
+                f"{file} has the value {odd}, but classes are numbered {self.numbered} and ignored pixels are "
                 f"{IGNORED}; restore the mask"
             )
         results["gt_seg_map"] = found.astype(np.uint8)
@@ -94,7 +99,15 @@ class MaskedImages(Dataset[dict[str, Any]]):
         InputError: there is not a mask for each image, or an item cannot be read or used.
     """
 
-    def __init__(self, labels: Labels, classes: int, pipeline: list[dict[str, Any]], seed: int | None = None) -> None:
+    def __init__(
+        self,
+        labels: Labels,
+        classes: int,
+        pipeline: list[dict[str, Any]],
+        seed: int | None = None,
+        *,
+        reduce_zero_label: bool = False,
+    ) -> None:
         from mmcv.transforms import Compose
 
         if len(labels.annotations) != len(labels):
@@ -102,7 +115,7 @@ class MaskedImages(Dataset[dict[str, Any]]):
                 "the data set does not have a mask for each image; choose one with masks, as voc2012_seg or cityscapes"
             )
         self.paths, self.masks, self.seed = labels.paths, labels.annotations, seed
-        checked = ClassIndices(label_map(labels), classes)
+        checked = ClassIndices(label_map(labels), classes, reduce_zero_label=reduce_zero_label)
         steps = [(step, checked) if step["type"] == "LoadAnnotations" else (step,) for step in pipeline]
         self.pipeline = Compose([step for group in steps for step in group])
 
@@ -168,8 +181,8 @@ class SegmentationTrial(Trial):
     """
 
     def __init__(
-        self, params: SegmentationParams, encoder: Encoder, train: Labels, test: Labels, seed: int, folder: Path,
-        options: RunOptions,
+        self, params: SegmentationParams | VitSegmentationParams, encoder: Encoder, train: Labels, test: Labels,
+        seed: int, folder: Path, options: RunOptions,
     ) -> None:  # fmt: skip
         register()
         from mmengine.dataset import pseudo_collate
@@ -188,13 +201,15 @@ class SegmentationTrial(Trial):
             "pin_memory": self.device.type == "cuda",
             "collate_fn": pseudo_collate,
         }
+        shifted = isinstance(params, VitSegmentationParams) and params.reduce_zero_label
         self.train_loader: DataLoader[Any] = DataLoader(
-            MaskedImages(train, params.classes, training, seed=seed),
+            MaskedImages(train, params.classes, training, seed=seed, reduce_zero_label=shifted),
             batch_size=params.batch_size // self.ranks,
             sampler=Draws(len(train), self.rank, self.ranks),
             **common,
         )
-        mine = Subset(MaskedImages(test, params.classes, testing), range(self.rank, len(test), self.ranks))
+        tested = MaskedImages(test, params.classes, testing, reduce_zero_label=shifted)
+        mine = Subset(tested, range(self.rank, len(test), self.ranks))
         self.test_loader: DataLoader[Any] = DataLoader(mine, batch_size=1, **common)
 
     @quiet()
@@ -216,7 +231,7 @@ class SegmentationTrial(Trial):
         from mmengine.hooks import Hook
         from mmengine.runner import Runner
 
-        params, seed, encoder, rank, ranks = self.params, self.seed, self.encoder, self.rank, self.ranks
+        params, seed, check, rank, ranks = self.params, self.seed, self.check_backbone, self.rank, self.ranks
         folder = self.folder
         if last is not None:
             log.info("continuing from %s", last)
@@ -248,7 +263,7 @@ class SegmentationTrial(Trial):
 
             def before_train(self, runner: Runner) -> None:
                 if runner.iter == 0:  # after mmengine initialised and wrapped the model
-                    check_backbone(encoder, getattr(runner.model, "module", runner.model).backbone)
+                    check(getattr(runner.model, "module", runner.model).backbone)
 
             def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
                 torch.manual_seed((seed << 32) + runner.iter * ranks + rank)
@@ -264,7 +279,7 @@ class SegmentationTrial(Trial):
                 for _ in bar:  # closes it
                     pass
 
-        wrapper, schedule = optimisation(params)
+        wrapper, schedule = self.optimisation()
         # By default mmengine's wrapper names a GPU.
         wrap = {"model_wrapper_cfg": {"broadcast_buffers": False, "device_ids": None}}
         return SafeRunner(
@@ -300,12 +315,34 @@ class SegmentationTrial(Trial):
         from mmseg.registry import MODELS
 
         many, cuda = self.ranks > 1, self.device.type == "cuda"
-        config = model_config(self.params, self.encoder.card, synchronised=many and cuda)
+        config = self.model_config(synchronised=many and cuda)
         torch.manual_seed(self.seed)
         model: nn.Module = MODELS.build(ConfigDict(config))
         model.init_weights()  # type: ignore[operator]  # of mmengine's BaseModule
-        transfer(self.encoder, model.backbone)  # type: ignore[arg-type]
+        self.transfer(model.backbone)  # type: ignore[arg-type]
         return synchronise(model, self.device) if many and not cuda else model
+
+    def model_config(self, *, synchronised: bool) -> dict[str, Any]:
+        """The model in the form of mmsegmentation's registry."""
+        return model_config(self.resnet_params, self.encoder.card, synchronised=synchronised)
+
+    def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The optimiser's wrapper and the learning-rate schedule."""
+        return optimisation(self.resnet_params)
+
+    def transfer(self, backbone: nn.Module) -> None:
+        """Copy the encoder's weights into the backbone."""
+        transfer(self.encoder, backbone)
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Raises RuntimeError where a tensor of the backbone is not the encoder's."""
+        check_backbone(self.encoder, backbone)
+
+    @property
+    def resnet_params(self) -> SegmentationParams:
+        """`params`, where they are those of an FCN on a ResNet."""
+        assert isinstance(self.params, SegmentationParams)
+        return self.params
 
     @torch.no_grad()
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
