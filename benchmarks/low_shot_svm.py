@@ -38,6 +38,7 @@ from benchmarks.svm_common import (
     MMSELFSUP,
     RESIZE_THEN_WARP,
     SOLVER_DEVICE,
+    TOLERANCE_FSSB,
     VISSL,
     WARP,
     PooledOutputs,
@@ -127,11 +128,14 @@ def _protocol(
     index_sets: Literal["seeded", "files"] = "seeded",
     k: tuple[int, ...] = K,
     primary_k: int | None = None,
+    tolerance: float = 1e-5,
+    revision: int = 1,
 ) -> Protocol:
     return Protocol.of(
-        LowShotParams(costs=costs, outputs=outputs, k=k, index_sets=index_sets),
+        LowShotParams(costs=costs, outputs=outputs, k=k, index_sets=index_sets, tolerance=tolerance),
         benchmark=benchmark,
         variant=variant,
+        revision=revision,
         harness="low-shot-svm",
         dataset=dataset,
         train_split=train_split,
@@ -147,7 +151,7 @@ def _protocol(
 PROTOCOLS = (
     _protocol("mmselfsup", COSTS_MMSELFSUP, MMSELFSUP),
     _protocol("vissl", COSTS_VISSL, VISSL, geometry=WARP),  # its low-shot configuration skips the resize to 256
-    _protocol("fssb", COSTS_FSSB, FSSB, index_sets="files"),
+    _protocol("fssb", COSTS_FSSB, FSSB, index_sets="files", tolerance=TOLERANCE_FSSB, revision=2),
     _protocol("adaptive", COSTS_MMSELFSUP, ADAPTIVE, outputs=ADAPTIVE_POOLING),
     _protocol(
         "fssb",
@@ -157,6 +161,8 @@ PROTOCOLS = (
         dataset="places205",
         train_split="train",
         test_split="val",
+        tolerance=TOLERANCE_FSSB,
+        revision=2,
     ),
     _protocol(
         "embed",

@@ -28,6 +28,7 @@ from benchmarks.svm_common import (
     MMSELFSUP,
     RESIZE_THEN_WARP,
     SOLVER_DEVICE,
+    TOLERANCE_FSSB,
     VISSL,
     PooledOutputs,
     SvmParams,
@@ -88,11 +89,14 @@ def _protocol(
     geometry: Geometry = RESIZE_THEN_WARP,
     outputs: PooledOutputs = FIXED_POOLING,
     primary: str = "best_oracle",
+    tolerance: float = 1e-5,
+    revision: int = 1,
 ) -> Protocol:
     return Protocol.of(
-        VocSvmParams(costs=costs, outputs=outputs),
+        VocSvmParams(costs=costs, outputs=outputs, tolerance=tolerance),
         benchmark="voc07_svm",
         variant=variant,
+        revision=revision,
         harness="voc-svm",
         dataset="voc2007",
         train_split="trainval",
@@ -106,7 +110,7 @@ def _protocol(
 PROTOCOLS = (
     _protocol("mmselfsup", COSTS_MMSELFSUP, MMSELFSUP),
     _protocol("vissl", COSTS_VISSL, VISSL),
-    _protocol("fssb", COSTS_FSSB, FSSB),
+    _protocol("fssb", COSTS_FSSB, FSSB, tolerance=TOLERANCE_FSSB, revision=2),
     _protocol("adaptive", COSTS_MMSELFSUP, ADAPTIVE, outputs=ADAPTIVE_POOLING, primary="best"),
     _protocol(
         "demo",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.datasets.classification import class_folders
 from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, require_files
 from benchmarks.task import InputError, Labels
+from results.files import require_regular
 
 # The 19 classes in the order of their trainIds, with the labelIds of the owner's own masks (cityscapesscripts).
 LABEL_IDS = {
@@ -19,6 +24,8 @@ LABEL_IDS = {
 # The classes with instance masks, in the same order.
 THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 _IGNORED = 255
+_OUTSIDE = "license plate"  # of vehicles; the owner gives it no id and paints it over nothing
+_STEPS = 4  # per pixel: polygons are cut from each other on a grid of points so far apart
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -66,3 +73,83 @@ def label_map(labels: Labels) -> dict[int, int] | None:
         return None
     index = {label_id: number for number, label_id in enumerate(LABEL_IDS.values())}
     return {value: index.get(value, _IGNORED) for value in range(256)}
+
+
+# ---- objects as polygons ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VisibleObject:
+    """What is to be seen of one object, or of a group of touching ones of a class.
+
+    Attributes:
+        name: its class.
+        group: whether it is a group, which detectors are not trained on.
+        polygons: outlines of its parts as (P, 2) of x and y in pixels, without holes.
+        box: left, top, right and bottom of all parts.
+    """
+
+    name: str
+    group: bool
+    polygons: tuple[NDArray[np.float64], ...]
+    box: tuple[float, float, float, float]
+
+
+def read_visible_objects(masks: Path) -> tuple[list[VisibleObject], tuple[int, int]]:
+    """The objects of an image from its gtFine_polygons.json, as detectron2's loader defines them, and (height, width).
+
+    The file lists outlines from back to front. Each is widened by half a pixel, as the owner's own masks are, and loses
+    what later ones cover; holes that this leaves are filled. detectron2 does so in exact geometry, here it is done on a
+    grid of a quarter of a pixel. Objects are in detectron2's order, from front to back.
+
+    Args:
+        masks: the image's instanceIds, beside which the polygons are.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    import cv2
+
+    file = masks.with_name(masks.name.replace("_instanceIds.png", "_polygons.json"))
+    try:
+        require_regular(file)
+        content = json.loads(file.read_bytes())
+        height, width = int(content["imgHeight"]), int(content["imgWidth"])
+        outlines = [(str(o["label"]), _corners(o["polygon"])) for o in content["objects"] if "deleted" not in o]
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; unpack gtFine_trainvaltest.zip again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file} has no polygons of Cityscapes ({error}); unpack gtFine_trainvaltest.zip again"
+        ) from error
+    drawn = [(label, corners) for label, corners in reversed(outlines) if label != _OUTSIDE]
+    last = max((i for i, (label, _) in enumerate(drawn) if label.removesuffix("group") in THINGS), default=-1)
+    covered = np.zeros((height * _STEPS + 1, width * _STEPS + 1), np.uint8)
+    found = []
+    for label, corners in drawn[: last + 1]:  # what lies behind the last object hides nothing
+        points = np.rint((corners + 0.5) * _STEPS).astype(np.int32)  # corners are centres of pixels
+        left, top = np.clip(points.min(0) - _STEPS, 0, (covered.shape[1], covered.shape[0]))
+        right, bottom = np.clip(points.max(0) + _STEPS + 1, 0, (covered.shape[1], covered.shape[0]))
+        if left == right or top == bottom:
+            continue
+        shape = np.zeros((bottom - top, right - left), np.uint8)
+        points = points - (left, top)
+        cv2.fillPoly(shape, [points], 1)
+        cv2.polylines(shape, [points], isClosed=True, color=1, thickness=_STEPS)  # half a pixel to each side
+        before = covered[top:bottom, left:right]
+        if label.removesuffix("group") in THINGS:
+            contours, _ = cv2.findContours(shape & ~before, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            parts = tuple((c[:, 0] + (left, top)) / _STEPS for c in contours if len(c) > 2)
+            if parts:
+                edges = np.concatenate([[part.min(0), part.max(0)] for part in parts])
+                box = (*edges.min(0).tolist(), *edges.max(0).tolist())
+                found.append(VisibleObject(label.removesuffix("group"), label.endswith("group"), parts, box))
+        before |= shape
+    return found, (height, width)
+
+
+def _corners(polygon: Any) -> NDArray[np.float64]:
+    corners = np.asarray(polygon, dtype=np.float64)
+    if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners) or not (np.abs(corners) < 1e5).all():
+        raise ValueError("a polygon is a list of x and y")
+    return corners

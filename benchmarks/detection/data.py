@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from benchmarks.datasets.cityscapes import LABEL_IDS
+from benchmarks.datasets.cityscapes import read_visible_objects
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
-from results.files import open_image, require_regular
+from results.files import require_regular
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,10 @@ def _reaches_outside(scene: Scene, box: list[float]) -> bool:
 def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[Scene]:
     if task in ("voc", "cityscapes"):
         each = zip(labels.ids, labels.paths, labels.annotations, strict=True)
+        known = {name: index for index, name in enumerate(labels.classes)}
         if task == "voc":
-            known = {name: index for index, name in enumerate(labels.classes)}
             return [_voc(image_id, path, file, known, inclusive) for image_id, path, file in each]
-        indices = {LABEL_IDS[name]: index for index, name in enumerate(labels.classes)}
-        return [_cityscapes(image_id, path, file, indices) for image_id, path, file in each]
+        return [_cityscapes(image_id, path, file, known) for image_id, path, file in each]
     return _coco(labels, with_masks=task != "densepose")
 
 
@@ -149,24 +148,13 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
     return list(scenes.values())
 
 
-def _cityscapes(image_id: str, path: Path, file: Path, known: dict[int, int]) -> Scene:
-    from pycocotools import mask as rle
-
-    with open_image(file) as image:
-        instances = np.asarray(image)
-    annotations = []
-    for value in np.unique(instances):
-        label = int(value) // 1000 if value >= 1000 else int(value)
-        if label not in known:
-            continue
-        inside = instances == value
-        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        annotations.append(
-            {"bbox": [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)], "bbox_mode": 0,
-             "category_id": known[label], "iscrowd": int(value < 1000),
-             "segmentation": rle.encode(np.asfortranarray(inside.astype(np.uint8)))}
-        )  # fmt: skip
-    height, width = instances.shape
+def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) -> Scene:
+    found, (height, width) = read_visible_objects(file)
+    annotations = [
+        {"bbox": list(each.box), "bbox_mode": 0, "category_id": known[each.name], "iscrowd": int(each.group),
+         "segmentation": [part.reshape(-1).tolist() for part in each.polygons]}
+        for each in found
+    ]  # fmt: skip
     return {"file_name": str(path), "image_id": image_id, "height": height, "width": width, "annotations": annotations}
 
 

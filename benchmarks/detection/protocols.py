@@ -198,7 +198,6 @@ CITYSCAPES = COCO_FPN.changed(
     base="Cityscapes/mask_rcnn_R_50_FPN.yaml", task="cityscapes",
     min_sizes=(800, 832, 864, 896, 928, 960, 992, 1024), max_size=2048, test_min_size=1024, test_max_size=2048,
     batch_size=8, lr=0.01, iterations=24_000, steps=(18_000,),
-    config={"INPUT.MASK_FORMAT": "bitmask"},  # masks come from the instance images, not from polygons
 )  # fmt: skip
 # The embedded scenes: 192 pixels, 12 classes of drawings.
 _DEMO: dict[str, Any] = {
@@ -271,13 +270,21 @@ _METRIC = {
 
 
 def _protocol(
-    command: str, benchmark: str, variant: str, params: DetectionParams, source: Source, dataset: str, primary: str
+    command: str,
+    benchmark: str,
+    variant: str,
+    params: DetectionParams,
+    source: Source,
+    dataset: str,
+    primary: str,
+    revision: int = 1,
 ) -> Protocol:
     voc = params.task == "voc"
     return Protocol.of(
         params,
         benchmark=benchmark,
         variant=variant,
+        revision=revision,
         harness=command,
         dataset=dataset,
         train_split="trainval" if voc else "train",
@@ -330,8 +337,16 @@ LVIS_PROTOCOLS = (
     _lvis("lvis_v0_5_mask_rcnn_fpn_1x", LVIS, _MOCO_V1, "lvis_v0.5"),
     _lvis("lvis_v0_5_mask_rcnn_fpn_2x", LVIS.changed(**_TWICE), _MOCO_V1, "lvis_v0.5"),
 )
+# Revision 1 was trained on bitmasks of the owner's instance images, not on detectron2's polygons.
 CITYSCAPES_PROTOCOLS = (
     _protocol(
-        "cityscapes-det", "cityscapes_mask_rcnn_fpn", "moco", CITYSCAPES, _MOCO_V1, "cityscapes_instances", "AP_mask"
+        "cityscapes-det",
+        "cityscapes_mask_rcnn_fpn",
+        "moco",
+        CITYSCAPES,
+        _MOCO_V1,
+        "cityscapes_instances",
+        "AP_mask",
+        revision=2,
     ),
 )

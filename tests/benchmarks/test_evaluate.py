@@ -15,7 +15,7 @@ from benchmarks.task import InputError, RunOptions
 from results.store import read_records, record_path
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
-FSSB = "voc07_low_shot_svm.fssb@1"
+FSSB = "voc07_low_shot_svm.fssb@2"
 
 
 def question(identifier: str, data: Path, index_files: Path) -> Run:

@@ -275,7 +275,7 @@ def test_one_set_of_a_single_label_data_set_leaves_nothing_to_compare_on() -> No
 
 def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
     """One image set for all classes: k positives, and k of every other class as negatives."""
-    known = next(p for p in PROTOCOLS if p.id == "places205_low_shot_svm.fssb@1")
+    known = next(p for p in PROTOCOLS if p.id == "places205_low_shot_svm.fssb@2")
     assert (known.dataset, known.train_split, known.test_split) == ("places205", "train", "val")
     small = known.changed(k=(1, 4), sets=2, costs=(1.0, 0.01))
     train, test = (single_label(split) for split in splits(embed=30, feature5=50))
@@ -334,7 +334,7 @@ def decisions_of(tensors: dict[str, object], test: Split, layer: str, k: int, co
 
 def test_label_files_show_in_the_key_and_not_in_the_id(tmp_path: Path) -> None:
     write_published(tmp_path, splits()[0].labels)
-    asked = next(p for p in PROTOCOLS if p.id == "voc07_low_shot_svm.fssb@1")
+    asked = next(p for p in PROTOCOLS if p.id == "voc07_low_shot_svm.fssb@2")
     resolved = LowShotSvm(index_files=tmp_path).resolve(asked)
     assert resolved.id == asked.id
     assert {name for name in resolved.params if resolved.params[name] != asked.params.get(name)} == {"index_sha256"}
@@ -361,7 +361,7 @@ def test_labels_that_cannot_be_measured_are_refused_before_extraction() -> None:
 # ---- protocols: the values as they stand in the sources that the protocols name --------------------------------------
 
 BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
-PUBLISHED = [f"voc07_low_shot_svm.{variant}@1" for variant in ("mmselfsup", "vissl", "fssb")]
+PUBLISHED = [f"voc07_low_shot_svm.{variant}" for variant in ("mmselfsup@1", "vissl@1", "fssb@2")]
 
 
 def test_ids() -> None:
@@ -369,7 +369,7 @@ def test_ids() -> None:
         *PUBLISHED,
         "voc07_low_shot_svm.adaptive@1",
         "voc07_low_shot_svm.demo@1",
-        "places205_low_shot_svm.fssb@1",
+        "places205_low_shot_svm.fssb@2",
         "imagefolder_low_shot_svm.embed@1",
     }
 

@@ -118,7 +118,7 @@ def test_every_knn_variant_runs(
 
 def test_low_shot_runs_on_places205_in_its_own_layout(tmp_path: Path) -> None:
     write_places205(tmp_path)
-    protocol = "places205_low_shot_svm.fssb@1"
+    protocol = "places205_low_shot_svm.fssb@2"
     changes = ("k=1,2", "sets=2", "costs=1,0.01")
     (record,) = records(tmp_path / "out", "low-shot-svm", protocol, *changes, data=tmp_path)
     assert set(record.scores) == {f"k={k}{how}" for k in (1, 2) for how in ("", " fixed", " heldout")}

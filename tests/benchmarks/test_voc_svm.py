@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from benchmarks.solvers.average_precision import average_precisions
+from benchmarks.solvers.cross_validation import fit_cross_validated
 from benchmarks.task import InputError, Outcome, RunOptions, Split
 from benchmarks.voc_svm import PROTOCOLS, VocSvm, VocSvmParams, assign_folds
 from results.bootstrap import replicates
@@ -233,7 +236,7 @@ def test_labels_that_cannot_be_measured_are_refused_before_extraction() -> None:
 # ---- protocols: the values as they stand in the sources that the protocols name --------------------------------------
 
 BY_ID = {protocol.id: protocol for protocol in PROTOCOLS}
-PUBLISHED = [f"voc07_svm.{variant}@1" for variant in ("mmselfsup", "vissl", "fssb")]
+PUBLISHED = [f"voc07_svm.{variant}" for variant in ("mmselfsup@1", "vissl@1", "fssb@2")]
 
 
 def test_ids() -> None:
@@ -250,6 +253,37 @@ def test_costs() -> None:
     assert fssb.costs[10:] == mmselfsup.costs[3:]
     for params in (mmselfsup, vissl, fssb):
         assert (params.positive_weight, params.negative_weight) == (2, 1)
+
+
+def test_no_rank_changes_below_fssbs_tolerance() -> None:
+    """14 positives among images that are nearly alike: the usual tolerance changes ranks, FSSB's gives liblinear's."""
+    from sklearn.svm import LinearSVC
+
+    generator = np.random.default_rng(0)
+    positive = np.zeros((2, 120), bool)
+    for row in positive:
+        row[generator.choice(120, 14, replace=False)] = True
+    alike = 100 * np.abs(generator.normal(size=2048))
+    features = alike + generator.normal(size=(120, 2048)) * np.geomspace(0.01, 1, 2048)
+    features = (features + 0.1 * positive.T @ generator.normal(size=(2, 2048))).astype(np.float32)
+    folds = np.tile(np.arange(120) % 3, (2, 1)).astype(np.int8)
+    params = VocSvm().params(BY_ID["voc07_svm.fssb@2"])
+
+    def cv_ap(tolerance: float) -> NDArray[np.float64]:
+        weights = np.where(positive, 2.0, 1.0)
+        return fit_cross_validated(features, positive, weights, folds, params.costs, tolerance=tolerance).cv_ap
+
+    rows = svm_protocol.normalised(features)
+    expected = np.zeros((len(params.costs), 2))
+    for place, cost in enumerate(params.costs):
+        for c, of_class in enumerate(positive):
+            for fold in range(3):
+                held = folds[c] == fold
+                svm = LinearSVC(C=cost, dual=False, tol=1e-11, max_iter=10_000, class_weight={True: 2, False: 1})
+                decisions = svm.fit(rows[~held], of_class[~held]).decision_function(rows[held])
+                expected[place, c] += average_precision_score(of_class[held], decisions) / 3
+    assert np.abs(cv_ap(1e-5) - expected).max() > 0.02
+    assert np.abs(cv_ap(params.tolerance) - expected).max() < 1e-9
 
 
 @pytest.mark.parametrize("id", PUBLISHED)

@@ -166,7 +166,7 @@ def test_without_detectron2_one_sentence_says_how_to_install_it(
         ("coco-det", None, True, "coco_mask_rcnn_fpn.demo@1"),
         ("coco-keypoints", None, False, "coco_keypoint_fpn_2x.moco@1"),
         ("lvis-det", "lvis_v0.5", False, "lvis_v0_5_mask_rcnn_fpn_1x.moco@1"),
-        ("cityscapes-det", None, False, "cityscapes_mask_rcnn_fpn.moco@1"),
+        ("cityscapes-det", None, False, "cityscapes_mask_rcnn_fpn.moco@2"),
     ],
 )
 def test_commands_have_their_protocols(command: str, dataset: str | None, embedded: bool, expected: str) -> None:

@@ -109,7 +109,7 @@ TARGETS = [
     ("coco_keypoint_fpn_2x.moco@1", "coco-keypoints", write_coco),
     ("lvis_v0_5_mask_rcnn_fpn_1x.moco@1", "lvis-det", lambda root: write_lvis(root, "v0.5")),
     ("lvis_v1_mask_rcnn_fpn_2x.moco@1", "lvis-det", write_lvis),
-    ("cityscapes_mask_rcnn_fpn.moco@1", "cityscapes-det", write_cityscapes),
+    ("cityscapes_mask_rcnn_fpn.moco@2", "cityscapes-det", write_cityscapes),
 ]
 
 
