@@ -434,6 +434,8 @@ def findings(audit: Audit) -> tuple[str, ...]:
         )
     if card.assumed:
         found.append(f"assumed, because neither the file nor a known release says so: {', '.join(card.assumed)}")
+    if card.not_shown:
+        found.append(f"networks of the same keys may differ from this one in: {', '.join(card.not_shown)}")
     return tuple(found)
 
 
@@ -448,6 +450,7 @@ def text(audit: Audit) -> str:
         f"keys          {card.keys_matched} matched, {card.keys_unused} unused",
         f"pixels        {card.channels}, 0 to {card.value_range:g}, mean {_triple(card.mean)}, std {_triple(card.std)}",
         f"assumed       {', '.join(card.assumed) or 'nothing'}",
+        *([f"not shown     {', '.join(card.not_shown)}"] if card.not_shown else []),
         f"batch norms   {audit.batch_norms or 'none, so batch statistics do not apply'}",
         f"weights       {len(audit.nonfinite_tensors) or 'no'} tensors with NaN or infinite numbers",
         "",

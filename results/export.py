@@ -269,6 +269,7 @@ def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
         "Vector per image": card.embed,
         "Licence": card.licence or "not stated",
         "Only assumed": ", ".join(card.assumed) or "nothing",
+        "Not shown by the keys": ", ".join(card.not_shown),
     }
     lines = [
         f"---\n{yaml_text(metadata)}---\n",

@@ -40,6 +40,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: object) -> bool:
+    return value == ()
+
+
 def _is_false(value: object) -> bool:
     return value is False
 
@@ -100,6 +104,8 @@ class EncoderCard(Frozen):
         head: how the projection is formed, with the first digits of its weights' hash, where the file has one.
         interpolation: how its library resizes images. For the reader alone: the protocol owns the geometry.
         assumed: names of the fields above that nothing in the file or a known release confirms.
+        not_shown: in words, how networks of the same keys and shapes may differ from this one, where nothing rules them
+            out.
         published_as: the `model` of `results/published.csv` that this encoder is, where it is one.
     """
 
@@ -127,6 +133,7 @@ class EncoderCard(Frozen):
     licence: str | None = None
     published_as: str | None = None
     assumed: tuple[str, ...] = ()
+    not_shown: tuple[str, ...] = Field((), exclude_if=_is_empty)
 
 
 class Source(Frozen):

@@ -402,6 +402,7 @@ def _card_texts(cards: Sequence[EncoderCard]) -> dict[str, str]:
             "Embedding": card.embed,
             "Input": _input(card),
             "Assumed, not confirmed": ", ".join(card.assumed),
+            "Not shown by the keys": ", ".join(card.not_shown),
             "Licence": card.licence or "",
             "Published as": card.published_as or "",
             "Backbone tensors (sha256)": card.weights_sha256 or "",

@@ -31,6 +31,18 @@ HISTORY = ("method", "epochs", "pretrain_data", "licence", "published_as")
 NAMES = ("architecture", "pick", "family", *NETWORK, *PIXELS, *HISTORY)
 SHORT = {"heads": "num_heads", "embed": "pooling"}  # other names of fields
 
+# What no key of a network shows, beyond the fields that are asked for or listed as assumed.
+_SAME_KEYS = {"resnet18": "resnetblur18", "resnet50": "resnetblur50 and resnetaa50"}  # of timm
+
+
+def not_shown_by_resnet_keys(name: str) -> tuple[str, ...]:
+    """How networks with the keys and shapes of a torchvision ResNet may differ from it."""
+    others = f" (timm's {_SAME_KEYS[name]})" if name in _SAME_KEYS else ""
+    return f"blurred or averaged downsampling{others}", "other activations than ReLU", "dilation instead of stride"
+
+
+NOT_SHOWN_BY_VIT_KEYS = ("activation", "epsilon of the norms", "which tokens make embed")
+
 _FREE_TEXT = ("method", "pretrain_data", "licence", "published_as")  # values that may contain blanks
 _MAY_BE_ZERO = ("mean", "stem_padding", "epochs")
 _EXAMPLES = {

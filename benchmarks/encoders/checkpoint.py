@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.encoders.card_facts import (
+    NOT_SHOWN_BY_VIT_KEYS,
     OF_RESNETS,
     OF_VITS,
     PIXELS,
     CardOverrides,
+    not_shown_by_resnet_keys,
     overrides_of_card,
     overrides_of_recipe,
     overrides_of_release,
@@ -94,6 +96,7 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
         encoder = (_resnet if resnet else _vit)(file, found, overrides)
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
+    assumed += f"; not shown by the keys: {', '.join(card.not_shown)}" if card.not_shown else ""
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
              card.keys_matched, card.keys_unused, assumed)  # fmt: skip
     return encoder
@@ -306,6 +309,7 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
     known = _known_without_user(file, found, architecture, architecture.stem_kernel)
     if own is not None:
         known = known.then(overrides_of_card(own, assumed=True))
+    of_file = known.values
     known = known.then(overrides)
     bottleneck = any(".conv3." in name for name in tensors)
     small_stem = architecture.stem_kernel < 7
@@ -344,6 +348,9 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
     needed = [*PIXELS, "stem_stride", "max_pool", "bn_eps"]
     needed += ["stem_padding"] if small_stem else []
     needed += ["stride_in_1x1"] if bottleneck else []
+    confirmed = overrides.architecture or all(name in of_file for name in needed if name in OF_RESNETS)
+    not_shown = () if confirmed else not_shown_by_resnet_keys(architecture.name)
+    card = card.model_copy(update={"not_shown": not_shown})
     return resnet_encoder(known.apply_to_card(card, needed), backbone, head)
 
 
@@ -495,4 +502,6 @@ def _timm(
     named_by_user = "positions" not in needed
     encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head, pixels_are_known=not named_by_user)
     encoder.card = known.apply_to_card(encoder.card, needed)
+    if "positions" in needed:  # of a family that nothing names
+        encoder.card = encoder.card.model_copy(update={"not_shown": NOT_SHOWN_BY_VIT_KEYS})
     return encoder

@@ -75,6 +75,8 @@ def convert(
     log.info("settings: %s", writer.settings(card))
     if card.assumed:
         log.warning("assumed, because nothing in %s says so: %s", source, ", ".join(card.assumed))
+    if card.not_shown:
+        log.warning("networks of the same keys as %s may differ in: %s", source, ", ".join(card.not_shown))
     unsupported = writer.unsupported(card)
     if unsupported:
         log.warning("%s's own builder cannot make this network (%s); use this project's", to, ", ".join(unsupported))

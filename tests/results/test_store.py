@@ -283,7 +283,7 @@ def test_the_same_weights_trained_again_are_not_measured_again(tmp_path: Path) -
 def test_every_field_of_the_card_moves_a_number_or_only_describes() -> None:
     describes = {"name", "source", "layout", "keys_matched", "keys_unused", "method", "epochs", "pretrain_data",
                  "pretrain_seconds", "init", "licence", "published_as", "assumed", "interpolation",
-                 "input_size", "patch_size"}  # fmt: skip
+                 "input_size", "patch_size", "not_shown"}  # fmt: skip
     assert set(EncoderCard.model_fields) == {*DECISIVE, *describes}, "put a new field into DECISIVE, or here"
 
 

@@ -13,6 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.encoders.card_facts import not_shown_by_resnet_keys
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
 from pretrain.resnet import weights_sha256
@@ -60,6 +61,37 @@ def test_a_card_inside_another_librarys_file_is_believed_where_it_fits_the_weigh
     (tmp_path / "r50.pkl").write_bytes(pickle.dumps({**content, "encoder_card": "{}"}))
     with pytest.raises(InputError, match="has a card that cannot be read"):
         load_encoder(tmp_path / "r50.pkl")
+
+
+def test_the_card_says_what_keys_cannot_distinguish(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import timm
+
+    def shapes(net: nn.Module) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in net.state_dict().items()}
+
+    with torch.device("meta"):
+        for name in ("resnet18", "resnet50"):
+            plain = shapes(torchvision.models.get_model(name))
+            told = not_shown_by_resnet_keys(name)[0]
+            others = [f"resnetblur{name[6:]}", "resnetaa50"] if name == "resnet50" else ["resnetblur18"]
+            assert all(shapes(timm.create_model(other)) == plain and other in told for other in others)
+    torch.manual_seed(0)
+    blurred = timm.create_model("resnetblur18").eval()
+    torch.save(blurred.state_dict(), tmp_path / "b.pth")
+    with caplog.at_level("INFO"):
+        card = load_encoder(tmp_path / "b.pth").card
+    assert (card.architecture.name, card.not_shown) == ("resnet18", not_shown_by_resnet_keys("resnet18"))
+    assert "not shown by the keys: blurred or averaged downsampling (timm's resnetblur18)" in caplog.text
+    assert "not_shown" in card.model_dump()
+    # A network that the user names is that network, and it is another one.
+    named_by_user = load_encoder(f"timm:resnetblur18:{tmp_path / 'b.pth'}")
+    assert named_by_user.card.not_shown == ()
+    assert "not_shown" not in named_by_user.card.model_dump()
+    with torch.no_grad():
+        images = torch.rand(1, 3, 64, 64)
+        read_as = load_encoder(tmp_path / "b.pth").outputs(images, {"feature5"})["feature5"]
+        assert not torch.allclose(blurred.forward_features(images), read_as)
+    assert load_encoder(tmp_path / "b.pth", facts=["architecture=resnet18"]).card.not_shown == ()
 
 
 def test_msra_pickle_in_caffe2_names_strides_in_the_1x1_and_is_bgr(tmp_path: Path) -> None:

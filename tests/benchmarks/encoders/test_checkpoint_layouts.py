@@ -100,6 +100,7 @@ def test_every_layout_gives_the_forward_pass_bit_by_bit(name: str, tmp_path: Pat
     card = assert_same_forward(tmp_path / "some_file.pth", net, facts=case.facts)
     assert card.layout == case.layout
     assert set(card.assumed) == case.assumed
+    assert bool(card.not_shown) == bool(case.assumed & NETWORK)  # said where nothing settles the network
     assert card.architecture == NARROW
     assert card.keys_matched == len([row for row in rows if row[1] in net.state_dict()]) == 318
     assert card.keys_unused >= len(rows) - 318

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.card_facts import PIXELS
+from benchmarks.encoders.card_facts import NOT_SHOWN_BY_VIT_KEYS, PIXELS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder, token_outputs
 from benchmarks.task import FEATURE_MAPS, InputError
@@ -156,10 +156,10 @@ def test_the_heads_of_a_plain_vit_are_asked_for(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder.outputs(images, ["embed"])["embed"], embedding(net, images))
     card = encoder.card
-    assert card.assumed == (*PIXELS, "positions")
+    assert (card.assumed, card.not_shown) == ((*PIXELS, "positions"), NOT_SHOWN_BY_VIT_KEYS)
     assert (card.mean, card.architecture.name) == ((0.485, 0.456, 0.406), "timm:vit_tiny_patch16_224")
     other = load_encoder(path, facts=["family=dino"])
-    assert (other.card.assumed, other.card.architecture.positions) == ((), "offset")
+    assert (other.card.assumed, other.card.not_shown, other.card.architecture.positions) == ((), (), "offset")
     assert not torch.allclose(other.outputs(images, ["embed"])["embed"], embedding(net, images), rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="which 5 heads do not divide"):
         load_encoder(path, facts=["heads=5"])
