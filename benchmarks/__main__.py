@@ -58,7 +58,7 @@ class BenchFlags:
 
 @dataclass(frozen=True)
 class AllFlags(BenchFlags):
-    """Run every benchmark that has its data."""
+    """Run every benchmark whose data is there."""
 
     only: tuple[str, ...] = ()
     """protocol ids or patterns, such as 'knn.*' 'voc07_*'; default: the published variant of every benchmark, or the
@@ -562,6 +562,10 @@ COMMANDS: Mapping[str, Command] = {
     "random-encoder": Command("Encoders and data", "write an untrained encoder to a file",
                               _function("random-encoder", _random_encoder)),
     "convert": Command("Encoders and data", "write a checkpoint's backbone for another library", _convert),
+    "index-shards": Command("Encoders and data", "count the images of tar shards and write their index",
+                            _script("index_shards")),
+    "prepare-voc12aug": Command("Encoders and data", "make the masks and lists of VOC 2012 aug from SBD",
+                                _script("prepare_voc12aug")),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
                            _function("features-gc", _features_gc)),
     **{name: Command("Results", first_sentence(kind), _results(name))
@@ -569,6 +573,8 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("Results", first_sentence(Verify), _verify),
     "submit": Command("Machines", "send a command to Slurm, or to processes of this machine", _script("submit")),
     "speed": Command("Machines", "time the hot loops against what people use today", _script("speed")),
+    "bench-loader": Command("Machines", "time the input pipeline of a recipe", _script("bench_loader")),
+    "cost-table": Command("Machines", "time and memory of a training step of each mechanism", _script("cost_table")),
 }  # fmt: skip
 
 

@@ -267,16 +267,16 @@ def _listed(path: Path) -> Files:
 
 def _indexed(path: Path, remote: bool) -> Shards:
     if not path.is_file():
-        raise InputError(f"shard index not found: {path}; scripts/index_shards.py writes one")
+        raise InputError(f"shard index not found: {path}; encoder-bench index-shards writes one")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
         urls, counts = [str(e["url"]) for e in entries], [int(e["nsamples"]) for e in entries]
     except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply; write it again with scripts/index_shards.py") from error
+        raise InputError(f"{path} is nested too deeply; write it again with encoder-bench index-shards") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path} is not a shard index (a 'shardlist' of url and nsamples; wrong: {error!r}); write it again with "
-            "scripts/index_shards.py"
+            "encoder-bench index-shards"
         ) from error
     found: dict[str, int] = {}
     addresses = set()
@@ -286,7 +286,7 @@ def _indexed(path: Path, remote: bool) -> Shards:
             if not 0 <= count <= file.stat().st_size // tarfile.BLOCKSIZE:
                 raise InputError(
                     f"{path} says that {file} has {count} images, more or fewer than it can hold; write it again with "
-                    "scripts/index_shards.py"
+                    "encoder-bench index-shards"
                 )
             found[str(file)] = count
         elif not remote:

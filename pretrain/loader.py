@@ -323,5 +323,5 @@ class _ShardStream(IterableDataset[Item]):
         if read != expected:
             raise InputError(
                 f"{url} holds {read} images where its index says {expected}; write the index again with "
-                "scripts/index_shards.py"
+                "encoder-bench index-shards"
             )

@@ -37,7 +37,7 @@ class BenchLoader:
 def main() -> int:
     """Print one line; exit code 2 and a message on stderr when the input cannot be used."""
     try:
-        options = parse(BenchLoader, sys.argv[1:], "scripts/bench_loader.py")
+        options = parse(BenchLoader, sys.argv[1:], "encoder-bench bench-loader")
         sys.stdout.write(_measure(options))
     except (InputError, OSError) as error:
         return print_error("bench-loader", error)

@@ -40,7 +40,7 @@ class CostTable:
 def main() -> int:
     """Measure each mechanism in a process of its own; exit code 2 and a message when the input cannot be used."""
     try:
-        options = parse(CostTable, sys.argv[1:], "scripts/cost_table.py")
+        options = parse(CostTable, sys.argv[1:], "encoder-bench cost-table")
         if options.steps < 1:
             raise InputError(f"--steps must be at least 1, got {options.steps}")
         if not options.mechanisms:

@@ -26,7 +26,7 @@ class IndexShards:
 def main() -> int:
     """Read the headers of every shard once."""
     try:
-        folder = parse(IndexShards, sys.argv[1:], "scripts/index_shards.py").folder
+        folder = parse(IndexShards, sys.argv[1:], "encoder-bench index-shards").folder
         shards = sorted(folder.glob("*.tar"))
         if not shards:
             raise InputError(f"no .tar file in {folder}")

@@ -108,7 +108,7 @@ def _write_list(file: Path, lines: Iterable[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        options = parse(Prepare, sys.argv[1:] if arguments is None else arguments, "scripts/prepare_voc12aug.py")
+        options = parse(Prepare, sys.argv[1:] if arguments is None else arguments, "encoder-bench prepare-voc12aug")
         written = prepare(options)
     except (InputError, OSError) as error:
         return print_error("prepare-voc12aug", error)

@@ -1,6 +1,6 @@
-"""Make what the README shows from the code and the records: its picture, and its table of benchmarks.
+"""Make what the README shows from the code and the records: its picture, and its tables of benchmarks and of costs.
 
-python scripts/readme.py          writes docs/pictures/explain-*.svg and the table in README.md
+python scripts/readme.py          writes docs/pictures/explain-*.svg and the tables in README.md
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
+from benchmarks.__main__ import COMMANDS
 from benchmarks.registry import TASKS, load_task
 from results.compare.explain import explanations, remembered
 from results.plot_style import without_title
@@ -19,7 +20,7 @@ from results.store import read_records
 ROOT = Path(__file__).parents[1]
 RECORDS, OUT = ROOT / "docs" / "examples" / "explain", ROOT / "docs" / "pictures"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+SEVERAL = "Several benchmarks"
 INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 
 
@@ -34,14 +35,22 @@ def benchmark_table() -> str:
             data = list(dict.fromkeys(protocol.dataset for protocol in protocols))
             shown = ", ".join(data[:4]) + (f" and {len(data) - 4} more" if len(data) > 4 else "")
             lines.append(f"| {heading} | `{name}` | {sentence} | {shown} | {len(protocols)} |")
+    for name, command in COMMANDS.items():
+        if command.group == SEVERAL:
+            lines.append(f"| {SEVERAL} | `{name}` | {command.sentence} | those of its benchmarks | theirs |")
     return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """The README with the table as the registry gives it."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{benchmark_table()}\n\n{END}{after}"
+def with_tables(text: str) -> str:
+    """The README with the tables as the registry and the records give them."""
+    sys.path.insert(0, str(ROOT / "scripts" / "docs_pages"))
+    from costs import cost_table
+
+    for name, made in (("benchmarks", benchmark_table()), ("costs", cost_table().strip())):
+        before, _, rest = text.partition(f"<!-- {name}:begin -->")
+        _, _, after = rest.partition(f"<!-- {name}:end -->")
+        text = f"{before}<!-- {name}:begin -->\n\n{made}\n\n<!-- {name}:end -->{after}"
+    return text
 
 
 def picture(out: Path = OUT) -> None:
@@ -58,9 +67,9 @@ def picture(out: Path = OUT) -> None:
 
 
 def main() -> int:
-    """Write both."""
+    """Write all."""
     picture()
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Run commands of the project as jobs, on a Slurm cluster or as processes of this machine, through submitit.
 
-    python scripts/submit.py --cluster slurm --gpus 8 -- python -m pretrain --recipe RECIPE --data /data/imagenet
-    python scripts/submit.py --cluster slurm --gpus 1 -- python -m benchmarks all --encoder 'runs/*/*.pth' --data /data
-    python scripts/submit.py status
+    encoder-bench submit --cluster slurm --gpus 8 -- python -m pretrain --recipe RECIPE --data /data/imagenet
+    encoder-bench submit --cluster slurm --gpus 1 -- python -m benchmarks all --encoder 'runs/*/*.pth' --data /data
+    encoder-bench submit status
 
 `python -m benchmarks all` becomes one job per encoder and benchmark, an array on Slurm. A job that is preempted or runs
 out of its time is queued again and resumes, as every long command of the project does. `--then` runs when the last job
@@ -223,8 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = arguments[at + 1 :]
     try:
         if arguments[:1] == ["status"]:
-            return _print_status(parse(Status, arguments[1:at], "scripts/submit.py status"))
-        options = parse(Options, arguments[:at], "scripts/submit.py")
+            return _print_status(parse(Status, arguments[1:at], "encoder-bench submit status"))
+        options = parse(Options, arguments[:at], "encoder-bench submit")
         if not command:
             raise InputError("no command; write it after --, as in: submit.py -- python -m benchmarks …")
         commands, left_out = ([command], 0) if options.together else split_up(command)
@@ -413,7 +413,7 @@ def _slurm(options: Options, jobs: list[Command], then: list[str]) -> int:
             log.info("job %s, when they have ended: %s", handle.job_id, shlex.join(then))
     except FailedJobError as error:
         raise InputError(f"sbatch refused the job: {_words_of_sbatch(error)}") from error
-    log.info("python scripts/submit.py status --folder %s lists the jobs", options.folder)
+    log.info("encoder-bench submit status --folder %s lists the jobs", options.folder)
     return 0
 
 

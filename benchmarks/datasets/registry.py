@@ -165,7 +165,7 @@ _VOC_PAGE = (
 )
 _SBD = (
     f"{_VOC_PAGE}; and the Semantic Boundaries Dataset (Hariharan et al. 2011, benchmark_RELEASE) as VOCdevkit/VOCaug, "
-    "then python scripts/prepare_voc12aug.py --data DATA"
+    "then encoder-bench prepare-voc12aug --data DATA"
 )
 _COCO_PAGE = "the COCO page (cocodataset.org): {train,val}2017.zip and annotations_trainval2017.zip, unpacked in coco/"
 _DENSEPOSE_PAGE = (

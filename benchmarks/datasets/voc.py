@@ -204,7 +204,7 @@ def read_voc12aug(folder: Path, split: str) -> Labels:
         raise InputError(
             f"{folder} has no {'list aug.txt' if masks.is_dir() else masks.name}, only {folder_contents(folder)}; "
             "unpack the Semantic Boundaries Dataset (Hariharan et al. 2011) below VOCdevkit/VOCaug and run "
-            "python scripts/prepare_voc12aug.py"
+            "encoder-bench prepare-voc12aug"
         )
     # DeepLab's list has pairs of paths, mm's has ids.
     listed = [Path(line.split()[0]).stem for line in read_lines(file)]
@@ -216,7 +216,7 @@ def read_voc12aug(folder: Path, split: str) -> Labels:
     train = set(own)
     where = ["SegmentationClass" if id in train else masks.name for id in ids]
     names = [f"{below}/{id}.png" for below, id in zip(where, ids, strict=True)]
-    require_files(folder, names, file.name, "run python scripts/prepare_voc12aug.py")
+    require_files(folder, names, file.name, "run encoder-bench prepare-voc12aug")
     return _with_masks(folder, file, ids, where)
 
 

@@ -14,14 +14,17 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import Files
+from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
 
 import benchmark_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
+import costs  # noqa: E402
+import figures  # noqa: E402
 import inventories  # noqa: E402
+import notebook  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docs_pages")
 
@@ -31,6 +34,7 @@ class Site:
 
     def __init__(self) -> None:
         self.protocols = benchmark_tables.ProtocolPages()
+        self.pictures = figures.Pictures()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
             *(
@@ -44,12 +48,20 @@ class Site:
             *(inventories.benchmark_commands, inventories.result_commands),
             *(benchmark_tables.sources, benchmark_tables.papers, benchmark_tables.zoo_pages),
             *(benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far),
-            *(benchmark_tables.commands, benchmark_tables.published, inventories.output),
+            *(benchmark_tables.commands, benchmark_tables.published, inventories.output, inventories.rendered),
+            costs.cost_table,
         )
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(
-            protocols=self.protocols.tables, overview=self.protocols.overview, other_protocols=self.protocols.others
+            protocols=self.protocols.tables,
+            overview=self.protocols.overview,
+            other_protocols=self.protocols.others,
+            notebook=notebook.page,
         )
+
+    def page(self, markdown: str, source: str) -> str:
+        """The markdown of a page with everything filled in."""
+        return self.environment.from_string(markdown).render(figure=self.pictures.on_page(source))
 
 
 _site: Site
@@ -63,11 +75,15 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills a page's tables in."""
+    """Fills a page's tables and figures in."""
     try:
-        return _site.environment.from_string(markdown).render()
+        text = _site.page(markdown, page.file.src_uri)
     except Exception as error:
         raise PluginError(f"docs/{page.file.src_uri}: {type(error).__name__}: {error}") from error
+    for path, content in _site.pictures.drawn.items():
+        if files.get_file_from_path(path) is None:
+            files.append(File.generated(config, path, content=content))
+    return text
 
 
 def on_env(env: Any, /, *, config: MkDocsConfig, files: Files) -> Any:

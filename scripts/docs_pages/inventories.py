@@ -209,6 +209,39 @@ def output(line: str, code: int = 0, first: int | None = None) -> str:
     Raises:
         ValueError: another command, or it ends with another exit code.
     """
+    lines = _printed(line, code)
+    shown = lines[:first] + (["…"] if first and len(lines) > first else [])
+    block = "".join(f"{each}\n" for each in ("", "```text", *shown, "```")) if shown else ""
+    said = f"\nIt ends with exit code {code}.\n" if code else ""
+    return f"```bash\n{line}\n```\n{block}{said}"
+
+
+def rendered(line: str, rows: int | None = None) -> str:
+    """A command and the first table that it prints, as a table of the page with its title and the lines above it.
+
+    Args:
+        line: as for `output`; the command must print markdown.
+        rows: number of rows that are shown; all by default.
+
+    Raises:
+        ValueError: another command, or one that fails or prints no table.
+    """
+    lines = _printed(line, 0)
+    starts = [number for number, each in enumerate(lines) if each.startswith("|")]
+    if not starts:
+        raise ValueError(f"{line} prints no table")
+    first = starts[0]
+    end = next((number for number in range(first, len(lines)) if not lines[number].startswith("|")), len(lines))
+    title = max((number for number in range(first) if lines[number].startswith("#")), default=0)
+    above = [f"**{each.lstrip('# ')}**" if each.startswith("#") else each for each in lines[title:first]]
+    table, count = lines[first:end], end - first - 2
+    if rows is not None and count > rows:
+        table = [*table[: rows + 2], "", f"The first {rows} of {count} rows."]
+    return "\n".join([f"```bash\n{line}\n```\n", *above, *table, ""])
+
+
+def _printed(line: str, code: int) -> list[str]:
+    """The lines that a command of `python -m results` prints in the project's folder."""
     words = shlex.split(line)
     if words[:3] != ["python", "-m", "results"]:
         raise ValueError(f"{line} is not a command of python -m results")
@@ -222,7 +255,4 @@ def output(line: str, code: int = 0, first: int | None = None) -> str:
     lines = printed.getvalue().rstrip("\n").splitlines()
     if ended != code:
         raise ValueError(f"{line} ended with {ended}, not {code}: {' '.join(lines[-1:])}")
-    shown = lines[:first] + (["…"] if first and len(lines) > first else [])
-    block = "".join(f"{each}\n" for each in ("", "```text", *shown, "```")) if shown else ""
-    said = f"\nIt ends with exit code {code}.\n" if code else ""
-    return f"```bash\n{line}\n```\n{block}{said}"
+    return lines

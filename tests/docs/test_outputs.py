@@ -36,3 +36,28 @@ def test_another_exit_code_or_command_stops_the_build() -> None:
         output(MODEL)
     with pytest.raises(ValueError, match="rm -r x is not a command of python -m results"):
         output("rm -r x")
+
+
+def test_a_table_that_a_command_prints_becomes_a_table_of_the_page() -> None:
+    rendered = room("inventories").rendered
+    line = "python -m results published --source 'MoCo v2 page A*' --format markdown"
+    shown = rendered(line, rows=2)
+    assert shown.startswith(f"```bash\n{line}\n```\n")
+    assert [each[0] for each in shown.splitlines() if each.startswith("|")] == ["|"] * 4
+    assert "The first 2 of " in shown
+    assert "\n#" not in shown
+    with pytest.raises(ValueError, match="prints no table"):
+        rendered("python -m results published --source 'MoCo v2 page A*' --format csv")
+
+
+def test_a_figure_is_drawn_for_light_and_for_dark_pages() -> None:
+    pictures = room("figures").Pictures()
+    text = pictures.on_page("benchmarks/knn.md")("knn_k", "Accuracy.")
+    assert "(../pictures/knn_k-light.svg#only-light)" in text
+    assert "(../pictures/knn_k-dark.svg#only-dark)" in text
+    assert text.rstrip().endswith("*Accuracy.*")
+    light, dark = (pictures.drawn[f"pictures/knn_k-{theme}.svg"] for theme in ("light", "dark"))
+    assert b"#e6edf3" in dark
+    assert b"#e6edf3" not in light
+    with pytest.raises(ValueError, match="0 figures whose name begins with gone"):
+        pictures.on_page("index.md")("gone", "")

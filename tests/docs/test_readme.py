@@ -22,8 +22,20 @@ def made() -> dict[str, Any]:
 
 
 def test_the_table_names_every_benchmark(made: dict[str, Any]) -> None:
-    assert made["with_table"](TEXT) == TEXT, REMAKE
-    assert all(f"| `{name}` |" in TEXT for name in TASK_NAMES)
+    assert made["with_tables"](TEXT) == TEXT, REMAKE
+    assert all(f"| `{name}` |" in TEXT for name in (*TASK_NAMES, "all", "frozen", "probes", "dense"))
+
+
+def test_a_cost_follows_from_the_protocol_and_the_records() -> None:
+    passes = 1_281_167 + 50_000  # of kNN: each image of train and val once
+    rates = f"{passes / 1000 / 60:.2g} minutes | {passes / 160 / 3600:.2g} hours"
+    assert f"| `knn` | `knn.mmselfsup@1` | 1.33 million | {rates} |" in TEXT
+    trained = (
+        20_000 * 16 * 3 * (512 / 224) ** 2
+    )  # of segmentation: iterations, batch, and three passes a step at 512 pixels
+    evaluated = 1_449 * (512 / 224) ** 2
+    assert f"| `voc-seg` | `voc12aug_fcn.mmselfsup@1` | {(trained + evaluated) / 1e6:.3g} million |" in TEXT
+    assert "| `linear` | `linear_avgpool.moco@1` | 128 million |" in TEXT  # 100 epochs of 1,281,167
 
 
 def test_the_picture_shows_the_records(made: dict[str, Any], tmp_path: Path) -> None:

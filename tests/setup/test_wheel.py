@@ -79,6 +79,9 @@ def test_scripts_of_a_checkout_are_commands(
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["submit", "--cpus", "2"]) == 2
     assert "no command" in capsys.readouterr().err
+    for command in ("bench-loader", "cost-table", "index-shards", "prepare-voc12aug"):
+        assert main([command, "--no-such-flag"]) == 2
+        assert f"encoder-bench {command} --help" in capsys.readouterr().err
 
 
 def test_a_package_of_an_extra_is_named_with_the_extra() -> None:

@@ -238,7 +238,7 @@ def test_json_of_coco(tmp_path: Path) -> None:
 def test_voc12aug_that_was_not_prepared(tmp_path: Path) -> None:
     folder = write_voc12aug(tmp_path, layout="sbd")
     read = find_dataset("voc12aug", tmp_path).read
-    with pytest.raises(InputError, match=r"has no SegmentationClassAug.*prepare_voc12aug\.py"):
+    with pytest.raises(InputError, match=r"has no SegmentationClassAug.*encoder-bench prepare-voc12aug"):
         read("train_aug")
     assert len(read("val")) == 4
     with pytest.raises(InputError, match=r"has no split test; it has train_aug and val"):

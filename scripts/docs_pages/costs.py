@@ -1,0 +1,90 @@
+"""What the published variant of each benchmark costs: estimated for full data, and measured on the embedded data.
+
+An estimate counts the images that pass through the encoder. A training step of the encoder counts as three passes, and
+an image of another size counts by its pixels. Both rates are this project's assumptions for a ResNet-50 at 224 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from markdown_table import table
+
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.registry import AnyTask, load_task, tasks
+from benchmarks.task import ImageTask, Labels
+from results.schema import Protocol
+from results.store import read_records
+
+RECORDS = Path(__file__).parents[2] / "results" / "records"
+GPU_RATE, CORE_RATE, CORES, SIDE = 1000, 10, 16, 224
+
+
+def rows() -> list[tuple[str, str, str, str, str, str]]:
+    """Command, protocol, passes, time on one GPU and on CPUs, and the median of the committed records."""
+    measured: dict[str, list[float]] = {}
+    for stored in read_records(RECORDS)[0]:
+        record = stored.record
+        if record.status == "ok" and "total" in record.timing:
+            measured.setdefault(record.protocol.resolved.harness, []).append(record.timing["total"])
+    found = []
+    for kind in tasks():
+        task = load_task(kind.name)()
+        protocol = task.protocols[0]
+        passes = encoder_passes(task, protocol)
+        seconds = measured.get(task.name)
+        found.append(
+            (
+                f"`{task.name}`",
+                f"`{protocol.id}`",
+                "unknown" if passes is None else _count(passes),
+                "unknown" if passes is None else _time(passes / GPU_RATE),
+                "unknown" if passes is None else _time(passes / CORE_RATE / CORES),
+                _time(median(seconds)) if seconds else "not measured",
+            )
+        )
+    return found
+
+
+def cost_table() -> str:
+    """The rows as markdown."""
+    head = ("Command", "Protocol", "Passes", "One GPU, estimate", f"{CORES} CPU cores, estimate",
+            "Embedded data, 2 CPU cores, measured")  # fmt: skip
+    return table(head, rows())
+
+
+def encoder_passes(task: AnyTask, protocol: Protocol) -> float | None:
+    """Passes of images of 224 x 224 pixels; None where the sizes of the splits are not known."""
+    splits = DATASETS[protocol.dataset].splits
+    sizes = splits.get(protocol.train_split), splits.get(protocol.test_split)
+    pixels = (protocol.geometry.crop / SIDE) ** 2
+    if not isinstance(task, ImageTask):
+        return None if None in sizes else pixels * sum(size or 0 for size in set_of_splits(protocol, sizes))
+    iterations = bool(protocol.params.get("iterations"))
+    if None in sizes and not iterations:
+        return None
+    trained, evaluated = task.amount(protocol, *(_labels(size or 1) for size in sizes))
+    return pixels * (trained * task.passes_per_step + (evaluated if sizes[1] else 0))
+
+
+def set_of_splits(protocol: Protocol, sizes: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The sizes, without the second where train and test are one split."""
+    return sizes[:1] if protocol.train_split == protocol.test_split else sizes
+
+
+def _labels(size: int) -> Labels:
+    """As many items as a split has, of which only the number is read."""
+    return Labels(("",) * size, (Path(),) * size, (), np.zeros((0, 0)), ())
+
+
+def _count(passes: float) -> str:
+    return f"{passes / 1e6:.3g} million" if passes >= 1e6 else f"{passes / 1e3:.3g} thousand"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{max(1, round(seconds))} s"

@@ -1,0 +1,72 @@
+"""Figures of the committed records, drawn as the site is built, once for light and once for dark pages."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from matplotlib import rc_context
+
+from results.plot_style import without_title
+from results.plots import RecordFigure, record_figures
+from results.store import read_records
+
+RECORDS = Path(__file__).parents[2] / "results" / "records"
+INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+
+
+class Pictures:
+    """Draws the figures that the pages ask for.
+
+    Attributes:
+        drawn: SVG by its path below the site, of every figure so far.
+    """
+
+    def __init__(self) -> None:
+        self.drawn: dict[str, bytes] = {}
+        self._figures: dict[str, RecordFigure] = {}
+
+    def on_page(self, source: str) -> Callable[[str, str], str]:
+        """The function `figure(name, about)` for the page with this path below docs/."""
+
+        def figure(name: str, about: str) -> str:
+            """A figure of the committed records with a caption; `name` is that of its file, or how it begins."""
+            found = self._find(name)
+            parts = [f"{about} {found.caption}".strip()]
+            for theme in INK:
+                path = f"pictures/{found.name}-{theme}.svg"
+                if path not in self.drawn:
+                    self.drawn[path] = drawn(found.draw, theme)
+                link = posixpath.relpath(path, posixpath.dirname(source) or ".")
+                parts.append(f"![{found.title}]({link}#only-{theme})")
+            return "\n\n".join([*parts[1:], f"*{parts[0]}*"]) + "\n"
+
+        return figure
+
+    def _find(self, name: str) -> RecordFigure:
+        if not self._figures:
+            embedded = [stored for stored in read_records(RECORDS)[0] if stored.record.dataset.embedded]
+            self._figures = {figure.name: figure for figure in record_figures(embedded)}
+        found = [figure for key, figure in self._figures.items() if key.startswith(name)]
+        if len(found) != 1:
+            raise ValueError(
+                f"there are {len(found)} figures whose name begins with {name}: {', '.join(self._figures)}"
+            )
+        return found[0]
+
+
+def drawn(draw: Callable[[Path], None], theme: str) -> bytes:
+    """The SVG that a function draws, with the ink of a theme and the same bytes every time."""
+    look = {
+        **dict.fromkeys(INKED, INK[theme]),
+        "svg.fonttype": "path",
+        "svg.hashsalt": theme,
+        "savefig.transparent": True,
+    }
+    with TemporaryDirectory() as folder, rc_context(look), without_title():
+        path = Path(folder) / "figure.svg"
+        draw(path)
+        return path.read_bytes()
