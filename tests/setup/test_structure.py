@@ -59,4 +59,7 @@ def test_no_benchmark_imports_another() -> None:
     for module in modules:
         tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        assert not imported & (modules - {module}), module
+        # The tasks of one engine share its folder, and ViTDet's is detection's with another model.
+        engine = {"benchmarks.detection", "benchmarks.segmentation"} & {module.rpartition(".")[0]}
+        others = {other for other in modules - {module} if other.rpartition(".")[0] not in engine}
+        assert not imported & others, module
