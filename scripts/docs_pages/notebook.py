@@ -38,8 +38,16 @@ def page(name: str) -> str:
         language = "python" if "\n" in source or not source.startswith("!") else "bash"
         parts.append(f"```{language}\n{source.removeprefix('!') if language == 'bash' else source}\n```")
         if cell["outputs"]:
-            parts.append("```text\n" + "".join(cell["outputs"][0]["text"]).strip("\n") + "\n```")
+            parts.append(_shown("".join(cell["outputs"][0]["text"]).strip("\n")))
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(text: str) -> str:
+    """An output: markdown with a table as it is, with bold text for its headings, and anything else as printed."""
+    lines = text.splitlines()
+    if not any(line.startswith("|") for line in lines):
+        return f"```text\n{text}\n```"
+    return "\n".join(f"**{line.lstrip('# ')}**" if line.startswith("#") else line for line in lines)
 
 
 def run(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
