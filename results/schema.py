@@ -52,6 +52,10 @@ def _is_zero(value: object) -> bool:
     return value == 0
 
 
+def _is_pil(value: object) -> bool:
+    return value == "pil"
+
+
 def _is_torch_eps(value: object) -> bool:
     return value == 1e-5
 
@@ -150,6 +154,10 @@ class Geometry(Frozen):
     `border` pixels are cut off every side of the image. Then `shorter` resizes the shorter side to `resize`, and takes
     the centre `crop` squared; `warp` resizes the shorter side to `resize` (0 skips that) and then both sides to `crop`,
     whatever the aspect (VOC07 SVM).
+
+    `decoder` is what reads JPEG files; anything else than Pillow is a marked variant of a protocol. `pil-draft` lets
+    Pillow decode at a half, a quarter or an eighth of the size where that is no smaller than `resize`; `simplejpeg` is
+    libjpeg-turbo at full size, and `simplejpeg-scaled` at the nearest larger eighth.
     """
 
     mode: Literal["shorter", "warp"]
@@ -157,6 +165,7 @@ class Geometry(Frozen):
     crop: int = Field(ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     border: int = Field(0, ge=0, exclude_if=_is_zero)
+    decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled"] = Field("pil", exclude_if=_is_pil)
 
 
 class Params(Frozen):

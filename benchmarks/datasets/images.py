@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -41,7 +42,7 @@ class BadImage(InputError):  # noqa: N818 - the image is bad, not the program
         super().__init__(message.rpartition("BadImage: ")[2])
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
     """The image in RGB with the pixels that Pillow's `convert("RGB")`, and so torchvision's loader, gives.
 
     MoCo, DINO, VISSL and lemniscate see the same pixels. The EXIF orientation is not applied: they do not apply it
@@ -51,9 +52,12 @@ def decode(path: Path) -> Image.Image:
 
     Args:
         path: a file, or an image in a batch file as `data_batch_1#17` of CIFAR-10.
+        geometry: names the decoder of JPEG files, and the size that a scaled one may decode to. Without it, Pillow
+            decodes at full size.
 
     Raises:
         BadImage: the file is missing, damaged or not an image, or has 32-bit pixels, whose range is unknown.
+        InputError: the decoder is not installed.
     """
     if "#" in path.name and batch_file(str(path)):
         try:
@@ -62,12 +66,50 @@ def decode(path: Path) -> Image.Image:
             raise BadImage(str(error)) from error
     try:
         with open_image(path) as image:
+            if geometry is not None and geometry.decoder != "pil" and image.format == "JPEG" and image.mode == "RGB":
+                return _jpeg(path, image, geometry)
             image.load()
         return _rgb(path, image)
     except FileNotFoundError as error:
         raise BadImage(f"{path} does not exist; restore it or leave it out of the lists") from error
     except _DAMAGED as error:
         raise BadImage(f"{path} cannot be decoded as an image ({_fault(path, error)}); replace or remove it") from error
+
+
+def _jpeg(path: Path, image: Image.Image, geometry: Geometry) -> Image.Image:
+    """An RGB image of an opened JPEG file, by the decoder of `geometry`."""
+    least = smallest_side(geometry)
+    if geometry.decoder == "pil-draft":
+        image.draft("RGB", (least, least))  # no side becomes smaller than that
+        image.load()
+        return _rgb(path, image)
+    simplejpeg = require_simplejpeg()
+    side = least if geometry.decoder == "simplejpeg-scaled" and least < min(image.size) else 0
+    return Image.fromarray(simplejpeg.decode_jpeg(path.read_bytes(), min_height=side, min_width=side))
+
+
+def smallest_side(geometry: Geometry) -> int:
+    """Pixels that no side of a decoded image may fall below, so that the geometry never enlarges it for that reason.
+
+    Borders are cut in pixels of the full image, so then nothing may be scaled.
+    """
+    return 2**16 if geometry.border else max(geometry.resize, geometry.crop)
+
+
+def require_simplejpeg() -> Any:
+    """The module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import simplejpeg
+    except ImportError as error:
+        raise InputError(
+            "geometry.decoder=simplejpeg needs the package simplejpeg, which is not installed: pip install simplejpeg, "
+            "or leave the decoder at pil"
+        ) from error
+    return simplejpeg
 
 
 def _rgb(path: Path, image: Image.Image) -> Image.Image:
@@ -110,9 +152,11 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __init__(self, paths: Sequence[Path], geometry: Geometry) -> None:
         self.paths = paths
         self.geometry = geometry
+        if geometry.decoder.startswith("simplejpeg"):
+            require_simplejpeg()  # before any work
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return TF.pil_to_tensor(apply_geometry(decode(self.paths[index]), self.geometry)), index
+        return TF.pil_to_tensor(apply_geometry(decode(self.paths[index], self.geometry), self.geometry)), index
