@@ -182,6 +182,12 @@ def prepare(
         protocol = _at_size_of(encoder, protocol)
     if options.precision is not None:
         protocol = _at_precision(task, protocol, options)
+    if options.stored != "fp32":
+        if not isinstance(task, FeatureTask):
+            raise InputError(f"{protocol.id} reads no stored features: leave out --stored {options.stored}")
+        protocol = protocol.changed(label=f"stored={options.stored}")
+    if protocol.geometry.decoder != "pil" and not isinstance(task, FeatureTask):
+        raise InputError(f"{protocol.id}: only benchmarks on stored features can choose a decoder")
     found = find_dataset(protocol.dataset, Path(data))
     train, test = found.read(protocol.train_split), found.read(protocol.test_split)
     protocol = task.adapted(protocol, train, test)
@@ -363,7 +369,9 @@ def feature_requests(run: Run) -> list[FeatureRequest]:
     )
     precision = run.options.precision or "fp32"
     return [
-        FeatureRequest(run.encoder, labels, geometry, outputs, precision, f"{run.dataset.id} {name}")
+        FeatureRequest(
+            run.encoder, labels, geometry, outputs, precision, f"{run.dataset.id} {name}", stored=run.options.stored
+        )
         for name, labels, geometry in splits
     ]
 

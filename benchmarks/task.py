@@ -34,6 +34,7 @@ log = logging.getLogger("benchmarks")
 ItemT = TypeVar("ItemT")
 ParamsT = TypeVar("ParamsT", bound=Params)
 Precision = Literal["fp32", "bf16", "fp16"]
+StoredFormat = Literal["fp32", "fp16", "bf16"]
 Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
 Outputs = Mapping[str, "tuple[str, Pooling | None]"]  # feature key -> encoder output, pooling of its maps or None
 FEATURE_MAPS = ("feature1", "feature2", "feature3", "feature4", "feature5")  # encoder outputs at strides 2 to 32
@@ -57,6 +58,8 @@ class RunOptions:
     """images per batch of feature extraction; chosen from device and image size by default"""
     precision: Precision | None = None
     """precision of the encoder; the protocol's own by default, fp32 for stored features"""
+    stored: StoredFormat = "fp32"
+    """number format of stored features: fp16 and bf16 take half the disk, and show in the protocol's id"""
     seed: int = 0
     """seed of everything that the benchmark draws"""
     strict: bool = False

@@ -95,11 +95,12 @@ class PartialOutput:
         folder: folder of the address.
         key: file name of the output, without suffix.
         rows, width: shape of the output.
-        dtype: float32 or float16.
+        dtype: float32, float16 or bfloat16.
     """
 
     def __init__(self, folder: Path, key: str, rows: int, width: int, dtype: str = "float32") -> None:
-        self.folder, self.key, self.rows, self.width, self.dtype = folder, key, rows, width, np.dtype(dtype)
+        self.folder, self.key, self.rows, self.width = folder, key, rows, width
+        self.dtype = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)  # bfloat16 by its bits: see `widened`
         self._row_bytes = width * self.dtype.itemsize
         self.shards = -(-rows // SHARD_ROWS)
         self.path = folder / "partial" / f"{key}.npy"
@@ -145,15 +146,22 @@ class PartialOutput:
         """Whether any shard is on the disk."""
         return any(self.done(shard) for shard in range(self.shards))
 
-    def write(self, start: int, vectors: NDArray[np.float32]) -> None:
-        """Write rows from `start` on, those of a shard in order.
+    def encoded(self, vectors: NDArray[np.float32]) -> NDArray[Any]:
+        """The vectors as they are stored; what float16 cannot hold becomes infinite."""
+        if self.dtype == np.uint16:
+            return narrowed(vectors)
+        with np.errstate(over="ignore"):
+            return vectors.astype(self.dtype, copy=False)
+
+    def write(self, start: int, vectors: NDArray[Any]) -> None:
+        """Write encoded rows from `start` on, those of a shard in order.
 
         Not through a memory map: there a full disk would kill the process.
 
         Raises:
             OSError: the disk is full.
         """
-        content = memoryview(vectors.astype(self.dtype, copy=False).tobytes())
+        content = memoryview(vectors.tobytes())
         at, shard = self._offset + start * self._row_bytes, shard_of(start)
         self._sums[shard] = zlib.crc32(content, self._sums[shard] if start % SHARD_ROWS else 0)
         while content:
@@ -234,7 +242,21 @@ def _unreadable(mark: dict[str, Any], found: int) -> dict[int, str]:
 # ---- complete outputs ------------------------------------------------------------------------------------------------
 
 
-def open_rows(path: Path) -> np.memmap[Any, np.dtype[np.floating[Any]]]:
+def narrowed(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of the nearest bfloat16 numbers, ties to even: the upper half of float32."""
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+    upper = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(rows), np.uint16(0x7FC0), upper)
+
+
+def widened(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    """float32 rows of bfloat16's bits; rows in float32 and float16 as they are."""
+    if rows.dtype != np.uint16:
+        return rows
+    return (rows.astype(np.uint32) << 16).view(np.float32)
+
+
+def open_rows(path: Path) -> np.memmap[Any, np.dtype[Any]]:
     """A memory map (N, D) of a file.
 
     Raises:
@@ -244,7 +266,7 @@ def open_rows(path: Path) -> np.memmap[Any, np.dtype[np.floating[Any]]]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except EOFError as error:
         raise ValueError(f"{path.name} is empty") from error
-    if not isinstance(rows, np.memmap) or rows.dtype not in (np.float32, np.float16) or rows.ndim != 2:
+    if not isinstance(rows, np.memmap) or rows.dtype not in (np.float32, np.float16, np.uint16) or rows.ndim != 2:
         raise ValueError(f"{path.name} is not an array of vectors")
     return rows
 

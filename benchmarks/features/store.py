@@ -30,9 +30,10 @@ from benchmarks.features.shards import (
     read_output,
     shard_of,
     shard_rows,
+    widened,
     write_json,
 )
-from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, progress
+from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, StoredFormat, progress
 from results.files import DISK_FULL
 from results.schema import Geometry, canonical_sha256
 
@@ -57,6 +58,7 @@ class FeatureRequest:
     Attributes:
         outputs: feature key -> (encoder output, pooling of its maps or None for a vector).
         about: the data set and its split, for people.
+        stored: number format on disk of all outputs but patch rows, whose pooling says it.
     """
 
     encoder: Encoder
@@ -65,6 +67,7 @@ class FeatureRequest:
     outputs: Outputs
     precision: Precision = "fp32"
     about: str = ""
+    stored: StoredFormat = "fp32"
 
     @property
     def images(self) -> Labels:
@@ -80,7 +83,10 @@ class FeatureRequest:
         """
         card = self.encoder.card
         head = {} if card.head is None else {"head": card.head}  # the hash of the weights is the backbone's only
-        return head | {
+        stored = {} if self.stored == "fp32" else {"stored": self.stored}
+        return {
+            **head,
+            **stored,
             "version": FEATURES_VERSION,
             "weights": card.weights_sha256,
             "architecture": card.architecture.model_dump(mode="json"),
@@ -113,13 +119,14 @@ def file_key(output: str, pooling: Pooling | None) -> str:
     return output if pooling is None else f"{output}-{canonical_sha256(pooling.model_dump(mode='json'))[:8]}"
 
 
-def stored_dtype(pooling: Pooling | None) -> str:
+def stored_dtype(pooling: Pooling | None, stored: StoredFormat = "fp32") -> str:
     """The type of an output's numbers on disk."""
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[stored]
     if pooling is None:
-        return "float32"
+        return name
     from benchmarks.features.pool import PatchRows
 
-    return pooling.dtype if isinstance(pooling, PatchRows) else "float32"
+    return pooling.dtype if isinstance(pooling, PatchRows) else name
 
 
 class FeatureStore:
@@ -141,7 +148,9 @@ class FeatureStore:
         self.root, self.options = options.features, options
 
     def get(self, requests: Sequence[FeatureRequest]) -> list[Split]:
-        """The splits with (N, D) float32 memory maps, computed where they are missing.
+        """The splits with (N, D) memory maps, float32 or float16, computed where they are missing.
+
+        Features in bfloat16, which NumPy does not have, are widened to float32 in memory.
 
         Row i is image i of the split's labels, joined by id. These are the requested labels without the images that
         could not be read.
@@ -221,7 +230,7 @@ class FeatureStore:
             if missing:
                 dims = widths(first.encoder, first.geometry, missing)
                 parts = {
-                    key: PartialOutput(folder, key, len(first.images), dims[key], stored_dtype(pooling))
+                    key: PartialOutput(folder, key, len(first.images), dims[key], stored_dtype(pooling, first.stored))
                     for key, (_, pooling) in missing.items()
                 }
                 yield ExtractionPass(first.with_outputs(missing), folder, parts, self.options)
@@ -277,6 +286,7 @@ def _join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split
         if stored != labels.ids:
             row_of = {id: row for row, id in enumerate(stored)}
             features[key] = features[key][[row_of[id] for id in labels.ids]]
+        features[key] = widened(features[key])
     return Split(labels, features), unreadable
 
 
@@ -384,16 +394,16 @@ class ExtractionPass:
             rows = np.zeros((batch.stop - batch.start, part.width), np.float32)
             if len(readable):
                 rows[readable] = vectors[key].cpu().numpy()
-            with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite
-                rows = rows.astype(part.dtype, copy=False)
-            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            stored = part.encoded(rows)
+            bad = np.flatnonzero(~np.isfinite(widened(stored)).all(axis=1))
             if len(bad):
                 remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"
+                remedy += "" if self.request.stored == "fp32" else ", or use --stored fp32"
                 raise InputError(
                     f"{self.request.encoder.card.name}: {len(bad)} of {len(rows)} images have NaN or infinite {key}, "
                     f"the first is {self.request.images.ids[batch.start + bad[0]]}; check the weights{remedy}"
                 )
-            part.write(batch.start, rows)
+            part.write(batch.start, stored)
         # Counted, because the write of an earlier batch may have failed.
         self.written[shard] += batch.stop - batch.start
         if self.written[shard] == len(shard_rows(shard, self.rows)):
