@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, spread
+from pretrain.mechanism import Batch, Loss, Mechanism, PartStatistics, ProjectedEncoder, slices, spread
 from pretrain.moco import info_nce
 from pretrain.recipe import Recipe
 
@@ -37,7 +38,7 @@ class EndToEnd(Mechanism):
         self.encoder_q = ProjectedEncoder(recipe)
         self.encoder_k = copy.deepcopy(self.encoder_q)
 
-    def forward(self, batch: Batch) -> Loss:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
         view_q, view_k = batch.views
         q = self.encoder_q(view_q)  # N x dim
         part, unshuffle = distributed.shuffle(view_k, self.generator)
@@ -47,7 +48,7 @@ class EndToEnd(Mechanism):
         positive = torch.arange(own.start, own.stop, device=q.device)
         logits = q @ everyones.T / self.temperature  # N x batch_size
         loss = F.cross_entropy(logits, positive)
-        return Loss(loss, (logits.argmax(dim=1) == positive).float().mean(), spread(q.detach()))
+        yield Loss(loss, (logits.argmax(dim=1) == positive).float().mean(), spread(q.detach()))
 
     @property
     def chance_loss(self) -> float:
@@ -83,16 +84,19 @@ class MemoryBank(Mechanism):
         self.register_buffer("bank", (2 * vectors - 1) * bound)  # images x dim
         self.register_buffer("partition", torch.full((1,), -1.0))  # NCE's constant Z, once the first batch has set it
 
-    def forward(self, batch: Batch) -> Loss:
-        v = self.encoder_q(batch.views[0])  # N x dim
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
         stored = self.bank[batch.indices]  # N x dim, as they were before this batch
-        if self.loss == "infonce":
-            negatives = self.bank[self._draw((self.k,))].T  # dim x K
-            loss, accuracy = info_nce(v, stored, negatives, self.temperature)
-        else:
-            loss, accuracy = self._nce(v, stored)
-        self.update(batch.indices, v.detach())
-        return Loss(loss, accuracy, spread(v.detach()))
+        negatives = self.bank[self._draw((self.k,))].T if self.loss == "infonce" else None  # dim x K
+        statistics = PartStatistics(self.encoder_q, parts)
+        for part in slices(len(stored), parts):
+            v = self.encoder_q(batch.views[0][part])  # N x dim
+            if negatives is not None:
+                loss, accuracy = info_nce(v, stored[part], negatives, self.temperature)
+            else:
+                loss, accuracy = self._nce(v, stored)
+            self.update(batch.indices[part], v.detach())
+            yield Loss(loss, accuracy, spread(v.detach()))
+            statistics.part_is_over()
 
     def _nce(self, v: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
         """Is a vector the image's or noise? (Wu et al. 2018, section 3.2), with Z as the first batch estimates it."""
@@ -148,7 +152,7 @@ class SimCLR(Mechanism):
         self.temperature, self.batch_size = recipe.temperature, recipe.batch_size
         self.encoder_q = ProjectedEncoder(recipe)
 
-    def forward(self, batch: Batch) -> Loss:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
         n = len(batch.indices)
         z = self.encoder_q(torch.cat(batch.views))  # 2n x dim, this rank's
         everyones = torch.cat([distributed.gather_with_gradient(view) for view in z.split(n)])  # 2N x dim
@@ -158,7 +162,7 @@ class SimCLR(Mechanism):
         logits = z @ everyones.T / self.temperature  # 2n x 2N
         logits = logits.scatter(1, own[:, None], -math.inf)  # no view is compared with itself
         accuracy = (logits.argmax(dim=1) == positive).float().mean()
-        return Loss(F.cross_entropy(logits, positive), accuracy, spread(z.detach()))
+        yield Loss(F.cross_entropy(logits, positive), accuracy, spread(z.detach()))
 
     @property
     def chance_loss(self) -> float:

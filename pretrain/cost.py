@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint import RESUME
+from pretrain.distributed import full_float32
 from pretrain.mechanism import Batch, Mechanism
 from pretrain.recipe import Recipe
-from pretrain.train import AUTOCAST, build_mechanism, build_optimizer
+from pretrain.train import backward, build_mechanism, build_optimizer
 
 NOISE_IMAGES = 65_536  # vectors in a memory bank; the cost does not depend on their number
 SMALL_BATCH = 8 * 224**2  # pixels of the batch that a dry run measures
@@ -57,11 +58,8 @@ class Stepper:
 
     def step(self) -> None:
         """One whole update."""
-        precision = self.recipe.precision
-        with torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            loss = self.model(self.batch).loss
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward(self.model, self.batch, self.recipe)
         self.optimizer.step()
 
     def timed(self) -> float:
@@ -83,8 +81,9 @@ def _measure(recipe_json: str, device_name: str, threads: int, steps: int) -> Co
     torch.set_num_threads(threads)
     recipe, device = Recipe.model_validate_json(recipe_json), torch.device(device_name)
     before = _largest_resident()
-    stepper = Stepper(recipe, device)
-    seconds = [stepper.timed() for _ in range(steps + 1)][1:]
+    with full_float32():
+        stepper = Stepper(recipe, device)
+        seconds = [stepper.timed() for _ in range(steps + 1)][1:]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _largest_resident() - before
     return Cost(recipe.mechanism, recipe.batch_size, statistics.median(seconds), peak / 2**30)
 
@@ -108,7 +107,8 @@ def plan(recipe: Recipe, data: Path, images: int, out: Path, device: torch.devic
     """The report of `--dry-run`. The time is measured on a small batch of noise, without the augmentation."""
     steps = recipe.epochs * (recipe.epoch_steps or images // recipe.batch_size)
     batch = small_batch(recipe)
-    seconds, parameters, memory = _measure_pass(recipe, batch, images, device)
+    with full_float32():
+        seconds, parameters, memory = _measure_pass(recipe, batch, images, device)
     disk = parameters * 8 + memory  # weights and momentum; the memory of keys, and weights without momentum
     hours = seconds / batch * recipe.batch_size * steps / 3600
     there = ", which exists: the run would resume" if (out / RESUME).is_file() else ""
@@ -141,9 +141,7 @@ def _measure_pass(recipe: Recipe, batch: int, images: int, device: torch.device)
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         started = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision != "fp32"):
-            loss = model(Batch((noise,) * model.views, indices)).loss
-        loss.backward()
+        backward(model, Batch((noise,) * model.views, indices), small)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - started

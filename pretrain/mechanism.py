@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -79,8 +80,17 @@ class Mechanism(nn.Module, ABC):
     trained: ClassVar[tuple[str, ...]] = ("encoder_q",)
 
     @abstractmethod
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+        """Yield the losses of one step's `parts`, whose mean is the batch's, and update the mechanism's memories.
+
+        A part's backward pass comes before the next one is asked for, and frees its activations. Only mechanisms whose
+        negatives are stored have several parts (see `Recipe.accumulate`).
+        """
+
     def forward(self, batch: Batch) -> Loss:
-        """Compute one step's loss and update the mechanism's memories."""
+        """One step's loss, in one part."""
+        (loss,) = self.losses(batch)
+        return loss
 
     @property
     @abstractmethod
@@ -93,9 +103,10 @@ class Mechanism(nn.Module, ABC):
 
 
 def batch_norm_parts(recipe: Recipe) -> int:
-    """Parts into which each batch norm splits this rank's batch: all ranks together have the recipe's `split_bn`.
+    """Parts into which each batch norm splits what it is given: all ranks together have the recipe's `split_bn`.
 
-    So ShuffleBN (MoCo v1, section 3.3) is the same on any number of ranks, one included.
+    So ShuffleBN (MoCo v1, section 3.3) is the same on any number of ranks, one included, and however many parts of
+    the batch follow one another.
 
     Raises:
         InputError: the parts cannot be shared out equally.
@@ -103,10 +114,12 @@ def batch_norm_parts(recipe: Recipe) -> int:
     ranks = distributed.world_size()
     if recipe.sync_bn:  # one part over all ranks
         return 1
-    if recipe.split_bn % ranks:
-        multiple = "a multiple of the number of ranks"
-        raise InputError(f"split_bn {recipe.split_bn} does not divide over {ranks} ranks; choose {multiple}")
-    return recipe.split_bn // ranks
+    if recipe.split_bn % (ranks * recipe.accumulate):
+        parts, multiple = "", "a multiple of the number of ranks"
+        if recipe.accumulate > 1:
+            parts, multiple = f" that accumulate {recipe.accumulate} parts", f"{multiple} times accumulate"
+        raise InputError(f"split_bn {recipe.split_bn} does not divide over {ranks} ranks{parts}; choose {multiple}")
+    return recipe.split_bn // (ranks * recipe.accumulate)
 
 
 def batch_norm_text(recipe: Recipe) -> str:
@@ -114,8 +127,38 @@ def batch_norm_text(recipe: Recipe) -> str:
     images = recipe.batch_size // recipe.split_bn
     if recipe.split_bn == 1:
         return f"batch norm over all {images} images" + ("" if recipe.sync_bn else ", so shuffling has no effect")
-    parts, ranks = batch_norm_parts(recipe), distributed.world_size()
+    parts, ranks = batch_norm_parts(recipe) * recipe.accumulate, distributed.world_size()
     return f"batch norm in {recipe.split_bn} groups of {images} images ({parts} on each of {ranks} ranks)"
+
+
+class PartStatistics:
+    """Running statistics of an encoder that sees a batch in parts: moved once, by the mean of what the parts move them.
+
+    So they are those of an encoder that sees the batch at once.
+    """
+
+    def __init__(self, encoder: nn.Module, parts: int) -> None:
+        norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if parts > 1 else []
+        self.now = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        self.before = [s.clone() for s in self.now]
+        self.moved = [torch.zeros_like(s) for s in self.now]
+        self.parts = self.left = parts
+
+    @torch.no_grad()
+    def part_is_over(self) -> None:
+        """To be called after each part's backward pass, which reads the statistics."""
+        self.left -= 1
+        if self.now:
+            torch._foreach_add_(self.moved, torch._foreach_sub(self.now, self.before))
+            torch._foreach_copy_(self.now, self.before)
+            if not self.left:
+                torch._foreach_add_(self.now, self.moved, alpha=1 / self.parts)
+
+
+def slices(n: int, parts: int) -> list[slice]:
+    """`parts` equal slices of n items; the last may be shorter."""
+    size = -(-n // parts)
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, spread
+from pretrain.mechanism import Batch, Loss, Mechanism, PartStatistics, ProjectedEncoder, slices, spread
 from pretrain.recipe import Recipe
 
 
@@ -49,20 +50,25 @@ class MoCo(Mechanism):
         self.register_buffer("queue", F.normalize(keys, dim=0))  # dim x K
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
-    def forward(self, batch: Batch) -> Loss:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
         view_q, view_k = batch.views
         self.update_key_encoder()
-        q = self.encoder_q(view_q)  # N x dim
-        k = self.keys(view_k)  # N x dim, no gradient
+        k = self.keys(view_k, parts)  # N x dim, no gradient
         negatives = self.queue.clone()  # dim x K: the queue as it stood before this batch
-        loss, accuracy = info_nce(q, k, negatives, self.temperature)
         if self.symmetric:  # the views change places, and both losses add up (the authors' CIFAR notebook)
-            other_q = self.encoder_q(view_k)
-            other_k = self.keys(view_q)
-            other_loss, _ = info_nce(other_q, other_k, negatives, self.temperature)
-            loss, k = loss + other_loss, torch.cat([other_k, k])
-        self.enqueue(k)
-        return Loss(loss, accuracy, spread(q))
+            other_k = self.keys(view_q, parts)
+            self.enqueue(torch.cat([other_k, k]))
+        else:
+            self.enqueue(k)
+        statistics = PartStatistics(self.encoder_q, parts)
+        for part in slices(len(k), parts):
+            q = self.encoder_q(view_q[part])  # N x dim
+            loss, accuracy = info_nce(q, k[part], negatives, self.temperature)
+            if self.symmetric:
+                other_q = self.encoder_q(view_k[part])
+                loss = loss + info_nce(other_q, other_k[part], negatives, self.temperature)[0]
+            yield Loss(loss, accuracy, spread(q.detach()))
+            statistics.part_is_over()
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
@@ -72,10 +78,14 @@ class MoCo(Mechanism):
         torch._foreach_lerp_(theta_k, theta_q, 1 - self.key_momentum)
 
     @torch.no_grad()
-    def keys(self, view_k: Tensor) -> Tensor:
+    def keys(self, view_k: Tensor, parts: int = 1) -> Tensor:
         """The momentum encoder's keys. Its batches are shuffled, so that no key shares statistics with its query."""
-        part, unshuffle = distributed.shuffle(view_k, self.generator)
-        return unshuffle(self.encoder_k(part))
+        own, unshuffle = distributed.shuffle(view_k, self.generator)
+        statistics, found = PartStatistics(self.encoder_k, parts), []
+        for part in slices(len(own), parts):
+            found.append(self.encoder_k(own[part]))
+            statistics.part_is_over()
+        return unshuffle(torch.cat(found) if parts > 1 else found[0])
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:

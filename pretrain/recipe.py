@@ -102,6 +102,12 @@ class Recipe(Frozen):
     )
     sync_bn: bool = Field(False, description="batch-norm statistics over all ranks, for mechanisms without a shuffle")
     batch_size: int = Field(256, gt=0, le=2**20)
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="parts of each rank's batch that are computed one after the other, for less memory. The step stays "
+        "the same: one update of key encoder, queue and weights, and the groups of split_bn, of which a part has some",
+    )
     epochs: int = Field(200, gt=0, le=10**6)
     epoch_steps: int | None = Field(None, gt=0, description="steps that are called an epoch; default one pass")
     optimizer: Literal["sgd", "lars"] = "sgd"
@@ -172,6 +178,24 @@ class Recipe(Frozen):
             raise ValueError("warmup_epochs is for the cosine and step schedules")
         if self.schedule == "cosine" and not 0 <= self.cosine_from < self.epochs:
             raise ValueError(f"cosine_from {self.cosine_from:g} is not before the last of {self.epochs} epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _accumulation_is_the_same_step(self) -> Self:
+        if self.accumulate == 1:
+            return self
+        if self.mechanism in ("end-to-end", "simclr") or self.bank_loss == "nce":
+            raise ValueError(
+                "accumulate needs negatives that are stored (mechanism = 'momentum', or 'memory-bank' with bank_loss = "
+                f"'infonce'): {METHODS.get(self.mechanism, self.mechanism)} needs the whole batch at once"
+            )
+        if self.sync_bn:
+            raise ValueError("accumulate takes the batch apart that sync_bn joins: leave one of them out")
+        if self.split_bn % self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate} cuts through the groups of split_bn {self.split_bn}, whose statistics "
+                "need their whole group: set split_bn to a multiple of accumulate"
+            )
         return self
 
     @property

@@ -29,7 +29,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
-from pretrain.mechanism import Batch, Mechanism, ProjectedEncoder, batch_norm_text
+from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
 from pretrain.monitor import (
     CURVES,
@@ -433,8 +433,9 @@ class Trainer:
             # Only what is trained is wrapped: memories are kept equal by gathering keys, not by broadcasting them.
             for name in self.model.trained:
                 encoder = getattr(self.model, name)
-                # The symmetric loss calls an encoder twice.
-                setattr(self.model, name, distributed.wrapped(encoder, static_graph=not self.recipe.symmetric))
+                # The symmetric loss and accumulation call an encoder several times.
+                once = not self.recipe.symmetric and self.recipe.accumulate == 1
+                setattr(self.model, name, distributed.wrapped(encoder, static_graph=once))
         self.model.train()
 
     def batches(self) -> Iterator[Batch]:
@@ -447,13 +448,11 @@ class Trainer:
         epoch = self.step / self.epoch_steps
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch if recipe.schedule_per == "step" else float(int(epoch)))
-        with torch.autocast(self.device.type, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
-            loss, accuracy, spread = self.model(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss, accuracy, spread = backward(self.model, batch, recipe, self.scaler.scale)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.sums += torch.stack([loss.detach().float(), accuracy, spread, torch.ones_like(accuracy)])
+        self.sums += torch.stack([loss, accuracy, spread, torch.ones_like(accuracy)])
         self.step += 1
 
     @property
@@ -558,6 +557,29 @@ class Trainer:
         if self.device.type != "cuda":
             raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+
+def backward(
+    model: Mechanism, batch: Batch, recipe: Recipe, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+) -> Loss:
+    """Add the gradients of one step, in as many parts as the recipe accumulates. Returns the loss, without gradient.
+
+    Args:
+        scale: of the loss, for the gradients of fp16.
+    """
+    parts, device = recipe.accumulate, batch.indices.device.type
+    losses, found = model.losses(batch, parts), []
+    for part in range(parts):
+        for name in model.trained if parts > 1 else ():
+            encoder = getattr(model, name)
+            if isinstance(encoder, DistributedDataParallel):  # as its no_sync(): the ranks add up once, at the end
+                encoder.require_backward_grad_sync = part == parts - 1
+        with torch.autocast(device, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
+            loss = next(losses)
+        scale(loss.loss / parts if parts > 1 else loss.loss).backward()
+        found.append(torch.stack([loss.loss.detach().float(), loss.accuracy, loss.spread]))
+    next(losses, None)  # what is to be done after the last part's backward pass
+    return Loss(*(torch.stack(found).mean(0) if parts > 1 else found[0]).unbind())
 
 
 def _restore(generator: torch.Generator, state: Tensor, seed: int) -> bool:

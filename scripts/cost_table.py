@@ -30,7 +30,8 @@ class CostTable:
     batch: int = 32
     """images per batch of this one process"""
     mechanisms: tuple[Mechanism, ...] = ("momentum", "end-to-end")
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """default bf16 where the device has bfloat16 arithmetic, else fp32"""
     steps: int = 3
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
@@ -47,17 +48,20 @@ def main() -> int:
             raise InputError("--mechanisms needs at least one mechanism")
         base = load_recipe(options.recipe)
         recipes = [
-            base.changed(batch_size=options.batch, split_bn=1, precision=options.precision, mechanism=mechanism)
+            base.changed(batch_size=options.batch, split_bn=1, accumulate=1, mechanism=mechanism)
             for mechanism in options.mechanisms
         ]
 
         from pretrain.cost import measure  # imports torch, after everything that can be refused without it
-        from pretrain.distributed import own_device
+        from pretrain.distributed import full_float32, has_fast_bf16, own_device
 
         options.device = str(own_device(options.device))
+        options.precision = options.precision or ("bf16" if has_fast_bf16(options.device) else "fp32")
+        recipes = [recipe.changed(precision=options.precision) for recipe in recipes]
         costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
         sys.stdout.write(_table(costs))
-        path = write_record(options.records, _record(recipes[0], costs, options))
+        with full_float32():  # as in `measure`, for the record's hardware
+            path = write_record(options.records, _record(recipes[0], costs, options))
     except (InputError, OSError) as error:
         return print_error("cost-table", error)
     sys.stdout.write(f"wrote {path}\n")

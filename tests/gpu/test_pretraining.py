@@ -24,6 +24,7 @@ TENSOR, STORED = {"engine": "tensor"}, {"engine": "tensor", "stored_size": 32}
 CASES: dict[str, dict[str, Any]] = {
     "momentum": {},
     "symmetric": {"symmetric": True, "precision": "fp16"},
+    "accumulated": {"accumulate": 2},
     "end-to-end": {"mechanism": "end-to-end"},
     "memory bank": {"mechanism": "memory-bank"},
     "memory bank nce": {"mechanism": "memory-bank", "bank_loss": "nce", "queue_size": 16},

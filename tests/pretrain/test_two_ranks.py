@@ -22,7 +22,7 @@ from pretrain.mechanism import Batch, Mechanism, batch_norm_parts
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from pretrain.resnet import SplitBatchNorm, weights_sha256
-from pretrain.train import build_mechanism
+from pretrain.train import backward, build_mechanism
 from results.errors import InputError
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import FLAGS
@@ -73,21 +73,26 @@ def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     for name in SETTINGS:
-        train_rank(rank, name, folder)
+        train_rank(rank, name, recipe_of(name, split_bn=RANKS), folder)  # one part on each
+    for parts in (1, 2):
+        recipe = recipe_of("symmetric", split_bn=2 * RANKS, accumulate=parts)
+        train_rank(rank, f"{parts} parts", recipe, folder, steps_made=2)  # norms over two images amplify rounding
     dist.destroy_process_group()
 
 
-def train_rank(rank: int, name: str, folder: str) -> None:
-    recipe = recipe_of(name, split_bn=RANKS)  # one part on each
+def train_rank(rank: int, name: str, recipe: Recipe, folder: str, steps_made: int = STEPS) -> None:
     model = build(recipe)
     for trained in model.trained:
         setattr(model, trained, distributed.wrapped(getattr(model, trained), static_graph=not recipe.symmetric))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], recipe.lr, momentum=0.9)
     losses = []
-    for batch in steps(model.views):
-        loss = model(own_part(batch, rank)).loss
+    for batch in steps(model.views)[:steps_made]:
         optimizer.zero_grad()
-        loss.backward()
+        if recipe.accumulate > 1:
+            loss = backward(model, own_part(batch, rank), recipe).loss.double()
+        else:
+            loss = model(own_part(batch, rank)).loss
+            loss.backward()
         optimizer.step()
         losses.append(loss.detach())
     torch.save({"losses": torch.stack(losses), "model": model.state_dict()}, f"{folder}/{name}-{rank}.pt")
@@ -154,6 +159,17 @@ def test_two_ranks_equal_a_simulation_in_one_process(name: str, trained_ranks: P
             found, value = (keys[:, keys[0].argsort()] for keys in (found, value))
         assert torch.allclose(found, value, rtol=0, atol=1e-9), key
         assert torch.equal(zero["model"][key], one["model"][key]), key  # the ranks stay the same
+
+
+@pytest.mark.slow
+def test_two_ranks_accumulate_parts_to_the_whole_step(trained_ranks: Path) -> None:
+    whole, parts = (torch.load(trained_ranks / f"{number} parts-0.pt") for number in (1, 2))
+    assert torch.allclose(whole["losses"], parts["losses"], rtol=1e-6, atol=0)
+    for key, value in whole["model"].items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.allclose(value, parts["model"][key], rtol=1e-5, atol=1e-6), key
+    other = torch.load(trained_ranks / "2 parts-1.pt")["model"]
+    assert all(torch.equal(value, other[key]) for key, value in parts["model"].items() if "running" not in key)
 
 
 def dependence(outputs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
