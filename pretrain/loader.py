@@ -1,8 +1,10 @@
 """Batches of views from files or tar shards, in an order fixed by the seed, from any step on.
 
-A pass over files permutes them. A pass over shards permutes the shards and deals them to ranks and loader workers; each
-reads its shards one after the other and mixes the images in blocks. That order is a function of (seed, pass, ranks,
-workers); to resume at a step, whole shards are skipped by their counts, and the rest of a block without decoding.
+A pass over files permutes them. A pass over shards permutes the shards, and cuts the row of their images into equal
+streams, which begin at as many places of the data. Each stream mixes its images in blocks, across the ends of shards,
+and every batch takes four images from each. So each image comes once in a pass, and the order is a function of (seed,
+pass, batch size) on any number of ranks and loader workers, which share the streams. To resume at a step, whole shards
+are skipped by their counts, and the rest of a block without decoding.
 
 An image that cannot be read is replaced by the next one that can, and counted.
 """
@@ -10,6 +12,7 @@ An image that cannot be read is replaced by the next one that can, and counted.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -34,7 +37,8 @@ log = logging.getLogger(__name__)
 # The number of the image that the order asks for, of the one in its place (the same unless the first cannot be read),
 # and that one's views or crops.
 Item = tuple[int, int, tuple[Tensor, ...]]
-BLOCK = 1024  # encoded images that a worker mixes at a time: about 110 MB of ImageNet
+MIXED = 8192  # encoded images that all streams together mix at a time: about 0.9 GB of ImageNet
+STREAM_IMAGES = 4  # of a stream in each batch, where the batch size allows
 
 
 READ_AHEAD = 4  # batches of each loader worker
@@ -44,11 +48,11 @@ class Loader:
     """Batches for every pass over the data, this rank's share of each. Over files, workers live through all passes.
 
     The incomplete last batch of a pass is dropped, as in the reference. The tensor engine advances `generator` with
-    every batch; with PIL nothing but (seed, pass) decides, and for shards the numbers of ranks and workers.
+    every batch; with PIL nothing but (seed, pass) decides.
 
     Args:
         generator: of the tensor engine, on the device of the batches.
-        workers: loader processes; with shards a part of what fixes the order.
+        workers: loader processes; with shards at most as many as this rank has streams, and a divisor of their number.
         max_unreadable: share of the images that may be unreadable.
 
     Attributes:
@@ -56,7 +60,7 @@ class Loader:
         arrived: is called when the workers have delivered a batch, before anything is done with it on the device.
 
     Raises:
-        InputError: too few images or shards, a batch that does not split over the ranks, stored_size with shards, or,
+        InputError: too few images, a batch that does not split over the ranks, stored_size with shards, or,
             while images are read, too many that cannot be.
     """
 
@@ -82,13 +86,13 @@ class Loader:
         self.steps = len(images) // recipe.batch_size  # per pass
         self.batched = BatchedViews(recipe.augmentation, recipe.mean, recipe.std, generator)
         self.stored: Tensor | None = None
-        if isinstance(images, Shards):
-            streams = max(1, workers) * distributed.world_size()
-            if len(images.urls) < streams:
-                raise InputError(
-                    f"{len(images.urls)} shards cannot be dealt to {distributed.world_size()} ranks of "
-                    f"{max(1, workers)} loader workers; lower --workers or cut the data into more shards"
-                )
+        self.streams = recipe.batch_size // math.gcd(recipe.batch_size, STREAM_IMAGES)  # of shards
+        if isinstance(images, Shards) and self.streams % distributed.world_size():
+            raise InputError(
+                f"a batch of {recipe.batch_size} images from shards is made of {self.streams} streams, which do not "
+                f"split over {distributed.world_size()} ranks; choose a batch_size that is a multiple of "
+                f"{STREAM_IMAGES * distributed.world_size()}"
+            )
         if recipe.augmentation.stored_size is not None:
             if isinstance(images, Shards):
                 raise InputError("augmentation.stored_size keeps all images in memory; with tar shards set it to None")
@@ -114,19 +118,25 @@ class Loader:
             items = _Views(self.images, worker_views(self.recipe), self.recipe.seed)
             yield from self._from_workers(self._workers(items, batch_sampler=self._requests(number, first_step)))
 
-    def _workers(self, items: Dataset[Item], **settings: Any) -> DataLoader[Item]:
-        settings |= {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
-        if self.workers:
+    def _workers(self, items: Dataset[Item], workers: int | None = None, **settings: Any) -> DataLoader[Item]:
+        workers = self.workers if workers is None else workers
+        settings |= {"num_workers": workers, "pin_memory": self.device.type == "cuda"}
+        if workers:
             settings["prefetch_factor"] = READ_AHEAD
         return DataLoader(items, **settings)
 
     def _from_shards(self, shards: Shards, number: int, first_step: int) -> Iterator[Batch]:
-        part = self.recipe.batch_size // distributed.world_size()
+        ranks = distributed.world_size()
+        own = self.streams // ranks
+        # Each worker makes the part of a batch that is of its streams, in turn.
+        turns = max(n for n in range(1, max(1, self.workers) + 1) if own % n == 0)
         for each in count(number):
             first = first_step if each == number else 0
             work = worker_views(self.recipe)
-            stream = _ShardStream(shards, work, self.recipe, each, first, self.steps, self.workers)
-            yield from self._from_workers(self._workers(stream, batch_size=part))
+            stream = _ShardStream(shards, work, self.recipe, self.streams, each, first, self.steps)
+            part = self.recipe.batch_size // (ranks * turns)
+            loader = self._workers(stream, turns if self.workers else 0, batch_size=part)
+            yield from self._from_workers(loader, turns)
 
     def _from_memory(self, stored: Tensor, number: int, first_step: int) -> Iterator[Batch]:
         for each in count(number):
@@ -148,14 +158,21 @@ class Loader:
         order = torch.randperm(len(self.images), generator=order_generator)[: self.steps * self.recipe.batch_size]
         return order.view(self.steps, -1)[:, distributed.own_slice(self.recipe.batch_size)]
 
-    def _from_workers(self, loader: DataLoader[Item]) -> Iterator[Batch]:
-        for asked, used, made in loader:
+    def _from_workers(self, loader: DataLoader[Item], parts: int = 1) -> Iterator[Batch]:
+        """Batches of this rank, each of so many consecutive `parts` of the loader."""
+        for each in zip(*[iter(loader)] * parts, strict=True):
             self.arrived()
-            self.count_unreadable(set(asked[asked != used].tolist()))
-            views = (view.to(self.device, non_blocking=True) for view in made)
+            for asked, used, _ in each:
+                self.count_unreadable(set(asked[asked != used].tolist()))
+            views = (self._on_device([made[view] for _, _, made in each]) for view in range(self.views))
             if self.recipe.augmentation.engine == "tensor":
                 views = (self.batched.recoloured(view) for view in views)
-            yield Batch(tuple(map(_laid_out, views)), used.to(self.device, non_blocking=True))
+            yield Batch(tuple(map(_laid_out, views)), self._on_device([used for _, used, _ in each]))
+
+    def _on_device(self, parts: list[Tensor]) -> Tensor:
+        """The parts as one tensor. They are joined on the device, as they arrive in pinned memory."""
+        moved = [part.to(self.device, non_blocking=True) for part in parts]
+        return moved[0] if len(moved) == 1 else torch.cat(moved)
 
     def count_unreadable(self, numbers: set[int]) -> None:
         """Add images that cannot be read, and list the new ones in the log.
@@ -232,15 +249,12 @@ class _Views(Dataset[Item]):
 
 
 class _ShardStream(IterableDataset[Item]):
-    """The items of this rank's steps of one pass, from `first_step` on.
-
-    A worker whose shards hold fewer images than its steps need begins with them again; one with more leaves the last
-    ones out. So every pass has the same number of steps on every rank.
+    """The items of this rank's steps of one pass, from `first_step` on: `STREAM_IMAGES` of each of its streams in turn.
 
     Args:
+        streams: over all ranks.
         number: of the pass.
         steps: in a whole pass.
-        workers: loader processes that share the work, 0 for none.
     """
 
     def __init__(
@@ -248,25 +262,32 @@ class _ShardStream(IterableDataset[Item]):
         shards: Shards,
         work: PilViews | PilCrops,
         recipe: Recipe,
+        streams: int,
         number: int,
         first_step: int,
         steps: int,
-        workers: int,
     ) -> None:
         self.shards, self.work, self.recipe, self.number = shards, work, recipe, number
-        self.first_step, self.steps, self.workers = first_step, steps, max(1, workers)
-        self.rank, self.ranks = distributed.rank(), distributed.world_size()  # workers cannot ask
+        self.first_step, self.steps, self.streams = first_step, steps, streams
+        self.images = recipe.batch_size // streams  # of each stream in a step
+        self.own = range(streams)[distributed.own_slice(streams)]  # workers cannot ask
         self.starts = [0, *torch.tensor(shards.counts).cumsum(0).tolist()]
+        deal = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        self.order = torch.randperm(len(shards.urls), generator=deal).tolist()
 
     def __iter__(self) -> Iterator[Item]:
         info = get_worker_info()
-        # The loader takes batches from its workers in turn, beginning with the first: it gets `first_step`.
-        stream = (self.first_step + (info.id if info else 0)) % self.workers
-        own_steps = range(stream, self.steps, self.workers)
-        done = len(range(stream, self.first_step, self.workers))
-        part = self.recipe.batch_size // self.ranks
-        images = self._mixed(stream, done * part)
-        left = (len(own_steps) - done) * part
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        share = len(self.own) // workers
+        items = [self._items(stream) for stream in self.own[worker * share : (worker + 1) * share]]
+        for _ in range(self.first_step, self.steps):
+            for stream in items:
+                yield from islice(stream, self.images)
+
+    def _items(self, stream: int) -> Iterator[Item]:
+        done = self.first_step * self.images
+        left = self.steps * self.images - done
+        images = self._mixed(stream, done)
         waiting: list[int] = []  # images that could not be read, whose places the next one takes too
         while left or waiting:
             number, data, name = next(images)
@@ -285,27 +306,27 @@ class _ShardStream(IterableDataset[Item]):
 
     def _mixed(self, stream: int, skip: int) -> Iterator[tuple[int, bytes, str]]:
         """The stream's images, turn after turn without end, mixed in blocks, without the first `skip`."""
-        deal = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.number)
-        order = torch.randperm(len(self.shards.urls), generator=deal).tolist()
-        own = order[self.rank * self.workers + stream :: self.ranks * self.workers]
-        total = sum(self.shards.counts[shard] for shard in own)
-        turn, inside = divmod(skip, total)
+        size, block_size = self.steps * self.images, max(self.images, MIXED // self.streams)
+        turn, inside = divmod(skip, size)
         while True:
-            block, inside = divmod(inside, BLOCK)
-            images = self._in_order(own, block * BLOCK)
-            while held := list(islice(images, BLOCK)):
-                mix = torch.Generator().manual_seed(hash((self.recipe.seed, self.number, own[0], turn, block)))
+            block, inside = divmod(inside, block_size)
+            images = self._in_order(stream * size + block * block_size, (stream + 1) * size)
+            while held := list(islice(images, block_size)):
+                mix = torch.Generator().manual_seed(hash((self.recipe.seed, self.number, stream, turn, block)))
                 places = torch.randperm(len(held), generator=mix).tolist()
                 yield from (held[place] for place in places[inside:])
                 block, inside = block + 1, 0
             turn += 1
 
-    def _in_order(self, own: list[int], skip: int) -> Iterator[tuple[int, bytes, str]]:
-        """The images of the shards `own`, one shard after the other, without the first `skip`."""
-        for shard in own:
-            if skip < self.shards.counts[shard]:
-                yield from islice(self._shard(shard), skip, None)
-            skip = max(0, skip - self.shards.counts[shard])
+    def _in_order(self, start: int, stop: int) -> Iterator[tuple[int, bytes, str]]:
+        """The images from place `start` to `stop` of the row of all shards in this pass's order."""
+        for shard in self.order:
+            count = self.shards.counts[shard]
+            if start < count and stop > 0:
+                whole = start <= 0 and stop >= count
+                images = self._shard(shard)
+                yield from images if whole else islice(images, max(0, start), min(stop, count))
+            start, stop = start - count, stop - count
 
     def _shard(self, shard: int) -> Iterator[tuple[int, bytes, str]]:
         # A second to import, for nothing where there are files.

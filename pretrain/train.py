@@ -486,13 +486,12 @@ class Trainer:
         """Goes on from a `state` of the same recipe.
 
         Raises:
-            InputError: in the middle of a pass over shards, with another number of ranks or loader workers.
+            InputError: in the middle of a pass over shards, in the order of an older version.
         """
         if state["split"] != self._split() and state["step"] % self.loader.steps:
-            ranks, workers = state["split"]
             raise InputError(
-                f"the run stopped inside a pass over shards dealt to {ranks} ranks of {workers} loader "
-                f"workers; resume with as many (--workers {workers})"
+                "the run stopped inside a pass over shards in the order of an older version of this program; finish it "
+                "with that version, or begin again in a new --out"
             )
         self.model.load_state_dict(state["model"])
         self._load_optimizer(state["optimizer"])
@@ -520,8 +519,8 @@ class Trainer:
                 group[key] = before[key]
 
     def _split(self) -> list[int]:
-        """Ranks and workers, which the order of shards depends on besides the seed; empty for files."""
-        return [distributed.world_size(), self.loader.workers] if isinstance(self.loader.images, Shards) else []
+        """The number of streams of shards, which their order depends on besides the seed; empty for files."""
+        return [self.loader.streams] if isinstance(self.loader.images, Shards) else []
 
     def average_batch_norms(self) -> None:
         """Give every rank the mean of all ranks' running statistics, as one process with all parts has them."""

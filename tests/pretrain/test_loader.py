@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_every_pass_has_its_own_order_and_the_same_one_again(folder: Path, kind:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_goes_on_at_any_step(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int) -> None:
     """The same images in the same views as without a break, whichever worker's turn it is."""
-    monkeypatch.setattr(loader, "BLOCK", 6)
+    monkeypatch.setattr(loader, "MIXED", 12)
     loading = loader_of(find_images(folder / kind), recipe_of(batch_size=4), workers)
     whole = list(loading.epoch(3))
     for first in range(1, 10) if not workers else (1, 4):
@@ -102,37 +101,53 @@ def test_a_pass_goes_on_at_any_step(folder: Path, monkeypatch: pytest.MonkeyPatc
             assert all(torch.equal(a, b) for a, b in zip(one.views, two.views, strict=True))
 
 
-def test_files_do_not_depend_on_the_number_of_workers(folder: Path) -> None:
-    zero, two = (list(loader_of(find_images(folder / "files"), recipe_of(), w).epoch(0)) for w in (0, 2))
+@pytest.mark.parametrize("kind", ["files", "tars"])
+def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, kind: str) -> None:
+    zero, two = (list(loader_of(find_images(folder / kind), recipe_of(), w).epoch(0)) for w in (0, 2))
     for one, other in zip(zero, two, strict=True):
+        assert torch.equal(one.indices, other.indices)
         assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["files", "tars"])
-def test_ranks_share_a_pass(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    seen = Counter[int]()
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda own=rank: own)
-        batches = list(loader_of(find_images(folder / kind), recipe_of()).epoch(0))
-        assert [len(batch.indices) for batch in batches] == [4] * 5
-        seen.update(torch.cat([batch.indices for batch in batches]).tolist())
-    if kind == "files":
-        assert seen == Counter(range(IMAGES))
-    else:  # a rank with fewer images than its steps need begins again with its own shards
-        assert sum(seen.values()) == IMAGES
-        assert len(seen) >= 30
-        assert max(seen.values()) <= 2
-
-
-def test_shards_of_the_ranks_are_disjoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+def batches_of_ranks(images: Files | Shards, recipe: Recipe, ranks: int, passes: int, first_step: int) -> list[Batch]:
+    """The whole batches, from a step of the pass on, that so many simulated ranks make."""
     found = []
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda own=rank: own)
-        loader = loader_of(find_images(folder / "tars"), recipe_of())
-        found.append({int(i) for batch in loader.epoch(0) for i in batch.indices})
-    assert not found[0] & found[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: ranks)
+        for rank in range(ranks):
+            patch.setattr(distributed, "rank", lambda own=rank: own)
+            found.append(list(loader_of(images, recipe).epoch(passes, first_step)))
+    return [
+        Batch(tuple(map(torch.cat, zip(*(p.views for p in parts), strict=True))), torch.cat([p.indices for p in parts]))
+        for parts in zip(*found, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["files", "tars"])
+def test_ranks_share_a_pass_and_go_on_with_the_work_of_another_number(folder: Path, kind: str) -> None:
+    """On 1, 2 and 3 ranks the batches are the same, each image is in one of them, and any step is a place to go on."""
+    images, recipe = find_images(folder / kind), recipe_of(batch_size=24, queue_size=24)
+    short = recipe_of(batch_size=8)
+    alone = batches_of_ranks(images, recipe, 1, 2, 0)
+    for ranks in (2, 3):
+        for one, other in zip(alone, batches_of_ranks(images, recipe, ranks, 2, 0), strict=True):
+            assert torch.equal(one.indices, other.indices)
+            assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+    whole, rest = batches_of_ranks(images, short, 1, 1, 0), batches_of_ranks(images, short, 2, 1, 2)
+    assert sorted(torch.cat([batch.indices for batch in whole]).tolist()) == list(range(IMAGES))
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+
+
+def test_a_batch_of_shards_is_of_many_of_them(folder: Path) -> None:
+    images = find_images(folder / "tars")
+    assert isinstance(images, Shards)
+    ends = torch.tensor(images.counts).cumsum(0)
+    recipe = recipe_of(batch_size=20, queue_size=20)
+    for number in range(3):
+        for batch in loader_of(images, recipe).epoch(number):
+            assert len(torch.bucketize(batch.indices, ends, right=True).unique()) >= 4
 
 
 def test_a_memory_bank_takes_one_view(folder: Path) -> None:
@@ -144,7 +159,6 @@ def test_a_memory_bank_takes_one_view(folder: Path) -> None:
     ("changes", "workers", "sentence"),
     [
         ({"batch_size": 64, "queue_size": 64}, 0, "40 images do not fill one batch of 64"),
-        ({}, 8, "7 shards cannot be dealt to 1 ranks of 8 loader workers"),
         ({"augmentation": {"engine": "tensor", "stored_size": 16, "crop": 8}}, 0, "with tar shards set it to None"),
     ],
 )
@@ -157,6 +171,12 @@ def test_a_batch_that_does_not_split_over_the_ranks_is_refused(folder: Path, mon
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(InputError, match="does not split over 3 ranks"):
         loader_of(find_images(folder / "files"), recipe_of())
+
+
+def test_streams_that_do_not_split_over_the_ranks_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(InputError, match=r"2 streams, which do not split over 4 ranks; .* a multiple of 16"):
+        loader_of(find_images(folder / "tars"), recipe_of())
 
 
 def test_an_index_that_does_not_fit_its_shard_is_named(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def _save_and_stop(self: Run, epoch: int, stop: bool) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_run_from_shards_goes_on_only_with_as_many_workers(
+def test_a_run_from_shards_goes_on_with_another_number_of_workers(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tars = tmp_path / "tars"
@@ -199,9 +200,15 @@ def test_a_run_from_shards_goes_on_only_with_as_many_workers(
         patch.setattr(Run, "_tell", lambda self, bar, text: None if self.trainer.step < 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tars, tmp_path / "cut", *flags)
-    assert run(tars, tmp_path / "cut", *flags, "--workers", "2") == 2
-    assert "--workers 0" in capsys.readouterr().err
-    assert run(tars, tmp_path / "cut", *flags) == 0
+    path = tmp_path / "old" / "resume.pt"
+    shutil.copytree(tmp_path / "cut", path.parent)
+    state = load_resume(path)
+    assert state is not None
+    state["trainer"]["split"] = [1, 0]  # ranks and workers, as older versions wrote
+    save_resume(path, state)
+    assert run(tars, tmp_path / "old", *flags) == 2
+    assert "in the order of an older version" in capsys.readouterr().err
+    assert run(tars, tmp_path / "cut", *flags, "--workers", "2") == 0
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
