@@ -206,6 +206,7 @@ def rank(
     *,
     higher_is_better: bool,
     opposite: Collection[str] = (),
+    compared: Callable[[int], object] = lambda row: None,
 ) -> dict[str, Ranking]:
     """Compare every row with the best one, in each column.
 
@@ -213,6 +214,7 @@ def rank(
         rows: the records of each row.
         columns: the cells of each column, one per row. A column with fewer than two values stays as it is.
         opposite: columns whose better direction is the other one.
+        compared: called after each row, while its outcomes are held.
     """
     signs = {column: 1 if higher_is_better != (column in opposite) else -1 for column in columns}
     best: dict[str, int] = {}
@@ -228,7 +230,7 @@ def rank(
             if i == first or columns[column][i].value is None:
                 continue
             sign = signs[column]
-            clear = _screened(cache, rows[first], row, column)
+            clear = cache.screened(rows[first], row, column)
             if clear is not None:
                 if sign * clear <= 0:
                     tied[column].add(i)
@@ -241,6 +243,7 @@ def rank(
                 tied[column].add(i)
             if not found.items:
                 runs_only.add(column)
+        compared(i)
     rankings = {}
     for column, cells in columns.items():
         bold = set() if unknown.get(column) else tied.get(column, set())
@@ -320,11 +323,12 @@ class _TestItems:
 class ReplicateCache:
     """Replicates, gains and differences of records by column, each computed once while memory stays bounded.
 
-    Gains and differences are a few numbers each and are all kept; of the arrays, those used last are.
+    Gains, differences and their screening are a few numbers each and are all kept; of the arrays, those used last are.
     """
 
     def __init__(self) -> None:
         self.differences: _Recent[Difference | None] = _Recent()
+        self._screened: _Recent[float | None] = _Recent()
         self._gains: _Recent[Gain | None] = _Recent()
         self._outcomes: _Recent[Arrays | None] = _Recent(2)
         self._columns: _Recent[tuple[str, ...]] = _Recent()
@@ -345,6 +349,10 @@ class ReplicateCache:
         whole = [replicate for replicate in found if replicate is not None]
         fit = len(whole) == len(found) > 0 and all(self.same_items(stored[0], other) for other in stored[1:])
         return mean_replicates(whole) if fit else None
+
+    def screened(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> float | None:
+        """See `_screened`."""
+        return self._screened.get((_paths(a), _paths(b), column), lambda: _screened(self, a, b, column))
 
     def gain(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> Gain | None:
         """Gain of the mean of `a` over the mean of `b`; None unless all were measured on the same items."""

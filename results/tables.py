@@ -6,7 +6,7 @@ data sets, and each data set of the user's own have sections of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +165,17 @@ class Section:
         best_layer = group.family.best_layer and len(layers) > 1
         by_row = records_by_row(self.entries, group.records)
         shown = [(entry, own) for entry, own in zip(self.entries, by_row, strict=True) if own]
-        rankings = self._ranked(group, [own for _, own in shown], group.columns)
+        in_summary = any(group is other for other in self.headline_groups())
+        controls = [(entry, own) for entry, own in shown if entry.random and in_summary]
+
+        def compared(i: int) -> None:
+            """Computes the row's gains, which a table further down shows, while its outcomes are held."""
+            entry, own = shown[i]
+            for control, of_control in controls:
+                if not entry.random and control.architecture == entry.architecture:
+                    self.cache.gain(own, of_control, group.protocol.primary)
+
+        rankings = self._ranked(group, [own for _, own in shown], group.columns, compared)
         rows = []
         for i, (entry, own) in enumerate(shown):
             cells = {column: rankings[column].cells[i] for column in group.columns}
@@ -181,12 +191,17 @@ class Section:
         )
 
     def _ranked(
-        self, group: Group, rows: Sequence[Sequence[StoredRecord]], columns: Sequence[str]
+        self,
+        group: Group,
+        rows: Sequence[Sequence[StoredRecord]],
+        columns: Sequence[str],
+        compared: Callable[[int], object] = lambda row: None,
     ) -> dict[str, Ranking]:
         """One cell per row in each column, the best and all tied with it in bold."""
         cells = {column: [score_cell(self.cache, records, column) for records in rows] for column in columns}
         opposite = family_of(group.protocol.benchmark).opposite
-        return rank(self.cache, rows, cells, higher_is_better=group.protocol.higher_is_better, opposite=opposite)
+        better = group.protocol.higher_is_better
+        return rank(self.cache, rows, cells, higher_is_better=better, opposite=opposite, compared=compared)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(

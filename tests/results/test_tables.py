@@ -465,3 +465,25 @@ def test_another_column_can_be_shown(records: list[StoredRecord]) -> None:
     assert "1.2" in per_class_markdown(records, "feature4")
     assert "| bird" in per_class_markdown(records)
     assert per_class_markdown(records, "embed") == ""
+
+
+def test_outcomes_are_read_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(2):
+        found = decision_outcomes(LAYERS, 0.2, 100 + seed)
+        write_record(tmp_path, record(random_card(seed), SVM, found), found)
+    for number in range(12):
+        found = decision_outcomes(LAYERS, 1 + number / 12, number)
+        write_record(tmp_path, record(card(f"encoder {number}"), SVM, found), found)
+    records = read_records(tmp_path)[0]
+    plain = sections(records)[0]
+    expected = section_tables(plain)
+    assert gain_over_random(plain) is not None
+    read: list[str] = []
+    original = StoredRecord.outcomes
+    monkeypatch.setattr(
+        StoredRecord, "outcomes", lambda stored: read.append(stored.record.encoder.name) or original(stored)
+    )
+    monkeypatch.setattr("results.noise.KEPT_REPLICATES", 32)  # fewer than the tables need together
+    assert section_tables(sections(records)[0]) == expected
+    # The best of a column and those close to it are compared with several rows; all others are needed in one place.
+    assert [read.count(f"encoder {number}") for number in range(9)] == [1] * 9
