@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +19,10 @@ from results.files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:
+    from benchmarks.detection.data import Scene
     from benchmarks.encoders.encoder import Encoder
+
+    StartTrial = Callable[[tuple[list[Scene], list[Scene]], int, Path], Trial]
 
 
 @dataclass(frozen=True)
@@ -59,27 +63,18 @@ class Detection(ImageTask[DetectionParams]):
 
         if params.task == "densepose":
             densepose.require_project()
-        if train.classes != test.classes:
-            raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
+        require_same_classes(protocol, train, test)
         configuration(params, encoder.card, len(train.classes))  # raises before anything is written
         if params.task == "densepose":
             densepose.fetch_tables()
 
-        started = time.monotonic()
-        train_scenes, test_scenes = (
-            read_scenes(labels, params.task, inclusive=params.inclusive_boxes) for labels in (train, test)
-        )
-        reading = time.monotonic() - started
+        def read(labels: Labels) -> list[Scene]:
+            return read_scenes(labels, params.task, inclusive=params.inclusive_boxes)
 
-        def start(seed: int, folder: Path) -> Trial:
-            return DetectionTrial(params, encoder, train_scenes, test_scenes, test, seed, folder, options)
+        def start(scenes: tuple[list[Scene], list[Scene]], seed: int, folder: Path) -> Trial:
+            return DetectionTrial(params, encoder, *scenes, test, seed, folder, options)
 
-        outcome = run_trials(
-            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-            sheet=DetectionSheet(test.classes),
-        )  # fmt: skip
-        outcome.timing["read"] = reading
-        return outcome
+        return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
 
 
 @dataclass(frozen=True)
@@ -125,6 +120,40 @@ class CityscapesDetection(Detection):
 TASKS = {
     task.name: task for task in (VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection)
 }  # by command
+
+
+def require_same_classes(protocol: Protocol, train: Labels, test: Labels) -> None:
+    """Raises InputError where the splits have different classes."""
+    if train.classes != test.classes:
+        raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
+
+
+def run_on_scenes(
+    protocol: Protocol,
+    encoder: Encoder,
+    train: Labels,
+    test: Labels,
+    workdir: Path,
+    options: RunOptions,
+    trials: int,
+    read: Callable[[Labels], list[Scene]],
+    start: StartTrial,
+) -> Outcome:
+    """Read the scenes of both splits and run the trials on them.
+
+    Args:
+        read: reads the scenes of a split.
+        start: makes the trial of a seed, from the scenes of train and test, in a folder.
+    """
+    started = time.monotonic()
+    scenes = read(train), read(test)
+    reading = time.monotonic() - started
+    outcome = run_trials(
+        protocol, encoder, train, test, workdir, options, trials=trials,
+        start=lambda seed, folder: start(scenes, seed, folder), sheet=DetectionSheet(test.classes),
+    )  # fmt: skip
+    outcome.timing["read"] = reading
+    return outcome
 
 
 class DetectionSheet(Sheet):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from benchmarks.detection.vit_protocols import PROTOCOLS, VitDetectionParams
-from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.task import ImageTask, Labels, Outcome, Outputs, RunOptions
 from results.schema import Protocol
 
 if TYPE_CHECKING:
+    from benchmarks.detection.data import Scene
     from benchmarks.encoders.encoder import Encoder
     from benchmarks.training.trials import Trial
 
@@ -46,27 +46,21 @@ class VitDetection(ImageTask[VitDetectionParams]):
             InputError: detectron2 is not installed, or the splits have different classes.
             NotApplicableError: detectron2's ViT cannot hold the encoder.
         """
-        from benchmarks.training.trials import require_packages, run_trials
+        from benchmarks.training.trials import require_packages
 
         self.check_encoder(protocol, encoder)
         require_packages("detection", "detectron2")
         from benchmarks.detection.data import read_scenes
-        from benchmarks.detection.task import DetectionSheet
+        from benchmarks.detection.task import require_same_classes, run_on_scenes
         from benchmarks.detection.vit_model import VitDetectionTrial
 
         params = self.params(protocol)
-        if train.classes != test.classes:
-            raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
-        started = time.monotonic()
-        train_scenes, test_scenes = (read_scenes(labels, "coco") for labels in (train, test))
-        reading = time.monotonic() - started
+        require_same_classes(protocol, train, test)
 
-        def start(seed: int, folder: Path) -> Trial:
-            return VitDetectionTrial(params, encoder, train_scenes, test_scenes, test, seed, folder, options)
+        def read(labels: Labels) -> list[Scene]:
+            return read_scenes(labels, "coco")
 
-        outcome = run_trials(
-            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-            sheet=DetectionSheet(test.classes),
-        )  # fmt: skip
-        outcome.timing["read"] = reading
-        return outcome
+        def start(scenes: tuple[list[Scene], list[Scene]], seed: int, folder: Path) -> Trial:
+            return VitDetectionTrial(params, encoder, *scenes, test, seed, folder, options)
+
+        return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)

@@ -52,11 +52,7 @@ class Segmentation(ImageTask[SegmentationParams]):
         from benchmarks.segmentation.model import model_config, require_library
 
         require_library()
-        if len(train.classes) != params.classes:
-            raise InputError(
-                f"{protocol.dataset} has {len(train.classes)} classes including the background, but {protocol.id} is "
-                f"for {params.classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
-            )
+        require_classes(protocol, train, params.classes)
         model_config(params, encoder.card, synchronised=False)  # raises before anything is written
         from benchmarks.segmentation.train import SegmentationTrial
 
@@ -83,6 +79,16 @@ class CityscapesSegmentation(Segmentation):
 
     name = "cityscapes-seg"
     protocols = declared.CITYSCAPES_PROTOCOLS
+
+
+def require_classes(protocol: Protocol, train: Labels, classes: int) -> None:
+    """Raises InputError where the data set has another number of classes, its background included."""
+    if len(train.classes) != classes:
+        background = " including the background" if "background" in train.classes else ""
+        raise InputError(
+            f"{protocol.dataset} has {len(train.classes)} classes{background}, but {protocol.id} is for "
+            f"{classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
+        )
 
 
 TASKS = {task.name: task for task in (VocSegmentation, CityscapesSegmentation)}  # by command

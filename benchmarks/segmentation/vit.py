@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from benchmarks.segmentation.vit_protocols import PROTOCOLS, VitSegmentationParams, blocks_of
-from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.task import ImageTask, Labels, Outcome, Outputs, RunOptions
 from results.schema import Protocol
 
 if TYPE_CHECKING:
@@ -48,15 +48,11 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
         params = self.params(protocol)
         self.check_encoder(protocol, encoder)
         from benchmarks.segmentation.model import require_library
-        from benchmarks.segmentation.task import SegmentationSheet
+        from benchmarks.segmentation.task import SegmentationSheet, require_classes
         from benchmarks.training.trials import run_trials
 
         require_library()
-        if len(train.classes) != params.classes:
-            raise InputError(
-                f"{protocol.dataset} has {len(train.classes)} classes, but {protocol.id} is for {params.classes}; "
-                f"choose the protocol of this data set, or --set classes={len(train.classes)}"
-            )
+        require_classes(protocol, train, params.classes)
         from benchmarks.segmentation.vit_model import VitSegmentationTrial
 
         def start(seed: int, folder: Path) -> Trial:
