@@ -26,6 +26,7 @@ THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicy
 _IGNORED = 255
 _OUTSIDE = "license plate"  # of vehicles; the owner gives it no id and paints it over nothing
 _STEPS = 4  # per pixel: polygons are cut from each other on a grid of points so far apart
+_MOST_PIXELS = 1 << 25  # of an image, 16 times those of Cityscapes; the grid has 16 bytes for each
 
 _IMAGE = "_leftImg8bit.png"
 
@@ -115,10 +116,12 @@ def read_visible_objects(masks: Path) -> tuple[list[VisibleObject], tuple[int, i
         require_regular(file)
         content = json.loads(file.read_bytes())
         height, width = int(content["imgHeight"]), int(content["imgWidth"])
+        if min(height, width) < 1 or height * width > _MOST_PIXELS:
+            raise ValueError(f"an image of {width} x {height} pixels")
         outlines = [(str(o["label"]), _corners(o["polygon"])) for o in content["objects"] if "deleted" not in o]
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack gtFine_trainvaltest.zip again") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{file} has no polygons of Cityscapes ({error}); unpack gtFine_trainvaltest.zip again"
         ) from error

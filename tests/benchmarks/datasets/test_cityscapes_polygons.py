@@ -88,3 +88,11 @@ def test_polygons_that_are_missing_or_no_polygons_are_refused_by_name(tmp_path: 
     ):
         with pytest.raises(InputError, match=r"a_gtFine_polygons\.json has no polygons of Cityscapes"):
             read_visible_objects(written(tmp_path, wrong))
+    for size in ("1e99", "1000000", "-1"):  # never allocated
+        content = f'{{"imgHeight": {size}, "imgWidth": 1000000, "objects": []}}'
+        (tmp_path / "a_gtFine_polygons.json").write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=r"a_gtFine_polygons\.json has no polygons of Cityscapes"):
+            read_visible_objects(tmp_path / "a_gtFine_instanceIds.png")
+    (tmp_path / "a_gtFine_polygons.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"a_gtFine_polygons\.json has no polygons of Cityscapes"):
+        read_visible_objects(tmp_path / "a_gtFine_instanceIds.png")
