@@ -90,7 +90,8 @@ DEMO = BASE.changed(
 )  # fmt: skip
 
 _NOTE = (
-    "projects/ViTDet/configs/COCO/mask_rcnn_vitdet_{}.py; views with the scales of coco_loader_lsj.py. Relative "
+    "projects/ViTDet/configs/COCO/mask_rcnn_vitdet_{}.py; scales of the views as others' copies of coco_loader_lsj.py "
+    "have them, the file itself was not at hand. Relative "
     "positions, windows and that the class token is dropped are detectron2's. Masks are cut as bitmaps here"
 )
 _OURS = "detectron2's 1x schedule for ResNets carried over to batches of 64: this project's choice, as is drop path"

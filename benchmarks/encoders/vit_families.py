@@ -2,7 +2,7 @@
 
 A *naming scheme* turns the names of one code base into timm's. A *family* then says how timm's model has to be built so
 that it computes what the family's own code computes: number of heads, positions at other image sizes, activation, and
-which tokens make `embed`. docs/vision-transformers.md lists all of them.
+which tokens make `embed`. `NAMINGS` and `FAMILIES` list them.
 """
 
 from __future__ import annotations
