@@ -387,6 +387,9 @@ def simulated_cuda() -> Iterator[Gpu]:
         stack.enter_context(mock.patch.object(torch.accelerator, "is_available", return_value=True))
         stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", return_value=CUDA))
         stack.enter_context(mock.patch.object(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", _grouped))
+        # Asks the driver whether a CUDA graph is being recorded; none is.
+        check = "_accelerator_graph_capture_health_check"
+        stack.enter_context(mock.patch.object(torch.optim.Optimizer, check, return_value=None, create=True))
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         _ACTIVE.append(gpu)
