@@ -334,7 +334,7 @@ def read_classifier(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         InputError: the file cannot be read, or it has no or several candidates.
     """
-    from benchmarks.encoders.weight_files import read_weights
+    from pretrain.weight_files import read_weights
 
     every = {f"{path}/{key}".lstrip("/"): tensor for path, of in read_weights(file).tensors.items()
              for key, tensor in of.items()}  # fmt: skip

@@ -16,17 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pretrain import distributed
+from pretrain.backbone import read_backbone, write_backbone
 from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
-from pretrain.checkpoint import (
-    RESUME,
-    keep,
-    load_resume,
-    numbered,
-    read_backbone,
-    save_resume,
-    unusable_resume,
-    write_backbone,
-)
+from pretrain.checkpoint import RESUME, keep, load_resume, numbered, save_resume, unusable_resume
 from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, batch_norm_text

@@ -18,11 +18,11 @@ from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import write_detectron2
-from benchmarks.encoders.weight_files import read_pickled
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import safe_memory_format
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
+from pretrain.weight_files import read_pickled
 from results.files import replacing
 
 log = logging.getLogger(__name__)

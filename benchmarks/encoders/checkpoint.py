@@ -28,10 +28,10 @@ from benchmarks.encoders.card_facts import (
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.resnet import infer_resnet, is_resnet, parse_architecture, resnet_encoder
-from benchmarks.encoders.weight_files import WeightFile, read_weights
 from benchmarks.task import InputError
-from pretrain.checkpoint import CARD_KEY
+from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
+from pretrain.weight_files import WeightFile, read_weights
 from results.schema import Architecture, EncoderCard
 
 if TYPE_CHECKING:

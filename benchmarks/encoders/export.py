@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
-from pretrain.checkpoint import CARD_KEY, write_backbone
+from pretrain.backbone import CARD_KEY, write_backbone
 from pretrain.resnet import STAGES, ResNet
 from results.files import replacing, write_file
 from results.schema import Architecture, EncoderCard

@@ -23,7 +23,7 @@ from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, 
 from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
-from pretrain.checkpoint import write_backbone
+from pretrain.backbone import write_backbone
 from pretrain.resnet import STAGES, weights_sha256
 from results.schema import Architecture, EncoderCard, Geometry
 

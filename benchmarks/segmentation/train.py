@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.weight_files import read_pickled
 from benchmarks.segmentation.model import (
     check_backbone,
     model_config,
@@ -39,6 +38,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
+from pretrain.weight_files import read_pickled
 from results.files import open_image, replacing
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Self
 
 import torch
 
-from benchmarks.encoders.weight_files import read_pickled
 from benchmarks.task import InputError
+from pretrain.weight_files import read_pickled
 from results.files import replacing
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.encoders.export import write_safetensors
+from benchmarks.encoders.load import load_encoder
+from benchmarks.encoders.resnet import parse_architecture, random_resnet
 from results.store import read_records
+from tests.results.factory_records import write_demo
 
 pytestmark = pytest.mark.faults
 
@@ -19,10 +23,10 @@ ENCODER = "random:resnet18-w8-k3-nopool:0"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 32 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can mount a file system")
     yield folder
@@ -39,12 +43,16 @@ def fill(disk: Path, room: int) -> Path:
 
 @pytest.mark.parametrize("room", [0, 16384, 65536])
 @pytest.mark.parametrize("which", ["--out", "--features"])
+@pytest.mark.parametrize("benchmark", ["knn", "seg-logistic"])
 def test_a_full_disk_is_one_sentence(
-    which: str, room: int, data: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    benchmark: str, which: str, room: int, data: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With room for some of it or none. With more room it works, and what was written before is whole."""
+    """With room for some of it or none. With more room it works, and what was written before is whole.
+
+    One benchmark stores vectors, the other patches and writes a picture.
+    """
     folders = {"--out": tmp_path / "records", "--features": tmp_path / "features"} | {which: disk / "below"}
-    command = ["knn", "--encoder", ENCODER, "--data", str(data), "--device", "cpu", "--workers", "0"]
+    command = [benchmark, "--encoder", ENCODER, "--data", str(data), "--device", "cpu", "--workers", "0"]
     command += [text for flag, folder in folders.items() for text in (flag, str(folder))]
     ballast = fill(disk, room)
     code = main(command)
@@ -66,8 +74,16 @@ def test_a_full_disk_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "command", [["linear", "--set", "epochs=2"], ["finetune", "--set", "epochs=2"]], ids=["linear", "finetune"]
-)
+    "command",
+    [
+        ["linear", "--set", "epochs=2"],
+        ["finetune", "--set", "epochs=2"],
+        ["attentive", "--set", "epochs=2", "queries=2"],
+        ["seg-linear", "--set", "iterations=8", "evaluate_every=4", "warmup=2", "batch_size=4", "crop=64",
+         "short_side=64", "rates=1e-4,1e-3"],
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
 def test_a_disk_that_fills_during_a_training_is_one_sentence_and_its_state_stays_whole(
     command: list[str], data: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,3 +101,79 @@ def test_a_disk_that_fills_during_a_training_is_one_sentence_and_its_state_stays
     stored, damaged = read_records(disk / "records")
     assert not damaged
     assert all(each.record.intact for each in stored)
+
+
+WRITERS = {
+    "report": lambda records, out: [
+        "report", "--records", records, "--pretrain", f"{records}/none", "--out", f"{out}/report.html",
+    ],
+    "board": lambda records, out: ["board", out, "--records", records],
+    "model cards": lambda records, out: ["export", records, "--out", out],
+    "every eval ever": lambda records, out: [
+        "export", records, "--to", "every-eval-ever", "--source-name", "me", "--out", out,
+    ],
+    "tables": lambda records, out: ["tables", "--records", records, "--out", f"{out}/tables.md"],
+    "pictures": lambda records, out: ["pictures", "--records", records, "--out", out],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("written") / "records"
+    write_demo(root)
+    return root
+
+
+@pytest.mark.parametrize("room", [0, 8192])
+@pytest.mark.parametrize("name", WRITERS)
+def test_pages_on_a_full_disk_are_one_sentence_and_old_ones_stay_whole(
+    name: str, room: int, records: Path, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A page is there whole, as it was before, or not at all; with more room, the same command writes all of them."""
+    assert main(WRITERS[name](str(records), str(tmp_path / "whole"))) == 0
+    expected = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in files_below(tmp_path / "whole")}
+    assert expected
+    out = disk / "out"
+    out.mkdir()
+    first = next(iter(expected))
+    (out / first).parent.mkdir(parents=True, exist_ok=True)
+    (out / first).write_text("old")
+    ballast = fill(disk, room)
+    code = main(WRITERS[name](str(records), str(out)))
+    printed = capfd.readouterr().err
+    assert code == (2 if sum(map(len, expected.values())) > room + 4096 else code)
+    if code:
+        assert code == 2
+        assert "Traceback" not in printed
+        assert "No space left on device" in printed.strip().splitlines()[-1], printed
+    for path in files_below(out):
+        assert path.read_bytes() in (b"old", expected[path.relative_to(out)]), path
+    ballast.unlink()
+    assert main(WRITERS[name](str(records), str(out))) == 0
+    assert {path.relative_to(out): path.read_bytes() for path in files_below(out)} == expected
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix"), [("detectron2", ".pkl"), ("openmmlab", ".pth"), ("safetensors", ".safetensors")]
+)
+def test_a_converted_checkpoint_on_a_full_disk_is_one_sentence(
+    to: str, suffix: str, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_safetensors(random_resnet(parse_architecture("resnet18-w8"), 0), tmp_path / "source.safetensors")
+    out = disk / f"out{suffix}"
+    command = ["convert", str(tmp_path / "source.safetensors"), str(out), "--to", to, "--force"]
+    out.write_text("old")
+    ballast = fill(disk, 8192)
+    assert main(command) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "No space left on device" in printed.strip().splitlines()[-1], printed
+    assert [path.name for path in disk.iterdir() if path != ballast] == [out.name]
+    assert out.read_text() == "old"
+    ballast.unlink()
+    assert main(command) == 0
+    assert load_encoder(out).card.weights_sha256 == load_encoder(tmp_path / "source.safetensors").card.weights_sha256

@@ -11,22 +11,26 @@ import pickle
 import random
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.weight_files import LEGACY_TORCH
 from benchmarks.training.probes import ProbeState
-from pretrain.checkpoint import CARD_KEY, load_resume
+from pretrain.backbone import CARD_KEY
+from pretrain.checkpoint import load_resume
+from pretrain.weight_files import LEGACY_TORCH
 from results.errors import InputError
 from results.store import unpacked
-from tests.benchmarks.encoders.test_weight_files import FRAMES, Calls, payloads
 from tests.faults.guard import Case, check
+from tests.pretrain import tiny_runs
+from tests.pretrain.test_weight_files import FRAMES, Calls, payloads
 
 CASES: dict[str, Case] = {}
 
@@ -95,12 +99,27 @@ BODIES: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-def file(content: Callable[[Path], bytes], name: str = "weights.pth") -> Case:
-    def read(folder: Path) -> None:
-        (folder / name).write_bytes(content(folder))
-        load_encoder(folder / name)
+@dataclass(frozen=True)
+class WeightFileCase:
+    """A weight file, and its reading as an encoder.
 
-    return read
+    Attributes:
+        content: of a folder that it may name.
+    """
+
+    content: Callable[[Path], bytes]
+    name: str
+
+    def write(self, folder: Path) -> Path:
+        (folder / self.name).write_bytes(self.content(folder))
+        return folder / self.name
+
+    def __call__(self, folder: Path) -> None:
+        load_encoder(self.write(folder))
+
+
+def file(content: Callable[[Path], bytes], name: str = "weights.pth") -> Case:
+    return WeightFileCase(content, name)
 
 
 for frame, framed in FRAMES.items():
@@ -242,7 +261,10 @@ def state(content: Callable[[Path], bytes]) -> Case:
     return read
 
 
-STATE_BODIES = ("chains of codecs.encode", "a bytearray of 4 GB", "nested shared lists", "20 million marks", "no end")
+STATE_BODIES = (
+    "chains of codecs.encode", "a bytearray of 4 GB", "nested shared lists", "keys of nested tuples",
+    "a set of nested tuples", "20 million marks", "20 million sets", "no end",
+)  # fmt: skip
 CASES |= {
     f"state: {name}": state(lambda _, name=name: FRAMES["zip"](b"\x80\x02" + BODIES[name]() + b"."))  # type: ignore[misc]
     for name in STATE_BODIES
@@ -315,6 +337,63 @@ def test_the_corpus_is_large() -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_a_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path)
+
+
+COMMAND_CASES = (
+    *QUICK,
+    "zip: eval", "zip: a whole network", "legacy: exec in a key", "legacy: many bytes", "pickle: getattr chain",
+    "pickle: setstate of a class", "pickle: os.system", "zip: keys of nested tuples", "legacy: an instance",
+    "pickle: no end", "zip: nothing on the stack", "no pickle", "a member that unfolds", "a network", "a nested tensor",
+    "a storage that is not there", "an old file without an end", "safetensors: offsets", "safetensors: names",
+    "safetensors: 100,000 tensors", "safetensors: a card that is none",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names", [COMMAND_CASES[:6], pytest.param(COMMAND_CASES[6:], marks=pytest.mark.faults)], ids=["a few", "many"]
+)
+def test_the_command_line_ends_with_2_and_one_sentence(
+    names: Sequence[str], small_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Many cases through `main` in this process: no earlier one changes what comes of a later one."""
+    tried = 0
+    for name in names:
+        case = CASES[name]
+        if not isinstance(case, WeightFileCase):
+            continue
+        folder = tmp_path / f"{tried}"
+        folder.mkdir()
+        where = ["--data", str(small_data), "--out", str(folder / "records"), "--features", str(folder / "features")]
+        command = ["knn", "--encoder", str(case.write(folder)), *where, "--device", "cpu", "--workers", "0"]
+        assert main(command) == 2, name
+        printed = capfd.readouterr().err
+        assert "Traceback" not in printed, name
+        faults = [line for line in printed.splitlines() if line.startswith("encoder-bench: ")]
+        assert len(faults) == 1, (name, printed)
+        assert case.name in faults[0], name
+        assert not (folder / "ran").exists(), name
+        assert not list(folder.glob("records/**/*.json")), name
+        case.write(folder).unlink()
+        tried += 1
+    assert tried >= min(25, len(names))
+
+
+@pytest.mark.parametrize("name", ["os.system", "keys of nested tuples", "a bytearray of 4 GB", "text"])
+def test_pretraining_with_a_hostile_state_ends_with_2_and_one_sentence(
+    name: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line; nothing in the state runs, and it stays for the user to look at."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with suppress(InputError):
+        CASES[f"state: {name}"](out)
+    hostile = (out / "resume.pt").read_bytes()
+    assert tiny_runs.run(images, out) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "resume.pt is damaged or not a resume file of this project" in last
+    assert "remove it to start anew" in last
+    assert (out / "resume.pt").read_bytes() == hostile
+    assert not (out / "ran").exists()
 
 
 @pytest.mark.faults

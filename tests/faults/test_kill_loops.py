@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from benchmarks.__main__ import main
+from benchmarks.registry import TASK_NAMES
 from results.store import StoredRecord, read_records
 from tests.benchmarks.detection import test_detection_task as detection
 from tests.benchmarks.segmentation import test_segmentation_task as segmentation
@@ -32,7 +35,37 @@ JOBS = {
     "linear": ["linear", "--set", "epochs=4"],
     "finetune": ["finetune", "--set", "epochs=4"],
     "low-shot": ["low-shot-svm", "--set", "k=[1,2]"],
-}
+    "logistic": ["logistic", "--set", "tolerance=0.01"],
+    "attentive": ["attentive", "--set", "epochs=3", "queries=2"],
+    "linear-grid": ["linear-grid", "--set", "epochs=3"],
+    "transfer": ["transfer", "--set", "penalties=1,100"],
+    "seg-logistic": ["seg-logistic"],
+    "seg-linear": [
+        "seg-linear", "--set", "iterations=16", "evaluate_every=4", "warmup=2", "batch_size=4", "crop=64",
+        "short_side=64", "rates=1e-4,1e-3",
+    ],
+    "depth-linear": ["depth-linear", "--set", "iterations=16", "evaluate_every=4", "batch_size=4"],
+}  # fmt: skip
+ENCODERS = {"linear-grid": "tests.faults.test_kill_loops:token_network"}
+
+
+class TokenNetwork(nn.Module):
+    """Patches of 16 pixels and the vectors of a ViT's tokens, all linear in the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 12, 16, 16)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        patches = self.embed(images)
+        mean = patches.mean((2, 3))
+        cls = patches[:, :, 0, 0]
+        return {"embed": mean, "cls": cls, "cls_last4": torch.cat([cls, -cls, mean, cls], 1), "patch_mean": mean}
+
+
+def token_network() -> nn.Module:
+    torch.manual_seed(0)
+    return TokenNetwork()
 
 
 def kill_loop(job: Callable[[], object], folder: Path, seed: str, kills: int = KILLS) -> None:
@@ -77,7 +110,7 @@ def run_for(job: Callable[[], object], seconds: float | None) -> bool:
 
 def arguments(command: Sequence[str], data: Path, folder: Path) -> list[str]:
     return [
-        *command, "--encoder", ENCODER, "--data", str(data), "--out", str(folder / "records"),
+        *command, "--encoder", ENCODERS.get(command[0], ENCODER), "--data", str(data), "--out", str(folder / "records"),
         "--features", str(folder / "features"), "--device", "cpu", "--workers", "0",
     ]  # fmt: skip
 
@@ -117,6 +150,20 @@ def test_a_benchmark_that_is_killed_a_few_times_ends_equal(small_data: Path, tmp
 @pytest.mark.parametrize("name", JOBS)
 def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: Path) -> None:
     ends_equal(JOBS[name], data, tmp_path, KILLS)
+
+
+def test_every_trained_or_fitted_benchmark_has_a_kill_loop() -> None:
+    """Benchmarks whose work is that of another one, or takes a moment on stored features, have none of their own."""
+    same = {
+        "multihead": "linear", "linear-stored": "linear", "few-shot": "low-shot-svm", "voc-svm": "low-shot-svm",
+        "robustness": "transfer", "retrieval": "knn", "ncm": "knn", "label-free": "knn", "label-free-views": "knn",
+        "seg-linear-cached": "seg-logistic", "seg-knn": "knn", "seg-incontext": "knn", "semi-1pct": "finetune",
+        "semi-10pct": "finetune", "coco-det": "voc-det", "coco-keypoints": "voc-det", "lvis-det": "voc-det",
+        "cityscapes-det": "voc-det", "cityscapes-seg": "voc-seg", "vit-det": "voc-det", "vit-seg": "voc-seg",
+    }  # fmt: skip
+    killed = {command[0] for command in JOBS.values()} | {"voc-det", "voc-seg"}
+    assert set(same.values()) <= killed
+    assert killed | same.keys() == set(TASK_NAMES)
 
 
 @pytest.mark.faults

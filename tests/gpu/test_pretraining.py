@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.checkpoint import load_resume, read_backbone, save_resume
+from pretrain.backbone import read_backbone
+from pretrain.checkpoint import load_resume, save_resume
 from pretrain.data import Files
 from pretrain.recipe import Recipe
 from pretrain.train import Trainer

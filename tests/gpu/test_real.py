@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.checkpoint import load_resume, read_backbone
+from pretrain.backbone import read_backbone
+from pretrain.checkpoint import load_resume
 from pretrain.cost import Stepper
 from pretrain.distributed import full_float32
 from pretrain.mechanism import ProjectedEncoder

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import load_resume, read_backbone, save_resume, write_backbone
+from pretrain.backbone import read_backbone, write_backbone
+from pretrain.checkpoint import load_resume, save_resume
 from pretrain.loader import Batch
 from pretrain.recipe import load_recipe
 from pretrain.train import Run, Trainer

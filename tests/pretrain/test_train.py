@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pretrain.checkpoint import load_resume, read_backbone
+from pretrain.backbone import read_backbone
+from pretrain.checkpoint import load_resume
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import load_recipe
 from pretrain.resnet import weights_sha256

@@ -17,7 +17,8 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pretrain import distributed
-from pretrain.checkpoint import load_resume, read_backbone
+from pretrain.backbone import read_backbone
+from pretrain.checkpoint import load_resume
 from pretrain.mechanism import Batch, Mechanism, batch_norm_parts
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe

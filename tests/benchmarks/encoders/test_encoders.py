@@ -17,7 +17,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder, random_encoder_command
 from benchmarks.encoders.resnet import random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.checkpoint import read_backbone, write_backbone
+from pretrain.backbone import read_backbone, write_backbone
 from pretrain.resnet import ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
 

@@ -127,7 +127,7 @@ def test_a_killed_write_leaves_the_old_file(
 
     monkeypatch.setattr(pickle, "dump", broken)
     monkeypatch.setattr(torch, "save", broken)
-    monkeypatch.setattr("pretrain.checkpoint.save_file", broken)
+    monkeypatch.setattr("pretrain.backbone.save_file", broken)
     with pytest.raises(KeyboardInterrupt):
         write(encoder, out)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.bin", "old")]

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import FAMILIES
 from benchmarks.task import InputError
-from pretrain.checkpoint import write_backbone
+from pretrain.backbone import write_backbone
 from tests.reference.vit_plain import PlainVit
 
 TIMM = """patch.w patch_embed.proj.weight

@@ -24,25 +24,26 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
-from benchmarks.task import InputError
-from pretrain.checkpoint import read_backbone
+from pretrain.backbone import read_backbone
+from results.errors import InputError
 from results.schema import EncoderCard
 
 # A file of torch before 1.6 starts with a pickle of this number (torch.serialization.MAGIC_NUMBER).
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 MAX_DEPTH = 6  # of nested mappings that may hold tensors; VISSL's trunk is at 4
 # Far above any release: ViT-g with its optimiser and a moving average takes 100,000 operations and 3,000 tensors.
-MAX_OPERATIONS = 3_000_000
-MAX_TENSORS = 50_000
+MAX_OPERATIONS = 1_000_000
+MAX_TENSORS = 20_000
 MAX_ENTRIES = 1_000_000  # of all mappings together
 MAX_HEADER = 8 << 20  # bytes of a safetensors header or a zip file's list of members
 MAX_NAME = 1000  # characters of a tensor's name
+MAX_MARKS = 10_000  # open at once; Python's own pickler nests 1,000 objects at most
 
 _CALL_COST = 8  # operations
 _CALLS = "calls or changes an object"
+_TOO_MUCH = "it unfolds to far more than a weight file"
 _SHARING = 8  # times that tensors may share the bytes of the file, as a model under two names does
 _SPARE_BYTES = 16 << 20  # that may be copied whatever the size of the file
 
@@ -82,15 +83,15 @@ def read_weights(path: Path) -> WeightFile:
         header = struct.unpack("<Q", start[:8])[0]
         if header > min(MAX_HEADER, path.stat().st_size):
             raise InputError(f"{path} declares a header of {header:,} bytes; it is damaged, copy it again")
+        with path.open("rb") as file:
+            braces = file.read(8 + header).count(b"{")  # each tensor has one
+        if braces > MAX_TENSORS:
+            raise _too_many_tensors(path)
         try:
             tensors, card = read_backbone(path)
-        except ValidationError as error:
-            first = error.errors()[0]
-            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise InputError(f"{path} has a card that cannot be read ({fault}); write the file again") from error
         except (OSError, ValueError) as error:
             raise InputError(" ".join(str(error).split())) from error
-        _check_tensors(path, tensors)
+        _check_names(path, tensors)
         return WeightFile(path, {"": tensors}, card=card)
     if start.startswith(b"PK\x03\x04") or start[:1] in (b"\x80", b"(", b"}", b"c"):
         return _weight_file(path, read_pickled(path))
@@ -120,7 +121,8 @@ def read_pickled(path: Path, *, verify: bool = False) -> Any:
     """What torch.save or pickle.dump wrote: tensors on the CPU, plain containers and values, and inert objects.
 
     Args:
-        verify: compare the checksum of every member of a zip file. Not all releases have right ones.
+        verify: compare the checksum of every member of a zip file, and read no other kind. Not all releases have right
+            ones.
 
     Raises:
         InputError: as `read_weights`.
@@ -131,9 +133,11 @@ def read_pickled(path: Path, *, verify: bool = False) -> Any:
             file.seek(0)
             if start.startswith(b"PK\x03\x04"):
                 return _read_zip(path, file, verify)
+            if verify:
+                raise UnpicklingError("it is not a zip file of torch.save")
             if start == LEGACY_TORCH:
                 return _read_legacy(file, path.stat().st_size)
-            return _Unpickler(file, path.stat().st_size).load()
+            return Unpickler(file, path.stat().st_size).load()
     except InputError:
         raise
     except Exception as error:  # an untrusted file can make the reader fail in any way
@@ -187,7 +191,7 @@ def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
             content = content.view(-1, item).flip(1).flatten()
         return content.untyped_storage()
 
-    return _Unpickler(io.BytesIO(data), len(data), storage).load()
+    return Unpickler(io.BytesIO(data), len(data), storage).load()
 
 
 def _bytes_of_member_list(file: BinaryIO, size: int) -> int:
@@ -217,9 +221,9 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         return declared[key][0].untyped_storage()
 
     for _ in ("magic number", "protocol", "system"):
-        _Unpickler(file, size).load()
-    root = _Unpickler(file, size, storage).load()
-    keys = _Unpickler(file, size).load()
+        Unpickler(file, size).load()
+    root = Unpickler(file, size, storage).load()
+    keys = Unpickler(file, size).load()
     if not isinstance(keys, list) or sorted(keys) != sorted(declared):
         raise UnpicklingError("its storages are not those that its tensors name")
     for key in keys:
@@ -267,7 +271,7 @@ def _weight_file(path: Path, root: Any) -> WeightFile:
                 if len(where) + len(key) > MAX_NAME:
                     raise InputError(f"{path} has a mapping whose name is longer than {MAX_NAME:,} characters")
                 pending.append((f"{where}/{key}".lstrip("/"), value, depth + 1))
-    _check_tensors(path, (f"{where}{key}" for where, mapping in found.items() for key in mapping))
+    _check_names(path, (f"{where}{key}" for where, mapping in found.items() for key in mapping))
     limit = path.stat().st_size
     left = _SHARING * limit
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -287,15 +291,19 @@ def _weight_file(path: Path, root: Any) -> WeightFile:
     return WeightFile(path, tensors, simple, keys)
 
 
-def _check_tensors(path: Path, names: Iterable[str]) -> None:
+def _check_names(path: Path, names: Iterable[str]) -> None:
     """Names that are too many, too long, or would break a line of the terminal."""
     for number, name in enumerate(names):
         if number == MAX_TENSORS:
-            raise InputError(f"{path} has more than {MAX_TENSORS:,} tensors; save its state dict alone")
+            raise _too_many_tensors(path)
         if len(name) > MAX_NAME or not name.isprintable():
             raise InputError(
                 f"{path} has a tensor with the invalid name {name[:40]!a}; the file is damaged or not a weight file"
             )
+
+
+def _too_many_tensors(path: Path) -> InputError:
+    return InputError(f"{path} has more than {MAX_TENSORS:,} tensors; save its state dict alone")
 
 
 def _size(value: Tensor | NumpyArray | OtherTensor, subject: str, limit: int) -> int:
@@ -343,8 +351,8 @@ class Storage:
 _PythonUnpickler: Any = pickle._Unpickler
 
 
-class _Unpickler(_PythonUnpickler):
-    """Unpickles one pickle by the table of names; see the module.
+class Unpickler(_PythonUnpickler):
+    """Unpickles one pickle by the table of names.
 
     Args:
         file: at the start of the pickle; it is left behind its end.
@@ -369,7 +377,9 @@ class _Unpickler(_PythonUnpickler):
         self.append, self.proto = self.stack.append, 0
         read, dispatch = self.file.read, self.dispatch
         while True:
-            self._spend(1)
+            self.operations -= 1
+            if self.operations < 0 or len(self.metastack) > MAX_MARKS:
+                raise UnpicklingError(_TOO_MUCH)
             code = read(1)
             if code == pickle.STOP:
                 return self.stack.pop()
@@ -395,7 +405,7 @@ class _Unpickler(_PythonUnpickler):
         self.operations -= operations
         self.bytes_to_copy -= copied
         if self.operations < 0 or self.bytes_to_copy < 0:
-            raise UnpicklingError("it unfolds to far more than a weight file")
+            raise UnpicklingError(_TOO_MUCH)
 
     def find_class(self, module: str, name: str) -> Any:
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # from Python 2
@@ -486,11 +496,11 @@ class _Unpickler(_PythonUnpickler):
                 target[key] = value
 
     def load_empty_set(self) -> None:
-        self.append(Inert())
+        self.append(_SOME_SET)
 
     def load_frozenset(self) -> None:
         self.pop_mark()
-        self.append(Inert())
+        self.append(_SOME_SET)
 
     def load_frame(self) -> None:
         self._read(8)  # a hint for readers
@@ -536,6 +546,9 @@ class Inert:
     """Stands for an object of a class that is not loaded: accepts any arguments, keeps none, and cannot be called."""
 
     def __init__(self, *_args: object) -> None: ...
+
+
+_SOME_SET = Inert()  # one for all: it takes no memory of its own and keeps nothing
 
 
 class Namespace:

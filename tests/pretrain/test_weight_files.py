@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.encoders.weight_files import LEGACY_TORCH, read_weights
 from benchmarks.task import InputError
+from pretrain.weight_files import LEGACY_TORCH, read_weights
 
 TENSORS = {"conv1.weight": torch.arange(8.0), "bn1.weight": torch.ones(2)}
 
