@@ -21,18 +21,16 @@ NAMING_SCHEMES: dict[str, Rules] = {
     "torchvision": [],
     "vissl": [(r"^(base_model\.)?_feature_blocks\.", "")],
     "sequential": [
-        (r"^0\.", "conv1."),
-        (r"^1\.", "bn1."),
-        *((rf"^{n + 3}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+        (r"^0\.", "conv1."), (r"^1\.", "bn1."),
+        (r"^4\.", "layer1."), (r"^5\.", "layer2."), (r"^6\.", "layer3."), (r"^7\.", "layer4."),
     ],
     "sequential without max-pool": [
-        (r"^0\.", "conv1."),
-        (r"^1\.", "bn1."),
-        *((rf"^{n + 2}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+        (r"^0\.", "conv1."), (r"^1\.", "bn1."),
+        (r"^3\.", "layer1."), (r"^4\.", "layer2."), (r"^5\.", "layer3."), (r"^6\.", "layer4."),
     ],
     "detectron2": [
         (r"^stem\.", ""),
-        *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+        (r"^res2\.", "layer1."), (r"^res3\.", "layer2."), (r"^res4\.", "layer3."), (r"^res5\.", "layer4."),
         (r"shortcut\.norm\.", "downsample.1."),
         (r"shortcut\.", "downsample.0."),
         (r"conv(\d)\.norm\.", r"bn\1."),
@@ -40,17 +38,18 @@ NAMING_SCHEMES: dict[str, Rules] = {
     "caffe2": [
         (r"^(res_)?conv1_bn_", "bn1."),
         (r"^conv1_", "conv1."),
-        *((rf"^res{n + 1}_(\d+)_", rf"layer{n}.\1.") for n in (1, 2, 3, 4)),
+        (r"^res2_(\d+)_", r"layer1.\1."), (r"^res3_(\d+)_", r"layer2.\1."),
+        (r"^res4_(\d+)_", r"layer3.\1."), (r"^res5_(\d+)_", r"layer4.\1."),
         (r"branch1_bn_", "downsample.1."),
         (r"branch1_", "downsample.0."),
-        *((rf"branch2{letter}_bn_", f"bn{n}.") for n, letter in enumerate("abc", start=1)),
-        *((rf"branch2{letter}_", f"conv{n}.") for n, letter in enumerate("abc", start=1)),
+        (r"branch2a_bn_", "bn1."), (r"branch2b_bn_", "bn2."), (r"branch2c_bn_", "bn3."),
+        (r"branch2a_", "conv1."), (r"branch2b_", "conv2."), (r"branch2c_", "conv3."),
         (r"\.(w|s|gamma)$", ".weight"),
         (r"\.(b|beta)$", ".bias"),
         (r"\.rm$", ".running_mean"),
         (r"\.riv$", ".running_var"),
     ],
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class CheckpointLayout:
 
 
 _CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
+_ANY_SCRIPT = "any training script or Lightning module with this attribute"
 _VISSL = "classy_state_dict/base_model/model/trunk"
 _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
 
@@ -99,22 +99,28 @@ LAYOUTS = (
     CheckpointLayout(
         "encoder-bench run", "pretrain/train.py: resume.pt and epoch_*.pt",
         ("trainer/model/encoder_q.backbone.conv1.weight", "@recipe"),
-        {side: Pick("trainer/model", f"{side}.backbone.", f"{side}.head.") for side in ("encoder_q", "encoder_k")},
+        {
+            "encoder_q": Pick("trainer/model", "encoder_q.backbone.", "encoder_q.head."),
+            "encoder_k": Pick("trainer/model", "encoder_k.backbone.", "encoder_k.head."),
+        },
         epochs="epochs",
     ),
     CheckpointLayout(
         "facebookresearch/moco-v3", "facebookresearch/moco-v3 c349e6e moco/builder.py, main_moco.py",
         ("state_dict/base_encoder.*", "state_dict/momentum_encoder.*", "@arch"),
         {
-            side: Pick("state_dict", f"{side}.", f"{side}.fc.|{side}.head.")
-            for side in ("base_encoder", "momentum_encoder")
+            "base_encoder": Pick("state_dict", "base_encoder.", "base_encoder.fc.|base_encoder.head."),
+            "momentum_encoder": Pick("state_dict", "momentum_encoder.", "momentum_encoder.fc.|momentum_encoder.head."),
         },
         epochs="epoch", method="MoCo v3",
     ),
     CheckpointLayout(
         "facebookresearch/moco CIFAR notebook", "facebookresearch/moco f736491 colab/moco_cifar10_demo.ipynb",
         ("state_dict/encoder_q.net.0.weight", "state_dict/encoder_q.net.3.0.conv1.weight"),
-        {side: Pick("state_dict", f"{side}.net.", f"{side}.net.9.") for side in ("encoder_q", "encoder_k")},
+        {
+            "encoder_q": Pick("state_dict", "encoder_q.net.", "encoder_q.net.9."),
+            "encoder_k": Pick("state_dict", "encoder_k.net.", "encoder_k.net.9."),
+        },
         names="sequential without max-pool", epochs="epoch", method="MoCo",
     ),
     CheckpointLayout(
@@ -187,19 +193,20 @@ LAYOUTS = (
     CheckpointLayout(
         "bytedance/ibot", "bytedance/ibot c24f870 main_ibot.py",
         ("teacher/backbone.*", "student/backbone.masked_embed"),
-        {side: Pick(side, "backbone.") for side in ("teacher", "student")},
+        {"teacher": Pick("teacher", "backbone."), "student": Pick("student", "backbone.")},
         epochs="epoch", method="iBOT",
     ),
     CheckpointLayout(
         "facebookresearch/dino", "facebookresearch/dino 7c446df main_dino.py, utils.py MultiCropWrapper",
         ("teacher/backbone.*", "student/backbone.*"),
-        {side: Pick(side, "backbone.") for side in ("teacher", "student")},  # its evaluation reads the teacher
+        # Its evaluation reads the teacher.
+        {"teacher": Pick("teacher", "backbone."), "student": Pick("student", "backbone.")},
         epochs="epoch",
     ),
     CheckpointLayout(
         "facebookresearch/ijepa", "facebookresearch/ijepa 52c1ae9 src/train.py, src/models/vision_transformer.py",
         ("target_encoder/patch_embed.proj.weight", "encoder/patch_embed.proj.weight"),
-        {side: Pick(side) for side in ("target_encoder", "encoder")},
+        {"target_encoder": Pick("target_encoder"), "encoder": Pick("encoder")},
         epochs="epoch", method="I-JEPA",
     ),
     CheckpointLayout(
@@ -217,7 +224,10 @@ LAYOUTS = (
     CheckpointLayout(
         "facebookresearch/moco", "facebookresearch/moco 7397dfe moco/builder.py, main_moco.py, main_lincls.py",
         ("*/encoder_q.conv1.weight",),  # the end-to-end variant has no queue
-        {side: Pick("*", f"{side}.", f"{side}.fc.") for side in ("encoder_q", "encoder_k")},
+        {
+            "encoder_q": Pick("*", "encoder_q.", "encoder_q.fc."),
+            "encoder_k": Pick("*", "encoder_k.", "encoder_k.fc."),
+        },
         epochs="epoch",
     ),
     CheckpointLayout(
@@ -255,7 +265,7 @@ LAYOUTS = (
     CheckpointLayout(
         "lucidrains/byol-pytorch", "lucidrains/byol-pytorch byol_pytorch.py: NetWrapper.net",
         ("*/online_encoder.net.conv1.weight", "*/target_encoder.net.conv1.weight"),
-        {side: Pick("*", f"{side}_encoder.net.") for side in ("online", "target")},
+        {"online": Pick("*", "online_encoder.net."), "target": Pick("*", "target_encoder.net.")},
         ignore=("fc.*",), method="BYOL",
     ),
     CheckpointLayout(
@@ -280,13 +290,29 @@ LAYOUTS = (
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=_CLASSIFIER,
     ),
-    *(
-        CheckpointLayout(
-            f"{attribute}.*", "any training script or Lightning module with this attribute",
-            (f"*/{attribute}.conv1.weight", f"*/{attribute}.layer1.*"),
-            {attribute: Pick("*", f"{attribute}.")}, ignore=_CLASSIFIER,
-        )
-        for attribute in ("backbone", "encoder", "model", "net", "network", "resnet")
+    CheckpointLayout(
+        "backbone.*", _ANY_SCRIPT, ("*/backbone.conv1.weight", "*/backbone.layer1.*"),
+        {"backbone": Pick("*", "backbone.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "encoder.*", _ANY_SCRIPT, ("*/encoder.conv1.weight", "*/encoder.layer1.*"),
+        {"encoder": Pick("*", "encoder.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "model.*", _ANY_SCRIPT, ("*/model.conv1.weight", "*/model.layer1.*"),
+        {"model": Pick("*", "model.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "net.*", _ANY_SCRIPT, ("*/net.conv1.weight", "*/net.layer1.*"),
+        {"net": Pick("*", "net.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "network.*", _ANY_SCRIPT, ("*/network.conv1.weight", "*/network.layer1.*"),
+        {"network": Pick("*", "network.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "resnet.*", _ANY_SCRIPT, ("*/resnet.conv1.weight", "*/resnet.layer1.*"),
+        {"resnet": Pick("*", "resnet.")}, ignore=_CLASSIFIER,
     ),
     CheckpointLayout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",
