@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.audit_vit import alternatives, is_vision_transformer, structure
-from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
+from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
 from benchmarks.encoders.load import expand, load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress

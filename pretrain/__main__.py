@@ -241,7 +241,7 @@ def _labelled(labels: Labels) -> Labelled:
 
 def _labels(root: Path, split: str) -> Labels:
     from benchmarks.datasets.cifar10 import read_cifar10
-    from benchmarks.datasets.classification import read_image_folder
+    from benchmarks.datasets.lists import read_image_folder
 
     return (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.classification import class_folders
-from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, require_files
+from benchmarks.datasets.lists import LazyPaths, class_folders, folder_contents, read_groups, require_files
 from benchmarks.task import InputError, Labels
 from results.files import require_regular
 

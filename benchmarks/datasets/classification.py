@@ -1,7 +1,7 @@
-"""Image folders, ImageNet-1k with the labelled 1 % and 10 % of SimCLR, Places205, and iNaturalist 2018.
+"""ImageNet-1k with the labelled 1 % and 10 % of SimCLR, Places205, and iNaturalist 2018.
 
-An image folder is `<root>/<split>/<class>/<image>`. The others are found as class folders, as mm's text lists or as
-VISSL's pairs of arrays, Places205 and iNaturalist also as their owners publish them.
+They are found as class folders, as mm's text lists or as VISSL's pairs of arrays, Places205 and iNaturalist also as
+their owners publish them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from benchmarks.datasets.lists import (
     FolderLayout,
     FolderLayouts,
     LazyPaths,
+    class_folders,
     class_names,
     first_file,
     first_folder,
     folder_contents,
+    has_classes,
     read_arrays,
-    read_groups,
+    read_image_folder,
     read_lines,
     read_list,
     require_files,
@@ -34,127 +37,29 @@ from benchmarks.datasets.lists import (
 )
 from benchmarks.task import InputError, Labels
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-# The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them.
+# The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them, and their folders.
 IMAGENET_SUBSETS = {
-    f"train-{percent}pct": tuple(
-        below + name
-        for name in (f"{percent}percent.txt", f"train_{percent}percent.txt", f"train_labeled_{percent}percent.txt")
-        for below in ("imagenet_subsets/", "", "meta/", "semi_files/")
-    )
-    for percent in (1, 10)
+    "train-1pct": ("1percent.txt", "train_1percent.txt", "train_labeled_1percent.txt"),
+    "train-10pct": ("10percent.txt", "train_10percent.txt", "train_labeled_10percent.txt"),
 }
+_SUBSET_FOLDERS = ("imagenet_subsets/", "", "meta/", "semi_files/")
+_LISTS = ("meta/{split}.txt", "{split}.txt", "{split}_list.txt")  # of mm
+_PLACES_LISTS_OF_MM = ("meta/{split}_places205.txt", "meta/{split}_places205.csv", *_LISTS)
 _PLACES_LISTS = "trainvalsplit_places205/{split}_places205.csv"
 # Where imagesPlaces205_resize.tar.gz unpacks to, and shorter folders that people use.
 _PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256", "images")
 _INAT_JSON = ("{split}2018.json", "annotations/{split}2018.json")
 
 
-# ---- image folders ---------------------------------------------------------------------------------------------------
-
-
-def read_image_folder(root: Path, split: str) -> Labels:
-    """Items of one split, sorted by class and file; an id is the path below `root`.
-
-    Class indices are those of `train` if there is such a folder, so that a split may lack a class.
-
-    Raises:
-        InputError: a folder is missing or empty, or the split has a class that `train` does not have.
-    """
-    folder = root / split
-    found = _require_class_folders(folder)
-    classes = _require_class_folders(root / "train") if split != "train" and (root / "train").is_dir() else found
-    unknown = sorted(set(found) - set(classes))
-    if unknown:
-        raise InputError(
-            f"{folder / unknown[0]} is a class that {root / 'train'} does not have; the folders must match"
-        )
-    index = {name: number for number, name in enumerate(classes)}
-    ids: list[str] = []
-    counts: list[int] = []
-    for name in found:
-        images = images_below(folder / name)
-        if not images:
-            raise InputError(f"{folder / name} contains no image ({', '.join(SUFFIXES)}); fill or remove the folder")
-        prefix = f"{split}/{name}/"
-        ids += [prefix + image for image in images]
-        counts.append(len(images))
-    targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
-    names = tuple(ids)
-    return Labels(names, LazyPaths(root, names), tuple(classes), targets, read_groups(root, names))
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the subfolders that may be classes; empty if `folder` does not exist."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-
-
-def has_classes(folder: Path) -> bool:
-    """Whether a subfolder directly contains an image. Those of Places, which are sorted by initial, do not."""
-    for name in class_folders(folder):
-        with os.scandir(folder / name) as entries:
-            if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
-                return True
-    return False
-
-
-def _require_class_folders(folder: Path) -> list[str]:
-    names = class_folders(folder)
-    if not names:
-        fault = "has no class folders" if folder.is_dir() else "is missing"
-        raise InputError(f"{folder} {fault}: an image folder has the layout <root>/<split>/<class>/<image>")
-    return names
-
-
-def images_below(folder: Path) -> list[str]:
-    """Images below `folder`, at any depth, in the order of their paths' parts.
-
-    Raises:
-        InputError: a link points to a folder that contains it.
-    """
-    found: list[str] = []
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        with os.scandir(folder / below) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not entry.is_dir():
-                    found.append(below + name)
-                elif entry.is_dir():
-                    if entry.is_symlink() and (folder / below).resolve().is_relative_to(Path(entry.path).resolve()):
-                        raise InputError(f"{entry.path} is a link to a folder that contains it; remove the link")
-                    pending.append(f"{below}{name}/")
-    nested = any("/" in name for name in found)
-    return sorted(found, key=lambda name: name.split("/")) if nested else sorted(found)
-
-
 # ---- layouts of any classification set -------------------------------------------------------------------------------
-
-
-def _common_layouts(lists: Sequence[str] = ()) -> tuple[FolderLayout, ...]:
-    """Class folders, mm's text list (also under the names `lists`), VISSL's arrays."""
-    texts = (*lists, "meta/{split}.txt", "{split}.txt", "{split}_list.txt")
-    return (
-        FolderLayout("{split}/<class>/<image>", lambda folder, split: has_classes(folder / split), read_image_folder),
-        FolderLayout(
-            "a list meta/{split}.txt of `path label` and the images in {split}/",
-            lambda folder, split: _split_file(folder, split, texts) is not None,
-            partial(_read_text, texts=texts),
-        ),
-        FolderLayout(
-            "{split}_images.npy with {split}_labels.npy",
-            lambda folder, split: (folder / f"{split}_images.npy").is_file(),
-            _read_arrays,
-        ),
-    )
 
 
 def _split_file(folder: Path, split: str, names: Sequence[str]) -> Path | None:
     return first_file(folder, [name.replace("{split}", split) for name in names])
+
+
+def _has_list(folder: Path, split: str, texts: Sequence[str]) -> bool:
+    return _split_file(folder, split, texts) is not None
 
 
 def _read_text(folder: Path, split: str, texts: Sequence[str]) -> Labels:
@@ -217,9 +122,24 @@ def _listed_elsewhere(
     return Labels(labels.ids, paths, labels.classes, labels.targets, labels.groups)
 
 
+CLASS_FOLDERS = FolderLayout(
+    "{split}/<class>/<image>", lambda folder, split: has_classes(folder / split), read_image_folder
+)
+TEXT_LISTS = FolderLayout(
+    "a list meta/{split}.txt of `path label` and the images in {split}/",
+    partial(_has_list, texts=_LISTS),
+    partial(_read_text, texts=_LISTS),
+)
+ARRAYS = FolderLayout(
+    "{split}_images.npy with {split}_labels.npy",
+    lambda folder, split: (folder / f"{split}_images.npy").is_file(),
+    _read_arrays,
+)
+
+
 # ---- ImageNet-1k (ILSVRC 2012) ---------------------------------------------------------------------------------------
 
-IMAGENET = FolderLayouts("image-net.org (ILSVRC 2012)", _common_layouts())
+IMAGENET = FolderLayouts("image-net.org (ILSVRC 2012)", (CLASS_FOLDERS, TEXT_LISTS, ARRAYS))
 
 
 def read_imagenet(folder: Path, split: str) -> Labels:
@@ -234,11 +154,12 @@ def read_imagenet(folder: Path, split: str) -> Labels:
     if split not in IMAGENET_SUBSETS:
         return IMAGENET.read(folder, split)
     train = folder / "train"
-    file = first_file(folder, IMAGENET_SUBSETS[split])
+    lists = [below + name for name in IMAGENET_SUBSETS[split] for below in _SUBSET_FOLDERS]
+    file = first_file(folder, lists)
     if file is None:
         raise InputError(
-            f"{folder} has no list for {split}: expected one of {', '.join(IMAGENET_SUBSETS[split][:4])}, …; take it "
-            "from SimCLR's imagenet_subsets"
+            f"{folder} has no list for {split}: expected one of {', '.join(lists[:4])}, …; take it from SimCLR's "
+            "imagenet_subsets"
         )
     classes = class_folders(train)
     if not classes:
@@ -295,7 +216,13 @@ PLACES205 = FolderLayouts(
             lambda folder, split: _places_list(folder, split).is_file(),
             _read_places,
         ),
-        *_common_layouts(("meta/{split}_places205.txt", "meta/{split}_places205.csv")),
+        CLASS_FOLDERS,
+        replace(
+            TEXT_LISTS,
+            fits=partial(_has_list, texts=_PLACES_LISTS_OF_MM),
+            read=partial(_read_text, texts=_PLACES_LISTS_OF_MM),
+        ),
+        ARRAYS,
     ),
 )
 
@@ -341,9 +268,11 @@ INAT18 = FolderLayouts(
     (
         FolderLayout(
             "{split}2018.json and the images in train_val2018/",
-            lambda folder, split: _split_file(folder, split, _INAT_JSON) is not None,
+            partial(_has_list, texts=_INAT_JSON),
             _read_inat,
         ),
-        *_common_layouts(),
+        CLASS_FOLDERS,
+        TEXT_LISTS,
+        ARRAYS,
     ),
 )

@@ -17,8 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.classification import SUFFIXES, class_folders, images_below, read_image_folder, read_imagenet
-from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups
+from benchmarks.datasets.classification import read_imagenet
+from benchmarks.datasets.lists import (
+    SUFFIXES,
+    LazyPaths,
+    class_folders,
+    folder_contents,
+    images_below,
+    read_groups,
+    read_image_folder,
+)
 from benchmarks.task import InputError, Labels
 from results.files import require_regular
 

@@ -14,8 +14,7 @@ from benchmarks.datasets import classification, coco, imagenet_variants, retriev
 from benchmarks.datasets.ade20k import read_ade20k
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.cityscapes import read_cityscapes
-from benchmarks.datasets.classification import read_image_folder
-from benchmarks.datasets.lists import FolderLayouts
+from benchmarks.datasets.lists import FolderLayouts, read_image_folder
 from benchmarks.datasets.nyu import read_nyu
 from benchmarks.datasets.transfer_sets import TRANSFER_SETS
 from benchmarks.task import InputError, Labels

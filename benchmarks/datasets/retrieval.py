@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets.cifar10 import RestrictedUnpickler
-from benchmarks.datasets.classification import images_below
 from benchmarks.datasets.imagenet_variants import read_drawings_c
-from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, require_files
+from benchmarks.datasets.lists import LazyPaths, folder_contents, images_below, read_groups, require_files
 from benchmarks.task import InputError, Labels
 from results.files import require_regular
 

@@ -15,8 +15,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets.array_sets import pcam, stl10, svhn
-from benchmarks.datasets.classification import class_folders, images_below
-from benchmarks.datasets.lists import LazyPaths, first_file, folder_contents, read_groups, read_lines
+from benchmarks.datasets.lists import (
+    LazyPaths,
+    class_folders,
+    first_file,
+    folder_contents,
+    images_below,
+    read_groups,
+    read_lines,
+)
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.task import InputError, Labels
 from results.files import require_regular

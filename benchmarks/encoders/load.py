@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.datasets.classification import read_image_folder
 from benchmarks.datasets.images import Images
+from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved

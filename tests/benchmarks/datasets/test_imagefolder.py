@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.classification import read_image_folder
+from benchmarks.datasets.lists import read_image_folder
 from benchmarks.task import InputError
 
 

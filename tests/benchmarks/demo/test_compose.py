@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.classification import read_image_folder
+from benchmarks.datasets.lists import read_image_folder
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
 from benchmarks.demo.compose import Counts, compose, contact_sheet
