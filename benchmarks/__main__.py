@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] and words[0] in TASK_NAMES:
             return _bench_command(words[0], words[1:])
-        command, rest = split_command(_groups(words), words, PROGRAM, "Measure pretrained image encoders.")
+        command, rest = split_command(_groups(), words, PROGRAM, "Measure pretrained image encoders.")
         return COMMANDS[command].run(rest)
     except ModuleNotFoundError as error:
         return print_error(PROGRAM, missing_extra(error))
@@ -88,13 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return print_error(PROGRAM, error)
 
 
-def _groups(words: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Commands and their sentences by the heading of their group. Benchmarks are imported for the help page alone."""
-    shown = words[:1] in (["-h"], ["--help"])
-    groups = {
-        heading: {name: first_sentence(load_task(name)) if shown else "" for name in names}
-        for heading, names in TASKS.items()
-    }
+def _groups() -> dict[str, dict[str, str]]:
+    """Commands and their sentences by the heading of their group."""
+    groups = {heading: dict(sentences) for heading, sentences in TASKS.items()}
     for name, command in COMMANDS.items():
         groups.setdefault(command.group, {})[name] = command.sentence
     return groups

@@ -13,20 +13,63 @@ from results.schema import Protocol
 
 AnyTask = Task[Any]
 
-# The groups of the help page. To add a benchmark, name it here and import its class in `load_task`.
-TASKS: Mapping[str, tuple[str, ...]] = {
-    "Frozen features": ("knn", "linear", "multihead", "linear-grid", "attentive", "linear-stored",
-                        "logistic", "ncm", "few-shot", "voc-svm", "low-shot-svm"),
-    "Suites of data sets": ("transfer", "robustness", "retrieval"),
-    "Without labels": ("label-free", "label-free-views"),
-    "Dense tasks on frozen features": (
-        "seg-linear", "seg-linear-cached", "seg-logistic", "seg-knn", "seg-incontext", "depth-linear",
-    ),
-    "Fine-tuning": ("semi-1pct", "semi-10pct", "finetune"),
-    "Detection and segmentation": (
-        "voc-det", "coco-det", "coco-keypoints", "lvis-det", "cityscapes-det", "vit-det",
-        "voc-seg", "cityscapes-seg", "vit-seg",
-    ),
+# The groups of the help page, and the first line of each benchmark's docstring, so that the page needs no import of it.
+# To add a benchmark, name it here and import its class in `load_task`.
+TASKS: Mapping[str, Mapping[str, str]] = {
+    "Frozen features": {
+        "knn": "Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018, section 3.4).",
+        "linear": "Linear probe on the encoder's vector after global average pooling (AvgPool).",
+        "multihead": "Linear probes on the maps of the stem and the four stages (Feature1 to Feature5).",
+        "linear-grid": "Linear evaluation of DINOv2 and DINOv3: a grid of class tokens, patch mean and learning rates, "
+            "in one pass.",
+        "attentive":
+            "Attentive probe: heads that pool patch tokens by attention (efficient probing, V-JEPA 2, AIM, CAPI).",
+        "linear-stored": "Logistic regression on stored features, the fast variant of the linear probe.",
+        "logistic": "Logistic regression on frozen features, with C chosen on held-out training images.",
+        "ncm": "Nearest class mean on frozen features (Mensink et al. 2012).",
+        "few-shot":
+            "Classification with 1 to 16 images per class, by kNN, the nearest class mean and logistic regression.",
+        "voc-svm": "Linear SVM per class of VOC07 on frozen features, mean average precision (Goyal et al. "
+            "2019, section 6.1).",
+        "low-shot-svm": "Linear SVMs on k images per class of VOC07 or Places205 (Goyal et al. 2019, section 6.2).",
+    },
+    "Suites of data sets": {
+        "transfer":
+            "Logistic regression, kNN and nearest class mean on the 12 data sets of SimCLR and BYOL, and on nine more.",
+        "robustness":
+            "One ImageNet classifier scored on val, ReaL, V2, A, R, Sketch, ObjectNet and C, each by its own rule.",
+        "retrieval":
+            "Image retrieval: revisited Oxford and Paris (easy, medium, hard), and copy detection on Copydays.",
+    },
+    "Without labels": {
+        "label-free": "Rank, spectrum and spread of stored features, without labels (RankMe, alpha-ReQ, uniformity).",
+        "label-free-views": "LiDAR and alignment of several random views of each image, without labels.",
+    },
+    "Dense tasks on frozen features": {
+        "seg-linear": "Linear segmentation on a frozen encoder, trained on augmented images (DINOv2, DINOv3).",
+        "seg-linear-cached":
+            "Linear segmentation heads on stored patch features, a grid of learning rates without augmentation.",
+        "seg-logistic": "Segmentation by logistic regression on frozen patch features (CAPI's linear classifier).",
+        "seg-knn": "Segmentation by the nearest neighbours of frozen patch features (CAPI's kNN).",
+        "seg-incontext": "In-context segmentation by retrieval from a memory of patches (Hummingbird).",
+        "depth-linear": "Depth estimation by a linear head on a frozen encoder (NYU Depth v2, DINOv3).",
+    },
+    "Fine-tuning": {
+        "semi-1pct": "Semi-supervised classification: fine-tuning on 1 % of ImageNet's labels.",
+        "semi-10pct": "Semi-supervised classification: fine-tuning on 10 % of ImageNet's labels.",
+        "finetune": "End-to-end fine-tuning on all labels of ImageNet or iNaturalist 2018.",
+    },
+    "Detection and segmentation": {
+        "voc-det": "Object detection on PASCAL VOC: Faster R-CNN C4, fine-tuned.",
+        "coco-det": "Boxes and instance masks on COCO, and DensePose: Mask R-CNN or RetinaNet, fine-tuned.",
+        "coco-keypoints": "Person keypoints on COCO: Keypoint R-CNN with a feature pyramid, fine-tuned.",
+        "lvis-det": "Instance masks of the long-tailed classes of LVIS: Mask R-CNN with a feature pyramid, fine-tuned.",
+        "cityscapes-det": "Instance masks on Cityscapes: Mask R-CNN with a feature pyramid, fine-tuned.",
+        "vit-det": "Boxes and instance masks on COCO with a ViT: detectron2's ViTDet, fine-tuned.",
+        "voc-seg": "Semantic segmentation on PASCAL VOC 2012: an FCN, fine-tuned.",
+        "cityscapes-seg": "Semantic segmentation on Cityscapes: an FCN, fine-tuned.",
+        "vit-seg": "Semantic segmentation with a ViT: UPerNet fine-tuned, or a linear head on the frozen encoder.",
+    },
 }  # fmt: skip
 TASK_NAMES = tuple(name for names in TASKS.values() for name in names)
 

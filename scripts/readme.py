@@ -27,10 +27,9 @@ INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 def benchmark_table() -> str:
     """A row per benchmark: what it measures, its data sets, and how many declared variants it has."""
     lines = ["| Kind | Command | What it measures | Data sets | Variants |", "|---|---|---|---|---:|"]
-    for heading, names in TASKS.items():
-        for name in names:
-            task = load_task(name)
-            sentence = (task.__doc__ or "").strip().partition("\n")[0].rstrip(".").replace("|", "/")
+    for heading, sentences in TASKS.items():
+        for name, about in sentences.items():
+            task, sentence = load_task(name), about.rstrip(".").replace("|", "/")
             protocols = [protocol for protocol in task.protocols if protocol.variant != "demo"]
             data = list(dict.fromkeys(protocol.dataset for protocol in protocols))
             shown = ", ".join(data[:4]) + (f" and {len(data) - 4} more" if len(data) > 4 else "")
