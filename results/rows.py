@@ -142,14 +142,20 @@ def _matches(patterns: Sequence[str], *names: str) -> bool:
 
 
 def encoder_names(records: Iterable[StoredRecord]) -> dict[Identity, tuple[str, ...]]:
-    """The names by which a user may call each encoder: its name, its own label, and the label of its table row."""
+    """The names by which a user may call each encoder, last the label of its table row.
+
+    Before it come its name, the label that the seeds of its training share, and its own label.
+    """
     cards = {identity(stored.record.encoder): stored.record.encoder for stored in records}
     labels = _labels(list(cards.values()))
-    names = {key: [card.name, label] for (key, card), label in zip(cards.items(), labels, strict=True)}
+    own = dict(zip(cards, labels, strict=True))
+    names: dict[Identity, tuple[str, ...]] = {}
     for entry in _rows(cards.values()):
+        training = [] if entry.random else [entry.training]
         for card in entry.cards:
-            names[identity(card)].append(entry.label)
-    return {key: tuple(dict.fromkeys(of)) for key, of in names.items()}
+            of = [card.name, *training, own[identity(card)], entry.label]
+            names[identity(card)] = tuple(dict.fromkeys(of))
+    return names
 
 
 def refuse_ambiguous(records: Sequence[StoredRecord], given: Sequence[str]) -> None:
@@ -162,7 +168,7 @@ def refuse_ambiguous(records: Sequence[StoredRecord], given: Sequence[str]) -> N
     for name in given:
         own = [key for key, of in names.items() if name in of and of[-1] != name]  # the row's label means the row
         if len({key[3] for key in own}) > 1 or len({key[1] for key in own}) < len(own):
-            choices = "\n".join(sorted(names[key][1] for key in own))
+            choices = "\n".join(sorted({label for key in own for label in names[key][1:]} - {name}))
             raise InputError(f"{name!r} is the name of {len(own)} different encoders; choose one of:\n{choices}")
 
 
@@ -272,8 +278,14 @@ def _labels(cards: Sequence[EncoderCard]) -> list[str]:
     labels = [name_with(card.name, own) for card, own in zip(cards, parts, strict=True)]
     twins = Counter(labels)
     epochs = Counter((label, card.epochs) for label, card in zip(labels, cards, strict=True))
+    # Where one seed was trained for several lengths, all seeds of the name state theirs.
+    lengths = {
+        (card.name, card.architecture)
+        for card, label in zip(cards, labels, strict=True)
+        if card.epochs is not None and twins[label] > 1 and epochs[label, card.epochs] == 1
+    }
     for own, card, label in zip(parts, cards, labels, strict=True):
-        if card.epochs is not None and twins[label] > 1 and epochs[label, card.epochs] == 1:
+        if card.epochs is not None and (card.name, card.architecture) in lengths and epochs[label, card.epochs] == 1:
             own.append(f"{card.epochs:g} epochs")
     labels = [name_with(card.name, own) for card, own in zip(cards, parts, strict=True)]
     twins = Counter(labels)
@@ -298,18 +310,23 @@ def _says(name: str, part: str) -> bool:
 
 
 def _training_labels(cards: Sequence[EncoderCard], labels: Sequence[str]) -> list[str]:
-    """The label that the seeds of one training share: those of one name and architecture, each seed once."""
+    """The label that the seeds of one training share: those of one name, architecture and length, each seed once."""
     by_name: dict[str, list[EncoderCard]] = defaultdict(list)
     for card in cards:
         by_name[card.name].append(card)
     found = []
     for card, label in zip(cards, labels, strict=True):
-        same = [other for other in by_name[card.name] if other.architecture == card.architecture]
-        if card.method == "random" or len({other.init for other in same}) < len(same):
+        namesakes = by_name[card.name]
+        alike = [other for other in namesakes if other.architecture == card.architecture]
+        same = [other for other in alike if other.epochs == card.epochs]
+        lengths = len(same) < len(alike)
+        alone = lengths and len(same) == 1
+        if card.method == "random" or alone or len({other.init for other in same}) < len(same):
             found.append(label)
         else:
-            several = len(same) < len(by_name[card.name])
-            found.append(name_with(card.name, [architecture_text(card.architecture)] if several else []))
+            parts = [architecture_text(card.architecture)] if len(alike) < len(namesakes) else []
+            parts += [f"{card.epochs:g} epochs"] if lengths and card.epochs is not None else []
+            found.append(name_with(card.name, parts))
     return found
 
 

@@ -194,6 +194,27 @@ def test_a_name_of_two_architectures_is_refused_with_the_choices(
     assert "10.0" not in capsys.readouterr().out
 
 
+def test_seeds_of_one_length_stay_together_beside_a_longer_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, value in enumerate((10.0, 20.0, 30.0)):
+        write(tmp_path, moco_card(seed, epochs=25), value)
+    write(tmp_path, moco_card(0, epochs=40, weights_sha256="a" * 64), 90.0)
+    name, flags = "mocov2_resnet18w32_demo", ["--records", str(tmp_path)]
+    labels = [f"{name} (seed {seed}, {epochs} epochs)" for seed, epochs in ((0, 25), (0, 40), (1, 25), (2, 25))]
+    assert [row.label for row in table(tmp_path, "Nearest").rows] == labels
+    (panel,) = curve_panels(read_records(tmp_path)[0], neighbours_of)
+    assert {curve.label: curve.points[0].value for curve in panel.curves} == {
+        f"{name} (25 epochs)": 20.0,
+        labels[1]: 90.0,
+    }
+    assert main(["diff", name, labels[1], *flags]) == 2
+    choices = "".join(f"  {choice}\n" for choice in (f"{name} (25 epochs)", *labels))
+    assert capsys.readouterr().err.endswith(f"is the name of 4 different encoders; choose one of:\n{choices}")
+    assert main(["diff", labels[1], f"{name} (25 epochs)", *flags]) == 0
+    assert "+70.0" in capsys.readouterr().out
+
+
 def test_a_name_of_two_weights_is_refused_with_their_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for digit, value in (("a", 1.0), ("b", 2.0)):
         write(tmp_path, card("net", weights_sha256=digit * 64), value)
