@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is imported: tests fork, and a forked process must not use its parent's threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import pytest

@@ -1,32 +1,87 @@
-"""Programs that tests start: two ranks of one, and one that is killed."""
+"""Programs that tests start: two ranks of one, and one that is killed.
+
+Where no GPU forbids it they run in a fork of the test's own process, because importing torch again takes seconds.
+"""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import torch
+
+START_METHOD = "spawn" if torch.accelerator.is_available() else "fork"
+PRETRAIN = "import sys; from pretrain.__main__ import main; sys.exit(main(sys.argv[1:]))"
+BENCHMARKS = "import sys; from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
-def run_two_ranks(program: str, *arguments: str) -> None:
-    """Runs Python source as both ranks of a group on this machine, each with its place in the environment."""
+class Program:
+    """Python source that runs in a process of its own.
+
+    Args:
+        arguments: `sys.argv[1:]` of the program.
+        environment: variables that it has besides those of this process.
+
+    Attributes:
+        said: what it wrote to stdout and stderr; whole after `wait`.
+    """
+
+    def __init__(self, source: str, *arguments: str, **environment: str) -> None:
+        self.said = ""
+        self._reader, writer = multiprocessing.Pipe(duplex=False)
+        self._process = multiprocessing.get_context(START_METHOD).Process(
+            target=_run, args=(source, arguments, writer, environment)
+        )
+        self._process.start()
+        writer.close()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        while part := os.read(self._reader.fileno(), 65536):
+            self.said += part.decode(errors="replace")
+
+    def wait(self, timeout: float = 120) -> int:
+        """The exit code; minus the signal's number where it was killed."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"the program takes more than {timeout:g} s\n{self.said[-4000:]}")
+        self._listener.join(10)
+        return self._process.exitcode
+
+
+def _run(source: str, arguments: Sequence[str], writer: Connection, environment: dict[str, str]) -> None:
+    for stream in (1, 2):
+        os.dup2(writer.fileno(), stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
+    logging.getLogger().handlers.clear()  # pytest's; the program sets up its own
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = ["program", *arguments]
+    exec(source, {"__name__": "__main__"})
+
+
+def run_two_ranks(source: str, *arguments: str) -> list[str]:
+    """Runs a program as both ranks of a group on this machine, as torchrun does; what each of them said."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *arguments], cwd=ROOT, env={**common, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [Program(source, *arguments, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    codes = [rank.wait() for rank in ranks]
+    assert codes == [0, 0], "\n".join(rank.said[-2000:] for rank in ranks)
+    return [rank.said for rank in ranks]
 
 
 def run_killed(command: Sequence[str], folder: Path, file: str) -> None:

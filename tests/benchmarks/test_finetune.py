@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,7 @@ from benchmarks.training import finetuning
 from benchmarks.training.finetuning import Classifier
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from results.schema import Protocol, Source
-from tests.processes import run_two_ranks
+from tests.processes import Program, run_two_ranks
 from tests.reference.finetune_plain import TinyNet, plain_input, tiny_encoder, train_plain
 from tests.reference.linear_tiny import GEOMETRY, tiny_labels
 
@@ -177,9 +174,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
 ) -> None:
     """SIGTERM comes in the second of three steps of the second epoch, and that step is saved."""
     (tmp_path / "protocol.json").write_text(protocol(PARAMS).model_dump_json())
-    as_here = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(int(sent))]
-    assert subprocess.run(command, cwd=ROOT, env=as_here, timeout=120).returncode == code
+    killed = Program(KILLED, str(tmp_path), str(int(sent)))
+    assert killed.wait() == code, killed.said
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["all.pt"]
     reference = tune(data, tmp_path / "whole")
     before = TinyNet.passes

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from benchmarks.training import probes
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from benchmarks.training.probes import FrozenFeatures
 from results.schema import Protocol
-from tests.processes import run_two_ranks
+from tests.processes import Program, run_two_ranks
 from tests.reference.linear_plain import PlainHead, train_plain_sgd
 from tests.reference.linear_probes import MAPS, ONE, OPTIONS, probe, protocol, same
 from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
@@ -279,9 +276,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     params: ProbeParams, sent: int, code: int, data: tuple[Labels, Labels], tmp_path: Path
 ) -> None:
     (tmp_path / "protocol.json").write_text(protocol(params).model_dump_json())
-    as_here = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(int(sent))]
-    assert subprocess.run(command, cwd=ROOT, env=as_here, timeout=120).returncode == code
+    killed = Program(KILLED, str(tmp_path), str(int(sent)))
+    assert killed.wait() == code, killed.said
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["resume.pt"]
     whole, resumed = TinyEncoder(), TinyEncoder()
     reference = probe(params, data, tmp_path / "whole", whole)

@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from pretrain.recipe import load_recipe
 from pretrain.train import Run, Trainer
 from results.schema import Architecture, EncoderCard
 from tests.pretrain.tiny_runs import CPU, FLAGS, assert_same_end, run
+from tests.processes import Program
 
 # The command, with something that kills the process where the test wants it.
 KILLED = """
@@ -75,9 +74,8 @@ def test_a_run_killed_again_and_again_ends_bit_identical(images: Path, tmp_path:
     assert run(images, tmp_path / "whole", "--epochs", "4", *flags) == 0
     arguments = ["--data", str(images), "--out", str(tmp_path / "cut"), *FLAGS, "--epochs", "4", *flags]
     for where, number in kills:
-        command = [sys.executable, "-c", KILLED, where, str(number), *arguments]
-        killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed = Program(KILLED, where, str(number), *arguments)
+        assert killed.wait() == -signal.SIGKILL, killed.said
     assert run(images, tmp_path / "cut", "--epochs", "4", *flags) == 0
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut").glob(".*"))  # what the killed processes left half written is gone

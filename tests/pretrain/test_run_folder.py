@@ -20,6 +20,7 @@ from pretrain.checkpoint import load_resume, save_resume
 from results.errors import InputError
 from results.files import locked_folder
 from tests.pretrain.tiny_runs import FLAGS, assert_same_end, run
+from tests.processes import Program
 
 PIL = ["--augmentation.engine", "pil", "--augmentation.stored-size", "None"]
 HOLD = """
@@ -269,10 +270,10 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("room", [10, 1_000, 20_000, 600_000])
 def test_a_full_disk_at_any_file_is_one_sentence(images: Path, tmp_path: Path, room: int) -> None:
     """Files cannot grow beyond `room` bytes: the recipe, the events, the log, the checkpoint or the backbone fails."""
-    command = [sys.executable, "-c", FULL, str(room), "--data", str(images), "--out", str(tmp_path / "out"), *FLAGS]
-    done = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "File too large" in one_line(done.stderr)
+    flags = ["--data", str(images), "--out", str(tmp_path / "out"), *FLAGS, "--epochs", "2"]
+    full = Program(FULL, str(room), *flags)
+    assert full.wait() == 2, full.said
+    assert "File too large" in one_line(full.said)
 
 
 def test_the_first_log_line_says_how_batch_norm_splits(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from pretrain.train import backward, build_mechanism
 from results.errors import InputError
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import FLAGS
+from tests.processes import PRETRAIN, START_METHOD, Program, run_two_ranks
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo
 from tests.reference.ranks_plain import PerRank, ShuffledRanks
@@ -102,7 +102,7 @@ def train_rank(rank: int, name: str, recipe: Recipe, folder: str, steps_made: in
 @pytest.fixture(scope="module")
 def trained_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(one_rank, (str(folder),), nprocs=RANKS, start_method="spawn")
+    multiprocessing.start_processes(one_rank, (str(folder),), nprocs=RANKS, start_method=START_METHOD)
     return folder
 
 
@@ -213,22 +213,23 @@ def test_torchrun_trains_two_ranks_to_one_backbone(tmp_path: Path) -> None:
         coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         (tmp_path / "images").mkdir(exist_ok=True)
         coarse.resize((40, 40)).save(tmp_path / "images" / f"{number:02d}.png")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "pretrain",
+    flags = [
         "--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--recipe", "mocov2_resnet18w32_demo",
         "--architecture.width", "8", "--batch-size", "8", "--queue-size", "32", "--split-bn", "2", "--epochs", "2",
         "--workers", "0", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
-    for _ in range(2):
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-        tensors, card = read_backbone(tmp_path / "out" / "backbone.safetensors")
-        assert card is not None
-        assert card.weights_sha256 == weights_sha256(tensors)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    subprocess.run([*torchrun, "-m", "pretrain", *flags], check=True, timeout=300)
+    tensors, card = read_backbone(tmp_path / "out" / "backbone.safetensors")
+    assert card is not None
+    assert card.weights_sha256 == weights_sha256(tensors)
+    run_two_ranks(PRETRAIN, *flags)
+    assert weights_sha256(read_backbone(tmp_path / "out" / "backbone.safetensors")[0]) == card.weights_sha256
 
 
 @pytest.mark.slow
 def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path) -> None:
-    """`python -m pretrain` alone and under torchrun with two ranks: the same weights, memories and statistics.
+    """`python -m pretrain` alone and as two ranks: the same weights, memories and statistics.
 
     Both have two groups of batch norm, and PIL's views, which depend on the seed, the pass and the image alone.
     Compared after two epochs of two steps in float32: parameters and running statistics of both encoders, the queue,
@@ -244,7 +245,6 @@ def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path
         "--data", str(classed), *FLAGS, "--epochs", "2", "--precision", "fp32", "--lr", "0.03",
         "--augmentation.engine", "pil", "--augmentation.stored-size", "None",
     ]  # fmt: skip
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     found = []
     for label in ("train", "val"):
         for number in range(9):  # an odd number: one rank has one image more
@@ -252,14 +252,15 @@ def test_two_ranks_of_the_command_equal_one_process(images: Path, tmp_path: Path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(images / "train" / "things" / f"{number + 9 * (label == 'val'):02d}.png")
     flags += ["--knn-monitor", str(tmp_path / "labelled"), "--monitor-every", "1"]
-    for ranks, launcher in ((1, []), (2, torchrun)):
+    for ranks in (1, 2):
         out = tmp_path / str(ranks)
-        command = [sys.executable, *launcher, "-m", "pretrain", *flags, "--out", str(out)]
-        done = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"batch norm in 2 groups of 8 images ({2 // ranks} on each of {ranks} ranks)" in done.stderr
+        if ranks == 1:
+            alone = Program(PRETRAIN, *flags, "--out", str(out))
+            assert alone.wait() == 0, alone.said
+            said = alone.said
+        else:
+            said = "".join(run_two_ranks(PRETRAIN, *flags, "--out", str(out)))
+        assert f"batch norm in 2 groups of 8 images ({2 // ranks} on each of {ranks} ranks)" in said
         found.append(load_resume(out / "resume.pt") or {})
     for key in ("loss", "accuracy", "knn"):
         values = ([row[key] for row in run["rows"]] for run in found)
