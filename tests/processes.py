@@ -72,13 +72,18 @@ def _run(source: str, arguments: Sequence[str], writer: Connection, environment:
     exec(source, {"__name__": "__main__"})
 
 
-def run_two_ranks(source: str, *arguments: str) -> list[str]:
-    """Runs a program as both ranks of a group on this machine, as torchrun does; what each of them said."""
+def two_ranks(source: str, *arguments: str) -> list[Program]:
+    """Starts a program as both ranks of a group on this machine, as torchrun does."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [Program(source, *arguments, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    return [Program(source, *arguments, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+
+
+def run_two_ranks(source: str, *arguments: str) -> list[str]:
+    """Runs a program as both ranks of a group to the end; what each of them said."""
+    ranks = two_ranks(source, *arguments)
     codes = [rank.wait() for rank in ranks]
     assert codes == [0, 0], "\n".join(rank.said[-2000:] for rank in ranks)
     return [rank.said for rank in ranks]

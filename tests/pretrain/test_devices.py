@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from pretrain.recipe import Recipe, load_recipe
 from results.errors import InputError
 from results.files import write_file
 from tests.pretrain.tiny_runs import FLAGS
+from tests.processes import PRETRAIN, two_ranks
 from tests.simulated_cuda import simulated_cuda
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
@@ -208,13 +207,9 @@ def test_all_ranks_end_with_the_sentence_of_the_one_that_failed(tmp_path: Path) 
         noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "images" / f"{number:02d}.png")
     (tmp_path / "out").write_text("a file where the folder should be")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "pretrain",
-        "--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), *FLAGS, "--epochs", "1",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode != 0
-    assert "rank 1 ends, because rank 0 stopped: " in done.stderr
-    assert "RuntimeError" not in done.stderr
+    flags = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), *FLAGS, "--epochs", "1"]
+    first, second = two_ranks(PRETRAIN, *flags)
+    assert first.wait() != 0
+    assert second.wait() != 0
+    assert "rank 1 ends, because rank 0 stopped: " in second.said
+    assert "RuntimeError" not in first.said + second.said

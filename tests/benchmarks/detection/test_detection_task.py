@@ -30,7 +30,7 @@ from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
 from tests.layouts.voc import write_voc
-from tests.processes import run_killed
+from tests.processes import BENCHMARKS, run_killed, run_two_ranks
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"),
@@ -263,13 +263,11 @@ def test_sigkill_loses_at_most_the_last_steps(tmp_path: Path) -> None:
 def test_two_ranks_share_the_batch_and_write_one_record(identifier: str, tmp_path: Path) -> None:
     voc(tmp_path / "data")
     sets = as_sets(tiny(identifier, config={**tiny(identifier).params["config"], **ROI_FEW}), identifier)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks",
-        "voc-det", "--encoder", ENCODER, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "records"),
-        "--workers", "0", "--device", "cpu", "--protocol", identifier, "--set", *sets,
-    ]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two_ranks(
+        BENCHMARKS, "voc-det", "--encoder", ENCODER, "--data", str(tmp_path / "data"),
+        "--out", str(tmp_path / "records"), "--workers", "0", "--device", "cpu",
+        "--protocol", identifier, "--set", *sets,
+    )  # fmt: skip
     (stored,), bad = read_records(tmp_path / "records")
     assert not bad
     assert stored.record.status == "ok"

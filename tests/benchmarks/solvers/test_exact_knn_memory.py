@@ -10,8 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-ROWS, DIM, QUERIES = 160_000, 2_048, 600
-ROOM = 512 << 20  # bytes; the gallery has 1.2 GiB
+ROWS, DIM, QUERIES = 80_000, 2_048, 300
+ROOM = 256 << 20  # bytes; the gallery has 0.6 GiB
 
 # RLIMIT_DATA counts what a process may write to and not a read-only map, so that the kernel refuses what is too much.
 SEARCH = """

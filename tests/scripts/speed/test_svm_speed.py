@@ -21,7 +21,7 @@ def test_names() -> None:
 
 @pytest.mark.slow
 def test_a_small_full_protocol_is_measured() -> None:
-    result = speed.measure_full("small", 40, images=400)
+    result = speed.measure_full("small", 40, images=200)
     check(result)
     assert "the same cost is chosen for 2 of 2 classes" in result["note"]
 
