@@ -36,6 +36,7 @@ BEST = "best epoch on test"
 LAST = "last epoch"
 HELD_OUT = "rate and epoch chosen on a held-out part of train"
 RATE = ", rate chosen on a held-out part of train"
+RATE_BY_LOSS = ", rate with the lowest loss on a held-out part of train"
 ORACLE = "best head and epoch on test (oracle)"
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
@@ -77,6 +78,11 @@ class HeadsParams(TrainingParams):
     @abstractmethod
     def reported_epoch(self) -> Literal["best", "last", "heldout"]:
         """Which evaluation the primary score is."""
+
+    @property
+    def chosen_by(self) -> Literal["accuracy", "loss"]:
+        """What the held-out part chooses a head by."""
+        return "accuracy"
 
     def head_factor(self, step: int, steps_per_epoch: int) -> Factor:
         """The factor of every head's rate at `step`, or of each head's."""
@@ -307,14 +313,14 @@ def outcome_of(probe: Probe, protocol: Protocol) -> Outcome:
 def _choose(probe: Probe, heads: Sequence[Head]) -> Head:
     """The head that does best on the held-out part of train, at the last evaluation or at its own best.
 
-    By accuracy, then by loss; of equals the first of the grid.
+    By accuracy, then by loss, or by loss alone; of equals the first of the grid.
     """
     if not all(bank in probe.state.heldout for bank, _ in heads):
         return heads[0]
 
     def order(at: int) -> tuple[float, float, int]:
         accuracy, loss = _held_out(probe, heads[at])
-        return -accuracy, loss if math.isfinite(loss) else math.inf, at
+        return -accuracy * (probe.params.chosen_by == "accuracy"), loss if math.isfinite(loss) else math.inf, at
 
     return heads[min(range(len(heads)), key=order)]
 
@@ -363,7 +369,7 @@ def _add_scores(
     bank, number = chosen
     last, best = state.last[bank][number], state.best[bank][number]
     several = len(heads) > 1
-    chosen_by = RATE if several else ""
+    chosen_by = (RATE if params.chosen_by == "accuracy" else RATE_BY_LOSS) if several else ""
     reported = {"best": best, "last": last, "heldout": state.kept[bank][number] if bank in state.kept else last}
     candidates = [
         (column, reported[params.reported_epoch], params.selection() or ""),
