@@ -424,16 +424,15 @@ MULTIHEAD_PROTOCOLS = (
             nesterov=True,
             weight_decays=(1e-4,),
             lrs=(0.001, 0.003, 0.01, 0.03),
+            choose_rate="accuracy",
             evaluate_every=10,
         ),
         Source(
             repository=OWN,
-            note="linear_multihead.mmselfsup@1 made small; a fifth of train chooses the rate by its loss and trains no "
-            "head; revision 1 chose by accuracy, which 103 drawings measure too coarsely",
+            note="linear_multihead.mmselfsup@1 made small; a fifth of train chooses the rate and trains no head",
         ),
         "drawings",
         SMALL,
-        revision=2,
     ),
 )
 

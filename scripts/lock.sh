@@ -11,7 +11,7 @@ plain_compile() {
 compile() { plain_compile --universal ${upgrade:+"$upgrade"} "$@"; }
 
 # Each lock is complete on its own; the constraints keep the versions of all three the same.
-all=(--extra report --extra cluster)
+all=(--extra report --extra cluster --extra pcam)
 compile "${all[@]}" -o requirements/core.txt
 compile "${all[@]}" --extra dev -c requirements/core.txt -o requirements/dev.txt
 compile "${all[@]}" --extra transfer -c requirements/core.txt -c requirements/dev.txt -o requirements/transfer.txt

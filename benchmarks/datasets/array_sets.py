@@ -148,7 +148,7 @@ def _h5(file: Path, name: str) -> Any:
     try:
         return _opened(file, file.stat().st_mtime_ns, os.getpid())[name]
     except ImportError as error:
-        raise InputError(f"{file} needs h5py, which is not installed: pip install h5py") from error
+        raise InputError(f"{file} needs h5py, which is not installed: pip install h5py, or the extra [pcam]") from error
     except (OSError, KeyError) as error:
         raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); unpack it again") from error
 

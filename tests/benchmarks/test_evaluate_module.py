@@ -85,7 +85,7 @@ def test_a_training_loop_that_evaluates_every_epoch_trains_the_same_network(data
     assert plain["0.seen"] == 32
 
 
-@pytest.mark.parametrize("protocol", ["knn.demo@1", "linear_avgpool.demo@1"])
+@pytest.mark.parametrize("protocol", ["knn.demo@1", "linear_avgpool.demo@2"])
 def test_the_module_comes_back_as_it_was(protocol: str, data: Path, tmp_path: Path) -> None:
     module, called = Backbone().to(memory_format=torch.contiguous_format), []
     module.conv.register_forward_hook(lambda *_: called.append(1))
@@ -113,7 +113,7 @@ def test_the_module_comes_back_after_an_exception_and_under_no_grad(
     assert state(module) == before
     monkeypatch.undo()
     with torch.inference_mode():  # as validation loops of trainers are
-        evaluate(module, "linear_avgpool.demo@1", data, changes={"epochs": 1, "lrs": (0.1,)}, options=options(tmp_path))
+        evaluate(module, "linear_avgpool.demo@2", data, changes={"epochs": 1, "lrs": (0.1,)}, options=options(tmp_path))
         assert torch.is_inference_mode_enabled()
     assert state(module) == before
 
@@ -154,7 +154,7 @@ def test_nothing_is_stored_on_request(data: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     nothing = RunOptions(workers=0, progress=False, store=False)
     first = evaluate(Backbone(), data=data, options=nothing, **KNN)
-    linear = evaluate(Backbone(), "linear_avgpool.demo@1", data, changes={"epochs": 1, "lrs": (0.1,)}, options=nothing)
+    linear = evaluate(Backbone(), "linear_avgpool.demo@2", data, changes={"epochs": 1, "lrs": (0.1,)}, options=nothing)
     assert first.scores
     assert linear.scores
     assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]

@@ -104,6 +104,20 @@ def test_the_head_is_chosen_on_the_held_out_part_and_apart_by_the_oracle(
     assert outcome.scores["AvgPool"].selection == "last epoch, rate chosen on a held-out part of train"
 
 
+def test_the_loss_on_the_held_out_part_may_choose_the_head(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    grid = ONE.changed(lrs=(0.05, 0.5, 30.0), heldout=0.25, choose_epoch="last", drops=())
+    assert "choose_rate" not in grid.model_dump(mode="json")  # so that older protocols keep their hashes
+    by_loss = probe(grid.changed(choose_rate="loss"), data, tmp_path / "loss")
+    by_accuracy = probe(grid, data, tmp_path / "accuracy")
+    (row,) = [row for row in by_loss.runs if row["chosen"]]
+    assert row["heldout_loss"] == min(run["heldout_loss"] for run in by_loss.runs)
+    assert [run["lr"] for run in by_accuracy.runs if run["chosen"]] == [30.0]  # diverges, and is right once more
+    assert row["lr"] == 0.5
+    assert by_loss.scores["AvgPool"].value == row["last_top1"]
+    said = "last epoch, rate with the lowest loss on a held-out part of train"
+    assert by_loss.scores["AvgPool"].selection == grid.changed(choose_rate="loss").selection() == said
+
+
 def test_features_get_a_column_each_and_missing_ones_none(data: tuple[Labels, Labels], tmp_path: Path) -> None:
     encoder = TinyEncoder()
     outcome = probe(MAPS, data, tmp_path, encoder)
