@@ -204,10 +204,6 @@ FROZEN_TASKS = ("knn", "logistic", "ncm", "few-shot", "voc-svm", "low-shot-svm")
 
 def _frozen(arguments: Sequence[str]) -> int:
     """Everything that stored features can tell, for one pass over the images: states its plan, then carries it out."""
-    from benchmarks.encoders.load import expand
-    from benchmarks.estimate import plan
-    from benchmarks.evaluate import resolve_device
-
     flags, options, _ = parse_flags("frozen", FrozenFlags, _with_flags(arguments))
     if flags.protocol:
         raise InputError(
@@ -216,13 +212,17 @@ def _frozen(arguments: Sequence[str]) -> int:
         )
     questions = frozen_suite(flags.data, flags.dataset)
     questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
+    encoders = _encoders(flags, questions)
+    from benchmarks.estimate import plan
+    from benchmarks.evaluate import resolve_device
+
     if flags.threads is not None:
         import torch
 
         torch.set_num_threads(flags.threads)
     how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
     there = replace(options, device=resolve_device(options.device))
-    for line in plan(expand(flags.encoder), questions, flags.data, there, **how):
+    for line in plan(encoders, questions, flags.data, there, **how):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
     return 0 if flags.dry_run else _run(flags, options, questions, summary=True)
@@ -303,10 +303,9 @@ def _dense(arguments: Sequence[str]) -> int:
 
 def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
     """Measure, or say what would be measured, and report what failed."""
-    from benchmarks.encoders.load import expand
+    encoders = _encoders(flags, questions)
     from benchmarks.evaluate import bench, resolve_device
 
-    encoders = expand(flags.encoder)
     if flags.threads is not None:
         import torch
 
@@ -333,6 +332,30 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
                 skipped = "skipped: " if attempt.status == "skipped" else ""
                 print_error(PROGRAM, InputError(f"{attempt.encoder}: {skipped}{attempt.detail}"))
     return exit_code(attempts)
+
+
+def _encoders(flags: BenchFlags, questions: Sequence[Any]) -> list[str]:
+    """The encoders, with globs replaced.
+
+    Raises:
+        InputError: none can be loaded, or no data is there. That is said before torch is imported, which takes seconds.
+    """
+    from benchmarks.datasets.registry import find_dataset
+    from benchmarks.encoders.forms import expand, refuse_at_sight
+
+    encoders = expand(flags.encoder)
+    refuse_at_sight(encoders, flags.facts)
+    if not any(question.optional for question in questions):
+        missing = []
+        for name in dict.fromkeys(flags.dataset or question.protocol.dataset for question in questions):
+            try:
+                find_dataset(name, flags.data)
+            except InputError as error:
+                missing.append(error)
+            else:
+                return encoders
+        raise missing[0]
+    return encoders
 
 
 def exit_code(attempts: Sequence[Any]) -> int:

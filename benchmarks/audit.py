@@ -34,7 +34,8 @@ from benchmarks.audit_vit import alternatives, is_vision_transformer, structure
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
-from benchmarks.encoders.load import expand, load_encoder
+from benchmarks.encoders.forms import expand
+from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from pretrain import distributed
 from results.files import write_file

@@ -19,14 +19,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
-from results.files import DISK_FULL, write_file
+from results.files import DISK_FULL, make_folder, write_file
 from results.schema import (
     DatasetRef,
     EncoderCard,
@@ -226,17 +226,27 @@ def cached_record(run: Run) -> Record | None:
 
 
 def require_writable(options: RunOptions) -> None:
-    """Refuse folders that cannot be written before anything is measured.
+    """Refuse folders that cannot be written before anything is measured: a file is written into each and removed.
 
     Raises:
         InputError: a folder cannot be made or written.
     """
     for flag, folder in (("--out", options.records), ("--features", options.features)):
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        try:
+            make_folder(folder)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
             raise InputError(
-                f"cannot write to {folder}: {existing} is not a writable folder; choose another with {flag}"
-            )
+                f"cannot write to {folder}: {existing} is not a writable folder ({error.strerror}); choose another "
+                f"with {flag}"
+            ) from error
+        finally:
+            for parent in missing:
+                with suppress(OSError):  # never made, or in use by another run since
+                    parent.rmdir()
 
 
 def extract(runs: Sequence[Run]) -> None:

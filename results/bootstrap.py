@@ -40,6 +40,7 @@ RULES = ("envelope", "sklearn", "11point")
 IOU_RULE = "iou_rule"  # the outcome that says over which classes the intersection over union is averaged
 KEPT_VALUES = 16_000_000  # item weights kept from one encoder to the next: 128 MB
 BLOCK_VALUES = 4_000_000  # item weights computed at once: 32 MB
+AP_BLOCK = 100  # resamples of which the average precisions of all classes are computed at once
 
 
 @dataclass(frozen=True)
@@ -263,36 +264,47 @@ class MeanAveragePrecision:
         if rule not in RULES:
             raise ValueError(f"unknown definition of average precision {rule!r}; known are {', '.join(RULES)}")
         self.rule = rule
-        # Of each class: the sums of item weights over each level of decisions, of all items and of the positives. A
-        # product with a sparse matrix takes a third of the time that picking the rows out and adding them up takes.
-        self.classes: list[tuple[csr_array, csr_array]] = []
+        # The sums of item weights over each level of decisions, of all items and of the positives: the levels of one
+        # class after those of another. A product with one sparse matrix takes a third of the time that picking the
+        # rows out and adding them up takes.
+        self.levels: list[int] = []  # of each class
+        all_rows, all_ends, positive_rows, positive_ends = [], [], [], []
         for scores, labels in zip(decision.T, targets.T, strict=True):
             rows = np.flatnonzero(labels != -1)
-            rows = rows[np.argsort(-scores[rows].astype(np.float64), kind="stable")]
+            rows = rows[_descending(scores[rows])]
             positive = labels[rows] == 1
             if not positive.any():
                 continue
-            level = np.concatenate([[0], np.cumsum(scores[rows][1:] != scores[rows][:-1])])  # equal decisions share one
+            ordered = scores[rows]
+            last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal decisions share a level
+            found = np.cumsum(positive)[last]
             # recall changes only where a positive enters, and precision between two such levels only falls
-            levels = np.unique(level[positive])
-            ends = np.searchsorted(level, levels, side="right")
-            starts = np.concatenate([[0], ends[:-1]])
-            first_positives = np.searchsorted(level[positive], levels)
-            items = len(scores)
-            self.classes.append((_sums(rows[: ends[-1]], starts, items), _sums(rows[positive], first_positives, items)))
-        if not self.classes:
+            entered = np.flatnonzero(np.diff(found, prepend=0))
+            ends = last[entered] + 1
+            self.levels.append(len(ends))
+            all_rows.append(rows[: ends[-1]])
+            all_ends.append(ends)
+            positive_rows.append(rows[positive])
+            positive_ends.append(found[entered])
+        if not self.levels:
             raise ValueError("average precision needs a class with at least one positive item")
+        self.of_all = _sums(all_rows, all_ends, len(decision))
+        self.of_positives = _sums(positive_rows, positive_ends, len(decision))
 
     def __call__(self, weights: Floats) -> Floats:
         """(N, B) item weights to (B,) weighted mean average precisions."""
+        blocks = range(0, weights.shape[1], AP_BLOCK)
+        return np.concatenate([self._of_block(weights[:, start : start + AP_BLOCK]) for start in blocks])
+
+    def _of_block(self, weights: Floats) -> Floats:
+        of_all, of_positives = self.of_all @ weights, self.of_positives @ weights
         total = np.zeros(weights.shape[1])
-        for of_all, of_positives in self.classes:
-            seen = np.cumsum(of_all @ weights, axis=0)
-            entering = of_positives @ weights
+        for start, levels in zip(np.cumsum([0, *self.levels[:-1]]), self.levels, strict=True):
+            seen = of_all[start : start + levels].cumsum(axis=0)
+            entering = of_positives[start : start + levels]
             found = entering.cumsum(axis=0)
-            precision = found / seen
-            total += self._of_class(precision, entering, found)
-        return total / len(self.classes)
+            total += self._of_class(found / seen, entering, found)
+        return total / len(self.levels)
 
     def _of_class(self, precision: Floats, entering: Floats, found: Floats) -> Floats:
         """(levels, B) precision, weight of the positives of a level and of all up to it, to (B,)."""
@@ -305,12 +317,20 @@ class MeanAveragePrecision:
         return np.take_along_axis(envelope, np.array(below), 0).mean(axis=0)
 
 
-def _sums(rows: NDArray[np.intp], starts: NDArray[np.intp], items: int) -> csr_array:
-    """(segments, items) matrix whose product with weights adds up those of `rows` from each start to the next."""
+def _descending(scores: NDArray[Any]) -> NDArray[np.intp]:
+    """The order of decisions from the highest down, and of equal ones as they stand."""
+    if scores.dtype.kind == "u":  # ranks, of which numpy sorts 16 bits in a tenth of the time of floats
+        return np.argsort(scores.max(initial=0) - scores, kind="stable")
+    return np.argsort(-scores.astype(np.float64), kind="stable")
+
+
+def _sums(rows: Sequence[NDArray[np.intp]], ends: Sequence[NDArray[np.intp]], items: int) -> csr_array:
+    """(segments, items) matrix whose product with weights adds up the rows of each class from each end to the next."""
     from scipy.sparse import csr_array
 
-    edges = np.concatenate([starts, [len(rows)]])
-    return csr_array((np.ones(len(rows)), rows, edges), shape=(len(starts), items))
+    before = np.cumsum([0, *map(len, rows)])
+    edges = np.concatenate([[0], *(of_class + start for of_class, start in zip(ends, before[:-1], strict=True))])
+    return csr_array((np.ones(before[-1]), np.concatenate(rows), edges), shape=(len(edges) - 1, items))
 
 
 class MeanIntersectionOverUnion:

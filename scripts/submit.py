@@ -248,7 +248,7 @@ def split_up(command: list[str]) -> tuple[list[list[str]], int]:
     if at is None:
         return [command], 0
     from benchmarks.__main__ import AllFlags, parse_flags, suite
-    from benchmarks.encoders.load import expand
+    from benchmarks.encoders.forms import expand
     from benchmarks.evaluate import Attempt, unique_names
 
     flags = parse_flags("all", AllFlags, command[at + 3 :])[0]

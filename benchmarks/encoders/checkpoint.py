@@ -26,8 +26,9 @@ from benchmarks.encoders.card_facts import (
     pixels_of,
 )
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
+from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
-from benchmarks.encoders.resnet import infer_resnet, is_resnet, parse_architecture, resnet_encoder
+from benchmarks.encoders.resnet import infer_resnet, is_resnet, resnet_encoder
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import logging
-import re
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,25 +18,24 @@ from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved
+from benchmarks.encoders.forms import (
+    NAMES,
+    TORCHVISION_NETWORKS,
+    existing_file,
+    is_function,
+    parse_architecture,
+    random_form,
+    torchvision_form,
+)
 from benchmarks.encoders.module_identity import module_identity
-from benchmarks.encoders.resnet import parse_architecture, pretrained_torchvision, random_resnet, recalibrated
+from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.backbone import write_backbone
-from pretrain.resnet import STAGES, weights_sha256
+from pretrain.resnet import weights_sha256
 from results.schema import Architecture, EncoderCard, Geometry
 
 log = logging.getLogger(__name__)
 
-FORMS = (
-    "a checkpoint of any known layout",
-    "torchvision:ARCH[:FILE]",
-    "timm:NAME[:FILE]",
-    "hf:FOLDER",
-    "random:ARCH[:SEED]",
-    "package:efficientnet-lite0",
-    "pixels",
-    "my_package.my_module:build",
-)
 PIXELS_SIDE = 32
 PIXELS_PATCH = 16
 CLASSIFIER_WIDTHS = {
@@ -89,78 +86,38 @@ def _load(encoder: str | Path | nn.Module | Encoder, overrides: CardOverrides) -
             from benchmarks.encoders.timm_models import pretrained_timm
 
             return pretrained_timm(model, overrides)
-        return load_checkpoint(_existing(file), overrides.then(CardOverrides({"architecture": f"timm:{model}"})))
+        return load_checkpoint(existing_file(file), overrides.then(CardOverrides({"architecture": f"timm:{model}"})))
     if kind == "hf":
         from benchmarks.encoders.hf_configs import hub_weights
 
         return load_checkpoint(hub_weights(rest), overrides)
-    if kind == "random" or text in ("pixels", "package:efficientnet-lite0"):
+    if kind == "random" or text in NAMES:
         overrides.refuse(list(overrides.values), f"only a checkpoint has them, and {text} is not one")
         if kind == "random":
-            return _random(rest or "resnet50:0")  # the chance baseline of the published protocols
+            return random_resnet(*random_form(rest))
         if text == "pixels":
             return raw_pixels()
         from benchmarks.encoders.timm_models import efficientnet_lite0
 
         return efficientnet_lite0()
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+    if is_function(text):
         overrides.refuse(["architecture", "pick", *NETWORK], f"{text} is not a checkpoint")
         built = built_encoder(text)
         built.card = overrides.apply_to_card(built.card, built.card.assumed)
         return built
-    return load_checkpoint(_existing(text), overrides)
-
-
-def _existing(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not text or not (path.exists() or path.is_symlink()):
-        raise InputError("\n".join([f"encoder file not found: {text!r}; --encoder takes", *FORMS]))
-    return path
+    return load_checkpoint(existing_file(text), overrides)
 
 
 def _torchvision(text: str, overrides: CardOverrides) -> Encoder:
     """`resnet50` or `resnet50:FILE`. The file must hold this architecture, in any layout."""
-    name, _, file = text.partition(":")
-    if name not in STAGES:
-        from benchmarks.encoders.torchvision_models import NETWORKS
-
-        if name in NETWORKS and file:
-            named = CardOverrides({"architecture": f"torchvision:{name}"})
-            return load_checkpoint(_existing(file), overrides.then(named))
-        remedy = f"give torchvision:{name}:FILE" if name in NETWORKS else "give another network as timm:NAME"
-        known = f"{', '.join(STAGES)}, nor with a file one of {', '.join(NETWORKS)}"
-        raise InputError(f"torchvision:{name} is not one of {known}; {remedy}")
-    if not file:
+    name, file = torchvision_form(text)
+    if file is None:
         return pretrained_torchvision(name, overrides)
+    if name in TORCHVISION_NETWORKS:
+        return load_checkpoint(file, overrides.then(CardOverrides({"architecture": f"torchvision:{name}"})))
     # Fixed in torchvision's code, so none of it is assumed.
     network = {"stem_stride": 2, "max_pool": True, "stride_in_1x1": False, "bn_eps": 1e-5, "architecture": name}
-    return load_checkpoint(_existing(file), CardOverrides(network).then(overrides))
-
-
-def _random(text: str) -> Encoder:
-    architecture, _, seed = text.partition(":")
-    if not re.fullmatch(r"\d*", seed):
-        raise InputError(f"random:{text}: the seed must be a number, got {seed!r}")
-    return random_resnet(parse_architecture(architecture), int(seed or 0))
-
-
-def expand(encoders: Iterable[str]) -> list[str]:
-    """Replace globs by the matching files, in order. Names of existing files are never taken for globs.
-
-    Raises:
-        InputError: a glob that matches nothing.
-    """
-    found: list[str] = []
-    for encoder in encoders:
-        pattern = str(Path(encoder).expanduser())
-        if not any(c in encoder for c in "*?[") or Path(pattern).exists():
-            found.append(encoder)
-            continue
-        matches = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may be absolute
-        if not matches:
-            raise InputError(f"no file matches {encoder!r}; correct the pattern, and quote it")
-        found.extend(matches)
-    return found
+    return load_checkpoint(file, CardOverrides(network).then(overrides))
 
 
 # ---- encoders without a checkpoint -----------------------------------------------------------------------------------

@@ -33,30 +33,6 @@ def resnet_encoder(card: EncoderCard, backbone: ResNet, head: nn.Module | None =
     return Encoder(card, BackboneWithHead(backbone, head), forward, (*FEATURE_MAPS, "embed", "head"))
 
 
-def parse_architecture(text: str) -> Architecture:
-    """`resnet18`, with `-w32` (width), `-k3` (stem kernel), `-s1` (stem stride) and `-nopool` where they differ.
-
-    Raises:
-        InputError: an unknown name or part.
-    """
-    name, *parts = text.split("-")
-    if name not in STAGES:
-        raise InputError(f"unknown architecture {name!r} in {text!r}; choose from {', '.join(STAGES)}")
-    fields: dict[str, int | bool] = {}
-    letters = {"w": "width", "k": "stem_kernel", "s": "stem_stride"}
-    for part in parts:
-        number = re.fullmatch(r"([wks])(\d+)", part)
-        if part == "nopool":
-            fields["max_pool"] = False
-        elif number:
-            fields[letters[number[1]]] = int(number[2])
-        else:
-            raise InputError(
-                f"unknown part {part!r} in {text!r}; parts are wN, kN, sN and nopool, as in resnet18-w32-k3-nopool"
-            )
-    return Architecture(name=name, **fields)
-
-
 def is_resnet(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of a torchvision ResNet."""
     return "conv1.weight" in tensors and any(name.startswith("layer1.0.conv") for name in tensors)

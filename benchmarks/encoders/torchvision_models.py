@@ -13,10 +13,6 @@ from benchmarks.task import FEATURE_MAPS
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
 
-NETWORKS = (
-    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", *(f"efficientnet_b{n}" for n in range(8)),
-    "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l",
-)  # fmt: skip
 PREFIX = "torchvision:"  # of the architecture's name
 
 

@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.encoders.load import expand, load_encoder
+from benchmarks.encoders.forms import expand
+from benchmarks.encoders.load import load_encoder
 from benchmarks.features.shards import ShardClaims, read_json
 from benchmarks.features.store import FEATURES_VERSION, gib
 from benchmarks.task import InputError

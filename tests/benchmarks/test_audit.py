@@ -24,8 +24,9 @@ from benchmarks.audit import (
     using_batch_statistics,
     variations,
 )
+from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder, module_encoder
-from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from benchmarks.encoders.resnet import random_resnet
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
 

@@ -110,10 +110,8 @@ def test_dry_run_measures_and_writes_nothing(data: Path, tmp_path: Path, capsys:
 
 
 def test_dry_run_says_which_data_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("voc-svm", tmp_path, tmp_path / "out", "--dry-run") == 0
-    plan = capsys.readouterr().out
-    assert "missing" in plan
-    assert "VOC2007" in plan
+    assert run("voc-svm", tmp_path, tmp_path / "out", "--dry-run") == 2
+    assert "data set voc2007 not found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

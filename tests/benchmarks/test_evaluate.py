@@ -121,11 +121,15 @@ def test_the_first_log_line_names_device_precision_and_loaders(
     assert first.endswith("precision of the protocol, 0 loader processes")
 
 
+@pytest.mark.parametrize("flag", ["--out", "--features"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
-    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flag: str, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
-    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
+    """Root may write everywhere, but not in /proc."""
+    folders = {"--out": str(tmp_path / "records"), "--features": str(tmp_path / "features"), flag: "/proc/none"}
+    where = [word for pair in folders.items() for word in pair]
     assert main(["knn", "--encoder", "pixels", "--data", str(small_data), "--device", "cpu", *where]) == 2
-    assert "is not a writable folder; choose another with --out" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is not a writable folder (" in error
+    assert f"choose another with {flag}" in error
     assert list(tmp_path.iterdir()) == []

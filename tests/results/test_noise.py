@@ -195,6 +195,23 @@ def test_the_screen_by_few_resamples_changes_no_ranking(
     assert ranked(rows, *columns, higher=higher) == screened
 
 
+def test_scores_far_apart_are_ranked_without_their_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skills = [0.1, 0.2, 0.88, 0.9]
+    rows = [measured(tmp_path, card(f"net {i}"), skill, i) for i, skill in enumerate(skills)]
+    expected = bold(ranked(rows, "k=20")["k=20"])
+    assert expected[:2] == [False, False]
+    opened: list[str] = []
+    outcomes = StoredRecord.outcomes
+
+    def counted(self: StoredRecord) -> Any:
+        opened.append(self.record.encoder.name)
+        return outcomes(self)
+
+    monkeypatch.setattr(StoredRecord, "outcomes", counted)
+    assert bold(ranked(rows, "k=20")["k=20"]) == expected
+    assert set(opened) == {"net 2", "net 3"}
+
+
 def test_a_column_is_ranked_with_one_comparison_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [measured(tmp_path, card(f"net {i}"), 0.3 + 0.02 * i, i) for i in range(12)]
     calls = []

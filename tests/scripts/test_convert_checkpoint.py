@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks.encoders.export import write_safetensors
-from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from benchmarks.encoders.forms import parse_architecture
+from benchmarks.encoders.resnet import random_resnet
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 

@@ -25,8 +25,9 @@ from benchmarks.encoders.export import (
     write_safetensors,
     write_torchvision,
 )
+from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import parse_architecture, random_resnet, resnet_encoder
+from benchmarks.encoders.resnet import random_resnet, resnet_encoder
 from benchmarks.task import InputError
 from pretrain.resnet import ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.load import expand, load_encoder, module_encoder
-from benchmarks.encoders.resnet import parse_architecture
+from benchmarks.encoders.forms import expand, parse_architecture
+from benchmarks.encoders.load import load_encoder, module_encoder
 from benchmarks.task import InputError
 from results.schema import Architecture
 

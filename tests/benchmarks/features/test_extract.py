@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from benchmarks.__main__ import main
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import parse_architecture, random_resnet, recalibrated
+from benchmarks.encoders.resnet import random_resnet, recalibrated
 from benchmarks.features.extract import default_batch_size, extractor, folded, widths
 from benchmarks.features.pool import AdaptivePooling, FixedPooling
 from benchmarks.task import InputError

@@ -1,0 +1,152 @@
+"""What may stand after `--encoder`, and what is wrong with it at first sight: no torch is imported here."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.encoders.card_facts import parse_card_overrides
+from benchmarks.encoders.hf_configs import hub_weights
+from benchmarks.task import InputError
+from results.errors import did_you_mean
+from results.schema import Architecture
+
+FORMS = (
+    "a checkpoint of any known layout",
+    "torchvision:ARCH[:FILE]",
+    "timm:NAME[:FILE]",
+    "hf:FOLDER",
+    "random:ARCH[:SEED]",
+    "package:efficientnet-lite0",
+    "pixels",
+    "my_package.my_module:build",
+)
+NAMES = ("pixels", "package:efficientnet-lite0")  # that stand for one encoder
+
+RESNETS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext50_32x8d",
+    "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
+"""the keys of `pretrain.resnet.STAGES`"""
+
+TORCHVISION_NETWORKS = (
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", *(f"efficientnet_b{n}" for n in range(8)),
+    "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l",
+)  # fmt: skip
+"""networks of torchvision that are read from a file"""
+
+
+def refuse_at_sight(encoders: Sequence[str], facts: Sequence[str] = ()) -> None:
+    """Refuse facts that cannot be, and encoders of which none can be loaded, for what their names alone show.
+
+    Where one of several can be loaded, the others are reported when their turn comes.
+
+    Raises:
+        InputError: what `load_encoder` would say of the first of them.
+    """
+    parse_card_overrides(facts)
+    errors = []
+    for encoder in encoders:
+        try:
+            check_form(encoder)
+            return
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def check_form(encoder: str) -> None:
+    """Raises InputError for a file that is not there, and an architecture that nobody knows."""
+    kind, _, rest = encoder.partition(":")
+    if encoder in NAMES:
+        return
+    if kind == "random":
+        random_form(rest)
+    elif kind == "torchvision":
+        torchvision_form(rest)
+    elif kind == "timm":
+        _, named, file = rest.partition(":")
+        if named and file:
+            existing_file(file)
+    elif kind == "hf":
+        hub_weights(rest)
+    elif not is_function(encoder):
+        existing_file(encoder)
+
+
+def existing_file(text: str) -> Path:
+    """The path of a file or link that is there."""
+    path = Path(text).expanduser()
+    if not text or not (path.exists() or path.is_symlink()):
+        meant = did_you_mean(text, NAMES)
+        raise InputError("\n".join([f"encoder file not found: {text!r}{meant}; --encoder takes", *FORMS]))
+    return path
+
+
+def is_function(text: str) -> bool:
+    """Whether the text has the form `my_package.my_module:build`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
+
+
+def random_form(text: str) -> tuple[Architecture, int]:
+    """Architecture and seed of `ARCH[:SEED]`; the default is the chance baseline of the published protocols."""
+    architecture, _, seed = (text or "resnet50:0").partition(":")
+    if not re.fullmatch(r"\d*", seed):
+        raise InputError(f"random:{text}: the seed must be a number, got {seed!r}")
+    return parse_architecture(architecture), int(seed or 0)
+
+
+def torchvision_form(text: str) -> tuple[str, Path | None]:
+    """Network and file of `NETWORK[:FILE]`."""
+    name, _, file = text.partition(":")
+    if name in RESNETS or (name in TORCHVISION_NETWORKS and file):
+        return name, existing_file(file) if file else None
+    known = f"{', '.join(RESNETS)}, nor with a file one of {', '.join(TORCHVISION_NETWORKS)}"
+    remedy = f"give torchvision:{name}:FILE" if name in TORCHVISION_NETWORKS else "give another network as timm:NAME"
+    raise InputError(f"torchvision:{name} is not one of {known}; {remedy}")
+
+
+def parse_architecture(text: str) -> Architecture:
+    """`resnet18`, with `-w32` (width), `-k3` (stem kernel), `-s1` (stem stride) and `-nopool` where they differ.
+
+    Raises:
+        InputError: an unknown name or part.
+    """
+    name, *parts = text.split("-")
+    if name not in RESNETS:
+        raise InputError(f"unknown architecture {name!r} in {text!r}; choose from {', '.join(RESNETS)}")
+    fields: dict[str, int | bool] = {}
+    letters = {"w": "width", "k": "stem_kernel", "s": "stem_stride"}
+    for part in parts:
+        number = re.fullmatch(r"([wks])(\d+)", part)
+        if part == "nopool":
+            fields["max_pool"] = False
+        elif number:
+            fields[letters[number[1]]] = int(number[2])
+        else:
+            raise InputError(
+                f"unknown part {part!r} in {text!r}; parts are wN, kN, sN and nopool, as in resnet18-w32-k3-nopool"
+            )
+    return Architecture(name=name, **fields)
+
+
+def expand(encoders: Iterable[str]) -> list[str]:
+    """Replace globs by the matching files, in order. Names of existing files are never taken for globs.
+
+    Raises:
+        InputError: a glob that matches nothing.
+    """
+    found: list[str] = []
+    for encoder in encoders:
+        pattern = str(Path(encoder).expanduser())
+        if not any(c in encoder for c in "*?[") or Path(pattern).exists():
+            found.append(encoder)
+            continue
+        matches = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may be absolute
+        if not matches:
+            raise InputError(f"no file matches {encoder!r}; correct the pattern, and quote it")
+        found.extend(matches)
+    return found

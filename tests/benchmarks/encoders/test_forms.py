@@ -1,0 +1,64 @@
+"""What is wrong with a command's encoder at first sight, said before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.encoders.forms import RESNETS, TORCHVISION_NETWORKS, refuse_at_sight
+from benchmarks.task import InputError
+from pretrain.resnet import STAGES
+
+# Runs each command and prints its exit code, and at the end whether torch was imported.
+RUN_ALL = """
+import sys
+from benchmarks.__main__ import main
+for words in {commands!r}:
+    sys.stderr.write("---\\n")
+    print(main(words))
+print("torch" in sys.modules)
+"""
+
+
+def test_a_wrong_encoder_or_data_root_is_refused_before_torch_is_imported(small_data: Path, tmp_path: Path) -> None:
+    refused = {
+        ("none.pth",): "encoder file not found: 'none.pth'",
+        ("pixles",): "encoder file not found: 'pixles'; did you mean 'pixels'?",
+        ("timm:resnet18:none.pth",): "encoder file not found: 'none.pth'",
+        ("torchvision:resnet51",): "torchvision:resnet51 is not one of resnet18",
+        ("random:resnet19",): "unknown architecture 'resnet19'",
+        ("random:resnet18:a",): "the seed must be a number, got 'a'",
+        ("hf:none",): "hf:none: folder not found",
+        ("pixels", "--facts", "channel=BGR"): "did you mean 'channels'?",
+        ("pixels", "--data", str(tmp_path)): f"data set imagenet not found: {tmp_path}",
+    }
+    commands = [
+        [command, "--data", str(small_data), "--out", str(tmp_path / "out"), "--encoder", *encoder, *dry]
+        for encoder in refused
+        for command, dry in (("knn", ()), ("knn", ("--dry-run",)))
+    ] + [["all", "--encoder", "none.pth", "--data", str(small_data), "--dry-run"]]
+    code = RUN_ALL.format(commands=commands)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*["2"] * len(commands), "False"]
+    told = done.stderr.split("---\n")[1:]
+    expected = [sentence for sentence in refused.values() for _ in range(2)] + ["encoder file not found: 'none.pth'"]
+    for said, sentence in zip(told, expected, strict=True):
+        assert said.startswith("encoder-bench: ")
+        assert sentence in " ".join(said.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_good_encoder_among_several_is_not_kept_from_its_turn() -> None:
+    refuse_at_sight(["none.pth", "pixels"])
+    with pytest.raises(InputError, match=r"'none\.pth'"):
+        refuse_at_sight(["none.pth", "random:resnet19"])
+
+
+def test_the_names_are_those_of_the_networks() -> None:
+    import torchvision
+
+    assert set(RESNETS) == set(STAGES)
+    assert set(TORCHVISION_NETWORKS) <= set(torchvision.models.list_models())
