@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -173,10 +173,14 @@ HISTORY = 10  # steps that L-BFGS remembers of each problem
 LOGITS_BYTES = 2**26  # of logits in memory at a time, which also keeps them in the cache of many CPUs
 STATE_BYTES = 4 * 2**30  # of L-BFGS's memory; on a GPU it is half of what is free
 MAX_ROTATED_DIM = 4096  # up to which the principal axes are computed: their time grows with the cube
-SMALL_WORK = 10**8  # rows x dim x classes below which float64 from the start is quicker than float32 first
-FLOAT32_TOLERANCE = 1e-5  # of the part in float32 of a fit in float64
+SMALL_WORK = 10**8  # rows x dim x classes below which a better start saves little
+FLOAT32_TOLERANCE = 1e-5  # a tighter fit in float64 has a part in float32
+FLOAT32_SHARE = 0.7  # of the tolerance, to which that part goes: float64 then has little but the check to do
+FLOAT32_FLOOR = 3e-7  # but no further
 COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
+CUBIC_RANGE = 10.0  # ratio of two solved costs within which the weights between them are nearly a cubic in log C
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
+MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,8 @@ class Fits:
         iterations: (fits,) steps of L-BFGS; of one class against the rest, the most of any class.
         gradient: (fits,) largest component of the gradient at the end.
         converged: (fits,) whether it is at most the tolerance.
+        passes: over the rows, summed over the fits, in the dtype of the weights; each makes two products.
+        single_passes: the same of the part in float32 that a fit in float64 started from.
     """
 
     costs: tuple[float, ...]
@@ -211,6 +217,8 @@ class Fits:
     iterations: NDArray[np.int64]
     gradient: NDArray[np.float64]
     converged: NDArray[np.bool_]
+    passes: float = 0.0
+    single_passes: float = 0.0
 
     def logits(self, rows: NDArray[Any]) -> Tensor:
         """(N, fits, classes) of (N, dim) features, on the device."""
@@ -256,6 +264,8 @@ def fit_logistic(
     chunk: int = 65536,
     tolerance: float = 1e-5,
     max_iterations: int = 1000,
+    max_rejected: int = MAX_REJECTED,
+    float32_first: bool | None = None,
     resident_bytes: int | None = None,
     track: Track | None = None,
 ) -> Fits:
@@ -274,11 +284,12 @@ def fit_logistic(
         loss: `multinomial`, for two classes scikit-learn's single logit; or each class against the rest.
         standardise: centre each dimension and divide it by its deviation over the rows (a constant one stays constant).
         start: fits of the same costs to start from, as those of a part of the rows.
-        dtype: float64 starts from the solution in float32 where that is quicker.
         chunk: the most rows on the device at a time, where not all of them fit in `resident_bytes`.
         tolerance: a fit has converged when no component of the gradient of the mean loss + |W|² / (2 C n) is larger;
             it is scikit-learn's `tol`.
         max_iterations: steps of L-BFGS for each fit.
+        max_rejected: trial steps in a row that bring nothing, after which a fit ends without having converged.
+        float32_first: start float64 from the solution in float32; by default on a GPU.
         track: wraps the passes over the rows.
 
     Raises:
@@ -294,19 +305,37 @@ def fit_logistic(
     else:
         blocks = sample_rows
     work = sum(len(block.rows) for block in blocks) * features.shape[1] * classes
-    if dtype == torch.float64 and work > SMALL_WORK and tolerance < FLOAT32_TOLERANCE:
+    single_passes = 0.0
+    # On a CPU, float64 takes twice the time of float32, which a second start costs too; on many GPUs up to 64 times.
+    if float32_first is None:
+        float32_first = device.type == "cuda" and work > SMALL_WORK
+    if dtype == torch.float64 and float32_first and tolerance < FLOAT32_TOLERANCE:
         start = fit_logistic(
             features, targets, classes, costs, sample_rows=sample_rows, loss=loss, standardise=standardise,
-            start=start, device=device, chunk=chunk, tolerance=FLOAT32_TOLERANCE, max_iterations=max_iterations,
-            resident_bytes=resident_bytes, track=track,
+            start=start, device=device, chunk=chunk, tolerance=max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance),
+            max_iterations=max_iterations, max_rejected=MAX_REJECTED_FLOAT32, resident_bytes=resident_bytes,
+            track=track,
         )  # fmt: skip
+        single_passes = start.passes
     data = _Data(features, targets, blocks, standardise, device, dtype, chunk, resident_bytes)
     problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
-    shared = len(blocks) == 1
-    passes = _solve(problems, start, shared, tolerance, max_iterations)
+    stages = _stages(len(costs)) if len(blocks) == 1 and start is None else [list(range(len(costs)))]
+    if len(stages) > 1 and work > SMALL_WORK:
+        stages = [stages[0][:-1], stages[0][-1:], *stages[1:]]  # from zero, the largest cost would take the longest
+    stopping = _Stopping(tolerance, max_iterations, max_rejected)
+    passes = _solve(problems, start, stages, stopping, cubic=work > SMALL_WORK)
     for _ in passes if track is None else track(passes, "logistic regression, passes over the rows"):
         pass
-    return problems.fits(tolerance)
+    return replace(problems.fits(tolerance), single_passes=single_passes)
+
+
+@dataclass(frozen=True)
+class _Stopping:
+    """When a fit ends: see the arguments of `fit_logistic`."""
+
+    tolerance: float
+    max_iterations: int
+    max_rejected: int
 
 
 class _Data:
@@ -425,6 +454,7 @@ class _Problems:
         self.weights = torch.zeros(count, self.width, len(data.variances) + 1, dtype=data.dtype, device=data.device)
         self.iterations = torch.zeros(count, dtype=torch.int64, device=data.device)
         self.gradient = torch.full((count,), torch.inf, dtype=torch.float64, device=data.device)
+        self.evaluated = 0
 
     def begin_from(self, start: Fits) -> None:
         weights = start.weights.to(self.data.device, torch.float64)
@@ -440,7 +470,8 @@ class _Problems:
         gradient = self.gradient.view(count, -1).amax(dim=1).cpu().numpy()
         iterations = self.iterations.view(count, -1).amax(dim=1).cpu().numpy()
         costs = tuple(float(cost) for cost in self.costs)
-        return Fits(costs, weights, bias, iterations, gradient, gradient <= tolerance)
+        passes = self.evaluated / self.per_fit
+        return Fits(costs, weights, bias, iterations, gradient, gradient <= tolerance, passes)
 
     def evaluate(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Value, gradient, its largest component and the mean curvature of the loss, one pass over the rows.
@@ -453,6 +484,7 @@ class _Problems:
             (A,) float64; (A, width, r + 1); (A,) float64 in the dimensions of the features; (A, width).
         """
         data = self.data
+        self.evaluated += len(which)
         inner, bias = weights[..., :-1], weights[..., -1]
         outer = inner if data.applied else data.outwards(inner)
         value = torch.zeros(len(which), dtype=torch.float64, device=data.device)
@@ -512,22 +544,23 @@ class _Problems:
         return losses, curvature
 
 
-def _solve(problems: _Problems, start: Fits | None, shared: bool, tolerance: float, limit: int) -> Iterator[None]:
+def _solve(
+    problems: _Problems, start: Fits | None, stages: list[list[int]], stopping: _Stopping, *, cubic: bool
+) -> Iterator[None]:
     """Minimise every problem, in stages; yields after each pass over the rows."""
     order = np.argsort(problems.costs, kind="stable")
     if start is not None:
         problems.begin_from(start)
-    stages = _stages(len(order)) if shared and start is None else [list(range(len(order)))]
     device = problems.weights.device
     free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
     group = max(1, free // (problems.weights[0].numel() * problems.weights.element_size() * (2 * HISTORY + 10)))
     done: list[int] = []
     for stage in stages:
         for place in stage if done else ():
-            _interpolate(problems, order, place, done)
+            _interpolate(problems, order, place, done, cubic)
         which = np.concatenate([order[place] * problems.per_fit + np.arange(problems.per_fit) for place in stage])
         for part in _parts(np.sort(which), group):
-            yield from _minimise(problems, torch.from_numpy(part).to(device), tolerance, limit)
+            yield from _minimise(problems, torch.from_numpy(part).to(device), stopping)
         done = sorted({*done, *stage})
 
 
@@ -544,19 +577,32 @@ def _stages(count: int) -> list[list[int]]:
     return stages
 
 
-def _interpolate(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int]) -> None:
-    """Start a fit between its solved neighbours, linearly in log C."""
-    right = next(index for index, other in enumerate(done) if other > place)
-    below, above = order[done[right - 1]], order[done[right]]
-    low, own, high = np.log(problems.costs[[below, order[place], above]])
-    share = (own - low) / (high - low) if high > low else 0.0
+def _interpolate(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int], cubic: bool) -> None:
+    """Start a fit between its solved neighbours, in log C: linearly, or where they are near, by a cubic through four.
+
+    Beyond the last neighbour it starts from that one's weights.
+    """
     weights = problems.weights.view(len(order), -1)
+    right = next((index for index, other in enumerate(done) if other > place), len(done))
+    if right == len(done):
+        weights[order[place]] = weights[order[done[-1]]]
+        return
+    below, above = order[done[right - 1]], order[done[right]]
+    own, low, high = np.log(problems.costs[[order[place], below, above]])
+    near = order[list(done[max(0, right - 2) : right + 2])]
+    at = np.log(problems.costs[near])
+    if cubic and high - low <= 1.001 * np.log(CUBIC_RANGE) and len(near) > 2 and (np.diff(at) > 0).all():
+        others = [np.delete(at, index) for index in range(len(at))]
+        shares = [np.prod((own - other) / (x - other)) for x, other in zip(at, others, strict=True)]
+        weights[order[place]] = sum(float(share) * weights[index] for share, index in zip(shares, near, strict=True))
+        return
+    share = (own - low) / (high - low) if high > low else 0.0
     weights[order[place]] = torch.lerp(weights[below], weights[above], float(share))
 
 
-def _minimise(problems: _Problems, which: Tensor, tolerance: float, limit: int) -> Iterator[None]:
+def _minimise(problems: _Problems, which: Tensor, stopping: _Stopping) -> Iterator[None]:
     """L-BFGS on each problem, with step lengths and memories of its own; yields after each pass over the rows."""
-    data = problems.data
+    data, tolerance, limit = problems.data, stopping.tolerance, stopping.max_iterations
     decays = problems.decays[which].to(data.dtype)[:, None, None]
     rounding = 10 * torch.finfo(data.dtype).eps
     x = problems.weights[which]
@@ -610,7 +656,7 @@ def _minimise(problems: _Problems, which: Tensor, tolerance: float, limit: int) 
             length[refused] *= _shorter(
                 length[refused], before[~enough], slope[~enough], found[~enough], ahead[~enough]
             )
-        open_ = (largest > tolerance) & (iterations < limit) & (rejected < MAX_REJECTED)
+        open_ = (largest > tolerance) & (iterations < limit) & (rejected < stopping.max_rejected)
         fresh = accepted[open_[accepted]]
         active = active[open_[active]]
     problems.weights[which], problems.gradient[which] = x, largest

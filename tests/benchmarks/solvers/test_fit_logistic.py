@@ -145,10 +145,26 @@ def test_single_precision_finds_the_same_classifier_and_double_can_start_from_it
     assert single.weights.dtype == torch.float32
     assert single.converged.all()
     assert single.weights.numpy() == pytest.approx(exact.weights.numpy(), abs=0.02)
-    monkeypatch.setattr("benchmarks.solvers.logistic.SMALL_WORK", 0)
-    polished = fit(features, targets)
+    polished = fit(features, targets, float32_first=True)
     assert polished.converged.all()
+    assert polished.single_passes > polished.passes > 0
     assert polished.weights.numpy() == pytest.approx(exact.weights.numpy(), abs=1e-5)
+
+
+def test_the_starts_of_a_large_grid_save_passes_and_move_nothing(
+    data: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, targets = data
+    costs = tuple(np.logspace(-4, -0.75, 14))
+    plain = fit(features, targets, costs)
+    monkeypatch.setattr("benchmarks.solvers.logistic.SMALL_WORK", 0)
+    started = fit(features, targets, costs)
+    assert started.converged.all()
+    assert started.weights.numpy() == pytest.approx(plain.weights.numpy(), abs=2e-5)
+    assert started.passes < plain.passes
+    for place in (5, 12):
+        coefficients, intercept = reference(features, targets, costs[place])
+        agree((started.weights[place], started.bias[place]), (coefficients, intercept))
 
 
 def test_a_fit_that_runs_out_of_steps_says_so(data: tuple[Array, Array]) -> None:
