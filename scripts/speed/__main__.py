@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import tyro
 from results.errors import InputError, did_you_mean, print_error
 from results.files import write_file
 
-from . import dense, features, gpu, knn, linear, pretrain, svm
+from . import decoders, dense, features, frozen, gpu, knn, linear, logistic, pretrain, svm
+from .measurement import cpu
+
+# Seconds that each entry is planned to take on two cores with AVX2, baselines included.
+PLANNED = {
+    "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 70, "knn-faiss": 70, "linear-grid": 50, "extract": 60,
+    "extract-bf16": 60, "logistic": 70, "few-shot": 10, "decoders": 12, "views": 12, "frozen": 25, "dense": 20,
+    "pretrain-step": 75, "moco-overhead": 30, "augment": 5, "end-to-end": 80,
+    "gpu-step": 20, "gpu-augment": 20, "gpu-extract": 20, "gpu-extract-vit": 40, "gpu-knn": 60,
+}  # fmt: skip
 
 
 @dataclass
@@ -27,7 +37,7 @@ class Speed:
 def main() -> int:
     """Measure the chosen entries, print a line for each, and merge them into the file."""
     options = tyro.cli(Speed)
-    modules = (svm, knn, linear, features, dense, pretrain, gpu)
+    modules = (svm, knn, linear, logistic, features, decoders, frozen, dense, pretrain, gpu)
     entries = {name: work for module in modules for name, work in module.entries().items()}
     for name in options.only:
         if name not in entries:
@@ -35,14 +45,23 @@ def main() -> int:
             return print_error("speed", InputError(f"{fault}\nentries: {', '.join(entries)}"))
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else []
     results = {entry["name"]: entry for entry in known}
-    for name in options.only or entries:
+    chosen = options.only or tuple(entries)
+    planned = ", ".join(f"{name} {PLANNED[name]}" for name in chosen)
+    minutes = sum(PLANNED[name] for name in chosen) / 60
+    sys.stdout.write(f"{cpu()}\nplanned seconds: {planned}; {minutes:.1f} minutes in all\n")
+    began = time.perf_counter()
+    for name in chosen:
+        started = time.perf_counter()
         entry = results[name] = entries[name]()
+        entry["took_s"] = time.perf_counter() - started
         sys.stdout.write(
             f"{name:14} {entry['ours_s']:9.3f} s   {entry['baseline_s']:9.3f} s for {entry['baseline']}   "
-            f"{entry['ratio']:6.2f} times   limit {entry['limit_s']:.3f} s ({entry['limit']})   {entry['note']}\n"
+            f"{entry['ratio']:6.2f} times   limit {entry['limit_s']:.3f} s ({entry['limit']})   {entry['note']}   "
+            f"[measured in {entry['took_s']:.0f} s]\n"
         )
         sys.stdout.flush()
         write_file(options.out, json.dumps(list(results.values()), indent=1) + "\n")
+    sys.stdout.write(f"measured in {(time.perf_counter() - began) / 60:.1f} minutes\n")
     return 0
 
 

@@ -24,11 +24,14 @@ from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.train import Trainer
 
-from .measurement import Entries, Entry, entry, seconds_of
+from .measurement import Entries, Entry, entry, fast_precision, rounds, seconds_of
 
-BATCH = 32
 CPU = torch.device("cpu")
-STEPS = 2
+PRECISION = fast_precision()
+AUTOCAST = torch.bfloat16 if PRECISION == "bf16" else None
+BATCH = 32 if AUTOCAST else 16  # a smaller one where float32 makes every step take longer
+STEPS = 2 if AUTOCAST else 1
+SECONDS = 20.0  # of repetitions
 WORKERS = (0, 2)  # loader workers: next to an update that wants every core they may cost more than they bring
 # Table 3 of the v2 note (8 V100, batch 256): hours of 200 epochs, and GB of one GPU.
 NOTE_HOURS, NOTE_GB = (53.0, 65.0), (5.0, 7.4)
@@ -74,7 +77,7 @@ def measure_step() -> Entry:
 
     Each side has the same cores and runs with every number of loader workers in turn; its best one counts.
     """
-    own = moco_v2(precision="bf16", augmentation={"engine": "tensor"})
+    own = moco_v2(precision=PRECISION, augmentation={"engine": "tensor"})
     plain = moco_v2()
     with tempfile.TemporaryDirectory() as folder:
         files = photographs(Path(folder), BATCH * STEPS)
@@ -99,7 +102,7 @@ def measure_step() -> Entry:
         baseline=min(theirs.values()),
         described="float32, NCHW, all augmentation by PIL in loader workers, tensors updated one by one",
         limit_s=passes,
-        limit="the encoders' bare passes in bfloat16",
+        limit=f"the encoders' bare passes in {PRECISION}",
         note=f"seconds per step of {BATCH} images at 224 pixels, {BATCH / step:.1f} images/s, over {STEPS} steps from "
         f"files to updated weights; with {_by_workers(ours)} against {_by_workers(theirs)}, the best of each side "
         f"counts; measured alone: bare passes {passes:.2f} s, the whole update {update:.2f} s, decoding and "
@@ -156,19 +159,19 @@ class _PlainStep:
 
 def measure_overhead() -> Entry:
     """EMA, queue, logits, loss and shuffle, on stand-ins for the encoders, beside the encoders' passes."""
-    stepper = Stepper(moco_v2(precision="bf16"), CPU)
+    stepper = Stepper(moco_v2(precision=PRECISION), CPU)
     model = stepper.model
     assert isinstance(model, MoCo)
     stepper.step()
     bare_passes(stepper)
-    passes = statistics.median(bare_passes(stepper) for _ in range(3))
+    passes = statistics.median([bare_passes(stepper) for _ in rounds(3, SECONDS / 2)])
     ema = statistics.median(seconds_of(model.update_key_encoder) for _ in range(9))
     stand_in = _StandIn(BATCH, 128)
     model.add_module("encoder_q", stand_in)
     model.add_module("encoder_k", stand_in)
 
     def own() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
             loss = model(stepper.batch).loss
         loss.backward()
 
@@ -182,7 +185,7 @@ def measure_overhead() -> Entry:
         limit_s=0.05 * passes,
         limit="5 % of the passes",
         note=f"{100 * (ema + rest) / passes:.1f} % on top of the passes: EMA {1000 * ema:.0f} ms, shuffle, logits over "
-        f"65,536 keys, loss and queue {1000 * rest:.0f} ms; batch {BATCH}, 224 pixels, bfloat16",
+        f"65,536 keys, loss and queue {1000 * rest:.0f} ms; batch {BATCH}, 224 pixels, {PRECISION}",
     )
 
 
@@ -192,7 +195,7 @@ def bare_passes(stepper: Stepper) -> float:
     assert isinstance(model, MoCo)
 
     def passes() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
             q = model.encoder_q(images)
             with torch.no_grad():
                 model.encoder_k(images)
@@ -260,17 +263,17 @@ def measure_end_to_end() -> Entry:
 
     Time: the passes of one encoder by themselves. Memory: what autograd keeps, and the tensors that stay.
     """
-    recipes = [moco_v2(precision="bf16", mechanism=mechanism) for mechanism in ("momentum", "end-to-end")]
+    recipes = [moco_v2(precision=PRECISION, mechanism=mechanism) for mechanism in ("momentum", "end-to-end")]
     peaks = [measure(recipe, "cpu", 1).peak_gib * 2**30 for recipe in recipes]
     steppers = [Stepper(recipe, CPU) for recipe in recipes]
     for stepper in steppers:
         stepper.step()
-    rounds = [[stepper.timed() for stepper in steppers] for _ in range(3)]
-    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-    passes = [_passes(steppers[0]) for _ in range(3)]
+    times = [[stepper.timed() for stepper in steppers] for _ in rounds(3, SECONDS)]
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    passes = [_passes(steppers[0]) for _ in rounds(3, SECONDS / 2)]
     forward, backward, forward_only = (statistics.median(column) for column in zip(*passes, strict=True))
     staying = [sum(_lasting(stepper).values()) for stepper in steppers]
-    kept = [_kept(stepper, torch.bfloat16) for stepper in steppers]
+    kept = [_kept(stepper, AUTOCAST) for stepper in steppers]
     kept_fp32 = [_kept(stepper, None) for stepper in steppers]
     counted = [sum(parts) for parts in zip(staying, kept, strict=True)]
     note = [sum(parts) for parts in zip(staying, kept_fp32, strict=True)]
@@ -305,12 +308,12 @@ def _passes(stepper: Stepper) -> tuple[float, float, float]:
     """Seconds of one encoder's forward pass, of its backward pass, and of a forward pass without gradient."""
     encoder, images = stepper.model.encoder_q, stepper.batch.views[0]
     times = [time.perf_counter()]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
         embeddings = encoder(images)
         times.append(time.perf_counter())
     embeddings.sum().backward()
     times.append(time.perf_counter())
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None), torch.no_grad():
         encoder(images)
     times.append(time.perf_counter())
     forward, backward, forward_only = (after - before for before, after in pairwise(times))

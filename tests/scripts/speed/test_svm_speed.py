@@ -6,7 +6,7 @@ import pytest
 
 from scripts.speed import svm as speed
 
-FIELDS = {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note"}
+FIELDS = {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note", "cpu"}
 
 
 def check(result: dict[str, Any]) -> None:

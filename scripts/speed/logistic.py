@@ -1,0 +1,227 @@
+"""Logistic regression over a grid of costs, against scikit-learn's loop over the same costs; and few-shot on top.
+
+The sweep is that of logistic.dinov2: 45 values of C, float64, to the same largest component of the gradient. Both sides
+are checked by one gradient in float64, which neither of them computes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.few_shot import FewShot, FewShotParams
+from benchmarks.logistic import LogisticRegression, RegressionParams
+from benchmarks.registry import find_protocol
+from benchmarks.solvers.logistic import Fits, fit_logistic
+from benchmarks.task import Labels, RunOptions, Split
+
+from .measurement import Entries, Entry, entry, timed
+from .products import Shape, count_products, limit_of, product_rate
+
+SMALL, LARGE = (3_125, 256, 100), (6_250, 512, 100)  # rows, dimensions, classes
+ASKED = (50_000, 2_048, 100)
+IMAGENET = (1_281_167, 2_048, 1_000)
+EVERY = 6  # costs apart that the baseline fits
+_MOST_STEPS = 10_000
+
+Size = tuple[int, int, int]
+
+
+def entries() -> Entries:
+    return {"logistic": measure_sweep, "few-shot": measure_few_shot}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rectified features with a power-law spectrum about a centre per class, as those of pooled convolutions."""
+
+    features: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    classes: int
+
+
+@cache
+def problem(rows: int, dim: int, classes: int) -> Problem:
+    """The same features every time."""
+    rng = np.random.default_rng(0)
+    # The deviations along the principal axes of EfficientNet-Lite0's 1,280 features fall with this power.
+    spectrum = 3 * np.arange(1, dim + 1, dtype=np.float32) ** -0.55
+    centres = rng.standard_normal((classes, dim), dtype=np.float32) * spectrum * np.float32(0.6)
+    targets = rng.integers(0, classes, rows)
+    latent = rng.standard_normal((rows, dim), dtype=np.float32) * spectrum + centres[targets]
+    projection = rng.standard_normal((dim, dim), dtype=np.float32) * np.float32(2 / np.sqrt(dim))
+    offset = rng.standard_normal(dim, dtype=np.float32) * np.float32(0.3)
+    return Problem(np.maximum(latent @ projection + offset, 0), targets, classes)
+
+
+def sweep_params() -> RegressionParams:
+    return LogisticRegression().params(find_protocol("logistic.dinov2@1"))
+
+
+def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) -> Entry:
+    """The whole sweep by ours at two sizes, and a part of it by scikit-learn at the larger one.
+
+    The baseline's fits start from the solution of the cost before, as in a loop over the grid; that solution is handed
+    to it, so that the costs in between need no fit. Larger sizes are extrapolated by the power of rows x dimensions x
+    classes that the two measured ones have.
+    """
+    params = sweep_params()
+    data = problem(*large)
+    small_s, _ = timed(lambda: sweep(problem(*small), params))
+    ours_s, ours = timed(lambda: sweep(data, params))
+    places = range(every // 2, len(params.costs), every)
+    fitted = [_loop_step(data, params, ours, place) for place in places]
+    baseline_s = sum(seconds for seconds, _, _ in fitted) * len(params.costs) / len(places)
+    theirs = max(_gradient(data, w, b, params.costs[i]) for i, (_, w, b) in zip(places, fitted, strict=True))
+    weights, bias = ours.weights.double().numpy(), ours.bias.double().numpy()
+    own = max(_gradient(data, weights[place], bias[place], params.costs[place]) for place in places)
+    passes, limit_s, verified_s = _limits(data, params, ours)
+    power = math.log(ours_s / small_s) / math.log(math.prod(large) / math.prod(small))
+    asked, imagenet = (ours_s * (math.prod(size) / math.prod(large)) ** max(1.0, power) for size in (ASKED, IMAGENET))
+    return entry(
+        "logistic",
+        ours=ours_s,
+        baseline=baseline_s,
+        described="scikit-learn LogisticRegression, L-BFGS in float64 on all cores, each cost from the one before",
+        limit_s=limit_s,
+        limit="the products of our passes over the rows, at their measured speed",
+        note=f"{_size(large)}, {len(params.costs)} costs, {limit_s / ours_s:.0%} of the limit's speed; {passes}; one "
+        f"look at every solution, which any method needs, takes {verified_s:.2f} s; largest gradient in float64 "
+        f"{own:.1e} against {theirs:.1e}, asked {params.tolerance:g}; the baseline fits {len(places)} of the costs, "
+        f"times {len(params.costs) / len(places):.1f}; {_size(small)} takes {small_s:.2f} s, so time grows as work to "
+        f"the power {power:.2f}; extrapolated: {_size(ASKED)} {asked / 60:.0f} min, {_size(IMAGENET)} "
+        f"{imagenet / 3600:.1f} h, {imagenet / len(params.costs) / 60:.0f} min for the mean cost",
+    )
+
+
+def sweep(data: Problem, params: RegressionParams) -> Fits:
+    """What the benchmark fits on all of train."""
+    return fit_logistic(
+        data.features, data.targets, data.classes, params.costs, dtype=torch.float64, tolerance=params.tolerance,
+        max_iterations=params.max_iterations,
+    )  # fmt: skip
+
+
+def _loop_step(
+    data: Problem, params: RegressionParams, solved: Fits, place: int
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds, weights and bias of scikit-learn's fit of one cost, started from our solution of the cost before."""
+    from sklearn.linear_model import LogisticRegression as Loop
+
+    model: Any = Loop(C=params.costs[place], tol=params.tolerance, max_iter=_MOST_STEPS, warm_start=place > 0)
+    if place:
+        model.classes_ = np.arange(data.classes)
+        model.coef_ = solved.weights[place - 1].double().numpy().copy()
+        model.intercept_ = solved.bias[place - 1].double().numpy().copy()
+    rows = data.features.astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a line search that ends in rounding: the gradient is checked
+        began = time.perf_counter()
+        model.fit(rows, data.targets)
+        seconds = time.perf_counter() - began
+    return seconds, model.coef_, model.intercept_
+
+
+def _gradient(data: Problem, weights: NDArray[np.float64], bias: NDArray[np.float64], cost: float) -> float:
+    """Largest component of the gradient of the mean loss + |W|² / (2 C n)."""
+    rows, n = data.features.astype(np.float64), len(data.targets)
+    logits = rows @ weights.T + bias
+    likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+    likely /= likely.sum(axis=1, keepdims=True)
+    likely[np.arange(n), data.targets] -= 1
+    slope = likely.T @ rows / n + weights / (cost * n)
+    return float(max(np.abs(slope).max(), np.abs(likely.mean(axis=0)).max()))
+
+
+def _limits(data: Problem, params: RegressionParams, fits: Fits) -> tuple[str, float, float]:
+    """What was passed over, the seconds of its products, and those of one pass in float64 for every cost."""
+    (rows, dim), costs = data.features.shape, len(params.costs)
+    rates = {}
+    for dtype in (torch.float32, torch.float64):
+        # The forward and the backward product, of one fit and of many at once.
+        shapes = [
+            shape
+            for fitted in (1, 8, costs)
+            for shape in (Shape(1, min(rows, 2048), dim, fitted * data.classes, dtype),
+                          Shape(1, fitted * data.classes, min(rows, 2048), dim, dtype))
+        ]  # fmt: skip
+        rates[dtype] = max(product_rate(shape) for shape in shapes)
+    each = 4.0 * rows * dim * data.classes
+    single, double = fits.single_passes, fits.passes
+    seconds = each * (single / rates[torch.float32] + double / rates[torch.float64])
+    said = f"{single:.0f} passes of a fit in float32 and {double:.0f} in float64"
+    return said, seconds, each * costs / rates[torch.float64]
+
+
+def _size(size: Size) -> str:
+    return " x ".join(f"{number:,}" for number in size)
+
+
+# ---- few-shot --------------------------------------------------------------------------------------------------------
+
+
+def measure_few_shot(rows: int = 4_000, tested: int = 4_000, dim: int = 512, classes: int = 100) -> Entry:
+    """Five draws of 1 to 16 images per class by three classifiers, against scikit-learn's on the same draws."""
+    data = problem(rows + tested, dim, classes)
+    train, test = (_split(data, part) for part in (slice(rows), slice(rows, None)))
+    protocol = find_protocol("few_shot.imagefolder@1")
+    params = FewShot().params(protocol)
+    options = RunOptions(device="cpu", progress=False)
+    ours_s, found = timed(lambda: FewShot().run(protocol, train, test, options))
+    baseline_s, accuracy = timed(lambda: _few_shot_loop(params, train, test))
+    baseline_s *= params.draws
+    limit_s, flops = limit_of(count_products(lambda: FewShot().run(protocol, train, test, options)))
+    own = np.mean([row["Logistic"] for row in found.runs if row["n"] == params.shots[-1] and row["draw"] == 0])
+    return entry(
+        "few-shot",
+        ours=ours_s,
+        baseline=baseline_s,
+        described="scikit-learn KNeighborsClassifier, NearestCentroid and LogisticRegression",
+        limit_s=limit_s,
+        limit=f"the products alone: {flops / 1e9:.0f} GFLOP at the measured speed of their shapes",
+        note=f"{params.draws} draws of n = {', '.join(map(str, params.shots))} of {classes} classes, {dim} dimensions, "
+        f"{tested:,} test images; the baseline does one draw, times {params.draws}; logistic regression of n = "
+        f"{params.shots[-1]} in that draw: {own:.2f} % against {accuracy:.2f} %",
+    )
+
+
+def _split(data: Problem, part: slice) -> Split:
+    targets = data.targets[part]
+    ids = tuple(f"{number:06d}" for number in range(len(targets)))
+    labels = Labels(ids, (), tuple(f"class{c}" for c in range(data.classes)), targets, tuple((id,) for id in ids))
+    return Split(labels, {"embed": data.features[part]})
+
+
+def _few_shot_loop(params: FewShotParams, train: Split, test: Split) -> float:
+    """One draw, every n and classifier one after the other; the accuracy of the last logistic regression."""
+    from sklearn.linear_model import LogisticRegression as Loop
+    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+    from benchmarks.solvers.class_means import draw_per_class
+
+    classes = len(train.labels.classes)
+    (drawn,) = draw_per_class(train.labels.targets, classes, params.shots[-1], [0])
+    unit = [split.features["embed"] / np.linalg.norm(split.features["embed"], axis=1, keepdims=True)
+            for split in (train, test)]  # fmt: skip
+    accuracy = 0.0
+    for n in params.shots:
+        chosen = drawn[:n].reshape(-1)
+        rows, targets = unit[0][chosen], train.labels.targets[chosen]
+        models: list[Any] = [
+            KNeighborsClassifier(n, metric="cosine", weights=lambda d: np.exp(-d / params.temperature)),
+            NearestCentroid(),
+            Loop(C=params.cost, tol=params.tolerance, max_iter=params.max_iterations),
+        ]
+        for model in models:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                accuracy = 100 * float(model.fit(rows, targets).score(unit[1], test.labels.targets))
+    return accuracy

@@ -1,0 +1,56 @@
+"""The operations that a limit is made of are those that torch counts, by shape, and in-place products too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.speed import __main__ as speed
+from scripts.speed.measurement import cpu, rounds
+from scripts.speed.products import Shape, count_products, limit_of
+
+
+def test_products_are_counted_by_shape() -> None:
+    a, b, out = torch.ones(3, 5), torch.ones(5, 7), torch.zeros(3, 7)
+
+    def work() -> None:
+        for _ in range(2):
+            a @ b
+        out.addmm_(a, b)
+        torch.ones(4, 3, 5, dtype=torch.float64) @ torch.ones(4, 5, 2, dtype=torch.float64)
+        torch.einsum("ik,kj->ij", a, b)
+
+    calls = count_products(work)
+    assert calls.pop(Shape(4, 3, 5, 2, torch.float64)) == 1
+    assert sum(shape.flops * count for shape, count in calls.items()) == 4 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_network_has_the_operations_that_torch_counts(groups: int) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 6))
+    images = torch.ones(2, 4, 7, 7)
+    with torch.inference_mode():
+        calls = count_products(lambda: network(images))
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    assert sum(shape.flops * count for shape, count in calls.items()) == counter.get_total_flops()
+    seconds, flops = limit_of(calls)
+    assert flops == counter.get_total_flops()
+    assert 0 < seconds < float("inf")
+
+
+def test_every_entry_has_a_plan_and_all_of_them_take_less_than_a_quarter_of_an_hour() -> None:
+    modules = (speed.svm, speed.knn, speed.linear, speed.logistic, speed.features, speed.decoders, speed.frozen,
+               speed.dense, speed.pretrain, speed.gpu)  # fmt: skip
+    names = [name for module in modules for name in module.entries()]
+    assert set(names) <= set(speed.PLANNED)
+    # extract-bf16 is for CPUs with bfloat16, where the others take less.
+    assert sum(s for name, s in speed.PLANNED.items() if not name.startswith(("gpu-", "extract-bf16"))) < 15 * 60
+
+
+def test_rounds_stop_before_the_time_is_over_and_the_machine_is_named() -> None:
+    assert list(rounds(3, 60.0)) == [0, 1, 2]
+    assert list(rounds(3, 0.0)) == [0]
+    assert " cores, " in cpu()
