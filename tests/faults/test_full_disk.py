@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.encoders.export import write_safetensors
+from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import parse_architecture, random_resnet
+from benchmarks.encoders.resnet import random_resnet
 from results.store import read_records
 from tests.results.factory_records import write_demo
 
