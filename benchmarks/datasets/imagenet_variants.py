@@ -58,6 +58,11 @@ def classes_of(name: str) -> tuple[str, ...]:
     return tuple(every[index] for index in _shipped()[name])
 
 
+def objectnet_classes() -> dict[str, list[int]]:
+    """Folder of ObjectNet -> indices of the classes of ImageNet that it is, for the 113 folders that are any."""
+    return dict(_shipped()["objectnet"])
+
+
 def alexnet_errors() -> dict[str, float]:
     """AlexNet's error in percent by corruption, mean over the severities: the unit of the corruption error."""
     return dict(_shipped()["alexnet_errors"])
@@ -169,16 +174,18 @@ def read_real(folder: Path, split: str) -> Labels:
 
 
 def read_objectnet(folder: Path, split: str) -> Labels:
-    """ObjectNet's images of the folders that are classes of ImageNet, by the mappings that come with it.
+    """ObjectNet's images of the folders that are classes of ImageNet.
 
-    A folder may be several classes of ImageNet; each of them is right.
+    A folder may be several classes of ImageNet; each of them is right. The mappings of the archive count if they are
+    there, else the shipped ones.
 
     Raises:
-        InputError: a mapping is missing or malformed, or no folder has an image.
+        InputError: a mapping is incomplete or malformed, or no folder has an image.
     """
     if split != "val":
         return _train(folder, split)
-    every, answers = wordnet_ids(), _objectnet_answers(folder / "mappings")
+    every, mappings = wordnet_ids(), folder / "mappings"
+    answers = _objectnet_answers(mappings) if mappings.exists() else objectnet_classes()
     images = folder / "images"
     ids: list[str] = []
     rows: list[list[int]] = []

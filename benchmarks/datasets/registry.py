@@ -260,9 +260,9 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "objectnet-1.0",
         imagenet_variants.read_objectnet,
         {"val": None},
-        "objectnet.dev: objectnet-1.0.zip with images/ and mappings/, beside imagenet/",
+        "objectnet.dev: objectnet-1.0.zip as objectnet-1.0/images/, beside imagenet/",
         trains_on="imagenet",
-        parts=("images", "mappings"),
+        parts=("images",),
     ),
     "imagenet_c": DatasetInfo(
         "imagenet-c",

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.imagenet_variants import CORRUPTIONS, alexnet_errors, classes_of, wordnet_ids
+from benchmarks.datasets.imagenet_variants import (
+    CORRUPTIONS,
+    alexnet_errors,
+    classes_of,
+    objectnet_classes,
+    wordnet_ids,
+)
 from benchmarks.datasets.images import apply_geometry
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset
@@ -36,6 +43,13 @@ def test_shipped_lists() -> None:
         assert list(classes_of(name)) == sorted(set(classes_of(name)))
     assert len({*classes_of("imagenet-a"), *classes_of("imagenet-r")}) == 400 - 86
     assert tuple(alexnet_errors()) == CORRUPTIONS
+
+
+def test_the_shipped_folders_of_objectnet() -> None:
+    folders = objectnet_classes()
+    assert len(folders) == 113
+    assert all(found and len(found) == len(set(found)) and set(found) <= set(range(1000)) for found in folders.values())
+    assert folders["banana"] == [WNIDS.index("n07753592")]
 
 
 def test_v2_folders_are_numbers(tmp_path: Path) -> None:
@@ -109,6 +123,11 @@ def test_objectnet_by_its_own_mappings(tmp_path: Path) -> None:
     labels = read(tmp_path, "objectnet")
     assert labels.ids == ("alarm_clock/1.png", "backpack/1.png")  # the air freshener is no class of ImageNet
     assert [np.flatnonzero(row).tolist() for row in labels.targets] == [[409, 530], [414]]
+    shutil.move(folder / "mappings", tmp_path / "mappings")
+    shipped = read(tmp_path, "objectnet")
+    assert shipped.ids == labels.ids
+    assert np.array_equal(shipped.targets, labels.targets)
+    shutil.move(tmp_path / "mappings", folder / "mappings")
     (folder / "mappings/imagenet_to_label_2012_v2").write_text("analog clock\n")
     with pytest.raises(InputError, match="are inconsistent"):
         read(tmp_path, "objectnet")
