@@ -7,7 +7,7 @@ import pytest
 from scripts.speed import frozen as speed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_suite_is_measured_against_its_parts() -> None:
     found = speed.measure_suite("random:resnet18-w8-k3-nopool:0", classes=2)
     assert "4 benchmarks" in str(found["note"])
