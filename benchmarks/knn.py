@@ -10,7 +10,6 @@ from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ from pydantic import Field, field_validator
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Geometry, Params, Protocol, Score, Source
-
-if TYPE_CHECKING:
-    from benchmarks.solvers.exact_knn import Neighbours
 
 log = logging.getLogger("benchmarks")
 
@@ -227,14 +223,15 @@ class Knn(FeatureTask[KnnParams]):
         Raises:
             InputError: see `check`; also features that are missing, of the wrong shape, not finite or zero.
         """
-        from benchmarks.solvers.exact_knn import vote_ranks
+        from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
+        from benchmarks.solvers.sharded_knn import sharded_knn
         from pretrain import distributed
 
         distributed.join(options.device)
         self.check(protocol, train.labels, test.labels)
         params = self.params(protocol)
-        gallery, gallery_norms = _features(train, params.features, "train")
-        queries, query_norms = _features(test, params.features, "test")
+        gallery, gallery_norms = _features(train, params.features, "train", options.device)
+        queries, query_norms = _features(test, params.features, "test", options.device)
         if gallery.shape[1] != queries.shape[1]:
             raise InputError(
                 f"{params.features} has {gallery.shape[1]} columns in the train split and {queries.shape[1]} in the "
@@ -243,18 +240,18 @@ class Knn(FeatureTask[KnnParams]):
         excluded = _own_rows(train.labels, test.labels) if params.exclude_self else np.full(len(queries), -1, np.int64)
 
         began = time.perf_counter()
-        own = distributed.own_slice(len(queries)) if distributed.joined() else slice(None)
-        found = _shared(
+        # Not in a training loop, whose ranks may not all call this.
+        nearest = sharded_knn if distributed.joined() else exact_knn
+        found = nearest(
             gallery,
-            queries[own],
+            queries,
             params.k[-1],
-            len(queries),
             normalise=params.normalise,
-            excluded=excluded[own],
+            excluded=excluded,
             engine=self.engine,
             device=options.device,
             gallery_norms=gallery_norms,
-            query_norms=query_norms[own],
+            query_norms=query_norms,
             track=partial(progress, show=options.progress and distributed.rank() == 0),
         )
         searched = time.perf_counter()
@@ -287,37 +284,11 @@ class Knn(FeatureTask[KnnParams]):
         return outcome
 
 
-def _shared(
-    gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int, total: int, **settings: Any
-) -> Neighbours:
-    """The neighbours of all ranks' queries, of which each rank searches its own: the result does not depend on them.
-
-    Args:
-        queries: this rank's of `total`.
-        settings: see `exact_knn`.
-    """
-    import torch
-
-    from benchmarks.solvers.exact_knn import Neighbours, exact_knn
-    from pretrain import distributed
-
-    if not distributed.joined():  # one process, or a training loop whose ranks may not all call this
-        return exact_knn(gallery, queries, k, **settings)
-    if total < distributed.world_size():
-        raise InputError(f"{total} queries are fewer than the {distributed.world_size()} ranks; start fewer")
-    found, device = exact_knn(gallery, queries, k, **settings), settings["device"]
-    indices, similarities = (
-        distributed.everyones_rows(torch.from_numpy(each).to(device), total).cpu().numpy()
-        for each in (found.indices, found.similarities)
-    )
-    taken = torch.tensor(list(found.fallbacks.values()), device=device)
-    fallbacks = dict(zip(found.fallbacks, distributed.sum_(taken).tolist(), strict=True))
-    return Neighbours(indices, similarities, found.engine, fallbacks)
-
-
-def _features(split: Split, name: str, which: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _features(split: Split, name: str, which: str, device: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The (N, D) features of a split and their (N,) L2 norms, once they can be compared."""
     from benchmarks.solvers.exact_knn import norms
+    from benchmarks.solvers.sharded_knn import norms_of_all
+    from pretrain import distributed
 
     if name not in split.features:
         raise InputError(
@@ -329,7 +300,7 @@ def _features(split: Split, name: str, which: str) -> tuple[NDArray[np.float32],
         raise InputError(
             f"{name} of the {which} split has shape {features.shape} for {len(split.labels)} images: extract it again"
         )
-    size = norms(features)
+    size = norms_of_all(features, device) if distributed.joined() else norms(features)
     with np.errstate(over="ignore"):
         as_float32 = size.astype(np.float32)  # the search works in float32, where a row of 1e-40 is zero
     for fault, bad in (

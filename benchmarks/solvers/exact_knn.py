@@ -95,37 +95,51 @@ def exact_knn(
     available = len(gallery) - int((barred >= 0).any())
     if not 1 <= k <= available:
         raise ValueError(f"k={k} with {available} gallery rows")
-    chosen, dtype = choose_engine(engine, torch.device(device))
     gallery_norms = norms(gallery) if gallery_norms is None else gallery_norms
     query_norms = norms(queries) if query_norms is None else query_norms
-    largest = gallery_norms.max()
+    largest = float(gallery_norms.max())
     target = Rows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
-    source = Rows(queries, 1 / query_norms)
+    out = search(target, Rows(queries, 1 / query_norms), k, barred, engine, torch.device(device), track)
+    if not normalise:
+        out.similarities[:] *= largest * query_norms[:, None]
+    return out
+
+
+def search(
+    target: Rows, source: Rows, k: int, barred: NDArray[np.int64], engine: Engine, device: torch.device, track: Track
+) -> Neighbours:
+    """`exact_knn` of divided rows, whose similarities are those of the divided rows."""
+    chosen, dtype = choose_engine(engine, device)
     out = Neighbours(
-        np.empty((len(queries), k), np.int64),
-        np.empty((len(queries), k)),
+        np.empty((len(source), k), np.int64),
+        np.empty((len(source), k)),
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
-    for start, stop in source.tiles(QUERY_BLOCK * (GPU_BLOCKS if torch.device(device).type == "cuda" else 1)):
+    blocks = list(source.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
+    tiles = Tiles(target, dtype, device, _kept(k, target), again=len(blocks) > 1) if chosen == "torch" else None
+    for start, stop in blocks:
         block = _Block(
             target,
             source.divided(start, stop, torch.float64, torch.device("cpu")),
             torch.from_numpy(barred[start:stop]),
             out.indices[start:stop],
             out.similarities[start:stop],
-            torch.device(device),
-            f"neighbours of {start:,} to {stop:,} of {len(queries):,}",
+            device,
+            f"neighbours of {start:,} to {stop:,} of {len(source):,}",
             track,
         )
-        block.certify(chosen, dtype)
+        block.certify(chosen, dtype, tiles)
         if dtype != torch.float32:
             out.fallbacks["float32"] += len(block.open)
             block.certify(chosen, torch.float32)
         out.fallbacks["float64"] += len(block.open)
         block.exhaust()
-    if not normalise:
-        out.similarities[:] *= largest * query_norms[:, None]
     return out
+
+
+def _kept(k: int, gallery: Rows) -> int:
+    """Candidates that a proposal keeps of each query."""
+    return min(len(gallery), 2 * k + _SPARE)
 
 
 def vote_ranks(
@@ -197,11 +211,11 @@ class _Block:
         self.k = self.indices.shape[1]
         self.open = torch.arange(len(self.queries))
 
-    def certify(self, engine: str, dtype: torch.dtype) -> None:
+    def certify(self, engine: str, dtype: torch.dtype, tiles: Tiles | None = None) -> None:
         """Settle the open queries whose candidates provably hold their k nearest rows."""
         if not len(self.open):
             return
-        kept = min(len(self.gallery), 2 * self.k + _SPARE)
+        kept = _kept(self.k, self.gallery)
         queries, excluded = self.queries[self.open], self.excluded[self.open]
         if engine == "faiss":
             found = propose_faiss(
@@ -215,6 +229,7 @@ class _Block:
                 excluded=excluded,
                 dtype=dtype,
                 device=self.device,
+                tiles=tiles,
                 track=self.track,
                 label=self.label,
             )
@@ -321,6 +336,7 @@ def propose_torch(
     excluded: Tensor,
     dtype: torch.dtype,
     device: torch.device,
+    tiles: Tiles | None = None,
     track: Track = untracked,
     label: str = "",
 ) -> Proposal:
@@ -329,19 +345,17 @@ def propose_torch(
     Args:
         queries: (Q, D) float32, divided.
         excluded: (Q,) int64 gallery row that is no neighbour of the query, or -1.
+        tiles: of the gallery, where other queries read them too.
         track, label: report progress over tiles.
     """
     q = queries.to(device)
     q_low = q.to(dtype)
     best = _Best(len(q), kept, device)
-    sizes = torch.zeros(2, device=device)
-    low = torch.empty((min(TILE_ROWS, len(gallery)), gallery.dim), dtype=dtype, device=device)
-    products = torch.empty(QUERY_ROWS * len(low), dtype=_product_dtype(dtype, device), device=device)
-    tiles = list(gallery.tiles(TILE_ROWS, first=max(_FIRST_ROWS, kept)))
+    tiles = tiles or Tiles(gallery, dtype, device, kept)
+    products = torch.empty(QUERY_ROWS * tiles.longest, dtype=_product_dtype(dtype, device), device=device)
     with _full_precision():
-        for start, stop in track(tiles, label):
-            g = low[: stop - start]
-            sizes = torch.maximum(sizes, _convert(gallery, start, stop, g))
+        for start, stop in track(tiles.ranges, label):
+            g = tiles.rows(start, stop)
             for part in torch.arange(len(q)).split(QUERY_ROWS):
                 first, last = int(part[0]), int(part[-1]) + 1
                 tile = products[: (last - first) * len(g)].view(last - first, len(g))
@@ -351,12 +365,55 @@ def propose_torch(
                     tile[own.to(device), (excluded[part][own] - start).to(device)] = -torch.inf
                 best.update(first, tile, start)
     values, indices = best.sorted()
-    slack = _slack(_norm(q - q_low), _norm(q_low), sizes[0], sizes[1], gallery.dim)
+    slack = _slack(_norm(q - q_low), _norm(q_low), tiles.sizes[0], tiles.sizes[1], gallery.dim)
     # Where the sum is rounded too, it is so in proportion to its size; unlisted values that are larger are negative.
     largest = values[:, [0, -1]].abs().nan_to_num(posinf=0).amax(dim=1)
     rounding = torch.finfo(products.dtype).eps / 2 * largest
     drift = 3 / gallery.dim**0.5 * slack + rounding
     return Proposal(values.cpu(), indices.cpu(), (slack + rounding).cpu(), drift.cpu())
+
+
+class Tiles:
+    """The gallery's centred rows in the precision of the products, tile by tile on the device.
+
+    On a GPU that has room for all of them they stay there, if other queries read them again. Else every tile is
+    converted into the same memory, however long the gallery is. Neither changes a result: the rows only propose.
+
+    Args:
+        kept: candidates of each query; no tile but the last is shorter.
+        again: whether the tiles are read more than once.
+
+    Attributes:
+        ranges: [start, stop) of each tile.
+        longest: rows of the longest tile.
+        sizes: the largest (error, norm) of a row so far.
+        resident: the tiles that stay on the device; None where they do not.
+    """
+
+    def __init__(
+        self, gallery: Rows, dtype: torch.dtype, device: torch.device, kept: int, *, again: bool = False
+    ) -> None:
+        self.gallery = gallery
+        self.ranges = list(gallery.tiles(TILE_ROWS, first=max(_FIRST_ROWS, kept)))
+        self.longest = min(TILE_ROWS, len(gallery))
+        self.sizes = torch.zeros(2, device=device)
+        self.resident: dict[int, Tensor] | None = None
+        if again and device.type == "cuda":
+            room = torch.cuda.mem_get_info(device)[0] // 2
+            if len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8 <= room:
+                self.resident = {}
+        self._low = torch.empty((self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call."""
+        if self.resident is None:
+            tile = self._low[: stop - start]
+        elif start in self.resident:
+            return self.resident[start]
+        else:
+            tile = self.resident[start] = self._low.new_empty(stop - start, self.gallery.dim)
+        self.sizes = torch.maximum(self.sizes, _convert(self.gallery, start, stop, tile))
+        return tile
 
 
 def propose_faiss(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.knn import PROTOCOLS, Knn, KnnParams
+from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.task import InputError, Labels, RunOptions, Split
 from tests.processes import run_two_ranks
 from tests.reference.knn_plain import neighbours, ranking
@@ -219,30 +220,55 @@ def test_published_numbers_of_the_protocols():
     assert CIFAR_NOTEBOOK.columns == ("k=200",)
 
 
+# Gallery rows, queries, k, and settings. Two ranks have 45 rows each, and in `few` 4 and 3.
+SEARCHES = {
+    "cosine": (90, 31, 20, {}),
+    "dot product": (90, 31, 20, {"normalise": False}),
+    "own rows": (90, 31, 50, {"excluded": np.where(np.arange(31) % 3, np.arange(31) * 2, -1)}),
+    "few": (7, 5, 6, {"excluded": np.array([0, 6, -1, 3, 4])}),
+    "one row": (1, 5, 1, {}),
+}
+
+
+def search_case(name, solver):
+    """Rows of which half occur twice, on the two halves of the gallery: ties across the ranks."""
+    size, asked, k, settings = SEARCHES[name]
+    distinct = np.random.default_rng(3).standard_normal((-(-size // 2), 16)).astype(np.float32)
+    gallery = np.concatenate([distinct, distinct[: size // 4], -distinct[:size]])[:size]
+    queries = np.random.default_rng(4).standard_normal((asked, 16)).astype(np.float32)
+    return solver(gallery, queries, k, engine="torch", **settings)
+
+
 RANK = """
 import sys, numpy as np, torch
 sys.path.insert(0, sys.argv[1])
-from test_knn import Knn, QUIET, small, split
-from benchmarks.solvers import exact_knn as solver
-searched, search = [], solver.exact_knn
-def noting(gallery, queries, *arguments, **settings):
-    searched.append(len(queries))
-    return search(gallery, queries, *arguments, **settings)
-solver.exact_knn = noting
-outcome = Knn().run(small(), split("a", 90, seed=0), split("b", 31, seed=1), QUIET)
-rank = torch.distributed.get_rank()
+from test_knn import Knn, QUIET, SEARCHES, search_case, small, split
+from benchmarks.solvers import exact_knn, sharded_knn
+read, search = [], sharded_knn.search
+def noting(gallery, *arguments):
+    read.append(len(gallery))
+    return search(gallery, *arguments)
+sharded_knn.search, sharded_knn.MERGE_CELLS = noting, 2 * 10 * 7  # merged seven queries at a time
+outcome = Knn().run(small(), split("a", 91, seed=0), split("b", 31, seed=1), QUIET)
 items = {name.replace("/", " "): hits for name, hits in outcome.items.items()}
-np.savez(f"{sys.argv[2]}/{rank}.npz", searched=searched, **items)
+for name in SEARCHES:
+    found = search_case(name, sharded_knn.sharded_knn)
+    items |= {name: found.indices, f"{name}, similarities": found.similarities}
+np.savez(f"{sys.argv[2]}/{torch.distributed.get_rank()}.npz", read=read, **items)
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_queries_and_have_the_result_of_one(tmp_path):
+def test_two_ranks_share_the_gallery_and_have_the_result_of_one_to_the_bit(tmp_path):
     run_two_ranks(RANK, str(Path(__file__).parent), str(tmp_path))
-    expected = Knn().run(small(), split("a", 90, seed=0), split("b", 31, seed=1), QUIET)
-    for rank, queries in (("0", 16), ("1", 15)):
+    expected = Knn().run(small(), split("a", 91, seed=0), split("b", 31, seed=1), QUIET)
+    alone = {name: search_case(name, exact_knn) for name in SEARCHES}
+    for rank, rows in (("0", [46, 45, 45, 45, 4, 1]), ("1", [45, 45, 45, 45, 3])):
         found = np.load(tmp_path / f"{rank}.npz")
-        assert found["searched"].tolist() == [queries]
+        assert found["read"].tolist() == rows
         for name, hits in expected.items.items():
             np.testing.assert_array_equal(found[name.replace("/", " ")], hits)
+        for name, single in alone.items():
+            np.testing.assert_array_equal(found[name], single.indices, name)
+            np.testing.assert_array_equal(found[f"{name}, similarities"], single.similarities, name)

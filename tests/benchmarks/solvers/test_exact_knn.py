@@ -19,6 +19,7 @@ from benchmarks.solvers.exact_knn import (
     propose_torch,
 )
 from tests.reference.knn_plain import neighbours, neighbours_by_matrix
+from tests.simulated_cuda import simulated_cuda
 
 CPU = torch.device("cpu")
 NATURAL_GAP = 1e-9
@@ -179,7 +180,7 @@ def test_products_are_full_float32_whatever_the_user_set(monkeypatch):
 def test_errors_as_large_as_the_slack_are_noticed(monkeypatch):
     """The worst a proposal may do: push the k-th neighbour down and the next one up, and claim a small drift."""
 
-    def adversary(gallery, queries, kept, *, dtype, **others):
+    def adversary(gallery, queries, kept, *, dtype, tiles=None, **others):
         honest = propose_torch(gallery, queries, kept, dtype=torch.float32, **others)
         if dtype == torch.float32:
             return honest
@@ -295,3 +296,22 @@ def test_choice_by_hardware(monkeypatch):
     assert choose_engine("auto", torch.device("cuda")) == ("torch", torch.float16)
     monkeypatch.setattr(solver, "find_spec", lambda _: None)
     assert choose_engine("auto", CPU) == ("torch", torch.float32)
+
+
+@pytest.mark.parametrize(("free", "conversions"), [(2**30, 3), (6007 * 24 * 2, 3 * 3)])
+def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, conversions, monkeypatch):
+    """Three blocks of queries read a gallery of three tiles: converted once, or for every block."""
+    for name, value in (("TILE_ROWS", 3000), ("_FIRST_ROWS", 3000), ("QUERY_BLOCK", 10), ("GPU_BLOCKS", 1)):
+        monkeypatch.setattr(solver, name, value)
+    converted, convert = [], solver._convert
+    monkeypatch.setattr(solver, "_convert", lambda *arguments: converted.append(arguments) or convert(*arguments))
+    gallery, queries = gaussian(6007, 24, 8), gaussian(30, 24, 9)
+    expected = exact_knn(gallery, queries, 5)
+    converted.clear()
+    with simulated_cuda():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+        found = exact_knn(gallery, queries, 5, device="cuda", engine="torch")
+    assert len(converted) == conversions
+    assert found.engine == "torch float16"
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.similarities, expected.similarities)
