@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
-from benchmarks.task import InputError, RunOptions
+from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command
 from results.errors import print_error
 from results.options import GROUPS as RESULT_COMMANDS
@@ -142,7 +142,10 @@ def parse_flags(
     kind = make_dataclass(command, [(name, Annotated[each, flat]) for name, each in fields.items()], frozen=True)
     kind.__doc__ = flags.__doc__ if task is _NoTask else task.__doc__
     parsed = _parse(kind, arguments, command)
-    return parsed.flags, parsed.options, parsed.task
+    stated = {name: value for name, _, value in (text.partition("=") for text in parsed.flags.settings)}
+    precision = stated.get("precision")
+    options = parsed.options.with_precision(precision if precision in get_args(Precision) else None)
+    return parsed.flags, options, parsed.task
 
 
 def _question(task: AnyTask, flags: BenchFlags) -> Any:

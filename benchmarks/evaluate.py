@@ -116,9 +116,10 @@ def evaluate(
     """
     resolved = find_protocol(protocol) if isinstance(protocol, str) else protocol
     task = task or load_task(resolved.harness)()
+    options = options or RunOptions()
     if changes:
         resolved = resolved.changed(**changes)
-    options = options or RunOptions()
+        options = options.with_precision(changes.get("precision"))
     loaded = load(encoder, name, facts)
     if options.device == "auto" and not isinstance(encoder, str | Path):
         options = replace(options, device=str(loaded.device))
@@ -174,7 +175,7 @@ def prepare(
         raise NotApplicableError(
             f"{encoder.card.name} has none of {', '.join(sorted(read))}, which {protocol.id} reads"
         )
-    protocol = task.resolve(protocol)
+    protocol = task.for_encoder(task.resolve(protocol), encoder)
     task.check_encoder(protocol, encoder)
     if dataset is not None:
         protocol = protocol.changed(dataset=dataset)
@@ -182,6 +183,8 @@ def prepare(
         protocol = _at_size_of(encoder, protocol)
     if options.precision is not None:
         protocol = _at_precision(task, protocol, options)
+    elif task.half_on_gpu and options.device.startswith("cuda"):
+        protocol = in_half_precision(protocol, options.device)
     if options.stored != "fp32":
         if not isinstance(task, FeatureTask):
             raise InputError(f"{protocol.id} reads no stored features: leave out --stored {options.stored}")
@@ -416,6 +419,20 @@ def _at_precision(task: AnyTask, protocol: Protocol, options: RunOptions) -> Pro
     if not isinstance(task, FeatureTask):
         raise InputError(f"{protocol.id} has no --precision to choose")
     return protocol if options.precision == "fp32" else protocol.changed(label=f"precision={options.precision}")
+
+
+def in_half_precision(protocol: Protocol, device: str) -> Protocol:
+    """A protocol in float32 at the precision that the GPU multiplies fast, as its id says.
+
+    One whose source trains in half precision is left as it is.
+    """
+    from pretrain.distributed import has_fast_bf16
+
+    if protocol.params["precision"] != "fp32":
+        return protocol
+    changed = protocol.changed(precision="bf16" if has_fast_bf16(device) else "fp16")
+    log.info("%s instead of %s on a GPU; --precision fp32 keeps the published one", changed.id, protocol.id)
+    return changed
 
 
 def _is_own(protocol: Protocol, train: Labels, test: Labels) -> bool:

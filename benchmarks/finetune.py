@@ -18,7 +18,15 @@ from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import ImageTask, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import check_schedule, check_single_label, held_out, split_held_out, with_size_label
+from benchmarks.training.labels import (
+    check_parts,
+    check_schedule,
+    check_single_label,
+    held_out,
+    split_held_out,
+    with_scaled_rates,
+    with_size_label,
+)
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Score, Source, canonical_sha256
 
@@ -305,7 +313,26 @@ LABELLED_SEED = 0  # chooses the labelled items of train: part of the protocol, 
 class FineTune(ImageTask[FineTuneParams]):
     """Fine-tuning of the whole network with a fresh linear classifier."""
 
+    accumulate: int = 1
+    """parts in which a batch passes through the network, for less memory; the step stays the same, except for batch
+    norms, which see one part: the protocol's id then says so"""
+    scale_lr: bool = False
+    """multiply the rates by --set batch_size over the protocol's own batch; the protocol's id then shows them"""
+
     Params = FineTuneParams
+
+    def resolve(self, protocol: Protocol) -> Protocol:
+        """Scale the rates where --scale-lr asks for it."""
+        check_parts(self.accumulate)
+        return with_scaled_rates(protocol, self.protocols) if self.scale_lr else protocol
+
+    def for_encoder(self, protocol: Protocol, encoder: Encoder) -> Protocol:
+        """Another id where batch norms have the statistics of a part of the batch."""
+        from benchmarks.training.networks import has_batch_norm
+
+        if self.accumulate == 1 or not has_batch_norm(encoder.module):
+            return protocol
+        return protocol.changed(label=f"accumulate={self.accumulate}")
 
     def outputs(self, protocol: Protocol) -> Outputs:
         return {"embed": ("embed", None)}
@@ -379,11 +406,14 @@ class FineTune(ImageTask[FineTuneParams]):
                 key=key,
                 workers=options.loaders,
                 seed=seed,
+                parts=self.accumulate,
             )
             return training.train(f"lr {lr:g}, head x{multiplier:g}, {part}", show=options.progress)
 
         outcome = Outcome(seeds=(seed,))
         row: dict[str, Any] = {"lr": lr, "head_multiplier": multiplier, "train_items": len(labelled)}
+        if self.accumulate > 1:
+            row["accumulate"] = self.accumulate
         if params.heldout:
             kept, held = split_held_out(protocol, own, params.heldout, seed)
             fixed = Views(images, own.targets, protocol.geometry, None, seed)

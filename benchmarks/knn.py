@@ -224,7 +224,6 @@ class Knn(FeatureTask[KnnParams]):
             InputError: see `check`; also features that are missing, of the wrong shape, not finite or zero.
         """
         from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
-        from benchmarks.solvers.sharded_knn import sharded_knn
         from pretrain import distributed
 
         distributed.join(options.device)
@@ -240,8 +239,9 @@ class Knn(FeatureTask[KnnParams]):
         excluded = _own_rows(train.labels, test.labels) if params.exclude_self else np.full(len(queries), -1, np.int64)
 
         began = time.perf_counter()
-        # Not in a training loop, whose ranks may not all call this.
-        nearest = sharded_knn if distributed.joined() else exact_knn
+        nearest = exact_knn
+        if distributed.joined():  # not in a training loop, whose ranks may not all call this
+            from benchmarks.solvers.sharded_knn import sharded_knn as nearest
         found = nearest(
             gallery,
             queries,
@@ -287,7 +287,6 @@ class Knn(FeatureTask[KnnParams]):
 def _features(split: Split, name: str, which: str, device: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The (N, D) features of a split and their (N,) L2 norms, once they can be compared."""
     from benchmarks.solvers.exact_knn import norms
-    from benchmarks.solvers.sharded_knn import norms_of_all
     from pretrain import distributed
 
     if name not in split.features:
@@ -300,7 +299,12 @@ def _features(split: Split, name: str, which: str, device: str) -> tuple[NDArray
         raise InputError(
             f"{name} of the {which} split has shape {features.shape} for {len(split.labels)} images: extract it again"
         )
-    size = norms_of_all(features, device) if distributed.joined() else norms(features)
+    if distributed.joined():
+        from benchmarks.solvers.sharded_knn import norms_of_all
+
+        size = norms_of_all(features, device)
+    else:
+        size = norms(features)
     with np.errstate(over="ignore"):
         as_float32 = size.astype(np.float32)  # the search works in float32, where a row of 1e-40 is zero
     for fault, bad in (

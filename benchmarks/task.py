@@ -87,6 +87,10 @@ class RunOptions:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"expected a folder, but {folder} is a file; choose another with {flag}")
 
+    def with_precision(self, stated: Precision | None) -> RunOptions:
+        """The options with the precision that the user states for the protocol, also where it is the protocol's own."""
+        return self if stated is None or self.precision is not None else replace(self, precision=stated)
+
     @property
     def loaders(self) -> int:
         """`workers`, or as many as suit `device`."""
@@ -208,6 +212,8 @@ class Task(ABC, Generic[ParamsT]):
         demo_variant: the variant that runs on the embedded data when the user names no protocol.
         fits_image_size: whether images may be resized to a size that the encoder takes; the id then says so.
         suite: without a named protocol, the command runs every data set of the variant that is there.
+        half_on_gpu: whether protocols in float32 run in bfloat16 on a GPU, which their id then shows, unless the user
+            states a precision.
     """
 
     name: ClassVar[str]
@@ -216,6 +222,7 @@ class Task(ABC, Generic[ParamsT]):
     demo_variant: ClassVar[str] = "demo"
     fits_image_size: ClassVar[bool] = True
     suite: ClassVar[bool] = False
+    half_on_gpu: ClassVar[bool] = False
 
     def params(self, protocol: Protocol) -> ParamsT:
         """The protocol's `params`, typed.
@@ -244,6 +251,10 @@ class Task(ABC, Generic[ParamsT]):
         Raises:
             InputError: a flag that this protocol has no use for.
         """
+        return protocol
+
+    def for_encoder(self, protocol: Protocol, encoder: Encoder) -> Protocol:
+        """The protocol with an id that tells what the task's own flags make of it with this encoder."""
         return protocol
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:

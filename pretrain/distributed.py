@@ -183,6 +183,13 @@ def default_workers(device: torch.device | str) -> int:
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device. A GPU copies it from page-locked memory, and the host does not wait."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +251,13 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return f"told to stop; the state is in {self.where}, and the same command continues from it"
+
+
+def stopped(where: Path) -> Stopped:
+    """What rank 0 raises once its state is in that file; the other ranks wait here, as its end ends them."""
+    if rank() != 0:
+        time.sleep(TIMEOUT.total_seconds())
+    return Stopped(where)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ It shows neither speed nor the numerics of GPU kernels.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -274,7 +276,7 @@ class _Calls(TorchFunctionMode):
             generator = kwargs.get("generator")
             if generator is not None and generator.device.type != ("cuda" if on_gpu else "cpu"):
                 raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator")
-            if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy):
+            if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor):
                 self.gpu.wait("copied from pageable memory")
             if func is torch.as_tensor and isinstance(first, Tensor):
                 return self.gpu.moved(first, torch.device(device) if device else None, False, **kwargs)
@@ -282,17 +284,21 @@ class _Calls(TorchFunctionMode):
                 raise RuntimeError(f"simulated CUDA has no {func} from the GPU to the CPU")
             made = func(*args, **kwargs)
             return claim(made) if on_gpu and isinstance(made, Tensor) else made
+        if func is Tensor.new_tensor and isinstance(first, Claimed):
+            self.gpu.wait("copied from pageable memory")
+            return claim(torch.tensor(*args[1:], **{"dtype": first.dtype, **kwargs}))
         return func(*args, **kwargs)
 
 
 def _project_line() -> str:
-    import traceback
-
-    for frame in reversed(traceback.extract_stack()):
-        if "/tests/simulated_cuda" not in frame.filename and (
-            "/pretrain/" in frame.filename or "/benchmarks/" in frame.filename or "/tests/" in frame.filename
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/tests/simulated_cuda" not in file and (
+            "/pretrain/" in file or "/benchmarks/" in file or "/tests/" in file
         ):
-            return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
+            return f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno}"
+        frame = frame.f_back
     return "elsewhere"
 
 
@@ -376,6 +382,9 @@ def simulated_cuda() -> Iterator[Gpu]:
         "mem_get_info": lambda device=None: (2**34, 2**34),
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
+        # Of a generator on the GPU, whose state the host holds; the simulation draws from the CPU's.
+        "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=None: None,
         "is_bf16_supported": lambda including_emulation=True: True,
     }
     before = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -142,6 +142,7 @@ def train_bank(
 
     from benchmarks.dense.heads import BankAdamW, head_bank
     from benchmarks.dense.params import HeadParams, rate_factor
+    from pretrain.distributed import sent
 
     items = items[shares[items].any(axis=1)]
     if not len(items):
@@ -156,8 +157,8 @@ def train_bank(
     batches = progress(_batches(items, params, seed), "linear heads", total=schedule.iterations, show=show)
     for step, batch in enumerate(batches):
         ordered = np.sort(batch)  # memory-mapped rows are read in their order
-        x = torch.from_numpy(rows[ordered].astype(np.float32)).to(device)
-        t = torch.from_numpy(shares[ordered]).to(device)
+        x = sent(torch.from_numpy(rows[ordered].astype(np.float32)), device)
+        t = sent(torch.from_numpy(shares[ordered]), device)
         log_p = bank(x).log_softmax(2)
         (-(log_p * t[:, None]).sum() / len(t)).backward()
         optimiser.step(rate_factor(schedule, step), schedule.betas[0])

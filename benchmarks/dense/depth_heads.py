@@ -42,16 +42,16 @@ class Depth(Problem):
         depth = read_depth(self.train.annotations[index])
         return depth_view(decode(self.train.paths[index]), depth, self.params, rng)
 
-    def backward(self, logits: Tensor, targets: Tensor, step: int) -> list[float]:
-        valid = targets > 0
-        losses = [
-            scale_invariant_loss(
-                _resized(depth_of(each, self.params), targets.shape[1:])[valid], targets[valid], warm=step < WARMUP
-            )
-            for each in logits
-        ]
-        torch.stack(losses).sum().backward()
-        return [float(loss.detach()) for loss in losses]
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
+        valid, loss = targets > 0, masked_loss if logits.is_cuda else scale_invariant_loss
+        losses = torch.stack(
+            [
+                loss(_resized(depth_of(each, self.params), targets.shape[1:]), targets, valid, warm=step < WARMUP)
+                for each in logits
+            ]
+        )
+        losses.sum().backward()
+        return losses.detach()
 
     def measure(self, model: Model, *, held: bool) -> list[NDArray[Any]]:
         """For each head, (n, 3) errors of every image."""
@@ -86,12 +86,23 @@ def depth_of(logits: Tensor, params: DepthParams) -> Tensor:
     return torch.einsum("nkhw,k->nhw", weights / weights.sum(1, keepdim=True), bins)
 
 
-def scale_invariant_loss(predicted: Tensor, truth: Tensor, *, warm: bool) -> Tensor:
+def scale_invariant_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
     """sqrt(var(g) + 0.15 mean(g)²) of the log ratios g of all valid pixels; without the variance in the first steps."""
-    ratio = (predicted + LOSS_EPS).log() - (truth + LOSS_EPS).log()
+    ratio = (predicted[valid] + LOSS_EPS).log() - (truth[valid] + LOSS_EPS).log()
     found = LOSS_MEAN * ratio.mean() ** 2
     if not warm:
         found = found + ratio.var()
+    return found.clamp(min=1e-12).sqrt()
+
+
+def masked_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
+    """`scale_invariant_loss` to rounding, without a tensor whose size a GPU must tell: the host does not wait."""
+    count = valid.sum()
+    ratio = ((predicted + LOSS_EPS).log() - (truth + LOSS_EPS).log()).where(valid, 0)
+    mean = ratio.sum() / count
+    found = LOSS_MEAN * mean**2
+    if not warm:
+        found = found + (ratio - mean).where(valid, 0).square().sum() / (count - 1)
     return found.clamp(min=1e-12).sqrt()
 
 

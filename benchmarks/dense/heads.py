@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.dense.masks import VOID
 from benchmarks.solvers.linear_heads import HeadBank
+from pretrain.distributed import sent
 
 
 class BankAdamW:
@@ -24,7 +25,7 @@ class BankAdamW:
         self.parameters = list(bank.parameters())
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
-        self.rates = torch.tensor(rates)
+        self.rates = torch.tensor(rates).to(self.parameters[0])
         self.decay, self.beta2, self.clip = decay, beta2, clip
         self.beta1_product, self.steps = 1.0, 0
 
@@ -40,7 +41,7 @@ class BankAdamW:
             for gradient in gradients:
                 gradient.mul_(_per_head(share, gradient))
         for p, gradient, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
-            rate = _per_head(self.rates.to(p), p) * factor
+            rate = _per_head(self.rates, p) * factor
             p.mul_(1 - rate * self.decay)
             first.lerp_(gradient, 1 - beta1)
             second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
@@ -82,11 +83,13 @@ def dropped(maps: Tensor, share: float, generator: torch.Generator) -> Tensor:
     if not share:
         return maps
     kept = torch.rand(maps.shape[:2], generator=generator) >= share
-    return maps * (kept.to(maps) / (1 - share))[:, :, None, None]
+    return maps * (sent(kept, maps.device).to(maps) / (1 - share))[:, :, None, None]
 
 
-def backward_pixels(logits: Tensor, targets: Tensor) -> list[float]:
-    """Backpropagate each head's cross-entropy and return its value; only one head's upsampled logits exist at a time.
+def backward_pixels(logits: Tensor, targets: Tensor) -> Tensor:
+    """Backpropagate each head's cross-entropy and return the (heads,) values.
+
+    Only one head's upsampled logits exist at a time.
 
     The loss is the mean over all pixels, of which ignored ones count 0 (mmsegmentation's default, and dinov3's).
 
@@ -100,6 +103,6 @@ def backward_pixels(logits: Tensor, targets: Tensor) -> list[float]:
         upsampled = F.interpolate(leaf[head], targets.shape[1:], mode="bilinear", align_corners=False)
         loss = F.cross_entropy(upsampled, targets, ignore_index=VOID, reduction="sum") / targets.numel()
         loss.backward()
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
     logits.backward(leaf.grad)
-    return losses
+    return torch.stack(losses)

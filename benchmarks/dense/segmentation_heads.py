@@ -40,7 +40,7 @@ class Segmentation(Problem):
         mask = self.style.indices(self.style.read(self.train.annotations[index]))
         return training_view(decode(self.train.paths[index]), mask, self.params, rng)
 
-    def backward(self, logits: Tensor, targets: Tensor, step: int) -> list[float]:
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
         return backward_pixels(logits, targets.long())
 
     def measure(self, model: Model, *, held: bool) -> list[NDArray[Any]]:

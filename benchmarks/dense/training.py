@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.task import InputError, RunOptions, progress
 from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.probes import module_sha256
 from benchmarks.training.resume import TrainingState
+from pretrain import distributed
 
 log = logging.getLogger("benchmarks")
 
@@ -55,8 +56,8 @@ class Problem(ABC):
         """A random view of a training image."""
 
     @abstractmethod
-    def backward(self, logits: Tensor, targets: Tensor, step: int) -> list[float]:
-        """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the losses."""
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the (heads,) losses."""
 
     @abstractmethod
     def measure(self, model: Model, *, held: bool) -> list[NDArray[Any]]:
@@ -188,30 +189,56 @@ def train_heads(
         collate_fn=_listed,
     )
     bank.train()
-    started = time.perf_counter()
-    steps = range(state.steps, params.iterations)
-    for step, views in zip(progress(steps, "linear heads", show=options.progress), loader, strict=True):
+    with distributed.stop_signals() as stop:
+        _train(model, optimiser, state, loader, params, path, options, evaluate_every, stop)
+    if module_sha256(encoder.module) != before:
+        raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
+    return model, state
+
+
+def _train(
+    model: Model, optimiser: BankAdamW, state: HeadsState, loader: DataLoader[Any], params: HeadParams, path: Path,
+    options: RunOptions, evaluate_every: int, stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """The iterations from the state on.
+
+    Raises:
+        FloatingPointError: every head has diverged.
+        Stopped: a signal asked for it; the state is saved.
+    """
+    encoder, bank, problem, device = model.encoder, model.bank, model.problem, torch.device(options.device)
+    started, done = time.perf_counter(), state.steps
+
+    def save() -> None:
+        nonlocal started
+        state.steps, state.bank, state.optimiser = done, bank.state_dict(), optimiser.state()
+        state.add_time("train", started)
+        started = time.perf_counter()
+        state.save(path)
+
+    steps = progress(range(state.steps, params.iterations), "linear heads", show=options.progress)
+    for step, views in zip(steps, distributed.until_stopped(loader, stop), strict=False):
         with torch.no_grad():
             maps = model.maps(network_input(encoder, views))
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         logits = on_maps(bank, dropped(maps, params.dropout, generator))
-        losses = problem.backward(logits, torch.stack([view.target for view in views]).to(device), step)
+        losses = problem.backward(logits, distributed.sent(torch.stack([v.target for v in views]), device), step)
         optimiser.step(rate_factor(params, step), first_moment(params, step))
         done = step + 1
         if done % evaluate_every == 0 or done == params.iterations:
-            if not np.isfinite(losses).any():
+            if not losses.isfinite().any():
                 raise FloatingPointError(f"every head has diverged after {done} iterations; lower the rates")
             bank.eval()
             _evaluate(model, state, done, last=done == params.iterations)
             bank.train()
         if done % SAVE_EVERY == 0 or done % evaluate_every == 0 or done == params.iterations:
-            state.steps, state.bank, state.optimiser = done, bank.state_dict(), optimiser.state()
-            state.add_time("train", started)
-            started = time.perf_counter()
-            state.save(path)
-    if module_sha256(encoder.module) != before:
-        raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
-    return model, state
+            save()
+        if stop():
+            break
+    if done < params.iterations:
+        if done > state.steps:
+            save()
+        raise distributed.Stopped(path)
 
 
 def encoder_width(encoder: Encoder) -> int:

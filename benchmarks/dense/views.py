@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 from benchmarks.dense.masks import VOID
 from benchmarks.dense.params import SegmentationViews
 from benchmarks.encoders.encoder import Encoder
+from pretrain.distributed import sent
 
 CROP_TRIES = 10
 
@@ -95,7 +96,7 @@ def distorted(image: Tensor, params: SegmentationViews, rng: np.random.Generator
 
 def network_input(encoder: Encoder, views: list[View]) -> Tensor:
     """(N, 3, H, W) normalised views, whose padding is zero after normalisation."""
-    x = encoder.normalise(torch.stack([view.image for view in views]))
+    x = encoder.normalise(sent(torch.stack([view.image for view in views]), encoder.device))
     for row, view in enumerate(views):
         x[row, :, view.height :] = 0
         x[row, :, :, view.width :] = 0

@@ -30,6 +30,7 @@ class Detection(ImageTask[DetectionParams]):
     """What the detection benchmarks share."""
 
     fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
 
     Params = DetectionParams
 

@@ -24,6 +24,7 @@ class VitDetection(ImageTask[VitDetectionParams]):
     Params = VitDetectionParams
     protocols = PROTOCOLS
     fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, which the pyramid sits on."""

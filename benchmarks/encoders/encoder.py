@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.task import InputError
+from pretrain.distributed import sent
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
 
@@ -91,7 +92,7 @@ class Encoder:
         x = images.to(self.device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
         if self.card.channels == "BGR":
             x = x.flip(1)
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.card.mean, self.card.std))
+        mean, std = (sent(torch.tensor(v), x.device)[:, None, None] for v in (self.card.mean, self.card.std))
         return ((x * (self.card.value_range / 255) - mean) / std).to(self.dtype)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ class Segmentation(ImageTask[SegmentationParams]):
     """What the segmentation benchmarks share."""
 
     fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
 
     Params = SegmentationParams
 

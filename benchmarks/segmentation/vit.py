@@ -23,6 +23,7 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
     Params = VitSegmentationParams
     protocols = PROTOCOLS
     fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, which the head sits on."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.solvers.linear_heads import Bank, ChannelNorm
+from benchmarks.solvers.linear_heads import Bank, BatchStatistics, ChannelNorm
 from pretrain.distributed import sum_with_gradient
 
 NORM_EPS = 1e-6
@@ -260,7 +260,7 @@ BANKS: Mapping[str, type[AttentiveBank]] = {
 }  # fmt: skip
 
 
-class PooledNorm(nn.Module):
+class PooledNorm(BatchStatistics):
     """`nn.BatchNorm1d(features, affine=False)` on (N, features), synchronised over ranks, with gradients."""
 
     running_mean: Tensor
@@ -277,7 +277,7 @@ class PooledNorm(nn.Module):
         if not self.training:
             return (x - self.running_mean) * (self.running_var + self.eps).rsqrt()
         # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
-        count = sum_with_gradient(x.new_tensor(float(len(x))))
+        count = sum_with_gradient(x.new_full((), float(len(x))))
         mean = sum_with_gradient(x.sum(dim=0)) / count
         var = sum_with_gradient((x - mean).square().sum(dim=0)) / count
         with torch.no_grad():

@@ -15,7 +15,11 @@ LARS_EPS = 1e-8
 Factor = float | tuple[float, ...]  # of the rates: one for all heads, or one for each
 
 
-class ChannelNorm(nn.Module):
+class BatchStatistics(nn.Module):
+    """A norm whose statistics are those of the whole batch."""
+
+
+class ChannelNorm(BatchStatistics):
     """Batch norm over the channels of frozen maps, synchronised over ranks, without scale and shift.
 
     The same numbers as `nn.BatchNorm2d(channels, affine=False)` on (N, C, h, w) maps. No gradient is needed, as the
@@ -43,7 +47,7 @@ class ChannelNorm(nn.Module):
             return self._normalised_in_groups(maps).flatten(1)
         if self.training:
             # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
-            count = distributed.sum_(torch.tensor(float(maps[:, 0].numel()), dtype=x.dtype, device=x.device))
+            count = distributed.sum_(x.new_full((), float(maps[:, 0].numel())))
             mean = distributed.sum_(maps.sum(dim=(0, 2))) / count
             var = distributed.sum_((maps - mean[:, None]).square().sum(dim=(0, 2))) / count
             self.running_mean.lerp_(mean, self.momentum)
@@ -54,7 +58,9 @@ class ChannelNorm(nn.Module):
 
     def _normalised_in_groups(self, maps: Tensor) -> Tensor:
         """(N, C, P) maps, each normalised by the statistics of its group; a group may lie on several ranks."""
-        n = int(distributed.sum_(torch.tensor(float(len(maps)), device=maps.device)))
+        n = len(maps)
+        if distributed.world_size() > 1:
+            n = int(distributed.sum_(torch.tensor(float(n), device=maps.device)))
         rows = distributed.own_slice(n)
         groups = min(self.groups, n)
         group = torch.arange(rows.start, rows.stop, device=maps.device) * groups // n
@@ -78,6 +84,11 @@ class Bank(nn.Module):
     def decayed(self) -> list[bool]:
         """For each of `parameters()`, whether weight decay applies."""
         return [True for _ in self.parameters()]
+
+    @property
+    def separable(self) -> bool:
+        """Whether the parts of a batch may pass through the heads one after the other."""
+        return not any(isinstance(module, BatchStatistics) for module in self.modules())
 
     def tensors(self) -> dict[str, Tensor]:
         """Every head's parameters and statistics, (heads, ...) on CPU."""
@@ -249,7 +260,7 @@ class BankAdamW:
         eps: float = 1e-8,
     ) -> None:
         self.parameters, self.betas, self.eps = list(bank.parameters()), betas, eps
-        steps = torch.zeros((), device=self.parameters[0].device)
+        steps = torch.zeros(())  # on the CPU: reading it there waits for no GPU
         self.momenta = [steps, *(torch.zeros_like(p) for _ in betas for p in self.parameters)]
         self._rates = [_per_head(rates, p) for p in self.parameters]
         self._decays = [
@@ -280,7 +291,9 @@ class BankAdamW:
 
 def _scaled(rates: Tensor, factor: Factor) -> Tensor:
     """The (heads, 1, ...) rates times one factor for all heads, or times each head's own."""
-    return rates * (rates.new_tensor(factor).view_as(rates) if isinstance(factor, tuple) else factor)
+    if not isinstance(factor, tuple):
+        return rates * factor
+    return rates * distributed.sent(torch.tensor(factor, dtype=rates.dtype), rates.device).view_as(rates)
 
 
 def _trust_ratio(parameter: Tensor, gradient: Tensor, decays: Tensor | None, eta: float) -> Tensor:

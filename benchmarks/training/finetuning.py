@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 from benchmarks.solvers.linear_heads import target_ranks
@@ -235,19 +236,23 @@ class FineTuneState(TrainingState):
     images_seen: int = 0
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor, share: float, smoothing: float) -> Tensor:
+def soft_cross_entropy(
+    logits: Tensor, targets: Tensor, share: float, smoothing: float, partners: Tensor | None = None
+) -> Tensor:
     """The summed cross-entropy of images that are `share` of their own class and else of the batch in reverse order.
 
     Args:
         logits: (N, classes).
         targets: (N,).
         smoothing: share of the truth that is spread over all classes (Szegedy et al. 2016).
+        partners: (N,) targets of the images that these are mixed with; by default those of the reverse order.
     """
+    other = targets.flip(0) if partners is None else partners
 
     def against(truth: Tensor) -> Tensor:
         return F.cross_entropy(logits, truth, reduction="sum", label_smoothing=smoothing)
 
-    return against(targets) if share == 1 else share * against(targets) + (1 - share) * against(targets.flip(0))
+    return against(targets) if share == 1 else share * against(targets) + (1 - share) * against(other)
 
 
 @contextmanager
@@ -268,6 +273,7 @@ class FineTuning:
         params: of one cell of the grid.
         train, items: random views, and the images among them that are trained on.
         test, tested: deterministic views, and the images among them that are measured.
+        parts: parts of this rank's batch whose gradients are computed one after the other, and added.
     """
 
     def __init__(
@@ -284,8 +290,10 @@ class FineTuning:
         key: str,
         workers: int,
         seed: int,
+        parts: int = 1,
     ) -> None:
         self.params, self.encoder, self.device, self.workers = params, encoder, encoder.device, workers
+        self.parts = parts
         self.train_views, self.test_views, self.tested, self.path = train, test, tested, path
         self.classifier = Classifier(
             encoder,
@@ -333,7 +341,7 @@ class FineTuning:
         """Train to the end from the state's step.
 
         Raises:
-            Stopped: a signal asked for it; the state is saved (with several ranks, as of the last save).
+            Stopped: a signal asked for it; the state is saved.
         """
         with distributed.stop_signals() as stop:
             return self._train(description, show, stop)
@@ -347,34 +355,35 @@ class FineTuning:
             show=show and distributed.rank() == 0,
         )
         loss_sum, seen, started = torch.zeros((), device=self.device), self.state.images_seen, time.perf_counter()
-        if self.state.loss_sum is not None and distributed.rank() == 0:  # it is the sum over all ranks
+        if self.state.loss_sum is not None:
             loss_sum += self.state.loss_sum.to(self.device)
         step = self.state.steps - 1
         for step, (images, lighting, targets) in enumerate(shown, start=self.state.steps):
             length = self.sampler.batch_length(step)
-            loss_sum += self._step(images, lighting, targets, step, length) * length
+            # Summed over ranks now, so that rank 0 can save without the others.
+            loss_sum += distributed.sum_(self._step(images, lighting, targets, step, length) * length)
             seen += length
             if (step + 1) % self.steps_per_epoch:
-                if stop() and distributed.world_size() == 1:
+                if stop() and distributed.rank() == 0:
                     break
                 if (step + 1) % self.steps_per_epoch % SAVE_STEPS == 0:
                     self.state.add_time("train", started)
                     started = time.perf_counter()
-                    self.state.loss_sum, self.state.images_seen = distributed.sum_(loss_sum.clone()).cpu(), seen
+                    self.state.loss_sum, self.state.images_seen = loss_sum.cpu(), seen
                     self._save(step)
                 continue
-            self.state.train_loss = float(distributed.sum_(loss_sum)) / seen
+            self.state.train_loss = float(loss_sum) / seen
             self.state.add_time("train", started)
             self._end_epoch(step)
             loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
-            if stop() and distributed.world_size() == 1:
+            if stop() and distributed.rank() == 0:
                 break
         if step + 1 < self.sampler.last_step:
-            if self.state.steps <= step and distributed.world_size() == 1:
+            if self.state.steps <= step and distributed.rank() == 0:
                 self.state.add_time("train", started)
                 self.state.loss_sum, self.state.images_seen = loss_sum.cpu(), seen
                 self._save(step)
-            raise distributed.Stopped(self.path)
+            raise distributed.stopped(self.path)
         return self.state
 
     def _step(self, images: Tensor, lighting: Tensor, targets: Tensor, step: int, length: int) -> Tensor:
@@ -390,14 +399,27 @@ class FineTuning:
         if params.erasing:
             erase(x, params.erasing, erase_rng(self.seed, step), distributed.own_slice(length), length)
         x, share = mix(x, params.mixup, params.cutmix, mix_rng(self.seed, step, distributed.rank()))
-        with _seeded(self.seed, step, self.device, seeded=params.drop_path > 0):
-            logits = self._logits(self.network, x)
-        loss = soft_cross_entropy(logits, targets, share, params.smoothing) / length
         self.optimiser.zero_grad(set_to_none=True)
-        # Gradients are averaged over ranks, and the loss of the whole batch is the sum of their shares.
-        (loss * distributed.world_size()).backward()
+        with _seeded(self.seed, step, self.device, seeded=params.drop_path > 0):
+            loss = self._backward(x, targets, share, length)
         self.optimiser.step()
-        return loss.detach()
+        return loss
+
+    def _backward(self, x: Tensor, targets: Tensor, share: float, length: int) -> Tensor:
+        """Add up the gradients of the parts of a batch; returns this rank's share of the mean loss."""
+        ranks, losses = distributed.world_size(), []
+        # As many on every rank, because synchronised batch norms wait for each other; none is empty on all of them.
+        parts = min(self.parts, -(-length // ranks))
+        split = zip(*(each.tensor_split(parts) for each in (x, targets, targets.flip(0))), strict=True)
+        for number, (images, own, partners) in enumerate(split, start=1):
+            alone = isinstance(self.network, DistributedDataParallel) and number < parts
+            with self.network.no_sync() if alone else nullcontext():  # type: ignore[operator]  # of DDP
+                logits = self._logits(self.network, images)
+                loss = soft_cross_entropy(logits, own, share, self.params.smoothing, partners) / length
+                # Gradients are averaged over ranks, and the loss of the whole batch is the sum of their shares.
+                (loss * ranks).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum() if parts > 1 else losses[0]
 
     def _logits(self, network: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
@@ -420,7 +442,6 @@ class FineTuning:
         if distributed.rank() == 0:
             state.network, state.optimiser = self.classifier.state_dict(), self.optimiser.state_dict()
             state.save(self.path)
-        distributed.barrier()
 
     @torch.no_grad()
     def _evaluate(self, epoch: int) -> None:

@@ -205,7 +205,7 @@ def erase(x: Tensor, probability: float, rng: np.random.Generator, rows: slice, 
             if h < height and w < width:
                 top, left = int(own.integers(height - h + 1)), int(own.integers(width - w + 1))
                 noise = torch.from_numpy(own.standard_normal((x.shape[1], h, w), np.float32))
-                x[row - rows.start, :, top : top + h, left : left + w] = noise.to(x.device, x.dtype)
+                x[row - rows.start, :, top : top + h, left : left + w] = distributed.sent(noise, x.device).to(x.dtype)
                 break
 
 
@@ -404,6 +404,6 @@ def network_input(encoder: Encoder, images: Tensor, lighting: Tensor | None = No
     if lighting is not None:
         offset = lighting.to(x.device, non_blocking=True)
         offset = offset.flip(1) if encoder.card.channels == "BGR" else offset
-        scale = encoder.card.value_range / torch.tensor(encoder.card.std, device=x.device)
+        scale = encoder.card.value_range / distributed.sent(torch.tensor(encoder.card.std), x.device)
         x = x + (offset * scale)[:, :, None, None]
     return x.contiguous(memory_format=torch.channels_last)

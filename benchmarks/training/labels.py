@@ -78,6 +78,30 @@ def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Lab
     return protocol.changed(label=f"train_images={len(train)}")
 
 
+def with_scaled_rates(protocol: Protocol, declared: Sequence[Protocol]) -> Protocol:
+    """The protocol with every rate multiplied by its batch over the declared one (Goyal et al. 2017), as its id says.
+
+    Raises:
+        InputError: the batch is the declared one, or --set changes the rates too.
+    """
+    own = next(p for p in declared if p.id == protocol.id.partition("+")[0])
+    if any(label.startswith("lrs=") for label in protocol.overrides):
+        raise InputError("--set lrs=… and --scale-lr both set the learning rates; use only one of them")
+    factor = protocol.params["batch_size"] / own.params["batch_size"]
+    if factor == 1:
+        raise InputError(
+            f"--scale-lr changes nothing: {own.id} itself has batches of {own.params['batch_size']} images; give "
+            "another size with --set batch_size=…"
+        )
+    return protocol.changed(lrs=tuple(lr * factor for lr in protocol.params["lrs"]))
+
+
+def check_parts(parts: int) -> None:
+    """Raises InputError for a number of parts that a batch cannot have."""
+    if parts < 1:
+        raise InputError(f"--accumulate must be at least 1, got {parts}")
+
+
 def split_held_out(
     protocol: Protocol, labels: Labels, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

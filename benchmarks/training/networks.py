@@ -29,6 +29,11 @@ def safe_memory_format(module: nn.Module, device: torch.device) -> torch.memory_
     return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether the outputs of the module in training depend on the batch that an image is in."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+
+
 class SyncedBatchNorm(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` for CPUs, which torch's does not support; a rank may have no image of a last small batch."""
 
@@ -41,7 +46,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         wide = x.float()
         # Mean first, then squares about it: E[x^2] - E[x]^2 would lose digits.
-        count = sum_with_gradient(wide.new_tensor(float(wide[:, 0].numel())))
+        count = sum_with_gradient(wide.new_full((), float(wide[:, 0].numel())))
         mean = sum_with_gradient(wide.sum(dim=(0, 2, 3))) / count
         var = sum_with_gradient((wide - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():

@@ -19,7 +19,14 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, RunOptions
-from benchmarks.training.labels import check_schedule, check_single_label, split_held_out, with_size_label
+from benchmarks.training.labels import (
+    check_parts,
+    check_schedule,
+    check_single_label,
+    split_held_out,
+    with_scaled_rates,
+    with_size_label,
+)
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
 from results.schema import Protocol, Score, canonical_sha256
 
@@ -166,7 +173,17 @@ FEWEST_STEPS, MOST_EPOCHS = 2000, 100
 class ProbeTask(ImageTask[ParamsT]):
     """Heads trained on views of the images, the encoder frozen."""
 
+    accumulate: int = 1
+    """parts in which a batch passes through encoder and heads, for less memory; the step stays the same"""
+    scale_lr: bool = False
+    """multiply the rates by --set batch_size over the protocol's own batch; the protocol's id then shows them"""
+
     passes_per_step = 1
+
+    def resolve(self, protocol: Protocol) -> Protocol:
+        """Scale the rates where --scale-lr asks for it."""
+        check_parts(self.accumulate)
+        return with_scaled_rates(protocol, self.protocols) if self.scale_lr else protocol
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
         """On one's own image folder batch and epochs fit its size; elsewhere the id tells of another size."""
@@ -240,7 +257,8 @@ class ProbeTask(ImageTask[ParamsT]):
         geometry, seed = protocols[0].geometry, options.seed
         before = module_sha256(encoder.module)
         keys = [key for each in params for read in each.reads(encoder.names).values() for key in read]
-        frozen = FrozenFeatures(encoder, keys, geometry.crop, distributed.join(options.device), params[0].precision)
+        device = distributed.join(options.device)
+        frozen = FrozenFeatures(encoder, keys, geometry.crop, device, params[0].precision, self.accumulate)
         kept, held = split_held_out(protocols[0], train, params[0].heldout, seed)
         images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.loaders, seed=seed)
         data = [fingerprint(train), fingerprint(test)]
@@ -257,7 +275,11 @@ class ProbeTask(ImageTask[ParamsT]):
         train_probes(probes, images, show=options.progress)
         if module_sha256(encoder.module) != before:
             raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
-        return [outcome_of(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
+        outcomes = [outcome_of(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
+        if self.accumulate > 1:
+            for outcome in outcomes:
+                outcome.runs = [{**row, "accumulate": self.accumulate} for row in outcome.runs]
+        return outcomes
 
 
 def _params(task: ProbeTask[Any], protocol: Protocol) -> HeadsParams:

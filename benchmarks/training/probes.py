@@ -64,6 +64,7 @@ class FrozenFeatures:
         keys: outputs with their pooling; those that the encoder does not have are left out.
         crop: side of the images.
         precision: bf16 is autocast of the encoder.
+        parts: parts of a batch that pass through the encoder one after the other.
 
     Attributes:
         channels: of each output, the channels of a batch norm.
@@ -72,9 +73,10 @@ class FrozenFeatures:
     """
 
     def __init__(
-        self, encoder: Encoder, keys: Iterable[FeatureKey], crop: int, device: torch.device, precision: str = "fp32"
-    ) -> None:
-        self.encoder, self.device, self.precision = encoder, device, precision
+        self, encoder: Encoder, keys: Iterable[FeatureKey], crop: int, device: torch.device, precision: str = "fp32",
+        parts: int = 1,
+    ) -> None:  # fmt: skip
+        self.encoder, self.device, self.precision, self.parts = encoder, device, precision, parts
         self.keys = tuple(key for key in dict.fromkeys(keys) if encoder.has(key[0]))
         self.outputs = tuple(dict.fromkeys(output for output, _ in self.keys))
         encoder.to(device)
@@ -106,6 +108,10 @@ class FrozenFeatures:
         x = network_input(self.encoder, images.to(self.device, non_blocking=True), lighting)
         if change is not None:
             change(x)
+        found = [self._features(part) for part in x.tensor_split(min(self.parts, len(x)))]
+        return found[0] if len(found) == 1 else {key: torch.cat([each[key] for each in found]) for key in self.keys}
+
+    def _features(self, x: Tensor) -> dict[FeatureKey, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = self.encoder.outputs(x, self.outputs)
         return self._pooled({output: value.float() for output, value in maps.items()})
@@ -258,7 +264,7 @@ class HeadTrainer:
     """
 
     def __init__(self, params: HeadsParams, frozen: FrozenFeatures, classes: int, seed: int) -> None:
-        self.params, self.device = params, frozen.device
+        self.params, self.device, self.parts = params, frozen.device, frozen.parts
         self.keys: dict[str, tuple[FeatureKey, ...]] = {
             name: keys for name, keys in params.reads(frozen.encoder.names).items() if set(keys) <= set(frozen.keys)
         }
@@ -290,12 +296,17 @@ class HeadTrainer:
         """
         losses = {}
         for output, bank in self.banks.items():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
-                logits = bank.train()(self.inputs(output, features))
-            loss = bank_loss(logits, targets, batch_length)
-            loss.sum().backward()
+            parts = max(1, min(self.parts, len(targets))) if bank.separable else 1
+            parts_of_loss = []
+            read = self.inputs(output, features)
+            for x, labels in zip(read.tensor_split(parts), targets.tensor_split(parts), strict=True):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
+                    logits = bank.train()(x)
+                loss = bank_loss(logits, labels, batch_length)
+                loss.sum().backward()
+                parts_of_loss.append(loss.detach())
             self.optimisers[output].step(factor)
-            losses[output] = loss.detach()
+            losses[output] = torch.stack(parts_of_loss).sum(dim=0) if parts > 1 else parts_of_loss[0]
         return losses
 
 
@@ -315,8 +326,7 @@ class Probe:
         self._start_epoch()
         self._images_seen = self.state.images_seen
         for output, total in self.state.loss_sums.items():
-            if distributed.rank() == 0:  # it is the sum over all ranks
-                self._loss_sums[output] += total.to(self._loss_sums[output].device)
+            self._loss_sums[output] += total.to(self._loss_sums[output].device)
 
     def _start_epoch(self) -> None:
         heads, device = len(self.params.grid), self.images.frozen.device
@@ -327,13 +337,14 @@ class Probe:
         """One update of every head, see `HeadTrainer.update`."""
         factor = self.params.head_factor(step, self.images.steps_per_epoch)
         for output, loss in self.trainer.update(features, targets, factor, batch_length).items():
-            self._loss_sums[output] += loss * batch_length
+            # Summed over ranks now, so that rank 0 can save without the others.
+            self._loss_sums[output] += distributed.sum_(loss * batch_length)
         self._images_seen += batch_length
 
     def end_epoch(self, step: int) -> None:
         """Evaluate if it is due, and write the state."""
         state, epoch = self.state, -(-(step + 1) // self.images.steps_per_epoch)
-        state.train_loss = {o: distributed.sum_(s).cpu() / self._images_seen for o, s in self._loss_sums.items()}
+        state.train_loss = {o: s.cpu() / self._images_seen for o, s in self._loss_sums.items()}
         self._start_epoch()
         if epoch % self.params.evaluate_every == 0 or step + 1 == self.images.total_steps:
             started = time.perf_counter()
@@ -344,7 +355,7 @@ class Probe:
 
     def save(self, step: int) -> None:
         """Write the state inside an epoch."""
-        self.state.loss_sums = {o: distributed.sum_(s.clone()).cpu() for o, s in self._loss_sums.items()}
+        self.state.loss_sums = {o: s.cpu() for o, s in self._loss_sums.items()}
         self.state.images_seen = self._images_seen
         self._save(step)
 
@@ -355,7 +366,6 @@ class Probe:
         state.momenta = {output: optimiser.momenta for output, optimiser in self.trainer.optimisers.items()}
         if distributed.rank() == 0:
             state.save(self.path)
-        distributed.barrier()
 
     def _evaluate(self, epoch: int) -> None:
         """Measure on held-out part and test; keep the last evaluation and, head by head, the best on test."""
@@ -412,7 +422,7 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
     """Train every probe to the end, each from its own step.
 
     Raises:
-        Stopped: a signal asked for it; the states are saved (with several ranks, as of the last save).
+        Stopped: a signal asked for it; the states are saved.
     """
     with distributed.stop_signals() as stop:
         _train_probes(probes, images, show, stop)
@@ -454,12 +464,12 @@ def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop
                 probe.state.add_time("train", started)
                 probe.save(step)
             started = time.perf_counter()
-        if stop() and distributed.world_size() == 1:
+        if stop() and distributed.rank() == 0:
             break
         waiting = time.perf_counter()
     if step + 1 < images.total_steps:
         for probe in probes:
-            if probe.state.steps <= step and distributed.world_size() == 1:
+            if probe.state.steps <= step and distributed.rank() == 0:
                 probe.state.add_time("train", started)
                 probe.save(step)
-        raise distributed.Stopped(probes[0].path)
+        raise distributed.stopped(probes[0].path)

@@ -17,11 +17,13 @@ class TinyNet(nn.Module):
 
     passes: ClassVar[int] = 0  # of every instance in training mode, copies too
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool = True) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8)
         )
+        if not norm:
+            self.body[1] = self.body[4] = nn.Identity()
         self.unused = nn.Linear(8, 5)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -33,9 +35,9 @@ class TinyNet(nn.Module):
         return self.body(x).relu().mean((2, 3))
 
 
-def tiny_encoder() -> Encoder:
+def tiny_encoder(norm: bool = True) -> Encoder:
     """The network as an encoder whose input is halved around grey."""
-    net = TinyNet()
+    net = TinyNet(norm)
     card = EncoderCard(
         name="tiny",
         source="test",

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
 from benchmarks.dense.depth import LinearDepth
-from benchmarks.dense.depth_heads import depth_of, depth_view, scale_invariant_loss
+from benchmarks.dense.depth_heads import depth_of, depth_view, masked_loss, scale_invariant_loss
 from benchmarks.dense.heads import BankAdamW, backward_pixels, dropped, head_bank, on_maps
 from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
 from benchmarks.dense.masks import VOID
@@ -144,8 +144,16 @@ def test_depth_of_bins_and_its_loss() -> None:
     assert depth_of(logits, DEPTH_DINOV3.changed(upsample=4)).shape == (2, 12, 16)
     p, t = torch.rand(50) + 0.5, torch.rand(50) + 0.5
     g = np.log(p.numpy() + 1e-3) - np.log(t.numpy() + 1e-3)
-    assert float(scale_invariant_loss(p, t, warm=False)) == pytest.approx(np.sqrt(g.var(ddof=1) + 0.15 * g.mean() ** 2))
-    assert float(scale_invariant_loss(p, t, warm=True)) == pytest.approx(np.sqrt(0.15) * abs(g.mean()), rel=1e-4)
+    # With pixels that do not count, as both forms leave them out.
+    p, t = torch.cat([p, torch.rand(9)]), torch.cat([t, torch.zeros(9)])
+    for loss in (scale_invariant_loss, masked_loss):
+        whole = loss(p, t, t > 0, warm=False)
+        assert float(whole) == pytest.approx(np.sqrt(g.var(ddof=1) + 0.15 * g.mean() ** 2))
+        assert float(loss(p, t, t > 0, warm=True)) == pytest.approx(np.sqrt(0.15) * abs(g.mean()), rel=1e-4)
+    grown = [p.clone().requires_grad_() for _ in range(2)]
+    for each, loss in zip(grown, (scale_invariant_loss, masked_loss), strict=True):
+        loss(each, t, t > 0, warm=False).backward()
+    torch.testing.assert_close(grown[1].grad, grown[0].grad)
 
 
 def test_a_depth_view_cuts_the_border_and_pads_what_is_small() -> None:
