@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BenchFlags, parse_flags
+from benchmarks.datasets.registry import find_dataset
+from benchmarks.detection.vit_protocols import VitDetectionParams
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import in_half_precision, prepare
 from benchmarks.registry import TASKS, find_protocol, load_task
+from benchmarks.segmentation.protocols import SegmentationParams
 from benchmarks.task import RunOptions
 from tests.gpu.conftest import AnyGpu
 
@@ -52,3 +55,26 @@ def test_a_precision_that_the_user_states_is_kept() -> None:
     for name, kind in (("voc-seg", load_task("voc-seg")), ("coco-det", load_task("coco-det"))):
         assert parse_flags(name, BenchFlags, flags, kind)[1].precision == "fp32"
     assert parse_flags("voc-seg", BenchFlags, flags[:2], load_task("voc-seg"))[1].precision is None
+
+
+@pytest.mark.slow
+def test_the_loaders_of_both_engines_pin_their_batches(small_data: Path, gpu: AnyGpu, tmp_path: Path) -> None:
+    pytest.importorskip("detectron2")
+    pytest.importorskip("mmseg")
+    from benchmarks.detection.data import inference_loader, train_loader
+    from benchmarks.detection.vit_model import run_config
+    from benchmarks.segmentation.train import SegmentationTrial
+
+    encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
+    detection, segmentation = find_protocol("coco_vitdet.demo"), find_protocol("voc12aug_fcn.demo")
+    scenes, here = [{"height": 4, "width": 4}], {"rank": 0, "ranks": 1, "workers": 0, "mapper": dict}
+    for device, pinned in (("cpu", False), ("cuda", True)):
+        cfg = run_config(VitDetectionParams.model_validate(detection.params), encoder.card, device)
+        assert train_loader(scenes, cfg, seed=0, first=0, **here).pin_memory == pinned
+        assert inference_loader(scenes, cfg, **here).pin_memory == pinned
+        data = find_dataset(segmentation.dataset, small_data)
+        trial = SegmentationTrial(
+            SegmentationParams.model_validate(segmentation.params), encoder, data.read(segmentation.train_split),
+            data.read(segmentation.test_split), 0, tmp_path, RunOptions(device=device, workers=0),
+        )  # fmt: skip
+        assert trial.train_loader.pin_memory == trial.test_loader.pin_memory == pinned
