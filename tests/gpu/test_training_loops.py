@@ -124,7 +124,7 @@ def test_a_step_of_a_dense_head_does_not_wait(
 
     data = find_dataset(protocol.dataset, small_data)
     train, test = data.read(protocol.train_split), data.read(protocol.test_split)
-    task.run(protocol, network(), train, test, tmp_path, OPTIONS)
+    task.run(protocol, network().to("cuda"), train, test, tmp_path, OPTIONS)
     assert guard.guarded == 3
 
 
