@@ -42,6 +42,13 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return timed(work)[0]
 
 
+def cpu_seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds of this process on the CPU: for work on one core, which others on the machine do not make slower."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 def rounds(most: int, seconds: float) -> Iterator[int]:
     """0 up to `most` - 1, but no round that would end after `seconds`; the first one in any case."""
     began = time.perf_counter()

@@ -24,7 +24,7 @@ from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.train import Trainer
 
-from .measurement import Entries, Entry, entry, fast_precision, rounds, seconds_of
+from .measurement import Entries, Entry, cpu_seconds_of, entry, fast_precision, rounds, seconds_of
 
 CPU = torch.device("cpu")
 PRECISION = fast_precision()
@@ -238,11 +238,11 @@ def measure_augmentation() -> Entry:
     try:
         ours()
         theirs()
-        rounds = [(seconds_of(ours), seconds_of(theirs)) for _ in range(7)]
-        crop = statistics.median(seconds_of(lambda: [crops(picture) for picture in pictures]) for _ in range(5))
+        times = [(cpu_seconds_of(ours), cpu_seconds_of(theirs)) for _ in range(7)]
+        crop = statistics.median(cpu_seconds_of(lambda: [crops(picture) for picture in pictures]) for _ in range(5))
     finally:
         torch.set_num_threads(threads)
-    mine, other = (statistics.median(column) for column in zip(*rounds, strict=True))
+    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
     return entry(
         "augment",
         ours=mine,
