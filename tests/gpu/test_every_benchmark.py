@@ -47,6 +47,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "semi-10pct": {**TUNED, "labelled": 0.5},
     "finetune": TUNED,
 }
+# The solver or loop of each runs in another case too, or costs seconds.
+NIGHTLY = {
+    "linear-grid", "linear-stored", "voc-svm", "label-free-views", "seg-linear-cached", "seg-logistic", "semi-1pct",
+    "semi-10pct",
+}  # fmt: skip
 ENGINES = TASKS["Detection and segmentation"]  # of detectron2 and mmengine: their tests train on the CPU
 
 
@@ -70,7 +75,7 @@ def test_no_benchmark_is_left_out() -> None:
     assert set(CHANGES) == set(TASK_NAMES) - set(ENGINES)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.nightly) if n in NIGHTLY else n for n in CHANGES])
 def test_scores_are_those_of_the_cpu(name: str, gpu: AnyGpu, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A real GPU rounds in another order, which may decide about two images that are a draw, or move a mean by 1e-3."""
     folder = request.getfixturevalue("data" if name.endswith("-svm") else "root")  # SVMs need each class in each split

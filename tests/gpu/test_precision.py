@@ -57,7 +57,7 @@ def test_a_precision_that_the_user_states_is_kept() -> None:
     assert parse_flags("voc-seg", BenchFlags, flags[:2], load_task("voc-seg"))[1].precision is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_loaders_of_both_engines_pin_their_batches(small_data: Path, gpu: AnyGpu, tmp_path: Path) -> None:
     pytest.importorskip("detectron2")
     pytest.importorskip("mmseg")
