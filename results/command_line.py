@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from results.errors import InputError, did_you_mean, print_error
@@ -95,7 +96,9 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            return tyro.cli(kind, args=arguments, prog=program, default=filled)
+            options = tyro.cli(kind, args=arguments, prog=program, default=filled)
+        _refuse_flags_as_values(options, arguments, kind, program, filled)
+        return options
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -109,7 +112,7 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
         written, _, value = argument.partition("=")
         name = written.replace("_", "-")
         if name.startswith("--") and name not in known:
-            raise InputError(f"no flag {name}{_did_you_mean_flag(name, known)}\n{program} --help lists all flags")
+            raise _no_flag(name, known, program)
         value = value or ("" if following.startswith("-") else following)
         if value and _opposite(name) in known:
             raise InputError(f"{name} takes no value, got {value!r}; its opposite is {_opposite(name)}")
@@ -118,6 +121,21 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
         if type(refusal).__name__ == "ValidationError":
             raise InputError(validation_message(refusal)) from refusal
     raise InputError(f"{_message(box.getvalue())}\n{program} --help shows what it takes")
+
+
+def _refuse_flags_as_values(
+    options: object, arguments: list[str], kind: type[Any], program: str, default: Any
+) -> None:
+    """Refuse an unknown flag that tyro before 1.0.14 took for the value of a positional argument."""
+    values = [one for value in vars(options).values() for one in (value if isinstance(value, tuple) else (value,))]
+    taken = {str(value) for value in values if isinstance(value, (str, Path))}
+    for argument in arguments:
+        if argument.startswith("--") and argument in taken:
+            raise _no_flag(argument, _flags(kind, program, default), program)
+
+
+def _no_flag(name: str, known: Iterable[str], program: str) -> InputError:
+    return InputError(f"no flag {name}{_did_you_mean_flag(name, known)}\n{program} --help lists all flags")
 
 
 def validation_message(error: Any) -> str:
