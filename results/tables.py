@@ -294,7 +294,9 @@ def _about(cards: Sequence[EncoderCard]) -> tuple[str, ...]:
 
 
 def duration(seconds: float) -> str:
-    """As `5 min 02 s` or `1.5 h`."""
+    """As `7 s`, `5 min 02 s` or `1.5 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{seconds / 3600:.1f} h"

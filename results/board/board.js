@@ -47,6 +47,10 @@ function ranking(board, rows, columns) {
   return scored;
 }
 
+function counted(number, what) {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
 function cell(kind, text, className) {
   const made = document.createElement(kind);
   made.textContent = text;
@@ -105,8 +109,9 @@ function show(section, board) {
   section.querySelector("tbody").replaceChildren(...body);
   const groups = new Set(ranked.filter(o => !o.unknown).map(o => o.group)).size, left = rows.length - ranked.length;
   section.querySelector(".status").textContent = columns.length
-    ? `${ranked.length} encoders in ${groups} groups.` + (left ? ` ${left} without a score in every chosen column are not ranked.` : "")
+    ? `${counted(ranked.length, "encoder")} in ${counted(groups, "group")}.` + (left ? ` ${left} without a score in every chosen column are not ranked.` : "")
     : "Choose a column.";
+  dispatchEvent(new Event("resize"));  // wide.js looks again what is wide
 }
 
 for (const section of document.querySelectorAll(".board")) {

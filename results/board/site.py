@@ -226,7 +226,7 @@ def _published(figures: Sequence[Figure]) -> Table:
 
 def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, **values: Any) -> str:
     report = FOLDER.parent / "report"
-    scripts = [(report / "sortable.min.js").read_text(encoding="utf-8").strip()]
+    scripts = [(report / name).read_text(encoding="utf-8").strip() for name in ("sortable.min.js", "wide.js")]
     if template == "index.html":
         scripts.append((FOLDER / "board.js").read_text(encoding="utf-8").strip())
         # "</" would end the element; a JSON text may write it with an escape

@@ -50,6 +50,9 @@ from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent
 ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."
+BEHIND_LINE = (
+    "After ± stands the standard error of the test sample; “behind the best by” gives the 95% interval of the difference."
+)
 LEGEND = "The legend gives the colour, marker and dashes of each line; the tables hold the numbers."
 TABS = {
     "overview": "Overview", "benchmarks": "Benchmarks", "noise": "Noise", "differences": "Protocols",
@@ -89,7 +92,8 @@ def report_html(
         _left_out(bad, unanswered, maker),
     ]
     filled = [part for part in parts if not part.empty]
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8").strip() for name in ("sortable.min.js", "report.js"))
+    names = ("sortable.min.js", "wide.js", "report.js")
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8").strip() for name in names)
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -149,13 +153,15 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
     """A verdict per encoder, the figure of the headline scores, and the summary."""
     part = ReportPart(_id(section), section.kind.title, (section.kind.line,) if section.kind.line else (), "overview")
     verdicts: dict[str, list[tuple[str, str, str, bool]]] = {}
-    panels = []
+    panels, leaders = [], []
     for group in section.headline_groups():
         best = _best(section, group)
         if best is None:
             continue
         first, cells = best
         rows, column, dots = _rows(section, group), group.protocol.primary, []
+        tied = [label for (label, _), cell in zip(rows, cells, strict=True) if cell.bold and label != rows[first][0]]
+        leaders.append((headline(group), rows[first][0], tied))
         unit = " %" if group.protocol.unit == "%" else ""
         for (label, own), cell in zip(rows, cells, strict=True):
             if cell.value is None:
@@ -173,7 +179,8 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
             dots.append(Dot(label, cell.value, low, high, cell.bold))
         panels.append(DotPanel(headline(group), tuple(dots)))
     control = {entry.label: entry.random or entry.architecture.name == "pixels" for entry in section.entries}
-    for entry in sorted(section.entries, key=lambda entry: control[entry.label]):  # controls last
+    wins = {label: sum(best for *_, best in scores) for label, scores in verdicts.items()}
+    for entry in sorted(section.entries, key=lambda entry: (control[entry.label], -wins.get(entry.label, 0))):
         if entry.label in verdicts:
             colour = str(styles.of(entry.label)["color"])
             about = ", ".join(t for t in (architecture_text(entry.architecture), entry.cards[0].method or "") if t)
@@ -189,7 +196,31 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
     drawn = chart(f"{part.id}-headlines", "Headline scores", description, draw)
     part.charts = [] if drawn is None or not panels else [drawn]
     part.tables = maker.summary(section)
+    if leaders:
+        part.lines += (f"{leading(leaders)} {BEHIND_LINE}",)
     return part
+
+
+def leading(columns: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+    """Who is best in which columns, in sentences.
+
+    Args:
+        columns: title of a column, the label of its best row, and the labels that cannot be told from it.
+    """
+    alone: dict[str, list[str]] = {}
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for title, best, tied in columns:
+        if tied:
+            shared.setdefault((best, *tied), []).append(title)
+        else:
+            alone.setdefault(best, []).append(title)
+    sentences = [f"Best in {_listed(titles)}: {label}." for label, titles in alone.items()]
+    sentences += [f"Tied for best in {_listed(titles)}: {_listed(labels)}." for labels, titles in shared.items()]
+    return " ".join(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _cost(section: Section, entry: Entry) -> str:

@@ -12,13 +12,7 @@
     panels[i].setAttribute("aria-labelledby", tab.id);
   }
 
-  // A wide table or figure fades out at the side where there is more of it.
-  function cue(box) {
-    box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 4);
-  }
-  const cues = () => all(".scroll").forEach(cue);
-  for (const box of all(".scroll")) box.addEventListener("scroll", () => cue(box), {passive: true});
-  addEventListener("resize", cues);
+  const cues = () => dispatchEvent(new Event("resize"));  // wide.js looks again what is wide
 
   function open(panel) {
     for (const [i, tab] of tabs.entries()) {

@@ -116,6 +116,7 @@ SCRIPT = """<script>addEventListener("load", () => {
   const cells = () => [...section.querySelectorAll("tbody tr")].map(r => [...r.cells].map(c => c.textContent));
   const rows = () => cells().map(texts => [texts[1], Number(texts[0])]);
   seen.first = rows();
+  seen.cue = [...document.querySelectorAll(".scroll.more")].length > 0;
   seen.wide = document.documentElement.scrollWidth <= innerWidth;
   for (const box of section.querySelectorAll(".boxes input"))
     box.checked = box.parentElement.textContent.includes("kNN (k=20)");
@@ -145,8 +146,9 @@ def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) ->
     knn = next(c["id"] for c in embedded["columns"] if c["title"] == "kNN (k=20)")
     assert [tuple(row) for row in seen["knn"]] == groups_of(embedded, [knn])
     assert len(seen["filtered"]) == 3
-    assert seen["status"].startswith("3 encoders in 1 groups.")
+    assert seen["status"].startswith("3 encoders in 1 group.")
     assert seen["wide"], "the page scrolls sideways"
+    assert seen["cue"], "a wide table has no cue"
     assert seen["title"] == "Encoder board"
 
 

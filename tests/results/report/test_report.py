@@ -16,7 +16,7 @@ from results.errors import InputError
 from results.plot_style import NothingToDrawError
 from results.plots import draw_pretraining, read_pretraining_logs
 from results.published import chosen, figures
-from results.report.page import report_html
+from results.report.page import leading, report_html
 from results.report.parts import chart, inline_svg
 from results.schema import Score
 from results.store import read_records, write_record
@@ -88,6 +88,12 @@ def test_every_part_is_there(page: str) -> None:
     assert "broken.json: cannot be read" in page
     assert ">67.56<" in page
     assert ">67.58<" in page
+
+
+def test_the_first_lines_say_who_is_best(page: str) -> None:
+    assert re.search(r"<p>(Best|Tied for best) in [^<]*kNN \(k=20\)", page)
+    columns = [("kNN", "A", []), ("Linear", "A", ["B", "C"]), ("SVM", "A", []), ("Low-shot", "B", [])]
+    assert leading(columns) == "Best in kNN and SVM: A. Best in Low-shot: B. Tied for best in Linear: A, B and C."
 
 
 def test_names_are_text(page: str) -> None:
