@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,27 @@ def test_a_cost_follows_from_the_protocol_and_the_records() -> None:
     evaluated = 1_449 * (512 / 224) ** 2
     assert f"| `voc-seg` | `voc12aug_fcn.mmselfsup@1` | {(trained + evaluated) / 1e6:.3g} million |" in TEXT
     assert "| `linear` | `linear_avgpool.moco@1` | 128 million |" in TEXT  # 100 epochs of 1,281,167
+    assert "unknown" not in TEXT.partition("<!-- costs:begin -->")[2].partition("<!-- costs:end -->")[0]
+
+
+def test_a_protocol_for_a_vit_is_counted_with_the_operations_of_one() -> None:
+    from torchvision.models import ResNet50_Weights, ViT_B_16_Weights
+
+    ratio = ViT_B_16_Weights.IMAGENET1K_V1.meta["_ops"] / ResNet50_Weights.IMAGENET1K_V1.meta["_ops"]
+    trained, evaluated = 184_375 * 64 * 3, 5_000  # of ViTDet: iterations, batch, three passes a step; COCO val
+    days = ratio * (trained + evaluated) * (1024 / 224) ** 2 / 1000 / 86_400
+    assert re.search(rf"`coco_vitdet.base_100ep@1` \| 740 million \| {days:.2g} days \|", TEXT)
 
 
 def test_the_picture_shows_the_records(made: dict[str, Any], tmp_path: Path) -> None:
     made["picture"](tmp_path)
     for path in sorted(tmp_path.iterdir()):
-        assert path.read_bytes() == (ROOT / "docs" / "pictures" / path.name).read_bytes(), REMAKE
+        drawn, committed = (one.read_text() for one in (path, ROOT / "docs" / "pictures" / path.name))
+        if f"Matplotlib v{version('matplotlib')}," in committed:
+            assert drawn == committed, REMAKE
+        else:  # another release moves points by fractions
+            counts = [[text.count(tag) for tag in ("<path", "<use", "<g ")] for text in (drawn, committed)]
+            assert counts[0] == counts[1], REMAKE
         assert f"docs/pictures/{path.name}" in TEXT
     for number in ("46.39", "32.41", "12.26", "0.90", "0.82"):
         assert number in TEXT  # in the text for those who cannot see it
