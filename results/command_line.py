@@ -123,9 +123,7 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
     raise InputError(f"{_message(box.getvalue())}\n{program} --help shows what it takes")
 
 
-def _refuse_flags_as_values(
-    options: object, arguments: list[str], kind: type[Any], program: str, default: Any
-) -> None:
+def _refuse_flags_as_values(options: object, arguments: list[str], kind: type[Any], program: str, default: Any) -> None:
     """Refuse an unknown flag that tyro before 1.0.14 took for the value of a positional argument."""
     values = [one for value in vars(options).values() for one in (value if isinstance(value, tuple) else (value,))]
     taken = {str(value) for value in values if isinstance(value, (str, Path))}

@@ -213,9 +213,10 @@ def so_far() -> str:
         if record.status == "ok":
             counted[record.protocol.resolved.benchmark][not record.dataset.embedded].add(record.encoder.name)
     rows = [(f"`{name}`", *(len(names) or "none" for names in of)) for name, of in counted.items() if any(of)]
-    without = ", ".join(f"`{name}`" for name, of in counted.items() if not any(of))
+    without = [f"`{name}`" for name, of in counted.items() if not any(of)]
     measured_ones = table(("Benchmark", "Encoders on embedded data", "Encoders on full data sets"), rows)
-    return f"{measured_ones}\nWithout a committed record: {without or 'none'}.\n"
+    rest = f'\n??? note "Without a committed record: {len(without)}"\n    {", ".join(without)}\n' if without else ""
+    return measured_ones + rest
 
 
 def _deeper(text: str) -> str:
