@@ -125,6 +125,8 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
 
 def _refuse_flags_as_values(options: object, arguments: list[str], kind: type[Any], program: str, default: Any) -> None:
     """Refuse an unknown flag that tyro before 1.0.14 took for the value of a positional argument."""
+    if not hasattr(options, "__dict__"):  # of a function, whose result is a number
+        return
     values = [one for value in vars(options).values() for one in (value if isinstance(value, tuple) else (value,))]
     taken = {str(value) for value in values if isinstance(value, (str, Path))}
     for argument in arguments:

@@ -50,7 +50,7 @@ from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent
 ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."
-BEHIND_LINE = "After ± stands the standard error of the test sample; “behind the best by” gives the 95% interval of the difference."
+BEHIND_LINE = "±: standard error of the test sample. Behind the best by: 95% interval of the difference."
 LEGEND = "The legend gives the colour, marker and dashes of each line; the tables hold the numbers."
 TABS = {
     "overview": "Overview", "benchmarks": "Benchmarks", "noise": "Noise", "differences": "Protocols",
