@@ -28,7 +28,9 @@ SHIFT_GAIN = 0.05  # in correlation: shifted positions must fit clearly better
 MIN_CORRELATION = 0.5  # of positions at the file's grid and at twice that: over 0.9 even where they are white noise
 
 _SCALES = ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1", "lambda_2")
-_TOKENS = ("cls_token", "reg_token", "register_tokens", "storage_tokens", "class_embedding")
+_TOKENS = ("cls_token", "reg_token", "register_tokens", "storage_tokens", "class_embedding", "registers")
+_WITHOUT_FINAL_NORM = ("_radio_", "_pe_spatial_", "_pe_lang_")  # parts of timm's names of these networks
+MAX_GRID = 40  # patches per side at which positions are compared; RADIO has positions for 128
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,12 @@ def _missing_norms(encoder: Encoder) -> Iterator[str]:
     if getattr(convolution, "bias", None) is None and (before is None or isinstance(before, nn.Identity)):
         yield "patches have no bias and no norm before the blocks, as CLIP's have: its ln_pre is probably missing"
     rotary = getattr(network, "rope", None) is not None
-    if not rotary and isinstance(after, nn.Identity) and (pooled is None or isinstance(pooled, nn.Identity)):
+    has_none = any(part in encoder.card.architecture.name for part in _WITHOUT_FINAL_NORM)
+    if (
+        not (rotary or has_none)
+        and isinstance(after, nn.Identity)
+        and (pooled is None or isinstance(pooled, nn.Identity))
+    ):
         yield "there is no norm after the last block: the final norm is probably missing"
 
 
@@ -213,7 +220,8 @@ def _wrong_positions(encoder: Encoder) -> Iterator[str]:
     side = encoder.card.patch_size
     if network is None or encoder.card.input_size or not side or not isinstance(grid, tuple) or grid[0] != grid[1]:
         return
-    own, twice = (_positions(encoder, network, grid[0] * factor, side) for factor in (1, 2))
+    places = grid[0] if grid[0] <= MAX_GRID else MAX_GRID // 2
+    own, twice = (_positions(encoder, network, places * factor, side) for factor in (1, 2))
     if own is None or twice is None:
         return
     halved = nn.functional.avg_pool2d(twice, 2)

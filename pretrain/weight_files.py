@@ -15,7 +15,7 @@ import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -42,6 +42,7 @@ MAX_NAME = 1000  # characters of a tensor's name
 MAX_MARKS = 10_000  # open at once; Python's own pickler nests 1,000 objects at most
 
 _CALL_COST = 8  # operations
+MAX_TABLE = 64  # mappings in a list of a file's settings
 _CALLS = "calls or changes an object"
 _TOO_MUCH = "it unfolds to far more than a weight file"
 _SHARING = 8  # times that tensors may share the bytes of the file, as a model under two names does
@@ -55,7 +56,8 @@ class WeightFile:
     Attributes:
         tensors: by the path of their mapping (`state_dict`, `classy_state_dict/base_model/…`, empty for the file
             itself) and their key.
-        values: strings and numbers at the top of the file, such as `arch` and `epoch`.
+        values: strings and numbers at the top of the file, such as `arch` and `epoch`, and short lists of mappings of
+            them.
         keys: all keys at the top of the file.
         card: the file's own, where this project wrote it.
     """
@@ -287,8 +289,26 @@ def _weight_file(path: Path, root: Any) -> WeightFile:
     args = values.get("args")
     if isinstance(args, Namespace):
         values = {**{k: v for k, v in args.attributes.items() if isinstance(k, str)}, **values}
-    simple = {k: v for k, v in values.items() if isinstance(v, str | float) or (isinstance(v, int) and abs(v) < 2**63)}
+    simple = _simple(values) | {k: [_simple(each) for each in v] for k, v in values.items() if _is_table(v)}
     return WeightFile(path, tensors, simple, keys)
+
+
+def _simple(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The strings and numbers of a mapping."""
+    return {
+        k: v
+        for k, v in values.items()
+        if isinstance(k, str) and (isinstance(v, str | float) or (isinstance(v, int) and abs(v) < 2**63))
+    }
+
+
+def _is_table(value: object) -> bool:
+    """Whether it is a short list of mappings, such as RADIO's list of teachers."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_TABLE
+        and all(isinstance(each, dict) and len(each) <= MAX_TABLE for each in value)
+    )
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:

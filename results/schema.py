@@ -77,8 +77,9 @@ class Architecture(Frozen):
     stride_in_1x1: bool = Field(False, exclude_if=_is_false, description="of a bottleneck, not in its 3x3")
     bn_eps: float = Field(1e-5, exclude_if=_is_torch_eps)
     num_heads: int | None = Field(None, exclude_if=_is_none, description="of a ViT; timm's for the model where None")
-    # offset: at other image sizes as in DINO's code; bfloat16: rotary periods as in DINOv3's files
-    positions: Literal["offset", "bfloat16"] | None = Field(
+    # At other image sizes: offset as in DINO's code, bilinear as in PE's, square as in RADIO's. bfloat16: rotary
+    # periods as in DINOv3's files.
+    positions: Literal["offset", "bfloat16", "bilinear", "square"] | None = Field(
         None, exclude_if=_is_none, description="of a ViT; as in timm where None"
     )
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = Field(

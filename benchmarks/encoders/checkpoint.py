@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.encoders.capi import NAME, capi_encoder, is_capi
 from benchmarks.encoders.card_facts import (
     NOT_SHOWN_BY_VIT_KEYS,
     OF_RESNETS,
@@ -29,6 +30,7 @@ from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.resnet import infer_resnet, is_resnet, resnet_encoder
+from benchmarks.encoders.stage_names import stage_names
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
@@ -89,12 +91,13 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     else:
         found = recognise(file, overrides.pick)
         resnet = is_resnet(found.backbone)
+        of_capi = not resnet and is_capi(found.backbone)
         if overrides.architecture and not resnet:
             raise InputError(
                 f"{path} has the layout {found.name}, which is not a {overrides.architecture}; give another file, or "
                 "--facts architecture=timm:NAME"
             )
-        encoder = (_resnet if resnet else _vit)(file, found, overrides)
+        encoder = (_resnet if resnet else _capi if of_capi else _vit)(file, found, overrides)
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
     assumed += f"; not shown by the keys: {', '.join(card.not_shown)}" if card.not_shown else ""
@@ -265,6 +268,8 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
         from benchmarks.encoders.torchvision_models import torchvision_encoder
 
         return torchvision_encoder(card, tensors, source)
+    if card.architecture.name == NAME:
+        return capi_encoder(card, tensors, source)
     if card.architecture.name not in STAGES:
         from benchmarks.encoders.timm_models import timm_encoder
 
@@ -391,13 +396,15 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides
     from benchmarks.encoders.vit_families import family_named, find_family
 
     source = str(file.path)
-    found = _tower(found, source)
+    found, of_file = _with_radios_summary(file, _tower(found, source))
     config = _config_beside(file.path)
     name = overrides.family or (config.family if config else None)
     family = family_named(name) if name else find_family(found.backbone, found.keys, found.layout.name)
     architecture = vit_architecture(family, found.backbone, source)
+    architecture = architecture.model_copy(update={"name": f"{architecture.name}{of_file.get('ending', '')}"})
     _refuse_fields_of_other_networks(overrides, architecture.name, source)
     known = _known_of_family(family, architecture).then(_known_without_user(file, found, architecture, None))
+    known = known.then(CardOverrides({name: of_file[name] for name in PIXELS if name in of_file}))
     known = known.then(config.values if config else CardOverrides()).then(overrides)
     asked = list(family.asks)
     if not heads_are_known(architecture, family):
@@ -407,6 +414,48 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides
     known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", _family_remedy(family))
     needed = [*PIXELS] if family.pixels else [*PIXELS, "positions"]
     return _timm(file, architecture, found, known, needed)
+
+
+def _capi(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
+    """CAPI's encoder, whose keys and shapes show everything but the pixels, which its code fixes."""
+    source = str(file.path)
+    overrides.refuse([*OF_RESNETS, *(n for n in OF_VITS if n != "pooling")], f"{source} is CAPI's encoder, whose code "
+                     "fixes them")  # fmt: skip
+    known = CardOverrides({"method": "CAPI"}).then(pixels_of("imagenet")).then(overrides)
+    card = EncoderCard(
+        name=file.path.name.partition(".")[0],
+        source=f"checkpoint {file.path.name}",
+        architecture=known.apply_to_network(Architecture(name=NAME)),
+        layout=found.name,
+        keys_unused=found.unused + len(found.head),
+    )
+    return capi_encoder(known.apply_to_card(card, PIXELS), found.backbone, source)
+
+
+def _with_radios_summary(file: WeightFile, found: RecognisedCheckpoint) -> tuple[RecognisedCheckpoint, dict[str, Any]]:
+    """For RADIO, the class tokens of the summary in front, and what the file says beside its network.
+
+    Its tokens have no positions, so that their order changes nothing but what `embed` takes.
+
+    Raises:
+        InputError: the file does not say which tokens make the summary, or holds what is not applied here.
+    """
+    from benchmarks.encoders.vit_families import find_family, radio_facts
+
+    if find_family(found.backbone, found.keys, found.layout.name).name != "radio":
+        return found, {}
+    first, facts = radio_facts(file.tensors, file.values, str(file.path))
+    own = [found.backbone[n] for n in ("cls_token", "reg_token") if n in found.backbone]
+    if not own:
+        raise InputError(f"{file.path} is a RADIO without class tokens; give another version")
+    tokens = torch.cat(own, 1)
+    count = tokens.shape[1]
+    if not first or max(first) >= count:
+        raise InputError(f"{file.path} has {count} tokens, of which its summary takes {first}; the file is damaged")
+    order = [*first, *(place for place in range(count) if place not in first)]
+    backbone = {n: t for n, t in found.backbone.items() if n != "reg_token"}
+    backbone |= {"cls_token": tokens[:, order[:1]]} | ({"reg_token": tokens[:, order[1:]]} if count > 1 else {})
+    return replace(found, backbone=backbone), facts | ({"ending": f"-s{len(first)}"} if len(first) > 1 else {})
 
 
 def _family_remedy(family: VitFamily) -> str:
@@ -471,11 +520,18 @@ def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encode
         found = best_mapping(file, timm_keys(name), overrides.pick)
     known = _config_beside(file.path)
     overrides = (known.values if known else CardOverrides()).then(overrides)
+    named = stage_names(found.backbone)
+    if named.keys() != found.backbone.keys():
+        left_out = len(found.backbone) - len(named)
+        found = replace(found, backbone=named, unused=found.unused + left_out)
+        return _timm(file, Architecture(name=name), found, overrides, PIXELS)
     if not tower_prefixes(found.backbone):
         return _timm(file, Architecture(name=name), found, overrides, PIXELS)
-    found = _tower(found, str(file.path))
+    found, of_file = _with_radios_summary(file, _tower(found, str(file.path)))
     family = find_family(found.backbone, found.keys, found.layout.name)
     family = family_named(overrides.family) if overrides.family else family
+    name += of_file.get("ending", "")
+    overrides = CardOverrides({field: of_file[field] for field in PIXELS if field in of_file}).then(overrides)
     if family.pixels:
         width = found.backbone["patch_embed.proj.weight"].shape[0]
         fixed = Architecture(name=name, num_heads=(family.heads or {}).get(width), positions=family.positions)

@@ -210,6 +210,23 @@ LAYOUTS = (
         epochs="epoch", method="I-JEPA",
     ),
     CheckpointLayout(
+        "NVlabs/RADIO", "NVlabs/RADIO c0f3701 hubconf.py: the moving average where the file has one",
+        ("state_dict_ema/base_model.*patch_generator.embedder.weight",),
+        {"state_dict_ema": Pick("state_dict_ema", "base_model.")},
+    ),
+    CheckpointLayout(
+        "facebookresearch/capi", "facebookresearch/capi 98b4fa1 model.py: __model_loader__",
+        ("*/backbone.registers", "*/backbone.encoder.blocks.0.residual1.fn.q_proj.weight"),
+        {"backbone": Pick("*", "backbone.")},
+        ignore=("mask_token", "decoder.*"), method="CAPI",
+    ),
+    CheckpointLayout(
+        "CAPI", "facebookresearch/capi 98b4fa1 model.py: EncoderDecoder",
+        ("*/registers", "*/encoder.blocks.0.residual1.fn.q_proj.weight"),
+        {"model": Pick("*")},
+        ignore=("mask_token", "decoder.*"), method="CAPI",
+    ),
+    CheckpointLayout(
         "Barlow Twins or VICReg", "facebookresearch/barlowtwins 8e8d284 main.py; vicreg 4e12602 main_vicreg.py",
         ("model/backbone.conv1.weight", "model/projector.0.weight"),
         {"backbone": Pick("model", "backbone.", "projector.")},

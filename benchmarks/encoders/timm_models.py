@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, image_sizes, projection_head
-from benchmarks.encoders.vit_families import VitFamily
+from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
 from results.errors import did_you_mean
@@ -168,8 +168,9 @@ def _plan(bare: str) -> Any:
 # ---- vision transformers ---------------------------------------------------------------------------------------------
 
 # What follows timm's name where a network has other sizes: tokens' width, blocks, hidden width of the MLP, patch side,
-# registers; and `avg` where it has a norm after the mean of its patch tokens instead of one before.
-_SIZE = re.compile(r"(d|l|m|p|r)(\d+)")
+# registers, and tokens of RADIO's summary; `avg` where it has a norm after the mean of its patch tokens instead of one
+# before; and `swiglu` where its MLP is gated.
+_SIZE = re.compile(r"(d|l|m|p|r|s)(\d+)")
 
 
 def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: str) -> Architecture:
@@ -204,6 +205,8 @@ def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: s
     ]
     if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in plan.state_dict():
         differing.append("avg")
+    if is_swiglu(tensors) and not is_swiglu(plan.state_dict()):
+        differing.append("swiglu")
     heads = (family.heads or {}).get(width)
     positions = family.positions
     if PERIODS in tensors:
@@ -267,6 +270,7 @@ def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
 
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: str) -> Any:
     """The unfilled model. A ViT has the image size of its positions, and interpolates them for other sizes."""
+    from timm.layers.mlp import SwiGLUPacked
     from timm.layers.norm import LayerNorm
     from timm.models.beit import Beit
     from timm.models.eva import Eva
@@ -288,6 +292,15 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
         kwargs["mlp_ratio"] = (sizes["m"] + 0.5) / width  # timm rounds down
     if "avg" in differing:
         kwargs |= {"global_pool": "avg", "fc_norm": True}
+    if "swiglu" in differing:
+        kwargs |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    if "_radio_" in bare:
+        kwargs |= {"final_norm": "norm.weight" in tensors,
+                   "init_values": 1e-5 * ("blocks.0.ls1.gamma" in tensors)}  # fmt: skip
+    if "_pe_" in bare:
+        has_class_token = "cls_token" in tensors
+        kwargs |= {"class_token": has_class_token, "rope_grid_offset": float(has_class_token)}
+        kwargs |= {"init_values": 0.1} if "blocks.0.gamma_1" in tensors else {}
     heads = architecture.num_heads
     if heads:
         kwargs["num_heads"] = heads
@@ -315,8 +328,12 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
     model = _create(bare, **kwargs)
     if architecture.positions == "bfloat16":
         model.rope.periods.copy_(model.rope.periods.bfloat16())
-    if architecture.positions == "offset":
-        model._pos_embed = partial(_offset_positions, model)
+    interpolated = {"offset": _offset_positions, "bilinear": _bilinear_positions, "square": _square_positions}
+    if architecture.positions in interpolated:
+        model._pos_embed = partial(interpolated[architecture.positions], model)
+    if architecture.positions == "bilinear":
+        model.rope.ref_feat_shape = None  # rotary coordinates count patches whatever the image size
+    model.summary_tokens = sizes.get("s", 1)
     return model
 
 
@@ -331,10 +348,17 @@ def _image_side(plan: Any, tensors: Mapping[str, Tensor], source: str) -> int | 
     if positions is None or positions.ndim != 3 or plan.pos_embed is None:
         return None
     prefix = plan.pos_embed.shape[1] - plan.patch_embed.num_patches
+    if class_token_varies(plan):
+        prefix = int("cls_token" in tensors)
     grid = round(max(positions.shape[1] - prefix, 1) ** 0.5)
     if grid * grid != positions.shape[1] - prefix:
         return None  # another model's; filling it says so
     return grid * patch.shape[-1]
+
+
+def class_token_varies(plan: Any) -> bool:
+    """Whether only the file shows if a model has a class token: PE's largest has none."""
+    return plan.pretrained_cfg["architecture"].startswith("vit_pe_")
 
 
 def _offset_positions(model: Any, patches: Tensor) -> Tensor:
@@ -352,6 +376,36 @@ def _offset_positions(model: Any, patches: Tensor) -> Tensor:
     positions = torch.cat([model.pos_embed[:, :1], maps.flatten(2).mT.to(model.pos_embed.dtype)], 1)
     tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], 1)
     return model.pos_drop(tokens + positions)
+
+
+def _bilinear_positions(model: Any, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, H, W, D) patches and the class token with positions interpolated as in PE's code, and the rotary ones."""
+    height, width = patches.shape[1:3]
+    grid, plain = model.patch_embed.grid_size, type(model)._pos_embed
+    if (height, width) == tuple(grid):
+        with_positions: tuple[Tensor, Tensor] = plain(model, patches)
+        return with_positions
+    before = model.num_prefix_tokens
+    maps = model.pos_embed[:, before:].unflatten(1, grid).permute(0, 3, 1, 2)
+    maps = nn.functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    positions = torch.cat([model.pos_embed[:, :before], maps.flatten(2).mT], 1)
+    tokens = patches.flatten(1, 2)
+    if before:
+        tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), tokens], 1)
+    return tokens + positions, model.rope.get_embed(shape=(height, width))
+
+
+def _square_positions(model: Any, patches: Tensor) -> Tensor:
+    """(N, H, W, D) patches with their positions, interpolated as in RADIO's code, behind its tokens without any."""
+    height, width = patches.shape[1:3]
+    grid, positions = model.patch_embed.grid_size, model.pos_embed
+    if (height, width) != tuple(grid):
+        side = max(height, width)
+        maps = positions.float().unflatten(1, grid).permute(0, 3, 1, 2)
+        maps = nn.functional.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
+        positions = maps[:, :, :height, :width].flatten(2).mT.to(positions.dtype)
+    before = [token.expand(len(patches), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+    return torch.cat([*before, patches.flatten(1, 2) + positions], 1)
 
 
 def _classifier(model: Any) -> tuple[str, ...]:
@@ -373,7 +427,8 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     if pooling in ("cls", "cls+mean") and "cls" not in of_tokens:
         raise InputError(f"{card.architecture.name} has no class token; choose --facts embed=mean")
     as_timm_pools = {"token": "cls", "avg": "mean"}.get(_kind_of_pool(model) or "")
-    if pooling and pooling == as_timm_pools and not hasattr(model, "dist_token"):
+    one = getattr(model, "summary_tokens", 1) == 1
+    if pooling and pooling == as_timm_pools and one and not hasattr(model, "dist_token"):
         pooling = None  # so that it has one name only
         card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"pooling": None})})
 
@@ -420,6 +475,7 @@ def token_outputs(model: Any) -> tuple[str, ...]:
 
 def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """All tokens after the final norm, for the model's head, and the outputs of `token_outputs` among `names`."""
+    tokens = getattr(model, "summary_tokens", 1)
     several = LAST_BLOCKS if {"patches4", "cls_last4"} & set(names) else 1
     last, blocks = model.forward_intermediates(
         images, indices=several, norm=True, return_prefix_tokens=model.num_prefix_tokens > 0
@@ -429,8 +485,8 @@ def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor,
         "patches": lambda: maps[-1],
         "patches4": lambda: torch.cat(list(maps), 1),
         "patch_mean": lambda: maps[-1].mean((2, 3)),
-        "cls": lambda: prefixes[-1][:, 0],
-        "cls_last4": lambda: torch.cat([prefix[:, 0] for prefix in prefixes], 1),
+        "cls": lambda: prefixes[-1][:, :tokens].flatten(1),
+        "cls_last4": lambda: torch.cat([prefix[:, :tokens].flatten(1) for prefix in prefixes], 1),
     }
     return last, {name: compute() for name, compute in found.items() if name in names}
 
@@ -447,16 +503,19 @@ def _kind_of_pool(model: Any) -> str | None:
 def _embed(model: Any, pooling: str | None) -> str:
     """How the embedding is formed, in words."""
     width = model.head_hidden_size if getattr(model, "head_hidden_size", None) else model.num_features
+    norm = "without a norm" if isinstance(getattr(model, "norm", None), nn.Identity) else "after the last norm"
     if pooling:
+        tokens = getattr(model, "summary_tokens", 1)
+        of_class = "class token" if tokens == 1 else f"{tokens} class tokens"
         words = {
-            "cls": "class token",
+            "cls": of_class,
             "mean": "mean of the patch tokens",
-            "cls+mean": "class token and mean of the patch tokens",
+            "cls+mean": f"{of_class} and mean of the patch tokens",
         }
-        norm = "without a norm" if isinstance(model.norm, nn.Identity) else "after the last norm"
-        return f"{words[pooling]} {norm} ({width * len(_TOKENS_OF_EMBED[pooling])}-d)"
+        parts = sum({"cls": tokens}.get(part, 1) for part in _TOKENS_OF_EMBED[pooling])
+        return f"{words[pooling]} {norm} ({width * parts}-d)"
     words = {
-        "token": "class token after the last norm",
+        "token": f"class token {norm}",
         "avg": "mean of the patch tokens" if hasattr(model, "cls_token") else "global average of the last stage",
         "map": "attention pooling of the tokens",
     }

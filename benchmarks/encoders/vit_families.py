@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,6 +129,63 @@ def _clip_names(tensors: Tensors) -> Tensors:
     return found
 
 
+def _radio_names(tensors: Tensors) -> Tensors:
+    """The matrix of the patches as a convolution, and the first of the tokens without a position as the class token."""
+    found = dict(tensors)
+    matrix, tokens = found["patch_embed.proj.weight"], found.pop("tokens", None)
+    side = round((matrix.shape[1] / 3) ** 0.5)
+    if matrix.ndim == 2 and 3 * side**2 == matrix.shape[1]:
+        found["patch_embed.proj.weight"] = matrix.unflatten(1, (3, side, side))
+    found.setdefault("patch_embed.proj.bias", matrix.new_zeros(len(matrix)))
+    if tokens is not None and tokens.ndim == 2:
+        found |= {"cls_token": tokens[None, :1], "reg_token": tokens[None, 1:]}
+        if len(tokens) == 1:
+            del found["reg_token"]
+    return found
+
+
+def radio_facts(
+    tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any], source: str
+) -> tuple[list[int], dict[str, Any]]:
+    """Which of RADIO's class tokens make its summary, and the mean and standard deviation that its network applies.
+
+    Raises:
+        InputError: nothing in the file says it, or the file has parts that are not applied here.
+    """
+    found = {key: tensor for mapping in tensors.values() for key, tensor in mapping.items()}
+    if any(".parametrizations." in key for key in found):
+        raise InputError(
+            f"{source} is a RADIO with spectral reparametrisation; save it with its own enable_spectral_reparam.py "
+            "first, or give the model.safetensors of the Hugging Face hub"
+        )
+    if any(re.search(r"(^|[._])feature_normalizer\.(mean|tx)$", key) for key in found):
+        raise InputError(
+            f"{source} is a RADIO with a feature normaliser, which is not supported; give the version without it, or "
+            "wrap the model as my_package.my_module:build"
+        )
+    facts: dict[str, Any] = {"value_range": 1.0, "channels": "RGB"}
+    for name in ("mean", "std"):
+        of_file = [tensor for key, tensor in found.items() if key.endswith(f"input_conditioner.norm_{name}")]
+        if of_file and of_file[0].numel() == 3:
+            facts[name] = tuple(round(float(value), 8) for value in of_file[0].flatten())
+    indices = [tensor for key, tensor in found.items() if key.endswith("summary_idxs")]
+    if indices:
+        return [int(place) for place in indices[0].flatten()], facts
+    if values.get("cls_token_per_teacher") is False or any("inner.patch_generator." in key for key in found):
+        return [0], facts
+    teachers = values.get("teachers")
+    if not isinstance(teachers, list):
+        raise InputError(
+            f"{source} is a RADIO, and does not say which of its class tokens make the summary; give the model folder "
+            "of the Hugging Face hub as hf:FOLDER, or the whole checkpoint with its args"
+        )
+    places: dict[str, int] = {}
+    for place, teacher in enumerate(teachers):
+        if teacher.get("use_summary", True):
+            places.setdefault(str(teacher.get("name")), place)
+    return sorted(places.values()), facts
+
+
 _OF_TRAINING = ("mask_token", "masked_embed", "decoder_*", "local_cls_norm.*", "*relative_position_index", "lm_head.*",
                 "fc.*", "head.*", "head_dist.*", "classifier.*", "pos_embed_cached")  # fmt: skip
 
@@ -228,6 +286,18 @@ NAMINGS = (
         ("head.*",),
     ),
     VitNaming(
+        "RADIO's names", "patch_generator.embedder.weight",
+        (
+            (r"^patch_generator\.embedder\.", "patch_embed.proj."),
+            (r"^patch_generator\.pos_embed$", "pos_embed"),
+            (r"^patch_generator\.cls_token\.token$", "tokens"),
+            (r"\.ls([12])\.grandma$", r".ls\1.gamma"),
+            (r"\.mlp\.w12\.", ".mlp.fc1."),
+            (r"\.mlp\.w3\.", ".mlp.fc2."),
+        ),
+        _OF_TRAINING, _radio_names,
+    ),
+    VitNaming(
         "CLIP's names", "conv1.weight",
         (
             (r"^conv1\.", "patch_embed.proj."),
@@ -239,8 +309,13 @@ NAMINGS = (
             (r"\.ln_([12])\.", r".norm\1."),
             (r"\.attn\.in_proj_", ".attn.qkv."),
             (r"\.attn\.out_proj\.", ".attn.proj."),
-            (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-            (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+            (r"\bmlp\.c_fc\.", "mlp.fc1."),
+            (r"\bmlp\.c_proj\.", "mlp.fc2."),
+            (r"\.ls_([12])\.gamma$", r".gamma_\1"),
+            (r"^attn_pool\.probe$", "attn_pool.latent"),
+            (r"^attn_pool\.attn\.qkv\.", "attn_pool.in_proj_"),
+            (r"^attn_pool\.attn\.proj\.", "attn_pool.proj."),
+            (r"^attn_pool\.layernorm\.", "attn_pool.norm."),
         ),
         (), _clip_names,
     ),
@@ -312,7 +387,9 @@ class VitFamily:
         embed: tokens that make the embedding in the authors' own evaluation: cls, mean, cls+mean, or map for an
             attention pooling; None for timm's choice.
         positions: how positions are interpolated where the authors' code differs from timm's: `offset` by a scale
-            factor with 0.1 added and no antialiasing, as DINO. DINOv3's files decide by themselves.
+            factor with 0.1 added and no antialiasing, as DINO; `bilinear` without antialiasing, and rotary coordinates
+            that count patches, as PE; `square` bilinearly to a square of the longer side, of which the upper left part
+            is used, as RADIO. DINOv3's files decide by themselves.
         asks: fields that the user must give, because files of this family differ in them and keys do not show it.
         assumed: what the family's own code leaves open, in words.
         compared: the largest difference of embed and patches to another code's forward pass, of the largest value, for
@@ -372,6 +449,14 @@ FAMILIES = (
         compared="0, its own code (MLP and SwiGLU, three sizes); 7e-7, transformers 5.24.0",
     ),
     VitFamily(
+        "franca", "Franca", "DINOv2's names with a gated MLP at DINOv2's MLP widths, or `matryoshka_projections`",
+        {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_dinov2",
+        "valeoai/Franca 24f8c60 franca/models/vision_transformer.py, hub/backbones.py", embed="cls", positions="offset",
+        assumed="the giant model without its heads has DINOv2's keys: add --facts family=franca, which changes only "
+        "the method in the card; RASA's projection is not part of it",
+        compared="3e-7, its own code; sizes on and off the grid",
+    ),
+    VitFamily(
         "mae", "MAE", "`decoder_embed` (training file), or transformers' `vit_mae`", _COMMON,
         "vit_{size}_patch{patch}_224", "facebookresearch/mae efb2a80 models_vit.py, main_linprobe.py", embed="cls",
         assumed=_ONE_SIZE,
@@ -420,13 +505,45 @@ FAMILIES = (
         "siglip", "SigLIP", "`attn_pool.latent`, or transformers' `head.probe`",
         {768: "base", 1024: "large", 1152: "so400m"}, "vit_{size}_patch{patch}_siglip_224",
         "timm 1.0.31 models/vision_transformer.py", pixels="half", embed="map", assumed=_ONE_SIZE,
-        compared="5e-7, transformers 5.24.0",
+        compared="0, open_clip_torch 3.3.0; 5e-7, transformers 5.24.0",
     ),
     VitFamily(
         "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},
         "aimv2_{size}_patch{patch}_224", "apple/ml-aim bd9e068; timm 1.0.31 models/vision_transformer.py",
         pixels="clip", embed="mean", assumed=_ONE_SIZE,
-        compared="4e-6, transformers 5.24.0",
+        compared="0, its own code; 4e-6, transformers 5.24.0",
+    ),
+    VitFamily(
+        "pe", "PE Core", "`ln_pre` and `attn_pool.probe`; timm's names with `norm_pre` and `attn_pool.latent`",
+        {192: "tiny_patch16_384", 384: "small_patch16_384", 768: "base_patch16_224", 1024: "large_patch14_336",
+         1536: "gigantic_patch14_448"}, "vit_pe_core_{size}",
+        "facebookresearch/perception_models 3e352cc core/vision_encoder", pixels="half", embed="map",
+        positions="bilinear", assumed="`embed` is before the projection to text (`head`); the authors squash images",
+        compared="3e-7, its own code, `head` too; sizes on and off the grid",
+    ),
+    VitFamily(
+        "pe-spatial", "PE Spatial, PE Lang", "`ln_pre`, and no norm after the last block",
+        {192: "tiny_patch16_512", 384: "small_patch16_512", 768: "base_patch16_512", 1024: "large_patch14_448",
+         1536: "gigantic_patch14_448"}, "vit_pe_spatial_{size}",
+        "facebookresearch/perception_models 3e352cc core/vision_encoder", pixels="half", embed="mean",
+        positions="bilinear", assumed="the authors pool nothing: `embed` is this project's choice",
+        compared="0, its own code; sizes on and off the grid",
+    ),
+    VitFamily(
+        "radio", "RADIO, C-RADIO", "`patch_generator.embedder`",
+        {768: "base_patch16_radio_v3", 1024: "large_patch16_radio_v3", 1152: "so400m_patch16_radio_v4",
+         1280: "huge_patch16_radio_v3", 1536: "giant_patch16_radio_v3"}, "vit_{size}",
+        "NVlabs/RADIO c0f3701 radio/radio_model.py, vit_patch_generator.py", pixels="clip", embed="cls",
+        positions="square",
+        assumed="`embed` and `cls` are the summary, all of its class tokens; positions with align_corners=False, as in "
+        "its code today (its first C-RADIOv3 code had True); no adaptor is applied",
+        compared="1e-6, its own code (hub and Hugging Face files, three sizes, the DINOv2-based model)",
+    ),
+    VitFamily(
+        "capi", "CAPI", "`registers` and `residual1`", {}, "",
+        "facebookresearch/capi 98b4fa1 model.py, eval_classification.py", embed="mean",
+        assumed="its global representation comes from the decoder and is not given",
+        compared="0, its own code; three sizes",
     ),
     VitFamily(
         "plain", "any other ViT of timm's names", "`patch_embed.proj.weight`", _COMMON, "vit_{size}_patch{patch}_224",
@@ -456,6 +573,15 @@ def family_named(name: str) -> VitFamily:
     )
 
 
+_GIANT = 1536  # the width of DINOv2's model with a gated MLP
+
+
+def is_swiglu(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the first layer of the MLP, by timm's names, holds two halves of which one is the other's gate."""
+    first, second = (tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
+
+
 def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: str) -> VitFamily:
     """The family of a vision transformer.
 
@@ -472,7 +598,17 @@ def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: st
     gated = "blocks.0.mlp.fc1_g.weight" in tensors
     positions = tensors.get("pos_embed")
     without_class = positions is not None and round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
+    gated_by_silu = is_swiglu(tensors)
+    before = "norm_pre.weight" in tensors
     marks = {
+        "radio": has("patch_generator.embedder.weight", keys),
+        "pe": before and "attn_pool.latent" in tensors,
+        "pe-spatial": before and "norm.weight" not in tensors and "fc_norm.weight" not in tensors,
+        "franca": scaled
+        and (
+            has("matryoshka_projections.0.weight", keys)
+            or (gated_by_silu and "reg_token" not in tensors and tensors["cls_token"].shape[-1] != _GIANT)
+        ),
         "beit": has("relative_position_bias_table", tensors),
         "dinov3": "reg_token" in tensors and "blocks.0.gamma_1" in tensors and positions is None,
         "siglip": "attn_pool.latent" in tensors,

@@ -71,13 +71,24 @@ def layouts() -> str:
 def vit_families() -> str:
     """The families of vision transformers, in the order in which they are tried."""
     words = {"cls": "class token", "mean": "mean of patches", "map": "attention pooling", None: "as timm's model"}
-    positions = {"offset": "scale factor with 0.1 added, as in its code", None: "as timm's"}
+    positions = {
+        "offset": "bicubic, by a scale factor with 0.1 added",
+        "bilinear": "bilinear; rotary ones count patches",
+        "square": "bilinear to a square, cut to the image",
+        None: "as timm's",
+    }
+    rotary = ("dinov3", "capi")
     rows = [
         (
             f"{family.title} (`{family.name}`)",
             family.recognised,
             words[family.embed],
-            positions[family.positions] if family.name != "dinov3" else "rotary",
+            "last block, before a norm"
+            if family.name == "radio"
+            else "last block, no final norm in the network"
+            if family.name == "pe-spatial"
+            else "last block, after the final norm",
+            positions[family.positions] if family.name not in rotary else "rotary",
             family.pixels or "none known",
             "asked for" if not family.fixed_heads else "known for its usual widths",
             family.compared,
@@ -86,7 +97,7 @@ def vit_families() -> str:
         )
         for family in FAMILIES
     ]
-    columns = ("Family", "Recognised by", "embed", "Positions at other sizes", "Mean and std", "Heads",
+    columns = ("Family", "Recognised by", "embed", "patches", "Positions at other sizes", "Mean and std", "Heads",
                "Difference to another forward pass", "Assumed or open", "Source")  # fmt: skip
     return table(columns, rows)
 

@@ -208,7 +208,11 @@ def test_faults_of_the_structure_are_found_and_only_they(
     assert said in found[0]
 
 
-@pytest.mark.parametrize("name", ["dino", "dinov2-registers", "dinov3", "ijepa", "clip", "aimv2", "beit", "siglip"])
+FAMILIES = ("dino", "dinov2-registers", "dinov3", "ijepa", "clip", "aimv2", "beit", "siglip", "franca", "pe",
+            "pe-spatial", "radio")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_no_family_raises_a_false_alarm_about_its_structure(name: str, tmp_path: Any) -> None:
     case = CASES[name]
     encoder = load_encoder(written(case, case.net.weights(), tmp_path), facts=case.facts)

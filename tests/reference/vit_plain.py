@@ -16,8 +16,9 @@ class PlainVit:
 
     Attributes:
         positions: `all` has one for the class token too, `patches` has none for it, `none` has none at all.
-        away: how positions are interpolated at other image sizes: `offset` or `antialias`.
-        rotary: DINOv3's rotary positions; `relative` is BEiT's table of biases.
+        away: how positions are interpolated at other image sizes: `offset`, `antialias`, `bilinear` or `square`.
+        rotary: DINOv3's rotary positions; `counted` is PE's; `relative` is BEiT's table of biases.
+        pool_heads: of the attention pooling; 0 is `heads`.
     """
 
     width: int = 48
@@ -40,6 +41,9 @@ class PlainVit:
     rotary: bool = False
     relative: bool = False
     pooling_head: bool = False
+    pool_heads: int = 0
+    counted: bool = False
+    final_norm: bool = True
 
     @property
     def hidden(self) -> int:
@@ -77,7 +81,7 @@ class PlainVit:
             found |= linear(f"{i}.fc2", d, self.hidden, plain)
             found |= {f"{i}.scale1": 1 + normal(d), f"{i}.scale2": 1 + normal(d)} if self.scale else {}
             found |= {f"{i}.table": normal((2 * self.grid - 1) ** 2 + 3, self.heads)} if self.relative else {}
-        found |= norm("norm")
+        found |= norm("norm") if self.final_norm else {}
         if self.pooling_head:
             found |= {"head.probe": normal(1, 1, d)} | linear("head.qkv", 3 * d, d) | linear("head.proj", d, d)
             found |= norm("head.norm") | linear("head.fc1", self.hidden, d) | linear("head.fc2", d, self.hidden)
@@ -105,7 +109,7 @@ class PlainVit:
             attended = self._attention(w, i, self._norm(w, f"{i}.norm1", x), height, width)
             x = x + attended * (w[f"{i}.scale1"] if self.scale else 1)
             x = x + self._mlp(w, f"{i}.", self._norm(w, f"{i}.norm2", x)) * (w[f"{i}.scale2"] if self.scale else 1)
-            found.append(self._norm(w, "norm", x))
+            found.append(self._norm(w, "norm", x) if self.final_norm else x)
         return found
 
     def pooled(self, w: dict[str, Tensor], tokens: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ class PlainVit:
         d = self.width
         q = F.linear(w["head.probe"], w["head.qkv.w"][:d], w["head.qkv.b"][:d]).expand(len(tokens), -1, -1)
         k, v = F.linear(tokens, w["head.qkv.w"][d:], w["head.qkv.b"][d:]).chunk(2, -1)
-        x = F.linear(self._heads(q, k, v), w["head.proj.w"], w["head.proj.b"])
+        x = F.linear(self._heads(q, k, v, heads=self.pool_heads), w["head.proj.w"], w["head.proj.b"])
         return (x + self._mlp(w, "head.", self._norm(w, "head.norm", x)))[:, 0]
 
     def _norm(self, w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -130,21 +134,28 @@ class PlainVit:
         if self.away == "offset":
             scale = (height + 0.1) / self.grid, (width + 0.1) / self.grid
             maps = F.interpolate(maps, scale_factor=scale, mode="bicubic")
+        elif self.away == "bilinear":
+            maps = F.interpolate(maps, size=(height, width), mode="bilinear")
+        elif self.away == "square":
+            maps = F.interpolate(maps, size=(max(height, width),) * 2, mode="bilinear")[:, :, :height, :width]
         else:
             maps = F.interpolate(maps, size=(height, width), mode="bicubic", antialias=True)
         return maps.flatten(2).transpose(1, 2), of_class
 
     def _attention(self, w: dict[str, Tensor], i: int, x: Tensor, height: int, width: int) -> Tensor:
         q, k, v = F.linear(x, w[f"{i}.qkv.w"], w.get(f"{i}.qkv.b")).chunk(3, -1)
+        if self.counted:
+            q, k = (self._turned_by_count(part, height, width) for part in (q, k))
         if self.rotary:
             q, k = (self._rotated(part, height, width) for part in (q, k))
         bias = self._relative_bias(w[f"{i}.table"]) if self.relative else None
         return F.linear(self._heads(q, k, v, bias), w[f"{i}.proj.w"], w.get(f"{i}.proj.b"))
 
-    def _heads(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        size = self.width // self.heads
+    def _heads(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, heads: int = 0) -> Tensor:
+        heads = heads or self.heads
+        size = self.width // heads
         found = []
-        for head in range(self.heads):
+        for head in range(heads):
             at = slice(head * size, (head + 1) * size)
             scores = q[..., at] @ k[..., at].transpose(1, 2) / math.sqrt(size)
             weights = (scores if bias is None else scores + bias[:, :, head]).softmax(-1)
@@ -178,6 +189,22 @@ class PlainVit:
                 turned[:, prefix + number, head * size : (head + 1) * size] = part * cos + half * sin
         return turned
 
+    def _turned_by_count(self, x: Tensor, height: int, width: int) -> Tensor:
+        """PE: pairs of channels are turned by the number of the column, then of the row, from 1 with a class token."""
+        size, first = self.width // self.heads, int(self.class_token)
+        turned = x.clone()
+        for number in range(height * width):
+            for half, place in enumerate((number % width + first, number // width + first)):
+                for pair in range(size // 4):
+                    angle = place / 10000 ** (pair / (size // 4))
+                    sin, cos = math.sin(angle), math.cos(angle)
+                    for head in range(self.heads):
+                        at = head * size + half * size // 2 + 2 * pair
+                        a, b = x[:, first + number, at], x[:, first + number, at + 1]
+                        turned[:, first + number, at] = a * cos - b * sin
+                        turned[:, first + number, at + 1] = b * cos + a * sin
+        return turned
+
     def _mlp(self, w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
         first = F.linear(x, w[f"{name}fc1.w"], w.get(f"{name}fc1.b"))
         if self.gated:
@@ -189,3 +216,43 @@ class PlainVit:
         else:
             first = 0.5 * first * (1 + torch.erf(first / math.sqrt(2)))
         return F.linear(first, w[f"{name}fc2.w"], w.get(f"{name}fc2.b"))
+
+
+def plain_capi(w: dict[str, Tensor], images: Tensor, heads: int) -> list[Tensor]:
+    """(N, D, rows, columns) of CAPI's patch tokens after each block, from the tensors of its encoder by their names."""
+
+    def norm(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    maps = F.conv2d(images, w["patch_embed.weight"], w["patch_embed.bias"], stride=w["patch_embed.weight"].shape[-1])
+    rows, columns = maps.shape[2:]
+    registers = w["registers"].shape[1]
+    side = registers // 4
+    edge = [(i / side, 0.0) for i in range(side)] + [(1.0, i / side) for i in range(side)]
+    edge += [(1 - i / side, 1.0) for i in range(side)] + [(0.0, 1 - i / side) for i in range(side)]
+    places = edge + [(r / (rows - 1), c / (columns - 1)) for r in range(rows) for c in range(columns)]
+    x = torch.cat([w["registers"].expand(len(images), -1, -1), maps.flatten(2).transpose(1, 2)], 1)
+    found = []
+    for block in range(1 + max(int(name.split(".")[2]) for name in w if name.startswith("encoder.blocks."))):
+        at = f"encoder.blocks.{block}.residual"
+        y = norm(x) * w[f"{at}1.norm.weight"]
+        q, k, v = (F.linear(y, w[f"{at}1.fn.{part}_proj.weight"]) for part in "qkv")
+        size = q.shape[2] // heads
+        mixed = []
+        for head in range(heads):
+            parts = [part[:, :, head * size : (head + 1) * size] for part in (q, k, v)]
+            for which in (0, 1):
+                part, turned = parts[which], []
+                for token, (down, across) in enumerate(places):
+                    angle = down * w[f"{at}1.fn.rope.freqs"][0] + across * w[f"{at}1.fn.rope.freqs"][1]
+                    one = part[:, token]
+                    half = torch.cat([-one[:, size // 2 :], one[:, : size // 2]], 1)
+                    turned.append(one * angle.cos() + half * angle.sin())
+                parts[which] = torch.stack(turned, 1)
+            scores = parts[0] @ parts[1].transpose(1, 2) / math.sqrt(size)
+            mixed.append(scores.softmax(-1) @ parts[2])
+        x = x + F.linear(torch.cat(mixed, 2), w[f"{at}1.fn.proj.weight"])
+        y = F.linear(norm(x) * w[f"{at}2.norm.weight"], w[f"{at}2.fn.fc1.weight"])
+        x = x + F.linear(0.5 * y * (1 + torch.erf(y / math.sqrt(2))), w[f"{at}2.fn.fc2.weight"])
+        found.append(norm(x)[:, registers:].transpose(1, 2).reshape(len(images), -1, rows, columns))
+    return found

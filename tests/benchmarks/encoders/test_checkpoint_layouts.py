@@ -89,7 +89,7 @@ CASES = {
 ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py, test_timm_models.py or test_vit_families.py
     "bytedance/ibot", "DINOv3", "facebookresearch/ijepa",
     "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
-    "ViT of timm's names",
+    "ViT of timm's names", "CAPI", "facebookresearch/capi", "NVlabs/RADIO",
 }  # fmt: skip
 
 

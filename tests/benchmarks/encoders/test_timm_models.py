@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,51 @@ def test_stages_are_given_where_a_model_has_them(tmp_path: Path) -> None:
         maps = net.forward_intermediates(images, intermediates_only=True)
     outputs = encoder.outputs(images, FEATURE_MAPS[1:])
     assert all(torch.equal(outputs[name], expected) for name, expected in zip(FEATURE_MAPS[1:], maps, strict=True))
+
+
+@pytest.mark.slow
+def test_convnext_and_swin_by_the_names_of_their_own_code(tmp_path: Path) -> None:
+    """Against torchvision's networks, whose tensors get the names of the authors' code."""
+    import torchvision
+
+    torch.manual_seed(0)
+    settings = [torchvision.models.convnext.CNBlockConfig(*row) for row in (
+        (96, 192, 3), (192, 384, 3), (384, 768, 9), (768, None, 3))]  # fmt: skip
+    convnext = torchvision.models.convnext.ConvNeXt(settings, layer_scale=0.3).eval()
+    found = {}
+    for key, tensor in convnext.state_dict().items():
+        name = re.sub(r"^features\.0\.", "downsample_layers.0.", key)
+        name = re.sub(r"^features\.([246])\.", lambda m: f"downsample_layers.{int(m[1]) // 2}.", name)
+        name = re.sub(r"^features\.([1357])\.", lambda m: f"stages.{int(m[1]) // 2}.", name)
+        for theirs, ours in (("block.0", "dwconv"), ("block.2", "norm"), ("block.3", "pwconv1"), ("block.5", "pwconv2"),
+                             ("layer_scale", "gamma"), ("classifier.0", "norm"), ("classifier.2", "head")):  # fmt: skip
+            name = name.replace(theirs, ours)
+        found[name] = tensor.flatten() if name.endswith("gamma") else tensor
+    path = saved(tmp_path / "c.pth", {"model": found})
+    swin = torchvision.models.swin_transformer.SwinTransformer([4, 4], 96, [2, 2, 6, 2], [3, 6, 12, 24], [7, 7]).eval()
+    found = {"layers.0.blocks.1.attn_mask": torch.zeros(1)}
+    for key, tensor in swin.state_dict().items():
+        name = re.sub(r"^features\.([1357])\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.", key)
+        name = re.sub(r"^features\.([246])\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", name)
+        name = name.replace("features.0.0", "patch_embed.proj").replace("features.0.2", "patch_embed.norm")
+        name = name.replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2")
+        found[name] = tensor
+    other = saved(tmp_path / "s.pth", {"model": found})
+    for net, model_name, file in ((convnext, "convnext_tiny", path), (swin, "swin_tiny_patch4_window7_224", other)):
+        encoder = load_encoder(f"timm:{model_name}:{file}")
+        side = 64 if net is convnext else 224
+        images = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            if net is convnext:
+                expected = convnext.classifier[:2](convnext.avgpool(convnext.features(images))).flatten(1)
+            else:
+                expected = swin.avgpool(swin.permute(swin.norm(swin.features(images)))).flatten(1)
+        outputs = encoder.outputs(images, ["embed", "feature5"])
+        assert torch.allclose(outputs["embed"], expected, atol=1e-5)
+        assert outputs["feature5"].shape == (1, 768, side // 32, side // 32)
+        assert encoder.card.keys_unused >= 2  # the classifier
+    with pytest.raises(InputError, match=r"of another shape|missing"):
+        load_encoder(f"timm:convnext_small:{path}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import FAMILIES
 from benchmarks.task import InputError
 from pretrain.backbone import write_backbone
-from tests.reference.vit_plain import PlainVit
+from tests.reference.vit_plain import PlainVit, plain_capi
 
 TIMM = """patch.w patch_embed.proj.weight
 patch.b patch_embed.proj.bias
@@ -132,6 +133,53 @@ def beit(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
     return found
 
 
+def franca(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys(TIMM, {name: tensor for name, tensor in w.items() if ".gate." not in name}, fc2="mlp.w3")
+    for name in [name for name in found if ".mlp.fc1." in name]:
+        gate = w[f"{name.split('.')[1]}.gate.{'w' if name.endswith('weight') else 'b'}"]
+        found[name.replace(".fc1.", ".w12.")] = torch.cat([gate, found.pop(name)])
+    return {re.sub(r"blocks\.(\d)", r"blocks.0.\1", name): tensor for name, tensor in found.items()}
+
+
+def of_pe(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys("# transformer.resblocks.#\nnorm1 ln_1\nnorm2 ln_2\nproj attn.out_proj\nfc1 mlp.c_fc\nfc2 mlp.c_proj\n"
+                 "scale1 ls_1.gamma\nscale2 ls_2.gamma\npatch.w conv1.weight\ncls class_embedding\n"
+                 "pos positional_embedding\npre ln_pre\nnorm ln_post\nqkv attn.in_proj_\nhead.probe attn_pool.probe\n"
+                 "head.qkv.w attn_pool.attn.in_proj_weight\nhead.qkv.b attn_pool.attn.in_proj_bias\n"
+                 "head.proj attn_pool.attn.out_proj\nhead.norm attn_pool.layernorm\nhead.fc1 attn_pool.mlp.c_fc\n"
+                 "head.fc2 attn_pool.mlp.c_proj", w)  # fmt: skip
+    found = {name.replace("in_proj_.", "in_proj_"): tensor for name, tensor in found.items()}
+    found["positional_embedding"] = w["pos"][0]
+    return found | ({"class_embedding": w["cls"][0, 0]} if net.class_token else {})
+
+
+def of_radio(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = keys(TIMM, w, scale1="ls1.grandma", scale2="ls2.grandma")
+    tokens = torch.cat([found.pop("cls_token"), found.pop("register_tokens")], 1)[0]
+    parts = {"cls_token.token": tokens, "pos_embed": found.pop("pos_embed"),
+             "embedder.weight": found.pop("patch_embed.proj.weight").flatten(1),
+             "embedder.bias": found.pop("patch_embed.proj.bias")}  # fmt: skip
+    return {**found, **prefixed("patch_generator.", parts)}
+
+
+def radio_on_the_hub(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    mean = torch.tensor([0.25, 0.5, 0.75])[:, None, None]
+    beside = {"summary_idxs": torch.tensor(SUMMARY), "input_conditioner.norm_mean": mean,
+              "input_conditioner.norm_std": mean}  # fmt: skip
+    return {**prefixed("radio_model.model.", of_radio(w, net)), **prefixed("radio_model.", beside)}
+
+
+def radio_checkpoint(w: dict[str, Tensor], net: PlainVit) -> dict[str, Any]:
+    """The moving average prevails; the list of teachers says which tokens are the summary."""
+    teachers = [{"name": "clip"}, {"name": "sam", "use_summary": False}, {"name": "dino_v2", "use_summary": True},
+                {"name": "clip"}]  # fmt: skip
+    return {
+        "state_dict_ema": prefixed("base_model.", of_radio(w, net)),
+        "state_dict": prefixed("base_model.", of_radio(net.weights(1), net)),
+        "args": argparse.Namespace(teachers=teachers, cls_token_per_teacher=True),
+    }
+
+
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
@@ -169,6 +217,11 @@ CLIP = replace(SMALL, pre_norm=True, eps=1e-5)
 AIM = replace(GAP, gated=True, rms=True, qkv_bias=False, eps=1e-5)
 BEIT = replace(SMALL, positions="none", relative=True, key_bias=False, scale=True)
 SIGLIP = replace(GAP, pooling_head=True, activation="gelu_tanh")
+GATED = replace(SCALED, gated=True)
+PE = replace(SMALL, heads=4, pre_norm=True, eps=1e-5, counted=True, away="bilinear", pooling_head=True, pool_heads=8)
+PE_SPATIAL = replace(PE, class_token=False, pooling_head=False, pool_heads=0, final_norm=False, scale=True)
+RADIO = replace(SMALL, positions="patches", registers=4, away="square", final_norm=False, pre_norm=False, scale=True)
+SUMMARY = [0, 2]  # of RADIO's tokens
 STUDENT = {"student": {"module.backbone.cls_token": torch.zeros(1)}}
 HUB = {"hidden_act": "gelu", "num_attention_heads": 3, "layer_norm_eps": 1e-6}
 
@@ -217,6 +270,27 @@ CASES = {
     "siglip": Case("siglip", SIGLIP, of_transformers_clip, "transformers' CLIP names", "map", 0.5,
                    ("heads=3", "activation=gelu_tanh")),
     "aimv2": Case("aimv2", AIM, of_aimv2, "AIMv2's names", "mean", 0.48145466),
+    "franca": Case(
+        "franca", GATED,
+        lambda w, n: {"teacher": {**prefixed("backbone.", franca(w, n)),
+                                  "dino_head.matryoshka_projections.0.weight": torch.zeros(2, 2)}},
+        "timm's names",
+    ),
+    "franca without heads": Case("franca", GATED, lambda w, n: {"teacher": prefixed("backbone.", franca(w, n))},
+                                 "timm's names"),
+    "pe": Case("pe", PE, of_pe, "CLIP's names", "map", 0.5, ("heads=4",)),
+    "pe with the text tower": Case("pe", PE, lambda w, n: {"model": {**prefixed("visual.", of_pe(w, n)),
+                                                                     "positional_embedding": torch.zeros(3, 4)}},
+                                   "CLIP's names", "map", 0.5, ("heads=4",)),
+    "pe-spatial": Case("pe-spatial", PE_SPATIAL, of_pe, "CLIP's names", "mean", 0.5, ("heads=4",)),
+    "radio": Case("radio", RADIO, radio_checkpoint, "NVlabs/RADIO", "summary", 0.48145466),
+    "radio of one token": Case(
+        "radio", replace(RADIO, final_norm=True, scale=False),
+        lambda w, n: {"state_dict": prefixed("base_model.", of_radio(w, n)),
+                      "args": argparse.Namespace(cls_token_per_teacher=False)},
+        "RADIO's names", mean=0.48145466,
+    ),
+    "radio on the hub": Case("radio", RADIO, radio_on_the_hub, "RADIO's names", "summary", 0.25),
     "hub vit": Case("plain", replace(SMALL, eps=1e-12),
                     lambda w, n: keys(TRANSFORMERS, w, **VIT_BLOCKS), "transformers' ViT names", facts=(),
                     config={**HUB, "model_type": "vit", "layer_norm_eps": 1e-12},
@@ -233,7 +307,12 @@ CASES = {
                      mean=0.48145466, facts=(),
                      config={"model_type": "clip", "vision_config": {**HUB, "hidden_act": "quick_gelu"}}),
 }  # fmt: skip
-UNTESTED_HERE = {"deit-distilled", "deit", "plain"}  # the class token beside a distillation token is tested below
+UNTESTED_HERE = {
+    "deit-distilled",
+    "deit",
+    "plain",
+    "capi",
+}  # CAPI, and the class token beside a distillation token is tested below
 
 
 def written(case: Case, w: dict[str, Tensor], folder: Path) -> str:
@@ -266,10 +345,13 @@ def test_a_file_of_the_family_gives_the_plain_forward_pass(name: str, tmp_path: 
         expected["embed"] = {"cls": blocks[-1][:, 0], "mean": mean}.get(case.embed, mean)
         if case.embed == "map":
             expected["embed"] = net.pooled(w, blocks[-1])
+        of_class = SUMMARY if case.embed == "summary" else [0]
+        if case.embed == "summary":
+            expected["embed"] = blocks[-1][:, SUMMARY].flatten(1)
         if net.depth >= 4:
             expected["patches4"] = torch.cat([as_map(b, prefix, height, width) for b in blocks[-4:]], 1)
         if net.class_token and net.depth >= 4:
-            expected["cls_last4"] = torch.cat([b[:, 0] for b in blocks[-4:]], 1)
+            expected["cls_last4"] = torch.cat([b[:, of_class].flatten(1) for b in blocks[-4:]], 1)
         for output, value in expected.items():
             assert torch.allclose(outputs[output], value, rtol=0, atol=2e-5 * value.abs().max()), (
                 output,
@@ -286,7 +368,10 @@ def test_every_family_is_tested() -> None:
     assert all(family.source and family.recognised for family in FAMILIES)
 
 
-@pytest.mark.parametrize("name", ["dinov2", "dinov3", "clip of OpenAI", "aimv2"])
+WRITTEN = ("dinov2", "dinov3", "clip of OpenAI", "aimv2", "franca", "pe-spatial", "radio")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_written_backbone_is_the_same_encoder(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     first = load_encoder(written(case, case.net.weights(), tmp_path), facts=(*case.facts, "embed=mean"))
@@ -296,6 +381,57 @@ def test_a_written_backbone_is_the_same_encoder(name: str, tmp_path: Path) -> No
     assert torch.equal(*(e.outputs(images, ["embed"])["embed"] for e in (first, again)))
     assert again.card.architecture == first.card.architecture
     assert again.card.embed == first.card.embed
+
+
+@pytest.mark.parametrize(("registers", "prefix"), [(16, "backbone."), (0, "")])
+def test_capis_encoder_gives_the_plain_forward_pass(registers: int, prefix: str, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"registers": (1, registers, 24), "patch_embed.weight": (24, 3, 14, 14), "patch_embed.bias": (24,)}
+    for block in range(5):
+        at = f"encoder.blocks.{block}.residual"
+        shapes |= {f"{at}1.fn.{part}.weight": (24, 24) for part in ("q_proj", "k_proj", "v_proj", "proj")}
+        shapes |= {f"{at}{part}.norm.weight": (24,) for part in (1, 2)}
+        shapes |= {f"{at}1.fn.rope.freqs": (2, 8), f"{at}2.fn.fc1.weight": (96, 24), f"{at}2.fn.fc2.weight": (24, 96)}
+    w = {name: torch.randn(shape, generator=draw) * 0.3 for name, shape in shapes.items()}
+    decoder = {"mask_token": torch.zeros(1, 24), "decoder.blocks.0.residual1.norm.weight": torch.zeros(24)}
+    torch.save(prefixed(prefix, {**w, **decoder}), tmp_path / "capi.pth")
+    encoder = load_encoder(tmp_path / "capi.pth")
+    write_backbone(tmp_path / "own.safetensors", encoder.module.state_dict(), encoder.card)
+    again = load_encoder(tmp_path / "own.safetensors")
+    for rows, columns in ((3, 3), (2, 5)):
+        images = torch.randn(2, 3, rows * 14, columns * 14, generator=draw)
+        blocks = plain_capi(w, images, heads=3)
+        outputs = encoder.outputs(images, encoder.names)
+        assert torch.allclose(outputs["patches"], blocks[-1], atol=1e-5)
+        assert torch.allclose(outputs["patches4"], torch.cat(blocks[-4:], 1), atol=1e-5)
+        assert torch.allclose(outputs["embed"], blocks[-1].mean((2, 3)), atol=1e-5)
+        assert torch.equal(again.outputs(images, ["embed"])["embed"], outputs["embed"])
+    card = encoder.card
+    assert (card.patch_size, card.mean[0], card.method, card.assumed) == (14, 0.485, "CAPI", ())
+    assert (card.keys_matched, card.keys_unused) == (len(w), 2)
+    assert again.card.architecture == card.architecture
+    with pytest.raises(InputError, match=r"has no class token; choose --facts embed=mean"):
+        load_encoder(tmp_path / "capi.pth", facts=["embed=cls"])
+    with pytest.raises(InputError, match=r"CAPI's encoder, whose code fixes them; leave it out"):
+        load_encoder(tmp_path / "capi.pth", facts=["heads=3"])
+    del w["registers"], w["encoder.blocks.1.residual2.fn.fc1.weight"]
+    torch.save({**w, "registers": torch.zeros(1, 4, 24)}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match=r"1 missing \(encoder\.blocks\.1\.residual2\.fn\.fc1\.weight\)"):
+        load_encoder(tmp_path / "part.pth")
+
+
+def test_radios_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    whole = radio_on_the_hub(RADIO.weights(), RADIO)
+    for change, said in (
+        ({"radio_model.summary_idxs": None}, "does not say which of its class tokens make the summary; give the model"),
+        ({"radio_model.summary_idxs": torch.tensor([9])}, r"has 5 tokens, of which its summary takes \[9\]"),
+        ({"radio_model.feature_normalizer.mean": torch.zeros(48)}, "RADIO with a feature normaliser, which is not"),
+        ({"radio_model.model.blocks.0.attn.qkv.parametrizations.weight.original": torch.zeros(1)}, "spectral reparam"),
+    ):
+        content = {name: tensor for name, tensor in {**whole, **change}.items() if tensor is not None}
+        torch.save(content, tmp_path / "radio.pth")
+        with pytest.raises(InputError, match=said):
+            load_encoder(tmp_path / "radio.pth", facts=["heads=3"])
 
 
 def test_embed_is_chosen_by_a_fact(tmp_path: Path) -> None:
