@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.datasets.lists import read_npy
 from benchmarks.svm_common import leave_out
 from benchmarks.task import InputError, Labels
 
@@ -123,14 +124,9 @@ def read_sets(labels: Labels, folder: Path, *, k: Sequence[int], sets: int) -> l
 def _read_draw(folder: Path, index: int, k: int, labels: Labels) -> Draw:
     """One published file: an (N, C) array of 1, 0 and -1 whose rows are the images in the order of their ids."""
     file = folder / f"train_targets_sample{index + 1}_k{k}.npy"
-    if not file.is_file():
-        raise InputError(f"{file} is missing: copy all published label files, or choose a protocol with seeded sets")
-    try:
-        matrix = np.load(file)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{file} is not a NumPy array ({error}): copy it again") from error
+    matrix = read_npy(file, "copy all published label files as .npy, or choose a protocol with seeded sets")
     count, classes = len(labels), len(labels.classes)
-    if matrix.shape != (count, classes) or not np.isin(matrix, (-1, 0, 1)).all():
+    if matrix.shape != (count, classes) or matrix.dtype.kind not in "iuf" or not np.isin(matrix, (-1, 0, 1)).all():
         raise InputError(
             f"{file} holds {matrix.shape} values, but {count} images of {classes} classes need ({count}, {classes}) "
             "of 1, 0 and -1: use the files of this data set's training split"

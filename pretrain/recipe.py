@@ -274,7 +274,7 @@ def _fields(name_or_path: str, children: tuple[Path, ...] = ()) -> dict[str, Any
         raise InputError(f"{path} is its own parent: {' <- '.join(map(str, (*children, path)))}")
     try:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of TOML or of UTF-8
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, or of brackets in brackets
         raise InputError(f"{path} is not a TOML file: {error}") from error
     parent = own.pop("parent", None)
     if not isinstance(parent, str | None):

@@ -100,7 +100,7 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
         return Verdict(stored.path, (), (), tuple(record.scores))
     try:
         return _rescored(stored.path, record, outcomes)
-    except (KeyError, ValueError, IndexError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:  # arrays of other kinds
         return Verdict(stored.path, (f"its outcomes cannot be scored: {error}",))
 
 

@@ -32,6 +32,7 @@ _PIXELS = 3 * _SIDE * _SIDE
 _RECORD = 1 + _PIXELS  # bytes of an image in the binary version: a label, then the planes
 _MAX_BATCH = 2**26  # bytes of a pickled batch; the owner's have 31 MB
 _MAX_BATCH_100 = 2**28  # of CIFAR-100, where train is one file of 155 MB
+_MAX_OPERATIONS = 1_000_000  # of a pickle; CIFAR-100's train, with 50,000 names and two labels of each, has 250,000
 _FILES_100 = ("train", "test")
 _KEPT_BATCHES = 6  # all of them: 180 MB in a process that shuffles the pickled version
 _NOT_A_BATCH = "the file is not a batch of CIFAR-10; take it from the owner's archive again"
@@ -100,6 +101,18 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+class _Counted(dict[int, Callable[..., None]]):
+    """The operations of an unpickler, of which one pickle may use so many: a byte of a file can make an object."""
+
+    left = _MAX_OPERATIONS
+
+    def __getitem__(self, code: int) -> Callable[..., None]:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it has more than {_MAX_OPERATIONS:,} operations")
+        return super().__getitem__(code)
+
+
 class RestrictedUnpickler(pickle._Unpickler):
     """Reads dicts, lists, numbers, texts and arrays of bytes. A batch file runs no code, whatever it holds.
 
@@ -129,6 +142,10 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, content: bytes, encoding: str) -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+        vars(self)["dispatch"] = _Counted(type(self).dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in self._KNOWN:
@@ -165,7 +182,7 @@ def _unpickle(file: Path) -> dict[bytes, Any]:
         require_regular(file)
         if file.stat().st_size > (_MAX_BATCH_100 if file.name in _FILES_100 else _MAX_BATCH):
             raise InputError(f"{file} has {file.stat().st_size:,} bytes: {_NOT_A_BATCH}")
-        found = RestrictedUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        found = RestrictedUnpickler(file.read_bytes(), "bytes").load()
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack {_OWNER} again") from error
     except InputError:

@@ -25,6 +25,7 @@ THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicy
 _IGNORED = 255
 _OUTSIDE = "license plate"  # of vehicles; the owner gives it no id and paints it over nothing
 _STEPS = 4  # per pixel: polygons are cut from each other on a grid of points so far apart
+_MOST_BYTES, _MOST_OBJECTS = 1 << 24, 5000  # of a file of outlines
 _MOST_PIXELS = 1 << 25  # of an image, 16 times those of Cityscapes; the grid has 16 bytes for each
 
 _IMAGE = "_leftImg8bit.png"
@@ -113,10 +114,14 @@ def read_visible_objects(masks: Path) -> tuple[list[VisibleObject], tuple[int, i
     file = masks.with_name(masks.name.replace("_instanceIds.png", "_polygons.json"))
     try:
         require_regular(file)
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_bytes())
         height, width = int(content["imgHeight"]), int(content["imgWidth"])
         if min(height, width) < 1 or height * width > _MOST_PIXELS:
             raise ValueError(f"an image of {width} x {height} pixels")
+        if len(content["objects"]) > _MOST_OBJECTS:
+            raise ValueError(f"{len(content['objects']):,} objects")
         outlines = [(str(o["label"]), _corners(o["polygon"])) for o in content["objects"] if "deleted" not in o]
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack gtFine_trainvaltest.zip again") from error

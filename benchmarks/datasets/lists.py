@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Maps an item's id to the names of its sources; optional, in the folder of a data set.
 GROUPS_FILE = "groups.json"
+MAX_CLASSES = 1_000_000  # of a list that only numbers them
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _ENTRIES_SHOWN = 6
@@ -197,6 +198,7 @@ def read_lines(file: Path) -> list[str]:
         InputError: the file does not exist, is not text, or has no line.
     """
     try:
+        require_regular(file)
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; put the list there") from error
@@ -226,7 +228,7 @@ def read_list(file: Path) -> Listed:
             targets[row] = int(label)
         except (ValueError, OverflowError) as error:
             raise InputError(
-                f"{file} line {row + 1}: expected a path and a label, found {line!r}; restore the list"
+                f"{file} line {row + 1}: expected a path and a label, found {line[:200]!r}; restore the list"
             ) from error
         names.append(name)
     if separator or lines[0][0] == "/":
@@ -236,12 +238,13 @@ def read_list(file: Path) -> Listed:
 
 
 def read_arrays(images: Path, labels: Path) -> Listed:
-    """Names and labels of VISSL's pair of `.npy` files. Both are read without pickle.
+    """Names and labels of VISSL's pair of `.npy` files.
 
     Raises:
         InputError: a file is missing or not such an array, or the arrays differ in length.
     """
-    names, targets = _read_array(images), _read_array(labels)
+    remedy = "VISSL's lists are a pair of .npy files, of paths and of labels"
+    names, targets = read_npy(images, remedy), read_npy(labels, remedy)
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8")
     if names.dtype.kind != "U" or names.ndim != 1 or not len(names):
@@ -258,12 +261,21 @@ def read_arrays(images: Path, labels: Path) -> Listed:
     return listed, targets.reshape(-1).astype(np.int64)
 
 
-def _read_array(file: Path) -> NDArray[Any]:
+def read_npy(file: Path, remedy: str) -> NDArray[Any]:
+    """The array of an .npy file, read without pickle.
+
+    Args:
+        remedy: what to do where there is no such file or it is an archive.
+
+    Raises:
+        InputError: it is missing or not such an array.
+    """
     try:
+        require_regular(file)
         with file.open("rb") as opened:
             found = np.load(opened, allow_pickle=False)
     except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; VISSL's lists are a pair of files of paths and labels") from error
+        raise InputError(f"{file} is missing; {remedy}") from error
     except ValueError as error:
         if "Object arrays" in str(error):
             raise InputError(
@@ -271,10 +283,16 @@ def _read_array(file: Path) -> NDArray[Any]:
                 "where you trust it: numpy.save(file, numpy.array(old.tolist()))"
             ) from error
         raise InputError(f"{file} is not a .npy file ({error}); write it again with numpy.save") from error
+    except OSError:
+        raise
     except (MemoryError, EOFError) as error:
         raise InputError(f"{file} has fewer entries than its header says; write it again with numpy.save") from error
+    except Exception as error:  # numpy raises nearly anything at a malformed header or archive
+        raise InputError(
+            f"{file} is not a .npy file ({type(error).__name__}); write it again with numpy.save"
+        ) from error
     if not isinstance(found, np.ndarray):
-        raise InputError(f"{file} is an .npz archive; VISSL's lists are a pair of .npy files")
+        raise InputError(f"{file} is an .npz archive; {remedy}")
     return found
 
 
@@ -282,7 +300,7 @@ def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) 
     """Class names of a list: the folder of each label's images, or the number for images outside of any folder.
 
     Raises:
-        InputError: a label has images in two folders, or a folder has images of two labels.
+        InputError: a label has images in two folders or is absurd, or a folder has images of two labels.
     """
     folder_of: dict[int, str] = {}
     for name, target in zip(names, targets.tolist(), strict=True):
@@ -291,13 +309,26 @@ def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) 
             raise InputError(
                 f"{source} gives images of {folder_of[target]} and of {where} the label {target}; restore the list"
             )
+    count = class_count(source, targets)
     folders = sorted(set(folder_of.values()))
     if folders == [""]:
-        return [str(number) for number in range(max(folder_of) + 1)]
+        return [str(number) for number in range(count)]
     if len(folders) < len(folder_of):
         twice = next(name for name in folders if list(folder_of.values()).count(name) > 1)
         raise InputError(f"{source} gives images of {twice} several labels; restore the list")
-    return [folder_of.get(number, str(number)) for number in range(max(folder_of) + 1)]
+    return [folder_of.get(number, str(number)) for number in range(count)]
+
+
+def class_count(source: Path, targets: NDArray[np.int64]) -> int:
+    """The number of classes of a list that only numbers them, from 0 on.
+
+    Raises:
+        InputError: a number is far above those of any data set, so that memory for all classes would be too much.
+    """
+    highest = int(targets.max(initial=-1))
+    if highest >= MAX_CLASSES:
+        raise InputError(f"{source} has the label {highest}, more than {MAX_CLASSES:,} classes; restore the list")
+    return highest + 1
 
 
 def sorted_labels(

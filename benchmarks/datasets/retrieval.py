@@ -6,7 +6,6 @@ owner, which is read without running what it holds. In the others an image and i
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from results.files import require_regular
 
 DATABASE, QUERIES = "database", "queries"
 _MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
+_MAX_NAMES = 100_000  # of images or queries
+_MAX_ROWS = 2_000_000  # of all answers together
 _DTYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "int64", "int32", "float64", "float32")
 
 
@@ -137,31 +138,52 @@ def read_ground_truth(file: Path) -> GroundTruth:
         require_regular(file)
         if file.stat().st_size > _MAX_PICKLE:
             raise InputError(f"{file} has {file.stat().st_size:,} bytes: {wrong}")
-        found = _Unpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
-        database, queries = (tuple(map(str, found[name])) for name in ("imlist", "qimlist"))
-        answers = tuple(_answers(each, len(database)) for each in found["gnd"])
-        if len(answers) != len(queries) or not database or not queries:
-            raise ValueError(f"{len(answers)} answers for {len(queries)} queries")
+        found = _Unpickler(file.read_bytes(), "latin1").load()
+        database, queries = (_names(found[name]) for name in ("imlist", "qimlist"))
+        if len(found["gnd"]) != len(queries) or not database or not queries:
+            raise ValueError(f"{len(found['gnd'])} answers for {len(queries)} queries")
+        answers: list[Answers] = []
+        left = _MAX_ROWS
+        for each in found["gnd"]:
+            answers.append(_answers(each, len(database)))
+            left -= sum(map(len, (answers[-1].easy, answers[-1].hard, answers[-1].junk)))
+            if left < 0:
+                raise ValueError(f"it has more than {_MAX_ROWS:,} answers")
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; take it from github.com/filipradenovic/revisitop") from error
     except InputError:
         raise
     except Exception as error:  # a broken pickle raises nearly anything
         raise InputError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}): {wrong}") from error
-    return GroundTruth(database, queries, answers)
+    return GroundTruth(database, queries, tuple(answers))
+
+
+def _names(listed: object) -> tuple[str, ...]:
+    """Texts only: a short pickle can hold lists of lists that are endless when they are written out."""
+    if not isinstance(listed, list) or len(listed) > _MAX_NAMES or not all(isinstance(each, str) for each in listed):
+        raise ValueError("a list of images holds something else, or too many")
+    return tuple(listed)
+
+
+def _numbers(value: object, count: int) -> NDArray[np.float64]:
+    """At most so many numbers, of an array or a list without lists in it."""
+    listed: Any = value.values.reshape(-1) if isinstance(value, _Array) else value
+    if not isinstance(listed, list | np.ndarray) or len(listed) > count:
+        raise ValueError(f"a list has more than {count} numbers, or is none")
+    if isinstance(listed, list) and not all(isinstance(each, int | float) for each in listed):
+        raise ValueError("a list of numbers holds something else")
+    return np.asarray(listed, np.float64)
 
 
 def _answers(entry: Mapping[str, Any], count: int) -> Answers:
     def rows(name: str) -> NDArray[np.int64]:
-        value = entry[name]
-        listed = np.asarray(value.values if isinstance(value, _Array) else value, np.float64).reshape(-1)
+        listed = _numbers(entry[name], count)
         whole = listed.astype(np.int64)
         if (whole != listed).any() or (whole < 0).any() or (whole >= count).any():
             raise ValueError(f"{name} has rows beyond the database")
         return whole
 
-    box = entry["bbx"]
-    corners = [float(v) for v in np.asarray(box.values if isinstance(box, _Array) else box, np.float64).reshape(-1)]
+    corners = _numbers(entry["bbx"], 4).tolist()
     if len(corners) != 4:
         raise ValueError("a box has no four corners")
     return Answers((corners[0], corners[1], corners[2], corners[3]), rows("easy"), rows("hard"), rows("junk"))

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.datasets.array_sets import pcam, stl10, svhn
 from benchmarks.datasets.lists import (
     LazyPaths,
+    class_count,
     class_folders,
     first_file,
     folder_contents,
@@ -24,15 +26,16 @@ from benchmarks.datasets.lists import (
     read_groups,
     read_lines,
 )
+from benchmarks.datasets.mat_files import read_mat
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
 
 TEST = "test"
 SPLIT_SEED = 0  # of splits that no owner publishes
 Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
 Reader = Callable[[Path, str], Labels]
 
+_MAX_MAT = 2**25  # bytes of a .mat file, unpacked; those of Stanford Cars have a tenth of it
 _CALTECH_TRAIN = 30  # images of each class
 _EUROSAT = (1000, 500)  # images of each class in train and in test, as in CLIP's split
 _BACKGROUND = "BACKGROUND_Google"
@@ -115,7 +118,7 @@ def _torchvision(name: str, folder: Path, part: str, **options: Any) -> Items:
         files, labels = zip(*own.get("_samples", own.get("samples")), strict=True)
     else:
         labels = own["_labels"]
-    classes = own.get("classes") or [str(number) for number in range(max(labels) + 1)]
+    classes = own.get("classes") or [str(n) for n in range(class_count(folder, np.array(labels, np.int64)))]
     return _relative(folder, files), [int(label) for label in labels], list(classes)
 
 
@@ -153,17 +156,44 @@ def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None,
 
 def _flowers(folder: Path, part: str) -> Items:
     """Oxford Flowers: `setid.mat` and `imagelabels.mat`, of which torchvision checks the md5."""
-    from scipy.io import loadmat
-
-    for name in ("setid.mat", "imagelabels.mat"):
-        require_regular(folder / name)
-    ids = loadmat(folder / "setid.mat", squeeze_me=True)[{"train": "trnid", "val": "valid", TEST: "tstid"}[part]]
-    labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
-    numbers = [int(number) for number in np.atleast_1d(ids)]
-    if numbers and not 1 <= min(numbers) <= max(numbers) <= len(labels):
+    name = {"train": "trnid", "val": "valid", TEST: "tstid"}[part]
+    ids = _whole_numbers(folder / "setid.mat", name)
+    labels = _whole_numbers(folder / "imagelabels.mat", "labels")
+    if len(ids) and not 1 <= ids.min() <= ids.max() <= len(labels):
         raise InputError(f"{folder / 'setid.mat'} numbers images that imagelabels.mat does not have; unpack both again")
-    classes = [f"{number:03d}" for number in range(1, int(labels.max()) + 1)]
-    return [f"jpg/image_{number:05d}.jpg" for number in numbers], [int(labels[n - 1]) - 1 for n in numbers], classes
+    classes = [f"{number:03d}" for number in range(1, 1 + class_count(folder / "imagelabels.mat", labels - 1))]
+    return [f"jpg/image_{number:05d}.jpg" for number in ids], (labels[ids - 1] - 1).tolist(), classes
+
+
+def _whole_numbers(file: Path, name: str) -> NDArray[np.int64]:
+    """A row of a .mat file."""
+    found = read_mat(file, (name,), _MAX_MAT)[name]
+    if not isinstance(found, np.ndarray) or not np.array_equal(found, np.rint(found)):
+        raise InputError(f"{file}: {name} holds no whole numbers; unpack it again")
+    return found.reshape(-1).astype(np.int64)
+
+
+def _cars(folder: Path, part: str) -> Items:
+    """Stanford Cars: a structure for each image, with its file and its class from 1 on; the classes are in the devkit.
+
+    The paths are torchvision's.
+    """
+    file, below = {
+        "train": (folder / "devkit/cars_train_annos.mat", "cars_train"),
+        TEST: (folder / "cars_test_annos_withlabels.mat", "cars_test"),
+    }[part]
+    meta = folder / "devkit/cars_meta.mat"
+    annotations = read_mat(file, ("annotations",), _MAX_MAT)["annotations"]
+    names = read_mat(meta, ("class_names",), _MAX_MAT)["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{meta} has no names of classes; unpack it again")
+    if not isinstance(annotations, dict) or not {"fname", "class"} <= annotations.keys():
+        raise InputError(f"{file} has no images and classes; unpack it again")
+    files, classes = annotations["fname"], annotations["class"]
+    numbers = [int(each.item()) for each in classes if isinstance(each, np.ndarray) and each.size == 1]
+    if len(numbers) < len(classes) or not all(isinstance(each, str) for each in files):
+        raise InputError(f"{file} has an image without a name or a class; unpack it again")
+    return [f"{below}/{each}" for each in files], [n - 1 for n in numbers], [str(name) for name in names]
 
 
 def _sun(folder: Path, part: str) -> Items:
@@ -268,7 +298,7 @@ TRANSFER_SETS: Mapping[str, TransferSet] = {
         "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/", 397,
     ),
     "cars": TransferSet(
-        "stanford_cars", _Set("Stanford Cars", TRAINVAL, partial(_torchvision, "StanfordCars")),
+        "stanford_cars", _Set("Stanford Cars", TRAINVAL, _cars),
         {"trainval": 8144, TEST: 8041},
         "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/", 196,
     ),

@@ -77,7 +77,7 @@ def read_config(weights: Path) -> HubConfig | None:
         return None
     if kind not in _FAMILIES:
         raise InputError(
-            f"{path} describes a {kind}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); wrap it "
+            f"{path} describes a {kind[:60]!a}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); wrap it "
             "as my_package.my_module:build"
         )
     vision = config.get("vision_config")
@@ -100,14 +100,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _network(config: dict[str, Any], path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     heads, epsilon = config.get("num_attention_heads"), config.get("layer_norm_eps")
-    if isinstance(heads, int) and heads > 0:
+    if type(heads) is int and heads > 0:
         found["num_heads"] = heads
+    if isinstance(epsilon, float) and not 0 <= epsilon < 1:
+        raise InputError(f"{path} has the epsilon {epsilon}, which is not one of a normalisation; download it again")
     if isinstance(epsilon, float) and epsilon > 0:
         found["norm_eps"] = epsilon
     activation = config.get("hidden_act")
     if isinstance(activation, str):
         if activation not in _ACTIVATIONS:
-            raise InputError(f"{path} has the activation {activation}, which is not one of {', '.join(_ACTIVATIONS)}")
+            raise InputError(
+                f"{path} has the activation {activation[:60]!a}, which is not one of {', '.join(_ACTIVATIONS)}"
+            )
         found["activation"] = _ACTIVATIONS[activation] or ("gelu" if activation == "gelu" else None)
     return {name: value for name, value in found.items() if value is not None}
 
@@ -125,9 +129,9 @@ def _pixels(folder: Path) -> dict[str, Any]:
 
 def _three(value: object) -> tuple[float, ...] | None:
     numbers = value if isinstance(value, list) else []
-    return (
-        tuple(map(float, numbers)) if len(numbers) == 3 and all(isinstance(n, int | float) for n in numbers) else None
-    )
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
+        return None
+    return tuple(map(float, numbers))
 
 
 def _of_timm(config: dict[str, Any], path: Path) -> HubConfig:

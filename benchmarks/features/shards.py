@@ -266,6 +266,10 @@ def open_rows(path: Path) -> np.memmap[Any, np.dtype[Any]]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except EOFError as error:
         raise ValueError(f"{path.name} is empty") from error
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy raises nearly anything at a malformed header
+        raise ValueError(f"{path.name} has a malformed header ({type(error).__name__})") from error
     if not isinstance(rows, np.memmap) or rows.dtype not in (np.float32, np.float16, np.uint16) or rows.ndim != 2:
         raise ValueError(f"{path.name} is not an array of vectors")
     return rows

@@ -225,7 +225,7 @@ def test_published_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert "contradicts the labels of" in refusal(lambda m: m.__setitem__(slice(None), m[::-1].copy()))
     assert "of 1, 0 and -1" in refusal(lambda m: m.__setitem__((0, 0), 7))
     (tmp_path / "train_targets_sample1_k1.npy").write_bytes(b"not an array")
-    with pytest.raises(InputError, match="is not a NumPy array"):
+    with pytest.raises(InputError, match=r"is not a \.npy file"):
         run(protocol(index_sets="files"), train, test, tmp_path)
 
 

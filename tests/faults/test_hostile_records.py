@@ -1,0 +1,172 @@
+"""Hostile records: none ends `verify`, `tables` or `board` in anything but its verdict, and their texts stay texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from results.schema import canonical_sha256
+from results.store import MAX_RECORD, read_record, write_record
+from tests.faults.guard import Case, check
+from tests.faults.test_hostile_data import npy_header
+from tests.faults.test_hostile_weights import npz
+from tests.results.factory_records import KNN, accuracy_outcomes, card, record
+
+OUTCOMES = accuracy_outcomes(("k=10", "k=20"), 0.5, 0)
+CASES: dict[str, Case] = {}
+
+
+def commands(folder: Path) -> None:
+    """What is done with the records of others; each ends, with 0 or 2."""
+    assert main(["verify", str(folder / "records")]) in (0, 1, 2)
+    assert main(["tables", "--records", str(folder / "records"), "--out", str(folder / "tables.md")]) in (0, 2)
+    assert main(["board", str(folder / "board"), "--records", str(folder / "records")]) in (0, 2)
+
+
+def with_outcomes(change: Callable[[dict[str, Any]], object]) -> Case:
+    """A record that is sealed over other outcomes than its benchmark's."""
+
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        outcomes: dict[str, Any] = {name: array.copy() for name, array in OUTCOMES.items()}
+        change(outcomes)
+        opened = folder / "changed.npz"
+        np.savez_compressed(opened, **outcomes)
+        replace_outcomes(path, opened.read_bytes())
+        commands(folder)
+
+    return read
+
+
+def replace_outcomes(path: Path, payload: bytes) -> None:
+    from results.store import _outcomes_name
+
+    name = _outcomes_name(path, payload)
+    path.with_name(name).write_bytes(payload)
+    reseal(path, {"outcomes_file": name})
+
+
+def reseal(path: Path, fields: dict[str, Any]) -> None:
+    raw = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != "sha256"} | fields
+    path.write_text(json.dumps({**raw, "sha256": canonical_sha256(raw)}), encoding="utf-8")
+
+
+def with_payload(payload: Callable[[], bytes]) -> Case:
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        replace_outcomes(path, payload())
+        commands(folder)
+
+    return read
+
+
+def with_text(text: Callable[[str], str | bytes]) -> Case:
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        changed = text(path.read_text("utf-8"))
+        path.write_bytes(changed if isinstance(changed, bytes) else changed.encode("utf-8", "surrogatepass"))
+        commands(folder)
+
+    return read
+
+
+def with_fields(**fields: Any) -> Case:
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        reseal(path, fields)
+        commands(folder)
+
+    return read
+
+
+K = "correct/k=20"
+N = len(OUTCOMES[K])
+EVIL = "</script><script>document.title='owned'</script>\x1b[31m"
+CASES |= {
+    "texts in place of right and wrong": with_outcomes(lambda o: o.update({K: np.array(["a"] * N)})),
+    "complex numbers": with_outcomes(lambda o: o.update({K: np.full(N, 1j)})),
+    "dates": with_outcomes(lambda o: o.update({K: np.zeros(N, "M8[s]")})),
+    "structures": with_outcomes(lambda o: o.update({K: np.zeros(N, [("a", "i4")])})),
+    "one number": with_outcomes(lambda o: o.update({K: np.array(1.0)})),
+    "nine dimensions": with_outcomes(lambda o: o.update({K: np.zeros((N, *[1] * 8))})),
+    "not a number": with_outcomes(lambda o: o.update({K: np.full(N, np.nan)})),
+    "no items": with_outcomes(lambda o: o.update({name: array[:0] for name, array in OUTCOMES.items()})),
+    "groups that go back": with_outcomes(lambda o: o.update(group_offsets=o["group_offsets"][::-1])),
+    "groups far away": with_outcomes(lambda o: o.update(group_offsets=o["group_offsets"].astype(np.int64) * 2**40)),
+    "groups of fractions": with_outcomes(lambda o: o.update(group_offsets=o["group_offsets"] + 0.5)),
+    "groups of texts": with_outcomes(lambda o: o.update(group_offsets=np.array(["a"] * (N + 1)))),
+    "members that are dates": with_outcomes(lambda o: o.update(group_members=np.zeros(N, "M8[s]"))),
+    "no groups": with_outcomes(lambda o: o.pop("group_offsets")),
+    "a reference to itself": with_outcomes(lambda o: o.update({f"same/{K}": np.array(f"same/{K}")})),
+    "a reference to nothing": with_outcomes(lambda o: o.update({f"same/{K}": np.array("nothing")})),
+    "areas of one class": with_outcomes(lambda o: o.update({"iou/k=20": np.zeros((N, 3, 1)), K: np.zeros(N, bool)})),
+    "decisions without targets": with_outcomes(lambda o: o.update({"decision/k=20": np.zeros((N, 2)), "targets": 3})),
+    "a rule that is a number": with_outcomes(lambda o: o.update({"ap_rule": np.array(3), "iou_rule": np.zeros(4)})),
+    "an archive that is text": with_payload(lambda: b"PK or not"),
+    "a header of open brackets": with_payload(lambda: npz(npy_header("(" * 100), f"{K}.npy")),
+    "objects": with_payload(lambda: npz(npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"))),
+    "deep JSON": with_text(lambda text: "[" * 100_000 + text),
+    "brackets in a field": with_text(
+        lambda text: text.replace('"scores": {', '"scores": {"x":' + "[" * 500 + "]" * 500 + ",")),
+    "numbers of 10,000 digits": with_text(
+        lambda text: text.replace('"schema_version": ', '"schema_version": ' + "9" * 10_000)),
+    "no UTF-8": with_text(lambda text: b"\xff" + text.encode()),
+    "half a character": with_text(lambda text: text.replace('"net"', '"\\ud800"')),
+    "40 million numbers": with_text(lambda text: text.replace('"seeds": [', '"seeds": [' + "0," * 20_000_000)),
+    "markup as an encoder": with_text(lambda text: text.replace('"net"', json.dumps(EVIL))),
+    "an outcomes file elsewhere": with_fields(outcomes_file="../../../../etc/passwd"),
+    "an outcomes file that is the record": with_fields(outcomes_file="."),
+    "an outcomes file with a zero byte": with_fields(outcomes_file="a\0b"),
+    "a list of runs that is none": with_fields(runs={"a": 1}),
+    "runs of trials that are none": with_fields(runs=[{"trial": "x", "k=20": [1]}]),
+}  # fmt: skip
+
+
+def sparse(folder: Path) -> None:
+    path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+    (side,) = path.parent.glob("*.npz")
+    with side.open("r+b") as file:
+        file.truncate(1 << 40)
+    commands(folder)
+
+
+CASES["a sparse file of a terabyte"] = sparse
+QUICK = ("texts in place of right and wrong", "a header of open brackets", "a sparse file of a terabyte", "deep JSON")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_hostile_record_ends_nothing(name: str, tmp_path: Path) -> None:
+    check(CASES[name], tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", sorted(CASES.keys() - set(QUICK)))
+def test_no_hostile_record_ends_anything(name: str, tmp_path: Path) -> None:
+    check(CASES[name], tmp_path)
+
+
+@pytest.mark.faults
+def test_markup_in_a_record_stays_text_on_the_board(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    named = card("net").model_copy(update={"name": EVIL, "source": "javascript:alert(1)", "method": EVIL})
+    write_record(tmp_path / "records", record(named, KNN, OUTCOMES), OUTCOMES)
+    commands(tmp_path)
+    printed = capfd.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    for page in (tmp_path / "board").rglob("*"):
+        if page.is_file():
+            content = page.read_text("utf-8", "replace")
+            assert "<script>document" not in content, page
+            assert "javascript:alert" not in content.replace('"javascript:alert', ""), page
+
+
+def test_a_record_that_is_too_large_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_RECORD + 1)
+    assert "more than 16,777,216" in read_record(path).reason  # type: ignore[union-attr]
