@@ -391,7 +391,20 @@ def unpacked(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as stored:
         arrays: dict[str, NDArray[Any]] = {k: v for k, v in stored.items() if not k.startswith(REFERENCE)}
         references = {k.removeprefix(REFERENCE): str(v) for k, v in stored.items() if k.startswith(REFERENCE)}
+    _check_groups(path, arrays)
     return arrays | {name: arrays[same] for name, same in references.items()}
+
+
+def _check_groups(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Whose offsets numpy would take as counts: wrong ones ask for any amount of memory."""
+    if "group_offsets" not in arrays or "group_members" not in arrays:
+        return
+    offsets, members = arrays["group_offsets"], arrays["group_members"]
+    if offsets.ndim != 1 or members.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
+        raise ValueError(f"{path} has groups that are no lists of numbers and names")
+    steps = np.diff(offsets.astype(np.int64))
+    if offsets[0] != 0 or (steps < 0).any() or offsets[-1] != len(members):
+        raise ValueError(f"{path} has groups that do not fit their members")
 
 
 def _ranks(name: str, decisions: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:

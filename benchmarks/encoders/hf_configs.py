@@ -77,8 +77,8 @@ def read_config(weights: Path) -> HubConfig | None:
         return None
     if kind not in _FAMILIES:
         raise InputError(
-            f"{path} describes a {kind[:60]!a}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); wrap it "
-            "as my_package.my_module:build"
+            f"{path} describes a {kind[:60]!a}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); "
+            "wrap it as my_package.my_module:build"
         )
     vision = config.get("vision_config")
     return HubConfig(_FAMILIES[kind], CardOverrides({**_network(vision if isinstance(vision, dict) else config, path),
