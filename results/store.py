@@ -375,7 +375,7 @@ def unpacked(path: Path) -> dict[str, NDArray[Any]]:
     """Read what `packed` wrote; decisions are ranks.
 
     Raises:
-        ValueError: the arrays unfold to more than `MAX_OUTCOMES`, or are not whole.
+        ValueError: the arrays unfold to more than `MAX_OUTCOMES`, are not whole, or have impossible groups.
     """
     with ZipFile(path) as archive:
         members = archive.infolist()
@@ -391,20 +391,18 @@ def unpacked(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as stored:
         arrays: dict[str, NDArray[Any]] = {k: v for k, v in stored.items() if not k.startswith(REFERENCE)}
         references = {k.removeprefix(REFERENCE): str(v) for k, v in stored.items() if k.startswith(REFERENCE)}
-    _check_groups(path, arrays)
+    if "group_offsets" in arrays:
+        _check_groups(path, arrays["group_offsets"], arrays["group_members"])
     return arrays | {name: arrays[same] for name, same in references.items()}
 
 
-def _check_groups(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Whose offsets numpy would take as counts: wrong ones ask for any amount of memory."""
-    if "group_offsets" not in arrays or "group_members" not in arrays:
-        return
-    offsets, members = arrays["group_offsets"], arrays["group_members"]
+def _check_groups(path: Path, offsets: NDArray[Any], members: NDArray[Any]) -> None:
+    """Raise ValueError where the sources of the items cannot be told, which what reads outcomes takes for granted."""
     if offsets.ndim != 1 or members.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
-        raise ValueError(f"{path} has groups that are no lists of numbers and names")
-    steps = np.diff(offsets.astype(np.int64))
-    if offsets[0] != 0 or (steps < 0).any() or offsets[-1] != len(members):
-        raise ValueError(f"{path} has groups that do not fit their members")
+        raise ValueError(f"{path} has groups that are not lists")
+    whole = offsets.astype(np.int64)
+    if whole[0] != 0 or whole[-1] != len(members) or (np.diff(whole) < 1).any():
+        raise ValueError(f"{path} has groups that do not go with its items")
 
 
 def _ranks(name: str, decisions: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:

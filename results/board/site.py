@@ -229,7 +229,7 @@ def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, 
     scripts = [(report / name).read_text(encoding="utf-8").strip() for name in ("sortable.min.js", "wide.js")]
     if template == "index.html":
         scripts.append((FOLDER / "board.js").read_text(encoding="utf-8").strip())
-        # "</" would end the element and "<!--" hide its end; a JSON text may write "<" as an escape
+        # "</script" would end the element, and "<!--<script" would hide its end; a JSON text may write "<" as an escape
         values["data"] = json.dumps(values["boards"], ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     environment = Environment(

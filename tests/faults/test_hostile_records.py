@@ -87,7 +87,7 @@ def with_fields(**fields: Any) -> Case:
 
 K = "correct/k=20"
 N = len(OUTCOMES[K])
-EVIL = "</script><script>document.title='owned'</script>\x1b[31m"
+EVIL = "<!--<script></script><script>document.title='owned'</script>\x1b[31m"
 CASES |= {
     "texts in place of right and wrong": with_outcomes(lambda o: o.update({K: np.array(["a"] * N)})),
     "complex numbers": with_outcomes(lambda o: o.update({K: np.full(N, 1j)})),
@@ -162,7 +162,7 @@ def test_markup_in_a_record_stays_text_on_the_board(tmp_path: Path, capfd: pytes
         if page.is_file():
             content = page.read_text("utf-8", "replace")
             assert "<script>document.title" not in content, page
-            assert "javascript:alert" not in content.replace('"javascript:alert', ""), page
+            assert 'href="javascript:' not in content, page
 
 
 def test_a_record_that_is_too_large_is_named(tmp_path: Path) -> None:
