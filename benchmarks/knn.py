@@ -348,6 +348,7 @@ def _first(names: Sequence[str]) -> str:
 # ---- picture: queries with their nearest neighbours ------------------------------------------------------------------
 
 SHEET_QUERIES, SHEET_NEIGHBOURS, SHEET_SIDE = 10, 6, 96
+SHEET_CELL, SHEET_DRAWN = (145, 165), 130  # pixels of an image with its title, and of the image's longer side
 # Blue and vermillion of Okabe and Ito, which colour-blind readers can tell apart; the titles say it too.
 SAME, OTHER = "#0072B2", "#D55E00"
 
@@ -364,6 +365,7 @@ def neighbour_sheet(train: Labels, test: Labels, indices: NDArray[np.int64]) -> 
         None where an image cannot be opened: the numbers do not depend on the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     rows = sheet_queries(test)
     shown = min(SHEET_NEIGHBOURS, indices.shape[1])
@@ -373,24 +375,27 @@ def neighbour_sheet(train: Labels, test: Labels, indices: NDArray[np.int64]) -> 
         ]
     except InputError:
         return None
-    figure = Figure(figsize=(1.45 * (shown + 1), 1.65 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), shown + 1, squeeze=False)
-    for row, axes, images in zip(rows, grid, pictures, strict=True):
+    (wide, high), dpi = SHEET_CELL, 100
+    figure = Figure(figsize=(wide * (shown + 1) / dpi, high * len(rows) / dpi))
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all, in pixels: axes of its own for each image take seconds
+    axes.set_axis_off()
+    for line, (row, images) in enumerate(zip(rows, pictures, strict=True)):
         names = [test.classes[int(test.targets[row])]]
         names += [train.classes[int(train.targets[int(i)])] for i in indices[row, :shown]]
-        for place, (axis, image, name) in enumerate(zip(axes, images, names, strict=True)):
-            axis.imshow(image)
-            axis.set_xticks([])
-            axis.set_yticks([])
+        for place, (image, name) in enumerate(zip(images, names, strict=True)):
+            height, width = (SHEET_DRAWN * side / max(image.shape[:2]) for side in image.shape[:2])
+            left, top = wide * (place + 0.5) - width / 2, high * (line + 0.55) - height / 2
             same = name == names[0]
             colour = "black" if place == 0 else SAME if same else OTHER
-            mark = "" if place == 0 or same else "not: "
-            axis.set_title(f"{mark}{name}"[:20], fontsize=8, color=colour)
-            for edge in axis.spines.values():
-                edge.set(color=colour, linewidth=2, linestyle="-" if place == 0 or same else "--")
-    grid[0, 0].set_ylabel("query", fontsize=9)
+            mark = "query: " if place == 0 else "" if same else "not: "
+            line_style = "-" if place == 0 or same else "--"
+            axes.imshow(image, extent=(left, left + width, top + height, top), aspect="auto")
+            frame = Rectangle((left, top), width, height, fill=False, color=colour, linewidth=2, linestyle=line_style)
+            axes.add_patch(frame)
+            axes.text(left + width / 2, top - 6, f"{mark}{name}"[:20], color=colour, fontsize=8, ha="center")
+    axes.set(xlim=(0, wide * (shown + 1)), ylim=(high * len(rows), 0))
     png = BytesIO()
-    figure.savefig(png, format="png", dpi=100)
+    figure.savefig(png, format="png", dpi=dpi)
     return png.getvalue()
 
 

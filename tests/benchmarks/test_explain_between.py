@@ -101,10 +101,10 @@ def test_what_cannot_be_compared() -> None:
         between(knn, other)
 
 
-def test_measured_and_explained(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_and_explained(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "records"
     flags = ["explain", "--a", "knn.demo@1", "--b", "knn.demo@1", "--set-b", "temperature=0.5", "normalise=false",
-             "--encoder", "random:resnet18-w8-k3-nopool:0", "--data", str(data), "--out", str(out),
+             "--encoder", "random:resnet18-w8-k3-nopool:0", "--data", str(small_data), "--out", str(out),
              "--features", str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]  # fmt: skip
     assert main([*flags, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("would run") == 4

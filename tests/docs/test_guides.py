@@ -86,8 +86,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_add_a_benchmark(clone: Path, data: Path) -> None:
-    shutil.copytree(data, clone / "work" / "data")
+def test_add_a_benchmark(clone: Path, small_data: Path) -> None:
+    shutil.copytree(small_data, clone / "work" / "data")
     commands = follow("add-benchmark.md", clone)
     assert "lint-imports" in commands
     records = list((clone / "work" / "records").rglob("class_median.demo@1-*.json"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from pretrain.cost import small_batch
 from pretrain.recipe import Augmentation, Recipe
 from tests.pretrain.tiny_runs import run
+from tests.processes import Program
 
 SCRIPT = """
 import json
@@ -27,8 +26,9 @@ print(json.dumps([alone, measure(recipe, "cpu", 1).peak_gib]))
 
 def test_peak_memory_is_the_steps_own_even_if_a_large_process_asks() -> None:
     """The child of a process of 2 GB inherits its peak (getrusage), in which a small step would drown."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    alone, beside = json.loads(done.stdout)
+    large = Program(SCRIPT)
+    assert large.wait() == 0, large.said
+    alone, beside = json.loads(large.said.splitlines()[-1])
     weights = 2 * 11_700_000 * 4 / 2**30  # two ResNet-18
     assert weights < alone < 1.5
     assert abs(beside - alone) < 0.25 * alone
