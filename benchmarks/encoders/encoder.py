@@ -30,9 +30,10 @@ class Encoder:
         forward: maps normalised (N, 3, H, W) images and output names to tensors.
         names: the outputs that exist. feature1 … feature5 are maps (N, C, H, W): the last ones at 1/2 to 1/32 of the
             image in a network of stride 32, otherwise the stem and the four stages. embed is (N, D), head the
-            projection of it. A ViT has, each after its final norm and without class and register tokens, patches
-            (N, D, H/p, W/p) of the last block, patches4 (N, 4D, H/p, W/p) of the last four, the earliest first, and
-            patch_mean (N, D) of the last; with a class token also cls (N, D) and cls_last4 (N, 4D).
+            projection of it. A ViT has, each after its final norm, if it has one, and without class and register
+            tokens, patches (N, D, H/p, W/p) of the last block, patches4 (N, 4D, H/p, W/p) of the last four, the
+            earliest first, and patch_mean (N, D) of the last; with a class token also cls (N, D) and cls_last4
+            (N, 4D).
         freeze: put the module into eval mode for good. Without it, the module is the caller's: it is frozen only
             inside `borrowed`.
     """

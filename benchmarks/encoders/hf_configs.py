@@ -73,7 +73,7 @@ def read_config(weights: Path) -> HubConfig | None:
     if "architecture" in config and "pretrained_cfg" in config:
         return _of_timm(config, path)
     kind = config.get("model_type")
-    if not isinstance(kind, str):
+    if not isinstance(kind, str) or not kind:  # RADIO's code on the hub has no type
         return None
     if kind not in _FAMILIES:
         raise InputError(

@@ -452,8 +452,9 @@ FAMILIES = (
         "franca", "Franca", "DINOv2's names with a gated MLP at DINOv2's MLP widths, or `matryoshka_projections`",
         {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_dinov2",
         "valeoai/Franca 24f8c60 franca/models/vision_transformer.py, hub/backbones.py", embed="cls", positions="offset",
-        assumed="the giant model without its heads has DINOv2's keys: add --facts family=franca, which changes only "
-        "the method in the card; RASA's projection is not part of it",
+        assumed="the giant model without its heads has DINOv2's keys: add --facts family=franca; a DINOv2 of your own "
+        "with a gated MLP and another width than 1536 has Franca's: add --facts family=dinov2. Either changes only the "
+        "method in the card. RASA's projection is not part of it",
         compared="3e-7, its own code; sizes on and off the grid",
     ),
     VitFamily(
@@ -537,7 +538,7 @@ FAMILIES = (
         positions="square",
         assumed="`embed` and `cls` are the summary, all of its class tokens; positions with align_corners=False, as in "
         "its code today (its first C-RADIOv3 code had True); no adaptor is applied",
-        compared="1e-6, its own code (hub and Hugging Face files, three sizes, the DINOv2-based model)",
+        compared="1.4e-6, its own code (hub and Hugging Face files, three sizes, the DINOv2-based model)",
     ),
     VitFamily(
         "capi", "CAPI", "`registers` and `residual1`", {}, "",
