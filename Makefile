@@ -90,7 +90,7 @@ bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, 
 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
-# Each target is `python -m benchmarks NAME`; `--help` says in one sentence what each one measures.
+# Each target is `encoder-bench NAME`; `--help` says in one sentence what each one measures.
 FROZEN := knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune label-free label-free-views robustness transfer retrieval \
 	seg-linear seg-linear-cached seg-logistic seg-knn seg-incontext depth-linear
 TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det vit-det voc-seg cityscapes-seg vit-seg

@@ -1,4 +1,4 @@
-"""`python -m benchmarks explain`: measures the protocols between two, so that their difference can be taken apart.
+"""`encoder-bench explain`: measures the protocols between two, so that their difference can be taken apart.
 
 Every field that the two do not share is switched by itself, and where the fields are few every other set of them too;
 where they are many, one after the other and once more in reverse. `python -m results explain` reads the records.

@@ -1,7 +1,7 @@
 """Robustness: one classifier fitted on ImageNet's train, scored on val and on seven other test sets, each by its rule.
 
 Every test set has a protocol, and so a record, of its own. They share the features of train and the classifier, which
-is fitted once for each encoder and kept in the folder of heads. `python -m benchmarks robustness` runs all that are
+is fitted once for each encoder and kept in the folder of heads. `encoder-bench robustness` runs all that are
 there.
 """
 

@@ -1,6 +1,6 @@
 """Transfer: logistic regression, nearest neighbours and nearest class mean on features of many data sets.
 
-Every data set has a protocol, and so a record, of its own, with its own metric. `python -m benchmarks transfer` runs
+Every data set has a protocol, and so a record, of its own, with its own metric. `encoder-bench transfer` runs
 all that are there.
 """
 

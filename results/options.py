@@ -184,7 +184,7 @@ class Report:
 class Explain:
     """Explain why two protocols of one benchmark give different scores, field by field.
 
-    `python -m benchmarks explain` measures the protocols in between. The question is kept beside the records, and the
+    `encoder-bench explain` measures the protocols in between. The question is kept beside the records, and the
     report answers it too.
 
     Attributes:

@@ -1,10 +1,10 @@
 """Run commands of the project as jobs, on a Slurm cluster or as processes of this machine, through submitit.
 
     encoder-bench submit --cluster slurm --gpus 8 -- python -m pretrain --recipe RECIPE --data /data/imagenet
-    encoder-bench submit --cluster slurm --gpus 1 -- python -m benchmarks all --encoder 'runs/*/*.pth' --data /data
+    encoder-bench submit --cluster slurm --gpus 1 -- encoder-bench all --encoder 'runs/*/*.pth' --data /data
     encoder-bench submit status
 
-`python -m benchmarks all` becomes one job per encoder and benchmark, an array on Slurm. A job that is preempted or runs
+`encoder-bench all` becomes one job per encoder and benchmark, an array on Slurm. A job that is preempted or runs
 out of its time is queued again and resumes, as every long command of the project does. `--then` runs when the last job
 has ended, even if it failed. `status` lists the jobs of the folder with their state and log.
 """
@@ -88,7 +88,7 @@ class Options:
     pack: int | None = None
     """commands that one job runs one after the other; by default as few as the cluster's MaxArraySize allows"""
     together: bool = False
-    """run `python -m benchmarks all` as one job"""
+    """run `encoder-bench all` as one job"""
     then: str = "make pages"
     """command that runs when the last job has ended, on two cores without a GPU; empty for none"""
 
@@ -226,7 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _print_status(parse(Status, arguments[1:at], "encoder-bench submit status"))
         options = parse(Options, arguments[:at], "encoder-bench submit")
         if not command:
-            raise InputError("no command; write it after --, as in: submit.py -- python -m benchmarks …")
+            raise InputError("no command; write it after --, as in: encoder-bench submit -- encoder-bench all …")
+        if command[0] == "encoder-bench":  # the same program, in words that torchrun can start
+            command = ["python", "-m", "benchmarks", *command[1:]]
         commands, left_out = ([command], 0) if options.together else split_up(command)
         if not commands:
             raise InputError("none of the encoders can be loaded: nothing was submitted")
@@ -239,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def split_up(command: list[str]) -> tuple[list[list[str]], int]:
-    """`python -m benchmarks all …` as one command per encoder and benchmark; any other command as it is.
+    """`encoder-bench all …` as one command per encoder and benchmark; any other command as it is.
 
     Returns:
         the commands, and the number of encoders that cannot be loaded.

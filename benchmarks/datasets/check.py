@@ -1,4 +1,4 @@
-"""Check a data set for missing and damaged files: `python -m benchmarks check-data`."""
+"""Check a data set for missing and damaged files: `encoder-bench check-data`."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _check_all(data: Path, all_images: bool, quiet: bool) -> int:
     _say("\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows))
     verdicts = [verdict(reports) for name, reports in found.items() if name not in absent]
     if any(verdicts):
-        _say(f"details of one data set: python -m benchmarks check-data --data {data} --dataset NAME")
+        _say(f"details of one data set: encoder-bench check-data --data {data} --dataset NAME")
     return max(verdicts, default=UNUSABLE)
 
 

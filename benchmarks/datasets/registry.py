@@ -201,7 +201,7 @@ _IMAGENET_TRAIN = re.compile(r"train/(n\d{8})/\1_\d+\.JPEG")
 # To add a data set, write a reader of (folder, split) and an entry here.
 DATASETS: Mapping[str, DatasetInfo] = {
     "drawings": DatasetInfo(
-        "drawings", read_image_folder, {"train": None, "val": None}, "this project: python -m benchmarks demo-data"
+        "drawings", read_image_folder, {"train": None, "val": None}, "this project: encoder-bench demo-data"
     ),
     "imagefolder": DatasetInfo(
         "",
@@ -275,7 +275,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "drawings-c",
         imagenet_variants.read_drawings_c,
         {"val": None},
-        "this project: python -m benchmarks demo-data",
+        "this project: encoder-bench demo-data",
         trains_on="drawings",
     ),
     # Zhou et al. 2014: 2,448,873 images of 205 categories for training, 100 per category for validation.
@@ -336,7 +336,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "drawings-c",
         retrieval.read_drawing_copies,
         {"database": None, "queries": None},
-        "this project: python -m benchmarks demo-data",
+        "this project: encoder-bench demo-data",
     ),
     # Everingham et al.; the image sets of the devkits.
     "voc2007": DatasetInfo("VOCdevkit/VOC2007", _voc_labels, {"trainval": 5011, "test": 4952}, _VOC_PAGE, 20),

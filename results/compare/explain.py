@@ -145,7 +145,7 @@ def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord
     if missing:
         raise InputError(
             f"{a.record.encoder.name} has no record of {first.id} with {', '.join(sorted(missing[0]))} of {second.id}; "
-            f"measure it with: python -m benchmarks explain --a {first.id} --b {second.id}"
+            f"measure it with: encoder-bench explain --a {first.id} --b {second.id}"
         )
     scores = {corner: float(stored.record.scores[shown].value or 0.0) for corner, stored in corners.items()}
     used = _subsets(names) if complete else list(dict.fromkeys(corner for chain in chains for corner in chain))

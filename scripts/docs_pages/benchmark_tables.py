@@ -80,7 +80,7 @@ def every_protocol() -> Iterator[Protocol]:
 
 def commands(*names: str) -> str:
     """Commands as they are typed."""
-    return ", ".join(f"`python -m benchmarks {name}`" for name in names)
+    return ", ".join(f"`encoder-bench {name}`" for name in names)
 
 
 def _benchmark(name: str, variants: list[Protocol]) -> str:

@@ -156,9 +156,10 @@ def recipe_fields() -> str:
 
 
 def help_of(line: str) -> str:
-    """What `line --help` prints, as a code block. `line` is as `python -m benchmarks knn` or `scripts/submit.py`."""
+    """What `line --help` prints, as a code block. `line` is as `encoder-bench knn` or `scripts/submit.py`."""
     words = line.removeprefix("python -m ").split()
-    main = _script(words[0]) if words[0].endswith(".py") else import_module(f"{words[0]}.__main__").main
+    package = "benchmarks" if words[0] == "encoder-bench" else words[0]
+    main = _script(words[0]) if words[0].endswith(".py") else import_module(f"{package}.__main__").main
     return f"```text\n{_help(main, words[0], words[1:])}\n```\n"
 
 
@@ -200,7 +201,7 @@ def make_help() -> str:
 
 
 def benchmark_commands() -> list[str]:
-    """The commands of `python -m benchmarks` that are no benchmark."""
+    """The commands of `encoder-bench` that are no benchmark."""
     return list(import_module("benchmarks.__main__").COMMANDS)
 
 

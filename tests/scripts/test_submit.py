@@ -96,7 +96,7 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
 ) -> None:
     process = submit(
         tmp_path, "--cluster", "slurm", "--partition", "gpu", "--gpus", "1", "--parallel", "3",
-        command=["python", "-m", "benchmarks", "all", "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0",
+        command=["encoder-bench", "all", "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0",
                  "--only", "knn.mmselfsup", "voc07_svm.*", "--data", "/data"],
         then="make tables", PATH=f"{slurm}:{os.environ['PATH']}",
     )  # fmt: skip
@@ -110,3 +110,4 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "#SBATCH --gpus-per-node=1" in array
     assert "#SBATCH --dependency=afterany:100" in page
     assert errors.count("--encoder pixels --only knn.mmselfsup@1") == 1
+    assert "-m benchmarks all" in errors  # what torchrun can start
