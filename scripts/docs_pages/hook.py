@@ -48,7 +48,13 @@ class Site:
             *(inventories.benchmark_commands, inventories.result_commands),
             *(benchmark_tables.sources, benchmark_tables.papers, benchmark_tables.zoo_pages),
             *(benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far),
-            *(benchmark_tables.commands, benchmark_tables.published, inventories.output, inventories.rendered),
+            *(
+                benchmark_tables.commands,
+                benchmark_tables.published,
+                inventories.output,
+                inventories.rendered,
+                inventories.included,
+            ),
             costs.cost_table,
         )
         self.environment.globals.update({function.__name__: function for function in plain})

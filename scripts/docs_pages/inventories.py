@@ -228,6 +228,16 @@ def output(line: str, code: int = 0, first: int | None = None) -> str:
     return f"```bash\n{line}\n```\n{block}{said}"
 
 
+def included(path: str) -> str:
+    """The text of a file of the project, without its heading, as a command wrote it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
+
+
 def rendered(line: str, rows: int | None = None) -> str:
     """A command and the first table that it prints, as a table of the page with its title and the lines above it.
 
