@@ -24,7 +24,7 @@ from results.published import Figure, ModelKey, bare_config, figures, letters, m
 from results.rows import Entry, data_kinds
 from results.store import StoredRecord
 from results.tables import GAIN_TITLE, Section, headline
-from results.zoo_layout import LAYOUTS
+from results.zoo_layout import PAGE_TABLES
 
 RECORD_DECIMALS = 4  # of a record's score as a claim: more than any page prints
 
@@ -583,7 +583,7 @@ def _meanings_under(title: str, columns: Sequence[str], measured: RecordClaims) 
             meaning = ColumnMeaning(benchmark, group.protocol.primary, data, protocol)
             known.setdefault(letters(headline(group)), []).append(meaning)
     datasets = {group.example.dataset.shown_name for group in measured.groups}
-    for layout in LAYOUTS:
+    for layout in PAGE_TABLES:
         embedded = [dataset for dataset in datasets if letters(f"{layout.task}: {dataset}") == title]
         if letters(layout.title) == title or embedded:
             for shown in layout.columns:

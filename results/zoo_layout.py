@@ -1,9 +1,12 @@
-"""The layout of a model-zoo page as data, and published figures as rows of its tables."""
+"""The layout of a model-zoo page (zoo_layout.toml), and published figures as rows of its tables."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from results.formats import Cell, Row, Table
 from results.published import Figure
@@ -19,34 +22,6 @@ class Method:
     paper: str
     link: str
     bibtex: str
-
-
-# Keyed by `EncoderCard.method`, which is also the part of a published model's name before the slash.
-METHODS = {
-    "MoCo v1": Method(
-        "Contrasts two views of an image against a queue of keys from a slowly moving average of the encoder.",
-        "Momentum Contrast for Unsupervised Visual Representation Learning",
-        "https://arxiv.org/abs/1911.05722",
-        """@article{he2019moco,
-  title   = {Momentum Contrast for Unsupervised Visual Representation Learning},
-  author  = {He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross},
-  journal = {arXiv preprint arXiv:1911.05722},
-  year    = {2019}
-}""",
-    ),
-    "MoCo v2": Method(
-        "MoCo with a two-layer projection head, stronger augmentation and a cosine schedule: a queue of negatives "
-        "instead of a large batch.",
-        "Improved Baselines with Momentum Contrastive Learning",
-        "https://arxiv.org/abs/2003.04297",
-        """@article{chen2020improved,
-  title   = {Improved Baselines with Momentum Contrastive Learning},
-  author  = {Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming},
-  journal = {arXiv preprint arXiv:2003.04297},
-  year    = {2020}
-}""",
-    ),
-}
 
 
 # ---- the tables of a page
@@ -90,104 +65,18 @@ class TableLayout:
     decimals: int = 2
 
 
-def _columns(benchmark: str, columns: Sequence[str], dataset: str = "") -> tuple[LayoutColumn, ...]:
-    return tuple(LayoutColumn(column, benchmark, column, dataset) for column in columns)
+def _table(entry: dict[str, Any]) -> TableLayout:
+    """A table as zoo_layout.toml has it: `benchmark` and `dataset` are those of its columns."""
+    shared = {name: entry.pop(name) for name in ("benchmark", "dataset") if name in entry}
+    columns = [{"column": column} if isinstance(column, str) else column for column in entry.pop("columns")]
+    of_all = tuple(LayoutColumn(**{"title": column["column"], **shared, **column}) for column in columns)
+    return TableLayout(columns=of_all, **entry)
 
 
-_FEATURES = tuple(f"Feature{i}" for i in range(1, 6))
-_LOW_SHOT = tuple(f"k={k}" for k in (1, 2, 4, 8, 16, 32, 64, 96))
-_NEIGHBOURS = tuple(f"k={k}" for k in (10, 20, 100, 200))
-_POOLED = "Feature1 to Feature5 are the maps of the stem and the four stages, pooled to fixed sizes but not globally."
-
-
-def _instances(benchmark: str) -> tuple[LayoutColumn, ...]:
-    return tuple(
-        LayoutColumn(f"{title}({kind.capitalize()})", benchmark, f"{column}_{kind}")
-        for kind in ("box", "mask")
-        for title, column in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"))
-    )
-
-
-LAYOUTS = (
-    TableLayout(
-        "Classification", "VOC SVM / Low-shot SVM", "SVM / Low-shot SVM",
-        (
-            LayoutColumn("Best Layer", "voc07_svm", "best_oracle", "voc2007", layer=True),
-            LayoutColumn("SVM", "voc07_svm", "best_oracle", "voc2007"),
-            *_columns("voc07_low_shot_svm", _LOW_SHOT, "voc2007"),
-        ),
-        line="Best Layer is the layer whose features score highest: 1 is the stem, 2 to 5 are the four stages. k is "
-        "the number of positive training images per class.",
-    ),
-    TableLayout(
-        "Classification", "ImageNet Linear Evaluation", "Linear Evaluation",
-        (*_columns("linear_multihead", _FEATURES, "imagenet"), *_columns("linear_avgpool", ("AvgPool",), "imagenet")),
-        line=f"{_POOLED} AvgPool is the vector after global average pooling.",
-    ),
-    TableLayout(
-        "Classification", "Places205 Linear Evaluation", "Linear Evaluation",
-        _columns("linear_multihead_places205", _FEATURES, "places205"), line=_POOLED,
-    ),
-    TableLayout(
-        "Classification", "iNaturalist18 Linear Evaluation", "Linear Evaluation",
-        _columns("linear_multihead_inat18", _FEATURES, "inat18"), line=_POOLED,
-    ),
-    TableLayout(
-        "Classification", "ImageNet Nearest-Neighbor Classification", "Nearest-Neighbor Classification",
-        _columns("knn", _NEIGHBOURS, "imagenet"), decimals=1,
-        line="Features after global average pooling; k is the number of neighbours that vote.",
-    ),
-    TableLayout(
-        "Classification", "ImageNet Semi-Supervised Classification", "Semi-Supervised Classification",
-        tuple(
-            LayoutColumn(f"{share}% {top}", f"semi_supervised_{share}pct", f"{top} oracle")
-            for share in (1, 10)
-            for top in ("Top-1", "Top-5")
-        ),
-        line="The whole network is fine-tuned on 1% or 10% of the labels, with the learning rates of a grid that score "
-        "best on val.",
-    ),
-    TableLayout(
-        "Classification", "Fine-tuning", "Fine-tuning",
-        (
-            LayoutColumn("ImageNet Top-1", "finetune_imagenet", "Top-1"),
-            LayoutColumn("iNaturalist18 Top-1", "finetune_inat18", "Top-1"),
-        ),
-        line="The whole network is fine-tuned on all labels.", decimals=1,
-    ),
-    TableLayout(
-        "Detection", "Pascal VOC 2007 + 2012", "Faster R-CNN C4", _columns("voc0712_det", ("AP50", "AP", "AP75")),
-        protocol="Detection follows MoCo's protocol: Faster R-CNN C4, 24k iterations.",
-    ),
-    TableLayout(
-        "Detection", "COCO2017", "Mask R-CNN FPN", _instances("coco_mask_rcnn_fpn_1x"), decimals=1,
-        protocol="Detection follows MoCo's protocol: Mask R-CNN FPN, 1x schedule.",
-    ),
-    TableLayout(
-        "Detection", "COCO2017, Mask R-CNN FPN, 2x schedule", "Mask R-CNN FPN",
-        _instances("coco_mask_rcnn_fpn_2x"), decimals=1,
-    ),
-    TableLayout(
-        "Detection", "COCO2017, Mask R-CNN C4, 2x schedule", "Mask R-CNN C4",
-        _instances("coco_mask_rcnn_c4_2x"), decimals=1,
-    ),
-    TableLayout(
-        "Segmentation", "Pascal VOC 2012 + Aug", "FCN", (LayoutColumn("mIOU", "voc12aug_fcn", "mIoU"),),
-        protocol="Segmentation follows mmsegmentation's protocol: FCN, 20k iterations.",
-    ),
-    TableLayout(
-        "Segmentation", "Cityscapes", "FCN", (LayoutColumn("mIOU", "cityscapes_fcn", "mIoU"),),
-        protocol="Segmentation follows mmsegmentation's protocol: FCN, 40k iterations.",
-    ),
-    TableLayout(
-        "Segmentation", "MoCo's own FCN, stride 16", "FCN, stride 16",
-        (
-            LayoutColumn("VOC2012 mIOU", "voc12aug_fcn_s16", "mIoU"),
-            LayoutColumn("Cityscapes mIOU", "cityscapes_fcn_s16", "mIoU"),
-        ),
-        line="This network differs from the FCN of the two tables above.", decimals=1,
-    ),
-)  # fmt: skip
+_PAGE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PAGE_TABLES = tuple(_table(entry) for entry in _PAGE["tables"])
+# Keyed by `EncoderCard.method`, which is also the part of a published model's name before the slash.
+PAGE_METHODS = {name: Method(**about) for name, about in _PAGE["methods"].items()}
 
 
 # ---- published figures in these tables

@@ -25,8 +25,8 @@ from results.suites import suite_groups, suite_of
 from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 from results.zoo_layout import (
     CONFIG,
-    LAYOUTS,
-    METHODS,
+    PAGE_METHODS,
+    PAGE_TABLES,
     LayoutColumn,
     Method,
     PublishedRow,
@@ -75,8 +75,8 @@ def published_page(figures: Sequence[Figure]) -> Page:
         InputError: none of the figures belongs on a page.
     """
     parts = []
-    for title in dict.fromkeys(layout.part for layout in LAYOUTS):
-        found = [published_table(layout, figures) for layout in LAYOUTS if layout.part == title]
+    for title in dict.fromkeys(layout.part for layout in PAGE_TABLES):
+        found = [published_table(layout, figures) for layout in PAGE_TABLES if layout.part == title]
         if tables := tuple(table for table in found if table is not None):
             parts.append(PagePart(title, (), tables))
     if not parts:
@@ -87,7 +87,7 @@ def published_page(figures: Sequence[Figure]) -> Page:
         title=methods[0] if len(methods) == 1 else sources[0],
         lines=(f"Published figures as printed by {'; '.join(sources)}. Tables without a figure are left out.",),
         parts=tuple(parts),
-        methods=tuple(METHODS[name] for name in methods if name in METHODS),
+        methods=tuple(PAGE_METHODS[name] for name in methods if name in PAGE_METHODS),
     )
 
 
@@ -117,7 +117,7 @@ def measured_page(records: Sequence[StoredRecord], figures: Sequence[Figure], we
         title=entries[0].label if len(entries) == 1 else ", ".join(dict.fromkeys(card.name for card in cards)),
         lines=(SPREAD_LINE, *([DIFFERENCE_LINE] if compared else []), *([NOISE_LINE] if len(entries) > 1 else [])),
         parts=tuple(parts),
-        methods=tuple(METHODS[name] for name in names if name in METHODS),
+        methods=tuple(PAGE_METHODS[name] for name in names if name in PAGE_METHODS),
     )
 
 
@@ -131,10 +131,10 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
 
     parts = []
     own = [stored for group in section.groups for stored in group.records]
-    for name in dict.fromkeys(layout.part for layout in LAYOUTS):
+    for name in dict.fromkeys(layout.part for layout in PAGE_TABLES):
         tables = [
             table
-            for layout in LAYOUTS
+            for layout in PAGE_TABLES
             if layout.part == name
             and (table := compared_table(layout, measured_rows(layout, section.entries, own), figures, section.cache))
         ]
@@ -145,7 +145,7 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
         for group in section.groups
         if group.records
         and suite_of(group.protocol) is None
-        and not any(_belongs(layout, stored) for stored in group.records for layout in LAYOUTS)
+        and not any(_belongs(layout, stored) for stored in group.records for layout in PAGE_TABLES)
     ]
     others += [table for suite in suite_groups(section.groups) for table in section.suite_tables(suite)]
     if others:

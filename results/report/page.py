@@ -45,7 +45,7 @@ from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matc
 from results.store import BadRecord, StoredRecord
 from results.suites import suite_groups, suite_of
 from results.tables import SPREAD_LINE, Section, duration, headline, per_class_tables, score_cell
-from results.zoo_layout import CONFIG, LAYOUTS, filled_columns, published_rows
+from results.zoo_layout import CONFIG, PAGE_TABLES, filled_columns, published_rows
 
 TITLE = "Benchmark report"
 FOLDER = Path(__file__).parent
@@ -397,7 +397,7 @@ def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:
     """Every published figure that has a place on a model-zoo page, with its source."""
     line = "Figures as their sources print them. Protocols differ between sources. This project measured none of them."
     part = ReportPart("published", "Published figures", (line,), folded=True)
-    for layout in LAYOUTS:
+    for layout in PAGE_TABLES:
         found = published_rows(layout, figures)
         if not found:
             continue
