@@ -93,22 +93,14 @@ def load_task(name: str) -> type[AnyTask]:
             from benchmarks.low_shot_svm import LowShotSvm
 
             return LowShotSvm
-        case "voc-det" | "coco-det" | "coco-keypoints" | "lvis-det" | "cityscapes-det":
+        case "voc-det" | "coco-det" | "coco-keypoints" | "lvis-det" | "cityscapes-det" | "vit-det":
             from benchmarks.detection.task import TASKS as DETECTION
 
             return DETECTION[name]
-        case "voc-seg" | "cityscapes-seg":
+        case "voc-seg" | "cityscapes-seg" | "vit-seg":
             from benchmarks.segmentation.task import TASKS as SEGMENTATION
 
             return SEGMENTATION[name]
-        case "vit-det":
-            from benchmarks.detection.vit import VitDetection
-
-            return VitDetection
-        case "vit-seg":
-            from benchmarks.segmentation.vit import VitSegmentation
-
-            return VitSegmentation
         case "seg-knn":
             from benchmarks.dense.knn import PatchKnn
 

@@ -1,4 +1,7 @@
-"""Detection, instance masks and keypoints: a detector on the encoder, fine-tuned as a whole by detectron2."""
+"""Detection, instance masks and keypoints: a detector on the encoder, fine-tuned as a whole by detectron2.
+
+A ResNet gets the detectors of the MoCo papers, a plain ViT gets ViTDet.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from benchmarks.detection import protocols as declared
-from benchmarks.detection.protocols import DetectionParams
+from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, require_packages, run_trials
 from results.files import open_image
@@ -118,9 +121,58 @@ class CityscapesDetection(Detection):
     protocols = declared.CITYSCAPES_PROTOCOLS
 
 
-TASKS = {
-    task.name: task for task in (VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection)
-}  # by command
+@dataclass(frozen=True)
+class VitDetection(ImageTask[VitDetectionParams]):
+    """Boxes and instance masks on COCO with a ViT: detectron2's ViTDet, fine-tuned."""
+
+    name = "vit-det"
+    Params = VitDetectionParams
+    protocols = declared.VIT_PROTOCOLS
+    fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The patch tokens, which the pyramid sits on."""
+        return {"patches": ("patches", None)}
+
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError for an encoder that detectron2's ViT cannot hold; this needs no detectron2."""
+        from benchmarks.encoders.vit_export import vit_shape
+
+        vit_shape(encoder, "detectron2")
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Fine-tune a detector on the encoder in every trial of the protocol and measure it on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: detectron2 is not installed, or the splits have different classes.
+            NotApplicableError: detectron2's ViT cannot hold the encoder.
+        """
+        self.check_encoder(protocol, encoder)
+        require_packages("detection", "detectron2")
+        from benchmarks.detection.data import read_scenes
+        from benchmarks.detection.vit_model import VitDetectionTrial
+
+        params = self.params(protocol)
+        require_same_classes(protocol, train, test)
+
+        def read(labels: Labels) -> list[Scene]:
+            return read_scenes(labels, "coco")
+
+        def start(scenes: tuple[list[Scene], list[Scene]], seed: int, folder: Path) -> Trial:
+            return VitDetectionTrial(params, encoder, *scenes, test, seed, folder, options)
+
+        return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
+
+
+_ALL: tuple[type[Detection | VitDetection], ...] = (
+    VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection, VitDetection
+)  # fmt: skip
+TASKS = {task.name: task for task in _ALL}  # by command
 
 
 def require_same_classes(protocol: Protocol, train: Labels, test: Labels) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.detection.data import Scene, inference_loader, train_loader
 from benchmarks.detection.metrics import coco_evaluator
+from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.detection.train import LOGGERS, DetectionTrial, tell_detectron2_of_ranks
-from benchmarks.detection.vit_protocols import VitDetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
 from benchmarks.task import InputError, Labels, RunOptions

@@ -12,8 +12,7 @@ from torch import nn
 
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import ResNetShape, backbone_tensors, openmmlab_settings, resnet_shape
-from benchmarks.segmentation.protocols import SegmentationParams
-from benchmarks.segmentation.vit_protocols import VitSegmentationParams
+from benchmarks.segmentation.protocols import SegmentationParams, VitSegmentationParams
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.trials import quiet, require_packages, require_same_tensors
 from results.schema import EncoderCard

@@ -5,10 +5,11 @@ Values: mmselfsup's benchmark configurations; MoCo v1 (arXiv:1911.05722), append
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from benchmarks.task import InputError
 from results.schema import Geometry, Params, Protocol, Source
 
 IGNORED = 255  # mask value of VOC's object borders, of what Cityscapes does not evaluate, and of padding
@@ -123,13 +124,135 @@ _MMSELFSUP_SOURCE = Source(
 _MOCO_SOURCE = Source(repository="arXiv:1911.05722", note="appendix, as transcribed; figures are means of 5 trials")
 
 
-def _protocol(benchmark: str, variant: str, params: SegmentationParams, source: Source, dataset: str) -> Protocol:
-    train, test = {"voc12aug": ("train_aug", "val"), "cityscapes": ("train", "val")}.get(dataset, ("trainval", "test"))
+class VitSegmentationParams(Params):
+    """A head of mmsegmentation on four blocks of a ViT.
+
+    Attributes:
+        head: `upernet` has a pyramid of the four maps at strides 4 to 32 and an auxiliary FCN, `linear` is a 1x1
+            convolution on the four maps together.
+        classes: of the network, including a background where the data set scores it.
+        reduce_zero_label: masks number classes from 1, and 0 is ignored, as in ADE20K.
+        blocks: whose outputs the head reads, from 0, without a norm after them; () takes the last one of each quarter
+            of the depth.
+        frozen: train the head only.
+        head_channels: of UPerNet; 0 is the width of the encoder.
+        scale: long and short side that an image is resized to before the random ratio (aspect kept, the smaller factor
+            counts).
+        most_of_one_class: draw a crop again, at most ten times, while one class covers more than this fraction of it.
+        window_stride: pixels between the windows of `crop` pixels that a test image is cut into.
+        batch_size: images per iteration, over all ranks.
+        layer_decay: the rate of a block is this share of the next one's; weight decay spares biases and norms then.
+        warmup_iterations: of a line from `warmup_factor` to 1, before the rate falls to 0 by a power of the time left.
+        trials: runs with different seeds; the protocol reports their mean.
+        checkpoint_every: iterations between checkpoints, from which a killed run continues.
+    """
+
+    head: Literal["upernet", "linear"]
+    classes: int = Field(150, gt=1)
+    reduce_zero_label: bool = True
+    blocks: tuple[int, ...] = (3, 5, 7, 11)
+    frozen: bool = False
+    head_channels: int = Field(0, ge=0)
+    auxiliary_channels: int = Field(256, ge=0)
+    auxiliary_weight: float = 0.4
+    dropout: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    scale: tuple[int, int] = (2048, 512)
+    ratio: tuple[float, float] = (0.5, 2.0)
+    crop: int = Field(512, gt=0)
+    most_of_one_class: float = Field(0.75, gt=0, le=1)
+    flip_p: float = 0.5
+    photometric: bool = True
+    window_stride: int = 341
+    batch_size: int = Field(16, gt=0)
+    iterations: int = Field(160_000, gt=0)
+    lr: float = Field(gt=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    warmup_iterations: int = Field(1500, ge=0)
+    warmup_factor: float = Field(1e-6, gt=0, le=1)
+    power: float = 1.0
+    trials: int = Field(1, gt=0)
+    checkpoint_every: int = Field(4000, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if not 0 < self.window_stride <= self.crop:
+            raise ValueError(f"windows of {self.crop} pixels need a window_stride between 1 and {self.crop}")
+        if self.blocks and (len(self.blocks) != 4 or sorted(set(self.blocks)) != list(self.blocks)):
+            raise ValueError(f"blocks {self.blocks} must be four different ones in ascending order")
+        if self.warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"a warm-up of {self.warmup_iterations} iterations does not end within the {self.iterations} of the run"
+            )
+        if self.warmup_iterations == 1:
+            raise ValueError(
+                "mmengine never ends a warm-up of one iteration; set warmup_iterations to 0, or to 2 or more"
+            )
+        if self.frozen and self.layer_decay:
+            raise ValueError("a frozen encoder has no rates for layer_decay to change; set one of the two")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio} must be positive and in ascending order")
+        return self
+
+
+UPERNET_MAE = VitSegmentationParams(head="upernet", lr=1e-4, layer_decay=0.65)
+UPERNET_IBOT = UPERNET_MAE.changed(lr=7e-4)
+UPERNET_IBOT_LARGE = UPERNET_IBOT.changed(lr=2e-5, layer_decay=0.95, drop_path=0.2, blocks=(7, 11, 15, 23))
+LINEAR_IBOT = VitSegmentationParams(
+    head="linear", frozen=True, lr=7e-4, dropout=0.0, drop_path=0.0, auxiliary_channels=0
+)
+# The embedded scenes: 192 pixels, 12 classes of drawings and their background.
+_DEMO: dict[str, Any] = {
+    "classes": 13, "blocks": (), "scale": (128, 128), "ratio": (0.75, 1.5), "crop": 96, "window_stride": 64,
+    "photometric": False, "batch_size": 8, "iterations": 700, "warmup_iterations": 50, "checkpoint_every": 100,
+}  # fmt: skip
+UPERNET_DEMO = UPERNET_MAE.changed(**_DEMO, head_channels=64, auxiliary_channels=32, lr=3e-4)
+LINEAR_DEMO = LINEAR_IBOT.changed(**_DEMO)
+
+_MMSEG = Source(
+    repository="open-mmlab/mmsegmentation",
+    revision="1.x, as onedl-mmsegmentation 1.4.2 ships it",
+    note="configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py, which in spite of its name trains in fp32; "
+    "there the encoder also gets relative position biases that start at zero, which this project's does not",
+)
+_IBOT = Source(
+    repository="bytedance/ibot",
+    revision="c24f870",
+    note="evaluation/semantic_segmentation/configs/{}/vit_{}_512_ade20k_160k.py: 8 x 2 images, there in float16; the "
+    "warm-up is mmengine's, after which the rate falls from its full value",
+)
+_OURS = Source(repository="this project", note="made small, on the embedded scenes")
+
+
+def _ibot(head: str, size: str) -> Source:
+    return _IBOT.model_copy(update={"note": (_IBOT.note or "").format(head, size)})
+
+
+_SPLITS = {
+    "voc12aug": ("train_aug", "val"),
+    "voc2007_seg": ("trainval", "test"),
+    "cityscapes": ("train", "val"),
+    "ade20k": ("training", "validation"),
+}
+
+
+def _protocol(
+    harness: str,
+    benchmark: str,
+    variant: str,
+    params: SegmentationParams | VitSegmentationParams,
+    source: Source,
+    dataset: str,
+) -> Protocol:
+    train, test = _SPLITS[dataset]
     return Protocol.of(
         params,
         benchmark=benchmark,
         variant=variant,
-        harness="cityscapes-seg" if dataset == "cityscapes" else "voc-seg",
+        harness=harness,
         dataset=dataset,
         train_split=train,
         test_split=test,
@@ -143,11 +266,36 @@ def _protocol(benchmark: str, variant: str, params: SegmentationParams, source: 
 
 
 VOC_PROTOCOLS = (
-    _protocol("voc12aug_fcn", "mmselfsup", MMSELFSUP, _MMSELFSUP_SOURCE, "voc12aug"),
-    _protocol("voc12aug_fcn_s16", "moco", MOCO, _MOCO_SOURCE, "voc12aug"),
-    _protocol("voc12aug_fcn", "demo", DEMO, Source(repository="this project"), "voc2007_seg"),
+    _protocol("voc-seg", "voc12aug_fcn", "mmselfsup", MMSELFSUP, _MMSELFSUP_SOURCE, "voc12aug"),
+    _protocol("voc-seg", "voc12aug_fcn_s16", "moco", MOCO, _MOCO_SOURCE, "voc12aug"),
+    _protocol("voc-seg", "voc12aug_fcn", "demo", DEMO, Source(repository="this project"), "voc2007_seg"),
 )
 CITYSCAPES_PROTOCOLS = (
-    _protocol("cityscapes_fcn", "mmselfsup", MMSELFSUP_CITYSCAPES, _MMSELFSUP_SOURCE, "cityscapes"),
-    _protocol("cityscapes_fcn_s16", "moco", MOCO_CITYSCAPES, _MOCO_SOURCE, "cityscapes"),
+    _protocol("cityscapes-seg", "cityscapes_fcn", "mmselfsup", MMSELFSUP_CITYSCAPES, _MMSELFSUP_SOURCE, "cityscapes"),
+    _protocol("cityscapes-seg", "cityscapes_fcn_s16", "moco", MOCO_CITYSCAPES, _MOCO_SOURCE, "cityscapes"),
 )
+VIT_PROTOCOLS = (
+    _protocol("vit-seg", "ade20k_upernet", "mae_base", UPERNET_MAE, _MMSEG, "ade20k"),
+    _protocol("vit-seg", "ade20k_upernet", "ibot_base", UPERNET_IBOT, _ibot("upernet", "base"), "ade20k"),
+    _protocol("vit-seg", "ade20k_upernet", "ibot_large", UPERNET_IBOT_LARGE, _ibot("upernet", "large"), "ade20k"),
+    _protocol("vit-seg", "ade20k_linear_vit", "ibot_base", LINEAR_IBOT, _ibot("linear", "base"), "ade20k"),
+    _protocol("vit-seg", "ade20k_upernet", "demo", UPERNET_DEMO, _OURS, "ade20k"),
+    _protocol("vit-seg", "ade20k_linear_vit", "demo", LINEAR_DEMO, _OURS, "ade20k"),
+)
+
+
+def blocks_of(params: VitSegmentationParams, name: str, depth: int) -> tuple[int, ...]:
+    """The blocks whose outputs the head reads.
+
+    Raises:
+        InputError: the encoder does not end with the last of them, or has fewer than four.
+    """
+    if depth < 4:
+        raise InputError(f"{name} has {depth} blocks, and the head reads the outputs of four; use another encoder")
+    blocks = params.blocks or tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+    if blocks[-1] != depth - 1:
+        raise InputError(
+            f"{name} has {depth} blocks, but the protocol reads blocks {', '.join(map(str, blocks))} (from 0), of "
+            "which the last must be the encoder's last; choose the protocol of this size, or add --set blocks="
+        )
+    return blocks

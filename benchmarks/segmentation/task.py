@@ -1,4 +1,4 @@
-"""Semantic segmentation: an FCN on the encoder, fine-tuned as a whole by mmsegmentation."""
+"""Semantic segmentation by mmsegmentation: an FCN on a ResNet, or UPerNet or a linear head on a ViT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from benchmarks.segmentation import protocols as declared
-from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
+from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams, blocks_of
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, run_trials
 from results.files import open_image
@@ -82,6 +82,58 @@ class CityscapesSegmentation(Segmentation):
     protocols = declared.CITYSCAPES_PROTOCOLS
 
 
+@dataclass(frozen=True)
+class VitSegmentation(ImageTask[VitSegmentationParams]):
+    """Semantic segmentation with a ViT: UPerNet fine-tuned, or a linear head on the frozen encoder."""
+
+    name = "vit-seg"
+    Params = VitSegmentationParams
+    protocols = declared.VIT_PROTOCOLS
+    fits_image_size: ClassVar[bool] = False  # the engine resizes images
+    half_on_gpu: ClassVar[bool] = True
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The patch tokens, which the head sits on."""
+        return {"patches": ("patches", None)}
+
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError for an encoder that mmsegmentation's ViT cannot hold."""
+        from benchmarks.encoders.vit_export import vit_shape
+
+        blocks_of(self.params(protocol), encoder.card.name, vit_shape(encoder, "mmsegmentation").depth)
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Train the head, and the encoder where it is not frozen, in every trial and measure the model on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: mmsegmentation is not installed, images lack masks, or the number of classes is another.
+            NotApplicableError: mmsegmentation's ViT cannot hold the encoder.
+        """
+        params = self.params(protocol)
+        self.check_encoder(protocol, encoder)
+        from benchmarks.segmentation.model import require_library
+
+        require_library()
+        require_classes(protocol, train, params.classes)
+        from benchmarks.segmentation.vit_model import VitSegmentationTrial
+
+        def start(seed: int, folder: Path) -> Trial:
+            return VitSegmentationTrial(params, encoder, train, test, seed, folder, options)
+
+        return run_trials(
+            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
+            sheet=SegmentationSheet(train.classes, test),
+        )  # fmt: skip
+
+
+_ALL: tuple[type[Segmentation | VitSegmentation], ...] = (VocSegmentation, CityscapesSegmentation, VitSegmentation)
+TASKS = {task.name: task for task in _ALL}  # by command
+
+
 def require_classes(protocol: Protocol, train: Labels, classes: int) -> None:
     """Raises InputError where the data set has another number of classes, its background included."""
     if len(train.classes) != classes:
@@ -90,9 +142,6 @@ def require_classes(protocol: Protocol, train: Labels, classes: int) -> None:
             f"{protocol.dataset} has {len(train.classes)} classes{background}, but {protocol.id} is for "
             f"{classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
         )
-
-
-TASKS = {task.name: task for task in (VocSegmentation, CityscapesSegmentation)}  # by command
 
 
 class SegmentationSheet(Sheet):

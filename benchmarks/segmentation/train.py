@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
@@ -30,9 +31,7 @@ from benchmarks.segmentation.model import (
     transfer,
     use_device,
 )
-from benchmarks.segmentation.protocols import IGNORED, SegmentationParams
-from benchmarks.segmentation.score import areas, score
-from benchmarks.segmentation.vit_protocols import VitSegmentationParams
+from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
@@ -369,3 +368,39 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _iterations(checkpoint: Path) -> int:
     return int(checkpoint.stem.partition("_")[2])
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def areas(predicted: torch.Tensor, truth: torch.Tensor, classes: int) -> torch.Tensor:
+    """(3, C) int64 pixels of the intersection, the prediction and the truth, by class. Ignored pixels do not count.
+
+    Args:
+        predicted, truth: (H, W) class indices.
+    """
+    counted = truth != IGNORED
+    predicted, truth = predicted[counted].long(), truth[counted].long()
+    each = (truth[predicted == truth], predicted, truth)
+    return torch.stack([torch.bincount(of, minlength=classes)[:classes] for of in each])
+
+
+def score(per_image: NDArray[np.int64], classes: tuple[str, ...]) -> TrialScores:
+    """Scores over all pixels of a test set (one confusion matrix, not a mean over images).
+
+    IoU has no value for a class that is in neither prediction nor truth, accuracy none for one that the truth lacks.
+
+    Args:
+        per_image: (N, 3, C) areas.
+        classes: C names.
+    """
+    intersection, predicted, truth = per_image.sum(axis=0).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = 100 * intersection / (predicted + truth - intersection)
+        accuracy = 100 * intersection / truth
+        pixels = float(100 * intersection.sum() / truth.sum())
+    scores = TrialScores(areas=per_image)
+    scores.add("mIoU", classes, iou)
+    scores.add("mAcc", classes, accuracy)
+    scores.columns |= {"mIoU": float(np.nanmean(iou)), "mAcc": float(np.nanmean(accuracy)), "aAcc": pixels}
+    return scores

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
 from benchmarks.segmentation.model import register
+from benchmarks.segmentation.protocols import VitSegmentationParams, blocks_of
 from benchmarks.segmentation.train import SegmentationTrial
-from benchmarks.segmentation.vit_protocols import VitSegmentationParams, blocks_of
 from benchmarks.training.trials import quiet, require_same_tensors
 from results.schema import EncoderCard
 

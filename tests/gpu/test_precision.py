@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.__main__ import BenchFlags, parse_flags
 from benchmarks.datasets.registry import find_dataset
-from benchmarks.detection.vit_protocols import VitDetectionParams
+from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import in_half_precision, prepare
 from benchmarks.registry import TASKS, find_protocol, load_task

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.detection.task import TASKS
+from benchmarks.detection.task import TASKS, Detection
 from results.schema import Protocol
 
-PROTOCOLS = [protocol for task in TASKS.values() for protocol in task.protocols]
+PROTOCOLS = [protocol for task in TASKS.values() if issubclass(task, Detection) for protocol in task.protocols]
 
 
 def detection_protocol(identifier: str) -> Protocol:

@@ -14,8 +14,8 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.detection.data import read_scenes
-from benchmarks.detection.vit import VitDetection
-from benchmarks.detection.vit_protocols import PROTOCOLS, VitDetectionParams
+from benchmarks.detection.protocols import VIT_PROTOCOLS, VitDetectionParams
+from benchmarks.detection.task import VitDetection
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-PUBLISHED = VitDetectionParams.model_validate(PROTOCOLS[0].params)
+PUBLISHED = VitDetectionParams.model_validate(VIT_PROTOCOLS[0].params)
 CARD = EncoderCard(name="a ViT-B", source="test", architecture=Architecture(name="timm:vit_base_patch16_224"))
 VIT_BASE = VitShape(
     width=768, depth=12, heads=12, hidden=3072, patch=16, norm_eps=1e-6, class_token=True, registers=0,
@@ -59,7 +59,7 @@ def vit(**settings: Any) -> Encoder:
 
 
 def protocol(identifier: str = "coco_vitdet.base_100ep@1", **changes: Any) -> Protocol:
-    return next(p for p in PROTOCOLS if p.id == identifier).changed(**{**TINY, **changes})
+    return next(p for p in VIT_PROTOCOLS if p.id == identifier).changed(**{**TINY, **changes})
 
 
 def trial(data: Path, folder: Path, encoder: Encoder, **changes: Any) -> Any:

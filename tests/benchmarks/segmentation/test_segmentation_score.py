@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.segmentation.score import areas, score
+from benchmarks.segmentation.train import areas, score
 from benchmarks.training.trials import TrialScores
 from tests.reference.segmentation_plain import plain_iou
 

@@ -15,8 +15,8 @@ from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder
-from benchmarks.segmentation.vit import VitSegmentation
-from benchmarks.segmentation.vit_protocols import PROTOCOLS, VitSegmentationParams
+from benchmarks.segmentation.protocols import VIT_PROTOCOLS, VitSegmentationParams
+from benchmarks.segmentation.task import VitSegmentation
 from benchmarks.task import InputError, Labels, NotApplicableError, RunOptions
 from results.schema import Architecture, EncoderCard, Protocol
 from results.store import read_records
@@ -48,7 +48,7 @@ def vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> Encoder:
 
 
 def protocol(identifier: str = "ade20k_upernet.mae_base@1", **changes: Any) -> Protocol:
-    found = next(p for p in PROTOCOLS if p.id == identifier)
+    found = next(p for p in VIT_PROTOCOLS if p.id == identifier)
     small = SMALL_HEADS if found.params["head"] == "upernet" else {}
     return found.changed(**{**TINY, **small, **changes})
 
