@@ -28,9 +28,14 @@ from benchmarks.encoders.card_facts import (
 )
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
 from benchmarks.encoders.forms import parse_architecture
-from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
-from benchmarks.encoders.resnet import infer_resnet, is_resnet, resnet_encoder
-from benchmarks.encoders.stage_names import stage_names
+from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, stage_names
+from benchmarks.encoders.resnet import (
+    infer_resnet,
+    is_resnet,
+    resnet_encoder,
+    torchvision_encoder,
+    torchvision_keys,
+)
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
@@ -265,8 +270,6 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     card = card.model_copy(update={"architecture": overrides.apply_to_network(card.architecture)})
     card = overrides_of_card(card).then(overrides).apply_to_card(card, card.assumed)
     if card.architecture.name.startswith("torchvision:"):
-        from benchmarks.encoders.torchvision_models import torchvision_encoder
-
         return torchvision_encoder(card, tensors, source)
     if card.architecture.name == NAME:
         return capi_encoder(card, tensors, source)
@@ -495,8 +498,6 @@ def _known_of_family(family: VitFamily, architecture: Architecture) -> CardOverr
 
 def _named_torchvision(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
     """A file of a network of torchvision that is no ResNet, with torchvision's tensor names."""
-    from benchmarks.encoders.torchvision_models import torchvision_encoder, torchvision_keys
-
     overrides.refuse([*OF_RESNETS, *OF_VITS, "family"], f"{file.path} is a {name}, which has no such setting")
     found = best_mapping(file, torchvision_keys(name), overrides.pick)
     card = EncoderCard(
