@@ -170,7 +170,7 @@ class Retrieval(ImageTask[RetrievalParams]):
 
 
 def _ap(order: NDArray[np.integer], positives: NDArray[np.int64], junk: NDArray[np.int64]) -> float:
-    from benchmarks.solvers.retrieval import ranks_without_junk, trapezoid_ap
+    from benchmarks.solvers.average_precision import ranks_without_junk, trapezoid_ap
 
     return trapezoid_ap(ranks_without_junk(order, positives, junk), len(positives)) if len(positives) else float("nan")
 
@@ -186,7 +186,7 @@ def levels(answers: Answers) -> dict[str, tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _report_revisited(outcome: Outcome, order: NDArray[np.integer], truth: Sequence[Answers], selection: str) -> None:
-    from benchmarks.solvers.retrieval import precision_at, ranks_without_junk
+    from benchmarks.solvers.average_precision import precision_at, ranks_without_junk
 
     of_level = [levels(answers) for answers in truth]
     for level in LEVELS:

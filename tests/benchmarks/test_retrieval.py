@@ -19,7 +19,7 @@ from benchmarks.datasets.retrieval import Answers, read_ground_truth
 from benchmarks.evaluate import evaluate
 from benchmarks.registry import find_protocol
 from benchmarks.retrieval import levels
-from benchmarks.solvers.retrieval import precision_at, ranks_without_junk, trapezoid_ap
+from benchmarks.solvers.average_precision import precision_at, ranks_without_junk, trapezoid_ap
 from benchmarks.task import InputError, RunOptions
 from results.store import read_records
 
