@@ -13,9 +13,10 @@ import tyro
 from results.errors import InputError, did_you_mean, print_error
 from results.files import write_file
 
-from . import decoders, dense, features, frozen, gpu, knn, linear, logistic, pretrain, svm
+from . import decoders, features, gpu, heads, knn, logistic, pretrain, svm
 from .measurement import cpu
 
+MODULES = (svm, knn, heads, logistic, features, decoders, pretrain, gpu)
 # Seconds that each entry is planned to take on two cores with AVX2, baselines included.
 PLANNED = {
     "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 70, "knn-faiss": 70, "linear-grid": 50, "extract": 60,
@@ -37,8 +38,7 @@ class Speed:
 def main() -> int:
     """Measure the chosen entries, print a line for each, and merge them into the file."""
     options = tyro.cli(Speed)
-    modules = (svm, knn, linear, logistic, features, decoders, frozen, dense, pretrain, gpu)
-    entries = {name: work for module in modules for name, work in module.entries().items()}
+    entries = {name: work for module in MODULES for name, work in module.entries().items()}
     for name in options.only:
         if name not in entries:
             fault = f"no entry {name!r}{did_you_mean(name, entries)}"

@@ -23,7 +23,7 @@ from pretrain.data import read_rgb
 from pretrain.recipe import Augmentation
 from results.schema import Geometry
 
-from .features import compose
+from .features import write_jpegs
 from .measurement import Entries, Entry, cpu_seconds_of, entry, one_thread, rounds
 from .pretrain import moco_v2
 
@@ -112,7 +112,7 @@ def measure_decoders(files: int = FILES) -> Entry:
     variants += ["simplejpeg", "simplejpeg-scaled"] if find_spec("simplejpeg") else []
     works, missing = decoders()
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        paths = compose(Path(folder), files)
+        paths = write_jpegs(Path(folder), files)
         splits = {name: Images(paths, Geometry(mode="shorter", resize=RESIZE, crop=CROP, decoder=name))
                   for name in variants}  # fmt: skip
         pixels = {name: np.stack([images[row][0].numpy() for row in range(files)]).astype(np.float32)
@@ -154,7 +154,7 @@ def measure_views(files: int = FILES) -> Entry:
     batched = BatchedViews(a, recipe.mean, recipe.std, torch.Generator().manual_seed(0))
     other = albumentations_views(a, recipe.mean, recipe.std)
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        paths = compose(Path(folder), files)
+        paths = write_jpegs(Path(folder), files)
 
         def ours() -> None:
             views = [crops(read_rgb(path)) for path in paths]

@@ -1,12 +1,16 @@
-"""Features of a ResNet-50 from JPEG files, against the loop that people write."""
+"""Features of a ResNet-50 from JPEG files against the loop that people write, and benchmarks that share a pass."""
 
 from __future__ import annotations
 
+import logging
+import shutil
 import statistics
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +20,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
+from benchmarks.__main__ import frozen_suite
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
+from benchmarks.evaluate import bench
 from benchmarks.features.extract import Extract, Reader, batches, default_batch_size, extractor
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
+from results.store import read_records
 
 from .measurement import Entries, Entry, entry, fast_precision, rounds, timed
 from .products import count_products, limit_of
@@ -34,7 +41,7 @@ BATCH, WORKERS, MOST_ROUNDS, SECONDS = 64, 2, 3, 60.0
 
 def entries() -> Entries:
     """bf16 only on a CPU that multiplies it itself."""
-    found: Entries = {"extract": lambda: measure("extract", "fp32")}
+    found: Entries = {"extract": lambda: measure("extract", "fp32"), "frozen": measure_suite}
     if fast_precision() == "bf16":
         found["extract-bf16"] = lambda: measure("extract-bf16", "bf16")
     return found
@@ -51,7 +58,7 @@ def measure(
     """
     encoder = (encoder or load_encoder("random:resnet50")).to("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        paths = compose(Path(folder), images)
+        paths = write_jpegs(Path(folder), images)
         network = models.resnet50()
         network.fc = torch.nn.Identity()
         network.load_state_dict(encoder.module.state_dict())
@@ -126,7 +133,7 @@ def plain_loop(network: torch.nn.Module, paths: list[Path]) -> NDArray[np.float3
     return torch.cat([network(images) for images in loader]).numpy()
 
 
-def compose(folder: Path, count: int) -> list[Path]:
+def write_jpegs(folder: Path, count: int) -> list[Path]:
     """JPEGs of noise in seven octaves, about 100 kB each as ImageNet's are; the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     random, paths = np.random.default_rng(0), []
@@ -151,3 +158,60 @@ def _batches(paths: list[Path]) -> list[torch.Tensor]:
 def _each(extract: Extract, decoded: list[torch.Tensor]) -> None:
     for batch in decoded:
         extract(batch, EMBED)
+
+
+# ---- the frozen suite on one pass over the images, against a pass for each of its benchmarks -------------------------
+
+SUITE_ENCODER = "random:resnet18"
+CLASSES, TRAIN, VAL = 6, 16, 4  # images of each class: as many as few-shot's largest n
+
+
+def measure_suite(encoder: str = SUITE_ENCODER, classes: int = CLASSES) -> Entry:
+    """kNN, logistic regression, class means and few-shot of an image folder, from JPEG files to records."""
+    logging.disable(logging.INFO)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            images = image_folder(root / "images", classes)
+            suite = [question for question in frozen_suite(images) if not question.optional]
+            measure_all(encoder, suite[:1], images, root / "warm")
+            ours = measure_all(encoder, suite, images, root / "suite")
+            apart = [measure_all(encoder, [each], images, root / each.protocol.benchmark) for each in suite]
+    finally:
+        logging.disable(logging.NOTSET)
+    total, solving = ours
+    extraction = min(seconds - solved for seconds, solved in apart)
+    return entry(
+        "frozen",
+        ours=total,
+        baseline=sum(seconds for seconds, _ in apart),
+        described="each benchmark by itself, with an extraction of its own",
+        limit_s=extraction + min(solving, sum(solved for _, solved in apart)),
+        limit="one extraction and the solvers",
+        note=f"{encoder}, {classes * (TRAIN + VAL)} JPEGs of 500x375 in {classes} classes, {len(suite)} benchmarks: "
+        f"one extraction {extraction:.1f} s, all solvers {solving:.1f} s",
+    )
+
+
+def measure_all(encoder: str, questions: Sequence[Any], images: Path, root: Path) -> tuple[float, float]:
+    """Seconds of these benchmarks with features of their own, and those of them that the solvers took."""
+    options = RunOptions(device="cpu", progress=False, records=root / "records", features=root / "features")
+    seconds, attempts = timed(lambda: list(bench([encoder], questions, images, options)))
+    failed = [attempt for attempt in attempts if attempt.status != "done"]
+    if failed:
+        raise RuntimeError(f"{failed[0].protocol}: {failed[0].detail}")
+    records = [stored.record for stored in read_records(options.records)[0]]
+    return seconds, sum(record.timing["total"] - record.timing["extract"] for record in records)
+
+
+def image_folder(root: Path, classes: int) -> Path:
+    """An image folder of noise as large as ImageNet's files."""
+    paths = iter(write_jpegs(root.with_name("files"), classes * (TRAIN + VAL)))
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        for number in range(classes):
+            folder = root / split / f"class{number}"
+            folder.mkdir(parents=True)
+            for _ in range(count):
+                path = next(paths)
+                shutil.move(path, folder / path.name)
+    return root

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import Labels, Split
-from scripts.speed.synthetic import synthetic_voc
+from scripts.speed.svm import synthetic_voc
 
 CLASSES = ("bird", "boat", "cat", "dog")
 

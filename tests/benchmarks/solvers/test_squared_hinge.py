@@ -9,7 +9,7 @@ from sklearn.svm import LinearSVC
 from benchmarks.solvers import squared_hinge
 from benchmarks.solvers.gram import Gram, Rows, gram, normalised_rows
 from benchmarks.solvers.squared_hinge import NotConvergedError, solve, solve_costs
-from scripts.speed.synthetic import synthetic_voc
+from scripts.speed.svm import synthetic_voc
 from tests.reference import svm_newton
 
 COSTS = (0.5**19, 0.5**13, 0.5**8, 0.5**4, 1.0, 10.0, 100.0)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from scripts.speed import decoders as speed
-from scripts.speed.features import compose
+from scripts.speed.features import write_jpegs
 
 
 def test_every_decoder_gives_the_picture(tmp_path: Path) -> None:
-    (path,) = compose(tmp_path, 1)
+    (path,) = write_jpegs(tmp_path, 1)
     works, _ = speed.decoders()
     expected = np.asarray(works["PIL"](path), np.float32)
     for name, decode in works.items():

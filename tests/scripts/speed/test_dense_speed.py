@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.speed.dense import dense_heads
+from scripts.speed.heads import dense_heads
 
 
 def test_the_grid_is_measured_against_heads_alone(data: Path) -> None:

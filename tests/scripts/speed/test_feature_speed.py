@@ -15,7 +15,7 @@ from scripts.speed import features as speed
 
 
 def test_files_are_of_the_size_that_they_are_said_to_be(tmp_path: Path) -> None:
-    first, again = speed.compose(tmp_path / "a", 2), speed.compose(tmp_path / "b", 2)
+    first, again = speed.write_jpegs(tmp_path / "a", 2), speed.write_jpegs(tmp_path / "b", 2)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     assert first[0].read_bytes() != first[1].read_bytes()
     with Image.open(first[0]) as image:
@@ -25,7 +25,7 @@ def test_files_are_of_the_size_that_they_are_said_to_be(tmp_path: Path) -> None:
 
 def test_ours_and_the_loop_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "WORKERS", 0)
-    paths = speed.compose(tmp_path / "images", 3)
+    paths = speed.write_jpegs(tmp_path / "images", 3)
     encoder = load_encoder("random:resnet18").to("cpu")
     network = models.resnet18()
     network.fc = torch.nn.Identity()

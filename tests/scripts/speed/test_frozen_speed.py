@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.speed import frozen as speed
+from scripts.speed import features as speed
 
 
 @pytest.mark.nightly

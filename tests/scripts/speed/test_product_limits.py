@@ -42,9 +42,7 @@ def test_a_network_has_the_operations_that_torch_counts(groups: int) -> None:
 
 
 def test_every_entry_has_a_plan_and_all_of_them_take_less_than_a_quarter_of_an_hour() -> None:
-    modules = (speed.svm, speed.knn, speed.linear, speed.logistic, speed.features, speed.decoders, speed.frozen,
-               speed.dense, speed.pretrain, speed.gpu)  # fmt: skip
-    names = [name for module in modules for name in module.entries()]
+    names = [name for module in speed.MODULES for name in module.entries()]
     assert set(names) <= set(speed.PLANNED)
     # extract-bf16 is for CPUs with bfloat16, where the others take less.
     assert sum(s for name, s in speed.PLANNED.items() if not name.startswith(("gpu-", "extract-bf16"))) < 15 * 60
