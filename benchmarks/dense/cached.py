@@ -140,8 +140,9 @@ def train_bank(
     """
     import torch
 
-    from benchmarks.dense.heads import BankAdamW, head_bank
     from benchmarks.dense.params import HeadParams, rate_factor
+    from benchmarks.dense.problems import head_bank
+    from benchmarks.solvers.linear_heads import BankAdamW
     from pretrain.distributed import sent
 
     items = items[shares[items].any(axis=1)]
@@ -153,7 +154,8 @@ def train_bank(
         batch_size=params.batch_size,
     )  # fmt: skip
     bank = head_bank(rows.shape[1], shares.shape[1], len(params.rates), seed).to(device).train()
-    optimiser = BankAdamW(bank, params.rates, params.decay, schedule.betas[1])
+    decays = [params.decay] * len(params.rates)
+    optimiser = BankAdamW(bank, params.rates, decays, betas=schedule.betas, spare_norms=False)
     batches = progress(_batches(items, params, seed), "linear heads", total=schedule.iterations, show=show)
     for step, batch in enumerate(batches):
         ordered = np.sort(batch)  # memory-mapped rows are read in their order
@@ -161,7 +163,7 @@ def train_bank(
         t = sent(torch.from_numpy(shares[ordered]), device)
         log_p = bank(x).log_softmax(2)
         (-(log_p * t[:, None]).sum() / len(t)).backward()
-        optimiser.step(rate_factor(schedule, step), schedule.betas[0])
+        optimiser.step(rate_factor(schedule, step))
     return bank.eval()
 
 

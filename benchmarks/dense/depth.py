@@ -165,13 +165,13 @@ class LinearDepth(ImageTask[DepthParams]):
         Raises:
             InputError: the encoder has no suitable map or class token, or a depth map cannot be read.
         """
-        from benchmarks.dense.depth_heads import Depth
+        from benchmarks.dense.problems import LinearDepthProblem
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
         output, channels = choose_map(encoder, params.crop[0], params.stride, pad=params.pad)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
-        problem = Depth(params, train, test, held, options)
+        problem = LinearDepthProblem(params, train, test, held, options)
         data = [fingerprint(train), fingerprint(test)]
         key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
         model, state = train_heads(

@@ -136,23 +136,16 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         Raises:
             InputError: the encoder has no suitable map, or a mask cannot be read.
         """
-        from benchmarks.dense.segmentation_heads import Segmentation
+        from benchmarks.dense.problems import LinearSegmentationProblem
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
         output, channels = choose_map(encoder, params.crop, params.stride, pad=params.pad)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
         style = MaskFormat.of(protocol.dataset, train)
-        problem = Segmentation(params, style, train, test, held, options)
-        key = canonical_sha256(
-            [
-                protocol.content_sha256(),
-                encoder.card.weights_sha256,
-                fingerprint(train),
-                fingerprint(test),
-                options.seed,
-            ]
-        )
+        problem = LinearSegmentationProblem(params, style, train, test, held, options)
+        data = [fingerprint(train), fingerprint(test)]
+        key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
         model, state = train_heads(
             problem, params, encoder, output, channels, kept, workdir, options, key=key,
             evaluate_every=params.evaluate_every,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, modes_of, read_masks, require_masks
-from benchmarks.dense.scores import Areas, areas
+from benchmarks.dense.scores import Areas, areas_of_each
 from benchmarks.features.pool import GlobalAverage, PatchRows
 from benchmarks.task import FeatureTask, InputError, Labels, Outputs, Split
 from results.files import open_image
@@ -138,7 +138,7 @@ class Patches:
     def areas(self, predicted: NDArray[np.uint8], images: NDArray[np.int64] | None = None) -> Areas:
         """Areas of predicted masks (n, side, side) of these images, or of all."""
         truth = self.masks if images is None else self.masks[images]
-        return np.stack([areas(one, other, self.style) for one, other in zip(predicted, truth, strict=True)])
+        return areas_of_each(predicted, truth, self.style)
 
 
 class Standardised:

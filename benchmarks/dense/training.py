@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.dense.heads import BankAdamW, dropped, head_bank, on_maps
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.patches import MAPS
+from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
 from benchmarks.dense.views import View, network_input, padded
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.solvers.linear_heads import HeadBank
+from benchmarks.solvers.linear_heads import BankAdamW
 from benchmarks.task import InputError, RunOptions, progress
 from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.probes import module_sha256
@@ -32,67 +31,6 @@ from pretrain import distributed
 log = logging.getLogger("benchmarks")
 
 SAVE_EVERY = 1000  # iterations between states that a killed run continues from
-
-
-class Problem(ABC):
-    """What a dense task adds to the training of heads.
-
-    Attributes:
-        outputs: numbers per position of the map.
-        images: the training images.
-        norm: whether the heads have a batch norm.
-        class_token: whether the class token is appended to every position.
-        pad: whether images are padded to whole patches of a ViT.
-    """
-
-    outputs: int
-    images: int
-    norm: bool = True
-    class_token: bool = False
-    pad: bool = False
-
-    @abstractmethod
-    def view(self, index: int, rng: np.random.Generator) -> View:
-        """A random view of a training image."""
-
-    @abstractmethod
-    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
-        """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the (heads,) losses."""
-
-    @abstractmethod
-    def measure(self, model: Model, *, held: bool) -> list[NDArray[Any]]:
-        """What each head does on every image of the held-out or of the test images."""
-
-    @abstractmethod
-    def quality(self, found: NDArray[Any]) -> float:
-        """One number of what a head does, higher is better."""
-
-
-@dataclass
-class Model:
-    """A frozen encoder and the heads on one of its maps."""
-
-    encoder: Encoder
-    output: str
-    bank: HeadBank
-    problem: Problem
-
-    def maps(self, x: Tensor) -> Tensor:
-        """The maps (N, C, h, w) that the heads read of normalised images."""
-        names = {self.output, "cls"} if self.problem.class_token else {self.output}
-        if self.problem.pad:
-            x = padded(x, self.encoder.card.patch_size or 1)
-        found = self.encoder.outputs(x, names)
-        maps = found[self.output].float()
-        if self.problem.class_token:
-            token = found["cls"].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-            maps = torch.cat([maps, token], 1)
-        return maps
-
-    @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
-        """(heads, N, outputs, h, w) of normalised images."""
-        return on_maps(self.bank, self.maps(x))
 
 
 def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[str, int]:
@@ -126,14 +64,15 @@ class HeadsState(TrainingState):
     """The heads after some iterations, and what they did at each evaluation.
 
     Attributes:
-        bank, optimiser: their states.
+        bank: its parameters and statistics.
+        momenta: the optimiser's buffers.
         evaluations: iteration, and for each head the quality on the test and on the held-out images.
         last: what each head does on every test image, at the last evaluation.
         best, best_at: the same at the evaluation that was best on the test images, and its iteration.
     """
 
     bank: dict[str, Any] = field(default_factory=dict)
-    optimiser: dict[str, Any] = field(default_factory=dict)
+    momenta: list[Tensor] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
     best: list[Tensor] = field(default_factory=list)
@@ -141,7 +80,7 @@ class HeadsState(TrainingState):
 
 
 class _Views(Dataset[View]):
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: HeadsProblem, seed: int) -> None:
         self.problem, self.seed = problem, seed
 
     def __getitem__(self, request: tuple[int, int]) -> View:
@@ -154,9 +93,9 @@ def _listed(views: list[View]) -> list[View]:
 
 
 def train_heads(
-    problem: Problem, params: HeadParams, encoder: Encoder, output: str, channels: int, kept: NDArray[np.int64],
+    problem: HeadsProblem, params: HeadParams, encoder: Encoder, output: str, channels: int, kept: NDArray[np.int64],
     workdir: Path, options: RunOptions, *, key: str, evaluate_every: int,
-) -> tuple[Model, HeadsState]:  # fmt: skip
+) -> tuple[HeadsModel, HeadsState]:  # fmt: skip
     """Train a head per rate on the same batches. A killed run continues from its last state.
 
     Args:
@@ -175,13 +114,16 @@ def train_heads(
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder) if problem.class_token else 0)
     bank = head_bank(width, problem.outputs, len(params.rates), options.seed, norm=problem.norm).to(device)
-    optimiser = BankAdamW(bank, params.rates, params.decay, params.betas[1], params.clip)
-    model = Model(encoder, output, bank, problem)
+    optimiser = BankAdamW(
+        bank, params.rates, [params.decay] * len(params.rates), betas=params.betas, clip=params.clip, spare_norms=False
+    )
+    model = HeadsModel(encoder, output, bank, problem)
     path = workdir / "heads.pt"
     state = HeadsState.load(path, key)
     if state.steps:
         bank.load_state_dict(state.bank)
-        optimiser.restore(state.optimiser)
+        for tensor, saved in zip(optimiser.momenta, state.momenta, strict=True):
+            tensor.copy_(saved)
     loader = DataLoader(
         _Views(problem, options.seed),
         batch_sampler=TrainingBatches(kept, params.batch_size, options.seed, state.steps, params.iterations),
@@ -197,7 +139,7 @@ def train_heads(
 
 
 def _train(
-    model: Model, optimiser: BankAdamW, state: HeadsState, loader: DataLoader[Any], params: HeadParams, path: Path,
+    model: HeadsModel, optimiser: BankAdamW, state: HeadsState, loader: DataLoader[Any], params: HeadParams, path: Path,
     options: RunOptions, evaluate_every: int, stop: Callable[[], bool],
 ) -> None:  # fmt: skip
     """The iterations from the state on.
@@ -211,7 +153,7 @@ def _train(
 
     def save() -> None:
         nonlocal started
-        state.steps, state.bank, state.optimiser = done, bank.state_dict(), optimiser.state()
+        state.steps, state.bank, state.momenta = done, bank.state_dict(), optimiser.momenta
         state.add_time("train", started)
         started = time.perf_counter()
         state.save(path)
@@ -253,7 +195,7 @@ def encoder_width(encoder: Encoder) -> int:
     return int(encoder.outputs(blank, {"cls"})["cls"].shape[1])
 
 
-def _evaluate(model: Model, state: HeadsState, done: int, *, last: bool) -> None:
+def _evaluate(model: HeadsModel, state: HeadsState, done: int, *, last: bool) -> None:
     problem = model.problem
     found = problem.measure(model, held=False)
     qualities = [problem.quality(each) for each in found]
@@ -271,7 +213,7 @@ def _evaluate(model: Model, state: HeadsState, done: int, *, last: bool) -> None
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenHead:
     """A head at an evaluation: what it does on every test image, and how it was chosen."""
 
     head: int
@@ -279,7 +221,7 @@ class Choice:
     iteration: int
 
 
-def choices(state: HeadsState, rates: Sequence[float], published: float, *, best: bool) -> dict[str, Choice]:
+def choices(state: HeadsState, rates: Sequence[float], published: float, *, best: bool) -> dict[str, ChosenHead]:
     """The head chosen on held-out images at the last iteration, the published rate's, and the best on test.
 
     Args:
@@ -293,12 +235,12 @@ def choices(state: HeadsState, rates: Sequence[float], published: float, *, best
     oracle = int(np.argmax(peaks))
     last, peak = [each.numpy() for each in state.last], [each.numpy() for each in state.best]
     found = {
-        "": Choice(held, last[held], final["iteration"]),
-        " oracle": Choice(oracle, peak[oracle], state.best_at[oracle]),
+        "": ChosenHead(held, last[held], final["iteration"]),
+        " oracle": ChosenHead(oracle, peak[oracle], state.best_at[oracle]),
     }
     if published in rates:
         own = list(rates).index(published)
         found[" published"] = (
-            Choice(own, peak[own], state.best_at[own]) if best else Choice(own, last[own], final["iteration"])
+            ChosenHead(own, peak[own], state.best_at[own]) if best else ChosenHead(own, last[own], final["iteration"])
         )
     return found

@@ -248,6 +248,8 @@ class BankAdamW:
     Args:
         bank: on its device.
         rates, weight_decays: of each head.
+        clip: largest norm of the gradient of a head's parameters together; 0 is none.
+        spare_norms: weight decay does not apply to a batch norm's scale and shift.
     """
 
     def __init__(
@@ -258,35 +260,46 @@ class BankAdamW:
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        clip: float = 0.0,
+        spare_norms: bool = True,
     ) -> None:
-        self.parameters, self.betas, self.eps = list(bank.parameters()), betas, eps
+        self.parameters, self.betas, self.eps, self.clip = list(bank.parameters()), betas, eps, clip
         steps = torch.zeros(())  # on the CPU: reading it there waits for no GPU
         self.momenta = [steps, *(torch.zeros_like(p) for _ in betas for p in self.parameters)]
         self._rates = [_per_head(rates, p) for p in self.parameters]
         self._decays = [
-            _per_head(weight_decays if decayed else [0.0] * len(weight_decays), p)
+            _per_head(weight_decays if decayed or not spare_norms else [0.0] * len(weight_decays), p)
             for p, decayed in zip(self.parameters, bank.decayed(), strict=True)
         ]
 
     @torch.no_grad()
-    def step(self, factor: Factor) -> None:
-        """Sum the gradients over ranks, update with every rate multiplied by `factor`, and clear the gradients."""
+    def step(self, factor: Factor, beta1: float | None = None) -> None:
+        """Sum the gradients over ranks, update with every rate multiplied by `factor`, and clear the gradients.
+
+        Args:
+            beta1: replaces the first of `betas` in this step; the correction takes it to the power of all steps, as in
+                torch.
+        """
         steps, *moments = self.momenta
         steps.add_(1)
         done, count = float(steps), len(self.parameters)
-        corrections = [1 - beta**done for beta in self.betas]
-        for parameter, first, second, rates, decays in zip(
-            self.parameters, moments[:count], moments[count:], self._rates, self._decays, strict=True
+        beta1, beta2 = self.betas[0] if beta1 is None else beta1, self.betas[1]
+        gradients = [distributed.sum_(p.grad) for p in self.parameters if p.grad is not None]
+        if self.clip:
+            norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+            kept = (self.clip / (norms + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(kept.view(-1, *[1] * (gradient.ndim - 1)))
+        for parameter, gradient, first, second, rates, decays in zip(
+            self.parameters, gradients, moments[:count], moments[count:], self._rates, self._decays, strict=True
         ):
-            assert parameter.grad is not None
-            gradient = distributed.sum_(parameter.grad)
             parameter.grad = None
             rate = _scaled(rates, factor)
             parameter.mul_(1 - rate * decays)
-            first.lerp_(gradient, 1 - self.betas[0])
-            second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-            spread = (second / corrections[1]).sqrt_().add_(self.eps)
-            parameter.sub_(rate / corrections[0] * first / spread)
+            first.lerp_(gradient, 1 - beta1)
+            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            spread = (second / (1 - beta2**done)).sqrt_().add_(self.eps)
+            parameter.sub_(rate / (1 - beta1**done) * first / spread)
 
 
 def _scaled(rates: Tensor, factor: Factor) -> Tensor:

@@ -15,16 +15,25 @@ from PIL import Image
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
 from benchmarks.dense.depth import LinearDepth
-from benchmarks.dense.depth_heads import depth_of, depth_view, masked_loss, scale_invariant_loss
-from benchmarks.dense.heads import BankAdamW, backward_pixels, dropped, head_bank, on_maps
 from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
 from benchmarks.dense.masks import VOID
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
+from benchmarks.dense.problems import (
+    backward_pixels,
+    depth_of,
+    depth_view,
+    dropped,
+    head_bank,
+    masked_loss,
+    on_maps,
+    scale_invariant_loss,
+)
 from benchmarks.dense.training import choose_map
 from benchmarks.dense.views import padded, short_side_size, training_view, windows
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.registry import find_protocol
+from benchmarks.solvers.linear_heads import BankAdamW
 from benchmarks.task import InputError, RunOptions
 from results.schema import Protocol
 
@@ -38,7 +47,7 @@ def test_heads_on_maps_are_torchs_layers_and_optimiser() -> None:
     draws = torch.Generator().manual_seed(0)
     rates, clip = (1e-3, 1e-2), 0.05
     bank = head_bank(4, 3, 2, 0).train()
-    optimiser = BankAdamW(bank, rates, 0.1, 0.99, clip)
+    optimiser = BankAdamW(bank, rates, [0.1, 0.1], betas=(0.9, 0.99), clip=clip, spare_norms=False)
     alone: list[tuple[torch.nn.Sequential, torch.optim.AdamW]] = []
     for head, rate in enumerate(rates):
         model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 3, 1))

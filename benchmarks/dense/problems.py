@@ -1,0 +1,328 @@
+"""Linear heads on maps, what they learn and how they are measured: masks by pixel, and depth.
+
+`benchmarks.dense.training` trains them; `benchmarks.dense.linear` and `benchmarks.dense.depth` have the numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from benchmarks.datasets.images import decode
+from benchmarks.datasets.nyu import read_depth
+from benchmarks.dense.masks import VOID, MaskFormat
+from benchmarks.dense.patches import best_class, mask_sheet
+from benchmarks.dense.scores import areas, depth_errors, mean_iou, scored_depth
+from benchmarks.dense.views import View, padded, short_side_size, training_view, windows
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.solvers.linear_heads import HeadBank
+from benchmarks.task import Labels, RunOptions, progress
+from pretrain.distributed import sent
+
+if TYPE_CHECKING:
+    from benchmarks.dense.depth import DepthParams
+    from benchmarks.dense.linear import LinearSegParams
+
+
+class HeadsProblem(ABC):
+    """What a dense task adds to the training of heads.
+
+    Attributes:
+        outputs: numbers per position of the map.
+        images: the training images.
+        norm: whether the heads have a batch norm.
+        class_token: whether the class token is appended to every position.
+        pad: whether images are padded to whole patches of a ViT.
+    """
+
+    outputs: int
+    images: int
+    norm: bool = True
+    class_token: bool = False
+    pad: bool = False
+
+    @abstractmethod
+    def view(self, index: int, rng: np.random.Generator) -> View:
+        """A random view of a training image."""
+
+    @abstractmethod
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the (heads,) losses."""
+
+    @abstractmethod
+    def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
+        """What each head does on every image of the held-out or of the test images."""
+
+    @abstractmethod
+    def quality(self, found: NDArray[Any]) -> float:
+        """One number of what a head does, higher is better."""
+
+
+@dataclass
+class HeadsModel:
+    """A frozen encoder and the heads on one of its maps."""
+
+    encoder: Encoder
+    output: str
+    bank: HeadBank
+    problem: HeadsProblem
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The maps (N, C, h, w) that the heads read of normalised images."""
+        names = {self.output, "cls"} if self.problem.class_token else {self.output}
+        if self.problem.pad:
+            x = padded(x, self.encoder.card.patch_size or 1)
+        found = self.encoder.outputs(x, names)
+        maps = found[self.output].float()
+        if self.problem.class_token:
+            token = found["cls"].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+            maps = torch.cat([maps, token], 1)
+        return maps
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """(heads, N, outputs, h, w) of normalised images."""
+        return on_maps(self.bank, self.maps(x))
+
+
+def head_bank(channels: int, outputs: int, heads: int, seed: int, *, norm: bool = True) -> HeadBank:
+    """Heads that start alike: weights N(0, 0.01), biases 0, and a batch norm with a scale and shift of each head."""
+    generator = torch.Generator().manual_seed(seed)
+    return HeadBank(channels, channels, outputs, heads, batch_norm="affine" if norm else "none", generator=generator)
+
+
+def on_maps(bank: HeadBank, maps: Tensor) -> Tensor:
+    """(N, C, h, w) maps to (heads, N, outputs, h, w) of every head."""
+    count, _, height, width = maps.shape
+    found: Tensor = bank(maps.permute(0, 2, 3, 1).flatten(0, 2))
+    return found.view(count, height, width, *found.shape[1:]).permute(3, 0, 4, 1, 2)
+
+
+def dropped(maps: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Maps with a random share of each image's channels zeroed, and the others enlarged (Dropout2d)."""
+    if not share:
+        return maps
+    kept = torch.rand(maps.shape[:2], generator=generator) >= share
+    return maps * (sent(kept, maps.device).to(maps) / (1 - share))[:, :, None, None]
+
+
+def backward_pixels(logits: Tensor, targets: Tensor) -> Tensor:
+    """Backpropagate each head's cross-entropy and return the (heads,) values.
+
+    Only one head's upsampled logits exist at a time.
+
+    The loss is the mean over all pixels, of which ignored ones count 0 (mmsegmentation's default, and dinov3's).
+
+    Args:
+        logits: (heads, N, K, h, w), with a graph behind them.
+        targets: (N, H, W) class indices, 255 where ignored.
+    """
+    leaf = logits.detach().requires_grad_()
+    losses = []
+    for head in range(len(leaf)):
+        upsampled = F.interpolate(leaf[head], targets.shape[1:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(upsampled, targets, ignore_index=VOID, reduction="sum") / targets.numel()
+        loss.backward()
+        losses.append(loss.detach())
+    logits.backward(leaf.grad)
+    return torch.stack(losses)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+class LinearSegmentationProblem(HeadsProblem):
+    """Linear segmentation: views of an image and its mask, cross-entropy by pixel, and windows over a test image."""
+
+    def __init__(
+        self, params: LinearSegParams, style: MaskFormat, train: Labels, test: Labels, held: NDArray[np.int64],
+        options: RunOptions,
+    ) -> None:  # fmt: skip
+        self.params, self.style, self.train, self.test, self.options = params, style, train, test, options
+        self.held = train.rows(held)
+        self.outputs, self.images, self.pad = len(style.classes), len(train), params.pad
+
+    def view(self, index: int, rng: np.random.Generator) -> View:
+        mask = self.style.indices(self.style.read(self.train.annotations[index]))
+        return training_view(decode(self.train.paths[index]), mask, self.params, rng)
+
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
+        return backward_pixels(logits, targets.long())
+
+    def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
+        """For each head, (n, 3, C) areas."""
+        labels = self.held if held else self.test
+        found: list[list[NDArray[np.int64]]] = [[] for _ in range(len(model.bank.weight))]
+        shown = progress(range(len(labels)), "held-out images" if held else "test", show=self.options.progress)
+        for row in shown:
+            truth = self.style.read(labels.annotations[row])
+            for head, predicted in enumerate(self.predicted(model, labels.paths[row], truth.shape)):
+                found[head].append(areas(predicted, truth, self.style))
+        return [np.stack(each) for each in found]
+
+    def quality(self, found: NDArray[Any]) -> float:
+        return mean_iou(found)
+
+    def predicted(self, model: HeadsModel, image: Path, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+        """Of each head, the mask (H, W) of an image: windows averaged, then interpolated to the size of its mask."""
+        picture = decode(image)
+        width, height = short_side_size(picture.size, self.params.short_side)
+        pixels = TF.pil_to_tensor(TF.resize(picture, [height, width], TF.InterpolationMode.BILINEAR))
+        x = model.encoder.normalise(pixels[None])
+        cuts = list(windows(height, width, self.params.crop, self.params.window_stride))
+        logits = [model.logits(x[:, :, rows, columns])[:, 0] for rows, columns in cuts]
+        masks = []
+        for head in range(len(logits[0])):
+            total = torch.zeros(self.outputs, height, width, device=x.device)
+            count = torch.zeros(height, width, device=x.device)
+            for (rows, columns), maps in zip(cuts, logits, strict=True):
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                total[:, rows, columns] += F.interpolate(maps[head][None], shape, mode="bilinear", align_corners=False)[
+                    0
+                ]
+                count[rows, columns] += 1
+            whole = F.interpolate((total / count)[None], tuple(size), mode="bilinear", align_corners=False)
+            masks.append((best_class(whole)[0].cpu().numpy() + self.style.first).astype(np.uint8))
+        return masks
+
+    def sheet(self, model: HeadsModel, head: int) -> dict[str, bytes]:
+        """A picture of a few test images with the masks of one head."""
+        rows = np.unique(np.linspace(0, len(self.test) - 1, min(6, len(self.test))).round().astype(np.int64))
+        few = self.test.rows(rows)
+        truth = [self.style.read(file) for file in few.annotations]
+        masks = [self.predicted(model, path, mask.shape)[head] for path, mask in zip(few.paths, truth, strict=True)]
+        png = mask_sheet(few, self.style, truth, masks)
+        return {"masks": png} if png else {}
+
+
+# ---- depth -----------------------------------------------------------------------------------------------------------
+
+BORDER = (43, 45, 608, 472)  # left, top, right, bottom of what a 640 x 480 image of NYU shows inside its white border
+BINS = 256
+LOSS_EPS, LOSS_MEAN, WARMUP = 1e-3, 0.15, 100
+
+
+class LinearDepthProblem(HeadsProblem):
+    """Linear depth: views of an image and its depth map, the scale-invariant loss, and errors of test images."""
+
+    def __init__(
+        self, params: DepthParams, train: Labels, test: Labels, held: NDArray[np.int64], options: RunOptions
+    ) -> None:
+        self.params, self.train, self.test, self.options = params, train, test, options
+        self.held = train.rows(held)
+        self.outputs, self.images = BINS, len(train)
+        self.norm, self.class_token, self.pad = params.norm, params.class_token, params.pad
+
+    def view(self, index: int, rng: np.random.Generator) -> View:
+        depth = read_depth(self.train.annotations[index])
+        return depth_view(decode(self.train.paths[index]), depth, self.params, rng)
+
+    def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
+        valid, loss = targets > 0, masked_loss if logits.is_cuda else scale_invariant_loss
+        losses = torch.stack(
+            [
+                loss(_resized(depth_of(each, self.params), targets.shape[1:]), targets, valid, warm=step < WARMUP)
+                for each in logits
+            ]
+        )
+        losses.sum().backward()
+        return losses.detach()
+
+    def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
+        """For each head, (n, 3) errors of every image."""
+        labels, params = (self.held if held else self.test), self.params
+        found: list[list[list[float]]] = [[] for _ in range(len(model.bank.weight))]
+        shown = progress(range(len(labels)), "held-out images" if held else "test", show=self.options.progress)
+        for row in shown:
+            truth = read_depth(labels.annotations[row])
+            scored = scored_depth(truth, params.scored_low, params.scored_high)
+            x = model.encoder.normalise(TF.pil_to_tensor(decode(labels.paths[row]))[None])
+            both = torch.cat([x, x.flip(3)]) if params.flip_test else x
+            for head, logits in enumerate(model.logits(both)):
+                # Over the padded frame, as the source resizes it; its 480 x 640 images need no padding at 16.
+                depth = depth_of(logits, params)
+                if params.flip_test:
+                    depth = (depth[:1] + depth[1:].flip(2)) / 2
+                predicted = _resized(depth, truth.shape)[0].clamp(params.scored_low, params.scored_high)
+                found[head].append(depth_errors(predicted.cpu().numpy(), truth, scored))
+        return [np.array(each) for each in found]
+
+    def quality(self, found: NDArray[Any]) -> float:
+        return -float(np.nanmean(found[:, 0]))
+
+
+def depth_of(logits: Tensor, params: DepthParams) -> Tensor:
+    """(N, bins, h, w) to (N, h, w) metres: the mean of equally spaced bins, weighted by relu(logit) + 0.1."""
+    if params.upsample > 1:
+        # A 1x1 convolution and bilinear interpolation commute, so the bins are enlarged and not the features.
+        logits = F.interpolate(logits, scale_factor=params.upsample, mode="bilinear", align_corners=False)
+    weights = logits.relu() + 0.1
+    bins = torch.linspace(params.low, params.high, logits.shape[1], device=logits.device)
+    return torch.einsum("nkhw,k->nhw", weights / weights.sum(1, keepdim=True), bins)
+
+
+def scale_invariant_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
+    """sqrt(var(g) + 0.15 mean(g)²) of the log ratios g of all valid pixels; without the variance in the first steps."""
+    ratio = (predicted[valid] + LOSS_EPS).log() - (truth[valid] + LOSS_EPS).log()
+    found = LOSS_MEAN * ratio.mean() ** 2
+    if not warm:
+        found = found + ratio.var()
+    return found.clamp(min=1e-12).sqrt()
+
+
+def masked_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
+    """`scale_invariant_loss` to rounding, without a tensor whose size a GPU must tell: the host does not wait."""
+    count = valid.sum()
+    ratio = ((predicted + LOSS_EPS).log() - (truth + LOSS_EPS).log()).where(valid, 0)
+    mean = ratio.sum() / count
+    found = LOSS_MEAN * mean**2
+    if not warm:
+        found = found + (ratio - mean).where(valid, 0).square().sum() / (count - 1)
+    return found.clamp(min=1e-12).sqrt()
+
+
+def _resized(depth: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(depth[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def depth_view(image: Image.Image, depth: NDArray[np.float32], params: DepthParams, rng: np.random.Generator) -> View:
+    """Cut NYU's border off, rotate, mirror, crop and change the colours of an image and its depth map.
+
+    What a rotation turns in from outside is black, and without depth. An image smaller than the crop is padded so.
+    """
+    width, height = image.size
+    left, top, right, bottom = (
+        int(edge / side * size) for edge, side, size in zip(BORDER, (640, 480) * 2, (width, height) * 2, strict=True)
+    )
+    pixels = TF.pil_to_tensor(image)[:, top:bottom, left:right].float() / 255
+    metres = torch.from_numpy(depth[top:bottom, left:right].copy())[None]
+    if rng.random() < 0.5:
+        angle = float(rng.uniform(-params.rotation, params.rotation))
+        pixels = TF.rotate(pixels, angle, TF.InterpolationMode.BILINEAR)
+        metres = TF.rotate(metres, angle, TF.InterpolationMode.NEAREST)
+    if rng.random() < params.flip_p:
+        pixels, metres = pixels.flip(2), metres.flip(2)
+    tall, wide = params.crop
+    down = int(rng.integers(max(pixels.shape[1] - tall, 0) + 1))
+    across = int(rng.integers(max(pixels.shape[2] - wide, 0) + 1))
+    pixels, metres = (each[:, down : down + tall, across : across + wide] for each in (pixels, metres))
+    if rng.random() < 0.5:
+        gamma, light = rng.uniform(*params.gamma), rng.uniform(*params.brightness)
+        tint = torch.tensor(rng.uniform(*params.colour, 3), dtype=torch.float32)[:, None, None]
+        # The source takes the power of values up to 255, not of fractions.
+        pixels = ((255 * pixels) ** gamma * light * tint).clamp(0, 255) / 255
+    canvas, target = torch.zeros(3, tall, wide, dtype=torch.uint8), torch.zeros(tall, wide)
+    rows, columns = pixels.shape[1:]
+    canvas[:, :rows, :columns] = (255 * pixels).round().to(torch.uint8)
+    target[:rows, :columns] = metres[0]
+    return View(canvas, target, rows, columns)
