@@ -84,8 +84,8 @@ class AttentiveParams(WarmupParams):
         if channels % parts:
             fitting = max(n for n in range(1, parts + 1) if channels % n == 0)
             raise NotApplicableError(
-                f"{setting}={parts} does not divide the {channels} channels of {name}; {setting}={fitting} does, "
-                f'which --set "{setting}={fitting}" chooses and the id shows'
+                f"{setting}={parts} does not divide the {channels} channels of {name}; add --set {setting}={fitting}, "
+                "which the protocol's id will show"
             )
         return BANKS[self.form](
             channels,

@@ -98,14 +98,14 @@ def between(a: Protocol, b: Protocol) -> list[Protocol]:
         InputError: of two benchmarks, with no column in common, or the same in everything that matters.
     """
     if a.benchmark != b.benchmark or a.harness != b.harness:
-        raise InputError(f"{a.id} and {b.id} are not protocols of one benchmark, so nothing between them can be run")
+        raise InputError(f"{a.id} and {b.id} belong to different benchmarks; choose two protocols of one benchmark")
     if not set(a.columns) & set(b.columns):
         raise InputError(f"{a.id} and {b.id} have no column in common: {', '.join(a.columns)}; {', '.join(b.columns)}")
     first, second = _fields(a), _fields(b)
     every = dict.fromkeys((*first, *second))
     names = [name for name in every if first.get(name) != second.get(name) and name not in NAMING]
     if not names:
-        raise InputError(f"{a.id} and {b.id} differ in nothing that can move a score")
+        raise InputError(f"{a.id} and {b.id} do not differ in anything that affects a score")
     if len(names) <= ALL_SETS_UP_TO:
         sets = [list(chosen) for size in range(1, len(names)) for chosen in combinations(names, size)]
     else:

@@ -63,18 +63,16 @@ class ProbeParams(HeadsParams):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if len(self.grid) > 1 and self.heldout == 0:
-            raise ValueError(
-                "several rates or weight decays are chosen among on a held-out part of train: set heldout > 0"
-            )
+            raise ValueError("the rate and the weight decay are chosen on a held-out part of train: set heldout > 0")
         if len(set(self.outputs)) < len(self.outputs) or not set(self.outputs) <= set(COLUMN):
             raise ValueError(f"outputs {', '.join(self.outputs)} must be among {', '.join(COLUMN)} and without repeats")
         if "embed" in self.outputs and len(self.outputs) > 1:
             raise ValueError(
-                "embed and maps have columns of their own: use two protocols, which `probes` trains in one pass"
+                "embed and maps have different columns: use two protocols; `probes` trains both in one pass"
             )
         unpooled = [name for name in self.outputs if name != "embed" and name not in self.pooling]
         if unpooled:
-            raise ValueError(f"{', '.join(unpooled)} are maps, and pooling does not say how they become vectors")
+            raise ValueError(f"{', '.join(unpooled)} are feature maps; set pooling to say how they become vectors")
         if self.schedule == "cosine" and self.iterations is not None:
             raise ValueError("the cosine schedule is per epoch: leave iterations unset")
         return self

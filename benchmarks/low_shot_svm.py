@@ -266,8 +266,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
             check_counts(train, params.k[-1])
             if train.targets.ndim == 1 and np.bincount(train.targets).max() <= params.k[-1]:
                 raise InputError(
-                    f"{protocol.id}: no class has more than k={params.k[-1]} training images, so that every set would "
-                    "be the same: choose a smaller k with --set k=…, or add images"
+                    f"{protocol.id}: no class has more than k={params.k[-1]} training images, so all sets would be "
+                    "the same: choose a smaller k with --set k=…, or add images"
                 )
         elif self.index_files is None:
             raise InputError(

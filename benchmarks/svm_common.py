@@ -144,7 +144,7 @@ def usable_outputs(params: SvmParams, train: Split, test: Split) -> tuple[str, .
     names = tuple(name for name in params.outputs if name in train.features and name in test.features)
     if not names:
         raise InputError(
-            f"the features of the splits ({', '.join(train.features) or 'none'}) include none of "
+            f"the encoder's features ({', '.join(train.features) or 'none'}) include none of "
             f"{', '.join(params.outputs)}: choose a protocol that reads an output of the encoder"
         )
     for name in names:

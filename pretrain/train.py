@@ -217,8 +217,8 @@ class Run:
             saved = self.out / RESUME
             raise FloatingPointError(
                 f"the loss is {sums[0].item()} in epoch {(self.trainer.step - 1) // self.trainer.epoch_steps + 1}: "
-                "lower lr, or use precision = 'fp32'; "
                 + (f"the last finite state is in {saved}" if saved.is_file() else "no state had been saved yet")
+                + "; lower lr, or use precision = 'fp32'"
             )
 
     def _tell(self, bar: tqdm[Any], text: str | Callable[[], str]) -> None:

@@ -556,7 +556,7 @@ def _require_plain_key(key: Any) -> None:
 def _require_sizes(*numbers: Any) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < 2**62:
-            raise UnpicklingError("a tensor has a size that is not one")
+            raise UnpicklingError("a tensor has a size that is not a whole number")
 
 
 # ---- stand-ins for the names in a pickle -----------------------------------------------------------------------------

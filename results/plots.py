@@ -560,7 +560,7 @@ def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
 def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
     """The score under protocol A, the share of every field, and the score under B; a panel per explanation."""
     if not found:
-        raise NothingToDrawError("no difference between protocols was explained")
+        raise NothingToDrawError("no record has an explained difference between protocols")
     figure, all_axes = stacked_panels([1.4 + 0.55 * (len(one.switches) + 2) for one in found], width=7.5)
     for axes, one in zip(all_axes, found, strict=True):
         shares = [switch.share for switch in one.switches]

@@ -402,7 +402,7 @@ def _check_groups(path: Path, offsets: NDArray[Any], members: NDArray[Any]) -> N
         raise ValueError(f"{path} has groups that are not lists")
     whole = offsets.astype(np.int64)
     if whole[0] != 0 or whole[-1] != len(members) or (np.diff(whole) < 1).any():
-        raise ValueError(f"{path} has groups that do not go with its items")
+        raise ValueError(f"{path} has groups that do not match its items")
 
 
 def _ranks(name: str, decisions: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:

@@ -82,11 +82,11 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
     record, faults = stored.record, list(stored.faults)
     resolved = record.protocol.resolved
     if record.status != "ok":
-        faults.append(f"it is the record of a failure: {record.error or 'no error was recorded'}")
+        faults.append(f"the run failed: {record.error or 'no error was recorded'}")
     if declared is not None and not resolved.overrides:
         known = declared.get(record.protocol.id)
         if known is None:
-            faults.append(f"this program declares no protocol {record.protocol.id}")
+            faults.append(f"this program has no protocol {record.protocol.id}")
         elif known != record.protocol.sha256:
             faults.append(f"its protocol is not the {record.protocol.id} that this program declares")
     if faults:

@@ -85,7 +85,7 @@ class _Array:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
-            raise pickle.UnpicklingError("an array has no state of five parts")
+            raise pickle.UnpicklingError("the state of an array does not have five parts")
         _, shape, dtype, by_column, content = state
         if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", "uint8"):
             raise pickle.UnpicklingError("an array is not of type uint8")

@@ -75,7 +75,7 @@ class _Array:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
-            raise pickle.UnpicklingError("an array has no state of five parts")
+            raise pickle.UnpicklingError("the state of an array does not have five parts")
         _, shape, dtype, by_column, content = state
         content = content.encode("latin1") if isinstance(content, str) else content
         if not isinstance(content, bytes) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
@@ -169,7 +169,7 @@ def _numbers(value: object, count: int) -> NDArray[np.float64]:
     """At most so many numbers, of an array or a list without lists in it."""
     listed: Any = value.values.reshape(-1) if isinstance(value, _Array) else value
     if not isinstance(listed, list | np.ndarray) or len(listed) > count:
-        raise ValueError(f"a list has more than {count} numbers, or is none")
+        raise ValueError(f"a list has more than {count} numbers, or is not a list")
     if isinstance(listed, list) and not all(isinstance(each, int | float) for each in listed):
         raise ValueError("a list of numbers holds something else")
     return np.asarray(listed, np.float64)
@@ -185,7 +185,7 @@ def _answers(entry: Mapping[str, Any], count: int) -> Answers:
 
     corners = _numbers(entry["bbx"], 4).tolist()
     if len(corners) != 4:
-        raise ValueError("a box has no four corners")
+        raise ValueError("a box does not have four corners")
     return Answers((corners[0], corners[1], corners[2], corners[3]), rows("easy"), rows("hard"), rows("junk"))
 
 

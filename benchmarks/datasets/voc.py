@@ -212,7 +212,9 @@ def read_voc12aug(folder: Path, split: str) -> Labels:
     ids = sorted(listed if both else {*listed, *own})
     held_out = set(ids) & set(read_lines(lists / "val.txt"))
     if held_out:
-        raise InputError(f"{file} lists {len(held_out)} images of val.txt, such as {min(held_out)}; take mm's list")
+        raise InputError(
+            f"{file} lists {len(held_out)} images of val.txt, such as {min(held_out)}; take mmsegmentation's list"
+        )
     train = set(own)
     where = ["SegmentationClass" if id in train else masks.name for id in ids]
     names = [f"{below}/{id}.png" for below, id in zip(where, ids, strict=True)]

@@ -103,7 +103,7 @@ def _network(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if type(heads) is int and heads > 0:
         found["num_heads"] = heads
     if isinstance(epsilon, float) and not 0 <= epsilon < 1:
-        raise InputError(f"{path} has the epsilon {epsilon}, which is not one of a normalisation; download it again")
+        raise InputError(f"{path} has layer_norm_eps {epsilon}, which is out of range; download it again")
     if isinstance(epsilon, float) and epsilon > 0:
         found["norm_eps"] = epsilon
     activation = config.get("hidden_act")

@@ -50,8 +50,8 @@ def check_schedule(protocol: Protocol, params: TrainingParams) -> None:
     """Raises InputError for drops of the rate that the run is too short to reach."""
     if late := params.late_drops():
         raise InputError(
-            f"{protocol.id}: the rate never drops at {late}, as the run ends at {params.length}: set drops that it "
-            "reaches, or leave them out to keep them at their share of the run"
+            f"{protocol.id}: the run ends at {params.length}, before the drops of the rate at {late}: set earlier "
+            "drops, or leave them out to scale them with the length of the run"
         )
 
 
@@ -71,8 +71,8 @@ def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Lab
     if images is None or images / 2 <= len(train) <= 2 * images:
         return protocol
     log.warning(
-        "%s was published for %d training images, and %s has %d: its %s may be far from suitable, and the id says so. "
-        "linear_avgpool.imagefolder searches its rate",
+        "%s was published for %d training images, and %s has %d: its %s may be unsuitable, and the id says so. "
+        "linear_avgpool.imagefolder searches for its learning rate",
         base, images, protocol.dataset, len(train), settings,
     )  # fmt: skip
     return protocol.changed(label=f"train_images={len(train)}")

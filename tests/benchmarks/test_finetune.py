@@ -271,7 +271,7 @@ def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(
 
 
 def test_drops_after_the_last_epoch_are_refused(data: tuple[Labels, Labels], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the rate never drops at 3, as the run ends at 1"):
+    with pytest.raises(InputError, match="the run ends at 1, before the drops of the rate at 3"):
         tune(data, tmp_path, epochs=1, drops=(1, 3))
 
 

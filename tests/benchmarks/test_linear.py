@@ -221,7 +221,7 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(data: tuple[Labels, Label
 def test_what_the_lists_tell_is_refused_before_an_encoder_pass(data: tuple[Labels, Labels]) -> None:
     task, (train, test) = AvgPoolLinear(), data
     late = task.default_protocol(embedded=False, dataset="imagefolder").changed(epochs=10, drops=(20,))
-    with pytest.raises(InputError, match="the rate never drops at 20, as the run ends at 10"):
+    with pytest.raises(InputError, match="the run ends at 10, before the drops of the rate at 20"):
         task.check(late, train, test)
     with pytest.raises(InputError, match="none can be held out"):
         task.check(protocol(ONE, heldout=0.25), train.rows([0, 8, 16]), test)

@@ -81,7 +81,7 @@ def test_trials_whose_areas_lie_in_one_sum(tmp_path: Path) -> None:
 def test_changed_files_protocols_and_missing_outcomes(tmp_path: Path) -> None:
     path = write_record(tmp_path / "a", record(card("net"), KNN, OUTCOMES), OUTCOMES)
     assert refusal(path, {KNN.id: KNN.content_sha256()}) == ""
-    assert refusal(path, {}) == "this program declares no protocol knn.demo@1"
+    assert refusal(path, {}) == "this program has no protocol knn.demo@1"
     assert "is not the knn.demo@1 that this program declares" in refusal(path, {KNN.id: "0" * 64})
     longer = KNN.changed(epochs=10)
     own = write_record(tmp_path / "b", record(card("net"), longer, OUTCOMES), OUTCOMES)
@@ -93,7 +93,7 @@ def test_changed_files_protocols_and_missing_outcomes(tmp_path: Path) -> None:
     bare = write_record(tmp_path / "c", record(card("net"), KNN, scores=SCORES))
     assert "it has no outcomes file" in refusal(bare)
     failed = write_record(tmp_path / "d", record(card("net"), KNN, status="failed", error="no memory"))
-    assert "record of a failure: no memory" in refusal(failed)
+    assert "the run failed: no memory" in refusal(failed)
 
 
 def test_outcomes_that_belong_to_no_score_or_do_not_fit(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
     assert main(["explain", A.id, B.id, "--records", str(root)]) == 0
     assert remembered(root) == [Question(A.id, B.id)]
     assert explanation_table(explained(root)).rows[-1].cells[2].text == "+4.50"
-    with pytest.raises(NothingToDrawError, match="no difference between protocols was explained"):
+    with pytest.raises(NothingToDrawError, match="no record has an explained difference between protocols"):
         draw_waterfall([], picture)
     assert main(["explain", A.id, "nothing", "--records", str(root)]) == 2
     assert len(remembered(root)) == 1  # what has no answer is not kept
