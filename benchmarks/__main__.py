@@ -500,9 +500,9 @@ def _convert(arguments: Sequence[str]) -> int:
     flags = _parse(ConvertFlags, arguments, "convert")
     from typing import get_args
 
-    from benchmarks.encoders.export import Target, convert
+    from benchmarks.encoders.export import CheckpointFormat, convert
 
-    targets = get_args(Target)
+    targets = get_args(CheckpointFormat)
     if flags.to not in targets:
         raise InputError(f"--to must be one of {', '.join(targets)}, got {flags.to}")
     convert(flags.source, flags.out, flags.to, name=flags.name, facts=flags.facts, force=flags.force)

@@ -261,7 +261,7 @@ def variations(card: EncoderCard, batch_norms: bool) -> list[Variation]:
     return found
 
 
-def levels(found: Sequence[Variation]) -> list[float]:
+def alarm_levels(found: Sequence[Variation]) -> list[float]:
     """The share of `FALSE_ALARM_RATE` for each variation (weighted Bonferroni): half of it goes to the channel order.
 
     That is the most frequent fault and the one with the smallest effect; all others change the features a lot.
@@ -350,7 +350,7 @@ def _mean_average_precision(hits: Tensor, ranked: Tensor) -> float:
     return 100 * float(precision[total > 0].double().mean())
 
 
-def difference(varied: RetrievalScore, card: RetrievalScore, level: float) -> ScoreDifference:
+def score_difference(varied: RetrievalScore, card: RetrievalScore, level: float) -> ScoreDifference:
     """How much higher `varied` scores. By chance alone, the gain exceeds the half width with probability `level`."""
     groups = len(card.without)
     paired = varied.without - card.without
@@ -507,7 +507,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
         Variation(a.name, a.words, encoder.card, conclusion=a.conclusion, within=a.within, output=a.output)
         for a in alternatives(encoder)
     ]
-    shares = levels(found)
+    shares = alarm_levels(found)
     runs = _EncoderRuns(encoder, sample, seed)
     affordable = int(seconds / runs.seconds_per_image)
     # Half of the time is for a first look at every variation, a quarter for the card, the rest for second looks.
@@ -520,7 +520,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
 
     def compare(number: int, vectors: Tensor) -> None:
         scored = runs.score(vectors) if vectors.isfinite().all() else None
-        gap = difference(scored, runs.score_of_card(own, len(vectors)), shares[number]) if scored else None
+        gap = score_difference(scored, runs.score_of_card(own, len(vectors)), shares[number]) if scored else None
         if gap:
             gaps[number] = gap
         variation = found[number]

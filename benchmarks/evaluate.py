@@ -527,7 +527,7 @@ def _record(run: Run, outcome: Outcome | None, error: str | None, started: float
     )
 
 
-def headline(record: Record) -> str:
+def primary_score(record: Record) -> str:
     """The primary column's score, for a log line."""
     column = record.protocol.resolved.primary
     score = record.scores.get(column)
@@ -700,7 +700,7 @@ def _bench_one(
         if record is None:
             runs.append(run)
         else:
-            yield Attempt(name, run.protocol.id, "cached", headline(record))
+            yield Attempt(name, run.protocol.id, "cached", primary_score(record))
     try:
         extract(runs)
     except Exception as error:  # runs that read these features fail with the same error; the others can go on
@@ -723,7 +723,7 @@ def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
         return
     seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
     for record in records:
-        yield Attempt(name, record.protocol.id, "done", f"{headline(record)} in {seconds}")
+        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}")
 
 
 def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:

@@ -71,23 +71,23 @@ def command(
     from benchmarks.evaluate import load
 
     encoder = load(flags.encoder, flags.name, flags.facts)
-    records = measured(encoder, protocols, flags.data, flags.dataset, options)
+    records = measure_protocols(encoder, protocols, flags.data, flags.dataset, options)
     ends = [record.protocol.id for record in (records[0], records[-1])]
     sys.stdout.write(f"python -m results explain {shlex.join(ends)} --records {options.records}\n")
     return 0
 
 
-def measured(
+def measure_protocols(
     encoder: Encoder, protocols: Sequence[Protocol], data: Path, dataset: str | None, options: RunOptions
 ) -> list[Record]:
     """The encoder's record under each protocol."""
-    from benchmarks.evaluate import evaluate, headline, resolve_device
+    from benchmarks.evaluate import evaluate, primary_score, resolve_device
 
     options, records = replace(options, device=resolve_device(options.device)), []
     for number, protocol in enumerate(protocols, start=1):
         record = evaluate(encoder, protocol, data, dataset=dataset, options=options)
         records.append(record)
-        log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, headline(record))
+        log.info("%d of %d  %s  %s", number, len(protocols), record.protocol.id, primary_score(record))
     return records
 
 

@@ -215,12 +215,12 @@ class FewShot(FeatureTask[FewShotParams]):
         Raises:
             InputError: see `check`; a feature has no direction.
         """
-        from benchmarks.solvers.class_means import draw_per_class, unit_rows
+        from benchmarks.solvers.class_means import sample_per_class, unit_rows
 
         self.check(protocol, train.labels, test.labels)
         params = self.params(protocol)
         classes, shots = len(train.labels.classes), params.shots
-        drawn = draw_per_class(train.labels.targets, classes, shots[-1], range(params.draws))
+        drawn = sample_per_class(train.labels.targets, classes, shots[-1], range(params.draws))
         queries, targets = test.features[params.features], test.labels.targets
         # Only the drawn rows are read. Those of one draw stand together, the first image of every class first.
         rows = unit_rows(train.features[params.features][drawn.reshape(-1)], options.device)

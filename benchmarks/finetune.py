@@ -378,7 +378,7 @@ class FineTune(ImageTask[FineTuneParams]):
             NotApplicableError: the encoder cannot be trained.
         """
         from benchmarks.training.finetuning import FineTuning
-        from benchmarks.training.images import Images, Views
+        from benchmarks.training.images import TrainingImages, Views
         from pretrain import distributed
 
         params, seed = self.params(protocol), options.seed
@@ -389,7 +389,7 @@ class FineTune(ImageTask[FineTuneParams]):
             [protocol.content_sha256(), encoder.card.weights_sha256, fingerprint(train), fingerprint(test), seed]
         )
         own = train if len(labelled) == len(train) else train.rows(labelled)
-        images = Images(own.paths)
+        images = TrainingImages(own.paths)
         views = Views(images, own.targets, protocol.geometry, params, seed)
         ((lr, multiplier),) = params.grid
 
@@ -424,7 +424,7 @@ class FineTune(ImageTask[FineTuneParams]):
                 "heldout_loss": _finite(state.loss[-1]),
             }
             outcome.timing |= {f"{phase} for the choice": seconds for phase, seconds in state.timing.items()}
-        test_views = Views(Images(test.paths), test.targets, protocol.geometry, None, seed)
+        test_views = Views(TrainingImages(test.paths), test.targets, protocol.geometry, None, seed)
         state = fine_tune("all", np.arange(len(labelled)), test_views, np.arange(len(test)))
         outcome.timing |= state.timing
         _score(outcome, state, row)

@@ -347,10 +347,10 @@ def view_features(
     import torch
     from torch.utils.data import DataLoader
 
-    from benchmarks.training.images import Images, Views, network_input
+    from benchmarks.training.images import TrainingImages, Views, network_input
 
     rows = evenly_spaced(len(labels), params.images)
-    images = Images([labels.paths[int(row)] for row in rows])
+    images = TrainingImages([labels.paths[int(row)] for row in rows])
     views = Views(images, np.arange(len(rows)), geometry, params, options.seed)
     requests = [(view, row) for row in range(len(rows)) for view in range(params.views)]
     size = options.batch_size or VIEW_BATCH

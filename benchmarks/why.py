@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.explain import between, measured
+from benchmarks.explain import between, measure_protocols
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, RunOptions
 from results.compare.explain import differing
@@ -81,7 +81,7 @@ def command(
     from results.store import read_records
 
     encoder = load(flags.encoder, flags.name, flags.facts)
-    records = measured(encoder, protocols, flags.data, flags.dataset, options)
+    records = measure_protocols(encoder, protocols, flags.data, flags.dataset, options)
     ends = (records[0], records[-1])
     for record, wanted in ((ends[0], column), (ends[1], column), (ends[1], mine_column)):
         if record.scores[wanted].value is None:

@@ -38,7 +38,7 @@ MONITOR_K, MONITOR_TEMPERATURE = 20, 0.07  # the best k of the published protoco
 
 
 @dataclass
-class Command:
+class PretrainFlags:
     """Pretrain an encoder and write OUT/backbone.safetensors with its card.
 
     A killed run resumes when it is started again.
@@ -85,10 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # The recipe's name comes first: its values are the defaults of all the other flags.
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--recipe", default=Command.recipe, nargs="?", const=Command.recipe)
+        finder.add_argument("--recipe", default=PretrainFlags.recipe, nargs="?", const=PretrainFlags.recipe)
         name = finder.parse_known_args(arguments)[0].recipe
-        default = Command(tyro.MISSING, load_recipe(name), recipe=name)
-        command = parse(Command, arguments, "python -m pretrain", default)
+        default = PretrainFlags(tyro.MISSING, load_recipe(name), recipe=name)
+        command = parse(PretrainFlags, arguments, "python -m pretrain", default)
         if command.scale_lr:
             own, asked = default.settings, command.settings
             if asked.lr != own.lr:
@@ -161,7 +161,7 @@ def _for_device(recipe: Recipe, stated: set[str], out: Path, device: torch.devic
     return changed
 
 
-def _run(command: Command, stated: set[str]) -> int:
+def _run(command: PretrainFlags, stated: set[str]) -> int:
     for flag, value, least in (
         ("--workers", command.workers, 0), ("--threads", command.threads, 1),
         ("--monitor-every", command.monitor_every, 1),
@@ -181,17 +181,17 @@ def _run(command: Command, stated: set[str]) -> int:
 
     import torch
 
-    from pretrain.cost import plan
+    from pretrain.cost import plan_run
     from pretrain.distributed import default_workers, own_device, process_group, rank
     from pretrain.probe import OnlineProbe
-    from pretrain.train import Run
+    from pretrain.train import PretrainRun
 
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     if command.dry_run:
         device = own_device(command.device)
         recipe = _for_device(recipe, stated, out, device)
-        sys.stdout.write(plan(recipe, command.data, len(images), out, device))
+        sys.stdout.write(plan_run(recipe, command.data, len(images), out, device))
         return 0
     with ExitStack() as stack:
         device = stack.enter_context(process_group(command.device))
@@ -202,7 +202,7 @@ def _run(command: Command, stated: set[str]) -> int:
         probe = OnlineProbe(*classes, device) if classes and recipe.batch_size > 1 else None
         if labelled and not probe and rank() == 0:
             log.info("no online probe: the training images are not in folders of the monitor's classes")
-        run = Run(
+        run = PretrainRun(
             recipe,
             command.data,
             out,

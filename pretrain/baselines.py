@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.mechanism import Batch, Loss, Mechanism, PartStatistics, ProjectedEncoder, slices, spread
+from pretrain.mechanism import Batch, Mechanism, PartLoss, PartStatistics, ProjectedEncoder, slices, spread
 from pretrain.moco import info_nce
 from pretrain.recipe import Recipe
 
@@ -38,7 +38,7 @@ class EndToEnd(Mechanism):
         self.encoder_q = ProjectedEncoder(recipe)
         self.encoder_k = copy.deepcopy(self.encoder_q)
 
-    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[PartLoss]:
         view_q, view_k = batch.views
         q = self.encoder_q(view_q)  # N x dim
         part, unshuffle = distributed.shuffle(view_k, self.generator)
@@ -48,7 +48,7 @@ class EndToEnd(Mechanism):
         positive = torch.arange(own.start, own.stop, device=q.device)
         logits = q @ everyones.T / self.temperature  # N x batch_size
         loss = F.cross_entropy(logits, positive)
-        yield Loss(loss, (logits.argmax(dim=1) == positive).float().mean(), spread(q.detach()))
+        yield PartLoss(loss, (logits.argmax(dim=1) == positive).float().mean(), spread(q.detach()))
 
     @property
     def chance_loss(self) -> float:
@@ -84,7 +84,7 @@ class MemoryBank(Mechanism):
         self.register_buffer("bank", (2 * vectors - 1) * bound)  # images x dim
         self.register_buffer("partition", torch.full((1,), -1.0))  # NCE's constant Z, once the first batch has set it
 
-    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[PartLoss]:
         stored = self.bank[batch.indices]  # N x dim, as they were before this batch
         negatives = self.bank[self._draw((self.k,))].T if self.loss == "infonce" else None  # dim x K
         statistics = PartStatistics(self.encoder_q, parts)
@@ -95,7 +95,7 @@ class MemoryBank(Mechanism):
             else:
                 loss, accuracy = self._nce(v, stored)
             self.update(batch.indices[part], v.detach())
-            yield Loss(loss, accuracy, spread(v.detach()))
+            yield PartLoss(loss, accuracy, spread(v.detach()))
             statistics.part_is_over()
 
     def _nce(self, v: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ class SimCLR(Mechanism):
         self.temperature, self.batch_size = recipe.temperature, recipe.batch_size
         self.encoder_q = ProjectedEncoder(recipe)
 
-    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[PartLoss]:
         n = len(batch.indices)
         z = self.encoder_q(torch.cat(batch.views))  # 2n x dim, this rank's
         everyones = torch.cat([distributed.gather_with_gradient(view) for view in z.split(n)])  # 2N x dim
@@ -162,7 +162,7 @@ class SimCLR(Mechanism):
         logits = z @ everyones.T / self.temperature  # 2n x 2N
         logits = logits.scatter(1, own[:, None], -math.inf)  # no view is compared with itself
         accuracy = (logits.argmax(dim=1) == positive).float().mean()
-        yield Loss(F.cross_entropy(logits, positive), accuracy, spread(z.detach()))
+        yield PartLoss(F.cross_entropy(logits, positive), accuracy, spread(z.detach()))
 
     @property
     def chance_loss(self) -> float:

@@ -71,7 +71,7 @@ class Stepper:
         return time.perf_counter() - began
 
 
-def measure(recipe: Recipe, device: str, steps: int) -> Cost:
+def measure_cost(recipe: Recipe, device: str, steps: int) -> Cost:
     """The cost of a step, measured in a process of its own after one step that warms up."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, recipe.model_dump_json(), device, torch.get_num_threads(), steps).result()
@@ -103,7 +103,7 @@ def _largest_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def plan(recipe: Recipe, data: Path, images: int, out: Path, device: torch.device) -> str:
+def plan_run(recipe: Recipe, data: Path, images: int, out: Path, device: torch.device) -> str:
     """The report of `--dry-run`. The time is measured on a small batch of noise, without the augmentation."""
     steps = recipe.epochs * (recipe.epoch_steps or images // recipe.batch_size)
     batch = small_batch(recipe)

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-class Loss(NamedTuple):
+class PartLoss(NamedTuple):
     """What one step gives, over this rank's queries.
 
     Attributes:
@@ -80,14 +80,14 @@ class Mechanism(nn.Module, ABC):
     trained: ClassVar[tuple[str, ...]] = ("encoder_q",)
 
     @abstractmethod
-    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[PartLoss]:
         """Yield the losses of one step's `parts`, whose mean is the batch's, and update the mechanism's memories.
 
         A part's backward pass comes before the next one is asked for, and frees its activations. Only mechanisms whose
         negatives are stored have several parts (see `Recipe.accumulate`).
         """
 
-    def forward(self, batch: Batch) -> Loss:
+    def forward(self, batch: Batch) -> PartLoss:
         """One step's loss, in one part."""
         (loss,) = self.losses(batch)
         return loss
@@ -163,5 +163,5 @@ def slices(n: int, parts: int) -> list[slice]:
 
 @torch.no_grad()
 def spread(embeddings: Tensor) -> Tensor:
-    """See `Loss.spread`; (N, dim) to a scalar."""
+    """See `PartLoss.spread`; (N, dim) to a scalar."""
     return embeddings.std(dim=0, correction=0).mean().float() * embeddings.shape[1] ** 0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.mechanism import Batch, Loss, Mechanism, PartStatistics, ProjectedEncoder, slices, spread
+from pretrain.mechanism import Batch, Mechanism, PartLoss, PartStatistics, ProjectedEncoder, slices, spread
 from pretrain.recipe import Recipe
 
 
@@ -50,7 +50,7 @@ class MoCo(Mechanism):
         self.register_buffer("queue", F.normalize(keys, dim=0))  # dim x K
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
-    def losses(self, batch: Batch, parts: int = 1) -> Iterator[Loss]:
+    def losses(self, batch: Batch, parts: int = 1) -> Iterator[PartLoss]:
         view_q, view_k = batch.views
         self.update_key_encoder()
         k = self.keys(view_k, parts)  # N x dim, no gradient
@@ -67,7 +67,7 @@ class MoCo(Mechanism):
             if self.symmetric:
                 other_q = self.encoder_q(view_k[part])
                 loss = loss + info_nce(other_q, other_k[part], negatives, self.temperature)[0]
-            yield Loss(loss, accuracy, spread(q.detach()))
+            yield PartLoss(loss, accuracy, spread(q.detach()))
             statistics.part_is_over()
 
     @torch.no_grad()

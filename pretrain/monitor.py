@@ -22,7 +22,7 @@ from pretrain.data import Files
 from pretrain.recipe import Recipe
 from results.files import replacing, write_file
 
-Row = dict[str, float]
+MonitorRow = dict[str, float]
 LOG, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
 KNN, PROBE, RANK = "knn", "probe", "effective_rank"
 ONLINE, ONLINE_TRAIN = "online_probe", "online_probe_train"  # on held-out images, and on the views as they are learnt
@@ -30,11 +30,11 @@ COLLAPSED_RANK, COLLAPSED_SPREAD, AT_CHANCE = 2.0, 0.05, 0.99  # an effective ra
 Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
 # Gallery features and classes, query features and classes, and the device that searches, to (Q,) whether each is right.
-Classifier = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
+ClassifyRows = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
 MARGIN = 256 / 224  # of the shorter side over the crop, as in the frozen-feature protocols
 
 
-def write_log(path: Path, rows: Sequence[Row]) -> None:
+def write_log(path: Path, rows: Sequence[MonitorRow]) -> None:
     """One line per epoch; the kNN column is empty where the monitor did not run."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
@@ -70,7 +70,7 @@ class Events:
         if self.writer:
             self.writer.close()
 
-    def add(self, row: Row, step: int) -> None:
+    def add(self, row: MonitorRow, step: int) -> None:
         """The row's values at the global step; the loss and its chance line share a diagram under custom scalars."""
         if self.writer is None:
             return
@@ -78,7 +78,7 @@ class Events:
             self.writer.add_scalar(name, row[name], step)
 
 
-def collapse(row: Row) -> str:
+def collapse(row: MonitorRow) -> str:
     """Why the encoder of an epoch says the same of every image; empty where it does not.
 
     The loss alone does not decide: in the first epochs it is at chance in healthy runs too.
@@ -95,7 +95,7 @@ def collapse(row: Row) -> str:
     return ", ".join(faults) + "; stop the run, and lower lr or check augmentation and precision"
 
 
-def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
+def draw_monitor_curves(path: Path, rows: Sequence[MonitorRow], title: str) -> None:
     """Loss with its chance line, accuracy of the pretext task, and the kNN monitor where it ran, over the epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -128,7 +128,7 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
 
 
-def row_text(row: Row) -> str:
+def row_text(row: MonitorRow) -> str:
     """A row for a log line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
 
@@ -162,7 +162,7 @@ class KnnMonitor:
         self,
         gallery: Labelled,
         queries: Labelled,
-        classify: Classifier,
+        classify: ClassifyRows,
         recipe: Recipe,
         device: torch.device,
         workers: int,

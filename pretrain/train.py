@@ -21,7 +21,7 @@ from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
 from pretrain.checkpoint import RESUME, keep, load_resume, numbered, save_resume, unusable_resume
 from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
 from pretrain.loader import Loader
-from pretrain.mechanism import Batch, Loss, Mechanism, ProjectedEncoder, batch_norm_text
+from pretrain.mechanism import Batch, Mechanism, PartLoss, ProjectedEncoder, batch_norm_text
 from pretrain.moco import MoCo
 from pretrain.monitor import (
     CURVES,
@@ -30,9 +30,9 @@ from pretrain.monitor import (
     LOG,
     ONLINE_TRAIN,
     Events,
-    Row,
+    MonitorRow,
     collapse,
-    draw_curves,
+    draw_monitor_curves,
     row_text,
     write_log,
 )
@@ -51,7 +51,7 @@ SAVE_SHARE = 0.05  # of the time at most, where a save takes long
 QUIET_SECONDS = 30.0
 
 
-class Run:
+class PretrainRun:
     """One pretraining run in one folder.
 
     Args:
@@ -84,7 +84,7 @@ class Run:
         workers: int = 2,
         warm_start: Path | None = None,
         max_unreadable: float = 0.01,
-        monitor: Callable[[nn.Module], float | Row] | None = None,
+        monitor: Callable[[nn.Module], float | MonitorRow] | None = None,
         monitor_every: int = 10,
         probe: OnlineProbe | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class Run:
             probe.start(self.trainer.encoder.backbone.channels)
         self.wait = DataWait(device)
         self.seconds = 0.0
-        self.rows: list[Row] = []
+        self.rows: list[MonitorRow] = []
         self.collapsed = False  # as of the last epoch, so that it is said once
         if state is not None:
             self._resume(state)
@@ -143,11 +143,11 @@ class Run:
                 self._tell(bar, f"epoch {len(self.rows)} of {self.recipe.epochs}: {row_text(row)}")
                 self._save_epoch(len(self.rows), stop())
         if self.first:
-            draw_curves(self.out / CURVES, self.rows, self.recipe.name)
+            draw_monitor_curves(self.out / CURVES, self.rows, self.recipe.name)
             self._write_backbone(path, self.recipe.epochs)
         return path
 
-    def _epoch(self, batches: Iterator[Batch], bar: tqdm[Any], stop: Callable[[], bool]) -> Row:
+    def _epoch(self, batches: Iterator[Batch], bar: tqdm[Any], stop: Callable[[], bool]) -> MonitorRow:
         """The rest of the current epoch. Returns its row.
 
         Raises:
@@ -194,7 +194,7 @@ class Run:
             row |= found if isinstance(found, dict) else {KNN: found}
         return row
 
-    def _row(self, epoch: int) -> Row:
+    def _row(self, epoch: int) -> MonitorRow:
         trainer = self.trainer
         sums = distributed.mean(trainer.sums)
         self._require_finite(sums)
@@ -552,7 +552,7 @@ class Trainer:
 
 def backward(
     model: Mechanism, batch: Batch, recipe: Recipe, scale: Callable[[Tensor], Tensor] = lambda loss: loss
-) -> Loss:
+) -> PartLoss:
     """Add the gradients of one step, in as many parts as the recipe accumulates. Returns the loss, without gradient.
 
     Args:
@@ -570,7 +570,7 @@ def backward(
         scale(loss.loss / parts if parts > 1 else loss.loss).backward()
         found.append(torch.stack([loss.loss.detach().float(), loss.accuracy, loss.spread]))
     next(losses, None)  # what is to be done after the last part's backward pass
-    return Loss(*(torch.stack(found).mean(0) if parts > 1 else found[0]).unbind())
+    return PartLoss(*(torch.stack(found).mean(0) if parts > 1 else found[0]).unbind())
 
 
 def _restore(generator: torch.Generator, state: Tensor, seed: int) -> bool:

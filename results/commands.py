@@ -40,7 +40,7 @@ from results.options import (
 )
 from results.published import Figure, chosen, figures
 from results.rows import data_kind, encoder_names, matching, refuse_ambiguous
-from results.store import BadRecord, StoredRecord, printable, read_records
+from results.store import BadRecord, StoredRecord, printable_path, read_records
 from results.zoo_page import Page
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -356,7 +356,7 @@ def _correlations(options: Correlations) -> int:
 
 
 def _explain(options: Explain) -> int:
-    from results.compare.explain import Question, explanation_table, explanations, remember
+    from results.compare.explain import AskedPair, explanation_table, explanations, remember
     from results.plots import draw_waterfall
 
     if options.picture is not None:
@@ -369,7 +369,7 @@ def _explain(options: Explain) -> int:
     if options.picture is not None:
         draw_waterfall(found, options.picture)
     try:
-        if remember(options.records, Question(options.a, options.b, options.column, options.encoder)):
+        if remember(options.records, AskedPair(options.a, options.b, options.column, options.encoder)):
             sys.stderr.write(f"results: the report of {options.records} will show it\n")
     except OSError as error:
         sys.stderr.write(f"results: the report will not show it: {error}\n")
@@ -422,7 +422,7 @@ def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -
     for stored in found:
         verdict = verify(stored, declared)
         refused += bool(verdict.faults)
-        sys.stdout.write(printable(verdict.text) + "\n")
+        sys.stdout.write(printable_path(verdict.text) + "\n")
     sys.stdout.write(f"{len(found) - refused} of {len(found)} records hold\n")
     return 1 if refused else 0
 

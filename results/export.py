@@ -27,7 +27,7 @@ from results.rows import architecture_text, current, data_kind, identity, name_w
 from results.schema import EncoderCard, Record, Score
 from results.store import StoredRecord, measured_column, slug
 
-Target = Literal["model-index", "eval-results", "every-eval-ever", "model-card"]
+RecordFormat = Literal["model-index", "eval-results", "every-eval-ever", "model-card"]
 Json = Any  # a JSON value
 
 EVERY_EVAL_EVER = "0.3.0"
@@ -73,7 +73,7 @@ class Interval:
     method: str
 
 
-def exported(records: Sequence[StoredRecord], target: Target, hub: Hub) -> dict[Path, str]:
+def exported(records: Sequence[StoredRecord], target: RecordFormat, hub: Hub) -> dict[Path, str]:
     """The files of an export, by their path below the output folder.
 
     Raises:

@@ -228,7 +228,7 @@ class Ranking:
     runs_only: bool = False
 
 
-def rank(
+def rank_rows(
     cache: ReplicateCache,
     rows: Sequence[Sequence[StoredRecord]],
     columns: Mapping[str, Sequence[Cell]],

@@ -79,10 +79,10 @@ class BadRecord:
     def name(self, root: Path | None = None) -> str:
         """The path as printable text, relative to `root` if given."""
         path = self.path if root is None else self.path.relative_to(root)
-        return printable(path.as_posix())
+        return printable_path(path.as_posix())
 
 
-def printable(text: str) -> str:
+def printable_path(text: str) -> str:
     """A file name with the bytes that are not UTF-8 written as escapes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -182,7 +182,7 @@ def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
     bad: list[BadRecord] = []
     for path in sorted(root.rglob("*.json")):
         place = path.relative_to(root).as_posix()
-        named = printable(place) == place
+        named = printable_path(place) == place
         found = read_record(path) if named else BadRecord(path, "its name is not UTF-8; rename the file or its folder")
         if isinstance(found, BadRecord):
             bad.append(found)

@@ -16,7 +16,7 @@ from results.bootstrap import CONFIDENCE, Gain
 from results.errors import InputError
 from results.families import SUMMARY, family_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
-from results.noise import NOISE_LINE, Ranking, ReplicateCache, rank, ranking_line
+from results.noise import NOISE_LINE, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.rows import (
     DataKind,
     Entry,
@@ -201,7 +201,7 @@ class Section:
         cells = {column: [score_cell(self.cache, records, column) for records in rows] for column in columns}
         opposite = family_of(group.protocol.benchmark).opposite
         better = group.protocol.higher_is_better
-        return rank(self.cache, rows, cells, higher_is_better=better, opposite=opposite, compared=compared)
+        return rank_rows(self.cache, rows, cells, higher_is_better=better, opposite=opposite, compared=compared)
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(

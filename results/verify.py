@@ -23,7 +23,7 @@ ERROR_TOLERANCE = 1e-6  # relative; the resamples are seeded
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """What was found of one record.
 
     Attributes:
@@ -70,7 +70,7 @@ def record_files(given: Sequence[Path]) -> list[StoredRecord | BadRecord]:
     return found
 
 
-def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None = None) -> Verdict:
+def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None = None) -> Verification:
     """Compute a record's scores again, and compare its hashes and its protocol.
 
     Args:
@@ -78,7 +78,7 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
             (`+epochs=10`) is not among them.
     """
     if isinstance(stored, BadRecord):
-        return Verdict(stored.path, (stored.reason,))
+        return Verification(stored.path, (stored.reason,))
     record, faults = stored.record, list(stored.faults)
     resolved = record.protocol.resolved
     if record.status != "ok":
@@ -90,29 +90,29 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
         elif known != record.protocol.sha256:
             faults.append(f"its protocol is not the {record.protocol.id} that this program declares")
     if faults:
-        return Verdict(stored.path, tuple(faults))
+        return Verification(stored.path, tuple(faults))
     outcomes = stored.outcomes()
     if outcomes is None:
         if record.outcomes_file is not None:
-            return Verdict(stored.path, ("its outcomes file cannot be read",))
+            return Verification(stored.path, ("its outcomes file cannot be read",))
         if family_of(resolved.benchmark).outcomes:
-            return Verdict(stored.path, ("it has no outcomes file, so its scores cannot be computed again",))
-        return Verdict(stored.path, (), (), tuple(record.scores))
+            return Verification(stored.path, ("it has no outcomes file, so its scores cannot be computed again",))
+        return Verification(stored.path, (), (), tuple(record.scores))
     try:
         return _rescored(stored.path, record, outcomes)
     except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:  # arrays of other kinds
-        return Verdict(stored.path, (f"its outcomes cannot be scored: {error}",))
+        return Verification(stored.path, (f"its outcomes cannot be scored: {error}",))
 
 
-def _rescored(path: Path, record: Record, outcomes: Outcomes) -> Verdict:
+def _rescored(path: Path, record: Record, outcomes: Outcomes) -> Verification:
     measured = measured_columns(outcomes)
     shown = {column: score for column, score in record.scores.items() if score.value is not None}
     # A column that was chosen from others (a best layer) has the outcomes of the one with its value.
     behind = {column: measured_column(record, column, measured) for column in shown}
     scored = tuple(column for column in shown if behind[column] is not None)
     if not scored:
-        return Verdict(path, ("its outcomes belong to none of its scores",))
-    return Verdict(
+        return Verification(path, ("its outcomes belong to none of its scores",))
+    return Verification(
         path,
         tuple(_differences(record, outcomes, {column: str(behind[column]) for column in scored})),
         scored,

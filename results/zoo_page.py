@@ -16,7 +16,7 @@ from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.families import family_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
-from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank, ranking_line
+from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.published import Figure
 from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, table_rows
 from results.schema import EncoderCard
@@ -293,7 +293,7 @@ def _measured_columns(
         if len({protocol.sha256 for protocol in protocols}) == 1:
             higher = protocols[0].resolved.higher_is_better
             opposite = family_of(protocols[0].resolved.benchmark).opposite
-            ranked = rank(cache, own, {column.column: cells}, higher_is_better=higher, opposite=opposite)
+            ranked = rank_rows(cache, own, {column.column: cells}, higher_is_better=higher, opposite=opposite)
             columns[column.title] = ranked[column.column]
         else:
             columns[column.title] = Ranking(cells)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.encoders.export import Target, convert
+from benchmarks.encoders.export import CheckpointFormat, convert
 from results.command_line import parse
 from results.errors import InputError, print_error
 
@@ -25,7 +25,7 @@ class Convert:
     """checkpoint, or any other form that `--encoder` takes"""
     out: tyro.conf.Positional[Path]
     """file to write: .pkl for detectron2, .pth for openmmlab and torchvision, .safetensors for this project"""
-    to: Target
+    to: CheckpointFormat
     name: str | None = None
     """name of the encoder in tables"""
     facts: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from results.store import write_record
 if TYPE_CHECKING:
     from pretrain.cost import Cost
 
-Mechanism = Literal["momentum", "end-to-end", "memory-bank", "simclr"]
+MechanismName = Literal["momentum", "end-to-end", "memory-bank", "simclr"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class CostTable:
     """name in pretrain/recipes, or a .toml file"""
     batch: int = 32
     """images per batch of this one process"""
-    mechanisms: tuple[Mechanism, ...] = ("momentum", "end-to-end")
+    mechanisms: tuple[MechanismName, ...] = ("momentum", "end-to-end")
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """default bf16 where the device has bfloat16 arithmetic, else fp32"""
     steps: int = 3
@@ -52,15 +52,15 @@ def main() -> int:
             for mechanism in options.mechanisms
         ]
 
-        from pretrain.cost import measure  # imports torch, after everything that can be refused without it
+        from pretrain.cost import measure_cost  # imports torch, after everything that can be refused without it
         from pretrain.distributed import full_float32, has_fast_bf16, own_device
 
         options.device = str(own_device(options.device))
         options.precision = options.precision or ("bf16" if has_fast_bf16(options.device) else "fp32")
         recipes = [recipe.changed(precision=options.precision) for recipe in recipes]
-        costs = [measure(recipe, options.device, options.steps) for recipe in recipes]
+        costs = [measure_cost(recipe, options.device, options.steps) for recipe in recipes]
         sys.stdout.write(_table(costs))
-        with full_float32():  # as in `measure`, for the record's hardware
+        with full_float32():  # as in `measure_cost`, for the record's hardware
             path = write_record(options.records, _record(recipes[0], costs, options))
     except (InputError, OSError) as error:
         return print_error("cost-table", error)

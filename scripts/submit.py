@@ -45,7 +45,7 @@ DEFAULT_ARRAY_SIZE = 1001  # Slurm's own default of MaxArraySize
 
 
 @dataclass
-class Options:
+class SubmitOptions:
     """Run a command as jobs, through submitit. The command follows `--`."""
 
     cluster: Literal["local", "slurm"] = "local"
@@ -117,7 +117,7 @@ class Status:
 
 
 @dataclass
-class Command(Checkpointable):
+class SubmittedCommand(Checkpointable):
     """One or more command lines as a job, run in their order until one fails.
 
     The process may be told to stop in two ways. SIGUSR2 comes from the scheduler before the time limit; submitit calls
@@ -195,7 +195,7 @@ class Command(Checkpointable):
                 self.process.wait(max(1, self.grace_seconds - 20))
             except subprocess.TimeoutExpired:
                 self.process.kill()
-        return DelayedSubmission(Command(self.commands, self.name, self.status, self.grace_seconds))
+        return DelayedSubmission(SubmittedCommand(self.commands, self.name, self.status, self.grace_seconds))
 
 
 def _run_quietly(command: list[str]) -> str:
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] == ["status"]:
             return _print_status(parse(Status, arguments[1:at], "encoder-bench submit status"))
-        options = parse(Options, arguments[:at], "encoder-bench submit")
+        options = parse(SubmitOptions, arguments[:at], "encoder-bench submit")
         if not command:
             raise InputError("no command; write it after --, as in: encoder-bench submit -- encoder-bench all …")
         if command[0] == "encoder-bench":  # the same program, in words that torchrun can start
@@ -292,7 +292,7 @@ def with_torchrun(command: list[str], nodes: int, gpus: int) -> list[str]:
     return [*torchrun, "--nnodes", str(nodes), "--nproc-per-node", str(ranks), *meeting, *command[1:]]
 
 
-def _jobs(options: Options, commands: list[list[str]]) -> list[Command]:
+def _jobs(options: SubmitOptions, commands: list[list[str]]) -> list[SubmittedCommand]:
     """The commands as jobs, several to a job where there are more than an array takes."""
     pack = options.pack or 1
     if options.pack is None and options.cluster == "slurm":
@@ -304,7 +304,7 @@ def _jobs(options: Options, commands: list[list[str]]) -> list[Command]:
         name = options.name or _called(packed)
         status = options.folder.absolute() / "status" / f"{prefix}-{number:04}.json"
         lines = [with_torchrun(command, options.nodes, options.gpus) for command in packed]
-        jobs.append(Command(lines, name, status, options.grace_seconds))
+        jobs.append(SubmittedCommand(lines, name, status, options.grace_seconds))
     return jobs
 
 
@@ -332,21 +332,21 @@ def _max_array_size() -> int:
     return max(2, int(found[1])) if found else DEFAULT_ARRAY_SIZE
 
 
-def _executor(options: Options, name: str, **more: Any) -> submitit.AutoExecutor:
+def _executor(options: SubmitOptions, name: str, **more: Any) -> submitit.AutoExecutor:
     limit = {f"{options.cluster}_max_num_timeout": options.requeues}
     executor = submitit.AutoExecutor(folder=options.folder / "%j", cluster=options.cluster, **limit)
     executor.update_parameters(name=name, timeout_min=options.minutes, cpus_per_task=options.cpus, **more)
     return executor
 
 
-def _local(options: Options, jobs: list[Command], then: list[str]) -> int:
+def _local(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]) -> int:
     if options.dry_run:
         for job in jobs:
             sys.stdout.write("".join(f"{job.name}: {shlex.join(line)}\n" for line in job.commands))
         return 0
     executor = _executor(options, options.name or "encoder-bench", gpus_per_node=options.gpus)
 
-    def run(command: Command) -> bool:
+    def run(command: SubmittedCommand) -> bool:
         job = executor.submit(command)
         command.submitted(job, local=True)
         log.info("job %s: %s", job.job_id, "; ".join(map(shlex.join, command.commands)))
@@ -362,7 +362,7 @@ def _local(options: Options, jobs: list[Command], then: list[str]) -> int:
     return code or (0 if all(ended) else 1)
 
 
-def _slurm(options: Options, jobs: list[Command], then: list[str]) -> int:
+def _slurm(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]) -> int:
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError(f"no Slurm on {socket.gethostname()}: sbatch and srun are not on PATH; use --cluster local")
     named = {key: getattr(options, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
@@ -406,10 +406,10 @@ def _slurm(options: Options, jobs: list[Command], then: list[str]) -> int:
         if then:
             arrays = sorted({handle.job_id.partition("_")[0] for handle in submitted})
             after = {"dependency": f"afterany:{':'.join(arrays)}", "requeue": True, **extra}
-            brief = Options(cluster="slurm", folder=options.folder, minutes=60, cpus=2, requeues=options.requeues)
+            brief = SubmitOptions(cluster="slurm", folder=options.folder, minutes=60, cpus=2, requeues=options.requeues)
             last = _executor(brief, "pages", slurm_additional_parameters=after, **page)
             status = jobs[0].status.with_name(jobs[0].status.stem.rpartition("-")[0] + "-then.json")
-            page_job = Command([with_torchrun(then, 1, 0)], "pages", status)
+            page_job = SubmittedCommand([with_torchrun(then, 1, 0)], "pages", status)
             handle = last.submit(page_job)
             page_job.submitted(handle, local=False)
             log.info("job %s, when they have ended: %s", handle.job_id, shlex.join(then))

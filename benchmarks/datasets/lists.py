@@ -485,8 +485,8 @@ def fingerprint(labels: Labels) -> str:
         except UnicodeEncodeError as error:
             strange = next(name for name in names if not name.isascii() and not _is_utf8(name))
             raise InputError(
-                f"the name {printable(strange)} is not UTF-8; rename the file or folder, and correct the list if there "
-                "is one"
+                f"the name {escape_non_utf8(strange)} is not UTF-8; rename the file or folder, and correct its "
+                "list if there is one"
             ) from error
     targets = np.ascontiguousarray(labels.targets)
     digest.update(f"{targets.dtype.str}{targets.shape}".encode())
@@ -515,10 +515,10 @@ def fingerprint(labels: Labels) -> str:
     return digest.hexdigest()
 
 
-def printable(text: str) -> str:
+def escape_non_utf8(text: str) -> str:
     """The text with what is not UTF-8 (in a file name, or half a character in JSON) as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_utf8(name: str) -> bool:
-    return printable(name) == name
+    return escape_non_utf8(name) == name

@@ -33,7 +33,7 @@ from benchmarks.task import InputError, Labels
 TEST = "test"
 SPLIT_SEED = 0  # of splits that no owner publishes
 Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
-Reader = Callable[[Path, str], Labels]
+ReadSplit = Callable[[Path, str], Labels]
 
 _MAX_MAT = 2**25  # bytes of a .mat file, unpacked; those of Stanford Cars have a tenth of it
 _CALTECH_TRAIN = 30  # images of each class
@@ -274,7 +274,7 @@ class TransferSet:
     """A set of the suite: its folder below the data root, reader, image counts, where to get it, and its classes."""
 
     folder: str
-    reader: Reader
+    reader: ReadSplit
     splits: Mapping[str, int | None]
     how_to_get: str
     classes: int | None = None

@@ -96,7 +96,7 @@ def compose(out: Path, *, seed: int = 0, progress: bool = True, counts: Counts |
             stamp.complete(name)
 
 
-def plan(seed: int, counts: Counts) -> Iterator[Scene]:
+def plan_scenes(seed: int, counts: Counts) -> Iterator[Scene]:
     """The scenes of all splits, numbered from 1: train, val, test."""
     pools = scene_pools()
     sizes: tuple[tuple[SceneSplit, int], ...] = (("train", counts.train), ("val", counts.val), ("test", counts.test))
@@ -137,7 +137,7 @@ def _compose_voc(folder: Path, seed: int, counts: Counts, progress: bool) -> Non
         image_id = writer.add(scene, paint(scene, seed), instances(scene))
         return image_id, {placement.drawing.group for placement in scene.placements}
 
-    sources = dict(_each(write, plan(seed, counts), _scenes(counts), f"VOC{YEAR} scenes", progress))
+    sources = dict(_each(write, plan_scenes(seed, counts), _scenes(counts), f"VOC{YEAR} scenes", progress))
     writer.finish()
     _write_groups(folder, sources)
 
@@ -149,7 +149,7 @@ def _compose_coco(folder: Path, out: Path, seed: int, counts: Counts, progress: 
     def describe(scene: Scene) -> tuple[Scene, list[Annotation]]:
         return scene, coco_annotations(instances(scene))
 
-    for scene, found in _each(describe, plan(seed, counts), _scenes(counts), "COCO annotations", progress):
+    for scene, found in _each(describe, plan_scenes(seed, counts), _scenes(counts), "COCO annotations", progress):
         writer.add(scene, pictures / f"{scene.number:06d}.jpg", found)
     writer.finish()
 

@@ -21,7 +21,7 @@ SPLIT_FILE = Path(__file__).with_name("split.tsv")
 LINE_ART = 1.8
 VISIBLE = 24  # of 255: alpha above which a pixel belongs to the drawing
 
-Side = Literal["train", "test"]
+DrawingSplit = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Drawing:
 
     id: str
     group: str
-    side: Side
+    side: DrawingSplit
 
     @property
     def class_name(self) -> str:
@@ -50,11 +50,11 @@ class Drawing:
 def read_drawings() -> tuple[Drawing, ...]:
     """All drawings in use, sorted by id, from `split.tsv`. It leaves out two files without a drawing."""
     rows = [line.split("\t") for line in SPLIT_FILE.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    sides: dict[str, Side] = {"train": "train", "test": "test"}
+    sides: dict[str, DrawingSplit] = {"train": "train", "test": "test"}
     return tuple(Drawing(id, group, sides[side]) for id, group, side in rows if side in sides)
 
 
-def of_side(side: Side) -> dict[str, list[Drawing]]:
+def of_side(side: DrawingSplit) -> dict[str, list[Drawing]]:
     """The drawings of one side by class, classes and drawings sorted."""
     chosen: dict[str, list[Drawing]] = {}
     for drawing in read_drawings():
@@ -82,7 +82,7 @@ def all_ids() -> list[str]:
 
 
 @cache
-def load(id: str) -> Image.Image:
+def load_drawing(id: str) -> Image.Image:
     """The drawing as RGBA, cropped to its visible pixels. Shared: do not change it in place."""
     with Image.open(io.BytesIO(_files()[id])) as opened:
         return visible_part(opened.convert("RGBA"))
@@ -95,8 +95,8 @@ def visible_part(image: Image.Image) -> Image.Image:
 
 @cache
 def cut_out(id: str) -> Image.Image:
-    """As `load`, but line art is filled with white paper: bare strokes would hardly show on a coloured background."""
-    image = load(id)
+    """A drawing with its line art filled with white paper: bare strokes would hardly show on a coloured background."""
+    image = load_drawing(id)
     stroke = np.asarray(image)[..., 3] >= 64
     solid = _without_holes(stroke)
     if solid.sum() < LINE_ART * stroke.sum():

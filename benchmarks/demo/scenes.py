@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.demo.drawings import Drawing, Side, classes, cut_out, generator, load, of_side
+from benchmarks.demo.drawings import Drawing, DrawingSplit, classes, cut_out, generator, load_drawing, of_side
 
 SceneSplit = Literal["train", "val", "test"]
 Mask = NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Single:
 
 def plan_singles(per_class: int | None = None) -> list[Single]:
     """Every drawing of both sides, or the first few of each class; test drawings are `val`, as ImageNet calls it."""
-    folders: tuple[tuple[str, Side, int], ...] = (("train", "train", VIEWS_TRAIN), ("val", "test", VIEWS_VAL))
+    folders: tuple[tuple[str, DrawingSplit, int], ...] = (("train", "train", VIEWS_TRAIN), ("val", "test", VIEWS_VAL))
     return [
         Single(drawing, split, view)
         for split, side, views in folders
@@ -77,7 +77,7 @@ def plan_singles(per_class: int | None = None) -> list[Single]:
 def paint_single(single: Single, seed: int) -> Image.Image:
     """The picture: the drawing at 75 to 95 % of the longer side, anywhere, on a light background."""
     rng = generator(seed, single.drawing.id, single.view)
-    drawing = load(single.drawing.id)
+    drawing = load_drawing(single.drawing.id)
     zoom = SINGLE_SIZE * rng.uniform(0.75, 0.95) / max(drawing.size)
     width, height = (max(1, round(zoom * side)) for side in drawing.size)
     left, top = int(rng.integers(SINGLE_SIZE - width + 1)), int(rng.integers(SINGLE_SIZE - height + 1))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize, pad
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks.demo.drawings import SPLIT_FILE, all_ids, load, visible_part
+from benchmarks.demo.drawings import SPLIT_FILE, all_ids, load_drawing, visible_part
 
 RELATED_FILE = Path(__file__).with_name("related.txt")
 TEST_SHARE = 0.3
@@ -48,7 +48,7 @@ _RECTANGLE = 0.97  # opaque share of the bounding box above which the outline ca
 def groups_of(ids: list[str]) -> dict[str, str]:
     """Drawing id -> group id: connected by likeness above the threshold and by `related.txt`."""
     index = {id: row for row, id in enumerate(ids)}
-    linked = similarity([load(id) for id in ids]) > THRESHOLD
+    linked = similarity([load_drawing(id) for id in ids]) > THRESHOLD
     for line in RELATED_FILE.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             first, *others = (index[id] for id in line.split())

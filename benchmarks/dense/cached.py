@@ -94,10 +94,10 @@ class CachedLinear(PatchTask):
             show=options.progress,
         )  # fmt: skip
         trained = time.perf_counter()
-        chosen_by = measured(bank, gallery, held, options)
+        chosen_by = measure_heads(bank, gallery, held, options)
         validation = [mean_iou(each) for each, _ in chosen_by]
         chosen = int(np.argmax(validation))
-        on_test = measured(bank, queries, np.arange(len(test.labels)), options)
+        on_test = measure_heads(bank, queries, np.arange(len(test.labels)), options)
         scores = [mean_iou(each) for each, _ in on_test]
         best = int(np.argmax(scores))
 
@@ -176,7 +176,7 @@ def _batches(items: NDArray[np.int64], params: CachedLinearParams, seed: int) ->
                 yield batch
 
 
-def measured(
+def measure_heads(
     bank: HeadBank, patches: Patches, images: NDArray[np.int64], options: RunOptions
 ) -> list[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
     """For each head, (n, 3, C) areas at the size of the original masks, and the predicted masks."""

@@ -23,7 +23,7 @@ from benchmarks.datasets.nyu import read_depth
 from benchmarks.dense.masks import VOID, MaskFormat
 from benchmarks.dense.patches import best_class, mask_sheet
 from benchmarks.dense.scores import areas, depth_errors, mean_iou, scored_depth
-from benchmarks.dense.views import View, padded, short_side_size, training_view, windows
+from benchmarks.dense.views import View, masked_view, padded, short_side_size, windows
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.solvers.linear_heads import HeadBank
 from benchmarks.task import Labels, RunOptions, progress
@@ -154,7 +154,7 @@ class LinearSegmentationProblem(HeadsProblem):
 
     def view(self, index: int, rng: np.random.Generator) -> View:
         mask = self.style.indices(self.style.read(self.train.annotations[index]))
-        return training_view(decode(self.train.paths[index]), mask, self.params, rng)
+        return masked_view(decode(self.train.paths[index]), mask, self.params, rng)
 
     def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
         return backward_pixels(logits, targets.long())

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.patches import MAPS
 from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
-from benchmarks.dense.views import View, network_input, padded
+from benchmarks.dense.views import View, padded, padded_input
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.solvers.linear_heads import BankAdamW
 from benchmarks.task import InputError, RunOptions, progress
@@ -161,7 +161,7 @@ def _train(
     steps = progress(range(state.steps, params.iterations), "linear heads", show=options.progress)
     for step, views in zip(steps, distributed.until_stopped(loader, stop), strict=False):
         with torch.no_grad():
-            maps = model.maps(network_input(encoder, views))
+            maps = model.maps(padded_input(encoder, views))
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         logits = on_maps(bank, dropped(maps, params.dropout, generator))
         losses = problem.backward(logits, distributed.sent(torch.stack([v.target for v in views]), device), step)

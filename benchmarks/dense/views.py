@@ -45,7 +45,7 @@ def short_side_size(size: tuple[int, int], short: int) -> tuple[int, int]:
     return int(short * width / height + 0.5), short
 
 
-def training_view(
+def masked_view(
     image: Image.Image, indices: NDArray[np.uint8], params: SegmentationViews, rng: np.random.Generator
 ) -> View:
     """Resize, crop, flip and distort an image and its mask of class indices alike; small ones are padded."""
@@ -94,7 +94,7 @@ def distorted(image: Tensor, params: SegmentationViews, rng: np.random.Generator
     return image
 
 
-def network_input(encoder: Encoder, views: list[View]) -> Tensor:
+def padded_input(encoder: Encoder, views: list[View]) -> Tensor:
     """(N, 3, H, W) normalised views, whose padding is zero after normalisation."""
     x = encoder.normalise(sent(torch.stack([view.image for view in views]), encoder.device))
     for row, view in enumerate(views):

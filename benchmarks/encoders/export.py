@@ -27,13 +27,13 @@ from results.schema import Architecture, EncoderCard
 
 log = logging.getLogger(__name__)
 
-Target = Literal["detectron2", "openmmlab", "torchvision", "safetensors"]
+CheckpointFormat = Literal["detectron2", "openmmlab", "torchvision", "safetensors"]
 
 
 def convert(
     source: str | Path,
     out: Path,
-    to: Target,
+    to: CheckpointFormat,
     *,
     name: str | None = None,
     facts: Sequence[str] = (),
@@ -316,7 +316,7 @@ class Writer:
     unsupported: Callable[[EncoderCard], list[str]] = lambda card: []
 
 
-WRITERS: dict[Target, Writer] = {
+WRITERS: dict[CheckpointFormat, Writer] = {
     "detectron2": Writer(write_detectron2, (".pkl",), detectron2_settings, unsupported_by_detectron2),
     "openmmlab": Writer(write_openmmlab, (".pth", ".pt"), openmmlab_settings, unsupported_by_openmmlab),
     "torchvision": Writer(write_torchvision, (".pth", ".pt")),

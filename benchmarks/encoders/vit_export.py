@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 from benchmarks.task import NotApplicableError
 
-Engine = Literal["mmsegmentation", "detectron2"]
+VitEngine = Literal["mmsegmentation", "detectron2"]
 
 
 class QuickGelu(nn.Module):
@@ -59,7 +59,7 @@ class VitShape:
         return tuple(self.depth * part // 4 - 1 for part in (1, 2, 3, 4))
 
 
-def vit_shape(encoder: Encoder, engine: Engine) -> VitShape:
+def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
     """The shape of an encoder that the engine's own ViT can hold.
 
     Raises:
@@ -120,7 +120,7 @@ def vit_shape(encoder: Encoder, engine: Engine) -> VitShape:
     )
 
 
-def vit_tensors(encoder: Encoder, engine: Engine, grid: int) -> dict[str, Tensor]:
+def vit_tensors(encoder: Encoder, engine: VitEngine, grid: int) -> dict[str, Tensor]:
     """The encoder's weights by the names of the engine's ViT, on the CPU. The final norm is not among them.
 
     Args:

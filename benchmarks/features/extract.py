@@ -34,7 +34,7 @@ _CPU_BATCH_PIXELS = 8 * 224**2
 _GPU_BATCH_PIXELS = 256 * 224**2
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Consecutive rows of a split.
 
     Attributes:
@@ -51,13 +51,13 @@ class Batch(NamedTuple):
     unreadable: dict[int, str]
 
 
-class Reader(Dataset[Batch]):
+class Reader(Dataset[ImageBatch]):
     """Reads ranges of rows. An unreadable image is reported in the batch, or with `strict` raised at once."""
 
     def __init__(self, paths: Sequence[Path], geometry: Geometry, *, strict: bool = False) -> None:
         self.images, self.strict, self.crop = Images(paths, geometry), strict, geometry.crop
 
-    def read(self, rows: Sequence[int], map_rows: Map = map) -> Batch:
+    def read(self, rows: Sequence[int], map_rows: Map = map) -> ImageBatch:
         """Read consecutive rows; `map_rows` may read several at a time."""
         found = dict(zip(rows, map_rows(self.read_one, rows), strict=True))
         images = {row: image for row, image in found.items() if isinstance(image, Tensor)}
@@ -66,9 +66,9 @@ class Reader(Dataset[Batch]):
         if images:
             torch.stack(list(images.values()), out=stacked)
         unreadable = {row: reason for row, reason in found.items() if isinstance(reason, str)}
-        return Batch(rows[0], rows[-1] + 1, list(images), stacked, unreadable)
+        return ImageBatch(rows[0], rows[-1] + 1, list(images), stacked, unreadable)
 
-    def __getitems__(self, rows: list[int]) -> Batch:
+    def __getitems__(self, rows: list[int]) -> ImageBatch:
         return self.read(rows)
 
     def read_one(self, row: int) -> Tensor | str:
@@ -82,7 +82,9 @@ class Reader(Dataset[Batch]):
             return str(error)
 
 
-def batches(reader: Reader, requests: Iterable[Sequence[int]], device: torch.device, workers: int) -> Iterator[Batch]:
+def read_batches(
+    reader: Reader, requests: Iterable[Sequence[int]], device: torch.device, workers: int
+) -> Iterator[ImageBatch]:
     """One batch per request, in order.
 
     On a GPU, `workers` processes read ahead. On a CPU, reading and computing need the same cores, and computing threads
@@ -105,7 +107,7 @@ def batches(reader: Reader, requests: Iterable[Sequence[int]], device: torch.dev
         )
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: ImageBatch) -> ImageBatch:
     return batch
 
 

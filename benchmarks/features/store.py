@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.features.extract import Batch, Extract, Reader, batches, default_batch_size, extractor, widths
+from benchmarks.features.extract import Extract, ImageBatch, Reader, default_batch_size, extractor, read_batches, widths
 from benchmarks.features.shards import (
     PartialOutput,
     ShardClaims,
@@ -353,7 +353,9 @@ class ExtractionPass:
     ) -> bool:
         """Compute those of the shards that no other process has; False where there are none."""
         writes: deque[Future[None]] = deque()
-        read = batches(reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders)
+        read = read_batches(
+            reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders
+        )
         total = sum(-(-len(shard_rows(shard, self.rows)) // self.batch_size) for shard in shards)
         show = self.options.progress and self.ticks is None
         for batch in progress(read, self.label, total=total, show=show):
@@ -385,7 +387,7 @@ class ExtractionPass:
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size]
 
-    def _write(self, batch: Batch, vectors: Mapping[str, Tensor], outputs: Outputs, claims: ShardClaims) -> None:
+    def _write(self, batch: ImageBatch, vectors: Mapping[str, Tensor], outputs: Outputs, claims: ShardClaims) -> None:
         shard = shard_of(batch.start)
         self.unreadable[shard].update(batch.unreadable)
         readable = np.array(batch.readable, dtype=np.int64) - batch.start

@@ -284,7 +284,7 @@ VIT_PROTOCOLS = (
 )
 
 
-def blocks_of(params: VitSegmentationParams, name: str, depth: int) -> tuple[int, ...]:
+def blocks_read(params: VitSegmentationParams, name: str, depth: int) -> tuple[int, ...]:
     """The blocks whose outputs the head reads.
 
     Raises:

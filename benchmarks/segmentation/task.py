@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from benchmarks.segmentation import protocols as declared
-from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams, blocks_of
+from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams, blocks_read
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.trials import Sheet, Trial, run_trials
 from results.files import open_image
@@ -100,7 +100,7 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
         """Raises NotApplicableError for an encoder that mmsegmentation's ViT cannot hold."""
         from benchmarks.encoders.vit_export import vit_shape
 
-        blocks_of(self.params(protocol), encoder.card.name, vit_shape(encoder, "mmsegmentation").depth)
+        blocks_read(self.params(protocol), encoder.card.name, vit_shape(encoder, "mmsegmentation").depth)
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
 from benchmarks.segmentation.model import register
-from benchmarks.segmentation.protocols import VitSegmentationParams, blocks_of
+from benchmarks.segmentation.protocols import VitSegmentationParams, blocks_read
 from benchmarks.segmentation.train import SegmentationTrial
 from benchmarks.training.trials import quiet, require_same_tensors
 from results.schema import EncoderCard
@@ -93,7 +93,7 @@ def model_config(
     norm = {"type": "SyncBN" if synchronised else "BN", "requires_grad": True}
     scale = 255 / card.value_range
     mean, std = ([round(value * scale, 6) for value in values] for values in (card.mean, card.std))
-    blocks = blocks_of(params, card.name, shape.depth)
+    blocks = blocks_read(params, card.name, shape.depth)
     shared: dict[str, Any] = {
         "num_classes": params.classes,
         "norm_cfg": norm,

@@ -85,7 +85,9 @@ def nearest_mean_ranks(
     return torch.cat(found, dim=1)
 
 
-def draw_per_class(targets: NDArray[np.int64], classes: int, per_class: int, seeds: Sequence[int]) -> NDArray[np.int64]:
+def sample_per_class(
+    targets: NDArray[np.int64], classes: int, per_class: int, seeds: Sequence[int]
+) -> NDArray[np.int64]:
     """(draws, per_class, classes) row numbers: the first n of the second axis are a draw of n images of each class.
 
     Raises:

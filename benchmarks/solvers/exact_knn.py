@@ -98,15 +98,21 @@ def exact_knn(
     gallery_norms = norms(gallery) if gallery_norms is None else gallery_norms
     query_norms = norms(queries) if query_norms is None else query_norms
     largest = float(gallery_norms.max())
-    target = Rows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
-    out = search(target, Rows(queries, 1 / query_norms), k, barred, engine, torch.device(device), track)
+    target = ScaledRows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
+    out = search(target, ScaledRows(queries, 1 / query_norms), k, barred, engine, torch.device(device), track)
     if not normalise:
         out.similarities[:] *= largest * query_norms[:, None]
     return out
 
 
 def search(
-    target: Rows, source: Rows, k: int, barred: NDArray[np.int64], engine: Engine, device: torch.device, track: Track
+    target: ScaledRows,
+    source: ScaledRows,
+    k: int,
+    barred: NDArray[np.int64],
+    engine: Engine,
+    device: torch.device,
+    track: Track,
 ) -> Neighbours:
     """`exact_knn` of divided rows, whose similarities are those of the divided rows."""
     chosen, dtype = choose_engine(engine, device)
@@ -137,7 +143,7 @@ def search(
     return out
 
 
-def _kept(k: int, gallery: Rows) -> int:
+def _kept(k: int, gallery: ScaledRows) -> int:
     """Candidates that a proposal keeps of each query."""
     return min(len(gallery), 2 * k + _SPARE)
 
@@ -198,7 +204,7 @@ class _Block:
         open: queries without certified neighbours so far.
     """
 
-    gallery: Rows
+    gallery: ScaledRows
     queries: Tensor
     excluded: Tensor
     indices: NDArray[np.int64]
@@ -329,7 +335,7 @@ def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss"
 
 
 def propose_torch(
-    gallery: Rows,
+    gallery: ScaledRows,
     queries: Tensor,
     kept: int,
     *,
@@ -391,7 +397,7 @@ class Tiles:
     """
 
     def __init__(
-        self, gallery: Rows, dtype: torch.dtype, device: torch.device, kept: int, *, again: bool = False
+        self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, kept: int, *, again: bool = False
     ) -> None:
         self.gallery = gallery
         self.ranges = list(gallery.tiles(TILE_ROWS, first=max(_FIRST_ROWS, kept)))
@@ -417,7 +423,7 @@ class Tiles:
 
 
 def propose_faiss(
-    gallery: Rows, queries: Tensor, kept: int, *, excluded: Tensor, track: Track = untracked, label: str = ""
+    gallery: ScaledRows, queries: Tensor, kept: int, *, excluded: Tensor, track: Track = untracked, label: str = ""
 ) -> Proposal:
     """`propose_torch` by faiss's exact inner-product search in float32."""
     import faiss
@@ -502,7 +508,7 @@ def _ragged(products: Tensor, beats: Tensor, counts: Tensor, most: int) -> tuple
     return values, columns
 
 
-def _convert(gallery: Rows, start: int, stop: int, out: Tensor) -> Tensor:
+def _convert(gallery: ScaledRows, start: int, stop: int, out: Tensor) -> Tensor:
     """Write the centred rows into `out` and give the largest (error, norm) of a written row."""
     centre = gallery.centre.to(out.device)
     sizes = torch.zeros(2, device=out.device)
@@ -557,7 +563,7 @@ def _full_precision() -> Iterator[None]:
             cpu.fp32_precision = before[1]
 
 
-class Rows:
+class ScaledRows:
     """(N, D) float32 features and what each row is divided by.
 
     Attributes:

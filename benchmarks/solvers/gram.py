@@ -22,7 +22,7 @@ _IMAGES_PER_DIRECTION = 32
 
 
 @dataclass(frozen=True)
-class Rows:
+class CentredRows:
     """n rows x / (|x| + 1e-5) of dimension d, each with a constant 1 for the penalised intercept.
 
     The mean is kept apart, so that single precision is spent on what differs between images.
@@ -43,9 +43,9 @@ class Rows:
         """Length of a row with its constant."""
         return self.centred.shape[1] + 1
 
-    def select(self, rows: Tensor) -> Rows:
+    def select(self, rows: Tensor) -> CentredRows:
         """A copy of some rows."""
-        return Rows(self.centred[rows], self.mean)
+        return CentredRows(self.centred[rows], self.mean)
 
     def extended(self) -> Tensor:
         """(n, d + 1) float64 uncentred rows, the constant last."""
@@ -74,7 +74,7 @@ class Rows:
 
 def normalised_rows(
     features: NDArray[np.float32], mean: Tensor | None = None, device: torch.device | str = "cpu"
-) -> Rows:
+) -> CentredRows:
     """(n, d) `features` divided by their L2 norm + 1e-5, centred on `mean`, or on their own mean if there is none.
 
     Reads the features in blocks, so that a memory map never becomes resident in double precision.
@@ -94,7 +94,7 @@ def normalised_rows(
     centred = torch.empty(n, d, dtype=torch.float32, device=device)
     for start in starts:
         centred[start : start + CHUNK_ROWS] = (block(start) - mean).float()
-    return Rows(centred, mean)
+    return CentredRows(centred, mean)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Gram:
         guess: (g, r, n) first guess of the leading eigenvectors, None for a random one.
     """
 
-    whole: Rows
+    whole: CentredRows
     chosen: Tensor | None
     dense: Tensor | None
     shift: Tensor
@@ -135,7 +135,7 @@ class Gram:
         """The leading eigenspace, computed once."""
         return _leading_space(self)
 
-    def rows(self, place: int = 0) -> Rows:
+    def rows(self, place: int = 0) -> CentredRows:
         """The rows behind one matrix of the stack; a copy if they were chosen."""
         return self.whole if self.chosen is None else self.whole.select(self.chosen[place])
 
@@ -188,13 +188,13 @@ class Gram:
         return centred.add_((shift + self.constant.float())[:, None]).add_(shift)
 
 
-def gram(rows: Rows) -> Gram:
+def gram(rows: CentredRows) -> Gram:
     """The Gram matrix of `rows`: dense while it is small or makes a product no dearer than two passes over the rows."""
     dense = _symmetric_product(rows.centred)[None] if len(rows) <= max(2 * rows.dim, DENSE_ROWS) else None
     return Gram(rows, None, dense, mean_products(rows)[None], rows.mean @ rows.mean + 1)
 
 
-def mean_products(rows: Rows) -> Tensor:
+def mean_products(rows: CentredRows) -> Tensor:
     """(n,) float64 centred rows times their mean."""
     return torch.cat([block.double() @ rows.mean for block in rows.centred.split(CHUNK_ROWS)])
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from benchmarks.solvers.exact_knn import Neighbours, Rows, Track, norms, search, untracked
+from benchmarks.solvers.exact_knn import Neighbours, ScaledRows, Track, norms, search, untracked
 from pretrain import distributed
 
 MERGE_CELLS = 1 << 22  # neighbours of all ranks that are merged at once: 64 MiB
@@ -55,8 +55,8 @@ def sharded_knn(
     found = _empty(len(queries), engine)
     if own.stop > own.start:
         found = search(
-            Rows(gallery[own], inverse),
-            Rows(queries, 1 / query_norms),
+            ScaledRows(gallery[own], inverse),
+            ScaledRows(queries, 1 / query_norms),
             min(wide, own.stop - own.start),
             np.full(len(queries), -1, np.int64),
             engine,

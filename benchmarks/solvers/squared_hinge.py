@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.gram import Gram, Rows
+from benchmarks.solvers.gram import CentredRows, Gram
 
 TOLERANCE = 1e-5
 MAX_NEWTON = 100
@@ -285,7 +285,7 @@ def _factorised(system: _System) -> _Step:
     return _Step(step, decisions, decrement <= system.goal)
 
 
-def _primal_decisions(rows: Rows, curvature: Tensor, residual: Tensor) -> Tensor:
+def _primal_decisions(rows: CentredRows, curvature: Tensor, residual: Tensor) -> Tensor:
     """(m, n) float64 decision values of the steps of m problems on the same n rows."""
     weights = rows.weights(residual)
     for j, of_problem in enumerate(curvature):

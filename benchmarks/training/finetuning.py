@@ -23,7 +23,7 @@ from benchmarks.training.images import (
     FixedBatches,
     TrainingBatches,
     Views,
-    batches,
+    batch_loader,
     erase,
     erase_rng,
     mix,
@@ -58,7 +58,7 @@ _CALLS: tuple[Call, ...] = (_forward, _before_classifier)
 
 
 @dataclass(frozen=True)
-class Group:
+class RateGroup:
     """Parameters that are trained alike.
 
     Attributes:
@@ -127,12 +127,12 @@ class Classifier(nn.Module):
         logits: Tensor = self.fc(self._call(self.backbone, x.contiguous(memory_format=self.memory_format)))
         return logits
 
-    def groups(self, head_scale: float = 1.0) -> list[Group]:
+    def groups(self, head_scale: float = 1.0) -> list[RateGroup]:
         """The trained parameters of the backbone, and those of the linear layer, at `head_scale` times its rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [Group(backbone, 1.0, decayed=True), Group(list(self.fc.parameters()), head_scale, decayed=True)]
+        return [RateGroup(backbone, 1.0, decayed=True), RateGroup(list(self.fc.parameters()), head_scale, decayed=True)]
 
-    def layer_groups(self, decay: float) -> list[Group]:
+    def layer_groups(self, decay: float) -> list[RateGroup]:
         """The trained parameters of a ViT by layer, each layer's rate `decay` times that of the next (as in BEiT).
 
         Layer 0 are patches, positions and class token, layer i + 1 is block i, and everything after the blocks comes
@@ -153,7 +153,7 @@ class Classifier(nn.Module):
             decayed = parameter.ndim > 1 and name not in exempt
             found.setdefault((layer, decayed), []).append((name, parameter))
         return [
-            Group([p for _, p in named], decay ** (last - layer), decayed, tuple(name for name, _ in named))
+            RateGroup([p for _, p in named], decay ** (last - layer), decayed, tuple(name for name, _ in named))
             for (layer, decayed), named in found.items()
         ]
 
@@ -347,7 +347,7 @@ class FineTuning:
             return self._train(description, show, stop)
 
     def _train(self, description: str, show: bool, stop: Callable[[], bool]) -> FineTuneState:
-        loader = batches(self.train_views, self.sampler, self.workers, self.device)
+        loader = batch_loader(self.train_views, self.sampler, self.workers, self.device)
         shown = progress(
             distributed.until_stopped(loader, stop),
             description,
@@ -450,7 +450,7 @@ class FineTuning:
         loss = torch.zeros((), device=self.device)
         start = distributed.own_slice(len(self.tested)).start
         sampler = FixedBatches(self.tested, EVALUATION_BATCH)
-        for images, _, labels in batches(self.test_views, sampler, self.workers, self.device):
+        for images, _, labels in batch_loader(self.test_views, sampler, self.workers, self.device):
             targets = labels.to(self.device, non_blocking=True)
             logits = self._logits(
                 self.classifier, network_input(self.encoder, images.to(self.device, non_blocking=True))

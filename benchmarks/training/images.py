@@ -245,10 +245,10 @@ VIEW_BYTES = 256 * 2**20  # views that are kept in memory
 SAMPLED_SIZES = 32  # images whose sizes estimate those of all
 
 Request = tuple[int, int]  # epoch, index of the image
-Batch = tuple[Tensor, Tensor, Tensor]  # images (N, 3, S, S) uint8, lighting (N, 3) float32, targets (N,) int64
+ViewBatch = tuple[Tensor, Tensor, Tensor]  # images (N, 3, S, S) uint8, lighting (N, 3) float32, targets (N,) int64
 
 
-class Images:
+class TrainingImages:
     """Decoded RGB images, kept in memory where all of them fit in `limit` bytes."""
 
     def __init__(self, paths: Sequence[Path], limit: int = CACHE_BYTES) -> None:
@@ -298,7 +298,12 @@ class Views(Dataset[Any]):
     """Random views under `params`, or the deterministic view of `geometry` where `params` is None."""
 
     def __init__(
-        self, images: Images, targets: NDArray[np.int64], geometry: Geometry, params: ViewParams | None, seed: int
+        self,
+        images: TrainingImages,
+        targets: NDArray[np.int64],
+        geometry: Geometry,
+        params: ViewParams | None,
+        seed: int,
     ) -> None:
         self.images, self.targets, self.geometry, self.params, self.seed = images, targets, geometry, params, seed
         values = None if params is None else tuple(getattr(params, name) for name in ViewParams.model_fields)
@@ -323,7 +328,7 @@ class Views(Dataset[Any]):
             pixels, lighting = training_view(image, self.params, self.geometry, view_rng(self.seed, epoch, index))
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(lighting)
 
-    def collate(self, samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
+    def collate(self, samples: list[tuple[Tensor, Tensor, int]]) -> ViewBatch:
         if not samples:
             crop = self.geometry.crop
             return (
@@ -379,11 +384,11 @@ class FixedBatches:
             yield [(0, int(index)) for index in self.items[start : start + self.batch_size]]
 
 
-def batches(
+def batch_loader(
     views: Views, sampler: TrainingBatches | FixedBatches, workers: int, device: torch.device
-) -> DataLoader[Batch]:
+) -> DataLoader[ViewBatch]:
     """The loader of the batches of `sampler`. Images in memory are augmented in this process, others by workers."""
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[ViewBatch] = DataLoader(
         views,
         batch_sampler=sampler,
         num_workers=0 if views.images.in_memory else workers,

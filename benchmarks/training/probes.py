@@ -22,10 +22,10 @@ from benchmarks.solvers.linear_heads import Bank, BankAdamW, BankOptimiser, Fact
 from benchmarks.task import Labels, progress
 from benchmarks.training.images import (
     FixedBatches,
-    Images,
     TrainingBatches,
+    TrainingImages,
     Views,
-    batches,
+    batch_loader,
     erase,
     erase_rng,
     network_input,
@@ -177,7 +177,7 @@ class EvaluationSet:
             return
         kept = []
         sampler = FixedBatches(self.items, EVALUATION_BATCH)
-        for images, _, targets in batches(self.views, sampler, self.workers, self.frozen.device):
+        for images, _, targets in batch_loader(self.views, sampler, self.workers, self.frozen.device):
             batch = self.frozen(images), targets.to(self.frozen.device, non_blocking=True)
             if self._keep:
                 kept.append(batch)
@@ -207,10 +207,10 @@ class ImageStream:
         seed: int,
     ) -> None:
         self.params, self.frozen, self.workers, self.seed, self.items = params, frozen, workers, seed, kept
-        images = Images(train.paths)
+        images = TrainingImages(train.paths)
         self.views = Views(images, train.targets, geometry, params, seed)
         fixed = Views(images, train.targets, geometry, None, seed)
-        tested = Views(Images(test.paths), test.targets, geometry, None, seed)
+        tested = Views(TrainingImages(test.paths), test.targets, geometry, None, seed)
         self.heldout = EvaluationSet(fixed, held, frozen, workers) if len(held) else None
         self.test = EvaluationSet(tested, np.arange(len(test)), frozen, workers)
         self.steps_per_epoch = -(-len(kept) // params.batch_size)
@@ -430,7 +430,7 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
 
 def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop: Callable[[], bool]) -> None:
     sampler = images.batches(min(probe.state.steps for probe in probes))
-    loader = batches(images.views, sampler, images.workers, images.frozen.device)
+    loader = batch_loader(images.views, sampler, images.workers, images.frozen.device)
     shown = progress(
         distributed.until_stopped(loader, stop),
         "linear heads",

@@ -113,7 +113,7 @@ def _board(section: Section, styles: EncoderStyles) -> dict[str, Any]:
             columns.append(BoardColumn(identifier, title, group.line, first, _benchmark_page(section.kind, group)))
             values[identifier] = {row: cell.value for row, (cell, _) in own.items() if cell.value is not None}
             errors[identifier] = {row: cell.error for row, (cell, _) in own.items() if cell.error is not None}
-            drawn[identifier] = {row: packed(found) for row, (_, found) in own.items() if found is not None}
+            drawn[identifier] = {row: base64_of(found) for row, (_, found) in own.items() if found is not None}
     return {
         "id": section.kind.kind if section.kind.kind != "own" else f"own-{section.kind.fingerprint[:12]}",
         "title": section.kind.title,
@@ -146,7 +146,7 @@ def deviations(section: Section, records: Sequence[StoredRecord], column: str) -
     return np.clip(steps, -32768, 32767).astype("<i2")
 
 
-def packed(numbers: NDArray[np.int16]) -> str:
+def base64_of(numbers: NDArray[np.int16]) -> str:
     """Whole numbers of two bytes, low byte first, as base64."""
     return base64.b64encode(numbers.tobytes()).decode()
 

@@ -274,7 +274,7 @@ QUESTIONS_FILE = "explained.jsonl"  # in the folder of the records, which are .j
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedPair:
     """The arguments of `python -m results explain`.
 
     They are kept in the folder of the records, one per line, so that the report answers them too. The answer is
@@ -287,7 +287,7 @@ class Question:
     encoder: tuple[str, ...] = ("*",)
 
 
-def remember(root: Path, question: Question) -> bool:
+def remember(root: Path, question: AskedPair) -> bool:
     """Add a question to a folder of records; False if it is already there.
 
     Raises:
@@ -302,7 +302,7 @@ def remember(root: Path, question: Question) -> bool:
     return True
 
 
-def remembered(root: Path) -> list[Question]:
+def remembered(root: Path) -> list[AskedPair]:
     """The questions of a folder of records, in the order in which they were asked.
 
     Raises:
@@ -315,7 +315,7 @@ def remembered(root: Path) -> list[Question]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             asked = json.loads(line)
-            question = Question(**{**asked, "encoder": tuple(asked["encoder"])})
+            question = AskedPair(**{**asked, "encoder": tuple(asked["encoder"])})
             if not all(isinstance(text, str) for text in (question.a, question.b, *question.encoder)):
                 raise TypeError("a name is not a text")
         except (ValueError, TypeError, KeyError) as error:

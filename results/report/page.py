@@ -24,10 +24,10 @@ from results.compare.correlations import (
     remark,
     together,
 )
-from results.compare.explain import Explanation, Question, explanations
+from results.compare.explain import AskedPair, Explanation, explanations
 from results.errors import InputError
 from results.formats import Cell, Row, Table, cell_text
-from results.noise import NOISE_LINE, TWO_SIDED, difference, rank
+from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
 from results.plot_style import EncoderStyles, encoder_key
 from results.plots import (
     Dot,
@@ -40,7 +40,7 @@ from results.plots import (
     record_figures,
 )
 from results.published import Figure
-from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, Verdict, chart, saved_images
+from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, VerdictCard, chart, saved_images
 from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row
 from results.store import BadRecord, StoredRecord
 from results.suites import suite_groups, suite_of
@@ -64,7 +64,7 @@ def report_html(
     bad: Sequence[BadRecord],
     logs: Sequence[PretrainingLog],
     figures: Sequence[Figure],
-    questions: Sequence[Question] = (),
+    questions: Sequence[AskedPair] = (),
 ) -> str:
     """The whole page. It loads nothing, and its only script sorts the tables.
 
@@ -142,7 +142,7 @@ def _best(section: Section, group: Group) -> tuple[int, Sequence[Cell]] | None:
     column, rows = group.protocol.primary, _rows(section, group)
     cells = [score_cell(section.cache, own, column) for _, own in rows]
     higher = group.protocol.higher_is_better
-    ranked = rank(section.cache, [own for _, own in rows], {column: cells}, higher_is_better=higher)[column].cells
+    ranked = rank_rows(section.cache, [own for _, own in rows], {column: cells}, higher_is_better=higher)[column].cells
     filled = {i: cell.value if higher else -cell.value for i, cell in enumerate(ranked) if cell.value is not None}
     return (max(filled, key=lambda i: filled[i]), ranked) if filled else None
 
@@ -184,7 +184,7 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
             about = ", ".join(t for t in (architecture_text(entry.architecture), entry.cards[0].method or "") if t)
             scores = tuple(verdicts[entry.label])
             part.verdicts.append(
-                Verdict(entry.label, encoder_key(entry.label), colour, about, scores, _cost(section, entry))
+                VerdictCard(entry.label, encoder_key(entry.label), colour, about, scores, _cost(section, entry))
             )
     description = (
         "Dots: score. Lines: 95% interval of the test sample. Filled dots are the best of their column, or cannot be "
@@ -317,7 +317,7 @@ def _charts(records: Sequence[StoredRecord], part: str, styles: EncoderStyles) -
 
 
 def _answers(
-    records: Sequence[StoredRecord], questions: Sequence[Question]
+    records: Sequence[StoredRecord], questions: Sequence[AskedPair]
 ) -> tuple[list[Explanation], tuple[str, ...]]:
     """The explanations, and a sentence for each question that the records do not answer."""
     explained: list[Explanation] = []

@@ -39,7 +39,7 @@ class ReportPart:
     tab: str = "provenance"
     benchmark: str = ""
     closed: bool = False
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[VerdictCard] = field(default_factory=list)
     tables: list[ReportTable] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     images: list[SavedImage] = field(default_factory=list)
@@ -51,7 +51,7 @@ class ReportPart:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerdictCard:
     """What one encoder came to: its headline scores, each with its distance from the best, and what that cost.
 
     Attributes:

@@ -18,7 +18,7 @@ INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
-class Pictures:
+class DocsFigures:
     """Draws the figures that the pages ask for.
 
     Attributes:

@@ -24,7 +24,7 @@ from pretrain.recipe import Augmentation
 from results.schema import Geometry
 
 from .features import write_jpegs
-from .measurement import Entries, Entry, cpu_seconds_of, entry, one_thread, rounds
+from .measurement import Entries, SpeedEntry, cpu_seconds_of, entry, one_thread, rounds
 from .pretrain import moco_v2
 
 FILES, MOST_ROUNDS, SECONDS = 32, 5, 8.0
@@ -106,7 +106,7 @@ def eighth(path: Path) -> Pixels:
         return image.convert("RGB")
 
 
-def measure_decoders(files: int = FILES) -> Entry:
+def measure_decoders(files: int = FILES) -> SpeedEntry:
     """All decoders on one core, and what the fastest that a protocol's variant names saves up to its pixels."""
     variants: list[Name] = ["pil", "pil-draft"]
     variants += ["simplejpeg", "simplejpeg-scaled"] if find_spec("simplejpeg") else []
@@ -142,7 +142,7 @@ def measure_decoders(files: int = FILES) -> Entry:
 # ---- two views -------------------------------------------------------------------------------------------------------
 
 
-def measure_views(files: int = FILES) -> Entry:
+def measure_views(files: int = FILES) -> SpeedEntry:
     """Both views of MoCo v2 of each file on one core, from the file to a normalised batch.
 
     Ours decodes once, crops by PIL and does the rest on the batch. The baseline is the list of the reference, image by

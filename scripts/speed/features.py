@@ -24,13 +24,13 @@ from benchmarks.__main__ import frozen_suite
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import bench
-from benchmarks.features.extract import Extract, Reader, batches, default_batch_size, extractor
+from benchmarks.features.extract import Extract, Reader, default_batch_size, extractor, read_batches
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 from results.store import read_records
 
-from .measurement import Entries, Entry, entry, fast_precision, rounds, timed
+from .measurement import Entries, SpeedEntry, entry, fast_precision, rounds, timed
 from .products import count_products, limit_of
 
 IMAGES, WIDTH, HEIGHT = 64, 500, 375
@@ -41,15 +41,15 @@ BATCH, WORKERS, MOST_ROUNDS, SECONDS = 64, 2, 3, 60.0
 
 def entries() -> Entries:
     """bf16 only on a CPU that multiplies it itself."""
-    found: Entries = {"extract": lambda: measure("extract", "fp32"), "frozen": measure_suite}
+    found: Entries = {"extract": lambda: measure_extraction("extract", "fp32"), "frozen": measure_suite}
     if fast_precision() == "bf16":
-        found["extract-bf16"] = lambda: measure("extract-bf16", "bf16")
+        found["extract-bf16"] = lambda: measure_extraction("extract-bf16", "bf16")
     return found
 
 
-def measure(
+def measure_extraction(
     name: str, precision: Precision, *, encoder: Encoder | None = None, images: int = IMAGES, most: int = MOST_ROUNDS
-) -> Entry:
+) -> SpeedEntry:
     """From files to features on disk and the loop's to features in memory, alternately; ours in parts beside.
 
     The limit is what no overlap can beat where reading and computing share the cores: the fastest reading, and the
@@ -152,7 +152,7 @@ def _batches(paths: list[Path]) -> list[torch.Tensor]:
     device = torch.device("cpu")
     size, rows = default_batch_size(device, GEOMETRY.crop), range(len(paths))
     requests = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [batch.images for batch in batches(Reader(paths, GEOMETRY), requests, device, WORKERS)]
+    return [batch.images for batch in read_batches(Reader(paths, GEOMETRY), requests, device, WORKERS)]
 
 
 def _each(extract: Extract, decoded: list[torch.Tensor]) -> None:
@@ -166,7 +166,7 @@ SUITE_ENCODER = "random:resnet18"
 CLASSES, TRAIN, VAL = 6, 16, 4  # images of each class: as many as few-shot's largest n
 
 
-def measure_suite(encoder: str = SUITE_ENCODER, classes: int = CLASSES) -> Entry:
+def measure_suite(encoder: str = SUITE_ENCODER, classes: int = CLASSES) -> SpeedEntry:
     """kNN, logistic regression, class means and few-shot of an image folder, from JPEG files to records."""
     logging.disable(logging.INFO)
     try:

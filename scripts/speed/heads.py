@@ -25,7 +25,7 @@ from benchmarks.registry import find_protocol
 from benchmarks.task import RunOptions
 from benchmarks.training.probes import FrozenFeatures, HeadTrainer
 
-from .measurement import Entries, Entry, entry, fast_precision, rounds, seconds_of, timed
+from .measurement import Entries, SpeedEntry, entry, fast_precision, rounds, seconds_of, timed
 
 DENSE_ENCODER = "random:resnet18-w32-k3-nopool"
 CLASSES, SIZE = 1000, 224
@@ -38,7 +38,7 @@ def entries() -> Entries:
     return {"linear-grid": linear_grid, "dense": dense_heads}
 
 
-def linear_grid(batch_size: int = 256, most: int = 3) -> Entry:
+def linear_grid(batch_size: int = 256, most: int = 3) -> SpeedEntry:
     """Ten heads and then ten more, beside one, on a ResNet-50 with 1000 classes.
 
     An epoch is that many equal steps, and a step is one pass of the encoder and one update of the bank. Both are timed,
@@ -85,7 +85,7 @@ def linear_grid(batch_size: int = 256, most: int = 3) -> Entry:
     )
 
 
-def dense_heads(scenes: int = 800, epochs: int = 10, data: Path | None = None) -> Entry:
+def dense_heads(scenes: int = 800, epochs: int = 10, data: Path | None = None) -> SpeedEntry:
     """Five rates for `epochs` epochs on the patches of the embedded scenes.
 
     The plain way reads, encodes and trains one head for one epoch; that is measured once and counts for each of the

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.solvers.exact_knn import choose_engine, exact_knn, vote_ranks
 
-from .measurement import Entries, Entry, entry, rounds, seconds_of, timed
+from .measurement import Entries, SpeedEntry, entry, rounds, seconds_of, timed
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -29,7 +29,7 @@ Top1 = dict[int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Problem:
+class KnnProblem:
     """Features as a ResNet pools them: non-negative, about one centre per class."""
 
     gallery: NDArray[np.float32]
@@ -39,11 +39,11 @@ class Problem:
     num_classes: int
 
 
-Baseline = Callable[[Problem], Callable[[Problem], Top1]]  # prepares the gallery once, then searches
+Baseline = Callable[[KnnProblem], Callable[[KnnProblem], Top1]]  # prepares the gallery once, then searches
 
 
 @cache
-def problem(rows: int = 100_000, queries: int = 5_000, dim: int = 2_048, num_classes: int = 1_000) -> Problem:
+def knn_problem(rows: int = 100_000, queries: int = 5_000, dim: int = 2_048, num_classes: int = 1_000) -> KnnProblem:
     """The same features every time."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((num_classes, dim), dtype=np.float32)
@@ -53,27 +53,29 @@ def problem(rows: int = 100_000, queries: int = 5_000, dim: int = 2_048, num_cla
     for start in range(0, len(features), 1000):
         features[start : start + 1000] += centres[classes[start : start + 1000]]
     np.maximum(features, 0, out=features)
-    return Problem(features[:rows], classes[:rows], features[rows:], classes[rows:], num_classes)
+    return KnnProblem(features[:rows], classes[:rows], features[rows:], classes[rows:], num_classes)
 
 
 def entries() -> Entries:
     return {
-        "knn": lambda: measure("knn", loop_per_k, "100 query chunks, one-hot votes, once per k (DINO, mmselfsup)"),
-        "knn-faiss": lambda: measure("knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes"),
+        "knn": lambda: measure_knn("knn", loop_per_k, "100 query chunks, one-hot votes, once per k (DINO, mmselfsup)"),
+        "knn-faiss": lambda: measure_knn(
+            "knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes"
+        ),
     }
 
 
-def measure(
+def measure_knn(
     name: str,
     baseline: Baseline,
     described: str,
     *,
-    data: Problem | None = None,
+    data: KnnProblem | None = None,
     most: int = MOST_ROUNDS,
     share: int = SHARE,
-) -> Entry:
+) -> SpeedEntry:
     """Time ours and the baseline alternately, from raw features to hits for every k, and the bare product beside."""
-    data = problem() if data is None else data
+    data = knn_problem() if data is None else data
     part = replace(data, queries=data.queries[::share].copy(), query_classes=data.query_classes[::share].copy())
     _, dtype = choose_engine("auto", torch.device("cpu"))
     seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "limit": []}
@@ -105,18 +107,18 @@ def measure(
     )
 
 
-def ours(data: Problem) -> Top1:
+def ours(data: KnnProblem) -> Top1:
     """What the benchmark does: one search, then votes for every k."""
     found = exact_knn(data.gallery, data.queries, KS[-1])
     return _votes(data, found.similarities, found.indices)
 
 
-def loop_per_k(data: Problem) -> Callable[[Problem], Top1]:
+def loop_per_k(data: KnnProblem) -> Callable[[KnnProblem], Top1]:
     """The usual loop: for each k, a product and a selection per query chunk, and votes through a B x k x C one-hot."""
     gallery = torch.nn.functional.normalize(torch.from_numpy(data.gallery), dim=1).T
     classes = torch.from_numpy(data.gallery_classes)
 
-    def search(part: Problem) -> Top1:
+    def search(part: KnnProblem) -> Top1:
         queries = torch.nn.functional.normalize(torch.from_numpy(part.queries), dim=1)
         targets = torch.from_numpy(part.query_classes)
         hits: Top1 = {}
@@ -134,7 +136,7 @@ def loop_per_k(data: Problem) -> Callable[[Problem], Top1]:
     return search
 
 
-def faiss_flat(data: Problem) -> Callable[[Problem], Top1]:
+def faiss_flat(data: KnnProblem) -> Callable[[KnnProblem], Top1]:
     """One search of faiss's exact index, then our votes."""
     import faiss
 
@@ -143,7 +145,7 @@ def faiss_flat(data: Problem) -> Callable[[Problem], Top1]:
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery)
 
-    def search(part: Problem) -> Top1:
+    def search(part: KnnProblem) -> Top1:
         queries = part.queries.copy()
         faiss.normalize_L2(queries)
         return _votes(part, *index.search(queries, KS[-1]))
@@ -151,7 +153,7 @@ def faiss_flat(data: Problem) -> Callable[[Problem], Top1]:
     return search
 
 
-def product_seconds(data: Problem, dtype: torch.dtype) -> float:
+def product_seconds(data: KnnProblem, dtype: torch.dtype) -> float:
     """Seconds of the matrix product alone, tile by tile, as the search makes it."""
     gallery, queries = torch.from_numpy(data.gallery).to(dtype), torch.from_numpy(data.queries).to(dtype)
 
@@ -163,7 +165,7 @@ def product_seconds(data: Problem, dtype: torch.dtype) -> float:
     return seconds_of(products)
 
 
-def _votes(data: Problem, similarities: NDArray[np.floating], indices: NDArray[np.int64]) -> Top1:
+def _votes(data: KnnProblem, similarities: NDArray[np.floating], indices: NDArray[np.int64]) -> Top1:
     ranks = vote_ranks(
         similarities,
         data.gallery_classes[indices],

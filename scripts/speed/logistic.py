@@ -23,7 +23,7 @@ from benchmarks.registry import find_protocol
 from benchmarks.solvers.logistic import Fits, fit_logistic
 from benchmarks.task import Labels, RunOptions, Split
 
-from .measurement import Entries, Entry, entry, timed
+from .measurement import Entries, SpeedEntry, entry, timed
 from .products import Shape, count_products, limit_of, product_rate
 
 SMALL, LARGE = (3_125, 256, 100), (6_250, 512, 100)  # rows, dimensions, classes
@@ -40,7 +40,7 @@ def entries() -> Entries:
 
 
 @dataclass(frozen=True)
-class Problem:
+class LogisticProblem:
     """Rectified features with a power-law spectrum about a centre per class, as those of pooled convolutions."""
 
     features: NDArray[np.float32]
@@ -49,7 +49,7 @@ class Problem:
 
 
 @cache
-def problem(rows: int, dim: int, classes: int) -> Problem:
+def logistic_problem(rows: int, dim: int, classes: int) -> LogisticProblem:
     """The same features every time."""
     rng = np.random.default_rng(0)
     # The deviations along the principal axes of EfficientNet-Lite0's 1,280 features fall with this power.
@@ -59,14 +59,14 @@ def problem(rows: int, dim: int, classes: int) -> Problem:
     latent = rng.standard_normal((rows, dim), dtype=np.float32) * spectrum + centres[targets]
     projection = rng.standard_normal((dim, dim), dtype=np.float32) * np.float32(2 / np.sqrt(dim))
     offset = rng.standard_normal(dim, dtype=np.float32) * np.float32(0.3)
-    return Problem(np.maximum(latent @ projection + offset, 0), targets, classes)
+    return LogisticProblem(np.maximum(latent @ projection + offset, 0), targets, classes)
 
 
 def sweep_params() -> RegressionParams:
     return LogisticRegression().params(find_protocol("logistic.dinov2@1"))
 
 
-def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) -> Entry:
+def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) -> SpeedEntry:
     """The whole sweep by ours at two sizes, and a part of it by scikit-learn at the larger one.
 
     The baseline's fits start from the solution of the cost before, as in a loop over the grid; that solution is handed
@@ -74,8 +74,8 @@ def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) 
     classes that the two measured ones have.
     """
     params = sweep_params()
-    data = problem(*large)
-    small_s, _ = timed(lambda: sweep(problem(*small), params))
+    data = logistic_problem(*large)
+    small_s, _ = timed(lambda: sweep(logistic_problem(*small), params))
     ours_s, ours = timed(lambda: sweep(data, params))
     places = range(every // 2, len(params.costs), every)
     fitted = [_loop_step(data, params, ours, place) for place in places]
@@ -102,7 +102,7 @@ def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) 
     )
 
 
-def sweep(data: Problem, params: RegressionParams) -> Fits:
+def sweep(data: LogisticProblem, params: RegressionParams) -> Fits:
     """What the benchmark fits on all of train."""
     return fit_logistic(
         data.features, data.targets, data.classes, params.costs, dtype=torch.float64, tolerance=params.tolerance,
@@ -111,7 +111,7 @@ def sweep(data: Problem, params: RegressionParams) -> Fits:
 
 
 def _loop_step(
-    data: Problem, params: RegressionParams, solved: Fits, place: int
+    data: LogisticProblem, params: RegressionParams, solved: Fits, place: int
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """Seconds, weights and bias of scikit-learn's fit of one cost, started from our solution of the cost before."""
     from sklearn.linear_model import LogisticRegression as Loop
@@ -130,7 +130,7 @@ def _loop_step(
     return seconds, model.coef_, model.intercept_
 
 
-def _gradient(data: Problem, weights: NDArray[np.float64], bias: NDArray[np.float64], cost: float) -> float:
+def _gradient(data: LogisticProblem, weights: NDArray[np.float64], bias: NDArray[np.float64], cost: float) -> float:
     """Largest component of the gradient of the mean loss + |W|² / (2 C n)."""
     rows, n = data.features.astype(np.float64), len(data.targets)
     logits = rows @ weights.T + bias
@@ -141,7 +141,7 @@ def _gradient(data: Problem, weights: NDArray[np.float64], bias: NDArray[np.floa
     return float(max(np.abs(slope).max(), np.abs(likely.mean(axis=0)).max()))
 
 
-def _limits(data: Problem, params: RegressionParams, fits: Fits) -> tuple[str, float, float]:
+def _limits(data: LogisticProblem, params: RegressionParams, fits: Fits) -> tuple[str, float, float]:
     """What was passed over, the seconds of its products, and those of one pass in float64 for every cost."""
     (rows, dim), costs = data.features.shape, len(params.costs)
     rates = {}
@@ -168,9 +168,9 @@ def _size(size: Size) -> str:
 # ---- few-shot --------------------------------------------------------------------------------------------------------
 
 
-def measure_few_shot(rows: int = 4_000, tested: int = 4_000, dim: int = 512, classes: int = 100) -> Entry:
+def measure_few_shot(rows: int = 4_000, tested: int = 4_000, dim: int = 512, classes: int = 100) -> SpeedEntry:
     """Five draws of 1 to 16 images per class by three classifiers, against scikit-learn's on the same draws."""
-    data = problem(rows + tested, dim, classes)
+    data = logistic_problem(rows + tested, dim, classes)
     train, test = (_split(data, part) for part in (slice(rows), slice(rows, None)))
     protocol = find_protocol("few_shot.imagefolder@1")
     params = FewShot().params(protocol)
@@ -193,7 +193,7 @@ def measure_few_shot(rows: int = 4_000, tested: int = 4_000, dim: int = 512, cla
     )
 
 
-def _split(data: Problem, part: slice) -> Split:
+def _split(data: LogisticProblem, part: slice) -> Split:
     targets = data.targets[part]
     ids = tuple(f"{number:06d}" for number in range(len(targets)))
     labels = Labels(ids, (), tuple(f"class{c}" for c in range(data.classes)), targets, tuple((id,) for id in ids))
@@ -205,10 +205,10 @@ def _few_shot_loop(params: FewShotParams, train: Split, test: Split) -> float:
     from sklearn.linear_model import LogisticRegression as Loop
     from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-    from benchmarks.solvers.class_means import draw_per_class
+    from benchmarks.solvers.class_means import sample_per_class
 
     classes = len(train.labels.classes)
-    (drawn,) = draw_per_class(train.labels.targets, classes, params.shots[-1], [0])
+    (drawn,) = sample_per_class(train.labels.targets, classes, params.shots[-1], [0])
     unit = [split.features["embed"] / np.linalg.norm(split.features["embed"], axis=1, keepdims=True)
             for split in (train, test)]  # fmt: skip
     accuracy = 0.0

@@ -16,8 +16,8 @@ from benchmarks.task import Precision
 from pretrain.distributed import has_fast_bf16
 
 Result = TypeVar("Result")
-Entry = dict[str, str | float]
-Entries = dict[str, Callable[[], Entry]]  # by name
+SpeedEntry = dict[str, str | float]
+Entries = dict[str, Callable[[], SpeedEntry]]  # by name
 
 # What multiplies matrices on a CPU, the best first: torch's name and the usual one.
 _MATRIX_UNITS = (
@@ -87,7 +87,9 @@ def cpu() -> str:
     return f"{name}, {cores} cores, {' and '.join(units) or 'no matrix unit that torch names'}"
 
 
-def entry(name: str, *, ours: float, baseline: float, described: str, limit_s: float, limit: str, note: str) -> Entry:
+def entry(
+    name: str, *, ours: float, baseline: float, described: str, limit_s: float, limit: str, note: str
+) -> SpeedEntry:
     """What is written to work/speed.json.
 
     Args:

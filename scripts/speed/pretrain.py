@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 from pretrain.augment import PilCrops, PilViews
 from pretrain.augment_tensor import BatchedViews
-from pretrain.cost import Stepper, measure
+from pretrain.cost import Stepper, measure_cost
 from pretrain.data import Files, read_rgb
 from pretrain.mechanism import Batch
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.train import Trainer
 
-from .measurement import Entries, Entry, cpu_seconds_of, entry, fast_precision, rounds, seconds_of
+from .measurement import Entries, SpeedEntry, cpu_seconds_of, entry, fast_precision, rounds, seconds_of
 
 CPU = torch.device("cpu")
 PRECISION = fast_precision()
@@ -72,7 +72,7 @@ def photographs(folder: Path, number: int) -> Files:
 # ---- the whole step --------------------------------------------------------------------------------------------------
 
 
-def measure_step() -> Entry:
+def measure_step() -> SpeedEntry:
     """Images from files to updated weights; a few steps with everything that they need, the loader's start included.
 
     Each side has the same cores and runs with every number of loader workers in turn; its best one counts.
@@ -157,7 +157,7 @@ class _PlainStep:
 # ---- MoCo's own work -------------------------------------------------------------------------------------------------
 
 
-def measure_overhead() -> Entry:
+def measure_overhead() -> SpeedEntry:
     """EMA, queue, logits, loss and shuffle, on stand-ins for the encoders, beside the encoders' passes."""
     stepper = Stepper(moco_v2(precision=PRECISION), CPU)
     model = stepper.model
@@ -218,7 +218,7 @@ class _StandIn(nn.Module):
 # ---- augmentation ----------------------------------------------------------------------------------------------------
 
 
-def measure_augmentation() -> Entry:
+def measure_augmentation() -> SpeedEntry:
     """Views of decoded pictures on one core: the PIL list, and crops by PIL with the rest on batches."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -258,13 +258,13 @@ def measure_augmentation() -> Entry:
 # ---- the end-to-end mechanism ----------------------------------------------------------------------------------------
 
 
-def measure_end_to_end() -> Entry:
+def measure_end_to_end() -> SpeedEntry:
     """A step of MoCo and of the end-to-end mechanism, the peak memory of each in a process of its own, and the parts.
 
     Time: the passes of one encoder by themselves. Memory: what autograd keeps, and the tensors that stay.
     """
     recipes = [moco_v2(precision=PRECISION, mechanism=mechanism) for mechanism in ("momentum", "end-to-end")]
-    peaks = [measure(recipe, "cpu", 1).peak_gib * 2**30 for recipe in recipes]
+    peaks = [measure_cost(recipe, "cpu", 1).peak_gib * 2**30 for recipe in recipes]
     steppers = [Stepper(recipe, CPU) for recipe in recipes]
     for stepper in steppers:
         stepper.step()

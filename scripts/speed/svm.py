@@ -31,7 +31,7 @@ from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
 
-from .measurement import Entries, Entry, entry, timed
+from .measurement import Entries, SpeedEntry, entry, timed
 from .products import Shape, count_products, limit_of
 
 # Trainval images of VOC07 with each class, from the lists of the data set in alphabetical order.
@@ -50,7 +50,7 @@ def entries() -> Entries:
     }
 
 
-def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
+def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> SpeedEntry:
     """The protocol voc07_svm.mmselfsup on one layer: 20 classes, 19 costs, 3 folds, and the final models."""
     params = VocSvm().params(VOC_SVM[0])  # voc07_svm.mmselfsup@1
     train, _ = synthetic_voc(images, 1, dim)
@@ -83,7 +83,7 @@ def measure_full(name: str, dim: int, images: int = VOC07_TRAIN) -> Entry:
     )
 
 
-def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN, sets: int = 5) -> Entry:
+def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN, sets: int = 5) -> SpeedEntry:
     """All fits of voc07_low_shot_svm.mmselfsup on one layer: 20 classes, 5 sets, 8 values of k, 19 costs."""
     params = LowShotSvm().params(LOW_SHOT[0]).changed(sets=sets)  # voc07_low_shot_svm.mmselfsup@1
     train, test = synthetic_voc(images, VOC07_TEST, dim)
@@ -189,7 +189,7 @@ def _fit_quietly(classifier: Any, x: NDArray[np.float64], y: NDArray[np.int64]) 
 
 def _result(
     name: str, ours: list[float], theirs: list[float], share: int, products: Counter[Shape], note: str
-) -> Entry:
+) -> SpeedEntry:
     ours_s, baseline_s = statistics.median(ours), statistics.median(theirs) * share
     limit_s, flops = limit_of(products)
     return entry(

@@ -17,9 +17,9 @@ from benchmarks.__main__ import main
 from benchmarks.audit import (
     Audit,
     ChannelRanges,
+    alarm_levels,
     draw_sample,
     examine,
-    levels,
     text,
     using_batch_statistics,
     variations,
@@ -190,7 +190,7 @@ def test_variations_leave_out_what_the_card_says_already() -> None:
     assert "Caffe" not in found
     assert found["channels"].card.mean == (123.675, 116.28, 103.53)
     assert found["batch statistics"].card == caffe
-    assert sum(levels(list(found.values()))) == pytest.approx(0.05)
+    assert sum(alarm_levels(list(found.values()))) == pytest.approx(0.05)
 
 
 def test_the_sample_takes_every_source_once_before_any_twice(folder: Path) -> None:

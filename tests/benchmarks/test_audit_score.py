@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from benchmarks.audit import difference, jackknife_groups, retrieval
+from benchmarks.audit import jackknife_groups, retrieval, score_difference
 
 
 def problem(seed: int, sources: int = 60, views: int = 2) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def test_the_scale_and_offset_of_features_do_not_count() -> None:
     features, classes, sources = problem(2)
     groups = jackknife_groups(sources, 0)
     other = retrieval(features * 7 + 3, classes, sources, groups)
-    gap = difference(other, retrieval(features, classes, sources, groups), 0.025)
+    gap = score_difference(other, retrieval(features, classes, sources, groups), 0.025)
     assert gap.gain == pytest.approx(0, abs=1e-4)
     assert not gap.higher
     assert not gap.lower
@@ -83,7 +83,7 @@ def test_standard_error_is_the_spread_over_fresh_draws() -> None:
         noise = torch.from_numpy(np.random.default_rng(1000 + seed).normal(size=features.shape)).float()
         groups = jackknife_groups(sources, seed)
         card = retrieval(features, classes, sources, groups)
-        gap = difference(retrieval(features + 0.5 * noise, classes, sources, groups), card, 0.025)
+        gap = score_difference(retrieval(features + 0.5 * noise, classes, sources, groups), card, 0.025)
         gains.append(gap.gain)
         errors.append(gap.standard_error)
     # It errs on the wide side where sources are few, by a third at 80.

@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.few_shot import FewShot, Ncm
 from benchmarks.registry import find_protocol
-from benchmarks.solvers.class_means import class_means, draw_per_class, nearest_mean_ranks
+from benchmarks.solvers.class_means import class_means, nearest_mean_ranks, sample_per_class
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
 from results.bootstrap import replicates
 from results.schema import Protocol
@@ -69,7 +69,7 @@ def test_every_classifier_is_scikit_learns_on_the_mean_of_the_draws(
     data: tuple[Split, Split], outcome: Outcome, n: int
 ) -> None:
     train, test = data
-    drawn = draw_per_class(train.labels.targets, CLASSES, 4, range(3))
+    drawn = sample_per_class(train.labels.targets, CLASSES, 4, range(3))
     queries, truth = normalize(test.features["embed"]), test.labels.targets
     models = {
         "NCM": NearestCentroid(),

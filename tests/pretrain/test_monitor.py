@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from pretrain.data import Files
-from pretrain.monitor import Events, Features, KnnMonitor, Row, collapse, draw_curves, write_log
+from pretrain.monitor import Events, Features, KnnMonitor, MonitorRow, collapse, draw_monitor_curves, write_log
 from pretrain.recipe import Recipe
 
-ROWS: list[Row] = [
+ROWS: list[MonitorRow] = [
     {"epoch": 1, "loss": 5.5, "chance_loss": 5.6, "accuracy": 0.1, "spread": 0.9},
     {"epoch": 2, "loss": 4.5, "chance_loss": 5.6, "accuracy": 0.2, "spread": 0.8, "knn": 31.5},
 ]
@@ -44,7 +44,7 @@ def test_events_after_the_step_that_a_run_went_on_from_are_hidden(tmp_path: Path
 
 
 def test_the_picture_is_whole(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", ROWS, "a run")
+    draw_monitor_curves(tmp_path / "curves.png", ROWS, "a run")
     with Image.open(tmp_path / "curves.png") as image:
         assert min(image.size) > 300
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]

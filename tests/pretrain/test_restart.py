@@ -18,7 +18,7 @@ from pretrain.backbone import read_backbone, write_backbone
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.loader import Batch
 from pretrain.recipe import load_recipe
-from pretrain.train import Run, Trainer
+from pretrain.train import PretrainRun, Trainer
 from results.schema import Architecture, EncoderCard
 from tests.pretrain.tiny_runs import CPU, FLAGS, assert_same_end, run
 from tests.processes import Program
@@ -86,8 +86,8 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_there(images: Path, tmp_path: 
     recipe = load_recipe("mocov2_resnet18w32_demo").changed(
         batch_size=8, queue_size=32, split_bn=2, epochs=2, precision="fp32"
     )
-    Run(recipe, images, tmp_path / "a", device=CPU, workers=0).run()
-    first = Run(recipe, images, tmp_path / "b", device=CPU, workers=0)
+    PretrainRun(recipe, images, tmp_path / "a", device=CPU, workers=0).run()
+    first = PretrainRun(recipe, images, tmp_path / "b", device=CPU, workers=0)
     first.trainer.prepare()
     for _, batch in zip(range(6), first.trainer.batches(), strict=False):  # two steps into the second epoch
         if first.trainer.step == 4:
@@ -95,7 +95,7 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_there(images: Path, tmp_path: 
             first.trainer.sums.zero_()
         first.trainer.update(batch)
     first._save()
-    Run(recipe, images, tmp_path / "b", device=CPU, workers=0).run()
+    PretrainRun(recipe, images, tmp_path / "b", device=CPU, workers=0).run()
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
@@ -105,7 +105,7 @@ def test_a_signal_saves_the_state_and_ends_the_run(
     recipe = load_recipe("mocov2_resnet18w32_demo").changed(
         batch_size=8, queue_size=32, split_bn=2, epochs=2, precision="fp32"
     )
-    Run(recipe, images, tmp_path / "a", device=CPU, workers=0).run()
+    PretrainRun(recipe, images, tmp_path / "a", device=CPU, workers=0).run()
     update, loaders = Trainer.update, signal.getsignal(signal.SIGCHLD)
 
     def signalled(self: Trainer, batch: Batch) -> None:
@@ -115,13 +115,13 @@ def test_a_signal_saves_the_state_and_ends_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", signalled)
-        interrupted = Run(recipe, images, tmp_path / "b", device=CPU, workers=0)
+        interrupted = PretrainRun(recipe, images, tmp_path / "b", device=CPU, workers=0)
         with pytest.raises(SystemExit) as stopped:
             interrupted.run()
     signal.signal(signal.SIGCHLD, loaders)
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    run = Run(recipe, images, tmp_path / "b", device=CPU, workers=0)
+    run = PretrainRun(recipe, images, tmp_path / "b", device=CPU, workers=0)
     assert run.trainer.step == 6
     run.run()
     assert_same_end(tmp_path / "a", tmp_path / "b")
@@ -144,7 +144,7 @@ def test_the_last_checkpoints_and_the_marked_ones_are_kept(images: Path, tmp_pat
 
 def test_a_diverged_state_does_not_replace_a_good_one(images: Path, tmp_path: Path) -> None:
     recipe = load_recipe("mocov2_resnet18w32_demo").changed(batch_size=8, queue_size=32, split_bn=2)
-    stopped = Run(recipe, images, tmp_path / "out", device=CPU, workers=0)
+    stopped = PretrainRun(recipe, images, tmp_path / "out", device=CPU, workers=0)
     stopped._save()
     stopped.trainer.sums[0] = float("nan")
     with pytest.raises(FloatingPointError, match="the last finite state"):
@@ -169,14 +169,14 @@ def test_every_mechanism_and_option_trains_and_goes_on(images: Path, tmp_path: P
     """One epoch and then a second equals both at once."""
     assert run(images, tmp_path / "whole", "--epochs", "2", *flags) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_save_epoch", _save_and_stop)
+        patch.setattr(PretrainRun, "_save_epoch", _save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(images, tmp_path / "cut", "--epochs", "2", *flags)
     assert run(images, tmp_path / "cut", "--epochs", "2", *flags) == 0
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
-def _save_and_stop(self: Run, epoch: int, stop: bool) -> None:
+def _save_and_stop(self: PretrainRun, epoch: int, stop: bool) -> None:
     self._save()
     raise KeyboardInterrupt
 
@@ -196,7 +196,7 @@ def test_a_run_from_shards_goes_on_with_another_number_of_workers(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pretrain.train.SAVE_SECONDS", 0.0)
         patch.setattr("pretrain.train.SAVE_SHARE", 1e9)
-        patch.setattr(Run, "_tell", lambda self, bar, text: None if self.trainer.step < 3 else 1 / 0)
+        patch.setattr(PretrainRun, "_tell", lambda self, bar, text: None if self.trainer.step < 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tars, tmp_path / "cut", *flags)
     path = tmp_path / "old" / "resume.pt"

@@ -17,7 +17,7 @@ from pretrain.checkpoint import load_resume
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import load_recipe
 from pretrain.resnet import weights_sha256
-from pretrain.train import Run
+from pretrain.train import PretrainRun
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
@@ -105,7 +105,7 @@ def first_moves(images: Path, out: Path, precision: str, lr: float) -> list[torc
         architecture=Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False), batch_size=16,
         queue_size=32, split_bn=2, warmup_epochs=0, epochs=2, precision=precision, lr=lr,
     )  # fmt: skip
-    trainer = Run(recipe, images, out, device=CPU, workers=0).trainer
+    trainer = PretrainRun(recipe, images, out, device=CPU, workers=0).trainer
     trainer.prepare()
 
     def weights() -> torch.Tensor:

@@ -19,7 +19,7 @@ from results.noise import (
     Ranking,
     ReplicateCache,
     difference,
-    rank,
+    rank_rows,
     ranking_line,
     runs_of,
     sets_of,
@@ -155,7 +155,7 @@ def test_a_side_file_that_is_no_archive_stops_nothing(tmp_path: Path) -> None:
 
 def ranked(rows: list[StoredRecord], *columns: str, higher: bool = True) -> dict[str, Ranking]:
     cells = {column: [Cell(row.record.scores[column].value) for row in rows] for column in columns or ("k=20",)}
-    return rank(ReplicateCache(), [[row] for row in rows], cells, higher_is_better=higher)
+    return rank_rows(ReplicateCache(), [[row] for row in rows], cells, higher_is_better=higher)
 
 
 def bold(ranking: Ranking) -> list[bool]:
@@ -409,5 +409,5 @@ def test_a_column_of_the_opposite_direction_is_ranked_by_its_own(tmp_path: Path)
     rows = [[measured(tmp_path, card("a"), 0.8, 1)], [measured(tmp_path, card("b"), 0.2, 2)]]
     values = [[Cell(row[0].record.scores[column].value) for row in rows] for column in KNN_COLUMNS[:2]]
     cells = dict(zip(KNN_COLUMNS[:2], values, strict=True))
-    found = rank(ReplicateCache(), rows, cells, higher_is_better=False, opposite=KNN_COLUMNS[:1])
+    found = rank_rows(ReplicateCache(), rows, cells, higher_is_better=False, opposite=KNN_COLUMNS[:1])
     assert [[cell.bold for cell in found[column].cells] for column in KNN_COLUMNS[:2]] == [[True, False], [False, True]]

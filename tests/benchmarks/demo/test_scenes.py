@@ -4,14 +4,14 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from benchmarks.demo.compose import Counts, plan
+from benchmarks.demo.compose import Counts, plan_scenes
 from benchmarks.demo.drawings import classes
 from benchmarks.demo.scenes import DIFFICULT_EXTENT, Instance, Scene, instances, plan_scene, scene_pools
 
 
 @pytest.fixture(scope="module")
 def full_plan() -> list[tuple[Scene, list[Instance]]]:
-    return [(scene, instances(scene)) for scene in plan(0, Counts())]
+    return [(scene, instances(scene)) for scene in plan_scenes(0, Counts())]
 
 
 def _labels(scenes: list[tuple[Scene, list[Instance]]], splits: set[str]) -> tuple[int, Counter[str], Counter[str]]:
@@ -59,20 +59,20 @@ def test_scenes_vary_as_meant(full_plan: list[tuple[Scene, list[Instance]]]) -> 
 
 
 def test_scenes_show_drawings_of_their_split_only() -> None:
-    for scene in plan(3, Counts(train=10, val=10, test=10)):
+    for scene in plan_scenes(3, Counts(train=10, val=10, test=10)):
         pool = scene_pools()[scene.split]
         assert all(placement.drawing in pool[placement.drawing.class_name] for placement in scene.placements)
 
 
 def test_a_scene_does_not_depend_on_the_others() -> None:
     alone = plan_scene(5, 7, "train", scene_pools()["train"])
-    assert list(islice(plan(5, Counts(train=9)), 9))[6] == alone
+    assert list(islice(plan_scenes(5, Counts(train=9)), 9))[6] == alone
     assert plan_scene(6, 7, "train", scene_pools()["train"]) != alone
 
 
 def test_visible_masks_are_disjoint_and_flags_follow_from_them() -> None:
     hidden = 0
-    for scene in plan(1, Counts(train=40, val=0, test=0)):
+    for scene in plan_scenes(1, Counts(train=40, val=0, test=0)):
         objects = instances(scene)
         stack = np.stack([instance.mask for instance in objects])
         assert stack.sum(0).max() <= 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from benchmarks.demo.drawings import all_ids, classes, load, read_drawings
+from benchmarks.demo.drawings import all_ids, classes, load_drawing, read_drawings
 from benchmarks.demo.scenes import scene_pools
 from benchmarks.demo.split import LEFT_OUT, RELATED_FILE, THRESHOLD, sides_of, similarity
 
@@ -42,7 +42,7 @@ def test_the_committed_sides_are_those_of_the_rule() -> None:
 def test_identical_pixels_share_a_group() -> None:
     groups: dict[str, set[str]] = {}
     for drawing in DRAWINGS.values():
-        image = load(drawing.id)
+        image = load_drawing(drawing.id)
         groups.setdefault(hashlib.sha256(image.tobytes() + bytes(image.size)).hexdigest(), set()).add(drawing.group)
     assert all(len(found) == 1 for found in groups.values())
     assert len(groups) < len(DRAWINGS)  # there are such files
@@ -70,7 +70,7 @@ def test_the_scenes_of_the_splits_show_different_groups() -> None:
 def test_likeness_sees_through_mirroring_recolouring_scaling_and_background() -> None:
     names = ["animals_mammals/leone_01_architetto_fran_01", "food_fruit/pineapple", "recreation_music/gramophone"]
     for name in names:
-        image = load(name)
+        image = load_drawing(name)
         alpha = image.getchannel("A")
         recoloured = Image.merge("RGBA", [*image.convert("RGB").split()[::-1], alpha])
         negative = Image.merge("RGBA", [*ImageOps.invert(image.convert("RGB")).split(), alpha])
@@ -79,7 +79,7 @@ def test_likeness_sees_through_mirroring_recolouring_scaling_and_background() ->
         versions = [image, ImageOps.mirror(image), recoloured, negative, smaller, ImageOps.mirror(padded)]
         likeness = similarity(versions)[0, 1:]
         assert (likeness > THRESHOLD).all(), (name, likeness)
-    unrelated = similarity([load(name) for name in names])
+    unrelated = similarity([load_drawing(name) for name in names])
     assert unrelated.max() < 0.5
     assert np.array_equal(unrelated, unrelated.T)
 
@@ -91,13 +91,13 @@ def test_line_art_is_found_like_its_coloured_version() -> None:
         ("food_desserts/flan_bw_jean-victor_bali_01", "food_desserts/flan_jean-victor_balin_01"),
     ]
     for pair in pairs:
-        assert similarity([load(id) for id in pair])[0, 1] > THRESHOLD, pair
+        assert similarity([load_drawing(id) for id in pair])[0, 1] > THRESHOLD, pair
 
 
 @pytest.mark.nightly
 def test_no_pair_across_the_split_is_alike() -> None:
     drawings = list(DRAWINGS.values())
-    likeness = similarity([load(drawing.id) for drawing in drawings])
+    likeness = similarity([load_drawing(drawing.id) for drawing in drawings])
     test = np.array([drawing.side == "test" for drawing in drawings])
     groups = np.array([drawing.group for drawing in drawings])
     assert likeness[np.ix_(~test, test)].max() <= THRESHOLD + 1e-4  # rounding of the matrix product

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from benchmarks.demo.compose import Counts, plan
+from benchmarks.demo.compose import Counts, plan_scenes
 from benchmarks.demo.drawings import classes
 from benchmarks.demo.scenes import instances
 from benchmarks.demo.writers import VOC_LISTS, coco_annotations, polygons, run_lengths, voc_palette
@@ -52,7 +52,7 @@ def test_there_are_crowds_and_polygons(composed: Path, split: str) -> None:
 
 def test_a_crowd_holds_touching_objects_of_one_class() -> None:
     crowds = 0
-    for scene in plan(2, Counts(train=60, val=0, test=0)):
+    for scene in plan_scenes(2, Counts(train=60, val=0, test=0)):
         objects = instances(scene)
         annotations = coco_annotations(objects)
         assert sum(a["area"] for a in annotations) == sum(int(o.mask.sum()) for o in objects)

@@ -29,7 +29,7 @@ from benchmarks.dense.problems import (
     scale_invariant_loss,
 )
 from benchmarks.dense.training import choose_map
-from benchmarks.dense.views import padded, short_side_size, training_view, windows
+from benchmarks.dense.views import masked_view, padded, short_side_size, windows
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.registry import find_protocol
@@ -130,7 +130,7 @@ def test_a_view_moves_image_and_mask_alike() -> None:
     image = Image.fromarray(np.stack([100 * mask, mask, mask], 2).astype(np.uint8))
     sizes = set()
     for seed in range(20):
-        view = training_view(image, mask, params, np.random.default_rng(seed))
+        view = masked_view(image, mask, params, np.random.default_rng(seed))
         sizes.add((view.height, view.width))
         inside = view.target[: view.height, : view.width]
         red = view.image[0, : view.height, : view.width].float()
@@ -138,9 +138,9 @@ def test_a_view_moves_image_and_mask_alike() -> None:
         assert agree > 0.85  # resizing blurs edges
         assert (view.target[view.height :] == VOID).all()
         assert (view.image[:, :, view.width :] == 0).all()
-        assert torch.equal(view.target, training_view(image, mask, params, np.random.default_rng(seed)).target)
+        assert torch.equal(view.target, masked_view(image, mask, params, np.random.default_rng(seed)).target)
     assert len(sizes) > 2
-    strong = training_view(image, mask, DINOV3.changed(short_side=40, crop=32), np.random.default_rng(1))
+    strong = masked_view(image, mask, DINOV3.changed(short_side=40, crop=32), np.random.default_rng(1))
     assert strong.image.dtype == torch.uint8
 
 

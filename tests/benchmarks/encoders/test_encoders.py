@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.demo.drawings import all_ids, load
+from benchmarks.demo.drawings import all_ids, load_drawing
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder, random_encoder_command
 from benchmarks.encoders.resnet import random_resnet, recalibrated
@@ -132,7 +132,7 @@ def test_efficientnet_lite0_knows_its_classes() -> None:
     for ids in groups:
         pictures = []
         for id in ids:
-            rgba = load(id).resize((128, 128))
+            rgba = load_drawing(id).resize((128, 128))
             white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             pictures.append(torch.from_numpy(np.array(white)).permute(2, 0, 1))
         images = encoder.normalise(torch.stack(pictures))

@@ -13,7 +13,7 @@ import torchvision
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import (
     WRITERS,
-    Target,
+    CheckpointFormat,
     convert,
     detectron2_name,
     detectron2_settings,
@@ -86,7 +86,7 @@ def test_what_a_builder_lacks_is_said() -> None:
 
 
 @pytest.mark.parametrize("to", list(WRITERS))
-def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence(tmp_path: Path, to: Target) -> None:
+def test_an_encoder_that_is_no_resnet_is_refused_in_one_sentence(tmp_path: Path, to: CheckpointFormat) -> None:
     with pytest.raises(InputError, match=r"raw pixels is pixels, but .* needs a ResNet"):
         convert("pixels", tmp_path / f"out{SUFFIX[to]}", to)
     assert list(tmp_path.iterdir()) == []
@@ -136,7 +136,9 @@ def test_a_killed_write_leaves_the_old_file(
 
 @pytest.mark.parametrize("first", ["detectron2", "openmmlab", "safetensors"])
 @pytest.mark.parametrize("second", ["detectron2", "openmmlab", "safetensors"])
-def test_converting_a_converted_file_keeps_every_bit_and_fact(tmp_path: Path, first: Target, second: Target) -> None:
+def test_converting_a_converted_file_keeps_every_bit_and_fact(
+    tmp_path: Path, first: CheckpointFormat, second: CheckpointFormat
+) -> None:
     encoder = caffe_encoder()
     source, out = tmp_path / f"first{SUFFIX[first]}", tmp_path / f"second{SUFFIX[second]}"
     WRITERS[first].write(encoder, source)
@@ -149,7 +151,7 @@ def test_converting_a_converted_file_keeps_every_bit_and_fact(tmp_path: Path, fi
 
 
 @pytest.mark.parametrize("to", ["detectron2", "openmmlab", "torchvision"])
-def test_converting_a_file_in_place_is_harmless(tmp_path: Path, to: Target) -> None:
+def test_converting_a_file_in_place_is_harmless(tmp_path: Path, to: CheckpointFormat) -> None:
     out = tmp_path / f"out{SUFFIX[to]}"
     WRITERS[to].write(random_resnet(Architecture(name="resnet18"), 1), out)
     before = load_encoder(out).card.weights_sha256

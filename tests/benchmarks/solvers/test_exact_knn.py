@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.solvers import exact_knn as solver
 from benchmarks.solvers.exact_knn import (
     Proposal,
-    Rows,
+    ScaledRows,
     choose_engine,
     exact_knn,
     norms,
@@ -157,7 +157,7 @@ def test_fallbacks_count_queries(monkeypatch):
 @pytest.mark.parametrize("make", [gaussian, pooled])
 def test_slack_bounds_the_error_of_every_product(dtype, make):
     gallery, queries = make(700, 300, 11), make(40, 300, 12)
-    rows = Rows(gallery, 1 / norms(gallery))
+    rows = ScaledRows(gallery, 1 / norms(gallery))
     q = torch.from_numpy((queries / norms(queries)[:, None]).astype(np.float32))
     found = propose_torch(rows, q, 700, excluded=torch.full((40,), -1), dtype=dtype, device=CPU)
     check_slack(found, rows, q)
@@ -200,7 +200,7 @@ def test_errors_as_large_as_the_slack_are_noticed(monkeypatch):
 
 def test_slack_bounds_faiss():
     gallery, queries = pooled(700, 300, 11), pooled(40, 300, 12)
-    rows = Rows(gallery, 1 / norms(gallery))
+    rows = ScaledRows(gallery, 1 / norms(gallery))
     q = torch.from_numpy((queries / norms(queries)[:, None]).astype(np.float32))
     check_slack(propose_faiss(rows, q, 700, excluded=torch.full((40,), -1)), rows, q)
 

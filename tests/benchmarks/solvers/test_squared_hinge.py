@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
 from benchmarks.solvers import squared_hinge
-from benchmarks.solvers.gram import Gram, Rows, gram, normalised_rows
+from benchmarks.solvers.gram import CentredRows, Gram, gram, normalised_rows
 from benchmarks.solvers.squared_hinge import NotConvergedError, solve, solve_costs
 from scripts.speed.svm import synthetic_voc
 from tests.reference import svm_newton
@@ -18,7 +18,7 @@ POSITIVES = (150, 400, 900, 2000)  # of 5011: 18 of the 600 rows for the rarest
 
 def problem(
     images: int, dim: int, positives: tuple[int, ...] = POSITIVES, signal: tuple[float, float] = (1.0, 3.0)
-) -> tuple[Rows, np.ndarray, Rows, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[CentredRows, np.ndarray, CentredRows, np.ndarray, np.ndarray, np.ndarray]:
     """Rows, (C, n) signs, test rows, (C, n) test signs, and both as plain normalised float64 arrays."""
     train, test = synthetic_voc(images, 500, dim, positives=positives, signal=signal)
     rows = normalised_rows(train.features)

@@ -16,11 +16,11 @@ from benchmarks.training import images as images_module
 from benchmarks.training.images import (
     PCA_VALUES,
     PCA_VECTORS,
-    Images,
     TrainingBatches,
+    TrainingImages,
     Views,
     auto_augment,
-    batches,
+    batch_loader,
     clipped_crop,
     epoch_rng,
     erase,
@@ -135,9 +135,9 @@ def test_draws_are_told_apart_by_every_part_of_their_name() -> None:
 def all_batches(folder: Path, workers: int, limit: int, first_step: int = 0) -> list[tuple[torch.Tensor, ...]]:
     labels = tiny_labels(folder, "train", 4, seed=0)
     settings = ViewParams(jitter=0.4, lighting=0.1)
-    views = Views(Images(labels.paths, limit), labels.targets, GEOMETRY, settings, seed=9)
+    views = Views(TrainingImages(labels.paths, limit), labels.targets, GEOMETRY, settings, seed=9)
     which = TrainingBatches(np.arange(12), 5, 9, first_step, 6)
-    return list(batches(views, which, workers, torch.device("cpu")))
+    return list(batch_loader(views, which, workers, torch.device("cpu")))
 
 
 def test_views_do_not_depend_on_workers_cache_or_where_a_run_began(tmp_path: Path) -> None:
@@ -167,16 +167,16 @@ def test_images_are_decoded_once_for_all_encoders(tmp_path: Path, monkeypatch: p
 
     original = images_module.decode
     monkeypatch.setattr(images_module, "decode", counting)
-    first = Images(labels.paths)
+    first = TrainingImages(labels.paths)
     once = len(decoded)
-    second = Images(labels.paths)
+    second = TrainingImages(labels.paths)
     assert first.in_memory
     assert second[3] is first[3]
     assert len(decoded) - once < once < 2 * len(labels)  # only the sample by which the size is estimated
     path = labels.paths[3]
     Image.fromarray(np.full((20, 24, 3), 7, np.uint8)).save(path)
     os.utime(path, ns=(1, 1))
-    assert np.asarray(Images(labels.paths)[3]).max() == 7
+    assert np.asarray(TrainingImages(labels.paths)[3]).max() == 7
     assert np.asarray(first[3]).max() != 7
 
 
@@ -186,7 +186,7 @@ def test_a_view_is_drawn_once_for_all_encoders(tmp_path: Path, monkeypatch: pyte
 
     def views(**changes: object) -> Views:
         how = {"geometry": GEOMETRY, "params": params, "seed": 0, **changes}
-        return Views(Images(labels.paths), labels.targets, **how)  # type: ignore[arg-type]
+        return Views(TrainingImages(labels.paths), labels.targets, **how)  # type: ignore[arg-type]
 
     first = views()[(2, 5)]
     drawn: list[int] = []
@@ -199,14 +199,14 @@ def test_a_view_is_drawn_once_for_all_encoders(tmp_path: Path, monkeypatch: pyte
         assert not torch.equal(other[(2, 5)][0], first[0])
     views()[(3, 5)], views()[(2, 6)]
     assert len(drawn) == 5
-    monkeypatch.setattr(Images(labels.paths).kept, "room", 10)
+    monkeypatch.setattr(TrainingImages(labels.paths).kept, "room", 10)
     views()[(9, 0)], views()[(9, 0)]
     assert len(drawn) == 7  # no room left
 
 
 def test_what_does_not_fit_is_read_when_asked_for(tmp_path: Path) -> None:
     labels = tiny_labels(tmp_path, "train", 2, seed=0)
-    images = Images(labels.paths, limit=100)
+    images = TrainingImages(labels.paths, limit=100)
     assert not images.in_memory
     assert images[1].size == (24, 20)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from results.__main__ import main
 from results.compare.explain import (
     QUESTIONS_FILE,
+    AskedPair,
     Explanation,
-    Question,
     differing,
     explanation_table,
     explanations,
@@ -180,9 +180,9 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
     assert "+4.00" in page
     assert "all 6 orders (Shapley value)" in page
     assert Image.open(picture).size[0] > 500
-    assert remembered(root) == [Question(A.id, B.id)]
+    assert remembered(root) == [AskedPair(A.id, B.id)]
     assert main(["explain", A.id, B.id, "--records", str(root)]) == 0
-    assert remembered(root) == [Question(A.id, B.id)]
+    assert remembered(root) == [AskedPair(A.id, B.id)]
     assert explanation_table(explained(root)).rows[-1].cells[2].text == "+4.50"
     with pytest.raises(NothingToDrawError, match="no record has an explained difference between protocols"):
         draw_waterfall([], picture)
@@ -192,8 +192,8 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
 
 # ---- the questions kept with the records
 
-ONE = Question("knn.a@1", "knn.b@1+temperature=0.2", None, ("net*", "другая"))
-TWO = Question("knn.a@1", "knn.c@1", "k=20")
+ONE = AskedPair("knn.a@1", "knn.b@1+temperature=0.2", None, ("net*", "другая"))
+TWO = AskedPair("knn.a@1", "knn.c@1", "k=20")
 
 
 def test_questions_are_kept_once_and_are_no_records(tmp_path: Path) -> None:

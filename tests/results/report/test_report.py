@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from results.__main__ import main
-from results.compare.explain import Question, remember, remembered
+from results.compare.explain import AskedPair, remember, remembered
 from results.errors import InputError
 from results.plot_style import NothingToDrawError
 from results.plots import draw_pretraining, read_pretraining_logs
@@ -51,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for asked, value in zip((*ends, *between), (20.0, 23.0, 21.5, 25.25), strict=True):
         scores = {"k=20": Score(value=value, selection="fixed")}
         write_record(root / "records", record(card("taken <b>apart"), asked, scores=scores))
-    remember(root / "records", Question(KNN.id, between[1].id, None, ("taken*",)))
-    remember(root / "records", Question(KNN.id, "knn.gone@1"))
+    remember(root / "records", AskedPair(KNN.id, between[1].id, None, ("taken*",)))
+    remember(root / "records", AskedPair(KNN.id, "knn.gone@1"))
     (root / "records" / "broken.json").write_text("{")
     log = root / "pretrain" / "run <i>" / "log.csv"
     log.parent.mkdir(parents=True)

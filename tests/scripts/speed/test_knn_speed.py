@@ -10,7 +10,7 @@ from scripts.speed import knn as speed
 
 @pytest.fixture(scope="module")
 def data():
-    return speed.problem(rows=900, queries=130, dim=32, num_classes=40)
+    return speed.knn_problem(rows=900, queries=130, dim=32, num_classes=40)
 
 
 def test_baselines_answer_as_ours(data):
@@ -23,7 +23,7 @@ def test_baselines_answer_as_ours(data):
 
 
 def test_a_pair_reports_every_field(data):
-    found = speed.measure("knn", speed.loop_per_k, "the loop", data=data, most=1, share=3)
+    found = speed.measure_knn("knn", speed.loop_per_k, "the loop", data=data, most=1, share=3)
     assert found.keys() == {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note", "cpu"}
     assert found["ratio"] == pytest.approx(found["baseline_s"] / found["ours_s"])
     assert speed.entries().keys() == {"knn", "knn-faiss"}
