@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import loadmat
 
 from benchmarks.datasets.lists import read_lines
+from benchmarks.datasets.mat_files import read_mat
 from benchmarks.task import progress
 from results.command_line import parse
 from results.errors import InputError, print_error
@@ -22,6 +22,7 @@ from results.files import open_image, replacing, write_file
 log = logging.getLogger("prepare_voc12aug")
 
 CLASSES = 21
+_MAX_MAT = 2**25  # bytes of a .mat file, unpacked; those of SBD have half a million
 
 
 @dataclass
@@ -69,20 +70,25 @@ def prepare(options: Prepare) -> int:
 
 def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
     """(H, W) class indices of one .mat file, checked against its image."""
+    truth = read_mat(file, ("GTcls",), _MAX_MAT)["GTcls"]
+    masks = truth.get("Segmentation", []) if isinstance(truth, dict) else []
+    mask = masks[0] if len(masks) == 1 else None
     try:
-        with file.open("rb") as opened, open_image(image) as picture:
-            mask = loadmat(opened, simplify_cells=True)["GTcls"]["Segmentation"]
+        with open_image(image) as picture:
             width, height = picture.size
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename or file} is missing; unpack SBD and VOC 2012 again") from error
-    except Exception as error:  # scipy raises nearly anything on a damaged file
-        raise InputError(f"{file} or {image.name} cannot be read ({error}); unpack SBD and VOC 2012 again") from error
-    mask = np.asarray(mask)
-    if mask.shape != (height, width) or mask.min() < 0 or mask.max() >= CLASSES:
+        raise InputError(f"{image} is missing; unpack VOC 2012 again") from error
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise InputError(f"{image} cannot be read ({error}); unpack VOC 2012 again") from error
+    if not isinstance(mask, np.ndarray) or mask.shape != (height, width) or not _are_classes(mask):
         raise InputError(
             f"{file} is not a mask of {width} by {height} pixels with values below {CLASSES}; unpack SBD again"
         )
     return mask.astype(np.uint8)
+
+
+def _are_classes(mask: NDArray[np.generic]) -> bool:
+    return bool(np.isin(mask, np.arange(CLASSES)).all())
 
 
 def _write_mask(mask: NDArray[np.uint8], file: Path) -> None:

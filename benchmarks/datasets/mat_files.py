@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from benchmarks.task import InputError
 from results.files import require_regular
 
-# Numbers, text, the values of a cell array, or the values of each field of an array of structures.
-MatValue = NDArray[Any] | str | list["MatValue"] | dict[str, list["MatValue"]]
+# Numbers, text, the values of a cell array, or the values of each field of an array of structures. None stands for a
+# sparse matrix in a cell or a structure, which is passed over.
+MatValue = NDArray[Any] | str | list["MatValue"] | dict[str, list["MatValue"]] | None
 
 MAX_VARIABLES = 1000
 MAX_MATRICES = 500_000  # of all cells and structures; Stanford Cars has 49,000
 MAX_DEPTH = 8  # of cells and structures; SBD has 2
 _HEADER = 128  # bytes: 116 of text, 8 of an offset, the version, and the byte order
 _MATRIX, _COMPRESSED = 14, 15
-_CELL, _STRUCTURE, _TEXT = 1, 2, 4
+_CELL, _STRUCTURE, _TEXT, _SPARSE = 1, 2, 4, 5
 _NUMBERS = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # classes
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # element types
 _ENCODINGS = {1: "latin1", 2: "latin1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
@@ -177,5 +178,12 @@ class _Reader:
             if not size:  # MATLAB's empty array
                 yield np.zeros((0, 0))
                 continue
+            end = self.at + size
             self.name()
-            yield self.value(depth + 1)
+            if self.flags & 0xFF == _SPARSE:
+                if end < self.at:
+                    raise ValueError("a sparse matrix is cut short")
+                self.at = end
+                yield None
+            else:
+                yield self.value(depth + 1)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.io import savemat
 
+from benchmarks.__main__ import main
 from benchmarks.datasets.cityscapes import read_visible_objects
 from benchmarks.datasets.lists import read_list
 from benchmarks.datasets.registry import find_dataset
@@ -30,6 +31,7 @@ from tests.faults.guard import Case, check
 from tests.faults.test_hostile_data import npy_header
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.mat import header, matrix, part
+from tests.layouts.voc12aug import write_voc12aug
 
 CASES: dict[str, Case] = {}
 
@@ -53,9 +55,9 @@ def packed_zeros(start: bytes, count: int) -> bytes:
     return b"\x78\x01" + first + block * (count >> 24)
 
 
-def unfolding(kind: int, stored: int, shape: tuple[int, ...], count: int) -> bytes:
-    """X of zeros that take a thousandth of their bytes in the file."""
-    inside = matrix(kind, shape, name=b"X")[8:] + struct.pack("<II", stored, count)
+def unfolding(kind: int, stored: int, shape: tuple[int, ...], count: int, name: bytes = b"X") -> bytes:
+    """A variable of zeros that take a thousandth of their bytes in the file."""
+    inside = matrix(kind, shape, name=name)[8:] + struct.pack("<II", stored, count)
     content = packed_zeros(struct.pack("<II", 14, len(inside) + count) + inside, count)
     return header() + struct.pack("<II", 15, len(content)) + content
 
@@ -127,6 +129,42 @@ def flowers(labels: Any, ids: Any) -> Case:
 
     return read
 
+
+def sbd(content: Callable[[], bytes]) -> Case:
+    """A mask of SBD, which `prepare-voc12aug` converts."""
+
+    def read(folder: Path) -> None:
+        write_voc12aug(folder, layout="sbd")
+        (folder / "VOCdevkit/VOCaug/dataset/cls/2009_000101.mat").write_bytes(content())
+        assert main(["prepare-voc12aug", "--data", str(folder), "--expected", "14"]) == 2
+
+    return read
+
+
+def nested_structures(count: int) -> bytes:
+    inside = np.zeros((1, 1))
+    for _ in range(count):
+        inside = {"Segmentation": inside}  # type: ignore[assignment]
+    return saved(GTcls=inside)
+
+
+def gtcls(field: bytes) -> bytes:
+    """A structure GTcls of one field."""
+    fields = part(5, struct.pack("<i", 32)) + part(1, b"Segmentation".ljust(32, b"\0"))
+    return matrix(2, (1, 1), fields, field, name=b"GTcls")
+
+
+SPARSE_START = part(6, struct.pack("<II", 5, 0)) + part(5, struct.pack("<ii", 2**31 - 1, 2**31 - 1)) + part(1, b"")
+CASES |= {
+    "sbd: a mask that unfolds to 2 GB": sbd(lambda: unfolding(9, 2, (1 << 16, 1 << 15), 1 << 31, b"GTcls")),
+    "sbd: bytes that become doubles": sbd(lambda: header() + gtcls(matrix(6, (1, 31 << 20), part(2, bytes(31 << 20))))),
+    "sbd: a sparse matrix of 2**62": sbd(lambda: header() + gtcls(part(14, SPARSE_START))),
+    "sbd: a sparse matrix that ends before its name": sbd(
+        lambda: header() + gtcls(struct.pack("<II", 14, 8) + SPARSE_START)),
+    "sbd: structures 30 deep": sbd(lambda: nested_structures(30)),
+    "sbd: no structure": sbd(lambda: saved(GTcls="text")),
+    "sbd: empty": sbd(lambda: b""),
+}  # fmt: skip
 
 CASES |= {
     "cars: a million empty cells": cars(lambda: header() + matrix(1, (10**6, 1), struct.pack("<II", 14, 0) * 10**6,
@@ -318,7 +356,8 @@ CASES |= {
 # ---- the test --------------------------------------------------------------------------------------------------------
 
 QUICK = (
-    "mat: bytes that become doubles", "mat: cells 100,000 deep", "mat: flipped bits, 0", "flowers: a class of 10**15",
+    "mat: bytes that become doubles", "mat: cells 100,000 deep", "mat: flipped bits, 0",
+    "sbd: a sparse matrix of 2**62", "flowers: a class of 10**15",
     "ground truth: images that are shared lists", "drawn: an archive", "listed: a class of 10**12",
     "a list that is a pipe", "hub: a mean of 10**400", "recipe: brackets in brackets",
 )  # fmt: skip

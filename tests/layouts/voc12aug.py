@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from tests.layouts.pictures import boxes, save, scene
 from tests.layouts.voc import KINDS, SIZE, class_mask, palette_png, write_lines, write_voc
@@ -40,8 +43,17 @@ def write_voc12aug(root: Path, layout: Literal["aug", "sbd"] = "aug") -> Path:
     sbd = root / "VOCdevkit" / "VOCaug" / "dataset"
     (sbd / "cls").mkdir(parents=True, exist_ok=True)
     for image_id, mask in masks.items():
-        savemat(sbd / "cls" / f"{image_id}.mat", {"GTcls": {"Segmentation": mask, "CategoriesPresent": [1, 2]}})
+        sbd_mat(sbd / "cls" / f"{image_id}.mat", mask)
     # SBD's own split does not heed VOC's: images of VOC's val are in its train.
     write_lines(sbd / "train.txt", [*train[:4], *val[:2], *added[:4]])
     write_lines(sbd / "val.txt", [*train[4:], *val[2:], *added[4:]])
     return folder
+
+
+def sbd_mat(file: Path, mask: NDArray[np.uint8]) -> None:
+    """A .mat file as SBD has them: the boundaries of each class are sparse matrices."""
+    boundaries = np.empty((20, 1), dtype=object)
+    for number in range(20):
+        boundaries[number, 0] = csc_matrix(mask == number + 1)
+    fields = {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": np.unique(mask[mask > 0])}
+    savemat(file, {"GTcls": fields}, do_compression=True)

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from benchmarks.datasets.registry import find_dataset
 from tests.layouts.voc12aug import write_voc12aug
@@ -44,6 +44,19 @@ def test_what_it_writes_is_what_mm_publishes(tmp_path: Path, script: ModuleType)
     assert not list(voc.rglob("*.partial"))
 
 
+def test_masks_are_those_that_scipy_reads(tmp_path: Path, script: ModuleType) -> None:
+    folder = write_voc12aug(tmp_path, layout="sbd")
+    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 0
+    mats = tmp_path / "VOCdevkit" / "VOCaug" / "dataset" / "cls"
+    written = sorted((folder / "SegmentationClassAug").iterdir())
+    assert len(written) == 6
+    for file in written:
+        theirs = loadmat(mats / f"{file.stem}.mat", simplify_cells=True)["GTcls"]
+        assert len(theirs["Boundaries"]) == 20  # sparse matrices, which are passed over
+        with Image.open(file) as mask:
+            assert np.array_equal(np.asarray(mask), theirs["Segmentation"])
+
+
 def find_written(root: Path, layout: str):
     write_voc12aug(root, layout=layout)
     return find_dataset("voc12aug", root).read("train_aug")
@@ -68,10 +81,15 @@ def test_damaged_masks_are_named_and_a_second_run_goes_on(
     arguments = ["--data", str(tmp_path), "--expected", "14"]
     mat.write_bytes(b"nothing")
     assert script.main(arguments) == 2
-    assert "2009_000103.mat or 2009_000103.jpg cannot be read" in capsys.readouterr().err
+    assert "2009_000103.mat cannot be read as a MATLAB file" in capsys.readouterr().err
     savemat(mat, {"GTcls": {"Segmentation": np.zeros((3, 3), np.uint8)}})
     assert script.main(arguments) == 2
     assert "2009_000103.mat is not a mask of 64 by 48 pixels" in capsys.readouterr().err
+    masks = [{"Segmentation": np.full((48, 64), value)} for value in (21, -1, 0.5, np.nan)]
+    for wrong in (3, {"Segmentation": "text"}, {"Boundaries": 1}, *masks):
+        savemat(mat, {"GTcls": wrong})
+        assert script.main(arguments) == 2
+        assert "2009_000103.mat is not a mask of 64 by 48 pixels with values below 21" in capsys.readouterr().err
     mat.unlink()
     assert script.main(arguments) == 2
     assert "2009_000103.mat is missing; unpack" in capsys.readouterr().err
