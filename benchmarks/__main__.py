@@ -14,7 +14,7 @@ import tyro
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command
-from results.errors import print_error
+from results.errors import is_out_of_memory, print_error
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
 from results.schema import Geometry, Protocol
@@ -86,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return print_error(PROGRAM, missing_extra(error))
     except (InputError, OSError) as error:
         return print_error(PROGRAM, error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return print_error(PROGRAM, InputError("out of memory: end other programs, or take a machine with more memory"))
 
 
 def _groups() -> dict[str, dict[str, str]]:

@@ -36,6 +36,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
+from results.errors import is_out_of_memory
 from results.files import DISK_FULL, make_folder, write_file
 from results.schema import (
     DatasetRef,
@@ -315,7 +316,7 @@ def measure(runs: Sequence[Run]) -> list[Record]:
     Several runs share one pass over the images; their tasks must allow that (`ImageTask.shared_pass`).
 
     Raises:
-        InputError: the splits cannot be measured under this protocol, or the disk is full.
+        InputError: the splits cannot be measured under this protocol, or the disk or the memory is full.
     """
     started = time.monotonic()
     run, options = runs[0], runs[0].options
@@ -346,6 +347,8 @@ def measure(runs: Sequence[Run]) -> list[Record]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # a record would not fit either
+        if is_out_of_memory(error):  # of this machine today, which says nothing about the encoder
+            raise _out_of_memory(run) from error
         for each in runs:
             write_record(options.records, _record(each, None, f"{type(error).__name__}: {error}", started), None)
         raise
@@ -354,6 +357,18 @@ def measure(runs: Sequence[Run]) -> list[Record]:
         for each in runs:
             shutil.rmtree(each.workdir, ignore_errors=True)
     return records
+
+
+def _out_of_memory(run: Run) -> InputError:
+    """One sentence in place of the allocator's text."""
+    subject, device = f"out of memory under {run.protocol.id}", run.options.device
+    if device.startswith("cuda"):
+        split = ", split the batch over several GPUs with torchrun" if isinstance(run.task, ImageTask) else ""
+        return InputError(f"{subject} on {device}: run it with --device cpu{split}, or take a GPU with more memory")
+    return InputError(
+        f"{subject}, with at most {peak_memory_gib():.1f} GiB in this process: end other programs, give --workers 0 or "
+        f"take a machine with more than {hardware(device).memory_gib:.0f} GiB"
+    )
 
 
 def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
@@ -704,7 +719,7 @@ def _bench_one(
     try:
         extract(runs)
     except Exception as error:  # runs that read these features fail with the same error; the others can go on
-        log.error("features of %s: %s", name, error)
+        log.error("features of %s: %s", name, "out of memory" if is_out_of_memory(error) else error)
     for group in _by_pass(runs):
         yield from _measured(group)
 

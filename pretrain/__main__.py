@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pretrain.data import Files, Shards, find_images, require_batch
 from pretrain.recipe import Recipe, load_recipe
 from results.command_line import parse
-from results.errors import InputError, print_error
+from results.errors import InputError, is_out_of_memory, print_error
 from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, FloatingPointError, OSError) as error:
         return print_error("pretrain", error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             return print_error("pretrain", InputError(OUT_OF_MEMORY))
         if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise
