@@ -361,17 +361,20 @@ class VitDetectionParams(Params):
 
     Attributes:
         image_size: side of the square that a training view is cut to, and of the one that every image is padded to.
+            An encoder with patches of P pixels sees this square resized by P / 16 (see `vit_backbone`).
         scales: of a training view, drawn evenly, as a share of what fits an image into the square.
         window: side in patches of the windows that attention is limited to, except in the last block of each quarter of
             the depth; 0 has no windows.
         relative_positions: add decomposed relative positions to attention, which start at zero.
+        cls: detectron2's ViT drops the class token. Kept, it is treated as registers are, which are always kept: every
+            window has a copy, and the mean over the windows goes on.
         drop_path: of the last block; those of the others grow towards it.
         pyramid_channels: of the pyramid, and of the convolutions of the heads.
         fc_channels: of the box head.
         proposals: kept of an image, in training and in testing.
         layer_decay: the rate of a block is this share of the next one's.
-        norm_weight_decay: of norms; None has the same as all.
-        positions_decay: whether weight decay applies to the positions.
+        norm_weight_decay: of norms and of LayerScale; None has the same as all.
+        positions_decay: whether weight decay applies to the positions and to tokens besides the patches.
         steps: iterations at which the rate is multiplied by 0.1.
         trials: runs with different seeds; the protocol reports their mean.
         checkpoint_every: iterations between checkpoints, from which a killed run continues.
@@ -381,6 +384,8 @@ class VitDetectionParams(Params):
     scales: tuple[float, float] = (0.1, 2.0)
     window: int = Field(14, ge=0)
     relative_positions: bool = True
+    # Left out of the JSON at its default, so that older records keep their hashes.
+    cls: Literal["dropped", "kept"] = Field("dropped", exclude_if=lambda value: value == "dropped")
     drop_path: float = Field(0.1, ge=0, lt=1)
     pyramid_channels: int = Field(256, gt=0)
     fc_channels: int = Field(1024, gt=0)

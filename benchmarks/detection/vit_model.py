@@ -13,6 +13,7 @@ from benchmarks.detection.data import Scene, inference_loader, train_loader
 from benchmarks.detection.metrics import coco_evaluator
 from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.detection.train import LOGGERS, DetectionTrial, tell_detectron2_of_ranks
+from benchmarks.detection.vit_backbone import STRIDE, card_vit, is_plain
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
 from benchmarks.task import InputError, Labels, RunOptions
@@ -30,8 +31,13 @@ def model_config(params: VitDetectionParams, card: EncoderCard, shape: VitShape,
     scale = 255 / card.value_range
     model.pixel_mean, model.pixel_std = ([round(v * scale, 6) for v in values] for values in (card.mean, card.std))
     model.input_format = card.channels
-    net = model.backbone.net
-    net.img_size = net.pretrain_img_size = params.image_size  # positions come interpolated to it
+    net, tokens = model.backbone.net, tokens_of(params, shape)
+    if not is_plain(shape, tokens):
+        net._target_ = card_vit()
+        net.tokens, net.layer_scale, net.norm_before = tokens, shape.layer_scale, shape.norm_before
+        net.patch_bias = shape.patch_bias
+    # Positions come interpolated to the grid.
+    net.img_size = net.pretrain_img_size = grid_of(params) * shape.patch
     net.pretrain_use_cls_token = False
     net.patch_size, net.embed_dim, net.depth, net.num_heads = shape.patch, shape.width, shape.depth, shape.heads
     net.mlp_ratio = (shape.hidden + 0.5) / shape.width  # detectron2 rounds down
@@ -53,6 +59,16 @@ def model_config(params: VitDetectionParams, card: EncoderCard, shape: VitShape,
     heads.box_head.fc_dims = [params.fc_channels]
     heads.box_predictor.input_shape.channels = params.fc_channels
     return model
+
+
+def grid_of(params: VitDetectionParams) -> int:
+    """Patches per side of the detector's square."""
+    return params.image_size // STRIDE
+
+
+def tokens_of(params: VitDetectionParams, shape: VitShape) -> int:
+    """Tokens besides the patches that the detector's ViT has."""
+    return shape.registers + int(shape.class_token and params.cls == "kept")
 
 
 def run_config(params: VitDetectionParams, card: EncoderCard, device: str) -> Any:
@@ -149,7 +165,7 @@ class VitDetectionTrial(DetectionTrial):
         config = model_config(self.vit, self.encoder.card, self.shape, len(self.labels.classes))
         model: nn.Module = instantiate(config)
         net: Any = model.backbone.net  # type: ignore[union-attr]
-        weights = vit_tensors(self.encoder, "detectron2", self.vit.image_size // self.shape.patch)
+        weights = self._tensors()
         fresh = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(RELATIVE)}
         net.load_state_dict({**fresh, **weights}, strict=True)
         self.check_backbone(model)
@@ -158,14 +174,20 @@ class VitDetectionTrial(DetectionTrial):
     def check_backbone(self, model: Any) -> None:
         """Compare every tensor of the built detector's ViT with the encoder's; raises as `require_same_tensors`."""
         loaded = {n: t for n, t in model.backbone.net.state_dict().items() if not n.endswith(RELATIVE)}
-        weights = vit_tensors(self.encoder, "detectron2", self.vit.image_size // self.shape.patch)
-        require_same_tensors(self.encoder.card.name, loaded, weights)
+        require_same_tensors(self.encoder.card.name, loaded, self._tensors())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        kept = self.vit.cls == "kept"
+        return vit_tensors(self.encoder, "detectron2", grid_of(self.vit), class_token=kept)
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
         from detectron2.solver.build import get_default_optimizer_params
 
         params = self.vit
+        spared = {} if params.positions_decay else {"pos_embed": {"weight_decay": 0.0}, "tokens": {"weight_decay": 0.0}}
+        if params.norm_weight_decay is not None:
+            spared |= {"gamma": {"weight_decay": params.norm_weight_decay}}
         groups = get_default_optimizer_params(
             model,
             base_lr=params.lr,
@@ -174,7 +196,7 @@ class VitDetectionTrial(DetectionTrial):
             lr_factor_func=partial(
                 get_vit_lr_decay_rate, num_layers=self.shape.depth, lr_decay_rate=params.layer_decay
             ),
-            overrides={} if params.positions_decay else {"pos_embed": {"weight_decay": 0.0}},
+            overrides=spared,
         )
         return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, params.beta2), weight_decay=params.weight_decay)
 

@@ -93,14 +93,6 @@ def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
         lacking["an MLP that is a whole number of times as wide as the tokens"] = (
             activation is None or block.mlp.fc1.out_features % module.embed_dim == 0
         )
-    else:
-        lacking |= {
-            "no registers": registers == 0,
-            "no LayerScale": not scaled,
-            "no norm before the blocks": "norm_pre.weight" not in tensors,
-            "a bias of the patch embedding": "patch_embed.proj.bias" in tensors,
-            "patches of 16 pixels": encoder.card.patch_size == 16,
-        }
     missing = [words for words, holds in lacking.items() if not holds]
     if missing:
         raise NotApplicableError(f"{name} cannot be {engine}'s ViT, which needs {', '.join(missing)}")
@@ -120,18 +112,20 @@ def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
     )
 
 
-def vit_tensors(encoder: Encoder, engine: VitEngine, grid: int) -> dict[str, Tensor]:
+def vit_tensors(encoder: Encoder, engine: VitEngine, grid: int, *, class_token: bool = True) -> dict[str, Tensor]:
     """The encoder's weights by the names of the engine's ViT, on the CPU. The final norm is not among them.
 
     Args:
         grid: patches per side that the positions are for.
+        class_token: detectron2's ViT keeps it, where the encoder has one; mmsegmentation's always does.
     """
     module = _module(encoder)
     own = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     prefix, positions = _positions(module, grid)
     found = {name: own[name] for name in own if name.startswith(("patch_embed.proj.", "blocks.", "norm_pre."))}
     if engine == "detectron2":
-        return {**found, "pos_embed": positions}
+        tokens = prefix if class_token or module.cls_token is None else prefix[:, 1:]
+        return {**found, "pos_embed": positions} | ({"patch_embed.tokens": tokens} if tokens.shape[1] else {})
     renamed = {_mmsegmentation_name(name): tensor for name, tensor in found.items()}
     blank = torch.zeros_like(positions[:, :1])
     token, registers = blank, prefix

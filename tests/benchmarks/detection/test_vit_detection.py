@@ -44,17 +44,17 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def vit(**settings: Any) -> Encoder:
+def vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> Encoder:
     torch.manual_seed(0)
     net = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0,
+        name, num_classes=0,
         **{"depth": DEPTH, "embed_dim": 24, "num_heads": 3, "patch_size": 16, "img_size": 48,
            "dynamic_img_size": True, **settings},
     )  # fmt: skip
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # also where a fresh network has zeros
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name="timm:vit_tiny_patch16_224"))
+    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name=f"timm:{name}"))
     return _encoder(card, net, None)
 
 
@@ -73,31 +73,106 @@ def trial(data: Path, folder: Path, encoder: Encoder, **changes: Any) -> Any:
     return VitDetectionTrial(params, encoder, *scenes, test, 0, folder, OPTIONS)
 
 
-@pytest.mark.parametrize("class_token", [False, True])
+ENCODERS: dict[str, dict[str, Any]] = {
+    "MAE": {},
+    "I-JEPA": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "DINO with patches of 8": {"patch_size": 8, "img_size": 24},
+    "DINOv2": {"patch_size": 14, "img_size": 42, "init_values": 1e-5},
+    "DINOv2 with registers": {
+        "patch_size": 14, "img_size": 42, "init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True,
+    },
+    "CLIP": {"pre_norm": True, "name": "vit_base_patch16_clip_quickgelu_224"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("class_token", ["dropped", "kept"])
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_the_backbones_map_is_the_encoders_at_an_interpolated_size(
-    class_token: bool, small_data: Path, tmp_path: Path
+    kind: str, class_token: str, small_data: Path, tmp_path: Path
 ) -> None:
-    encoder = vit() if class_token else vit(class_token=False, global_pool="avg", fc_norm=False)
-    of = trial(small_data, tmp_path, encoder, window=0)
+    encoder = vit(**ENCODERS[kind])
+    of = trial(small_data, tmp_path, encoder, window=0, cls=class_token)
     model = of.build().eval()
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     module: Any = encoder.module
+    side = 4 * (encoder.card.patch_size or 0)  # a patch covers 16 pixels of the detector's image
     with torch.no_grad():
         x = model.preprocess_image([{"image": pixels[0]}]).tensor
         torch.testing.assert_close(x, encoder.normalise(pixels), rtol=1e-5, atol=1e-5)
-        last = module.norm(model.backbone.net(x)["last_feat"].movedim(1, -1)).movedim(-1, 1)
-        if class_token:  # detectron2's ViT drops it
-            tokens = module._pos_embed(module.patch_embed(x))[:, 1:]
-            expected = module.norm(module.blocks(tokens)).mT.unflatten(2, (4, 4))
+        features = model.backbone.net(x)["last_feat"]
+        last = module.norm(features.movedim(1, -1)).movedim(-1, 1)
+        resized = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        if class_token == "dropped" and module.cls_token is not None:
+            tokens = module.norm_pre(module._pos_embed(module.patch_embed(resized))[:, 1:])
+            expected = module.norm(module.blocks(tokens)[:, -16:]).mT.unflatten(2, (4, 4))
         else:
-            expected = encoder.outputs(x, ("patches",))["patches"]
+            expected = encoder.outputs(resized, ("patches",))["patches"]
+        levels = model.backbone(x)
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)
+    assert [64 // level.shape[-1] for level in levels.values()] == [4, 8, 16, 32, 64]
+    assert [shape.stride for shape in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
     with torch.no_grad():
         model.backbone.net.blocks[1].mlp.fc1.bias[0] += 1
     with pytest.raises(
         RuntimeError, match=r"1 of the backbone's tensors are not the checkpoint's: blocks\.1\.mlp\.fc1"
     ):
         of.check_backbone(model)
+
+
+def backbones(tokens: int) -> tuple[Any, Any]:
+    """detectron2's ViT and ours with the same random tensors, windows that need padding, and relative positions."""
+    from detectron2.modeling import ViT
+
+    from benchmarks.detection.vit_backbone import card_vit
+
+    kwargs: dict[str, Any] = {
+        "img_size": 80, "pretrain_img_size": 80, "patch_size": 16, "embed_dim": 12, "depth": 3, "num_heads": 2,
+        "mlp_ratio": 2, "qkv_bias": True, "drop_path_rate": 0.0, "act_layer": torch.nn.GELU, "use_rel_pos": True,
+        "norm_layer": torch.nn.LayerNorm, "window_size": 2, "window_block_indexes": [0, 1],
+        "pretrain_use_cls_token": False,
+    }  # fmt: skip
+    stock = ViT(**kwargs).eval()
+    ours = card_vit()(tokens=tokens, layer_scale=False, norm_before=False, patch_bias=True, **kwargs).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    stock.load_state_dict({n: t for n, t in ours.state_dict().items() if not n.endswith(".tokens")})
+    return stock, ours
+
+
+def test_without_other_tokens_it_is_detectron2s_own_vit() -> None:
+    stock, ours = backbones(tokens=0)
+    x = torch.randn(2, 3, 80, 80, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x)["last_feat"], stock(x)["last_feat"], rtol=1e-5, atol=1e-5)
+
+
+def test_every_window_has_a_copy_of_the_registers() -> None:
+    _, ours = backbones(tokens=3)
+    block, attend = ours.blocks[0], ours.blocks[0].attn
+    attend.use_rel_pos = False
+    x = torch.randn(2, 3 + 25, 12, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        normed = block.norm1(x)
+        tokens, patches = normed[:, :3], torch.zeros(2, 6, 6, 12)
+        patches[:, :5, :5] = normed[:, 3:].unflatten(1, (5, 5))
+        mixed, of_tokens = torch.zeros_like(patches), []
+        for row in (0, 2, 4):
+            for column in (0, 2, 4):
+                window = patches[:, row : row + 2, column : column + 2].flatten(1, 2)
+                y = torch.cat([tokens, window], 1)
+                parts = attend.qkv(y).unflatten(2, (3, 2, 6)).movedim(2, 0).transpose(2, 3)
+                z = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+                of_tokens.append(attend.proj(z)[:, :3])
+                mixed[:, row : row + 2, column : column + 2] = attend.proj(z)[:, 3:].unflatten(1, (2, 2))
+        expected = x + torch.cat([torch.stack(of_tokens).mean(0), mixed[:, :5, :5].flatten(1, 2)], 1)
+        expected = expected + block.mlp(block.norm2(expected))
+        torch.testing.assert_close(block(x, (5, 5)), expected, rtol=1e-4, atol=1e-5)
+        # One window that covers everything is no window.
+        whole = ours.blocks[2](x, (5, 5))
+        ours.blocks[2].window_size = 5
+        torch.testing.assert_close(ours.blocks[2](x, (5, 5)), whole)
 
 
 def test_a_vit_base_gets_detectron2s_own_configuration() -> None:
@@ -122,8 +197,9 @@ def test_a_vit_base_gets_detectron2s_own_configuration() -> None:
     assert found == expected
 
 
-def test_rates_fall_by_layer(small_data: Path, tmp_path: Path) -> None:
-    of = trial(small_data, tmp_path, vit())
+@pytest.mark.parametrize("kind", ["MAE", "DINOv2 with registers"])
+def test_rates_fall_by_layer(kind: str, small_data: Path, tmp_path: Path) -> None:
+    of = trial(small_data, tmp_path, vit(**ENCODERS[kind]))
     model = of.build()
     names = {id(p): name for name, p in model.named_parameters()}
     found = {
@@ -141,7 +217,7 @@ def test_rates_fall_by_layer(small_data: Path, tmp_path: Path) -> None:
         elif name.startswith("backbone.net.blocks."):
             layer = int(name.split(".")[3]) + 1
         assert rate == pytest.approx(1e-4 * 0.7 ** (DEPTH + 1 - layer)), name
-        spared = name == "backbone.net.pos_embed" or name.rpartition(".")[0] in norms
+        spared = name.endswith((".pos_embed", ".tokens", ".gamma")) or name.rpartition(".")[0] in norms
         assert decay == (0.0 if spared else 0.1), name
 
 
@@ -163,8 +239,9 @@ def test_training_views_are_cut_to_the_square_and_padded(small_data: Path, tmp_p
     assert max(item["image"].shape[1:]) == 64
 
 
-def test_it_trains_and_goes_on_where_it_was_killed(small_data: Path, tmp_path: Path) -> None:
-    of = trial(small_data, tmp_path, vit())
+@pytest.mark.parametrize("kind", ["MAE", pytest.param("DINOv2 with registers", marks=pytest.mark.nightly)])
+def test_it_trains_and_goes_on_where_it_was_killed(kind: str, small_data: Path, tmp_path: Path) -> None:
+    of = trial(small_data, tmp_path, vit(**ENCODERS[kind]))
     model = of.train(progress=False)
     scores = of.measure(model, progress=False)
     assert set(scores.columns) >= set(protocol().columns)
@@ -172,21 +249,22 @@ def test_it_trains_and_goes_on_where_it_was_killed(small_data: Path, tmp_path: P
     for file in tmp_path.glob("model_*.pth"):
         if file.name != "model_0000000.pth":
             file.unlink()
-    again = trial(small_data, tmp_path, vit()).train(progress=False).state_dict()
+    again = trial(small_data, tmp_path, vit(**ENCODERS[kind])).train(progress=False).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
 def test_what_it_cannot_hold_is_refused_by_name(small_data: Path, tmp_path: Path) -> None:
     for encoder, message in (
         (load_encoder("random:resnet18-w8:0"), "for vision transformers; for a ResNet use"),
-        (vit(init_values=1e-5, reg_tokens=1), "needs no registers, no LayerScale"),
-        (vit(patch_size=8, img_size=24), "needs patches of 16 pixels"),
-        (vit(pre_norm=True), "needs no norm before the blocks, a bias of the patch embedding"),
+        (vit(qk_norm=True), "needs one layer for queries, keys and values"),
+        (vit(dynamic_img_size=False), "needs positions for any image size"),
     ):
         with pytest.raises(NotApplicableError, match=message):
             VitDetection().check_encoder(protocol(), encoder)
     with pytest.raises(InputError, match="precision=fp16 needs a GPU"):
         trial(small_data, tmp_path, vit(), precision="fp16")
+    assert "cls" not in protocol().params
+    assert "+cls=kept" in protocol(cls="kept").id
     for changes, message in (({"steps": (3,)}, "lie within the 2 iterations"), ({"image_size": 72}, "multiple of 32")):
         with pytest.raises(InputError, match=message):
             protocol(**changes)
