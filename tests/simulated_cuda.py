@@ -144,11 +144,13 @@ class Gpu:
     Attributes:
         waits: times that the host would have waited, by reason.
         where: of each wait, the innermost line of the project.
+        owners: of each wait, the package whose code asked for it, and the reason.
     """
 
     draws_as_the_cpu = True
     waits: Counter[str] = field(default_factory=Counter)
     where: Counter[str] = field(default_factory=Counter)
+    owners: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @contextmanager
     def no_waits(self) -> Iterator[None]:
@@ -160,6 +162,7 @@ class Gpu:
     def wait(self, reason: str) -> None:
         self.waits[reason] += 1
         self.where[f"{reason} {_project_line()}"] += 1
+        self.owners[_package(), reason] += 1
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in which at least one tensor is claimed."""
@@ -182,7 +185,7 @@ class Gpu:
 
     def _check_devices(self, func: Any, tensors: list[Tensor]) -> None:
         for tensor in tensors:
-            if not isinstance(tensor, Claimed) and tensor.dim() > 0:
+            if not isinstance(tensor, Claimed) and tensor.dim() > 0 and not _filled_in(tensor):
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
                     f"({func}, shape {tuple(tensor.shape)})"
@@ -276,10 +279,10 @@ class _Calls(TorchFunctionMode):
             generator = kwargs.get("generator")
             if generator is not None and generator.device.type != ("cuda" if on_gpu else "cpu"):
                 raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator")
-            if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor):
-                self.gpu.wait("copied from pageable memory")
             if func is torch.as_tensor and isinstance(first, Tensor):
                 return self.gpu.moved(first, torch.device(device) if device else None, False, **kwargs)
+            if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor):
+                self.gpu.wait("copied from pageable memory")
             if isinstance(first, Claimed) and not on_gpu:
                 raise RuntimeError(f"simulated CUDA has no {func} from the GPU to the CPU")
             made = func(*args, **kwargs)
@@ -290,6 +293,11 @@ class _Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _filled_in(tensor: Tensor) -> bool:
+    """Whether autograd made this of itself: zeros for a gradient that nothing gave. It looks past the claim."""
+    return torch._C._current_autograd_node() is not None and not tensor.any()
+
+
 def _project_line() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -298,6 +306,17 @@ def _project_line() -> str:
             "/pretrain/" in file or "/benchmarks/" in file or "/tests/" in file
         ):
             return f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+def _package() -> str:
+    """The package of the innermost code that is neither torch's nor the simulation's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package != "torch" and frame.f_globals.get("__name__") != __name__:
+            return package
         frame = frame.f_back
     return "elsewhere"
 

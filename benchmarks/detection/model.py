@@ -152,7 +152,8 @@ def _raise_low_quality(model: Any, least: float) -> None:
     every = matcher.set_low_quality_matches_
 
     def only_good(labels: torch.Tensor, overlaps: torch.Tensor) -> None:
-        every(labels, overlaps[overlaps.max(dim=1).values >= least])
+        # No overlap is the best of a row of NaNs; to leave the row out, the host would wait for a GPU.
+        every(labels, overlaps.masked_fill(overlaps.amax(dim=1, keepdim=True) < least, math.nan))
 
     matcher.set_low_quality_matches_ = only_good
 

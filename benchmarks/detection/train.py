@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from benchmarks.detection.data import Scene, inference_loader, train_loader, training_scenes
+from benchmarks.detection.data import Scene, inference_loader, on_device, train_loader, training_scenes
 from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
@@ -22,6 +23,7 @@ from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import safe_memory_format
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
+from pretrain import distributed
 from pretrain.weight_files import read_pickled
 from results.files import replacing
 
@@ -62,7 +64,15 @@ class DetectionTrial(Trial):
 
     @quiet(*LOGGERS)
     def train(self, *, progress: bool = True) -> nn.Module:
-        """The trained model. A killed run continues from its last whole checkpoint."""
+        """The trained model. A killed run continues from its last whole checkpoint.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
+        with distributed.stop_signals() as stop:
+            return self._train(progress, stop)
+
+    def _train(self, progress: bool, stop: Callable[[], bool]) -> nn.Module:
         from detectron2.checkpoint import DetectionCheckpointer
         from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
         from detectron2.solver import build_lr_scheduler
@@ -119,21 +129,44 @@ class DetectionTrial(Trial):
             other = self._loader(seed=seed + 1_000_003, first=0, workers=0)
             trainer.register_hooks([hooks.PreciseBN(0, wrapped, other, cfg.TEST.PRECISE_BN.NUM_ITER)])
         checkpointer = Checkpoints(wrapped, str(self.folder), trainer=weakref.proxy(trainer))
-        if self.rank == 0:
-            trainer.register_hooks(
-                [hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEPT_CHECKPOINTS)]
-            )
         first = 0
+
+        def save_and_stop(done: int) -> NoReturn:
+            """After so many iterations; the other ranks wait for the end of rank 0."""
+            if own_rank == 0 and done > first:
+                trainer.iter = done - 1
+                checkpointer.save(f"model_{done - 1:07d}")
+            raise distributed.stopped(self.folder)
+
+        class StopOnSignal(hooks.HookBase):
+            """After all other hooks. Only rank 0 stops, as the other ranks may be in the next step already."""
+
+            def after_step(self) -> None:
+                if stop() and own_rank == 0 and self.trainer.iter + 1 < iterations:
+                    save_and_stop(self.trainer.iter + 1)
+
+        def batches() -> Iterator[Any]:
+            loader = self._loader(seed=seed, first=first, workers=self.workers)
+            for inputs in distributed.until_stopped(loader, stop):
+                yield on_device(inputs, self.device)
+            save_and_stop(trainer.iter)  # the loader is endless, so a signal has ended its processes
+
+        periodic = hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEPT_CHECKPOINTS)
+        if self.rank == 0:
+            trainer.register_hooks([periodic])
+        trainer.register_hooks([StopOnSignal()])
         newest_first = sorted(self.folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
         last = last_whole_checkpoint(newest_first, partial(read_pickled, verify=True))
         if last is not None:
             checkpointer.load(str(last))
             log.info("continuing from %s", last)
             first = int(trainer.iter) + 1
+            older = [path for path in reversed(newest_first) if path.stat().st_mtime <= last.stat().st_mtime]
+            periodic.recent_checkpoints = list(map(str, older))
         for _ in range(first):
             next(bar, None)
         if first < iterations:
-            trainer.data_loader = self._loader(seed=seed, first=first, workers=self.workers)
+            trainer.data_loader = batches()
             trainer.train(first, iterations)
         for _ in bar:  # closes it
             pass

@@ -182,6 +182,8 @@ def optimisation(params: SegmentationParams) -> tuple[dict[str, Any], list[dict[
     if params.precision != "fp32":
         kind = {"bf16": "bfloat16", "fp16": "float16"}[params.precision]
         wrapper |= {"type": "AmpOptimWrapper", "dtype": kind}
+        if params.precision == "bf16":  # it has float32's range, and a scaler reads a value in every step
+            wrapper["loss_scale"] = {"enabled": False}
     if params.schedule == "poly":
         schedule = {"type": "PolyLR", "eta_min": params.lr_min, "power": params.power, "begin": 0,
                     "end": params.iterations, "by_epoch": False}  # fmt: skip

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ from pretrain.weight_files import read_pickled
 from results.files import open_image, replacing
 
 log = logging.getLogger(__name__)
+
+LOG_EVERY = 50  # iterations between two readings of the losses, each of which waits for the GPU
 
 
 class ClassIndices:
@@ -163,6 +165,29 @@ class Draws(Sampler[int]):
             draw += self.ranks
 
 
+class TrainingLoader(DataLoader[Any]):
+    """Endless batches, on the device already where that is a GPU: it copies them from page-locked memory, and the host
+    does not wait.
+
+    Attributes:
+        stop: says whether a signal has asked for the end, which may have ended the loader's processes too.
+        ended: called when they are gone; it raises.
+    """
+
+    device = torch.device("cpu")
+    stop: Callable[[], bool]
+    ended: Callable[[], NoReturn]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in distributed.until_stopped(super().__iter__(), self.stop):
+            if self.device.type == "cuda":
+                batch["inputs"] = [distributed.sent(image, self.device) for image in batch["inputs"]]
+                for sample in batch["data_samples"]:
+                    sample.gt_sem_seg.data = distributed.sent(sample.gt_sem_seg.data, self.device)
+            yield batch
+        self.ended()
+
+
 def _require_readable(file: Path) -> None:
     try:
         with open_image(file) as opened:
@@ -201,12 +226,13 @@ class SegmentationTrial(Trial):
             "collate_fn": pseudo_collate,
         }
         shifted = isinstance(params, VitSegmentationParams) and params.reduce_zero_label
-        self.train_loader: DataLoader[Any] = DataLoader(
+        self.train_loader = TrainingLoader(
             MaskedImages(train, params.classes, training, seed=seed, reduce_zero_label=shifted),
             batch_size=params.batch_size // self.ranks,
             sampler=Draws(len(train), self.rank, self.ranks),
             **common,
         )
+        self.train_loader.device = self.device
         tested = MaskedImages(test, params.classes, testing, reduce_zero_label=shifted)
         mine = Subset(tested, range(self.rank, len(test), self.ranks))
         self.test_loader: DataLoader[Any] = DataLoader(mine, batch_size=1, **common)
@@ -217,17 +243,19 @@ class SegmentationTrial(Trial):
 
         Raises:
             FloatingPointError: the loss is no longer finite.
+            Stopped: a signal asked for it; the state is saved.
         """
         newest_first = sorted(checkpoints(self.folder), key=_iterations, reverse=True)
         last = last_whole_checkpoint(newest_first, partial(read_pickled, verify=True))
-        runner = self._runner(last, progress=progress)
-        runner.train()
+        with distributed.stop_signals() as stop:
+            runner = self._runner(last, stop, progress=progress)
+            runner.train()
         trained: nn.Module = getattr(runner.model, "module", runner.model)
         return trained
 
-    def _runner(self, last: Path | None, *, progress: bool) -> Any:
+    def _runner(self, last: Path | None, stop: Callable[[], bool], *, progress: bool) -> Any:
         """mmengine's runner before its first iteration, or after the checkpoint `last`."""
-        from mmengine.hooks import Hook
+        from mmengine.hooks import Hook, RuntimeInfoHook
         from mmengine.runner import Runner
 
         params, seed, check, rank, ranks = self.params, self.seed, self.check_backbone, self.rank, self.ranks
@@ -235,7 +263,8 @@ class SegmentationTrial(Trial):
         if last is not None:
             log.info("continuing from %s", last)
         bar = with_progress(range(params.iterations), f"segmentation, trial {seed}", show=progress and self.rank == 0)
-        for _ in range(_iterations(last) if last else 0):
+        first = _iterations(last) if last else 0
+        for _ in range(first):
             next(bar)
 
         class SafeRunner(Runner):
@@ -271,17 +300,41 @@ class SegmentationTrial(Trial):
                 next(bar, None)
                 number, loss = runner.iter + 1, kwargs["outputs"]["loss"]
                 # Before every checkpoint, not more often: reading the loss waits for the GPU.
-                if (number % params.checkpoint_every == 0 or number == params.iterations) and not loss.isfinite():
+                saved = number % params.checkpoint_every == 0 or number == params.iterations or stop()
+                if saved and not loss.isfinite():
                     raise FloatingPointError(f"the loss is {float(loss)} after {number} iterations; lower lr")
 
             def after_train(self, runner: Runner) -> None:
                 for _ in bar:  # closes it
                     pass
 
+        def save_and_stop(done: int) -> NoReturn:
+            """After so many iterations; the other ranks wait for the end of rank 0."""
+            if rank == 0 and done > first:
+                runner.save_checkpoint(str(folder), f"iter_{done}.pth", by_epoch=False, meta={"iter": done})
+            raise distributed.stopped(folder)
+
+        class StopOnSignal(Hook):
+            """After all other hooks. Only rank 0 stops, as the other ranks may be in the next iteration already."""
+
+            priority = "LOWEST"
+
+            def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+                if stop() and rank == 0 and runner.iter + 1 < params.iterations:
+                    save_and_stop(runner.iter + 1)
+
+        class LossesNowAndThen(RuntimeInfoHook):
+            """Does not read the losses of every iteration."""
+
+            def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+                if self.every_n_train_iters(runner, LOG_EVERY):
+                    super().after_train_iter(runner, *args, **kwargs)
+
+        self.train_loader.stop, self.train_loader.ended = stop, lambda: save_and_stop(runner.iter)
         wrapper, schedule = self.optimisation()
         # By default mmengine's wrapper names a GPU.
         wrap = {"model_wrapper_cfg": {"broadcast_buffers": False, "device_ids": None}}
-        return SafeRunner(
+        runner = SafeRunner(
             model=self.build(),
             cfg=wrap if self.ranks > 1 and self.device.type == "cpu" else None,
             work_dir=str(self.folder),
@@ -294,10 +347,11 @@ class SegmentationTrial(Trial):
             default_hooks={
                 "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": params.checkpoint_every,
                                "max_keep_ckpts": KEPT_CHECKPOINTS},
-                "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
+                "logger": {"type": "LoggerHook", "interval": LOG_EVERY, "log_metric_by_epoch": False},
+                "runtime_info": LossesNowAndThen(),
                 "sampler_seed": None,
             },
-            custom_hooks=[EveryIteration()],
+            custom_hooks=[EveryIteration(), StopOnSignal()],
             launcher="pytorch" if self.ranks > 1 else "none",
             env_cfg={"cudnn_benchmark": True},
             randomness={"seed": seed},
@@ -307,6 +361,7 @@ class SegmentationTrial(Trial):
             resume=last is not None,
             experiment_name=f"{self.folder.parent.name}-{self.folder.name}-{os.getpid()}",
         )  # fmt: skip
+        return runner
 
     def build(self) -> nn.Module:
         """The model before its first step: heads at random, the encoder's weights in the backbone."""

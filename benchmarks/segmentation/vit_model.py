@@ -170,6 +170,8 @@ def optimisation(params: VitSegmentationParams, depth: int) -> tuple[dict[str, A
     if params.precision != "fp32":
         kind = {"bf16": "bfloat16", "fp16": "float16"}[params.precision]
         wrapper |= {"type": "AmpOptimWrapper", "dtype": kind}
+        if params.precision == "bf16":  # it has float32's range, and a scaler reads a value in every step
+            wrapper["loss_scale"] = {"enabled": False}
     schedule: list[dict[str, Any]] = [
         {"type": "PolyLR", "eta_min": 0.0, "power": params.power, "begin": params.warmup_iterations,
          "end": params.iterations, "by_epoch": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -172,6 +173,33 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(precision: str, tmp_pa
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     started = load_encoder(ENCODER).module.state_dict()["conv1.weight"]
     assert not torch.equal(whole["backbone.stem.conv1.weight"], started)  # it was trained
+
+
+@pytest.mark.usefixtures("small_heads")
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(tmp_path: Path) -> None:
+    """After an iteration, and where the signal ended the loader's processes; nothing else is saved in between."""
+    voc(tmp_path / "data")
+    how = {"iterations": 6, "checkpoint_every": 100, "warmup_iterations": 2, "steps": (4,)}
+    whole = trial(tmp_path / "data", tmp_path / "whole", **how).train(progress=False).state_dict()
+    folder = tmp_path / "stopped"
+    for stop_at, loader_ends, saved in ((3, False, 3), (2, True, 4)):
+        stopped = trial(tmp_path / "data", folder, **how)
+
+        def load(at: int = stop_at, ends: bool = loader_ends, original: Any = stopped._loader, **of: Any) -> Any:
+            for number, batch in enumerate(original(**of), start=1):
+                if number == at:
+                    os.kill(os.getpid(), signal.SIGUSR1 if ends else signal.SIGTERM)
+                    if ends:
+                        raise RuntimeError("DataLoader worker exited unexpectedly")
+                yield batch
+
+        stopped._loader = load
+        with pytest.raises(distributed.Stopped, match="the same command continues from it"):
+            stopped.train(progress=False)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert (folder / f"model_{saved - 1:07d}.pth").is_file()
+    again = trial(tmp_path / "data", folder, **how).train(progress=False).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 class Runs:
