@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
+    from benchmarks.solvers.logistic import Fits
     from benchmarks.task import Labels
     from pretrain.monitor import Features, Labelled
     from pretrain.probe import OnlineProbe
@@ -278,8 +279,8 @@ def _monitor_splits(root: Path) -> tuple[Labelled, Labelled, tuple[str, ...]]:
 class _Watch:
     """What one pass over labelled images shows of a backbone: kNN, a linear probe, rank and spread of the features.
 
-    Everything is computed from features without gradients, so that the training does not notice it. The ranks share the
-    queries, and every rank must call it.
+    Everything is computed from features without gradients, so that the training does not notice it. The ranks share
+    gallery and queries, and every rank must call it.
 
     Args:
         online: the probe that learns during the training; only asked here.
@@ -316,23 +317,41 @@ class _Watch:
 
     def _classify(
         self,
-        gallery: Features,
+        gallery: Tensor,
         classes: NDArray[np.int64],
         queries: Features,
         targets: NDArray[np.int64],
         device: torch.device,
     ) -> NDArray[np.bool_]:
-        """The kNN classifier of the monitor, on this rank's queries."""
-        self.right, self.asked = _probe(gallery, classes, queries, targets, str(device)), len(queries)
+        """The kNN classifier of the monitor. The parts of the gallery visit every rank, and stay on rank 0 alone, which
+        fits the probe and describes the features.
+        """
+        from pretrain import distributed
+
+        kept: list[Features] = []
+
+        def parts() -> Iterator[tuple[int, Features]]:
+            for first, part in distributed.every_part(gallery, len(classes)):
+                rows = part.cpu().numpy()
+                if distributed.rank() == 0:
+                    kept.append(rows)
+                yield first, rows
+
+        right = _classify(parts(), classes, queries, targets, device)
+        fit, self.also = None, {}
+        if distributed.rank() == 0:
+            whole = np.concatenate(kept)
+            fit, self.also = _fit_probe(whole, classes, str(device)), _label_free(whole, str(device))
+        fit, self.also = distributed.value_of_first((fit, self.also))
+        assert fit is not None
+        self.asked = len(queries)
+        self.right = _right(fit, classes, queries, targets, device) if self.asked else 0
         self.online_right = self.online.right(queries, targets) if self.online else 0
-        self.also = _label_free(gallery, str(device))
-        return _classify(gallery, classes, queries, targets, device)
+        return right
 
 
-def _probe(
-    gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64], device: str
-) -> int:
-    """How many queries logistic regression on the gallery's standardised features classifies right."""
+def _fit_probe(gallery: Features, classes: NDArray[np.int64], device: str) -> Fits:
+    """Logistic regression on the gallery's standardised features, in main memory."""
     from benchmarks.solvers.logistic import fit_logistic
 
     fit = fit_logistic(
@@ -345,6 +364,14 @@ def _probe(
         tolerance=1e-3,
         max_iterations=200,
     )
+    return replace(fit, weights=fit.weights.cpu(), bias=fit.bias.cpu())
+
+
+def _right(
+    fit: Fits, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64], device: torch.device
+) -> int:
+    """How many queries the probe classifies right."""
+    fit = replace(fit, weights=fit.weights.to(device), bias=fit.bias.to(device))
     known = targets <= classes.max()
     ranks = fit.ranks(queries, np.where(known, targets, 0))[0].numpy()
     return int(((ranks == 0) & known).sum())
@@ -359,12 +386,17 @@ def _label_free(gallery: Features, device: str) -> dict[str, float]:
 
 
 def _classify(
-    gallery: Features, classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64], device: torch.device
-) -> NDArray[np.bool_]:
-    from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
+    gallery: Iterable[tuple[int, Features]], classes: NDArray[np.int64], queries: Features, targets: NDArray[np.int64],
+    device: torch.device,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """(Q,) whether each query is right by its neighbours in a gallery that comes in parts; all parts are taken."""
+    from benchmarks.solvers.exact_knn import vote_ranks
+    from benchmarks.solvers.sharded_knn import knn_in_parts
 
-    k = min(MONITOR_K, len(gallery))
-    found = exact_knn(gallery, queries, k, device=str(device))
+    k = min(MONITOR_K, len(classes))
+    found = knn_in_parts(gallery, queries, k, device=str(device))
+    if not len(queries):
+        return np.zeros(0, np.bool_)
     ranks = vote_ranks(
         found.similarities,
         classes[found.indices],

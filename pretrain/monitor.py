@@ -29,8 +29,9 @@ ONLINE, ONLINE_TRAIN = "online_probe", "online_probe_train"  # on held-out image
 COLLAPSED_RANK, COLLAPSED_SPREAD, AT_CHANCE = 2.0, 0.05, 0.99  # an effective rank of 1 is a single direction
 Labelled = tuple[Files, NDArray[np.int64]]  # images and their classes
 Features = NDArray[np.float32]
-# Gallery features and classes, query features and classes, and the device that searches, to (Q,) whether each is right.
-ClassifyRows = Callable[[Features, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
+# This rank's part of the gallery's features and the classes of all of it, features and classes of this rank's queries,
+# and the device that searches, to (Q,) whether each query is right. All ranks call it together.
+ClassifyRows = Callable[[Tensor, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
 MARGIN = 256 / 224  # of the shorter side over the crop, as in the frozen-feature protocols
 
 
@@ -150,7 +151,9 @@ class _Centre(Dataset[Tensor]):
 
 
 class KnnMonitor:
-    """Classifies held-out labelled images by their neighbours in a labelled gallery; the ranks share the work.
+    """Classifies held-out labelled images by their neighbours in a labelled gallery.
+
+    The ranks share the work: each has the features of its own part of the gallery and of the queries.
 
     Args:
         gallery, queries: disjoint; neither decides anything in the training.
@@ -181,16 +184,12 @@ class KnnMonitor:
         was_training = backbone.training
         backbone.eval()
         try:
-            gallery = distributed.everyones_rows(self._features(backbone, self.gallery[0]), len(self.gallery[0]))
-            queries = self._features(backbone, self.queries[0])  # this rank's part
+            gallery, queries = (self._features(backbone, files) for files, _ in (self.gallery, self.queries))
         finally:
             backbone.train(was_training)
         own = self.queries[1][distributed.own_slice(len(self.queries[0]))]
-        right = 0
-        if len(own):
-            found = self.classify(gallery.cpu().numpy(), self.gallery[1], queries.cpu().numpy(), own, self.device)
-            right = int(found.sum())
-        total = distributed.sum_(torch.tensor(right, device=self.device))
+        found = self.classify(gallery, self.gallery[1], queries.cpu().numpy(), own, self.device)
+        total = distributed.sum_(torch.tensor(int(found.sum()), device=self.device))
         return 100 * (int(total) / len(self.queries[0]))
 
     @torch.inference_mode()

@@ -1,7 +1,8 @@
-"""`exact_knn` with the gallery divided over ranks: each searches its own rows, and their neighbours are merged."""
+"""`exact_knn` with a divided gallery: over ranks, each of which searches its own rows; or in parts, one at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from benchmarks.solvers.exact_knn import Neighbours, ScaledRows, Track, norms, search, untracked
+from benchmarks.solvers.exact_knn import Neighbours, ScaledRows, Track, exact_knn, norms, search, untracked
 from pretrain import distributed
 
 MERGE_CELLS = 1 << 22  # neighbours of all ranks that are merged at once: 64 MiB
@@ -67,6 +68,43 @@ def sharded_knn(
     if not normalise:
         merged.similarities[:] *= largest * query_norms[:, None]
     return merged
+
+
+def knn_in_parts(
+    parts: Iterable[tuple[int, NDArray[np.float32]]],
+    queries: NDArray[np.float32],
+    k: int,
+    *,
+    engine: Engine = "auto",
+    device: str = "cpu",
+) -> Neighbours:
+    """`exact_knn` by cosine, bit for bit, where the gallery comes in parts and is never here as a whole.
+
+    Args:
+        parts: the number of the first row, and the rows; in any order. All are taken, even without queries.
+
+    Raises:
+        ValueError: the parts have fewer than k rows.
+    """
+    best, query_norms = _empty(len(queries), engine), norms(queries)
+    for first, rows in parts:
+        if not len(rows) or not len(queries):
+            continue
+        found = exact_knn(
+            rows, queries, min(k, len(rows)), engine=engine, device=device, query_norms=query_norms
+        )  # fmt: skip
+        values = np.concatenate([best.similarities, found.similarities], axis=1)
+        indices = np.concatenate([best.indices, found.indices + first], axis=1)
+        order = np.lexsort((indices, -values), axis=1)[:, :k]
+        best = replace(
+            found,
+            indices=np.take_along_axis(indices, order, 1),
+            similarities=np.take_along_axis(values, order, 1),
+            fallbacks={stage: count + found.fallbacks[stage] for stage, count in best.fallbacks.items()},
+        )
+    if len(queries) and best.indices.shape[1] < k:
+        raise ValueError(f"k={k} with {best.indices.shape[1]} gallery rows")
+    return best
 
 
 def norms_of_all(features: NDArray[np.float32], device: str) -> NDArray[np.float64]:

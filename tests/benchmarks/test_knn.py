@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.knn import PROTOCOLS, Knn, KnnParams
 from benchmarks.solvers.exact_knn import exact_knn
+from benchmarks.solvers.sharded_knn import knn_in_parts
 from benchmarks.task import InputError, Labels, RunOptions, Split
 from tests.processes import run_two_ranks
 from tests.reference.knn_plain import neighbours, ranking
@@ -237,6 +239,21 @@ def search_case(name, solver):
     gallery = np.concatenate([distinct, distinct[: size // 4], -distinct[:size]])[:size]
     queries = np.random.default_rng(4).standard_normal((asked, 16)).astype(np.float32)
     return solver(gallery, queries, k, engine="torch", **settings)
+
+
+@pytest.mark.parametrize(("cuts", "k"), [((3, 3, 44), 20), ((40,), 90), ((), 1)])
+def test_a_gallery_in_parts_has_the_neighbours_of_the_whole_to_the_bit(cuts, k):
+    distinct = np.random.default_rng(3).standard_normal((45, 16)).astype(np.float32)
+    gallery, queries = np.concatenate([distinct, distinct]), distinct[:31] + 1
+    edges = [0, *cuts, 90]
+    parts = [(first, gallery[first:last]) for first, last in pairwise(edges)]
+    found = knn_in_parts(reversed(parts), queries, k, engine="torch")
+    whole = exact_knn(gallery, queries, k, engine="torch")
+    np.testing.assert_array_equal(found.indices, whole.indices)
+    np.testing.assert_array_equal(found.similarities, whole.similarities)
+    with pytest.raises(ValueError, match="k=91 with 90 gallery rows"):
+        knn_in_parts(parts, queries, 91)
+    assert knn_in_parts(iter(parts), queries[:0], k).indices.shape[0] == 0
 
 
 RANK = """

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from pretrain.__main__ import _Watch
 from pretrain.data import Files
-from pretrain.monitor import Events, Features, KnnMonitor, MonitorRow, collapse, draw_monitor_curves, write_log
+from pretrain.monitor import (
+    Events,
+    Features,
+    KnnMonitor,
+    Labelled,
+    MonitorRow,
+    collapse,
+    draw_monitor_curves,
+    write_log,
+)
 from pretrain.recipe import Recipe
+from tests.processes import run_two_ranks
 
 ROWS: list[MonitorRow] = [
     {"epoch": 1, "loss": 5.5, "chance_loss": 5.6, "accuracy": 0.1, "spread": 0.9},
@@ -67,10 +81,10 @@ def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_enc
     seen: list[Features] = []
 
     def nearest(
-        gallery: Features, classes: np.ndarray, queries: Features, targets: np.ndarray, device: torch.device
+        gallery: torch.Tensor, classes: np.ndarray, queries: Features, targets: np.ndarray, device: torch.device
     ) -> np.ndarray:  # type: ignore[type-arg]
-        seen.extend((gallery, queries))
-        found = classes[((queries[:, None] - gallery[None]) ** 2).sum(2).argmin(1)]
+        seen.extend((gallery.numpy(), queries))
+        found = classes[((queries[:, None] - gallery.numpy()[None]) ** 2).sum(2).argmin(1)]
         return found == targets
 
     recipe = Recipe(augmentation={"crop": 32}, mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
@@ -84,6 +98,54 @@ def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_enc
     assert encoder.training
     assert torch.equal(torch.get_rng_state(), before)
     assert np.allclose(seen[0][0], np.array([250, 10, 10]) / 255, atol=0.01)
+
+
+def labelled_noise(folder: Path) -> tuple[Labelled, Labelled]:
+    """Eleven gallery images and one query, or two: with one a rank of two has none."""
+    draws, paths = np.random.default_rng(0), [folder / f"{number}.png" for number in range(13)]
+    if not folder.is_dir():
+        folder.mkdir()
+        for number, path in enumerate(paths):
+            pixels = draws.integers(0, 256, (40, 40, 3)) // (1 + np.arange(3) % 3 * (number % 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    classes = np.arange(13) % 3
+    return (Files(tuple(paths[:11])), classes[:11]), (Files(tuple(paths[11:])), classes[11:])
+
+
+def watched(folder: Path, queries: int) -> dict[str, float]:
+    gallery, (files, classes) = labelled_noise(folder)
+    asked = replace(files, paths=files.paths[:queries]), classes[:queries]
+    recipe = Recipe(augmentation={"crop": 32}, mean=(0, 0, 0), std=(1, 1, 1), precision="fp32")  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return _Watch((gallery, asked), recipe, torch.device("cpu"), 0, None)(encoder)
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+from pretrain import distributed
+from tests.pretrain import test_monitor
+largest, kept = [], distributed.every_part
+def noting(own, n):
+    largest.append(len(own))
+    yield from kept(own, n)
+distributed.every_part = noting
+with distributed.process_group("cpu"):
+    found = [test_monitor.watched(Path(sys.argv[1]), queries) for queries in (1, 2)]
+    Path(sys.argv[2], f"{distributed.rank()}.json").write_text(json.dumps([largest, found]))
+"""
+
+
+def test_two_ranks_with_a_part_of_the_gallery_each_see_what_one_process_sees(tmp_path: Path) -> None:
+    expected = [watched(tmp_path / "images", queries) for queries in (1, 2)]
+    assert {"knn", "probe", "effective_rank"} <= expected[0].keys()
+    run_two_ranks(RANK, str(tmp_path / "images"), str(tmp_path))
+    for rank, rows in (("0", 6), ("1", 5)):
+        largest, found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert largest == [rows, rows]
+        for row, alone in zip(found, expected, strict=True):
+            assert row == pytest.approx(alone, rel=1e-5)
 
 
 def test_what_counts_as_a_collapse() -> None:
