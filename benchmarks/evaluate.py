@@ -36,6 +36,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
+from results.command_line import log_device
 from results.errors import is_out_of_memory
 from results.files import DISK_FULL, make_folder, write_file
 from results.schema import (
@@ -472,7 +473,8 @@ def resolve_device(device: str) -> str:
     Raises:
         InputError: this machine has no such device; the message says why.
     """
-    if device == "cpu":
+    if device == "cpu":  # without the seconds that torch takes to import
+        log_device(device)
         return device
     from pretrain.distributed import own_device
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from results.command_line import log_device
 from results.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def own_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).splitlines()[0].split())[:160]
         raise InputError(f"cannot use the device {name} ({reason}); choose another, such as cpu") from error
+    model = f" ({torch.cuda.get_device_name(device)}, driver {nvidia_driver()})" if device.type == "cuda" else ""
+    log_device(f"{device}{model}")
     return device
 
 
@@ -383,9 +386,13 @@ def barrier() -> None:
 
 def own_slice(n: int) -> slice:
     """This rank's part of n items. Parts are equal, or one longer on the first ranks."""
+    return _slice_of(rank(), n)
+
+
+def _slice_of(number: int, n: int) -> slice:
     share, rest = divmod(n, world_size())
-    start = rank() * share + min(rank(), rest)
-    return slice(start, start + share + (rank() < rest))
+    start = number * share + min(number, rest)
+    return slice(start, start + share + (number < rest))
 
 
 def sum_(tensor: Tensor) -> Tensor:
@@ -407,6 +414,29 @@ def everyones_rows(own: Tensor, n: int) -> Tensor:
     rows = own.new_zeros(n, *own.shape[1:])
     rows[own_slice(n)] = own
     return sum_(rows)
+
+
+def every_part(own: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
+    """Each rank's rows of n in turn, and the number of the first; only one part at a time is here besides the own one.
+
+    Args:
+        own: this rank's rows, `own_slice(n)`.
+    """
+    for source in range(world_size()):
+        rows = _slice_of(source, n)
+        part = own.contiguous() if source == rank() else own.new_empty(rows.stop - rows.start, *own.shape[1:])
+        if world_size() > 1:
+            dist.broadcast(part, src=source)
+        yield rows.start, part
+
+
+def value_of_first(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    sent_value = [value]
+    dist.broadcast_object_list(sent_value, src=0)
+    return sent_value[0]
 
 
 def union(own: set[int]) -> set[int]:

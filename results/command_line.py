@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from results.errors import InputError, did_you_mean, print_error
+
+log = logging.getLogger(__name__)
 
 Options = TypeVar("Options")
 EXTRAS = {"jinja2": "report", "markdown_it": "report", "submitit": "cluster"}
@@ -34,6 +39,13 @@ def encoder_bench() -> int:
                        "environment of its own, or rename or move the other package"),
         )  # fmt: skip
     return int(main())
+
+
+@cache
+def log_device(name: str) -> None:
+    """Log the device that a command runs on, once; under torchrun only rank 0 does."""
+    if os.environ.get("RANK", "0") == "0":
+        log.info("device: %s", name)
 
 
 def missing_extra(error: ModuleNotFoundError) -> InputError:

@@ -27,9 +27,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import submitit
+import tyro
 from submitit.core.utils import FailedJobError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
@@ -63,7 +64,7 @@ class SubmitOptions:
     """time between the signal to save and the end of the time limit"""
     nodes: int = 1
     """nodes of each job; `python -m …` runs under torchrun on all of them"""
-    gpus: int = 0
+    gpus: Annotated[int, tyro.conf.arg(aliases=["--gpus-per-node"])] = 0
     """GPUs per node; with more than one, `python -m …` runs under torchrun"""
     gpu_type: str | None = None
     """GPU model, as the cluster names it, such as a100"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +32,39 @@ class Speed:
     """Time each pair alternately in one process and run; medians and their ratio are printed."""
 
     only: tyro.conf.Positional[tuple[str, ...]] = ()
-    """entries to measure and merge into the file; all by default"""
+    """entries to measure and merge into the file, or the first word of several, such as `gpu`; all by default"""
     out: Path = Path("work/speed.json")
+
+
+def chosen_of(only: Sequence[str], entries: Collection[str]) -> tuple[str, ...]:
+    """The entries that are named, or whose names begin with a word that is no entry itself; all where none is named.
+
+    Raises:
+        InputError: there is no such entry on this machine.
+    """
+    found: list[str] = []
+    for name in only:
+        named = [name] if name in entries else [entry for entry in entries if entry.startswith(f"{name}-")]
+        if not named and (name == "gpu" or (name in PLANNED and name.startswith("gpu-"))):
+            from pretrain.distributed import why_no_gpu
+
+            raise InputError(f"{name} is measured on a GPU only: {why_no_gpu()}")
+        if not named:
+            raise InputError(f"no entry {name!r}{did_you_mean(name, entries)}\nentries: {', '.join(entries)}")
+        found += named
+    return tuple(dict.fromkeys(found)) or tuple(entries)
 
 
 def main() -> int:
     """Measure the chosen entries, print a line for each, and merge them into the file."""
     options = tyro.cli(Speed)
     entries = {name: work for module in MODULES for name, work in module.entries().items()}
-    for name in options.only:
-        if name not in entries:
-            fault = f"no entry {name!r}{did_you_mean(name, entries)}"
-            return print_error("speed", InputError(f"{fault}\nentries: {', '.join(entries)}"))
+    try:
+        chosen = chosen_of(options.only, entries)
+    except InputError as error:
+        return print_error("speed", error)
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else []
     results = {entry["name"]: entry for entry in known}
-    chosen = options.only or tuple(entries)
     planned = ", ".join(f"{name} {PLANNED[name]}" for name in chosen)
     minutes = sum(PLANNED[name] for name in chosen) / 60
     sys.stdout.write(f"{cpu()}\nplanned seconds: {planned}; {minutes:.1f} minutes in all\n")

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.evaluate import evaluate
 from benchmarks.knn import KnnParams
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.task import RunOptions
+from results.command_line import log_device
 from results.schema import Protocol, Record, Source
 from tests.gpu.conftest import AnyGpu
 from tests.gpu.tiny import Network
@@ -40,9 +42,15 @@ def measured(folder: Path, out: Path, device: str) -> Record:
     return evaluate(Network(), protocol, folder, options=options)
 
 
-def test_features_are_those_of_the_cpu_to_rounding(folder: Path, gpu: AnyGpu, tmp_path: Path) -> None:
-    for device in ("cpu", "cuda"):
+def test_features_are_those_of_the_cpu_to_rounding(
+    folder: Path, gpu: AnyGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for device, said in (("cpu", "device: cpu"), ("cuda", f"device: cuda ({torch.cuda.get_device_name()}, driver ")):
+        log_device.cache_clear()
+        caplog.clear()
         measured(folder, tmp_path, device)
+        assert caplog.messages[0].startswith(said)
     for path in (tmp_path / "cpu" / "features").rglob("embed.npy"):
         (other,) = (tmp_path / "cuda" / "features").rglob(f"{path.parent.name}/embed.npy")
         assert np.allclose(np.load(path), np.load(other), rtol=1e-4, atol=1e-5)

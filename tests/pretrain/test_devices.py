@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.evaluate import resolve_device
 from pretrain import distributed
 from pretrain.__main__ import _for_device, _stated
 from pretrain.recipe import Recipe, load_recipe
+from results.command_line import log_device
 from results.errors import InputError
 from results.files import write_file
-from tests.pretrain.tiny_runs import FLAGS
+from tests.pretrain.tiny_runs import FLAGS, run
 from tests.processes import PRETRAIN, two_ranks
 from tests.simulated_cuda import simulated_cuda
 
@@ -67,6 +69,32 @@ def test_auto_says_why_it_takes_the_cpu_where_somebody_would_wonder(
     monkeypatch.setattr(distributed, "DRIVER_FILE", driver(tmp_path, "550.54.15"))
     assert distributed.own_device("auto") == torch.device("cpu")
     assert "the GPU cannot be used, so this runs on the CPU: the NVIDIA driver 550.54.15 is too old" in caplog.text
+
+
+def test_the_log_begins_with_the_device_and_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    log_device.cache_clear()
+    monkeypatch.setattr(distributed, "DRIVER_FILE", driver(tmp_path, "580.95.05"))
+    with simulated_cuda():
+        assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+    assert resolve_device("cpu") == resolve_device("cpu") == "cpu"
+    assert caplog.messages == ["device: cuda (Simulated, driver 580.95.05)", "device: cpu"]
+    caplog.clear()
+    log_device.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    assert resolve_device("cpu") == "cpu"
+    assert not caplog.messages
+
+
+def test_it_is_the_first_line_of_a_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log_device.cache_clear()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "images" / "one.png")
+    assert run(tmp_path / "images", tmp_path / "out", "--epochs", "1", "--batch-size", "1", "--split-bn", "1") == 0
+    assert caplog.messages[0] == "device: cpu"
 
 
 def test_a_rank_takes_its_gpu_before_it_makes_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts import submit
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "submit.py"
 
 
-def submit(folder: Path, *flags: str, command: list[str], then: str = "", **env: str) -> subprocess.Popen[str]:
+def started(folder: Path, *flags: str, command: list[str], then: str = "", **env: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, str(SCRIPT), "--folder", str(folder / "jobs"), "--then", then, *flags]
     return subprocess.Popen(
         [*arguments, "--", *command],
@@ -29,15 +31,22 @@ def submit(folder: Path, *flags: str, command: list[str], then: str = "", **env:
 def test_a_job_runs_and_the_last_command_follows(tmp_path: Path) -> None:
     job = [sys.executable, "-c", f"open({str(tmp_path / 'job')!r}, 'w')"]
     then = f'{sys.executable} -c "import os; os.rename({str(tmp_path / "job")!r}, {str(tmp_path / "page")!r})"'
-    process = submit(tmp_path, command=job, then=then)
+    process = started(tmp_path, command=job, then=then)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert (tmp_path / "page").exists()
+    flags = [sys.executable, str(SCRIPT), "status", "--folder", str(tmp_path / "jobs")]
+    listed = subprocess.run(flags, text=True, capture_output=True)
+    assert listed.returncode == 0
+    state, number, _, log = listed.stdout.split()
+    assert state == "done"
+    assert number.isdecimal()
+    assert Path(log).is_file()
 
 
 def test_a_failed_job_is_told_with_its_log_and_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     then = f"{sys.executable} -c \"open({str(tmp_path / 'page')!r}, 'w')\""
-    process = submit(tmp_path, command=[sys.executable, "-c", "raise SystemExit('no weights')"], then=then)
+    process = started(tmp_path, command=[sys.executable, "-c", "raise SystemExit('no weights')"], then=then)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert (tmp_path / "page").exists()
@@ -56,7 +65,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
         "open(p, 'a').write(f'{os.getppid()} ')\n"
         "if n == 0: time.sleep(300)\n"
     )
-    process = submit(tmp_path, command=[sys.executable, str(job), str(starts)])
+    process = started(tmp_path, command=[sys.executable, str(job), str(starts)])
     deadline = time.monotonic() + 60
     while not (starts.exists() and starts.read_text()):
         assert time.monotonic() < deadline
@@ -68,7 +77,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_no_command_is_one_sentence(tmp_path: Path) -> None:
-    process = submit(tmp_path, command=[])
+    process = started(tmp_path, command=[])
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "submit: no command" in errors
@@ -94,7 +103,7 @@ def slurm(tmp_path: Path) -> Path:
 def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_waits_for_it(
     tmp_path: Path, slurm: Path
 ) -> None:
-    process = submit(
+    process = started(
         tmp_path, "--cluster", "slurm", "--partition", "gpu", "--gpus", "1", "--parallel", "3",
         command=["encoder-bench", "all", "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0",
                  "--only", "knn.mmselfsup", "voc07_svm.*", "--data", "/data"],
@@ -111,3 +120,42 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "#SBATCH --dependency=afterany:100" in page
     assert errors.count("--encoder pixels --only knn.mmselfsup@1") == 1
     assert "-m benchmarks all" in errors  # what torchrun can start
+
+
+def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(tmp_path: Path, slurm: Path) -> None:
+    process = started(
+        tmp_path, "--cluster", "slurm", "--dry-run", "--nodes", "2", "--gpus-per-node", "8", "--gpu-type", "a100",
+        "--cpus", "128", "--memory-gb", "500", "--minutes", "90", "--grace-seconds", "60", "--partition", "gpu",
+        "--account", "vision", "--qos", "long", "--constraint", "ib", "--exclude", "bad[1-2]", "--mail", "me@here.org",
+        "--setup", "module load cuda", "--sbatch", "reservation=maintenance", "exclusive",
+        command=["python", "-m", "pretrain", "--recipe", "my_recipe", "--data", "/data"],
+        PATH=f"{slurm}:{os.environ['PATH']}",
+    )  # fmt: skip
+    script, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    options = dict(re.findall(r"#SBATCH --([a-z-]+)=?(.*)", script))
+    assert {
+        "nodes": "2", "gpus-per-node": "a100:8", "cpus-per-task": "128", "mem": "500GB", "time": "90",
+        "ntasks-per-node": "1", "partition": "gpu", "account": "vision", "qos": "long", "constraint": "ib",
+        "exclude": "'bad[1-2]'", "mail-type": "END,FAIL", "mail-user": "me@here.org", "signal": "USR2@60",
+        "reservation": "maintenance", "exclusive": "", "requeue": "", "job-name": "'pretrain, my_recipe'",
+    }.items() <= options.items()  # fmt: skip
+    assert script.index("module load cuda") < script.index("srun ")
+    assert "-m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d" in script
+    assert not list(tmp_path.glob("sent.*"))
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_of = ["python", "-m", "benchmarks", "all", "--data", "/data"]
+    commands = [[*all_of, "--encoder", f"runs/{name}.pth", "--only", "knn.mmselfsup@1"] for name in "abcde"]
+    two = submit._jobs(submit.Options(folder=tmp_path, pack=2), commands)
+    assert [(job.name, len(job.commands)) for job in two] == [
+        ("a, knn.mmselfsup@1 and 1 more", 2), ("c, knn.mmselfsup@1 and 1 more", 2), ("e, knn.mmselfsup@1", 1),
+    ]  # fmt: skip
+    assert [job.name for job in submit._jobs(submit.Options(folder=tmp_path, name="mine"), commands[:1])] == ["mine"]
+    monkeypatch.setattr(submit, "_max_array_size", lambda: 4)
+    on_slurm = submit.Options(cluster="slurm", folder=tmp_path)
+    assert [len(job.commands) for job in submit._jobs(on_slurm, commands)] == [2, 2, 1]
+    (pretraining,) = submit._jobs(on_slurm, [["python", "-m", "pretrain", "--recipe", "my/recipe.toml"]])
+    assert pretraining.name == "pretrain, recipe"

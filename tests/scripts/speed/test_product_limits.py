@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from results.errors import InputError
 from scripts.speed import __main__ as speed
 from scripts.speed.measurement import cpu, rounds
 from scripts.speed.products import Shape, count_products, limit_of
@@ -46,6 +47,18 @@ def test_every_entry_has_a_plan_and_all_of_them_take_less_than_a_quarter_of_an_h
     assert set(names) <= set(speed.PLANNED)
     # extract-bf16 is for CPUs with bfloat16, where the others take less.
     assert sum(s for name, s in speed.PLANNED.items() if not name.startswith(("gpu-", "extract-bf16"))) < 15 * 60
+
+
+def test_a_first_word_names_all_its_entries_and_what_needs_a_gpu_says_so() -> None:
+    entries = ("knn", "knn-faiss", "gpu-step", "gpu-knn")
+    assert speed.chosen_of((), entries) == entries
+    assert speed.chosen_of(("gpu",), entries) == ("gpu-step", "gpu-knn")
+    assert speed.chosen_of(("gpu-knn", "gpu", "knn"), entries) == ("gpu-knn", "gpu-step", "knn")
+    for name in ("gpu", "gpu-step"):
+        with pytest.raises(InputError, match=rf"{name} is measured on a GPU only: \w+"):
+            speed.chosen_of((name,), ("knn", "knn-faiss"))
+    with pytest.raises(InputError, match="no entry 'kn'; did you mean 'knn'"):
+        speed.chosen_of(("kn",), ("knn", "knn-faiss"))
 
 
 def test_rounds_stop_before_the_time_is_over_and_the_machine_is_named() -> None:
