@@ -92,9 +92,9 @@ def test_a_geometry_that_cannot_be_is_named() -> None:
 
 def test_what_cannot_be_compared() -> None:
     knn, svm = find_protocol("knn.mmselfsup@1"), find_protocol("voc07_svm.mmselfsup@1")
-    with pytest.raises(InputError, match="not protocols of one benchmark"):
+    with pytest.raises(InputError, match="belong to different benchmarks"):
         between(knn, svm)
-    with pytest.raises(InputError, match="differ in nothing"):
+    with pytest.raises(InputError, match="do not differ in anything"):
         between(knn, knn)
     other = knn.changed(k=(3,))
     with pytest.raises(InputError, match="no column in common"):
