@@ -28,6 +28,7 @@ from benchmarks.encoders.card_facts import (
 )
 from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
 from benchmarks.encoders.forms import parse_architecture
+from benchmarks.encoders.hf_configs import OPEN_CLIP
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, stage_names
 from benchmarks.encoders.resnet import (
     infer_resnet,
@@ -86,6 +87,8 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     file = read_weights(path)
     if file.card is not None:
         return _with_own_card(file, file.card, overrides)
+    if not overrides.architecture:
+        _refuse_unsupported(file)
     config = _config_beside(path)
     if config is not None and "architecture" in config.values.values and not overrides.architecture:
         overrides = config.values.then(overrides)
@@ -111,8 +114,20 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     return encoder
 
 
+def _refuse_unsupported(file: WeightFile) -> None:
+    """Raises InputError for a model that is known by its keys, and that nothing here computes."""
+    from benchmarks.encoders.vit_families import unsupported_model
+
+    found = unsupported_model(file.tensors)
+    if found is not None:
+        title, reason = found
+        raise InputError(
+            f"{file.path} is {title}, which is not supported: {reason}; wrap the model as my_package.my_module:build"
+        )
+
+
 def _config_beside(path: Path) -> HubConfig | None:
-    if not (path.parent / "config.json").is_file():
+    if not any((path.parent / name).is_file() for name in ("config.json", OPEN_CLIP)):
         return None
     from benchmarks.encoders.hf_configs import read_config
 

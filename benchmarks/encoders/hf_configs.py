@@ -1,4 +1,4 @@
-"""`hf:FOLDER`, a model of transformers or of timm as the Hugging Face hub stores it, and what its config.json says."""
+"""`hf:FOLDER`, a folder of transformers, timm or open_clip as the hub stores it, and what its config says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from benchmarks.encoders.card_facts import CardOverrides
 from benchmarks.task import InputError
 
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+OPEN_CLIP = "open_clip_config.json"
 MAX_BYTES = 1_000_000  # of a config, which has a few thousand
 
 # transformers' model_type -> family (see `benchmarks.encoders.vit_families`). None: the type is used by several.
@@ -50,24 +51,34 @@ def hub_weights(text: str) -> Path:
             f"hf:{text}: folder not found, and this command downloads nothing; download the model with `{remedy}` and "
             "give hf:FOLDER"
         )
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; give a model folder of the Hugging Face hub")
+    configs = [name for name in ("config.json", OPEN_CLIP) if (folder / name).is_file()]
+    if not configs:
+        raise InputError(f"{folder} has no config.json or {OPEN_CLIP}; give a model folder of the Hugging Face hub")
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     if list(folder.glob("*.index.json")):
         raise InputError(f"{folder} holds the weights in several files; save them as one model.safetensors")
+    others = sorted(file for file in folder.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
+    if others:
+        raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; give its file itself, as --encoder {others[0]}")
     raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; download the whole model")
 
 
 def read_config(weights: Path) -> HubConfig | None:
-    """What the config.json beside a weight file says; None where there is none of a known model.
+    """What the config beside a weight file says; None where there is none of a known model.
+
+    open_clip's own weights are read by open_clip's own config, where both configs are there.
 
     Raises:
         InputError: it is damaged, or of a model that is no vision transformer known here.
     """
-    path = weights.parent / "config.json"
-    if weights.name not in WEIGHTS or not path.is_file():
+    path, of_open_clip = weights.parent / "config.json", weights.parent / OPEN_CLIP
+    if weights.name not in WEIGHTS:
+        return None
+    if of_open_clip.is_file() and (weights.name.startswith("open_clip_") or not path.is_file()):
+        return _of_open_clip(_read(of_open_clip), of_open_clip)
+    if not path.is_file():
         return None
     config = _read(path)
     if "architecture" in config and "pretrained_cfg" in config:
@@ -141,3 +152,47 @@ def _of_timm(config: dict[str, Any], path: Path) -> HubConfig:
     if mean is not None and std is not None:
         values |= {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
     return HubConfig(None, CardOverrides(values))
+
+
+# What open_clip's vision_cfg may say that makes another network than timm's CLIP, with the value that changes nothing.
+_ELSEWHERE = {
+    "attentional_pool": False, "no_ln_pre": False, "input_patchnorm": False, "final_ln_after_pool": False,
+    "global_average_pool": False, "pool_type": "tok", "act_kwargs": None, "norm_kwargs": None, "attn_type": None,
+    "block_type": None, "qk_norm": False,
+}  # fmt: skip
+
+
+def _of_open_clip(config: dict[str, Any], path: Path) -> HubConfig:
+    """open_clip's own ViT, or a model of timm as the vision tower.
+
+    Raises:
+        InputError: the tower is another one.
+    """
+    model = config.get("model_cfg")
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(vision, dict):
+        raise InputError(f"{path} has no model_cfg with a vision_cfg; download it again")
+    values: dict[str, Any] = {}
+    pixels = config.get("preprocess_cfg")
+    mean, std = (_three(pixels.get(name)) if isinstance(pixels, dict) else None for name in ("mean", "std"))
+    if mean is not None and std is not None:
+        values |= {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
+    of_timm = vision.get("timm_model_name")
+    if isinstance(of_timm, str):
+        return HubConfig(None, CardOverrides({"architecture": f"timm:{of_timm}", **values}))
+    for name, plain in _ELSEWHERE.items():
+        if vision.get(name) not in (plain, None):
+            raise InputError(
+                f"{path} has {name} in its vision_cfg, which is not supported; wrap the model as "
+                "my_package.my_module:build"
+            )
+    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
+    if isinstance(vision.get("layers"), list) or type(width) is not int or type(head_width) is not int:
+        raise InputError(
+            f"{path} describes a ResNet or another tower than a ViT, which is not supported; wrap the model as "
+            "my_package.my_module:build"
+        )
+    if not 0 < head_width <= width or width % head_width:
+        raise InputError(f"{path} has heads of {head_width} channels for tokens of {width}; download it again")
+    values |= {"num_heads": width // head_width, "activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+    return HubConfig("clip", CardOverrides(values))

@@ -624,3 +624,33 @@ def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: st
     }
     named = _OF_LAYOUT.get(layout) or next((name for name, found in marks.items() if found), "plain")
     return family_named(named)
+
+
+def unsupported_model(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, str] | None:
+    """Name of a model that no family here computes, by its keys, and why it is not supported; None for others.
+
+    Args:
+        tensors: path of a mapping in the file -> its tensors.
+    """
+    found = {key: tensor for mapping in tensors.values() for key, tensor in mapping.items()}
+
+    def has(ending: str) -> bool:
+        return any(key.endswith(ending) for key in found)
+
+    if any("levels." in key and ".pos_emb_funct." in key for key in found):
+        return "an E-RADIO", "its stages of convolutions and windowed attention are neither a ViT nor a model of timm"
+    generated = any("patch_generator." in key for key in found)
+    if has("input_conditioner.norm_mean") and has("patch_embed.proj.weight") and not generated:
+        return (
+            "a RADIO v1 without a patch generator",
+            "its first code forms summary and positions in another way than the later ones, which are read here",
+        )
+    if has("preprocessor.patchifier.proj.weight") and has(".mlp.fc1.weight") and not has(".mlp.fc3.weight"):
+        return "an AIM v1", "timm has no model with its layer norms and plain MLP; AIMv2 is supported"
+    if any(key.endswith(("patch_embed.proj.weight", "patch_embeddings.proj.weight")) and tensor.ndim == 5
+           for key, tensor in found.items()):  # fmt: skip
+        jepa = any("target_encoder" in place.split("/") for place in tensors) or has("target_encoder.norm.weight")
+        jepa = jepa or {"encoder", "predictor"} <= {part for place in tensors for part in place.split("/")}
+        title = ("a V-JEPA" if has("pos_embed") else "a V-JEPA 2") if jepa else "a video model such as V-JEPA"
+        return title, "its patches span several frames, and how one image becomes a video is not fixed by its keys"
+    return None

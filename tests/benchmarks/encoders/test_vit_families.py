@@ -434,6 +434,108 @@ def test_radios_that_cannot_be_read_say_why(tmp_path: Path) -> None:
             load_encoder(tmp_path / "radio.pth", facts=["heads=3"])
 
 
+def test_models_that_nothing_here_computes_are_refused_by_name(tmp_path: Path) -> None:
+    one, video = torch.zeros(2, 2), torch.zeros(24, 3, 2, 16, 16)
+    jepa = {"module.backbone.patch_embed.proj.weight": video, "module.backbone.blocks.0.norm1.weight": one[0]}
+    positions = {"module.backbone.pos_embed": torch.zeros(1, 8, 24)}
+    aim = {"preprocessor.patchifier.proj.weight": torch.zeros(24, 3, 14, 14), "trunk.blocks.0.norm_1.weight": one[0],
+           "trunk.blocks.0.mlp.fc1.weight": one, "trunk.post_trunk_norm.weight": one[0]}  # fmt: skip
+    radio = {"base_model.patch_embed.proj.weight": torch.zeros(24, 3, 14, 14), "base_model.norm.weight": one[0],
+             "input_conditioner.norm_mean": torch.zeros(3, 1, 1)}  # fmt: skip
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"state_dict": {"base_model.levels.2.blocks.0.attn_blocks.0.attn.pos_emb_funct.cpb_mlp.0.weight": one}},
+         "is an E-RADIO, which is not supported: its stages"),
+        ({"state_dict": radio}, "is a RADIO v1 without a patch generator, which is not supported"),
+        (aim, "is an AIM v1, which is not supported: timm has no model with its layer norms"),
+        ({"encoder": {**jepa, **positions}, "target_encoder": {**jepa, **positions}}, "is a V-JEPA, which is not"),
+        ({"encoder": jepa, "predictor": {"module.backbone.norm.weight": one[0]}, "target_encoder": jepa},
+         "is a V-JEPA 2, which is not supported: its patches span several frames"),
+        ({"model": {"encoder.patch_embed.proj.weight": video}}, "is a video model such as V-JEPA, which is not"),
+    ]  # fmt: skip
+    for content, said in cases:
+        torch.save(content, tmp_path / "some.pth")
+        with pytest.raises(InputError, match=said) as refused:
+            load_encoder(tmp_path / "some.pth")
+        assert str(refused.value).endswith("wrap the model as my_package.my_module:build")
+        assert str(refused.value).count("\n") == 0
+    (tmp_path / "config.json").write_text('{"model_type": "vjepa2"}', encoding="utf-8")
+    save_file({"encoder.layer.0.norm1.weight": one}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="describes a 'vjepa2', which is not a supported vision transformer"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def open_clip_folder(folder: Path, tensors: dict[str, Tensor], vision: dict[str, Any], **model: Any) -> Path:
+    pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resize_mode": "shortest"}
+    config = {
+        "model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": {}, **model}, "preprocess_cfg": pixels,
+    }  # fmt: skip
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_folder_of_open_clip_is_read_by_its_own_config(quick: bool, tmp_path: Path) -> None:
+    net = replace(CLIP, activation="quick_gelu") if quick else CLIP
+    w = net.weights()
+    vision = {"image_size": 48, "layers": net.depth, "width": net.width, "head_width": net.width // 3, "patch_size": 16}
+    text = {"transformer.resblocks.0.ln_1.weight": torch.zeros(3), "positional_embedding": torch.zeros(3, 4)}
+    folder = open_clip_folder(tmp_path, {**of_clip(w, net), **text}, vision, **({"quick_gelu": True} if quick else {}))
+    images = torch.randn(2, 3, 48, 48)
+    for spec in (f"hf:{folder}", folder / "open_clip_model.safetensors"):
+        encoder = load_encoder(spec)
+        expected = net.blocks(w, images)[-1][:, 0]
+        assert torch.allclose(encoder.outputs(images, ["embed"])["embed"], expected, atol=2e-5)
+        assert (encoder.card.mean, encoder.card.std, encoder.card.assumed) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ())
+    # A config of transformers beside it describes other weights.
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert load_encoder(f"hf:{folder}").card.architecture.num_heads == 3
+
+
+def test_towers_of_open_clip_that_are_no_plain_vit(tmp_path: Path) -> None:
+    import timm
+
+    net: Any = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, depth=1).eval()
+    trunk = prefixed("visual.trunk.", net.state_dict())
+    folder = open_clip_folder(
+        tmp_path, trunk, {"timm_model_name": "vit_base_patch16_siglip_224-l1", "timm_pool": "map"}
+    )
+    encoder = load_encoder(f"hf:{folder}")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(encoder.outputs(images, ["embed"])["embed"], net(images), atol=1e-5)
+    assert encoder.card.mean == (0.1, 0.2, 0.3)
+    for vision, said in (
+        ({"width": 48, "attentional_pool": True}, "has attentional_pool in its vision_cfg, which is not supported"),
+        ({"layers": [3, 4, 6, 3], "width": 64}, "describes a ResNet or another tower than a ViT"),
+        ({"width": 48}, "heads of 64 channels for tokens of 48"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_encoder(f"hf:{open_clip_folder(tmp_path, trunk, vision)}")
+    (tmp_path / "open_clip_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="has no model_cfg with a vision_cfg"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["radio on the hub", "franca without heads", "pe", "dinov3", "siglip"])
+def test_a_folder_of_the_hub_whose_config_has_no_type_is_read_by_its_keys(name: str, tmp_path: Path) -> None:
+    """RADIO's config has none; folders of others may have been written by their users."""
+    case = CASES[name]
+    content = case.content(case.net.weights(), case.net)
+    flat = content.get("teacher", content)
+    save_file({key: tensor.clone() for key, tensor in flat.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["SomeModel"]}', encoding="utf-8")
+    encoder = load_encoder(f"hf:{tmp_path}", facts=case.facts)
+    torch.save(content, tmp_path / "whole.pth")
+    images = torch.randn(1, 3, 48, 48)
+    same = load_encoder(tmp_path / "whole.pth", facts=case.facts)
+    assert torch.equal(*(each.outputs(images, ["embed"])["embed"] for each in (encoder, same)))
+    (tmp_path / "model.safetensors").rename(tmp_path / "PE.pt")
+    (tmp_path / "whole.pth").unlink()
+    with pytest.raises(InputError, match=r"give its file itself, as --encoder .*PE\.pt"):
+        load_encoder(f"hf:{tmp_path}")
+
+
 def test_embed_is_chosen_by_a_fact(tmp_path: Path) -> None:
     case = CASES["dinov2"]
     path = written(case, case.net.weights(), tmp_path)
@@ -493,7 +595,7 @@ def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hf:facebook/dinov2-small: .* downloads nothing; .*`hf download facebook/"):
         load_encoder("hf:facebook/dinov2-small")
     (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match=r"a has no config\.json"):
+    with pytest.raises(InputError, match=r"a has no config\.json or open_clip_config"):
         load_encoder(f"hf:{tmp_path / 'a'}")
     (tmp_path / "a" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"a has none of model\.safetensors"):
