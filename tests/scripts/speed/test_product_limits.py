@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,6 +63,28 @@ def test_a_first_word_names_all_its_entries_and_what_needs_a_gpu_says_so() -> No
             speed.chosen_of((name,), ("knn", "knn-faiss"))
     with pytest.raises(InputError, match="no entry 'kn'; did you mean 'knn'"):
         speed.chosen_of(("kn",), ("knn", "knn-faiss"))
+
+
+def test_expected_figures_of_the_docs_follow_from_work_peak_and_share() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "gpus.md").read_text(encoding="utf-8")
+    number = r"([\d,.]+)"
+    pattern = rf"\| (.+?) \| {number} GFLOP \| (\w+) \| {number} TFLOP/s \| {number} % \| {number} \|"
+    rows = re.findall(pattern, page)
+    assert len(rows) == 6
+    work = {}
+    for architecture, name in (("ResNet-50", "resnet50"), ("ViT-L/16", "vit_large_patch16_224")):
+        with torch.device("meta"):
+            network, image = timm.create_model(name, num_classes=0).eval(), torch.zeros(1, 3, 224, 224)
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+        work[architecture] = counter.get_total_flops() / 1e9
+    for what, stated, _, peak, share, expected in rows:
+        passes = 4 if what.startswith("MoCo") else 1
+        assert float(stated) == pytest.approx(passes * work[what.partition(", ")[2]], rel=2e-3)
+        calculated = float(peak) * 1e3 * float(share) / 100 / float(stated)
+        assert float(expected.replace(",", "")) == pytest.approx(calculated, rel=0.03), what
+    assert pytest.approx(262, rel=2e-3) == 2 * 50_000 * 1_281_167 * 2048 / 1e12
+    assert 2470 * 3 * work["ResNet-50"] / 312e3 == pytest.approx(0.19, abs=0.005)
 
 
 def test_rounds_stop_before_the_time_is_over_and_the_machine_is_named() -> None:
