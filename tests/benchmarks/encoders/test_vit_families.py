@@ -603,7 +603,10 @@ def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "model.safetensors")
     with pytest.raises(InputError, match=r"describes a 'llama'"):
         load_encoder(f"hf:{tmp_path / 'a'}")
-    for entry, value, fault in (("layer_norm_eps", 1e300, "the epsilon 1e"), ("hidden_act", "\x1b", r"'\\x1b', which")):
+    for entry, value, fault in (
+        ("layer_norm_eps", 1e300, r"layer_norm_eps 1e\+300, which is out"),
+        ("hidden_act", "\x1b", r"'\\x1b', which"),
+    ):
         config = json.dumps({"model_type": "vit_mae", entry: value})
         (tmp_path / "a" / "config.json").write_text(config, encoding="utf-8")
         with pytest.raises(InputError, match=fault):
