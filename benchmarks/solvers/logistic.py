@@ -236,6 +236,15 @@ class Fits:
             parts.append(target_ranks(self.logits(features[part]), truth).cpu())
         return torch.cat(parts, dim=1)
 
+    def losses(self, features: NDArray[Any], targets: NDArray[Any], rows: NDArray[np.int64]) -> Tensor:
+        """(fits,) mean cross-entropy of each multinomial fit over `rows`, float64, on the CPU."""
+        total = torch.zeros(len(self.costs), dtype=torch.float64, device=self.bias.device)
+        chunk = max(1, LOGITS_BYTES // (self.bias.numel() * 8))
+        for part in _parts(rows, chunk):
+            truth = torch.from_numpy(targets[part]).to(self.bias.device)[:, None].expand(-1, len(self.costs))
+            total += F.cross_entropy(self.logits(features[part]).double().movedim(1, 2), truth, reduction="none").sum(0)
+        return (total / len(rows)).cpu()
+
     def select(self, fits: Sequence[int]) -> Fits:
         """These fits, in this order."""
         index = list(fits)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression as Reference
+from sklearn.metrics import log_loss
 
 from benchmarks.logistic import REGRESSION_COLUMNS, SPLIT_SEED, LogisticRegression, coarse_to_fine
 from benchmarks.registry import find_protocol
@@ -33,7 +34,9 @@ def data() -> tuple[Split, Split]:
 
 
 def protocol(**changes: Any) -> Protocol:
-    return find_protocol("logistic.demo@1").changed(**{"costs": COSTS, "heldout": 0.25, **changes})
+    return find_protocol("logistic.demo@2").changed(
+        **{"costs": COSTS, "heldout": 0.25, "choose_cost": "accuracy", **changes}
+    )
 
 
 def run(protocol: Protocol, train: Split, test: Split) -> Outcome:
@@ -75,6 +78,35 @@ def test_scores_are_those_of_a_choice_made_without_test(data: tuple[Split, Split
     assert np.array_equal(logits.argmax(axis=1) == test.labels.targets, outcome.items["correct/Logistic"])
 
 
+def test_the_loss_on_the_held_out_part_may_choose_the_cost(data: tuple[Split, Split]) -> None:
+    """Against scikit-learn's log loss; of equal losses the most regularised cost is chosen."""
+    train, test = data
+    kept, held = held_out(train.labels, 0.25, SPLIT_SEED)
+    rows, targets = train.features["embed"].astype(np.float64), train.labels.targets
+    losses = []
+    for cost in COSTS:
+        model = Reference(C=cost, tol=1e-8, max_iter=1000).fit(rows[kept], targets[kept])
+        losses.append(log_loss(targets[held], model.predict_proba(rows[held])))
+    demo = protocol(choose_cost="loss", tolerance=1e-7)
+    outcome = run(demo, train, test)
+    assert [row["heldout_loss"] for row in outcome.runs] == pytest.approx(losses, abs=1e-6)
+    assert [row["chosen"] for row in outcome.runs] == [place == np.argmin(losses) for place in range(len(COSTS))]
+    assert outcome.scores["Logistic"].value == outcome.runs[int(np.argmin(losses))]["top1"]
+    assert outcome.scores["Logistic"].selection.startswith("cost with the lowest loss on a held-out part of train")
+    searched = run(demo.changed(costs=tuple(10.0 ** np.linspace(-4, 2, 13)), search="coarse_to_fine"), train, test)
+    assert [row["heldout_loss"] for row in searched.runs if row["chosen"]] == [
+        min(row["heldout_loss"] for row in searched.runs)
+    ]
+    blank = Split(train.labels, {"embed": np.ones_like(train.features["embed"])})
+    assert [row["chosen"] for row in run(demo, blank, blank).runs] == [True, False, False, False]
+
+
+def test_older_protocols_keep_their_hashes() -> None:
+    assert "choose_cost" not in find_protocol("logistic.dinov2@1").params
+    assert find_protocol("logistic.demo@2").params["choose_cost"] == "loss"
+    assert find_protocol("logistic.dinov2@1").changed(choose_cost="loss").id.endswith("+choose_cost=loss")
+
+
 def test_single_precision_scores_the_same(data: tuple[Split, Split]) -> None:
     fine, coarse = (run(protocol(dtype=dtype), *data) for dtype in ("float64", "float32"))
     assert [row["top1"] for row in coarse.runs] == [row["top1"] for row in fine.runs]
@@ -101,8 +133,8 @@ def test_the_search_from_coarse_to_fine_finds_a_single_peak_in_few_fits(data: tu
 
 def test_the_published_grids_are_their_sources() -> None:
     grid = 10 ** np.linspace(-6, 5, 45)
-    for variant in ("dinov2", "dinov3", "imagefolder", "demo"):
-        assert find_protocol(f"logistic.{variant}@1").params["costs"] == pytest.approx(tuple(grid))
+    for variant in ("dinov2@1", "dinov3@1", "imagefolder@1", "demo@2"):
+        assert find_protocol(f"logistic.{variant}").params["costs"] == pytest.approx(tuple(grid))
     assert find_protocol("logistic.ssl_transfer@1").params["costs"] == pytest.approx(tuple(1 / grid[::-1]))
     clip = find_protocol("logistic.clip@1").params["costs"]
     assert clip[::16] == pytest.approx((1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6))
