@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pretrain.data import Files, Shards, find_images, require_batch
+from pretrain.data import Files, Shards, find_images, require_batch, require_cv2
 from pretrain.recipe import Recipe, load_recipe
 from results.command_line import parse
 from results.errors import InputError, is_out_of_memory, print_error
@@ -172,6 +172,8 @@ def _run(command: PretrainFlags, stated: set[str]) -> int:
     if not 0 <= command.max_unreadable <= 1:
         raise InputError(f"--max-unreadable is a share from 0 to 1, got {command.max_unreadable:g}")
     recipe, out = command.settings, command.out or Path("work/pretrain") / command.settings.name
+    if recipe.augmentation.engine == "cv2":
+        require_cv2()
     images = _images(command.data, command.remote_shards)
     require_batch(images, recipe.batch_size)
     labelled = classes = None

@@ -1,12 +1,18 @@
-"""The MoCo augmentation lists on single PIL images in loader workers, as the reference runs them."""
+"""The MoCo augmentation lists on single PIL images in loader workers, as the reference runs them.
+
+`worker_views` gives what the workers run for any of the engines.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as T
 
+from pretrain.augment_cv2 import Cv2Views
 from pretrain.recipe import Augmentation, Recipe
 
 
@@ -63,20 +69,29 @@ class PilCrops:
         return tuple(self.view(image) for _ in range(self.views))
 
 
-def worker_views(recipe: Recipe) -> PilViews | PilCrops:
-    """The part of the list that loader workers run: all of it, or the crops alone."""
+WorkerViews = PilViews | PilCrops | Cv2Views
+
+
+def worker_views(recipe: Recipe) -> WorkerViews:
+    """The part of the list that loader workers run: all of it, all but the normalisation, or the crops alone.
+
+    Raises:
+        InputError: OpenCV is not installed, and the engine is cv2.
+    """
     if recipe.augmentation.engine == "pil":
         return PilViews(recipe.augmentation, recipe.mean, recipe.std, recipe.views)
-    return PilCrops(recipe.augmentation, recipe.views)
+    return (Cv2Views if recipe.augmentation.engine == "cv2" else PilCrops)(recipe.augmentation, recipe.views)
 
 
-def seeded_views(
-    work: PilViews | PilCrops, image: Image.Image, seed: int, number: int, index: int
-) -> tuple[Tensor, ...]:
+def seeded_views(work: WorkerViews, image: Any, seed: int, number: int, index: int) -> tuple[Tensor, ...]:
     """The views of image `index` in pass `number`: they depend on these and the seed, not on the worker."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(((seed * 1_000_003 + number) * 2_147_483_659 + index) % 2**64)
+    before = torch.get_rng_state()
+    try:
+        # As torch.manual_seed, without the devices, whose seeds would cost a tenth of the views of OpenCV.
+        torch.default_generator.manual_seed(((seed * 1_000_003 + number) * 2_147_483_659 + index) % 2**64)
         return work(image)
+    finally:
+        torch.set_rng_state(before)
 
 
 def _crop(a: Augmentation) -> T.RandomResizedCrop:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import IO, Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from results.errors import InputError
-from results.files import open_image
+from results.files import MAX_PIXELS, open_image, require_regular
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
@@ -29,6 +30,10 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # Folders of photos in the layouts of Pascal VOC and Cityscapes; the images in folders next to them are label masks.
 PHOTO_FOLDERS = ("JPEGImages", "leftImg8bit")
 FINGERPRINT_IMAGES = 64  # whose content is in a fingerprint
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG file
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # other segments among the numbers of the frames
 log = logging.getLogger(__name__)
 _METADATA = re.compile("__[^/]*__(/|$)")  # names that webdataset passes over
 
@@ -64,6 +69,72 @@ def read_rgb(file: Path | bytes, name: str = "") -> Image.Image:
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))  # 257 steps of 16 bits to one of 8
     image.info.pop("transparency", None)  # has no part in the conversion, and Pillow warns about it
     return image.convert("RGB")
+
+
+def read_pixels(file: Path | bytes, name: str = "") -> Pixels:
+    """The pixels that `read_rgb` gives. Whole grey and YCbCr JPEG files are decoded by OpenCV, all others by Pillow.
+
+    Args:
+        file, name: as for `read_rgb`.
+
+    Raises:
+        InputError: see `read_rgb`.
+    """
+    data = file if isinstance(file, bytes) else _content(file)
+    if data is not None and _is_common_jpeg(data):
+        cv2 = require_cv2()
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is not None:
+            return pixels
+    return np.array(read_rgb(file, name))
+
+
+def _content(path: Path) -> bytes | None:
+    """None where it cannot be read: `read_rgb` says why."""
+    try:
+        require_regular(path)
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _is_common_jpeg(data: bytes) -> bool:
+    """Whether it is a JPEG file of 8 bits with one or three channels that does not end early.
+
+    Of a file that was cut off, OpenCV fills up the rest with grey, where Pillow refuses it.
+    """
+    if not data.startswith(_START) or not data.endswith(_END):
+        return False
+    at = len(_START)
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
+            height, width = (int.from_bytes(data[at + offset : at + offset + 2], "big") for offset in (5, 7))
+            few = 0 < height * width <= MAX_PIXELS
+            return marker in _FRAMES and data[at + 4] == 8 and data[at + 9] in (1, 3) and few
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+@lru_cache(maxsize=1)
+def require_cv2() -> Any:
+    """OpenCV's module, on one thread: the loader's workers share the cores.
+
+    Raises:
+        InputError: it is not installed, or is too old.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            "augmentation.engine cv2 needs OpenCV, which is not installed: pip install opencv-python-headless, or "
+            "choose the engine pil or tensor"
+        ) from error
+    module: Any = cv2
+    if not hasattr(module, "IMREAD_COLOR_RGB"):
+        raise InputError(f"augmentation.engine cv2 needs OpenCV 4.11 or newer, and this is {module.__version__}")
+    module.setNumThreads(0)
+    return module
 
 
 class PathList(Sequence[Path]):

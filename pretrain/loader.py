@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from torchvision.transforms import functional as TF
 
 from pretrain import distributed
-from pretrain.augment import PilCrops, PilViews, seeded_views, worker_views
+from pretrain.augment import WorkerViews, seeded_views, worker_views
+from pretrain.augment_cv2 import normalise_pixels
 from pretrain.augment_tensor import BatchedViews
-from pretrain.data import Files, Shards, read_members, read_rgb, require_batch
+from pretrain.data import Files, Pixels, Shards, read_members, read_pixels, read_rgb, require_batch, require_cv2
 from pretrain.mechanism import Batch
 from pretrain.recipe import Recipe
 from results.errors import InputError
@@ -48,7 +49,7 @@ class Loader:
     """Batches for every pass over the data, this rank's share of each. Over files, workers live through all passes.
 
     The incomplete last batch of a pass is dropped, as in the reference. The tensor engine advances `generator` with
-    every batch; with PIL nothing but (seed, pass) decides.
+    every batch; with PIL and OpenCV nothing but (seed, pass) decides.
 
     Args:
         generator: of the tensor engine, on the device of the batches.
@@ -61,7 +62,7 @@ class Loader:
 
     Raises:
         InputError: too few images, a batch that does not split over the ranks, stored_size with shards, or,
-            while images are read, too many that cannot be.
+            a missing OpenCV for its engine, or, while images are read, too many that cannot be.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Loader:
                 "multiple of their number"
             )
         self.recipe, self.images, self.device, self.workers = recipe, images, device, workers
-        self.views, self.max_unreadable = recipe.views, max_unreadable
+        self.views, self.max_unreadable, self.engine = recipe.views, max_unreadable, recipe.augmentation.engine
+        if self.engine == "cv2":
+            require_cv2()
         self.unreadable: set[int] = set()
         self.arrived: Callable[[], None] = _nothing
         self.steps = len(images) // recipe.batch_size  # per pass
@@ -115,7 +118,7 @@ class Loader:
         elif self.stored is not None:
             yield from self._from_memory(self.stored, number, first_step)
         else:
-            items = _Views(self.images, worker_views(self.recipe), self.recipe.seed)
+            items = _Views(self.images, worker_views(self.recipe), self.recipe)
             yield from self._from_workers(self._workers(items, batch_sampler=self._requests(number, first_step)))
 
     def _workers(self, items: Dataset[Item], workers: int | None = None, **settings: Any) -> DataLoader[Item]:
@@ -165,8 +168,10 @@ class Loader:
             for asked, used, _ in each:
                 self.count_unreadable(set(asked[asked != used].tolist()))
             views = (self._on_device([made[view] for _, _, made in each]) for view in range(self.views))
-            if self.recipe.augmentation.engine == "tensor":
+            if self.engine == "tensor":
                 views = (self.batched.recoloured(view) for view in views)
+            elif self.engine == "cv2":
+                views = (normalise_pixels(view, self.batched.mean, self.batched.std) for view in views)
             yield Batch(tuple(map(_laid_out, views)), self._on_device([used for _, used, _ in each]))
 
     def _on_device(self, parts: list[Tensor]) -> Tensor:
@@ -207,15 +212,18 @@ def _laid_out(view: Tensor) -> Tensor:
     return view.contiguous(memory_format=torch.channels_last)
 
 
-def _read_or_next(files: Files, number: int) -> tuple[int, Image.Image]:
-    """Image `number`, or the next one that can be read; and its number.
+Read = TypeVar("Read", Image.Image, Image.Image | Pixels)
+
+
+def _read_or_next(files: Files, read: Callable[[Path], Read], number: int) -> tuple[int, Read]:
+    """The number and the pixels of image `number`, or of the next one that can be read.
 
     Raises:
         InputError: none of a hundred can be read.
     """
     for tried in range(number, number + 100):
         try:
-            return tried % len(files), files.read(files.paths[tried % len(files)])
+            return tried % len(files), read(files.paths[tried % len(files)])
         except InputError as error:
             fault = error
     raise fault
@@ -231,7 +239,7 @@ class _Stored(Dataset[tuple[int, int, Tensor]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[int, int, Tensor]:
-        used, image = _read_or_next(self.files, index)
+        used, image = _read_or_next(self.files, self.files.read, index)
         square = TF.center_crop(TF.resize(image, self.size), [self.size, self.size])
         return index, used, TF.pil_to_tensor(square)
 
@@ -239,12 +247,15 @@ class _Stored(Dataset[tuple[int, int, Tensor]]):
 class _Views(Dataset[Item]):
     """Items by (pass, image)."""
 
-    def __init__(self, files: Files, work: PilViews | PilCrops, seed: int) -> None:
-        self.files, self.work, self.seed = files, work, seed
+    def __init__(self, files: Files, work: WorkerViews, recipe: Recipe) -> None:
+        self.files, self.work, self.seed = files, work, recipe.seed
+        self.read: Callable[[Path], Image.Image | Pixels] = files.read
+        if recipe.augmentation.engine == "cv2" and files.read is read_rgb:
+            self.read = read_pixels
 
     def __getitem__(self, request: tuple[int, int]) -> Item:
         number, index = request
-        used, image = _read_or_next(self.files, index)
+        used, image = _read_or_next(self.files, self.read, index)
         return index, used, seeded_views(self.work, image, self.seed, number, index)
 
 
@@ -260,7 +271,7 @@ class _ShardStream(IterableDataset[Item]):
     def __init__(
         self,
         shards: Shards,
-        work: PilViews | PilCrops,
+        work: WorkerViews,
         recipe: Recipe,
         streams: int,
         number: int,
@@ -269,6 +280,7 @@ class _ShardStream(IterableDataset[Item]):
     ) -> None:
         self.shards, self.work, self.recipe, self.number = shards, work, recipe, number
         self.first_step, self.steps, self.streams = first_step, steps, streams
+        self.read = read_pixels if recipe.augmentation.engine == "cv2" else read_rgb
         self.images = recipe.batch_size // streams  # of each stream in a step
         self.own = range(streams)[distributed.own_slice(streams)]  # workers cannot ask
         self.starts = [0, *torch.tensor(shards.counts).cumsum(0).tolist()]
@@ -295,7 +307,7 @@ class _ShardStream(IterableDataset[Item]):
                 waiting.append(number)
                 left -= 1
             try:
-                image = read_rgb(data, name)
+                image = self.read(data, name)
             except InputError:
                 if len(waiting) > 100:  # as `_read_or_next`
                     raise

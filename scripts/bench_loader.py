@@ -23,7 +23,7 @@ class BenchLoader:
     """as for `python -m pretrain`"""
     recipe: str = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     """name in pretrain/recipes, or a .toml file"""
-    engine: Literal["pil", "tensor"] | None = None
+    engine: Literal["pil", "cv2", "tensor"] | None = None
     """augmentation engine; the recipe's by default"""
     batch: int = 32
     """images per batch of this one process"""
@@ -50,7 +50,7 @@ def _measure(options: BenchLoader) -> str:
     recipe = load_recipe(options.recipe)
     engine = options.engine or recipe.augmentation.engine
     augmentation = {**recipe.augmentation.model_dump(), "engine": engine}
-    if engine == "pil":
+    if engine != "tensor":
         augmentation["stored_size"] = None
     # The model's fields do not matter to the loader, but must go together.
     recipe = recipe.changed(

@@ -65,10 +65,12 @@ def levels(batch: Batch) -> list[list[int]]:
     return [(view.mean(dim=(1, 2, 3)) * 255).round().int().tolist() for view in batch.views]
 
 
-@pytest.mark.parametrize("engine", ["pil", "tensor"])
+@pytest.mark.parametrize("engine", ["pil", "tensor", "cv2"])
 @pytest.mark.parametrize("kind", ["files", "tars"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_are_of_the_image_that_the_index_names(folder: Path, engine: str, kind: str, workers: int) -> None:
+    if engine == "cv2":
+        pytest.importorskip("cv2")
     loader = loader_of(find_images(folder / kind), recipe_of(engine), workers)
     assert loader.steps == 5
     batches = list(loader.epoch(0))

@@ -216,7 +216,7 @@ def test_large_seeds_work_in_every_engine(images: Path, tmp_path: Path) -> None:
         assert run(images, tmp_path / name, "--epochs", "1", "--seed", str(2**32 - 1), *flags) == 0
 
 
-@pytest.mark.parametrize("engine", ["stored", "pil", "shards"])
+@pytest.mark.parametrize("engine", ["stored", "pil", "cv2", "shards"])
 def test_unreadable_images_are_skipped_counted_and_listed(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], engine: str
 ) -> None:
@@ -232,6 +232,9 @@ def test_unreadable_images_are_skipped_counted_and_listed(
             for path in sorted(folder.iterdir()):
                 tar.add(path, path.name)
     flags = ["--epochs", "2"] if engine == "stored" else ["--epochs", "2", *PIL]
+    if engine == "cv2":
+        pytest.importorskip("cv2")
+        flags += ["--augmentation.engine", "cv2"]
     assert run(data, tmp_path / "out", *flags) == 2
     message = one_line(capsys.readouterr().err)
     assert "of 33 images cannot be read, more than --max-unreadable 0.01 allows" in message
