@@ -38,8 +38,16 @@ StoredFormat = Literal["fp32", "fp16", "bf16"]
 Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
 Outputs = Mapping[str, "tuple[str, Pooling | None]"]  # feature key -> encoder output, pooling of its maps or None
 FEATURE_MAPS = ("feature1", "feature2", "feature3", "feature4", "feature5")  # encoder outputs at strides 2 to 32
-TOKEN_MAPS = ("patches", "patches4")  # maps of a ViT's patch tokens: of the last block, and of the last four together
-TOKEN_VECTORS = ("cls", "cls_last4", "patch_mean")  # what else a ViT's tokens give, one vector per image
+# Maps of a ViT's patch tokens: of the last block, of the last four together, and without the final norm of the last
+# block and of the last ones of each quarter of the depth.
+TOKEN_MAPS = ("patches", "patches4", "patches_raw", "patches_even4")
+TOKEN_VECTORS = (
+    "cls",
+    "cls_last4",
+    "cls_raw",
+    "cls_even4",
+    "patch_mean",
+)  # what else a ViT's tokens give, one vector per image
 
 
 class NotApplicableError(InputError):

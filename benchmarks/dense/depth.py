@@ -11,7 +11,7 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.dense.masks import held_out_images, map_outputs
 from benchmarks.dense.params import HeadParams
-from benchmarks.dense.patches import MAPS
+from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.dense.scores import DEPTH_COLUMNS, add_depth
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.labels import require_images
@@ -37,7 +37,7 @@ class DepthParams(HeadParams):
         flip_test: average the depth of a test image and of its mirror image.
         scored_low, scored_high: metres between which a pixel's true depth is scored, and to which depth is clamped.
         published: the rate of the source, whose head has columns of its own.
-        heldout, stride: see the linear segmentation.
+        heldout, stride, layers: see the linear segmentation.
     """
 
     low: Positive = 1e-3
@@ -59,6 +59,8 @@ class DepthParams(HeadParams):
     evaluate_every: int = Field(gt=0)
     heldout: float = Field(0.05, gt=0, lt=1)
     stride: int = Field(16, gt=0)
+    # Left out of the JSON at its default, so that older records keep their hashes.
+    layers: Layers = Field("last", exclude_if=lambda value: value == "last")
 
     def columns(self) -> tuple[str, ...]:
         """Each error of the chosen head, of the published rate's, and of the best on test."""
@@ -71,6 +73,8 @@ DINOV3 = DepthParams(
     iterations=38_400, batch_size=16, high=10.0, published=3e-4, evaluate_every=38_400,
 )  # fmt: skip
 DINOV2_HEAD = DINOV3.changed(high=80.0, norm=False, class_token=True, upsample=4)
+DINOV2_LINEAR1 = DINOV2_HEAD.changed(layers="last_raw")
+DINOV2_LINEAR4 = DINOV2_HEAD.changed(layers="even4_raw")
 DEMO = DINOV3.changed(
     rates=(3e-4, 1e-3, 3e-3), crop=(96, 96), iterations=150, warmup=30, batch_size=8, heldout=0.15, evaluate_every=150,
 )  # fmt: skip
@@ -121,6 +125,23 @@ PROTOCOLS = (
             "not in its repository. The source takes tokens before the final norm, here they are after it",
         ),
     ),
+    *(
+        _protocol(
+            f"dinov2_linear{blocks}",
+            params,
+            Source(
+                repository="this project",
+                note=f"the head and the features of facebookresearch/dinov2@b8931f7 (hub/depthers.py, layers={blocks}: "
+                f"{features} without the final norm, class token appended, bins up to 80 m, no batch norm, maps "
+                "enlarged four times) under the training of nyu_depth_linear.dinov3@1; its own is not in its "
+                "repository",
+            ),
+        )
+        for blocks, params, features in (
+            (1, DINOV2_LINEAR1, "the last block"),
+            (4, DINOV2_LINEAR4, "the last block of each quarter of the depth, or 4, 11, 17 and 23 of 24,"),
+        )
+    ),
     _protocol(
         "demo",
         DEMO,
@@ -145,7 +166,7 @@ class LinearDepth(ImageTask[DepthParams]):
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, or the map of a stage."""
-        return map_outputs(MAPS)
+        return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError where an image has no depth map, or a split no image."""
@@ -169,7 +190,7 @@ class LinearDepth(ImageTask[DepthParams]):
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop[0], params.stride, pad=params.pad)
+        output, channels = choose_map(encoder, params.crop[0], params.stride, pad=params.pad, layers=params.layers)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
         problem = LinearDepthProblem(params, train, test, held, options)
         data = [fingerprint(train), fingerprint(test)]

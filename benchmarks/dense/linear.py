@@ -11,9 +11,10 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.dense.masks import MaskFormat, held_out_images, map_outputs, require_masks
 from benchmarks.dense.params import HeadParams, SegmentationViews
-from benchmarks.dense.patches import MAPS
+from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.dense.scores import add_segmentation
 from benchmarks.task import ImageTask, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.params import Positive
 from results.schema import Geometry, Protocol, Source, canonical_sha256
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class LinearSegParams(HeadParams, SegmentationViews):
         evaluate_every: iterations between evaluations on the test images.
         heldout: fraction of the training images that the rate is chosen on.
         stride: of the map, where the encoder has stages: the deepest one that is no coarser.
+        layers: of a ViT. `last` is the last block after the final norm, `last4` the last four, each after the final
+            norm, together; `last_raw` is the last block without a norm, `even4_raw` the last ones of each quarter of
+            the depth without a norm, together, with DINOv2's exception for 24 blocks.
+        test_ratios: of the short side of a test image; probabilities are averaged over these sizes.
+        flip_test: average the probabilities of an image and of its mirror image too.
     """
 
     published: float
@@ -36,6 +42,10 @@ class LinearSegParams(HeadParams, SegmentationViews):
     evaluate_every: int = Field(gt=0)
     heldout: float = Field(0.05, gt=0, lt=1)
     stride: int = Field(16, gt=0)
+    # Left out of the JSON at its default, so that older records keep their hashes.
+    layers: Layers = Field("last", exclude_if=lambda value: value == "last")
+    test_ratios: tuple[Positive, ...] = Field((1.0,), min_length=1, exclude_if=lambda value: value == (1.0,))
+    flip_test: bool = Field(False, exclude_if=lambda value: value is False)
 
     def columns(self) -> tuple[str, ...]:
         """The published column stands only where its rate is in the grid."""
@@ -47,6 +57,10 @@ _GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DINOV2 = LinearSegParams(
     rates=_GRID, decay=1e-4, warmup=1500, schedule="poly", iterations=40_000, batch_size=16, hue=18 / 180, pad=True,
     published=1e-3, best_on_test=False, evaluate_every=10_000,
+)  # fmt: skip
+DINOV2_MS = DINOV2.changed(
+    short_side=640, crop=640, ratio=(1.0, 3.0), window_stride=427, layers="last4",
+    test_ratios=(1.0, 1.32, 1.73, 2.28, 3.0), flip_test=True,
 )  # fmt: skip
 DINOV3 = LinearSegParams(
     rates=_GRID, decay=1e-3, warmup=1500, schedule="cosine", iterations=40_000, batch_size=16, hue=0.5, dropout=0.1,
@@ -67,6 +81,14 @@ _DINOV2_SOURCE = Source(
     note="linear segmentation head on ADE20K; training settings as in a third party's copy of the configuration that "
     "the notebook downloads (BrianPulfer/robustness-tokens@b1af51e); hue 18 of 180 is mmsegmentation's default. Patch "
     f"tokens of the last block, padded to whole patches. {_OWN}",
+)
+_DINOV2_MS_SOURCE = Source(
+    repository="facebookresearch/dinov2",
+    revision="b8931f7",
+    note="multi-scale evaluation as in a third party's edit of its configuration: short side and crop 640, views of 1 "
+    "to 3 times that, five test sizes and mirror images, of which the notebook keeps three sizes; probabilities are "
+    "averaged as in mmsegmentation. The rest as ade20k_seg_linear.dinov2@1. Reading the last four blocks together and "
+    f"the stride of the windows are this project's own: the head's settings were not at hand. {_OWN}",
 )
 _DINOV3_SOURCE = Source(
     repository="facebookresearch/dinov3",
@@ -101,6 +123,7 @@ def _own(dataset: str, variant: str, params: LinearSegParams) -> Protocol:
 
 PROTOCOLS = (
     _protocol("ade20k", "dinov2", DINOV2, _DINOV2_SOURCE),
+    _protocol("ade20k", "dinov2_ms", DINOV2_MS, _DINOV2_MS_SOURCE),
     _protocol("ade20k", "dinov3", DINOV3, _DINOV3_SOURCE),
     _own("voc12aug", "dinov2", DINOV2),
     _own("voc12aug", "dinov3", DINOV3),
@@ -122,7 +145,7 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, or the map of a stage."""
-        return map_outputs(MAPS)
+        return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError where an image has no mask of classes, or the splits differ in their classes."""
@@ -140,7 +163,7 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         from benchmarks.dense.training import choices, choose_map, train_heads
 
         params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop, params.stride, pad=params.pad)
+        output, channels = choose_map(encoder, params.crop, params.stride, pad=params.pad, layers=params.layers)
         kept, held = held_out_images(len(train), params.heldout, options.seed)
         style = MaskFormat.of(protocol.dataset, train)
         problem = LinearSegmentationProblem(params, style, train, test, held, options)

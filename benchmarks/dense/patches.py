@@ -24,9 +24,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAPS = ("patches", "feature5", "feature4")  # encoder outputs, the one that is preferred first
+# Which blocks of a ViT heads read: the map of its patch tokens, and its class token.
+LAYERS = {
+    "last": ("patches", "cls"), "last4": ("patches4", "cls_last4"), "last_raw": ("patches_raw", "cls_raw"),
+    "even4_raw": ("patches_even4", "cls_even4"),
+}  # fmt: skip
+Layers = Literal["last", "last4", "last_raw", "even4_raw"]
 MEAN = " mean"  # ending of the key of a map's global average, whose width is the map's number of channels
 IN_MEMORY = 4 * 2**30  # bytes of changed rows; more lie in a temporary file
 COPIED_ROWS = 4096
+
+
+def maps_of(layers: Layers) -> tuple[str, ...]:
+    """Encoder outputs that heads can sit on, the one that is preferred first. Stages stand in for the last block."""
+    return MAPS if layers == "last" else LAYERS[layers][:1]
 
 
 class PatchParams(Params):

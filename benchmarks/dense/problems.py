@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torchvision.transforms import functional as TF
 from benchmarks.datasets.images import decode
 from benchmarks.datasets.nyu import read_depth
 from benchmarks.dense.masks import VOID, MaskFormat
-from benchmarks.dense.patches import best_class, mask_sheet
+from benchmarks.dense.patches import LAYERS, best_class, mask_sheet
 from benchmarks.dense.scores import areas, depth_errors, mean_iou, scored_depth
 from benchmarks.dense.views import View, masked_view, padded, short_side_size, windows
 from benchmarks.encoders.encoder import Encoder
@@ -41,14 +42,14 @@ class HeadsProblem(ABC):
         outputs: numbers per position of the map.
         images: the training images.
         norm: whether the heads have a batch norm.
-        class_token: whether the class token is appended to every position.
+        class_token: the output that is appended to every position, if one is.
         pad: whether images are padded to whole patches of a ViT.
     """
 
     outputs: int
     images: int
     norm: bool = True
-    class_token: bool = False
+    class_token: str | None = None
     pad: bool = False
 
     @abstractmethod
@@ -79,13 +80,13 @@ class HeadsModel:
 
     def maps(self, x: Tensor) -> Tensor:
         """The maps (N, C, h, w) that the heads read of normalised images."""
-        names = {self.output, "cls"} if self.problem.class_token else {self.output}
+        names = {self.output, self.problem.class_token or self.output}
         if self.problem.pad:
             x = padded(x, self.encoder.card.patch_size or 1)
         found = self.encoder.outputs(x, names)
         maps = found[self.output].float()
         if self.problem.class_token:
-            token = found["cls"].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+            token = found[self.problem.class_token].float()[:, :, None, None].expand(-1, -1, *maps.shape[2:])
             maps = torch.cat([maps, token], 1)
         return maps
 
@@ -174,14 +175,37 @@ class LinearSegmentationProblem(HeadsProblem):
         return mean_iou(found)
 
     def predicted(self, model: HeadsModel, image: Path, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-        """Of each head, the mask (H, W) of an image: windows averaged, then interpolated to the size of its mask."""
-        picture = decode(image)
-        width, height = short_side_size(picture.size, self.params.short_side)
+        """Of each head, the mask (H, W) of an image.
+
+        Windows are averaged, then interpolated to the size of the mask. Of several sizes or mirror images, the
+        probabilities are averaged.
+        """
+        picture, params = decode(image), self.params
+        passes = [(ratio, mirrored) for ratio in params.test_ratios for mirrored in ((False, True) if params.flip_test
+                                                                                     else (False,))]  # fmt: skip
+        sums: list[Tensor] = []
+        for ratio, mirrored in passes:
+            for head, logits in enumerate(self._logits(model, picture, int(params.short_side * ratio), mirrored, size)):
+                if len(passes) == 1:
+                    sums.append(best_class(logits))
+                    continue
+                found = (logits.flip(3) if mirrored else logits).softmax(1)
+                if head < len(sums):
+                    sums[head] += found
+                else:
+                    sums.append(found)
+        best = sums if len(passes) == 1 else [best_class(each) for each in sums]
+        return [(each[0].cpu().numpy() + self.style.first).astype(np.uint8) for each in best]
+
+    def _logits(
+        self, model: HeadsModel, picture: Image.Image, short_side: int, mirrored: bool, size: tuple[int, ...]
+    ) -> Iterator[Tensor]:
+        """(1, K, H, W) of each head, of the mirror image where asked for."""
+        width, height = short_side_size(picture.size, short_side)
         pixels = TF.pil_to_tensor(TF.resize(picture, [height, width], TF.InterpolationMode.BILINEAR))
-        x = model.encoder.normalise(pixels[None])
+        x = model.encoder.normalise((pixels.flip(2) if mirrored else pixels)[None])
         cuts = list(windows(height, width, self.params.crop, self.params.window_stride))
         logits = [model.logits(x[:, :, rows, columns])[:, 0] for rows, columns in cuts]
-        masks = []
         for head in range(len(logits[0])):
             total = torch.zeros(self.outputs, height, width, device=x.device)
             count = torch.zeros(height, width, device=x.device)
@@ -191,9 +215,7 @@ class LinearSegmentationProblem(HeadsProblem):
                     0
                 ]
                 count[rows, columns] += 1
-            whole = F.interpolate((total / count)[None], tuple(size), mode="bilinear", align_corners=False)
-            masks.append((best_class(whole)[0].cpu().numpy() + self.style.first).astype(np.uint8))
-        return masks
+            yield F.interpolate((total / count)[None], tuple(size), mode="bilinear", align_corners=False)
 
     def sheet(self, model: HeadsModel, head: int) -> dict[str, bytes]:
         """A picture of a few test images with the masks of one head."""
@@ -221,7 +243,8 @@ class LinearDepthProblem(HeadsProblem):
         self.params, self.train, self.test, self.options = params, train, test, options
         self.held = train.rows(held)
         self.outputs, self.images = BINS, len(train)
-        self.norm, self.class_token, self.pad = params.norm, params.class_token, params.pad
+        self.norm, self.pad = params.norm, params.pad
+        self.class_token = LAYERS[params.layers][1] if params.class_token else None
 
     def view(self, index: int, rng: np.random.Generator) -> View:
         depth = read_depth(self.train.annotations[index])

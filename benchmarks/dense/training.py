@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
-from benchmarks.dense.patches import MAPS
+from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
 from benchmarks.dense.views import View, padded, padded_input
 from benchmarks.encoders.encoder import Encoder
@@ -33,7 +33,7 @@ log = logging.getLogger("benchmarks")
 SAVE_EVERY = 1000  # iterations between states that a killed run continues from
 
 
-def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[str, int]:
+def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool, layers: Layers = "last") -> tuple[str, int]:
     """The output that heads sit on and its channels: patch tokens, or the deepest stage of at most this stride.
 
     Raises:
@@ -42,7 +42,7 @@ def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[
     blank = encoder.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8))
     if pad:
         blank = padded(blank, encoder.card.patch_size or 1)
-    for name in MAPS:
+    for name in maps_of(layers):
         if encoder.has(name):
             try:
                 found = encoder.outputs(blank, {name})[name]
@@ -51,8 +51,13 @@ def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool) -> tuple[
                     f"{encoder.card.name} cannot take {side} pixels ({' '.join(str(error).split())[:120]}); set crop "
                     "to a multiple of its patch size, or pad=true"
                 ) from error
-            if name == "patches" or found.shape[-1] * stride >= side:
+            if name.startswith("patches") or found.shape[-1] * stride >= side:
                 return name, found.shape[1]
+    if layers != "last":
+        raise InputError(
+            f"{encoder.card.name} has no {maps_of(layers)[0]}, which this protocol reads: it needs a vision "
+            "transformer with four blocks; choose another encoder, or --set layers=last"
+        )
     raise InputError(
         f"{encoder.card.name} has no feature map of stride {stride} or finer; choose another encoder, or "
         "--set stride=32"
@@ -112,7 +117,7 @@ def train_heads(
         raise InputError("dense heads train in a single process: start the command without torchrun")
     before = module_sha256(encoder.module)
     device = torch.device(options.device)
-    width = channels + (encoder_width(encoder) if problem.class_token else 0)
+    width = channels + (encoder_width(encoder, problem.class_token) if problem.class_token else 0)
     bank = head_bank(width, problem.outputs, len(params.rates), options.seed, norm=problem.norm).to(device)
     optimiser = BankAdamW(
         bank, params.rates, [params.decay] * len(params.rates), betas=params.betas, clip=params.clip, spare_norms=False
@@ -183,16 +188,16 @@ def _train(
         raise distributed.Stopped(path)
 
 
-def encoder_width(encoder: Encoder) -> int:
+def encoder_width(encoder: Encoder, output: str) -> int:
     """Channels of the class token.
 
     Raises:
         InputError: the encoder has none.
     """
-    if not encoder.has("cls"):
+    if not encoder.has(output):
         raise InputError(f"{encoder.card.name} has no class token, which this protocol needs; choose another encoder")
     blank = encoder.normalise(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
-    return int(encoder.outputs(blank, {"cls"})["cls"].shape[1])
+    return int(encoder.outputs(blank, {output})[output].shape[1])
 
 
 def _evaluate(model: HeadsModel, state: HeadsState, done: int, *, last: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.encoders.encoder import Encoder, fill, image_sizes
-from benchmarks.task import TOKEN_MAPS, InputError
+from benchmarks.task import InputError
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
 
@@ -146,7 +146,7 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
         raise InputError(f"{source} is CAPI's encoder, which has no class token; choose --facts embed=mean")
     module = _build(tensors, source)
     four = len(module.encoder["blocks"]) >= LAST_BLOCKS  # type: ignore[arg-type]
-    names = tuple(name for name in (*TOKEN_MAPS, "patch_mean", "embed") if four or name != "patches4")
+    names = tuple(name for name in ("patches", "patches4", "patch_mean", "embed") if four or name != "patches4")
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         maps = module.maps(images, LAST_BLOCKS if "patches4" in names else 1)

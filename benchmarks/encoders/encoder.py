@@ -33,7 +33,8 @@ class Encoder:
             projection of it. A ViT has, each after its final norm, if it has one, and without class and register
             tokens, patches (N, D, H/p, W/p) of the last block, patches4 (N, 4D, H/p, W/p) of the last four, the
             earliest first, and patch_mean (N, D) of the last; with a class token also cls (N, D) and cls_last4
-            (N, 4D).
+            (N, 4D). Those of timm also have patches_raw and cls_raw, of the last block without the norm, and
+            patches_even4 and cls_even4, of the last block of each quarter of the depth without it.
         freeze: put the module into eval mode for good. Without it, the module is the caller's: it is frozen only
             inside `borrowed`.
     """

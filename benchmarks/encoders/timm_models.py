@@ -25,6 +25,7 @@ from results.schema import Architecture, EncoderCard
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
+WITHOUT_NORM = frozenset({"patches_raw", "cls_raw", "patches_even4", "cls_even4"})
 LAST_BLOCKS = 4  # of patches4 and cls_last4, as DINOv2's linear evaluation reads them
 
 PERIODS = "rope_embed.periods"  # of DINOv3: computed, and also in its files
@@ -468,13 +469,42 @@ def token_outputs(model: Any) -> tuple[str, ...]:
     if not isinstance(model, VisionTransformer | Eva | Beit):
         return ()
     four, has_class_token = len(model.blocks) >= LAST_BLOCKS, getattr(model, "cls_token", None) is not None
-    lacking = set() if four else {"patches4", "cls_last4"}
-    lacking |= set() if has_class_token else {"cls", "cls_last4"}
+    lacking = set() if four else {"patches4", "cls_last4", "patches_even4", "cls_even4"}
+    lacking |= set() if has_class_token else {"cls", "cls_last4", "cls_raw", "cls_even4"}
     return tuple(name for name in (*TOKEN_MAPS, *TOKEN_VECTORS) if name not in lacking)
 
 
-def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """All tokens after the final norm, for the model's head, and the outputs of `token_outputs` among `names`."""
+def even_blocks(depth: int) -> tuple[int, ...]:
+    """The last block of each quarter of the depth, from 0, with DINOv2's exception for 24 blocks (hub/depthers.py)."""
+    return (4, 11, 17, 23) if depth == 24 else tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+
+
+def _without_norm(model: Any, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """The outputs of `WITHOUT_NORM` among `names`."""
+    tokens, depth = getattr(model, "summary_tokens", 1), len(model.blocks)
+    several = {"patches_even4", "cls_even4"} & set(names)
+    blocks = model.forward_intermediates(
+        images, indices=list(even_blocks(depth)) if several else 1, norm=False, intermediates_only=True,
+        return_prefix_tokens=model.num_prefix_tokens > 0,
+    )  # fmt: skip
+    maps, prefixes = zip(*blocks, strict=True) if model.num_prefix_tokens else (blocks, ())
+    found = {
+        "patches_raw": lambda: maps[-1],
+        "patches_even4": lambda: torch.cat(list(maps), 1),
+        "cls_raw": lambda: prefixes[-1][:, :tokens].flatten(1),
+        "cls_even4": lambda: torch.cat([prefix[:, :tokens].flatten(1) for prefix in prefixes], 1),
+    }
+    return {name: compute() for name, compute in found.items() if name in names}
+
+
+def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """All tokens after the final norm, for the model's head, and the outputs of `token_outputs` among `names`.
+
+    Without a name of anything after the norm, the first is None.
+    """
+    without = _without_norm(model, images, names) if WITHOUT_NORM & set(names) else {}
+    if set(names) <= WITHOUT_NORM:
+        return None, without
     tokens = getattr(model, "summary_tokens", 1)
     several = LAST_BLOCKS if {"patches4", "cls_last4"} & set(names) else 1
     last, blocks = model.forward_intermediates(
@@ -488,7 +518,7 @@ def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor,
         "cls": lambda: prefixes[-1][:, :tokens].flatten(1),
         "cls_last4": lambda: torch.cat([prefix[:, :tokens].flatten(1) for prefix in prefixes], 1),
     }
-    return last, {name: compute() for name, compute in found.items() if name in names}
+    return last, without | {name: compute() for name, compute in found.items() if name in names}
 
 
 _TOKENS_OF_EMBED = {"cls": ("cls",), "mean": ("patch_mean",), "cls+mean": ("cls", "patch_mean")}

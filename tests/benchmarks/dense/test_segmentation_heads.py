@@ -16,9 +16,11 @@ from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
 from benchmarks.dense.depth import LinearDepth
 from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
-from benchmarks.dense.masks import VOID
+from benchmarks.dense.masks import VOID, MaskFormat
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.problems import (
+    HeadsModel,
+    LinearSegmentationProblem,
     backward_pixels,
     depth_of,
     depth_view,
@@ -32,10 +34,11 @@ from benchmarks.dense.training import choose_map
 from benchmarks.dense.views import masked_view, padded, short_side_size, windows
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
+from benchmarks.encoders.timm_models import even_blocks
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.linear_heads import BankAdamW
 from benchmarks.task import InputError, RunOptions
-from results.schema import Protocol
+from results.schema import Architecture, EncoderCard, Protocol
 
 
 def options(folder: Path) -> RunOptions:
@@ -287,6 +290,107 @@ def test_a_vit_with_patches_of_14_pixels_in_both_tasks(data: Path, tmp_path: Pat
     assert "bn.weight" not in outcome.tensors
     with pytest.raises(InputError, match="set crop to a multiple of its patch size, or pad=true"):
         choose_map(_unpadded(encoder), 64, 16, pad=False)
+
+
+def small_vit(depth: int = 8) -> Encoder:
+    import timm
+
+    from benchmarks.encoders.timm_models import _encoder
+
+    torch.manual_seed(0)
+    net = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, depth=depth, embed_dim=24, num_heads=3, patch_size=14, img_size=42,
+        dynamic_img_size=True, init_values=1.0, reg_tokens=2,
+    )  # fmt: skip
+    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name="timm:vit_tiny_patch16_224"))
+    return _encoder(card, net, None)
+
+
+def test_tokens_of_four_even_blocks_have_no_norm() -> None:
+    """As DINOv2's depth heads read them, against hooks on the blocks."""
+    assert [even_blocks(depth) for depth in (12, 24, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (9, 19, 29, 39)]
+    encoder, seen = small_vit(), []
+    module: Any = encoder.module
+    hooks = [block.register_forward_hook(lambda *found: seen.append(found[2])) for block in module.blocks]
+    x = torch.randn(2, 3, 28, 56)
+    with torch.no_grad():
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    found = encoder.outputs(x, {"patches_raw", "patches_even4", "cls_raw", "cls_even4"})
+    four = [seen[block] for block in (1, 3, 5, 7)]
+    maps = [tokens[:, 3:].mT.unflatten(2, (2, 4)) for tokens in four]
+    assert torch.equal(found["patches_even4"], torch.cat(maps, 1))
+    assert torch.equal(found["cls_even4"], torch.cat([tokens[:, 0] for tokens in four], 1))
+    assert torch.equal(found["patches_raw"], maps[-1])
+    assert torch.equal(found["cls_raw"], four[-1][:, 0])
+    after = encoder.outputs(x, {"patches", "patches_raw", "embed"})
+    with torch.no_grad():
+        normed = module.norm(after["patches_raw"].movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(after["patches"], normed)
+    assert torch.equal(after["embed"], encoder.outputs(x, {"embed"})["embed"])
+    assert not {"patches_even4", "cls_even4"} & small_vit(depth=3).names
+
+
+def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"iterations": 2, "evaluate_every": 2, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
+    read = find_dataset("nyu_depth", data).read
+    train, test = (read(split) for split in ("train", "test"))
+    for variant, width in (("dinov2_linear1", 2 * 24), ("dinov2_linear4", 8 * 24)):
+        small = find_protocol(f"nyu_depth_linear.{variant}@1").changed(crop=(64, 64), published=1e-3, **changes)
+        outcome = LinearDepth().run(small, small_vit(), train, test, tmp_path / variant, options(tmp_path))
+        assert outcome.tensors["weight"].shape == (256, width)
+        assert "bn.weight" not in outcome.tensors
+    with pytest.raises(InputError, match="has no patches_even4, which this protocol reads"):
+        LinearDepth().run(small, load_encoder("pixels"), train, test, tmp_path / "pixels", options(tmp_path))
+
+
+def test_dinov2s_multi_scale_evaluation_averages_probabilities(data: Path, tmp_path: Path) -> None:
+    read = find_dataset("ade20k", data).read
+    train, test = (read(split) for split in ("training", "validation"))
+    protocol = find_protocol("ade20k_seg_linear.dinov2_ms@1")
+    params = (
+        LinearSegmentation().params(protocol).changed(short_side=56, crop=56, window_stride=40, test_ratios=(1.0, 1.32))
+    )
+    encoder, style = small_vit(), MaskFormat.of("ade20k", train)
+    problem = LinearSegmentationProblem(params, style, train, test, np.arange(1), options(tmp_path))
+    assert choose_map(encoder, 56, 16, pad=True, layers="last4") == ("patches4", 4 * 24)
+    bank = head_bank(4 * 24, 13, 2, 0).eval()
+    with torch.no_grad():
+        bank.weight.normal_(0, 1.0, generator=torch.Generator().manual_seed(1))
+    model = HeadsModel(encoder, "patches4", bank, problem)
+    size = style.read(test.annotations[0]).shape
+    found = problem.predicted(model, test.paths[0], size)
+    image = Image.open(test.paths[0]).convert("RGB")
+    for head in range(2):
+        total = torch.zeros(1, 13, *size)
+        for short in (56, 73):  # int(56 * 1.32)
+            width, height = short_side_size(image.size, short)
+            small = image.resize((width, height), Image.Resampling.BILINEAR)
+            for mirrored in (False, True):
+                shown = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else small
+                x = encoder.normalise(torch.from_numpy(np.asarray(shown).copy()).permute(2, 0, 1)[None])
+                logits, count = torch.zeros(1, 13, height, width), torch.zeros(height, width)
+                for rows, columns in windows(height, width, 56, 40):
+                    window = padded(x[:, :, rows, columns], 14)
+                    maps = encoder.outputs(window, {"patches4"})["patches4"]
+                    with torch.no_grad():
+                        part = torch.einsum("kc,nchw->nkhw", bank.weight[head], maps / (1 + 1e-5) ** 0.5)
+                    shape = (rows.stop - rows.start, columns.stop - columns.start)
+                    logits[:, :, rows, columns] += F.interpolate(part, shape, mode="bilinear", align_corners=False)
+                    count[rows, columns] += 1
+                whole = F.interpolate(logits / count, size, mode="bilinear", align_corners=False).softmax(1)
+                total += whole.flip(3) if mirrored else whole
+        agree = (total.argmax(1)[0].numpy() + style.first) == found[head]
+        assert agree.mean() > 0.999  # ties of rounding
+    single = LinearSegmentationProblem(
+        params.changed(test_ratios=(1.0,), flip_test=False), style, train, test, np.arange(1), options(tmp_path)
+    )
+    assert (single.predicted(model, test.paths[0], size)[0] != found[0]).any()
+    for name, default in (("layers", "last"), ("test_ratios", (1.0,)), ("flip_test", False)):
+        assert name in protocol.params
+        assert name not in find_protocol("ade20k_seg_linear.dinov2@1").params
+        assert getattr(DINOV2, name) == default
 
 
 def _unpadded(encoder: Any) -> Any:

@@ -167,7 +167,7 @@ def test_tokens_of_the_last_blocks_are_those_of_a_plain_pass(name: str, tmp_path
 
 def test_a_shallow_vit_has_no_four_last_blocks() -> None:
     net = model("vit_tiny_patch16_224", num_classes=0, depth=3)
-    assert token_outputs(net) == ("patches", "cls", "patch_mean")
+    assert token_outputs(net) == ("patches", "patches_raw", "cls", "cls_raw", "patch_mean")
 
 
 def dino_table() -> list[tuple[str, str]]:
