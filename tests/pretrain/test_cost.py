@@ -14,13 +14,13 @@ from tests.processes import Program
 
 SCRIPT = """
 import json
-from pretrain.cost import measure
+from pretrain.cost import measure_cost
 from pretrain.recipe import Recipe
 from results.schema import Architecture
 recipe = Recipe(architecture=Architecture(name="resnet18"), augmentation={"crop": 32}, batch_size=32, queue_size=64)
-alone = measure(recipe, "cpu", 1).peak_gib
+alone = measure_cost(recipe, "cpu", 1).peak_gib
 ballast = b"x" * 2_000_000_000
-print(json.dumps([alone, measure(recipe, "cpu", 1).peak_gib]))
+print(json.dumps([alone, measure_cost(recipe, "cpu", 1).peak_gib]))
 """
 
 

@@ -149,13 +149,13 @@ def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(tmp_p
 def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     all_of = ["python", "-m", "benchmarks", "all", "--data", "/data"]
     commands = [[*all_of, "--encoder", f"runs/{name}.pth", "--only", "knn.mmselfsup@1"] for name in "abcde"]
-    two = submit._jobs(submit.Options(folder=tmp_path, pack=2), commands)
+    two = submit._jobs(submit.SubmitOptions(folder=tmp_path, pack=2), commands)
     assert [(job.name, len(job.commands)) for job in two] == [
         ("a, knn.mmselfsup@1 and 1 more", 2), ("c, knn.mmselfsup@1 and 1 more", 2), ("e, knn.mmselfsup@1", 1),
     ]  # fmt: skip
-    assert [job.name for job in submit._jobs(submit.Options(folder=tmp_path, name="mine"), commands[:1])] == ["mine"]
+    assert [job.name for job in submit._jobs(submit.SubmitOptions(folder=tmp_path, name="mine"), commands[:1])] == ["mine"]
     monkeypatch.setattr(submit, "_max_array_size", lambda: 4)
-    on_slurm = submit.Options(cluster="slurm", folder=tmp_path)
+    on_slurm = submit.SubmitOptions(cluster="slurm", folder=tmp_path)
     assert [len(job.commands) for job in submit._jobs(on_slurm, commands)] == [2, 2, 1]
     (pretraining,) = submit._jobs(on_slurm, [["python", "-m", "pretrain", "--recipe", "my/recipe.toml"]])
     assert pretraining.name == "pretrain, recipe"
