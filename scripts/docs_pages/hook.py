@@ -34,7 +34,7 @@ class Site:
 
     def __init__(self) -> None:
         self.protocols = benchmark_tables.ProtocolPages()
-        self.pictures = figures.Pictures()
+        self.pictures = figures.DocsFigures()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
             *(

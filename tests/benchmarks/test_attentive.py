@@ -155,7 +155,7 @@ def test_own_data_need_one_pass_for_both(linear: str, attentive: str) -> None:
 
 
 def test_a_width_that_cannot_be_parted_is_refused(data: tuple[Labels, Labels], tmp_path: Path) -> None:
-    with pytest.raises(NotApplicableError, match=r"queries=4 does not divide the 6 channels; add --set queries=3"):
+    with pytest.raises(NotApplicableError, match=r"the 6 channels of patches; add --set queries=3"):
         Attentive().run(protocol(SMALL.changed(queries=4)), MapEncoder("patches"), *data, tmp_path, OPTIONS)
 
 

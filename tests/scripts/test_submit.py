@@ -153,7 +153,9 @@ def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.
     assert [(job.name, len(job.commands)) for job in two] == [
         ("a, knn.mmselfsup@1 and 1 more", 2), ("c, knn.mmselfsup@1 and 1 more", 2), ("e, knn.mmselfsup@1", 1),
     ]  # fmt: skip
-    assert [job.name for job in submit._jobs(submit.SubmitOptions(folder=tmp_path, name="mine"), commands[:1])] == ["mine"]
+    assert [job.name for job in submit._jobs(submit.SubmitOptions(folder=tmp_path, name="mine"), commands[:1])] == [
+        "mine"
+    ]
     monkeypatch.setattr(submit, "_max_array_size", lambda: 4)
     on_slurm = submit.SubmitOptions(cluster="slurm", folder=tmp_path)
     assert [len(job.commands) for job in submit._jobs(on_slurm, commands)] == [2, 2, 1]
