@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.datasets.images import decode
-from pretrain.data import Files, Shards, count_images, find_images, read_rgb, seem_sorted_by_class
+from pretrain.data import Files, PathList, Shards, count_images, find_images, read_rgb, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.recipe import load_recipe
 from results.errors import InputError
@@ -236,3 +237,22 @@ def test_shards_that_are_sorted_by_class_are_noticed(names: tuple[str, ...], exp
                 tar.addfile(tarfile.TarInfo(name.format(10 * number + image)))
     shards = Shards((str(tmp_path / "0.tar"), str(tmp_path / "1.tar")), (3, 3))
     assert seem_sorted_by_class(shards) is expected
+
+
+def test_a_list_of_paths_is_one_buffer(tmp_path: Path) -> None:
+    names = [f"class {number % 3}/ä{number}.jpg" for number in range(1000)]
+    paths = PathList(tmp_path, names)
+    assert paths == tuple(tmp_path / name for name in names)
+    assert paths[-1] == tmp_path / names[-1]
+    assert paths[10:13] == tuple(tmp_path / name for name in names[10:13])
+    with pytest.raises(IndexError):
+        paths[1000]
+    # What a worker gets: the names and 8 bytes each. Pickled Paths take several times as much.
+    assert len(pickle.dumps(paths)) < sum(len(name.encode()) + 1 for name in names) + 8 * len(names) + 1000
+    assert pickle.loads(pickle.dumps(paths)) == paths
+    folder = tmp_path / "train"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    found = find_images(tmp_path)
+    assert isinstance(found, Files)
+    assert isinstance(found.paths, PathList)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.encoders.resnet import random_resnet, recalibrated
 from benchmarks.features.extract import default_batch_size, extractor, folded, widths
 from benchmarks.features.pool import AdaptivePooling, FixedPooling
 from benchmarks.task import InputError
+from pretrain.distributed import float32_kind
 from results.schema import Architecture, EncoderCard, Geometry
 from results.store import read_records
 
@@ -140,3 +142,26 @@ def test_batches_hold_as_many_pixels_whatever_the_size_of_the_images() -> None:
     assert default_batch_size(cpu, 48) == 174
     assert default_batch_size(torch.device("cuda"), 224) == 256
     assert np.all([default_batch_size(cpu, size) >= 1 for size in (1, 4096)])
+
+
+def test_convolutions_keep_cudnn_with_its_deterministic_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, cudnn = load_encoder("random:resnet18-w8:0"), torch.backends.cudnn
+    seen: list[tuple[bool, bool, bool, str]] = []
+
+    def flags() -> tuple[bool, bool, bool, str]:
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, float32_kind()
+
+    outputs = Encoder.outputs
+
+    def noting(self: Encoder, *arguments: Any) -> Any:
+        seen.append(flags())
+        return outputs(self, *arguments)
+
+    with extractor(
+        encoder, Geometry(mode="shorter", resize=32, crop=32), {"embed": ("embed", None)}, "fp32"
+    ) as extract:
+        monkeypatch.setattr(Encoder, "outputs", noting)
+        before = flags()
+        extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), {"embed": ("embed", None)})
+        assert flags() == before
+    assert seen == [(True, False, True, "ieee")]
