@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     file = read_weights(path)
     if file.card is not None:
         return _with_own_card(file, file.card, overrides)
-    if not overrides.architecture:
+    if not overrides.architecture and not _may_be_resnet(file):
         _refuse_unsupported(file)
     config = _config_beside(path)
     if config is not None and "architecture" in config.values.values and not overrides.architecture:
@@ -112,6 +112,10 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
              card.keys_matched, card.keys_unused, assumed)  # fmt: skip
     return encoder
+
+
+def _may_be_resnet(file: WeightFile) -> bool:
+    return any("layer1.0." in name for tensors in file.tensors.values() for name in tensors)
 
 
 def _refuse_unsupported(file: WeightFile) -> None:

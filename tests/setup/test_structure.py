@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.registry import TASK_NAMES, load_task
@@ -19,6 +20,8 @@ MOST_FILES = 26
 COUNT = """
     import sys, threading
     from pathlib import Path
+
+    import torch, torchvision  # before the profile, which would follow every call of their import
 
     root, files = sys.argv.pop(1) + "/", set()
 
@@ -38,6 +41,7 @@ COUNT = """
 """
 
 
+@pytest.mark.slow
 def test_a_knn_run_goes_through_few_files(small_data: Path, tmp_path: Path) -> None:
     net = ResNet(Architecture(name="resnet18", width=8))
     keys = {f"module.encoder_q.{name}": tensor for name, tensor in net.state_dict().items()}
@@ -54,6 +58,7 @@ def test_a_knn_run_goes_through_few_files(small_data: Path, tmp_path: Path) -> N
     assert len(files) <= MOST_FILES, "\n".join(files)
 
 
+@pytest.mark.slow
 def test_no_benchmark_imports_another() -> None:
     modules = {load_task(name).__module__ for name in TASK_NAMES}
     for module in modules:
