@@ -75,6 +75,7 @@ def test_a_channel_that_never_changes_does_not_count() -> None:
     assert retrieval(padded, classes, sources, groups).score == retrieval(features, classes, sources, groups).score
 
 
+@pytest.mark.slow
 def test_standard_error_is_the_spread_over_fresh_draws() -> None:
     """One net adds noise to the other: the jackknife's error must be that of the difference over new sources."""
     gains, errors = [], []

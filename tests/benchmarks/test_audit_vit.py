@@ -86,6 +86,7 @@ def audited(encoder: Encoder, sample: AuditSample) -> Audit:
     return examine(encoder, sample, seconds=600, seed=0, show=False)
 
 
+@pytest.mark.slow
 def test_a_correct_vit_raises_no_alarm_and_comes_back_unchanged(by_class_token: Any, sample: AuditSample) -> None:
     net = copy.deepcopy(by_class_token)
     audit = audited(encoder_of(net), sample)

@@ -37,6 +37,7 @@ def test_patterns_choose_and_one_that_names_nothing_is_refused(tmp_path: Path) -
         suite(tmp_path, ["knm.*"])
 
 
+@pytest.mark.slow
 def test_it_runs_skips_retries_and_sums_up(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

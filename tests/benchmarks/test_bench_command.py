@@ -36,6 +36,7 @@ def records(out: Path) -> list[Record]:
     return [s.record for s in stored]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["knn", "linear", "multihead", "linear-stored", "voc-svm"])
 def test_every_harness_writes_a_whole_record_on_embedded_data(command: str, data: Path, tmp_path: Path) -> None:
     assert run(command, data, tmp_path) == 0
@@ -54,6 +55,7 @@ def test_every_harness_writes_a_whole_record_on_embedded_data(command: str, data
     assert primary.standard_error is not None
 
 
+@pytest.mark.slow
 def test_facts_on_the_command_line_reach_the_card(data: Path, tmp_path: Path) -> None:
     net = ResNet(Architecture(name="resnet18", width=8, stem_kernel=3, stem_stride=2, max_pool=False))
     torch.save({"state_dict": net.state_dict()}, tmp_path / "plain.pth")
@@ -67,6 +69,7 @@ def test_facts_on_the_command_line_reach_the_card(data: Path, tmp_path: Path) ->
     assert run("knn", data, tmp_path, *flags, "--dry-run", encoder=encoder) == 0
 
 
+@pytest.mark.slow
 def test_what_has_a_record_is_skipped_and_force_measures_again(data: Path, tmp_path: Path) -> None:
     assert run("knn", data, tmp_path) == 0
     (path,) = (tmp_path / "records").rglob("*.json")
@@ -78,12 +81,14 @@ def test_what_has_a_record_is_skipped_and_force_measures_again(data: Path, tmp_p
     assert len(records(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_bad_encoder_does_not_stop_the_others(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("knn", data, tmp_path, encoder=("no_such_file.pth", "pixels")) == 2
     assert "no_such_file.pth" in capsys.readouterr().err
     assert [r.encoder.name for r in records(tmp_path)] == ["raw pixels"]
 
 
+@pytest.mark.slow
 def test_a_harness_that_fails_leaves_a_failed_record_which_is_retried(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +164,7 @@ class Small(nn.Module):
         return self.conv(x).relu().mean((2, 3))
 
 
+@pytest.mark.slow
 def test_evaluate_from_python_takes_a_module_and_reads_its_record_the_second_time(data: Path, tmp_path: Path) -> None:
     options = RunOptions(records=tmp_path / "records", features=tmp_path / "features", workers=0, progress=False)
     first = evaluate(Small(), "knn.demo@1", data, name="mine", options=options)
@@ -170,6 +176,7 @@ def test_evaluate_from_python_takes_a_module_and_reads_its_record_the_second_tim
         evaluate(Small(), "knn@7", data)
 
 
+@pytest.mark.slow
 def test_knn_record_equals_a_plain_count_over_the_stored_outcomes(data: Path, tmp_path: Path) -> None:
     """The score in the record is the mean of what its side file says of every test item."""
     assert run("knn", data, tmp_path) == 0
@@ -193,6 +200,7 @@ def test_protocol_ids_are_unique_and_found_with_and_without_revision() -> None:
         assert find_protocol(protocol.id) == protocol
 
 
+@pytest.mark.slow
 def test_help_imports_neither_torch_nor_a_benchmark() -> None:
     code = (
         "import atexit, sys; from benchmarks.__main__ import main\n"
@@ -210,6 +218,7 @@ def test_the_help_page_has_the_first_line_of_every_benchmark() -> None:
     assert shown == {name: first_sentence(load_task(name)) for name in TASK_NAMES}
 
 
+@pytest.mark.slow
 def test_probes_runs_three_benchmarks_in_one_pass_and_skips_what_an_encoder_has_not(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

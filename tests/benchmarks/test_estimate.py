@@ -34,6 +34,7 @@ def labels(folder: Path, count: int) -> Labels:
     return Labels(ids, [folder / i for i in ids], ("a", "b"), np.arange(count) % 2, tuple((i,) for i in ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_every_protocol_has_an_estimate(name: str, kind: str, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_what_could_not_be_written_is_refused_before_it_is_measured(
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_either_engine_of_knn_is_chosen_on_the_command_line_and_gives_the_same_numbers(
     data: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_bf16_on_a_cpu_without_it_warns_once(monkeypatch: pytest.MonkeyPatch, ca
     _warn_of_slow_bf16_on.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_first_log_line_names_device_precision_and_loaders(
     small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

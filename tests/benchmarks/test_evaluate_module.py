@@ -85,6 +85,7 @@ def test_a_training_loop_that_evaluates_every_epoch_trains_the_same_network(data
     assert plain["0.seen"] == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn.demo@1", "linear_avgpool.demo@2"])
 def test_the_module_comes_back_as_it_was(protocol: str, data: Path, tmp_path: Path) -> None:
     module, called = Backbone().to(memory_format=torch.contiguous_format), []

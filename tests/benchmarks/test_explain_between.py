@@ -101,6 +101,7 @@ def test_what_cannot_be_compared() -> None:
         between(knn, other)
 
 
+@pytest.mark.slow
 def test_measured_and_explained(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "records"
     flags = ["explain", "--a", "knn.demo@1", "--b", "knn.demo@1", "--set-b", "temperature=0.5", "normalise=false",

@@ -159,6 +159,7 @@ def tune(encoder: Encoder, data: tuple[Labels, Labels], workdir: Path, epochs: i
     return FineTuneImageNet().run(protocol, encoder, *data, workdir, OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_vit_is_tuned_whole_and_goes_on_bit_for_bit(
     data: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_the_fitted_size(sizes: dict[str, int], asked: int, given: int) -> None:
     assert fitted_size(card, asked) == given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size"), [("of_fourteen", 14), ("of_one_size", 32)])
 def test_knn_runs_at_the_nearest_size_and_its_id_says_so(
     kind: str, size: int, drawings: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -84,6 +85,7 @@ def test_knn_runs_at_the_nearest_size_and_its_id_says_so(
         assert run.protocol == fitting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["audit", "dry run"])
 def test_commands_end_without_a_traceback(
     command: str, of_fourteen: Path, drawings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

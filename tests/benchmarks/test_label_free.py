@@ -91,6 +91,7 @@ def test_views_depend_on_the_seed_alone(small_data: Path) -> None:
     assert not (first[:, 0] == first[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_both_run_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
     options = RunOptions(progress=False, records=tmp_path / "records", features=tmp_path / "features", workers=0)
     for protocol in (DEMO, VIEWS):

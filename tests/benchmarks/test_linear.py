@@ -237,6 +237,7 @@ def test_a_published_protocol_on_a_set_of_another_size_says_so(
     assert "was published for 1281167 training images, and imagefolder has 24" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_rate_that_an_image_folder_chooses_beats_the_published_one(tmp_path: Path) -> None:
     """At rate 30 in tiny batches the loss does not settle; the search finds a rate at which it does."""
     folder = tmp_path / "data"

@@ -83,6 +83,7 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
             assert of_cost["map_max"] == pytest.approx(of_sets.max(), abs=0.02)
 
 
+@pytest.mark.slow
 def test_many_images_are_read_draw_by_draw_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = splits()
     together = run(protocol(), train, test)

@@ -86,6 +86,7 @@ def run(command: str, data: Path, out: Path, *flags: str) -> int:
                  str(out / "features"), "--device", "cpu", "--workers", "0", *flags])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_takes_them(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("knn", small_data, tmp_path, "--set", "k=3,7", "top=1") == 0
     ((stored,), bad) = read_records(tmp_path / "records")
@@ -101,6 +102,7 @@ def test_the_command_takes_them(small_data: Path, tmp_path: Path, capsys: pytest
     assert "epochs='soon'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_python_takes_values_by_name(small_data: Path, tmp_path: Path) -> None:
     options = RunOptions(records=tmp_path / "records", features=tmp_path / "features", workers=0, progress=False)
     record = evaluate(ENCODER, "knn.demo", small_data, changes={"k": (4,)}, options=options)

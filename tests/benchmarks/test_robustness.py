@@ -107,6 +107,7 @@ def test_any_of_several_labels_is_right(train: Split, tmp_path: Path) -> None:
     assert outcome.items["correct/Top-1"].tolist() == ((chosen == truth) | (chosen == (truth + 1) % 6)).tolist()
 
 
+@pytest.mark.slow
 def test_the_cost_is_chosen_on_held_out_images_as_scikit_learn_would(train: Split, tmp_path: Path) -> None:
     protocol = changed("robustness_val.logistic@1", costs=(1e-6, 1e-2, 1.0, 100.0), heldout=0.25, tolerance=1e-7)
     head = fitted_head(Robustness().params(protocol), train, options(tmp_path), protocol)
@@ -208,6 +209,7 @@ def test_images_of_c_and_objectnet_have_a_geometry_of_their_own() -> None:
     assert all(isinstance(Robustness().params(p), RobustnessParams) for p in PROTOCOLS)
 
 
+@pytest.mark.slow
 def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
     assert main(["robustness", "random:resnet18-w8-k3-nopool:0", str(small_data), *where]) == 0

@@ -66,6 +66,7 @@ def test_cifar10_runs_on_its_batches(tmp_path: Path) -> None:
         assert (record.dataset.train_items, record.dataset.test_items) == (20, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("percent", "labelled"), [(1, 3), (10, 6)])
 def test_semi_supervised_runs_its_grid_on_the_published_lists(percent: int, labelled: int, tmp_path: Path) -> None:
     write_imagenet(tmp_path)
@@ -116,6 +117,7 @@ def test_every_knn_variant_runs(
     assert "k=12" in record.scores
 
 
+@pytest.mark.slow
 def test_low_shot_runs_on_places205_in_its_own_layout(tmp_path: Path) -> None:
     write_places205(tmp_path)
     protocol = "places205_low_shot_svm.fssb@2"

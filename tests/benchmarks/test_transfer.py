@@ -148,6 +148,7 @@ def test_the_grid_is_the_sheets() -> None:
     assert len({p.geometry.model_dump_json() for p in PROTOCOLS if p.variant == "kornblith"}) == 1
 
 
+@pytest.mark.slow
 def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
     encoder = "random:resnet18-w8-k3-nopool:0"

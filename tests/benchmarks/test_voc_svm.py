@@ -53,6 +53,7 @@ def test_agrees_with_scikit_learn_throughout(drop: bool) -> None:
     assert list(outcome.per_class["embed"].values()) == pytest.approx(list(expected), abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["envelope", "sklearn", "11point"])
 def test_the_rule_of_average_precision_moves_the_figure_alone(rule: str) -> None:
     train, test = splits(embed=60, feature5=80)
@@ -255,6 +256,7 @@ def test_costs() -> None:
         assert (params.positive_weight, params.negative_weight) == (2, 1)
 
 
+@pytest.mark.slow
 def test_no_rank_changes_below_fssbs_tolerance() -> None:
     """14 positives among images that are nearly alike: the usual tolerance changes ranks, FSSB's gives liblinear's."""
     from sklearn.svm import LinearSVC

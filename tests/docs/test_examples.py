@@ -54,6 +54,7 @@ def test_every_function_and_class_of_the_page_is_in_an_example() -> None:
     assert [name for name, word in words.items() if not re.search(rf"\b{word}\b", EXAMPLES)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clone")
 def test_the_examples_of_the_api_give_what_the_page_says() -> None:
     test = doctest.DocTestParser().get_doctest(EXAMPLES, {}, "docs/api.md", None, 0)

@@ -363,6 +363,7 @@ QUICK = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_hostile_list_is_refused(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path)

@@ -334,6 +334,7 @@ def test_the_corpus_is_large() -> None:
     assert set(QUICK) <= CASES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path)
@@ -349,6 +350,7 @@ COMMAND_CASES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [COMMAND_CASES[:6], pytest.param(COMMAND_CASES[6:], marks=pytest.mark.faults)], ids=["a few", "many"]
 )
@@ -378,6 +380,7 @@ def test_the_command_line_ends_with_2_and_one_sentence(
     assert tried >= min(25, len(names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["os.system", "keys of nested tuples", "a bytearray of 4 GB", "text"])
 def test_pretraining_with_a_hostile_state_ends_with_2_and_one_sentence(
     name: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -142,6 +142,7 @@ def ends_equal(command: Sequence[str], data: Path, tmp_path: Path, kills: int) -
     assert not list(cut.glob("heads/**/*.pth"))
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_killed_a_few_times_ends_equal(small_data: Path, tmp_path: Path) -> None:
     ends_equal(JOBS["features"], small_data, tmp_path, QUICK_KILLS)
 

@@ -42,6 +42,7 @@ def measured(folder: Path, out: Path, device: str) -> Record:
     return evaluate(Network(), protocol, folder, options=options)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_cpu_to_rounding(
     folder: Path, gpu: AnyGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

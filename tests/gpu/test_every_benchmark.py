@@ -75,6 +75,7 @@ def test_no_benchmark_is_left_out() -> None:
     assert set(CHANGES) == set(TASK_NAMES) - set(ENGINES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.nightly) if n in NIGHTLY else n for n in CHANGES])
 def test_scores_are_those_of_the_cpu(name: str, gpu: AnyGpu, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A real GPU rounds in another order, which may decide about two images that are a draw, or move a mean by 1e-3."""

@@ -65,6 +65,7 @@ def train(trainer: Trainer, steps: int, gpu: AnyGpu | None = None) -> list[float
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_steps_do_not_wait_and_give_what_the_cpu_gives(name: str, files: Files, gpu: AnyGpu) -> None:
     """In float32 with PIL's views, which do not depend on the device: loss and weights of three steps."""
@@ -93,6 +94,7 @@ def test_the_next_batch_is_made_without_a_wait(files: Files, gpu: AnyGpu) -> Non
         assert batch.indices.device.type == "cuda"
 
 
+@pytest.mark.slow
 def test_a_saved_state_goes_on_here_and_on_the_cpu(files: Files, gpu: AnyGpu, tmp_path: Path) -> None:
     whole, first = Trainer(recipe_of("momentum"), files, CUDA, 0), Trainer(recipe_of("momentum"), files, CUDA, 0)
     for trainer in (whole, first):
@@ -112,6 +114,7 @@ def test_a_saved_state_goes_on_here_and_on_the_cpu(files: Files, gpu: AnyGpu, tm
             assert losses == pytest.approx(expected[2:], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_trains_monitors_and_resumes(files: Files, gpu: AnyGpu, tmp_path: Path, caplog: Any) -> None:
     folder = tmp_path / "labelled"
     for split, numbers in (("train", range(16)), ("val", range(16, 24))):

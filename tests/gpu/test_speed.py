@@ -12,6 +12,7 @@ from tests.gpu.conftest import AnyGpu
 SMALL = {"architecture": {"name": "resnet18", "width": 8}, "batch_size": 16, "split_bn": 2, "queue_size": 32}
 
 
+@pytest.mark.slow
 def test_every_entry_can_be_measured(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "REPEATS", 1)
     recipe = moco_v2(precision="bf16", augmentation={"crop": 32}, **SMALL)

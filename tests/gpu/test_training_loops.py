@@ -95,6 +95,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
     return tiny_labels(folder, "train", 8, seed=0), tiny_labels(folder, "val", 2, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_does_not_wait(
     name: str, labels: tuple[Labels, Labels], gpu: AnyGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,6 +112,7 @@ def test_a_step_does_not_wait(
     assert guard.guarded == guard.steps - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [LinearSegmentation(), LinearDepth()], ids=lambda task: task.name)
 def test_a_step_of_a_dense_head_does_not_wait(
     task: Any, small_data: Path, gpu: AnyGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def trained(recipe: Recipe, steps: int = 2) -> tuple[list[float], Mechanism]:
     return losses, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_parts_are_the_whole_batch(name: str) -> None:
     losses, whole = trained(recipe_of(**MECHANISMS[name]))

@@ -154,6 +154,7 @@ def test_drawn_parameters_have_torchvisions_distributions() -> None:
             assert abs(len(chosen) / n - p) < 3.3 * math.sqrt(p * (1 - p) / n) + 1e-9
 
 
+@pytest.mark.slow
 def test_pil_applies_each_operation_as_often_as_its_list_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
     sigmas: list[float] = []
@@ -211,6 +212,7 @@ def test_crop_boxes_have_torchvisions_distribution(monkeypatch: pytest.MonkeyPat
     assert bool((left >= 0).all() and (left + w <= 80).all() and (top >= 0).all() and (top + h <= 60).all())
 
 
+@pytest.mark.slow
 def test_views_of_both_engines_agree_in_distribution() -> None:
     """Mean, spread, and the shares of gray and of flipped views, over 1,500 views of one asymmetric picture."""
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)

@@ -124,6 +124,7 @@ def test_help_shows_the_fields_of_the_recipe_too(capsys: pytest.CaptureFixture[s
     assert "--temperature" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_help_and_refusals_do_not_wait_for_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pretrain.__main__ import main\n"

@@ -24,6 +24,7 @@ print(json.dumps([alone, measure_cost(recipe, "cpu", 1).peak_gib]))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_steps_own_even_if_a_large_process_asks() -> None:
     """The child of a process of 2 GB inherits its peak (getrusage), in which a small step would drown."""
     large = Program(SCRIPT)

@@ -88,6 +88,7 @@ def test_every_pass_has_its_own_order_and_the_same_one_again(folder: Path, kind:
     assert sorted(first) == sorted(second) == list(range(IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["files", "tars"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_goes_on_at_any_step(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int) -> None:

@@ -102,6 +102,7 @@ def run_beside(recipe: Recipe, steps: int, size: int, dtype: torch.dtype, tolera
         assert torch.allclose(model.bank, torch.stack(plain.bank), rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_fifty_float64_steps_equal_the_plain_version(name: str) -> None:
     run_beside(recipe_of(name), 50, 16, torch.float64, 1e-9)

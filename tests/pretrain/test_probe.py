@@ -41,6 +41,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", [(), ("--mechanism", "simclr")])
 def test_a_run_with_the_probe_has_the_weights_of_one_without(
     labelled: Path, tmp_path: Path, mechanism: tuple[str, ...]
@@ -57,6 +58,7 @@ def test_a_run_with_the_probe_has_the_weights_of_one_without(
     assert "probe" not in (load_resume(tmp_path / "alone" / "resume.pt") or {})
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_probe_of_an_uninterrupted_one(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_resumed_run_has_the_probe_of_an_uninterrupted_one(
     assert torch.equal(next(moments), next(moments))
 
 
+@pytest.mark.slow
 def test_a_probe_joins_a_run_that_began_without_one(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +110,7 @@ def test_a_probe_joins_a_run_that_began_without_one(
     assert rows_of(tmp_path / "out")[1]["online_probe"]
 
 
+@pytest.mark.slow
 def test_images_without_the_monitors_classes_have_no_online_probe(
     images: Path, labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

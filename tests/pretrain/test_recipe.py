@@ -96,6 +96,7 @@ def test_settings_that_do_not_go_together_are_refused(fields: dict[str, object],
         Recipe(**fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_architecture_builds_at_its_narrowest() -> None:
     from pretrain.resnet import STAGES, ResNet
 

@@ -11,6 +11,7 @@ from pretrain.resnet import STAGES, ResNet, SplitBatchNorm
 from results.schema import Architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_same_names_shapes_and_outputs_as_torchvision(name: str) -> None:
     torch.manual_seed(0)

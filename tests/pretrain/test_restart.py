@@ -81,6 +81,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(images: Path, tmp_path:
     assert not list((tmp_path / "cut").glob(".*"))  # what the killed processes left half written is gone
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_inside_an_epoch_goes_on_there(images: Path, tmp_path: Path) -> None:
     """The first part of an epoch is not repeated: order, views and the epoch's row are those of an undisturbed run."""
     recipe = load_recipe("mocov2_resnet18w32_demo").changed(
@@ -99,6 +100,7 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_there(images: Path, tmp_path: 
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_state_and_ends_the_run(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_signal_saves_the_state_and_ends_the_run(
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_and_the_marked_ones_are_kept(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(images, out, "--epochs", "6", "--keep-last", "2", "--marked-epochs", "1", "3") == 0
@@ -152,6 +155,7 @@ def test_a_diverged_state_does_not_replace_a_good_one(images: Path, tmp_path: Pa
     assert torch.equal(load_resume(tmp_path / "out" / "resume.pt")["trainer"]["sums"], torch.zeros(4))  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -181,6 +185,7 @@ def _save_and_stop(self: PretrainRun, epoch: int, stop: bool) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_from_shards_goes_on_with_another_number_of_workers(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +244,7 @@ def test_a_backbone_that_the_disk_does_not_take_leaves_nothing(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_says_so_in_one_sentence(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +255,7 @@ def test_a_run_on_a_full_disk_says_so_in_one_sentence(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated(images: Path, tmp_path: Path) -> None:
     assert run(images, tmp_path / "out", "--epochs", "1") == 0
     written = (tmp_path / "out" / "backbone.safetensors").stat().st_mtime_ns
@@ -256,6 +263,7 @@ def test_a_finished_run_is_not_repeated(images: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "backbone.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_refused(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def finished(images: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_until_its_holder_is_killed(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_folder_in_use_is_refused_until_its_holder_is_killed(
         os.killpg(holder.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_other_images_in_the_same_folder_are_refused(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_other_images_in_the_same_folder_are_refused(
     assert "holds a run on other images" in one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_anywhere_in_the_resume_file_is_refused_or_harmless(finished: Path) -> None:
     """At 40 random places, every second one inside a tensor: one sentence, or exactly the state that was saved."""
     path = finished / "resume.pt"
@@ -122,6 +125,7 @@ def test_a_flipped_byte_anywhere_in_the_resume_file_is_refused_or_harmless(finis
     assert refused >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -141,6 +145,7 @@ def test_a_damaged_resume_file_is_one_sentence(
     assert "remove it to start anew" in one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["trainer", "seconds", "trainer/model", "trainer/optimizer", "trainer/views"])
 def test_a_resume_file_without_a_part_is_one_sentence(
     images: Path, finished: Path, capsys: pytest.CaptureFixture[str], missing: str
@@ -156,6 +161,7 @@ def test_a_resume_file_without_a_part_is_one_sentence(
     assert "is damaged or not a resume file" in one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_run_from_another_kind_of_device_goes_on(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +180,7 @@ def test_a_run_from_another_kind_of_device_goes_on(
     assert (load_resume(out / "resume.pt") or {})["trainer"]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_first_epoch_that_diverges_names_no_file_that_is_not_there(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +191,7 @@ def test_a_first_epoch_that_diverges_names_no_file_that_is_not_there(
     assert "resume.pt" not in message
 
 
+@pytest.mark.slow
 def test_a_warm_start_that_does_not_fit_is_one_sentence(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +202,7 @@ def test_a_warm_start_that_does_not_fit_is_one_sentence(
     assert "file not found" in one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_run_are_encoders(images: Path, finished: Path) -> None:
     """The benchmarks load `resume.pt` and `epoch_*.pt` as they load the backbone file, and the key encoder too."""
     from benchmarks.encoders.load import load_encoder
@@ -211,11 +220,13 @@ def test_checkpoints_of_a_run_are_encoders(images: Path, finished: Path) -> None
         assert not torch.equal(other.outputs(pictures, ["embed"])["embed"], expected)
 
 
+@pytest.mark.slow
 def test_large_seeds_work_in_every_engine(images: Path, tmp_path: Path) -> None:
     for name, flags in (("tensor", []), ("pil", PIL)):
         assert run(images, tmp_path / name, "--epochs", "1", "--seed", str(2**32 - 1), *flags) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["stored", "pil", "cv2", "shards"])
 def test_unreadable_images_are_skipped_counted_and_listed(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], engine: str
@@ -250,6 +261,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
+@pytest.mark.slow
 def test_a_run_with_unreadable_images_goes_on_as_if_it_had_not_stopped(images: Path, tmp_path: Path) -> None:
     (images / "train" / "things" / "05.png").write_bytes(b"damaged")
     flags = ["--epochs", "2", "--max-unreadable", "0.1", *PIL]
@@ -279,6 +291,7 @@ def test_a_full_disk_at_any_file_is_one_sentence(images: Path, tmp_path: Path, r
     assert "File too large" in one_line(full.said)
 
 
+@pytest.mark.slow
 def test_the_first_log_line_says_how_batch_norm_splits(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

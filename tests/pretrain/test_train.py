@@ -22,6 +22,7 @@ from results.schema import Architecture
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["tensor", "pil"])
 def test_run_writes_log_resume_file_and_a_backbone_with_its_card(images: Path, tmp_path: Path, engine: str) -> None:
     flags = ["--augmentation.engine", "pil", "--augmentation.stored-size", "None"] if engine == "pil" else []
@@ -38,6 +39,7 @@ def test_run_writes_log_resume_file_and_a_backbone_with_its_card(images: Path, t
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_monitor_writes_its_column_and_changes_nothing_else(images: Path, tmp_path: Path) -> None:
     labelled = tmp_path / "labelled"
     for split in ("train", "val"):
@@ -58,6 +60,7 @@ def test_a_monitor_writes_its_column_and_changes_nothing_else(images: Path, tmp_
     assert {"rankme", "alpha_req", "uniformity", "deviation", "dead_share"} < set(rows[0])
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_is_announced_at_once(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -77,6 +80,7 @@ def test_a_collapsed_run_is_announced_at_once(
     assert told[0].startswith("epoch 1: the encoder has collapsed: the effective rank of its features is 1.00")
 
 
+@pytest.mark.slow
 def test_cifar_10_is_read_from_its_owners_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pretrained on the training batches and watched on the test batch, in the layout of the owner's archive."""
     folder = tmp_path / "cifar" / "cifar-10-batches-py"
@@ -118,6 +122,7 @@ def first_moves(images: Path, out: Path, precision: str, lr: float) -> list[torc
     return moves
 
 
+@pytest.mark.slow
 def test_bfloat16_moves_the_weights_as_float32_does(images: Path, tmp_path: Path) -> None:
     """The first two steps go the same way and as far: their difference is less than half of float32's move.
 
@@ -135,7 +140,7 @@ def test_bfloat16_moves_the_weights_as_float32_does(images: Path, tmp_path: Path
     assert all(distance > 0.5 for distance in distances(0.045))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # a CPU without bfloat16 takes minutes
 def test_bfloat16_keeps_the_mean_loss_of_float32(images: Path, tmp_path: Path) -> None:
     """Over 15 epochs within 2 %: for a run that diverges, or whose loss is of another scale.
 
@@ -167,6 +172,7 @@ def test_compiled_encoders_learn_the_same(images: Path, tmp_path: Path, monkeypa
     assert plain["trainer"]["model"].keys() == other["trainer"]["model"].keys()
 
 
+@pytest.mark.slow
 def test_warm_start_takes_the_weights_only(images: Path, tmp_path: Path) -> None:
     assert run(images, tmp_path / "first", "--epochs", "1") == 0
     backbone = tmp_path / "first" / "backbone.safetensors"

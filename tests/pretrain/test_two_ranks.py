@@ -182,6 +182,7 @@ def dependence(outputs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([row.abs().amax(dim=(1, 2, 3)) > 1e-12 for row in rows])
 
 
+@pytest.mark.slow
 def test_shuffling_hides_who_shared_the_norms_with_a_query() -> None:
     """The leak that ShuffleBN closes: the embedding of an image depends on all images of its device.
 

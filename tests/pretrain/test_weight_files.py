@@ -143,6 +143,7 @@ def test_a_tar_that_would_write_outside_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "escaped").exists()
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_before_they_unfold(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", pickle.dumps({}, protocol=2))

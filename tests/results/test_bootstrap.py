@@ -206,12 +206,14 @@ def scenes_of_drawings(rng: np.random.Generator, most: int, effect: float) -> li
     return [{**base, "correct/x": rng.random(items) < chance[:, side]} for side in range(2)]
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_gain_where_every_item_is_its_own_source() -> None:
     coverage, overstated = simulated_coverage(lambda rng: scenes_of_drawings(rng, 1, 0.3), 0.15, 200)
     assert 0.91 <= coverage <= 0.985
     assert 0.88 <= overstated <= 1.12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", [0.0, 0.07])
 def test_intervals_are_conservative_but_useful_where_items_share_sources(effect: float) -> None:
     coverage, overstated = simulated_coverage(lambda rng: scenes_of_drawings(rng, 5, effect), 0.15, 120)
@@ -219,11 +221,13 @@ def test_intervals_are_conservative_but_useful_where_items_share_sources(effect:
     assert 1.0 <= overstated <= 2.2
 
 
+@pytest.mark.slow
 def test_full_spread_would_overstate_errors_where_items_share_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "SPREAD", 1.0)
     assert simulated_coverage(lambda rng: scenes_of_drawings(rng, 5, 0.0), 0.15, 60)[1] > 2.5
 
 
+@pytest.mark.slow
 def test_intervals_of_average_precision_cover_the_true_gain() -> None:
     def simulate(rng: np.random.Generator) -> list[dict[str, NDArray[Any]]]:
         targets = (rng.random((400, 3)) < 0.3).astype(np.int8)

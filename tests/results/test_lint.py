@@ -103,6 +103,7 @@ def test_protocols_are_not_held_against_each_other(tmp_path: Path) -> None:
     assert not any("BYOL" in conflict.cell.row for conflict in lint(page, []).conflicts)
 
 
+@pytest.mark.slow
 def test_tables_made_from_records_agree_until_they_are_edited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_names_of_one_model() -> None:
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_projects_own_pages_agree_with_its_records_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,6 +169,7 @@ def test_the_best_is_bold_and_lowest_where_lower_is_better(tmp_path: Path) -> No
     assert bold(ranked(rows[:1])["k=20"]) == [False]
 
 
+@pytest.mark.slow
 def test_bold_are_the_rows_whose_own_interval_with_the_best_contains_zero(tmp_path: Path) -> None:
     skills = (0.3, 0.64, 0.65, 0.6, 0.65)
     rows = [measured(tmp_path, card(f"net {i}"), skill, i) for i, skill in enumerate(skills)]
@@ -183,6 +184,7 @@ def test_bold_are_the_rows_whose_own_interval_with_the_best_contains_zero(tmp_pa
         assert 1 < sum(expected) < len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_screen_by_few_resamples_changes_no_ranking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher: bool
@@ -255,6 +257,7 @@ def test_the_table_says_what_is_not_compared_and_what_rests_on_runs_alone(tmp_pa
     assert "edited or damaged records are not compared" in ranking_line(ranked([stored(e.path) for e in edited]))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_nothing_is_lost_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [measured(tmp_path, card(f"net {i}"), 0.3 + 0.02 * i, i) for i in range(8)]
     expected = ranked(rows, "k=10", "k=20")
@@ -300,6 +303,7 @@ def drawn() -> NDArray[Any]:
     return np.random.default_rng(0).normal(0, 0.05, SETS)
 
 
+@pytest.mark.slow
 def test_both_parts_are_those_of_plain_loops(tmp_path: Path, drawn: NDArray[Any]) -> None:
     ours, theirs = values(1, 0.5, drawn), values(2, 0.45, drawn)
     a, b = low_shot(tmp_path, card("a"), ours), low_shot(tmp_path, card("b"), theirs)
@@ -334,6 +338,7 @@ def order() -> NDArray[Any]:
     return np.array([sorted(names).index(name) for name in names])
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_and_either_part_alone_does_not() -> None:
     """Encoders without a difference, on images and sets drawn anew each time: 95 % of the intervals hold zero."""
     covered = {"both": 0, "images": 0, "sets": 0}

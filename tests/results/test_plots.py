@@ -53,6 +53,7 @@ def own(demo: list[StoredRecord], name: str, benchmark: str) -> list[StoredRecor
     ]
 
 
+@pytest.mark.slow
 def test_a_curve_is_the_mean_over_repetitions_with_their_spread(demo: list[StoredRecord]) -> None:
     (panel,) = curve_panels(demo, layer_of)
     curves = {curve.label: curve for curve in panel.curves}
@@ -77,6 +78,7 @@ def test_only_top_1_is_drawn_against_k(demo: list[StoredRecord]) -> None:
     assert [[point.x for point in curve.points] for curve in panel.curves] == [[10, 20, 100, 200]] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "position"), [(draw_per_layer, layer_of), (draw_knn_k, neighbours_of)])
 def test_a_picture_is_drawn_with_every_curve_in_its_encoders_colour(
     demo: list[StoredRecord], tmp_path: Path, draw: object, position: Callable[[str], float | None]
@@ -99,6 +101,7 @@ def test_a_picture_is_drawn_with_every_curve_in_its_encoders_colour(
 # ---- one style per encoder
 
 
+@pytest.mark.slow
 def test_an_encoder_has_one_look_and_seeds_share_its_colour(tmp_path: Path) -> None:
     write_demo(tmp_path)
     records, _ = read_records(tmp_path)
@@ -135,6 +138,7 @@ def checkpoint(stored: StoredRecord, epochs: float) -> StoredRecord:
     return replace(stored, record=stored.record.model_copy(update={"encoder": later}))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_run_are_one_curve_and_single_encoders_are_none(
     demo: list[StoredRecord], tmp_path: Path
 ) -> None:
@@ -211,6 +215,7 @@ def test_random_initialisations_share_a_line_and_a_band(few: list[StoredRecord])
     assert (shared.low[0], shared.high[0]) == (8, 13)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(few: list[StoredRecord], tmp_path: Path) -> None:
     draw_low_shot(few, tmp_path / "low_shot.png")
     pixels = imread(tmp_path / "low_shot.png")
@@ -251,6 +256,7 @@ def write_classes(root: Path) -> None:
     write_record(root, record(card("by class"), asked, found, per_class=values), found)
 
 
+@pytest.mark.slow
 def test_every_picture_and_the_table_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "records", tmp_path / "out"
     write_demo(root)
@@ -279,6 +285,7 @@ def test_every_picture_and_the_table_are_written(tmp_path: Path, capsys: pytest.
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(f"wrote {out / name}" for name in made)
 
 
+@pytest.mark.slow
 def test_the_embedded_and_full_data_sets_never_share_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +351,7 @@ def test_titles_of_long_protocol_ids_are_not_cut(tmp_path: Path, drawn: list[Fig
         assert box.y1 <= height
 
 
+@pytest.mark.slow
 def test_a_figure_says_which_error_its_bars_show(demo: list[StoredRecord], tmp_path: Path, drawn: list[Figure]) -> None:
     draw_per_layer(demo, tmp_path / "x.png")
     draw_per_layer(own(demo, "mocov2", "voc07_svm"), tmp_path / "x.png")

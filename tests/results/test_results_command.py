@@ -272,6 +272,7 @@ def test_help_comes_without_the_heavy_libraries() -> None:
     assert "LOADED []" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_store_comes_without_torch_and_pandas() -> None:
     heavy = "sorted({'pandas', 'torch', 'tyro'} & set(sys.modules))"
     code = f"import sys, results.store, results.tables; print({heavy})"

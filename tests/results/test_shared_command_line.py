@@ -76,6 +76,7 @@ def test_a_refusal_is_one_sentence_and_names_the_fault(arguments: list[str], sai
     assert "its opposite" in said or "demo --help" in str(refused.value).splitlines()[1]
 
 
+@pytest.mark.slow
 def test_the_fault_is_read_from_a_box_without_utf_8_too() -> None:
     code = "from tests.results.test_shared_command_line import Options, parse\nparse(Options, [], 'demo')"
     done = subprocess.run(

@@ -90,6 +90,7 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "a")) == 2
 
 
+@pytest.mark.slow
 def test_decisions_are_stored_small(tmp_path: Path) -> None:
     outcomes = decision_outcomes(LAYERS, 2.0, 0, items=800, classes=12)
     write_record(tmp_path, record(moco_card(0), SVM, outcomes), outcomes)
@@ -176,6 +177,7 @@ def _write_many(root: Path, writer: int) -> None:
         write_record(root, record(card(f"own {writer} {attempt}"), KNN, outcomes), outcomes)
 
 
+@pytest.mark.slow
 def test_two_writers_of_the_same_key_leave_whole_records(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_many, args=(tmp_path, number)) for number in range(2)]

@@ -43,6 +43,7 @@ def walk(root: Path) -> Iterator[tuple[bool, Table]]:
             yield embedded, found
 
 
+@pytest.mark.slow
 def test_tables_stand_in_the_order_of_a_model_zoo_page(demo_tables: list[Table]) -> None:
     assert [t.title for t in demo_tables] == [
         "VOC07 SVM: scenes",
@@ -68,6 +69,7 @@ def test_header_says_protocol_data_sizes_and_selection(demo: Path, demo_tables: 
         assert part in line
 
 
+@pytest.mark.slow
 def test_initialisations_are_one_row_with_mean_and_deviation(demo: Path, demo_tables: list[Table]) -> None:
     records = [s.record for s in read_records(demo)[0] if s.record.encoder.method == "random"]
     values = [r.scores["k=20"].value for r in records if r.protocol.id == KNN.id]
@@ -328,6 +330,7 @@ def test_pretraining_cost_is_shown_where_it_is_known(demo_tables: list[Table]) -
     assert cell(found, "EfficientNet-Lite0", "Pretraining time").text == ""
 
 
+@pytest.mark.slow
 def test_the_summary_has_one_row_per_encoder_and_the_primary_columns(demo: Path) -> None:
     summary = section(demo).summary()
     assert summary is not None
@@ -488,6 +491,7 @@ def test_another_column_can_be_shown(records: list[StoredRecord]) -> None:
     assert per_class_markdown(records, "embed") == ""
 
 
+@pytest.mark.slow
 def test_outcomes_are_read_once_for_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(2):
         found = decision_outcomes(LAYERS, 0.2, 100 + seed)

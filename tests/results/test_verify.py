@@ -35,6 +35,7 @@ def refusal(path: Path, declared: dict[str, str] | None = None) -> str:
     return "; ".join(verify(stored(path), declared).faults)
 
 
+@pytest.mark.slow
 def test_committed_records_hold_under_the_declared_protocols(capsys: pytest.CaptureFixture[str]) -> None:
     fine_tuned = next(MOCO.glob("*/voc2007_det")).parent
     frozen = next(MOCO.glob("*/voc2007")).parent

@@ -221,6 +221,7 @@ def test_embedded_and_own_data_have_parts_of_their_own_without_published_figures
     assert "ImageNet" not in zoo_markdown(Page("x", (), (page.parts[2],), ()))
 
 
+@pytest.mark.slow
 def test_several_encoders_are_compared_and_the_best_is_bold_with_all_tied(tmp_path: Path) -> None:
     write_demo(tmp_path)
     page = measured_page(read_records(tmp_path)[0], [])

@@ -38,6 +38,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_script_writes_and_says_what_must_be_told(source: Path) -> None:
     out = source.with_name("out.pkl")
     command = [sys.executable, str(SCRIPT), str(source), str(out), "--to", "detectron2"]
@@ -84,6 +85,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 OUTS = {"detectron2": "out.pkl", "openmmlab": "out.pth", "torchvision": "out.pt", "safetensors": "out.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(OUTS))
 def test_a_place_that_cannot_be_written_is_one_sentence_and_nothing_is_left(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str

@@ -28,6 +28,7 @@ def started(folder: Path, *flags: str, command: list[str], then: str = "", **env
     )
 
 
+@pytest.mark.slow
 def test_a_job_runs_and_the_last_command_follows(tmp_path: Path) -> None:
     job = [sys.executable, "-c", f"open({str(tmp_path / 'job')!r}, 'w')"]
     then = f'{sys.executable} -c "import os; os.rename({str(tmp_path / "job")!r}, {str(tmp_path / "page")!r})"'
@@ -44,6 +45,7 @@ def test_a_job_runs_and_the_last_command_follows(tmp_path: Path) -> None:
     assert Path(log).is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_told_with_its_log_and_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     then = f"{sys.executable} -c \"open({str(tmp_path / 'page')!r}, 'w')\""
     process = started(tmp_path, command=[sys.executable, "-c", "raise SystemExit('no weights')"], then=then)
@@ -54,6 +56,7 @@ def test_a_failed_job_is_told_with_its_log_and_the_page_is_written_all_the_same(
     assert "no weights" in Path(log).read_text()
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     """The job counts its starts in a file and hangs at the first."""
     starts = tmp_path / "starts"
@@ -76,6 +79,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     assert len(starts.read_text().split()) == 2
 
 
+@pytest.mark.slow
 def test_no_command_is_one_sentence(tmp_path: Path) -> None:
     process = started(tmp_path, command=[])
     _, errors = process.communicate(timeout=120)
@@ -100,6 +104,7 @@ def slurm(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_waits_for_it(
     tmp_path: Path, slurm: Path
 ) -> None:

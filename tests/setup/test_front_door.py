@@ -52,6 +52,7 @@ def test_every_script_of_a_target_is_there(target: str) -> None:
     assert [s for s in scripts if not (ROOT / s).is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["benchmarks", "results"])
 def test_every_command_of_a_target_is_known(package: str) -> None:
     asked = {c for t in phony_targets() | bench_targets() for c in re.findall(rf"-m {package} ([\w-]+)", planned(t))}

@@ -18,6 +18,7 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ["import benchmarks", "import pretrain", "import results.schema"])
 def test_import_loads_nothing_heavy(statement: str) -> None:
     assert imported_by(statement) & HEAVY == set()

@@ -33,6 +33,7 @@ def test_every_file_that_a_page_needs_is_package_data() -> None:
     assert needed <= packed
 
 
+@pytest.mark.slow
 def test_another_package_of_our_name_is_named_in_one_sentence(tmp_path: Path) -> None:
     other = tmp_path / "benchmarks"
     other.mkdir()
@@ -46,6 +47,7 @@ def test_another_package_of_our_name_is_named_in_one_sentence(tmp_path: Path) ->
     assert "knn.demo@1" in ours.stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = ResNet(Architecture(name="resnet18"))
     keys = {f"module.encoder_q.{name}": tensor for name, tensor in net.state_dict().items()}

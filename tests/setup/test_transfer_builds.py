@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", ["COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"]
 )
@@ -58,6 +59,7 @@ def test_detectron2_model_trains_and_detects(config: str) -> None:
     assert found.has("pred_masks") == cfg.MODEL.MASK_ON
 
 
+@pytest.mark.slow
 def test_mmseg_fcn_segments() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -72,6 +72,7 @@ def test_check_data_knows_them(root: Path, dataset: str, capsys: pytest.CaptureF
     assert "cannot be decoded as a mask" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_embedded_data_has_both(data: Path, tmp_path: Path) -> None:
     voc = data / "VOCdevkit" / "VOC2007"
     scenes = find_dataset("ade20k", data).read("training")

@@ -153,6 +153,7 @@ def test_train_is_imagenets(tmp_path: Path) -> None:
         find_dataset("imagenet_a", tmp_path).read("test")
 
 
+@pytest.mark.slow
 def test_corrupted_drawings_have_the_sources_of_the_drawings(small_data: Path) -> None:
     drawings, corrupted = read(small_data, "drawings"), read(small_data, "drawings_c")
     assert corrupted.classes == drawings.classes

@@ -80,6 +80,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.array_equal(found[..., 0], found[..., 2])
 
 
+@pytest.mark.slow
 def test_pillow_warns_about_nothing(tmp_path: Path) -> None:
     names = _write_odd_files(tmp_path)
     broken = (tmp_path / "exif-6.jpg").read_bytes()
@@ -163,6 +164,7 @@ def test_an_image_in_a_batch_of_cifar10(tmp_path: Path) -> None:
     assert decode(tmp_path / "photo#3.png").size == (5, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(100, 67), (67, 100), (64, 64), (33, 200), (201, 34)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_geometry_is_torchvisions(size: tuple[int, int], interpolation: str) -> None:

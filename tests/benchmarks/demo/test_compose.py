@@ -25,6 +25,7 @@ def _hashes(root: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(composed: Path, counts: Counts, tmp_path: Path) -> None:
     compose(tmp_path, seed=0, progress=False, counts=counts)
     assert _hashes(tmp_path) == _hashes(composed)
@@ -128,6 +129,7 @@ def test_a_copy_is_as_good_as_a_link(composed: Path, tmp_path: Path, monkeypatch
     assert picture.is_file()
 
 
+@pytest.mark.slow
 def test_a_sheet_of_scenes_is_drawn_and_the_same_every_time(composed: Path, tmp_path: Path) -> None:
     contact_sheet(composed, tmp_path / "new" / "a.png", "test", n=6)
     contact_sheet(composed, tmp_path / "b.png", "test", n=6)

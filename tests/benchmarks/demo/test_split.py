@@ -67,6 +67,7 @@ def test_the_scenes_of_the_splits_show_different_groups() -> None:
     assert Counter(d.side for pool in [scene_pools()["test"]] for ds in pool.values() for d in ds) == {"test": 217}
 
 
+@pytest.mark.slow
 def test_likeness_sees_through_mirroring_recolouring_scaling_and_background() -> None:
     names = ["animals_mammals/leone_01_architetto_fran_01", "food_fruit/pineapple", "recreation_music/gramophone"]
     for name in names:

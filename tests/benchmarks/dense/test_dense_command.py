@@ -10,6 +10,7 @@ from benchmarks.__main__ import main
 from results.store import StoredRecord, read_record
 
 
+@pytest.mark.slow
 def test_dense_on_the_embedded_scenes(data: Path, tmp_path: Path) -> None:
     flags = ["--data", str(data), "--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
     flags += ["--device", "cpu", "--workers", "0"]

@@ -244,6 +244,7 @@ def test_cityscapes_ap_of_right_doubled_ignored_and_missed(tmp_path: Path) -> No
     assert 0.5 < aps(doubled)[0, shown][0] <= 1
 
 
+@pytest.mark.slow
 def test_the_composed_scenes_have_the_same_boxes_in_both_layouts(tmp_path: Path) -> None:
     counts = Counts(train=24, val=8, test=16, drawings_per_class=2)
     compose(tmp_path, seed=0, progress=False, counts=counts)

@@ -114,6 +114,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heads")
 @pytest.mark.parametrize(("identifier", "command", "write"), TARGETS, ids=[t[0] for t in TARGETS])
 def test_every_target_ends_in_a_record(identifier: str, command: str, write: Any, tmp_path: Path) -> None:
@@ -142,6 +143,7 @@ def test_every_target_ends_in_a_record(identifier: str, command: str, write: Any
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heads")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_that_was_killed_ends_with_the_same_weights(precision: str, tmp_path: Path) -> None:
@@ -212,6 +214,7 @@ class Runs:
         return os.system, (self.command,)
 
 
+@pytest.mark.slow
 def test_a_planted_checkpoint_runs_no_code_and_nothing_half_written_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_card_inside_another_librarys_file_is_believed_where_it_fits_the_weigh
         load_encoder(tmp_path / "r50.pkl")
 
 
+@pytest.mark.slow
 def test_the_card_says_what_keys_cannot_distinguish(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import timm
 

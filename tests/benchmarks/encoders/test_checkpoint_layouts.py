@@ -93,6 +93,7 @@ ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py, test_
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_layout_gives_the_forward_pass_bit_by_bit(name: str, tmp_path: Path) -> None:
     case, net, rows = CASES[name], network(), table(name)
@@ -121,6 +122,7 @@ def test_every_row_of_the_tables_has_its_source_and_releases_name_layouts_that_t
         assert row.get("pixels", "imagenet") in table["pixels"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start", "other", "pick"),
     [
@@ -148,6 +150,7 @@ def test_pick_takes_the_other_encoder(name: str, start: str, other: str, pick: s
         load_encoder(tmp_path / "c.pth", facts=["pick=teacher"])
 
 
+@pytest.mark.slow
 def test_dino_student_and_an_averaged_model_are_picked_by_name(tmp_path: Path) -> None:
     rows, teacher, student = table("dino_resnet50"), network(), network(seed=1)
     torch.save({"teacher": named(rows, teacher), "student": named(rows, student)}, tmp_path / "dino.pth")
@@ -243,6 +246,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     assert_same_forward(tmp_path / "half.pth", net)
 
 
+@pytest.mark.slow
 def test_torchvisions_own_resnet50_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50()

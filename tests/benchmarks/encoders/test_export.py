@@ -150,6 +150,7 @@ def test_converting_a_converted_file_keeps_every_bit_and_fact(
     assert again.card.model_dump(include=decisive) == encoder.card.model_dump(include=decisive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["detectron2", "openmmlab", "torchvision"])
 def test_converting_a_file_in_place_is_harmless(tmp_path: Path, to: CheckpointFormat) -> None:
     out = tmp_path / f"out{SUFFIX[to]}"

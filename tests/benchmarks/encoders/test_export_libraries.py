@@ -73,6 +73,7 @@ def read_by_detectron2(path: Path, encoder: Encoder, norm: str) -> tuple[Any, An
     return model, incompatible[0]
 
 
+@pytest.mark.slow
 @needs_detectron2
 @pytest.mark.parametrize(
     "architecture",
@@ -109,6 +110,7 @@ def test_detectron2s_frozen_norm_leaves_only_the_counters(tmp_path: Path) -> Non
     assert all(key.endswith("num_batches_tracked") for key in incompatible.unexpected_keys)
 
 
+@pytest.mark.slow
 @needs_detectron2
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_file_equals_that_of_detectron2s_own_converter(tmp_path: Path, name: str) -> None:
@@ -129,6 +131,7 @@ def test_the_file_equals_that_of_detectron2s_own_converter(tmp_path: Path, name:
     assert ours["matching_heuristics"] == theirs["matching_heuristics"]
 
 
+@pytest.mark.slow
 @needs_mmseg
 @pytest.mark.parametrize(
     "architecture",

@@ -23,6 +23,7 @@ print("torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_encoder_or_data_root_is_refused_before_torch_is_imported(small_data: Path, tmp_path: Path) -> None:
     refused = {
         ("none.pth",): "encoder file not found: 'none.pth'",

@@ -213,6 +213,7 @@ def test_the_heads_of_a_plain_vit_are_asked_for(tmp_path: Path) -> None:
         load_encoder(path, facts=["family=dinno"])
 
 
+@pytest.mark.slow
 def test_moco_v3_vits_have_twelve_heads_and_a_projection(tmp_path: Path) -> None:
     net = model("vit_small_patch16_224", num_classes=0, num_heads=12, img_size=32)
     layers = (nn.Linear(384, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4, bias=False),
@@ -254,6 +255,7 @@ def test_dinov2_with_registers_equals_its_own_order_of_operations(tmp_path: Path
     assert encoder.card.keys_unused == 1  # the mask token
 
 
+@pytest.mark.slow
 def test_a_file_with_registers_into_a_model_without_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "reg.pth", dinov2())
     with pytest.raises(InputError, match=r"1 left over \(reg_token\), 1 of another shape|1 left over \(reg_token\)"):

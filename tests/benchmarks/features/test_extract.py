@@ -81,6 +81,7 @@ def test_a_convolution_that_others_read_too_is_not_folded() -> None:
         assert isinstance(network.norm, nn.BatchNorm2d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
 def test_bf16_features_point_where_fp32_ones_do(architecture: str) -> None:
     encoder, images = load_encoder(f"random:{architecture}"), noise(8)
@@ -116,6 +117,7 @@ def test_bf16_turns_few_knn_answers_and_as_many_right_as_wrong(all_drawings: Pat
         assert abs(lost - won) <= 3 * np.sqrt(lost + won), column  # the sign test, at three standard errors
 
 
+@pytest.mark.slow
 def test_precision_is_a_word_of_the_protocol_id_and_fp32_is_not(small_data: Path, tmp_path: Path) -> None:
     flags = ["--data", str(small_data), "--device", "cpu", "--workers", "0"]
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]

@@ -175,6 +175,7 @@ def test_a_disk_that_fills_up_leaves_finished_shards(
         assert np.array_equal(resumed[key], array)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_passes_and_write_one_record(small_data: Path, tmp_path: Path) -> None:
     values = []
     for ranks in (1, 2):

@@ -46,6 +46,7 @@ def of(root: Path, encoder: str) -> set[str]:
     return {folder.name for folder, name in found.items() if f"seed {encoder[-1]})" in name}
 
 
+@pytest.mark.slow
 def test_what_records_stand_on_is_kept(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = folders(measured)
     assert len(before) == 4

@@ -58,6 +58,7 @@ def test_what_the_format_cannot_hold_is_refused_with_the_remedy(labels: Labels, 
         FeatureStore(options(tmp_path)).get([request])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn.demo", "ncm.demo", "logistic.demo"])
 def test_the_record_says_the_format_and_the_score_hardly_moves(small_data: Path, tmp_path: Path, protocol: str) -> None:
     own = replace(options(tmp_path / "features"), records=tmp_path / "records")

@@ -98,6 +98,7 @@ def records(out: Path) -> dict[str, Record]:
     return {each.record.protocol.id: each.record for each in read_records(out / "records")[0]}
 
 
+@pytest.mark.slow
 def test_the_record_says_how_many_are_missing(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,6 +130,7 @@ def test_ignored_pixels_and_padding_add_nothing_to_the_loss(voc: tuple[Labels, L
     assert value == pytest.approx(float((each * (truth != 255)).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
     whole = trial(voc, tmp_path / "whole").train(progress=False).state_dict()
     short = trial(voc, tmp_path / "killed")
@@ -228,6 +229,7 @@ def test_a_precision_and_a_batch_that_cannot_be_are_refused(
         trial(voc, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_ends_in_a_record_with_classes_trials_and_a_sheet(tmp_path: Path) -> None:
     write_voc12aug(tmp_path / "data")
     sets = [f"{k}={v}" if not isinstance(v, tuple) else f"{k}={','.join(map(str, v))}" for k, v in TINY.items()]

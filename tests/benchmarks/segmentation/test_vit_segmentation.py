@@ -147,6 +147,7 @@ def test_a_linear_head_leaves_the_encoder_alone(ade20k: tuple[Labels, Labels], t
     assert not torch.equal(after.decode_head.conv_seg.weight, before.decode_head.conv_seg.weight)
 
 
+@pytest.mark.slow
 def test_upernet_runs_on_ade20k_and_goes_on_where_it_was_killed(ade20k: tuple[Labels, Labels], tmp_path: Path) -> None:
     of = protocol()
     whole = trial(ade20k, tmp_path / "whole", vit(), of)

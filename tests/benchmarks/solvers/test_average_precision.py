@@ -36,6 +36,7 @@ def test_without_ties_each_is_its_definition(case: tuple[np.ndarray, np.ndarray]
     assert average_precisions(decisions, labels).eleven_point == pytest.approx(devkit_2007(*plain))
 
 
+@pytest.mark.slow
 @given(ranked(ties=True))
 @settings(max_examples=200, deadline=None)
 def test_step_is_scikit_learns_with_ties_too(case: tuple[np.ndarray, np.ndarray]) -> None:

@@ -47,6 +47,7 @@ def agree(found: tuple[Any, Any], expected: tuple[Array, Array]) -> None:
     assert np.asarray(bias) == pytest.approx(intercept, abs=1e-4 * (1 + 5 * DIM * np.abs(coefficients).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"chunk": 37}, {"chunk": 37, "resident_bytes": 0}], ids=str)
 def test_every_cost_has_scikit_learns_coefficients(data: tuple[Array, Array], how: dict[str, int]) -> None:
     fits = fit(*data, **how)
@@ -56,6 +57,7 @@ def test_every_cost_has_scikit_learns_coefficients(data: tuple[Array, Array], ho
         agree((fits.weights[index], fits.bias[index]), reference(*data, cost))
 
 
+@pytest.mark.slow
 def test_costs_that_start_between_their_neighbours_end_where_they_end_alone(data: tuple[Array, Array]) -> None:
     costs = 10.0 ** np.linspace(-5, 0, 15)
     together = fit(*data, costs)
@@ -99,6 +101,7 @@ def test_one_against_the_rest_leaves_out_unknown_labels(data: tuple[Array, Array
     agree((plain.weights[0, 2][None], plain.bias[0, 2][None]), reference(features, targets == 2, COSTS[0]))
 
 
+@pytest.mark.slow
 def test_blocks_give_each_fit_rows_of_its_own(data: tuple[Array, Array]) -> None:
     features, targets = data
     blocks = [Block(np.arange(80), (0, 1)), Block(np.arange(80, 160), (1,)), Block(np.arange(120, 240), (2,))]
@@ -126,6 +129,7 @@ def test_more_dimensions_than_rows_and_standardised(rows: Array | None) -> None:
         assert logits - logits.mean(axis=1, keepdims=True) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_start_saves_steps_and_moves_nothing(data: tuple[Array, Array]) -> None:
     features, targets = data
     for changes in ({}, {"standardise": True}, {"loss": "one_vs_rest"}):
@@ -136,6 +140,7 @@ def test_a_start_saves_steps_and_moves_nothing(data: tuple[Array, Array]) -> Non
         assert again.iterations.max() <= 1
 
 
+@pytest.mark.slow
 def test_single_precision_finds_the_same_classifier_and_double_can_start_from_it(
     data: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +156,7 @@ def test_single_precision_finds_the_same_classifier_and_double_can_start_from_it
     assert polished.weights.numpy() == pytest.approx(exact.weights.numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_starts_of_a_large_grid_save_passes_and_move_nothing(
     data: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +180,7 @@ def test_a_fit_that_runs_out_of_steps_says_so(data: tuple[Array, Array]) -> None
     assert (fits.iterations == 2).all()
 
 
+@pytest.mark.slow
 def test_ranks_count_the_classes_above_the_true_one_from_a_mapped_file(
     data: tuple[Array, Array], tmp_path: Path
 ) -> None:

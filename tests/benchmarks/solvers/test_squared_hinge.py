@@ -34,6 +34,7 @@ def class_weights(signs: np.ndarray) -> np.ndarray:
     return np.where(signs > 0, 2.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "dim"), [(600, 150), (400, 700), (60, 100), (100, 20)])
 def test_every_cost_agrees_with_liblinear_at_its_tightest(images: int, dim: int) -> None:
     rows, signs, test_rows, test_signs, plain, plain_test = problem(images, dim)

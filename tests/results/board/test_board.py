@@ -65,6 +65,7 @@ def groups_of(board: dict[str, Any], columns: list[str]) -> list[tuple[str, int]
     return found
 
 
+@pytest.mark.slow
 def test_a_page_for_every_encoder_and_benchmark_and_every_link_leads_somewhere(pages: dict[str, str]) -> None:
     boards = data(pages)
     assert [board["title"] for board in boards] == ["Full data sets", "Embedded data"]
@@ -133,6 +134,7 @@ SCRIPT = """<script>addEventListener("load", () => {
 });</script>"""
 
 
+@pytest.mark.slow
 def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) -> None:
     embedded = data(pages)[1]
     file = tmp_path / "index.html"
@@ -152,6 +154,7 @@ def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) ->
     assert seen["title"] == "Encoder board"
 
 
+@pytest.mark.slow
 def test_the_command_removes_pages_of_records_that_are_gone(
     records: list[StoredRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

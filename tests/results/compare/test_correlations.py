@@ -93,6 +93,7 @@ def test_the_remark_on_columns_that_agree() -> None:
     assert remark({C: rising, A: rising}) is None
 
 
+@pytest.mark.slow
 def test_measured_encoders_stand_beside_published_models(tmp_path: Path) -> None:
     write_demo(tmp_path)
     records = read_records(tmp_path)[0]
@@ -204,6 +205,7 @@ def test_table_and_heat_map(tmp_path: Path) -> None:
         draw_heat_map([], tmp_path / "none.png")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_demo(tmp_path / "records")
     picture = tmp_path / "heat.svg"

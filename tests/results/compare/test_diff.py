@@ -46,6 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> list[StoredRecord]:
     return read_records(root)[0]
 
 
+@pytest.mark.slow
 def test_every_protocol_and_column_in_common_has_a_row_with_interval_and_verdict(demo: list[StoredRecord]) -> None:
     found = rows(demo, "EfficientNet*", "mocov2_resnet18w32_demo (seed 0)")
     assert {protocol for protocol, _ in found} == {KNN.id, LINEAR.id, SVM.id}
@@ -62,6 +63,7 @@ def test_what_is_within_the_noise_is_called_so(demo: list[StoredRecord]) -> None
     assert found[KNN.id, "k=20"]["Verdict"] == "within the noise"
 
 
+@pytest.mark.slow
 def test_a_pattern_of_several_counts_with_their_mean_and_their_spread(demo: list[StoredRecord]) -> None:
     several = rows(demo, "mocov2*", "random*")[KNN.id, "k=20"]
     values = [s.record.scores["k=20"].value or 0 for s in demo if s.record.encoder.name.startswith("mocov2")

@@ -67,6 +67,7 @@ def page(folder: Path) -> str:
     return report_html(records, bad, read_pretraining_logs(folder / "pretrain"), some, remembered(folder / "records"))
 
 
+@pytest.mark.slow
 def test_every_part_is_there(page: str) -> None:
     titles = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
     kinds = [title for title in titles if title in ("Full data sets", "Embedded data")]
@@ -129,6 +130,7 @@ def test_a_policy_allows_one_script_alone(page: str) -> None:
     assert re.search(r"script-src 'sha256-[\w+/]{43}='$", policy)
 
 
+@pytest.mark.slow
 def test_tables_tell_a_screen_reader_what_they_are(page: str) -> None:
     tags = Elements(page)
     assert len(tags.named("caption")) == len(tags.named("table"))
@@ -306,6 +308,7 @@ addEventListener("load", () => {
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "dark"), [(("--window-size=500,900",), False), (("--window-size=1300,900", DARK), True)]
 )
@@ -338,6 +341,7 @@ def test_in_a_browser(page: str, tmp_path: Path, flags: tuple[str, ...], dark: b
     assert bright == dark
 
 
+@pytest.mark.slow
 def test_the_policy_stops_other_scripts(page: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page.replace("</body>", "<script>document.title = 'owned'</script></body>"))

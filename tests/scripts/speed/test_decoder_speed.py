@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from scripts.speed import decoders as speed
 from scripts.speed.features import write_jpegs
@@ -26,6 +27,7 @@ def test_every_decoder_gives_the_picture(tmp_path: Path) -> None:
     assert speed.eighth(path).size == (63, 47)
 
 
+@pytest.mark.slow
 def test_the_entries_name_what_was_measured() -> None:
     found = speed.measure_decoders(files=1)
     assert all(name in str(found["note"]) for name in ("torchvision.io", "PIL, scaled DCT", "pil-draft"))

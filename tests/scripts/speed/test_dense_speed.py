@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from scripts.speed.heads import dense_heads
 
 
+@pytest.mark.slow
 def test_the_grid_is_measured_against_heads_alone(data: Path) -> None:
     found = dense_heads(epochs=1, data=data)
     assert found["name"] == "dense"

@@ -14,6 +14,7 @@ from benchmarks.encoders.load import load_encoder
 from scripts.speed import features as speed
 
 
+@pytest.mark.slow
 def test_files_are_of_the_size_that_they_are_said_to_be(tmp_path: Path) -> None:
     first, again = speed.write_jpegs(tmp_path / "a", 2), speed.write_jpegs(tmp_path / "b", 2)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
@@ -23,6 +24,7 @@ def test_files_are_of_the_size_that_they_are_said_to_be(tmp_path: Path) -> None:
     assert 50_000 < first[0].stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_ours_and_the_loop_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "WORKERS", 0)
     paths = speed.write_jpegs(tmp_path / "images", 3)

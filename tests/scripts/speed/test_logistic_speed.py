@@ -9,6 +9,7 @@ import pytest
 from scripts.speed import logistic as speed
 
 
+@pytest.mark.slow
 def test_both_sides_reach_the_gradient_and_the_rest_is_extrapolated() -> None:
     found = speed.measure_sweep((120, 8, 3), (240, 8, 3), every=20)
     assert found["ratio"] == pytest.approx(float(found["baseline_s"]) / float(found["ours_s"]))
