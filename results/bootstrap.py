@@ -65,10 +65,6 @@ class Gain:
     n_items: int
     n_sources: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def measured_columns(outcomes: Outcomes) -> tuple[str, ...]:
     """The columns whose metric the outcomes allow to compute again, sorted."""

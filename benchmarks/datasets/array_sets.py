@@ -20,7 +20,7 @@ from benchmarks.datasets.mat_files import read_mat
 from benchmarks.task import InputError
 from results.files import require_regular
 
-Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
+ListedImages = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
 
 _STL_SHAPE = (3, 96, 96)  # planes, columns, rows
 _SVHN_SIDE, _SVHN_CLASSES = 32, 10
@@ -66,7 +66,7 @@ def _numbered(name: str, count: int) -> list[str]:
 # ---- STL-10 ----------------------------------------------------------------------------------------------------------
 
 
-def stl10(folder: Path, part: str) -> Items:
+def stl10(folder: Path, part: str) -> ListedImages:
     """`{train,test}_X.bin` and `_y.bin`. Train is all labelled images, not one of the ten folds.
 
     Raises:
@@ -94,7 +94,7 @@ def _stl_images(file: Path, changed: int) -> NDArray[np.uint8]:
 # ---- SVHN ------------------------------------------------------------------------------------------------------------
 
 
-def svhn(folder: Path, part: str) -> Items:
+def svhn(folder: Path, part: str) -> ListedImages:
     """Cropped digits, `{train,test}_32x32.mat`. The owner's label 10 is the digit 0; `extra` is not read.
 
     Raises:
@@ -122,7 +122,7 @@ def _svhn(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
 # ---- PatchCamelyon ---------------------------------------------------------------------------------------------------
 
 
-def pcam(folder: Path, part: str) -> Items:
+def pcam(folder: Path, part: str) -> ListedImages:
     """`camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5`; class 1 is a patch with a tumour in its middle.
 
     Raises:

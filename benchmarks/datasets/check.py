@@ -207,12 +207,12 @@ def command(
     found = find_dataset(dataset, data)
     reports = _check(found, all_images, quiet)
     _say(_details(found, reports))
-    if exit_code(reports) != COMPLETE or any(report.unpublished for report in reports):
+    if check_code(reports) != COMPLETE or any(report.unpublished for report in reports):
         _say(f"available from {found.info.how_to_get}")
-    return exit_code(reports)
+    return check_code(reports)
 
 
-def exit_code(reports: Sequence[SplitReport]) -> int:
+def check_code(reports: Sequence[SplitReport]) -> int:
     """The exit code for one data set."""
     if all(report.images is None for report in reports):
         return UNUSABLE
@@ -252,12 +252,12 @@ def _check_all(data: Path, all_images: bool, quiet: bool) -> int:
             continue
         folders[name], found[name] = dataset.folder, _check(dataset, all_images, quiet)
     # Several data sets share a folder, which may hold only one of them.
-    usable = {folders[name] for name, reports in found.items() if exit_code(reports) != UNUSABLE} | {data}
-    absent = {n for n, reports in found.items() if exit_code(reports) == UNUSABLE and folders[n] in usable}
+    usable = {folders[name] for name, reports in found.items() if check_code(reports) != UNUSABLE} | {data}
+    absent = {n for n, reports in found.items() if check_code(reports) == UNUSABLE and folders[n] in usable}
     rows = [_row(name, found[name] if name in found and name not in absent else None) for name in DATASETS]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     _say("\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows))
-    verdicts = [exit_code(reports) for name, reports in found.items() if name not in absent]
+    verdicts = [check_code(reports) for name, reports in found.items() if name not in absent]
     if any(verdicts):
         _say(f"details of one data set: encoder-bench check-data --data {data} --dataset NAME")
     return max(verdicts, default=UNUSABLE)
@@ -267,7 +267,7 @@ def _row(name: str, reports: Sequence[SplitReport] | None) -> tuple[str, str, st
     """Name, state, images or where to get it; `reports` is None for a data set that is not there."""
     if reports is None:
         return name, "not there", f"from {DATASETS[name].how_to_get}"
-    if exit_code(reports) == UNUSABLE:
+    if check_code(reports) == UNUSABLE:
         return name, "unusable", reports[0].faults[0]
     faulty = [f"{report.split} {_state(report)}" for report in reports if not report.complete or report.unpublished]
     counts = ", ".join(f"{report.split} {report.images:,}" for report in reports if report.images is not None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.array_sets import pcam, stl10, svhn
+from benchmarks.datasets.array_sets import ListedImages, pcam, stl10, svhn
 from benchmarks.datasets.lists import (
     LazyPaths,
     class_count,
@@ -32,7 +32,6 @@ from benchmarks.task import InputError, Labels
 
 TEST = "test"
 SPLIT_SEED = 0  # of splits that no owner publishes
-Items = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
 ReadSplit = Callable[[Path, str], Labels]
 
 _MAX_MAT = 2**25  # bytes of a .mat file, unpacked; those of Stanford Cars have a tenth of it
@@ -53,7 +52,7 @@ class _Set:
 
     owner: str
     parts: Mapping[str, Mapping[str, str]]
-    items: Callable[[Path, str], Items]
+    items: Callable[[Path, str], ListedImages]
 
     def __call__(self, folder: Path, split: str) -> Labels:
         """The items of a split in the order of the parts and their files.
@@ -107,7 +106,7 @@ def _relative(folder: Path, files: Sequence[str | Path]) -> list[str]:
 # ---- torchvision's readers; their lists are private, and a test holds them to what these give -----------------------
 
 
-def _torchvision(name: str, folder: Path, part: str, **options: Any) -> Items:
+def _torchvision(name: str, folder: Path, part: str, **options: Any) -> ListedImages:
     """What a reader of torchvision finds that has its files and labels in lists of its own."""
     from torchvision import datasets
 
@@ -125,7 +124,7 @@ def _torchvision(name: str, folder: Path, part: str, **options: Any) -> Items:
 # ---- sets that torchvision has no reader for, or checks by the md5 of whole archives ---------------------------------
 
 
-def _folders(folder: Path, part: str) -> Items:
+def _folders(folder: Path, part: str) -> ListedImages:
     """`<part>/<class>/<image>`."""
     names = class_folders(folder / part)
     if not names:
@@ -138,7 +137,7 @@ def _folders(folder: Path, part: str) -> Items:
     return files, targets, names
 
 
-def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None, without: str = "") -> Items:
+def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None, without: str = "") -> ListedImages:
     """Class folders without a published split: so many images of each class, drawn by this project's seed."""
     names = [name for name in class_folders(folder / below) if name != without]
     if not names:
@@ -154,7 +153,7 @@ def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None,
     return files, targets, names
 
 
-def _flowers(folder: Path, part: str) -> Items:
+def _flowers(folder: Path, part: str) -> ListedImages:
     """Oxford Flowers: `setid.mat` and `imagelabels.mat`, of which torchvision checks the md5."""
     name = {"train": "trnid", "val": "valid", TEST: "tstid"}[part]
     ids = _whole_numbers(folder / "setid.mat", name)
@@ -173,7 +172,7 @@ def _whole_numbers(file: Path, name: str) -> NDArray[np.int64]:
     return found.reshape(-1).astype(np.int64)
 
 
-def _cars(folder: Path, part: str) -> Items:
+def _cars(folder: Path, part: str) -> ListedImages:
     """Stanford Cars: a structure for each image, with its file and its class from 1 on; the classes are in the devkit.
 
     The paths are torchvision's.
@@ -196,7 +195,7 @@ def _cars(folder: Path, part: str) -> Items:
     return [f"{below}/{each}" for each in files], [n - 1 for n in numbers], [str(name) for name in names]
 
 
-def _sun(folder: Path, part: str) -> Items:
+def _sun(folder: Path, part: str) -> ListedImages:
     """SUN397: the owner's first partition, `Training_01.txt` and `Testing_01.txt`, beside `ClassName.txt`."""
     classes = [line.lstrip("/").partition("/")[2] for line in read_lines(folder / "ClassName.txt")]
     index = {name: number for number, name in enumerate(classes)}
@@ -214,7 +213,7 @@ def _sun(folder: Path, part: str) -> Items:
     return files, targets, classes
 
 
-def _cub(folder: Path, part: str) -> Items:
+def _cub(folder: Path, part: str) -> ListedImages:
     """CUB-200-2011: `images.txt`, `image_class_labels.txt`, `train_test_split.txt` and `classes.txt`, all by number."""
     named, label_of, in_train, class_names = (
         _by_number(folder / f"{name}.txt") for name in ("images", "image_class_labels", "train_test_split", "classes")

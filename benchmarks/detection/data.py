@@ -29,10 +29,10 @@ from results.files import require_regular
 
 log = logging.getLogger(__name__)
 
-Scene = dict[str, Any]
+ImageDict = dict[str, Any]
 
 
-def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> list[Scene]:
+def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> list[ImageDict]:
     """One dict per image, in the order of `labels`: file_name, image_id, height, width and annotations.
 
     Boxes are left, top, right, bottom in pixels from 0; right and bottom are outside. An annotation has `category_id`
@@ -52,13 +52,13 @@ def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> l
     return scenes
 
 
-def _reaches_outside(scene: Scene, box: list[float]) -> bool:
+def _reaches_outside(scene: ImageDict, box: list[float]) -> bool:
     """Whether a box is beyond an edge by more than the rounding of published boxes."""
     left, top, right, bottom = box
     return min(left, top) < -2 or right > scene["width"] + 2 or bottom > scene["height"] + 2
 
 
-def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[Scene]:
+def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[ImageDict]:
     if task in ("voc", "cityscapes"):
         each = zip(labels.ids, labels.paths, labels.annotations, strict=True)
         known = {name: index for index, name in enumerate(labels.classes)}
@@ -68,7 +68,7 @@ def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[Scene]:
     return _coco(labels, with_masks=task != "densepose")
 
 
-def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive: bool) -> Scene:
+def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive: bool) -> ImageDict:
     try:
         require_regular(file)
         root = ElementTree.parse(file).getroot()  # noqa: S314 - the user's own file, read as every VOC reader does
@@ -102,12 +102,12 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return text
 
 
-def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
+def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
     """COCO and LVIS: the images in the order of their ids, as in `labels`."""
     parts = [json.loads(file.read_bytes()) for file in labels.annotations]
     images = sorted((image for part in parts for image in part["images"]), key=lambda image: image["id"])
     category = {c["id"]: number for number, c in enumerate(sorted(parts[0]["categories"], key=lambda c: c["id"]))}
-    scenes: dict[int, Scene] = {}
+    scenes: dict[int, ImageDict] = {}
     for number, image in enumerate(images):
         scenes[image["id"]] = {
             "file_name": str(labels.paths[number]), "image_id": image["id"], "height": image["height"],
@@ -149,7 +149,7 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[Scene]:
     return list(scenes.values())
 
 
-def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) -> Scene:
+def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) -> ImageDict:
     found, (height, width) = read_visible_objects(file)
     annotations = [
         {"bbox": list(each.box), "bbox_mode": 0, "category_id": known[each.name], "iscrowd": int(each.group),
@@ -159,7 +159,7 @@ def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) ->
     return {"file_name": str(path), "image_id": image_id, "height": height, "width": width, "annotations": annotations}
 
 
-def training_scenes(scenes: list[Scene], params: DetectionParams) -> list[Scene]:
+def training_scenes(scenes: list[ImageDict], params: DetectionParams) -> list[ImageDict]:
     """The scenes and objects that a detector is trained on.
 
     Images without objects are left out, as in detectron2. Images with difficult objects only are kept.
@@ -169,7 +169,7 @@ def training_scenes(scenes: list[Scene], params: DetectionParams) -> list[Scene]
     """
     from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 
-    kept: list[Scene] = filter_images_with_only_crowd_annotations(scenes)
+    kept: list[ImageDict] = filter_images_with_only_crowd_annotations(scenes)
     if params.keypoints:
         kept = filter_images_with_few_keypoints(kept, 1)
     if params.task == "densepose":
@@ -188,7 +188,7 @@ class SceneDataset(Dataset[Any]):
     by `seed` and that number. In testing (no seed) it is the index.
     """
 
-    def __init__(self, scenes: list[Scene], mapper: Any, seed: int | None = None) -> None:
+    def __init__(self, scenes: list[ImageDict], mapper: Any, seed: int | None = None) -> None:
         self.scenes, self.mapper, self.seed = scenes, mapper, seed
 
     def __len__(self) -> int:
@@ -217,7 +217,14 @@ class Batches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, scenes: list[Scene], order: Any, batch_size: int, *, rank: int = 0, ranks: int = 1, first: int = 0
+        self,
+        scenes: list[ImageDict],
+        order: Any,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        first: int = 0,
     ) -> None:
         self.tall = [scene["height"] >= scene["width"] for scene in scenes]
         self.order, self.batch_size, self.first = order, batch_size, first
@@ -237,7 +244,15 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def train_loader(
-    scenes: list[Scene], cfg: Any, *, seed: int, rank: int, ranks: int, workers: int, first: int, mapper: Any = None
+    scenes: list[ImageDict],
+    cfg: Any,
+    *,
+    seed: int,
+    rank: int,
+    ranks: int,
+    workers: int,
+    first: int,
+    mapper: Any = None,
 ) -> DataLoader[Any]:
     """Endless batches (lists of dicts) for one rank.
 
@@ -278,7 +293,7 @@ def train_loader(
     )  # fmt: skip
 
 
-def on_device(inputs: list[Scene], device: torch.device) -> list[Scene]:
+def on_device(inputs: list[ImageDict], device: torch.device) -> list[ImageDict]:
     """The batch on the device. A GPU copies it from page-locked memory, and the host does not wait.
 
     What detectron2 would copy itself, one blocking copy at a time: images, and the boxes, classes, masks and keypoints
@@ -305,7 +320,7 @@ def on_device(inputs: list[Scene], device: torch.device) -> list[Scene]:
 
 
 def inference_loader(
-    scenes: list[Scene], cfg: Any, *, rank: int, ranks: int, workers: int, mapper: Any = None
+    scenes: list[ImageDict], cfg: Any, *, rank: int, ranks: int, workers: int, mapper: Any = None
 ) -> DataLoader[Any]:
     """This rank's share of the scenes, one image at a time; `mapper` as for `train_loader`."""
     from detectron2.data import DatasetMapper

@@ -22,10 +22,10 @@ from results.files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:
-    from benchmarks.detection.data import Scene
+    from benchmarks.detection.data import ImageDict
     from benchmarks.encoders.encoder import Encoder
 
-    StartTrial = Callable[[tuple[list[Scene], list[Scene]], int, Path], Trial]
+    StartTrial = Callable[[tuple[list[ImageDict], list[ImageDict]], int, Path], Trial]
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Detection(ImageTask[DetectionParams]):
         if params.task == "densepose":
             densepose.fetch_tables()
 
-        def read(labels: Labels) -> list[Scene]:
+        def read(labels: Labels) -> list[ImageDict]:
             return read_scenes(labels, params.task, inclusive=params.inclusive_boxes)
 
-        def start(scenes: tuple[list[Scene], list[Scene]], seed: int, folder: Path) -> Trial:
+        def start(scenes: tuple[list[ImageDict], list[ImageDict]], seed: int, folder: Path) -> Trial:
             return DetectionTrial(params, encoder, *scenes, test, seed, folder, options)
 
         return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
@@ -160,10 +160,10 @@ class VitDetection(ImageTask[VitDetectionParams]):
         params = self.params(protocol)
         require_same_classes(protocol, train, test)
 
-        def read(labels: Labels) -> list[Scene]:
+        def read(labels: Labels) -> list[ImageDict]:
             return read_scenes(labels, "coco")
 
-        def start(scenes: tuple[list[Scene], list[Scene]], seed: int, folder: Path) -> Trial:
+        def start(scenes: tuple[list[ImageDict], list[ImageDict]], seed: int, folder: Path) -> Trial:
             return VitDetectionTrial(params, encoder, *scenes, test, seed, folder, options)
 
         return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
@@ -189,7 +189,7 @@ def run_on_scenes(
     workdir: Path,
     options: RunOptions,
     trials: int,
-    read: Callable[[Labels], list[Scene]],
+    read: Callable[[Labels], list[ImageDict]],
     start: StartTrial,
 ) -> Outcome:
     """Read the scenes of both splits and run the trials on them.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from benchmarks.detection.data import Scene, inference_loader, on_device, train_loader, training_scenes
+from benchmarks.detection.data import ImageDict, inference_loader, on_device, train_loader, training_scenes
 from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams
@@ -44,7 +44,7 @@ class DetectionTrial(Trial):
     """
 
     def __init__(
-        self, params: DetectionParams, encoder: Encoder, train: list[Scene], test: list[Scene], labels: Labels,
+        self, params: DetectionParams, encoder: Encoder, train: list[ImageDict], test: list[ImageDict], labels: Labels,
         seed: int, folder: Path, options: RunOptions,
     ) -> None:  # fmt: skip
         super().__init__(encoder, params.solver().batch_size, seed, folder, options)

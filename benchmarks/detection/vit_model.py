@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.detection.data import Scene, inference_loader, train_loader
+from benchmarks.detection.data import ImageDict, inference_loader, train_loader
 from benchmarks.detection.metrics import coco_evaluator
 from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.detection.train import LOGGERS, DetectionTrial, tell_detectron2_of_ranks
@@ -113,7 +113,7 @@ class Bitmaps:
     def __init__(self, mapper: Any) -> None:
         self.mapper = mapper
 
-    def __call__(self, scene: Scene) -> Any:
+    def __call__(self, scene: ImageDict) -> Any:
         from pycocotools import mask as rle
 
         annotations = []
@@ -134,8 +134,8 @@ class VitDetectionTrial(DetectionTrial):
     """
 
     def __init__(
-        self, params: VitDetectionParams, encoder: Encoder, train: list[Scene], test: list[Scene], labels: Labels,
-        seed: int, folder: Path, options: RunOptions,
+        self, params: VitDetectionParams, encoder: Encoder, train: list[ImageDict], test: list[ImageDict],
+        labels: Labels, seed: int, folder: Path, options: RunOptions,
     ) -> None:  # fmt: skip
         Trial.__init__(self, encoder, params.batch_size, seed, folder, options)
         from detectron2.data.build import filter_images_with_only_crowd_annotations

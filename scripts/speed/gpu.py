@@ -38,11 +38,11 @@ def entries() -> Entries:
     if not torch.cuda.is_available():
         return {}
     return {
-        "gpu-step": measure_step,
-        "gpu-augment": measure_augmentation,
-        "gpu-extract": measure_extraction,
-        "gpu-extract-vit": lambda: measure_extraction(VIT),
-        "gpu-knn": measure_knn,
+        "gpu-step": time_gpu_step,
+        "gpu-augment": time_gpu_augmentation,
+        "gpu-extract": time_gpu_extraction,
+        "gpu-extract-vit": lambda: time_gpu_extraction(VIT),
+        "gpu-knn": time_gpu_knn,
     }
 
 
@@ -59,7 +59,7 @@ def gpu_seconds(work: Callable[[], object], repeats: int | None = None) -> float
     return statistics.median(times)
 
 
-def measure_step(recipe: Recipe | None = None) -> SpeedEntry:
+def time_gpu_step(recipe: Recipe | None = None) -> SpeedEntry:
     """A whole update of MoCo v2 beside its bare passes: query forward and backward, key forward."""
     recipe = recipe or moco_v2(precision="bf16", batch_size=BATCH)
     stepper = Stepper(recipe, CUDA)
@@ -87,7 +87,7 @@ def measure_step(recipe: Recipe | None = None) -> SpeedEntry:
     )
 
 
-def measure_augmentation(recipe: Recipe | None = None) -> SpeedEntry:
+def time_gpu_augmentation(recipe: Recipe | None = None) -> SpeedEntry:
     """Everything but the crop, for both views of a batch, beside a whole update."""
     recipe = recipe or moco_v2(precision="bf16", batch_size=BATCH)
     crop, n = recipe.augmentation.crop, recipe.batch_size
@@ -107,7 +107,7 @@ def measure_augmentation(recipe: Recipe | None = None) -> SpeedEntry:
     )
 
 
-def measure_extraction(architecture: str = RESNET, crop: int = 224, batch: int = BATCH) -> SpeedEntry:
+def time_gpu_extraction(architecture: str = RESNET, crop: int = 224, batch: int = BATCH) -> SpeedEntry:
     """Features in float32 and in bfloat16, beside the bare network in bfloat16."""
     encoder = load_encoder(_vit(architecture) if architecture == VIT else f"random:{architecture}").to(CUDA)
     geometry = Geometry(mode="shorter", resize=crop, crop=crop)
@@ -144,7 +144,7 @@ def _vit(name: str) -> torch.nn.Module:
     return model
 
 
-def measure_knn(gallery: int = GALLERY, queries: int = QUERIES, dim: int = DIM) -> SpeedEntry:
+def time_gpu_knn(gallery: int = GALLERY, queries: int = QUERIES, dim: int = DIM) -> SpeedEntry:
     """The exact search at ImageNet's size beside the products that it cannot avoid."""
     draws = np.random.default_rng(0)
     rows, asked = (draws.standard_normal((n, dim), dtype=np.float32) for n in (gallery, queries))

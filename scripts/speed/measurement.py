@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.evaluate import hardware
 from benchmarks.task import Precision
 from pretrain.distributed import has_fast_bf16
 
@@ -76,15 +74,10 @@ def fast_precision() -> Precision:
 
 def cpu() -> str:
     """The CPU, its cores for this process and what multiplies matrices on it: `AMD EPYC, 2 cores, AVX2`."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = hardware("cpu")
     can = torch.cpu.get_capabilities()
     units = [label for capability, label in _MATRIX_UNITS if can.get(capability)]
-    return f"{name}, {cores} cores, {' and '.join(units) or 'no matrix unit that torch names'}"
+    return f"{machine.cpu}, {machine.cores} cores, {' and '.join(units) or 'no matrix unit that torch names'}"
 
 
 def entry(

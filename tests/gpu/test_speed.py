@@ -17,10 +17,10 @@ def test_every_entry_can_be_measured(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(speed, "REPEATS", 1)
     recipe = moco_v2(precision="bf16", augmentation={"crop": 32}, **SMALL)
     for entry in (
-        speed.measure_step(recipe),
-        speed.measure_augmentation(recipe),
-        speed.measure_extraction("resnet18-w8", crop=32, batch=4),
-        speed.measure_knn(gallery=600, queries=20, dim=16),
+        speed.time_gpu_step(recipe),
+        speed.time_gpu_augmentation(recipe),
+        speed.time_gpu_extraction("resnet18-w8", crop=32, batch=4),
+        speed.time_gpu_knn(gallery=600, queries=20, dim=16),
     ):
         assert float(entry["ours_s"]) > 0
         assert float(entry["limit_s"]) > 0
