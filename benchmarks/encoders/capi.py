@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.encoders.encoder import Encoder, fill, image_sizes
+from benchmarks.encoders.encoder import Encoder, fill, fitting, image_sizes
 from benchmarks.task import InputError
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
@@ -23,6 +23,7 @@ NAME = "capi"  # of the architecture
 MARK = "encoder.blocks.0.residual1.fn.q_proj.weight"
 EPS = 1e-5
 LAST_BLOCKS = 4  # of patches4
+MAX_BLOCKS = 256  # ten times those of the largest release
 
 
 def is_capi(tensors: Collection[str]) -> bool:
@@ -172,10 +173,12 @@ def _build(tensors: Mapping[str, Tensor], source: str) -> CapiVit:
     if [len(shape) for shape in shapes] != [4, 3, 2, 2]:
         raise InputError(f"{source} has names of CAPI's encoder but not its tensors {', '.join(names)}")
     (width, _, _, side), (_, registers, _), (_, size), (hidden, _) = shapes
-    blocks = {int(match[1]) for match in (re.match(r"encoder\.blocks\.(\d+)\.", name) for name in tensors) if match}
+    blocks = {int(match[1]) for match in (re.match(r"encoder\.blocks\.(\d{1,9})\.", name) for name in tensors) if match}
     if not size or width % size or registers % 4:
         raise InputError(
             f"{source} has {registers} registers and heads of {size} of {width} channels; CAPI's registers are a "
             "multiple of 4, and its heads divide the width"
         )
-    return CapiVit(width, max(blocks) + 1, size, hidden, side, registers)
+    if len(blocks) <= max(blocks) or len(blocks) > MAX_BLOCKS:
+        raise InputError(f"{source} has {len(blocks)} blocks, one of them number {max(blocks)}; the file is damaged")
+    return fitting(lambda: CapiVit(width, len(blocks), size, hidden, side, registers), tensors, source)

@@ -26,7 +26,7 @@ from benchmarks.encoders.card_facts import (
     overrides_of_release,
     pixels_of,
 )
-from benchmarks.encoders.encoder import Encoder, fill, head_summary, projection_head
+from benchmarks.encoders.encoder import Encoder, fill, fitting, head_summary, projection_head
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.hf_configs import OPEN_CLIP
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, stage_names
@@ -41,6 +41,7 @@ from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
 from pretrain.weight_files import WeightFile, read_weights
+from results.errors import is_out_of_memory
 from results.schema import Architecture, EncoderCard
 
 if TYPE_CHECKING:
@@ -85,6 +86,22 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
             something that only the user can say.
     """
     file = read_weights(path)
+    try:
+        return _load(file, overrides)
+    except InputError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise InputError(f"{path} does not fit into memory; end other programs, or take another machine") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{path}: its tensors do not go together ({reason}); it is damaged or of another network, name it with "
+            "--facts architecture=timm:NAME"
+        ) from error
+
+
+def _load(file: WeightFile, overrides: CardOverrides) -> Encoder:
+    path = file.path
     if file.card is not None:
         return _with_own_card(file, file.card, overrides)
     if not overrides.architecture and not _may_be_resnet(file):
@@ -296,7 +313,7 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
         from benchmarks.encoders.timm_models import timm_encoder
 
         return timm_encoder(card, tensors, source)
-    backbone = ResNet(card.architecture)
+    backbone = fitting(lambda: ResNet(card.architecture), tensors, source)
     fill(backbone, tensors, source)
     return resnet_encoder(card, backbone)
 
@@ -351,7 +368,7 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
     layout = found.name
     if found.layout.names == "caffe2" and unfold_statistics(tensors, architecture.bn_eps):
         layout += ", statistics folded into the norms"
-    backbone = ResNet(architecture)
+    backbone = fitting(lambda: ResNet(architecture), tensors, source)
     matched = fill(backbone, tensors, source)
     head = projection_head(found.head, backbone.channels)
     card = EncoderCard(
@@ -472,7 +489,7 @@ def _with_radios_summary(file: WeightFile, found: RecognisedCheckpoint) -> tuple
         raise InputError(f"{file.path} is a RADIO without class tokens; give another version")
     tokens = torch.cat(own, 1)
     count = tokens.shape[1]
-    if not first or max(first) >= count:
+    if not first or max(first) >= count or min(first) < 0:
         raise InputError(f"{file.path} has {count} tokens, of which its summary takes {first}; the file is damaged")
     order = [*first, *(place for place in range(count) if place not in first)]
     backbone = {n: t for n, t in found.backbone.items() if n != "reg_token"}

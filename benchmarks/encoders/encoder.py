@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from pretrain.distributed import sent
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
 
+_DEEPEST_HEAD = 100  # layers; the deepest published heads have ten
+_SPARE_NUMBERS = 1 << 24  # that a network computes beside its weights: indices of relative positions, rotary tables
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 Forward = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
 
 
@@ -245,8 +248,37 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> int:
     """Load all tensors of `module`, and return how many. Only `num_batches_tracked` may be missing.
 
     Raises:
+        InputError: as `require_fit`. Nothing is loaded then.
+    """
+    require_fit(module, tensors, source)
+    module.load_state_dict(dict(tensors), strict=False)
+    return len(tensors)
+
+
+def fitting(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source: str) -> NetworkT:
+    """The network that `build` makes, once a plan of it without memory has shown that the tensors fill it.
+
+    What a file claims of its network (in names, shapes and its card) may be anything; its bytes are what they are.
+
+    Raises:
+        InputError: as `require_fit`, or the network has far more numbers than the file.
+    """
+    with torch.device("meta"):
+        plan = build()
+    require_fit(plan, tensors, source)
+    needed = sum(tensor.numel() for tensor in chain(plan.parameters(), plan.buffers()))
+    there = sum(tensor.numel() for tensor in tensors.values())
+    if needed > 2 * there + _SPARE_NUMBERS:
+        raise InputError(f"{source} has {there:,} numbers, and its network would need {needed:,}; the file is damaged")
+    return build()
+
+
+def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that do not fill a network.
+
+    Raises:
         InputError: names and shapes do not agree one to one (with counts and the first few names), or a weight is not
-            a floating-point number. Nothing is loaded then.
+            a floating-point number.
     """
     own = module.state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
@@ -270,8 +302,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> int:
             f"{source} holds integers in {len(integers)} tensors ({', '.join(integers[:3])}); it is quantised, give "
             "the floating-point checkpoint"
         )
-    module.load_state_dict(dict(tensors), strict=False)
-    return len(tensors)
 
 
 def projection_head(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential | None:
@@ -286,6 +316,8 @@ def projection_head(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential 
     if not tensors or not all(keys.values()):
         return None
     indices = sorted({int(match[1] or 0) for match in keys.values() if match})
+    if indices[-1] > _DEEPEST_HEAD:
+        return None
     layers: list[nn.Module] = []
     for index in range(indices[0], indices[-1] + 1):
         prefix = f"{index}." if any(match and match[1] for match in keys.values()) else ""
@@ -308,7 +340,9 @@ def _head_layer(own: Mapping[str, Tensor]) -> nn.Module | None:
     layer: nn.Module
     if not own:
         return nn.ReLU()
-    if "running_mean" in own:
+    if any(not tensor.numel() for tensor in own.values()):  # its shape may be any
+        return None
+    if "running_mean" in own and own["running_mean"].ndim == 1:
         layer = nn.BatchNorm1d(len(own["running_mean"]), affine="weight" in own)
     elif "weight" in own and own["weight"].ndim == 2:
         layer = nn.Linear(own["weight"].shape[1], own["weight"].shape[0], bias="bias" in own)

@@ -30,6 +30,9 @@ RESNETS = (
     "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
 """the keys of `pretrain.resnet.STAGES`"""
+# As in `pretrain.recipe`: a group of a ResNeXt needs at least one channel.
+NARROWEST = {"resnext50_32x4d": 16, "resnext50_32x8d": 8, "resnext101_32x8d": 8, "resnext101_64x4d": 16}
+WIDEST = 512
 
 TORCHVISION_NETWORKS = (
     "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", *(f"efficientnet_b{n}" for n in range(8)),
@@ -96,6 +99,8 @@ def random_form(text: str) -> tuple[Architecture, int]:
     architecture, _, seed = (text or "resnet50:0").partition(":")
     if not re.fullmatch(r"\d*", seed):
         raise InputError(f"random:{text}: the seed must be a number, got {seed!r}")
+    if len(seed) > 19 or int(seed or 0) >= 2**63:
+        raise InputError(f"random:{text[:100]}: the seed must be below 2**63, got {seed[:40]}")
     return parse_architecture(architecture), int(seed or 0)
 
 
@@ -122,15 +127,22 @@ def parse_architecture(text: str) -> Architecture:
     letters = {"w": "width", "k": "stem_kernel", "s": "stem_stride"}
     for part in parts:
         number = re.fullmatch(r"([wks])(\d+)", part)
+        value = int(number[2][-9:]) if number and len(number[2].lstrip("0")) <= 9 else 0
         if part == "nopool":
             fields["max_pool"] = False
+        elif number and 0 < value <= WIDEST:
+            fields[letters[number[1]]] = value
         elif number:
-            fields[letters[number[1]]] = int(number[2])
+            raise InputError(f"{part[:40]!r} in {text[:100]!r} is out of range; numbers are 1 to {WIDEST}")
         else:
             raise InputError(
                 f"unknown part {part!r} in {text!r}; parts are wN, kN, sN and nopool, as in resnet18-w32-k3-nopool"
             )
-    return Architecture(name=name, **fields)
+    architecture = Architecture(name=name, **fields)
+    narrowest = NARROWEST.get(name, 1)
+    if architecture.width < narrowest:
+        raise InputError(f"{text!r} is too narrow: a {name} has a width of at least {narrowest}")
+    return architecture
 
 
 def expand(encoders: Iterable[str]) -> list[str]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill
+from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, fitting
+from benchmarks.encoders.forms import TORCHVISION_NETWORKS
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.resnet import STAGES, ResNet, weights_sha256
 from results.schema import Architecture, EncoderCard
@@ -164,8 +165,11 @@ def torchvision_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source
     Raises:
         InputError: a tensor is missing, left over or of another shape.
     """
-    module: Any = _torchvision_network(card.architecture.name)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+    if card.architecture.name.removeprefix(_TORCHVISION) not in TORCHVISION_NETWORKS:
+        raise InputError(f"{source} is of {card.architecture.name[:60]!a}, which is not one of "
+                         f"{', '.join(TORCHVISION_NETWORKS)}")  # fmt: skip
+    module: Any = fitting(lambda: _torchvision_network(card.architecture.name), kept, source)
     matched = fill(module, kept, source)
     module.eval()
     with torch.no_grad():

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, head_summary, image_sizes, projection_head
+from benchmarks.encoders.encoder import (
+    BackboneWithHead,
+    Encoder,
+    fill,
+    fitting,
+    head_summary,
+    image_sizes,
+    projection_head,
+)
 from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
@@ -56,10 +64,11 @@ def timm_encoder(
         InputError: no such model, or a tensor missing, left over or of another shape.
     """
     card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
-    model = _build(card.architecture, tensors, source)
-    classifier = _classifier(model)
-    own = model.state_dict()
+    with torch.device("meta"):
+        plan = _build(card.architecture, tensors, source)
+    classifier, own = _classifier(plan), plan.state_dict()
     kept = {n: t for n, t in tensors.items() if n in own or not n.startswith((*classifier, PERIODS))}
+    model: Any = fitting(lambda: _build(card.architecture, tensors, source), kept, source)
     matched = fill(model, kept, source)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
@@ -171,7 +180,8 @@ def _plan(bare: str) -> Any:
 # What follows timm's name where a network has other sizes: tokens' width, blocks, hidden width of the MLP, patch side,
 # registers, and tokens of RADIO's summary; `avg` where it has a norm after the mean of its patch tokens instead of one
 # before; and `swiglu` where its MLP is gated.
-_SIZE = re.compile(r"(d|l|m|p|r|s)(\d+)")
+_SIZE = re.compile(r"(d|l|m|p|r|s)(\d{1,9})")
+_LARGEST = {"d": 1 << 15, "l": 256, "m": 1 << 17, "p": 256, "r": 1024, "s": 64}  # several times those of any release
 
 
 def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: str) -> Architecture:
@@ -261,12 +271,14 @@ def _patch_shape(tensors: Mapping[str, Tensor], source: str) -> tuple[int, int]:
 def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
     """By the letters of `_SIZE`. A gated MLP's hidden width follows from the others' in timm's model."""
     width, side = _patch_shape(tensors, source)
-    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d{1,9}\.", name)}
     hidden = tensors.get("blocks.0.mlp.fc1.weight", tensors.get("blocks.0.mlp.fc1_g.weight"))
     if not blocks or hidden is None:
         raise InputError(f"{source} has a patch embedding and no blocks of a ViT; give --facts architecture=timm:NAME")
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    return {"d": width, "l": max(blocks) + 1, "m": hidden.shape[0], "p": side, "r": registers}
+    if len(blocks) <= max(blocks):
+        raise InputError(f"{source} has a block {max(blocks)} but only {len(blocks)} blocks; the file is incomplete")
+    return {"d": width, "l": len(blocks), "m": hidden.shape[0], "p": side, "r": registers}
 
 
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: str) -> Any:
@@ -283,6 +295,9 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
         return _create(bare)
     kwargs: dict[str, Any] = {}
     sizes = {match[1]: int(match[2]) for match in map(_SIZE.fullmatch, differing) if match}
+    odd = [f"{letter}{value}" for letter, value in sizes.items() if not 0 < value + (letter == "r") <= _LARGEST[letter]]
+    if odd:
+        raise InputError(f"{source} is of a network of the size {', '.join(odd)[:60]}, which none has; it is damaged")
     width = sizes.get("d", plan.embed_dim)
     for letter, argument in (("d", "embed_dim"), ("l", "depth"), ("p", "patch_size"), ("r", "reg_tokens")):
         if letter in sizes:

@@ -169,7 +169,7 @@ def radio_facts(
         if of_file and of_file[0].numel() == 3:
             facts[name] = tuple(round(float(value), 8) for value in of_file[0].flatten())
     indices = [tensor for key, tensor in found.items() if key.endswith("summary_idxs")]
-    if indices:
+    if indices and indices[0].numel() <= _MAX_SUMMARY:
         return [int(place) for place in indices[0].flatten()], facts
     if values.get("cls_token_per_teacher") is False or any("inner.patch_generator." in key for key in found):
         return [0], facts
@@ -186,6 +186,7 @@ def radio_facts(
     return sorted(places.values()), facts
 
 
+_MAX_SUMMARY = 64  # tokens; releases have up to four
 _OF_TRAINING = ("mask_token", "masked_embed", "decoder_*", "local_cls_norm.*", "*relative_position_index", "lm_head.*",
                 "fc.*", "head.*", "head_dist.*", "classifier.*", "pos_embed_cached")  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import pickle
 import random
 import struct
@@ -19,14 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as safetensors_bytes
 
 from benchmarks.__main__ import main
+from benchmarks.encoders.encoder import projection_head
 from benchmarks.encoders.load import load_encoder
 from benchmarks.training.probes import ProbeState
 from pretrain.backbone import CARD_KEY
 from pretrain.checkpoint import load_resume
 from pretrain.weight_files import LEGACY_TORCH
 from results.errors import InputError
+from results.schema import Architecture, EncoderCard
 from results.store import unpacked
 from tests.faults.guard import Case, check
 from tests.pretrain import tiny_runs
@@ -245,6 +249,155 @@ CASES |= {
     "safetensors: names": tensors_of(lambda: {"a\n\x1b[31m": PLAIN}),
 }  # fmt: skip
 
+# ---- networks that a file claims to be of ------------------------------------------------------------------------------
+
+
+def claims(architecture: dict[str, object], **tensors: torch.Tensor) -> Case:
+    """A file of this project whose card claims a network."""
+    card = EncoderCard(name="a", source="b", architecture=Architecture(name="resnet18"))
+    content = {**json.loads(card.model_dump_json()), "architecture": {"name": "resnet18", **architecture}}
+
+    def make(_: Path) -> bytes:
+        return safetensors_bytes(tensors or {"conv1.weight": torch.zeros(1)}, {CARD_KEY: json.dumps(content)})
+
+    return file(make, "weights.safetensors")
+
+
+def named_shapes(sizes: dict[str, tuple[int, ...]]) -> Case:
+    """A file of float32 tensors; of no bytes where a size is 0."""
+    header, at = {}, 0
+    for name, size in sizes.items():
+        nbytes = 4 * math.prod(size)
+        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    return tensors_of(lambda: header, bytes(at))
+
+
+def resnet_claims(width: int, kernel: int = 0) -> dict[str, tuple[int, ...]]:
+    names = [f"layer{stage}.{block}.conv{n}.weight" for stage in (1, 2, 3, 4) for block in (0, 1) for n in (1, 2)]
+    return {"conv1.weight": (width, 3, kernel, kernel), **dict.fromkeys(names, (64, 64, 1, 1))}
+
+
+VIT = {"cls_token": (1, 1, 192), "pos_embed": (1, 5, 192), "patch_embed.proj.weight": (192, 3, 16, 16),
+       "patch_embed.proj.bias": (192,), "norm.weight": (192,), "norm.bias": (192,)}  # fmt: skip
+BLOCK = {
+    "norm1.weight": (192,),
+    "attn.qkv.weight": (576, 192),
+    "mlp.fc1.weight": (768, 192),
+    "mlp.fc2.weight": (192, 768),
+}
+
+
+def vit_claims(blocks: Sequence[int], **changes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    of_blocks = {f"blocks.{n}.{name}": size for n in blocks for name, size in BLOCK.items()}
+    return {**VIT, "decoder_embed.weight": (1,), **of_blocks, **{k.replace("__", "."): v for k, v in changes.items()}}
+
+
+CAPI = {"patch_embed.weight": (64, 3, 14, 14), "registers": (1, 16, 64)}
+CAPI_BLOCK = {"residual1.fn.q_proj.weight": (64, 64), "residual1.fn.rope.freqs": (2, 32),
+              "residual2.fn.fc1.weight": (256, 64)}  # fmt: skip
+
+
+def capi_claims(blocks: Sequence[int], **changes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    of_blocks = {f"encoder.blocks.{n}.{name}": size for n in blocks for name, size in CAPI_BLOCK.items()}
+    return {**CAPI, **of_blocks, **{k.replace("__", "."): v for k, v in changes.items()}}
+
+
+RADIO = {"patch_generator.embedder.weight": (192, 768), "patch_generator.pos_embed": (1, 16, 192),
+         "patch_generator.cls_token.token": (1, 192)}  # fmt: skip
+BEIT = {"relative_position_bias_table": (10**6, 3), "norm1.weight": (192,), "mlp.fc1.weight": (768, 192)}
+
+
+def hidden_commands(folder: Path) -> None:
+    for text in (
+        "resnet18-w1000000",
+        "resnet18-w0",
+        "resnet50-k99999999",
+        "resnet18-s0",
+        "resnext50_32x4d-w1",
+        "resnet18-w" + "9" * 5000,
+        "resnet18-w000000001000",
+        "resnet18:" + "9" * 25,
+        "resnet18:" + "9" * 5000,
+    ):
+        with pytest.raises(InputError):
+            load_encoder(f"random:{text}")
+
+
+CASES |= {
+    "random: absurd widths, kernels, strides and seeds": hidden_commands,
+    "claims: a ResNet of width 10**6": claims({"width": 10**6}),
+    "claims: a ResNet of width 10**12": claims({"width": 10**12}),
+    "claims: a ResNet of width 0": claims({"width": 0}),
+    "claims: a stem of 10**9 pixels": claims({"stem_kernel": 10**9}),
+    "claims: a stem of -1 pixels": claims({"stem_kernel": -1}),
+    "claims: a stem that stands still": claims({"stem_stride": 0}),
+    "claims: padding of 10**9": claims({"stem_padding": 10**9}),
+    "claims: a ViT of seven billion": claims({"name": "timm:vit_7b_patch16_dinov3"}),
+    "claims: a ViT of 10**9 blocks": claims({"name": "timm:vit_base_patch16_224-l999999999"}),
+    "claims: a ViT of 10**30 blocks": claims({"name": "timm:vit_base_patch16_224-l1" + "0" * 30}),
+    "claims: a ViT of width 10**6": claims({"name": "timm:vit_base_patch16_224-d1000000"}),
+    "claims: a ViT of width 0": claims({"name": "timm:vit_base_patch16_224-d0"}),
+    "claims: a ViT of patches of 0": claims({"name": "timm:vit_base_patch16_224-p0"}),
+    "claims: a ViT of 10**8 registers": claims({"name": "timm:vit_base_patch16_224-r100000000"}),
+    "claims: a ViT of -1 heads": claims({"name": "timm:vit_base_patch16_224", "num_heads": -1}),
+    "claims: a ViT of 0 heads": claims({"name": "timm:vit_base_patch16_224", "num_heads": 0}),
+    "claims: a model of the net": claims({"name": "timm:hf-hub:evil/model"}),
+    "claims: a detector of torchvision": claims({"name": "torchvision:fasterrcnn_resnet50_fpn"}),
+    "claims: a giant of torchvision": claims({"name": "torchvision:regnet_y_128gf"}),
+    "claims: a giant of timm": claims({"name": "timm:eva_giant_patch14_224"}),
+    "claims: CAPI": claims({"name": "capi"}),
+    "claims: a module": claims({"name": "module:os:system"}),
+    "shapes: a ResNet of width 10**6": named_shapes(resnet_claims(10**6)),
+    "shapes: a ResNet of width 0": named_shapes(resnet_claims(0, 7)),
+    "shapes: a stem without pixels": named_shapes(resnet_claims(64, 0)),
+    "shapes: a ViT with block 10**9": named_shapes(vit_claims([0, 1, 10**9 - 1])),
+    "shapes: a ViT with block 10**800": named_shapes({**vit_claims([0]), "blocks.1" + "0" * 800 + ".norm1.weight": (1,)}),
+    "shapes: a ViT of 4,000 blocks": named_shapes(
+        {**vit_claims([0]), **{f"blocks.{n}.norm1.weight": (1,) for n in range(1, 4000)}}),
+    "shapes: a ViT of width 10**9": named_shapes(vit_claims([0, 1], patch_embed__proj__weight=(10**9, 3, 0, 0))),
+    "shapes: a ViT of width 0": named_shapes(vit_claims([0, 1], patch_embed__proj__weight=(0, 3, 16, 16))),
+    "shapes: patches of 10**9": named_shapes(vit_claims([0, 1], patch_embed__proj__weight=(192, 0, 10**9, 10**9))),
+    "shapes: positions without width": named_shapes(vit_claims([0, 1], pos_embed=(1, 10**12, 0))),
+    "shapes: positions in one dimension": named_shapes(vit_claims([0, 1], pos_embed=(5,))),
+    "shapes: a million registers": named_shapes(vit_claims([0, 1], reg_token=(1, 10**6, 0))),
+    "shapes: a token in no dimension": named_shapes(vit_claims([0, 1], cls_token=(), reg_token=())),
+    "shapes: a hidden width of 10**9": named_shapes(vit_claims([0, 1], blocks__0__mlp__fc1__weight=(10**9, 0))),
+    "shapes: positions of 500 patches a side": named_shapes(
+        {**VIT, **{f"blocks.{n}.{f'attn.{name}' if 'rel' in name else name}": size for n in range(4)
+                   for name, size in BEIT.items()}}),
+    "shapes: CAPI with block 10**9": named_shapes(capi_claims([0, 1, 10**9 - 1])),
+    "shapes: CAPI of 6,000 blocks": named_shapes(
+        {**capi_claims([0]), **{f"encoder.blocks.{n}.residual1.norm.weight": (1,) for n in range(1, 6000)}}),
+    "shapes: CAPI of width 10**9": named_shapes(capi_claims([0], patch_embed__weight=(10**9, 0, 14, 14))),
+    "shapes: CAPI of width 0": named_shapes(capi_claims([0], patch_embed__weight=(0, 3, 14, 14))),
+    "shapes: CAPI of 10**9 registers": named_shapes(capi_claims([0], registers=(1, 10**9, 0))),
+    "shapes: CAPI with a hidden width of 10**9": named_shapes(
+        capi_claims([0], encoder__blocks__0__residual2__fn__fc1__weight=(10**9, 0))),
+    "shapes: RADIO of one dimension": named_shapes({**RADIO, "patch_generator.embedder.weight": (768,)}),
+    "shapes: RADIO with a summary of a million": named_shapes({**RADIO, "summary_idxs": (10**6,)}),
+    "shapes: RADIO with a mean in no dimension": named_shapes(
+        {**RADIO, "summary_idxs": (1,), "input_conditioner.norm_mean": (3, 1, 0)}),
+    "shapes: SigLIP without a width": named_shapes(
+        {**vit_claims([0]), "attn_pool.latent": (1, 1, 0), "attn_pool.q.weight": (0, 0)}),
+    "shapes: CLIP's projection in one dimension": named_shapes(
+        {"visual.conv1.weight": (192, 3, 16, 16), "visual.positional_embedding": (5, 192), "visual.proj": (192,),
+         "visual.class_embedding": (192,), "visual.ln_pre.weight": (192,)}),
+    "shapes: a head of 10**9 layers": named_shapes(
+        {**{f"module.encoder_q.{k}": v for k, v in resnet_claims(64, 7).items()},
+         "module.encoder_q.fc.0.weight": (1, 512), "module.encoder_q.fc.999999999.weight": (1, 1)}),
+}  # fmt: skip
+
+
+def test_a_head_of_absurd_layers_is_left_out() -> None:
+    """Heads are built of what the file shows of them."""
+    odd = torch.zeros(3)
+    assert projection_head({"0.weight": torch.zeros(2, 8), "999999999.weight": torch.zeros(2, 2)}, 8) is None
+    assert projection_head({"0.weight": torch.zeros(1 << 40, 0)}, 0) is None
+    assert projection_head({"0.weight": torch.zeros(8, 8), "1.running_mean": torch.tensor(1.0)}, 8) is None
+    assert projection_head({"0.weight": torch.zeros(8, 8), "1.running_mean": odd, "1.running_var": odd}, 8) is not None
+
+
 # ---- states of runs, and records -------------------------------------------------------------------------------------
 
 
@@ -318,7 +471,8 @@ QUICK = (
     "zip: os.system", "zip: chains of codecs.encode", "legacy: nested shared mappings", "pickle: a bytearray of 4 GB",
     "pickle: keys of nested tuples", "zip: scalars of one text", "a tensor with an attribute that is called",
     "3,000 tensors of one storage", "two pickles", "TorchScript", "a list of two million members",
-    "safetensors: a header of 90 MB", "state: many bytes", "outcomes: a shape of 10**15", "zip: a name of many lines",
+    "safetensors: a header of 90 MB", "random: absurd widths, kernels, strides and seeds",
+    "claims: a ViT of seven billion", "shapes: a ResNet of width 10**6", "shapes: CAPI with block 10**9", "state: many bytes", "outcomes: a shape of 10**15", "zip: a name of many lines",
 )  # fmt: skip
 
 

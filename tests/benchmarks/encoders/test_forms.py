@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.encoders.forms import RESNETS, TORCHVISION_NETWORKS, refuse_at_sight
+from benchmarks.encoders.forms import NARROWEST, RESNETS, TORCHVISION_NETWORKS, WIDEST, refuse_at_sight
 from benchmarks.task import InputError
+from pretrain import recipe
 from pretrain.resnet import STAGES
 
 # Runs each command and prints its exit code, and at the end whether torch was imported.
@@ -62,4 +63,6 @@ def test_the_names_are_those_of_the_networks() -> None:
     import torchvision
 
     assert set(RESNETS) == set(STAGES)
+    assert {name: NARROWEST.get(name, 1) for name in RESNETS} == recipe.RESNETS
+    assert recipe.WIDEST == WIDEST
     assert set(TORCHVISION_NETWORKS) <= set(torchvision.models.list_models())
