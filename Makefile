@@ -168,7 +168,7 @@ demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm dense label-free robu
 	@scripts/timed.sh $(DEMO)/times.tsv
 demo-seeds: demo ## the demo's pretraining with three seeds, as in the committed records
 	printf '%s\n' 1 2 | xargs -P 2 -I{} $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings \
-		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1
+		--out work/pretrain/$(DEMO_RECIPE)-seed{} --seed {} --threads 1 --monitor work/data/drawings --monitor-every 25
 	for harness in knn probes voc-svm low-shot-svm dense label-free robustness; do $(PY) -m benchmarks $$harness --data work/data \
 		--encoder work/pretrain/$(DEMO_RECIPE)-seed*/backbone.safetensors || exit; done
 	@$(MAKE) --no-print-directory tables
@@ -185,7 +185,8 @@ $(DEMO)/random: $(DEMO)/data
 	@touch $@
 $(DEMO_RANDOM): | $(DEMO)/random ;
 $(DEMO_MOCO): $(DEMO)/data
-	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D)
+	$(timed) pretrain $(PY) -m pretrain --recipe $(DEMO_RECIPE) --data work/data/drawings --out $(@D) \
+		--monitor work/data/drawings --monitor-every 25
 	@touch $@
 $(DEMO)/low-shot-svm: $(DEMO)/voc-svm
 $(DEMO)/knn $(DEMO)/voc-svm $(DEMO)/low-shot-svm $(DEMO)/probes $(DEMO)/dense $(DEMO)/label-free $(DEMO)/robustness: \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
@@ -325,14 +326,14 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
         for line in dry_run(encoders, questions, flags.data, options, **how):
             sys.stdout.write(line + "\n")
         return 0
-    attempts = []
+    attempts, started = [], time.monotonic()
     for attempt in bench(encoders, questions, flags.data, options, **how):
         refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
         said = () if refused else (_one_line(attempt.detail),)
         log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
         attempts.append(attempt)
     if summary:
-        sys.stdout.write(summary_text(attempts))
+        sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
     else:
         for attempt in attempts:
             if attempt.status in ("failed", "skipped"):
@@ -382,6 +383,25 @@ def summary_text(attempts: Sequence[Any]) -> str:
             lines.append(f"{status}: {len(own)}")
             lines += [f"  {a.encoder}  {a.protocol}  {_one_line(a.detail)}" for a in own]
     return "\n".join(lines) + "\n"
+
+
+def time_text(attempts: Sequence[Any], elapsed: float) -> str:
+    """A line with the seconds of each phase over all records that were measured now; nothing without any.
+
+    Args:
+        elapsed: seconds of everything, such as reading data and extracting features, which are no phase of a record.
+    """
+    done = [attempt.timing for attempt in attempts if attempt.status == "done"]
+    phases: dict[str, float] = {}
+    for timing in done:
+        for phase, seconds in timing.items():
+            if phase not in ("total", "extract"):
+                phases[phase] = phases.get(phase, 0.0) + seconds
+    if not phases:
+        return ""
+    parts = {**phases, "features and all else": max(0.0, elapsed - sum(phases.values()))}
+    listed = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in parts.items())
+    return f"time: {elapsed:.1f} s for {len(done)} record{'s' * (len(done) != 1)}: {listed}\n"
 
 
 def _one_line(text: str) -> str:

@@ -20,7 +20,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -636,6 +636,7 @@ class Attempt:
         status: `cached` has a record already; `skipped` cannot be measured, for lack of data or of an output.
         detail: the headline score, or the reason.
         user_error: a failure that is the input's and not the program's.
+        timing: seconds by phase of what was measured now, as its record has them.
     """
 
     encoder: str
@@ -643,6 +644,7 @@ class Attempt:
     status: Literal["done", "cached", "skipped", "failed"]
     detail: str
     user_error: bool = False
+    timing: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -740,7 +742,7 @@ def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
         return
     seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
     for record in records:
-        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}")
+        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}", timing=record.timing)
 
 
 def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:

@@ -7,7 +7,7 @@ all that are there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,17 +194,18 @@ class Transfer(FeatureTask[TransferParams]):
         outcome = Outcome(seeds=(SPLIT_SEED,))
         began = time.perf_counter()
         fits, facts = _fit(params, train, options)
-        fitted = time.perf_counter()
         outcome.runs.append(facts)
-        columns = {
-            LOGISTIC: np.concatenate([fits.logits(queries[part])[:, 0].float().cpu().numpy()
-                                      for part in _blocks(len(queries), classes)]),
-            KNN: knn_scores(rows, queries, targets, classes, params, options),
-            NCM: ncm_scores(rows, queries, targets, classes),
+        outcome.timing["fit"] = time.perf_counter() - began
+        columns: dict[str, Callable[[], NDArray[Any]]] = {
+            LOGISTIC: lambda: np.concatenate([fits.logits(queries[part])[:, 0].float().cpu().numpy()
+                                              for part in _blocks(len(queries), classes)]),
+            KNN: lambda: knn_scores(rows, queries, targets, classes, params, options),
+            NCM: lambda: ncm_scores(rows, queries, targets, classes),
         }  # fmt: skip
-        outcome.timing = {"fit": fitted - began, "score": time.perf_counter() - fitted}
         for column, scores in columns.items():
-            _report(outcome, column, scores, test.labels, params.scored_by, protocol.selection)
+            began = time.perf_counter()
+            _report(outcome, column, scores(), test.labels, params.scored_by, protocol.selection)
+            outcome.timing[f"score {column}"] = time.perf_counter() - began
         return outcome
 
 

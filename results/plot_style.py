@@ -69,10 +69,14 @@ class EncoderStyles:
     """One style for each encoder of some records, the same in every figure and on every page.
 
     The seeds of one training are a family. Untrained networks and raw pixels are grey.
+
+    Attributes:
+        by_training: label of an encoder by the source and the epochs that its card states.
     """
 
     def __init__(self, records: Sequence[StoredRecord]) -> None:
         self._styles: dict[str, LineStyle] = {}
+        self.by_training: dict[tuple[str, float], str] = {}
         families: dict[str, int] = {}
         members: dict[str, int] = {}
         controls = 0
@@ -87,6 +91,9 @@ class EncoderStyles:
                 style = line_style(family, member)
             for label in (entry.label, name, *(card.name for card in entry.cards)):
                 self._styles.setdefault(label, style)
+            for card in entry.cards:
+                if card.epochs is not None:
+                    self.by_training.setdefault((card.source, card.epochs), entry.label)
         self._families = len(families)
 
     def of(self, label: str) -> LineStyle:

@@ -6,6 +6,7 @@ Every function writes one file in the format of its ending, and raises `NothingT
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 import textwrap
@@ -30,7 +31,7 @@ from results.plot_style import (
     save_figure,
     stacked_panels,
 )
-from results.rows import current, data_kind, data_kinds, records_by_row, table_rows
+from results.rows import current, data_kind, data_kinds, records_by_row, table_rows, variant_text
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
@@ -101,7 +102,7 @@ def record_figures(records: Sequence[StoredRecord], styles: EncoderStyles | None
             RecordFigure(
                 # Two protocols of one id may differ, for example after a new revision of their source.
                 f"low_shot_{slug(protocol)}_{sha256[:8]}_{data[:8]}",
-                f"Low-shot mAP against the number of images per class, {protocol}",
+                f"Low-shot mAP against the number of images per class, {variant_text(own[0].record.protocol.resolved)}",
                 "Lines: mean over the drawn sets; shaded: lowest to highest set.",
                 partial(draw_low_shot, own, styles=styles),
             )
@@ -615,17 +616,26 @@ LOG_PANELS = {
     "probe": ("linear probe on\nheld-out images (%)", 1.0),
     "online_probe": ("online probe on\nheld-out images (%)", 1.0),
     "online_probe_train": ("online probe on\ntraining views (%)", 1.0),
+    "rankme": ("RankMe", 1.0),
     "effective_rank": ("effective rank\nof the features", 1.0),
+    "alpha_req": ("alpha-ReQ", 1.0),
     "uniformity": ("uniformity\n(lower is more even)", 1.0),
+    "deviation": ("deviation\n(1: even, 0: collapsed)", 1.0),
+    "dead_share": ("dead dimensions (%)", 100.0),
 }
 
 
 @dataclass(frozen=True)
 class PretrainingLog:
-    """The log of one run: the name of its folder, and (epoch, value) pairs by column."""
+    """The log of one run: the name of its folder, (epoch, value) pairs by column, and the encoder that it made.
+
+    Attributes:
+        encoder: source and epochs as the encoder's card states them; empty if the folder has no recipe.
+    """
 
     name: str
     columns: dict[str, list[tuple[float, float]]]
+    encoder: tuple[str, float] | None = None
 
 
 def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
@@ -649,29 +659,59 @@ def _read_log(path: Path) -> PretrainingLog:
         raise InputError(
             f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
         ) from error
-    return PretrainingLog(path.parent.name, columns)
+    return PretrainingLog(path.parent.name, columns, _made_by(path.parent / "recipe.json"))
 
 
-def draw_pretraining(logs: Sequence[PretrainingLog], out: Path) -> None:
-    """A panel for loss, pretext accuracy and kNN accuracy against the epoch, as far as the logs have them."""
+def _made_by(recipe: Path) -> tuple[str, float] | None:
+    try:
+        content = json.loads(recipe.read_text(encoding="utf-8"))
+        return f"recipe {content['name']}, seed {content['seed']}", float(content["epochs"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # only the colour of a line depends on it
+        return None
+
+
+def draw_pretraining(logs: Sequence[PretrainingLog], out: Path, styles: EncoderStyles | None = None) -> None:
+    """A panel for the loss, the pretext accuracy and each measure of the monitor against the epoch, as the logs have.
+
+    Args:
+        styles: gives the line of a run the style of its encoder.
+    """
+    from matplotlib.figure import Figure
+
     shown = [name for name in LOG_PANELS if any(name in log.columns for log in logs)]
     if not shown:
         raise NothingToDrawError("no log of a pretraining run")
-    figure, all_axes = stacked_panels([2.4] * len(shown), extra=0.6, share_x=True)
-    for axes, name in zip(all_axes, shown, strict=True):
-        label, factor = LOG_PANELS[name]
-        for i, log in enumerate(logs):
-            style, points = line_style(i), log.columns.get(name, [])
-            axes.plot(
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.8 * columns, 2.1 * rows + 0.25 * len(logs) + 0.4), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+    labels = run_labels(logs, styles)
+    lines = [line_style(i) if styles is None else styles.of(label) for i, label in enumerate(labels)]
+    for axes, name in zip(panels, shown, strict=False):
+        title, factor = LOG_PANELS[name]
+        for log, label, style in zip(logs, labels, lines, strict=True):
+            points = log.columns.get(name, [])
+            (line,) = axes.plot(
                 [epoch for epoch, _ in points], [factor * value for _, value in points], label=log.name,
                 markevery=max(1, len(points) // 12), markersize=4, **style,
             )  # fmt: skip
+            mark(line, label)
             if name == "loss":
                 chance = log.columns.get("chance_loss", [])
                 axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
-        axes.set_ylabel(label)
+        axes.set_ylabel(title)
         plain_axes(axes)
-    all_axes[-1].set_xlabel("epoch")
-    handles, labels = all_axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes in panels[len(shown) - columns : len(shown)]:
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelbottom=True)  # also of a panel above an empty place
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     save_figure(figure, out)
+
+
+def run_labels(logs: Sequence[PretrainingLog], styles: EncoderStyles | None) -> list[str]:
+    """For each run the label of the encoder that it made, if the records have it; else the name of its folder."""
+    known = {} if styles is None else styles.by_training
+    return [log.name if log.encoder is None else known.get(log.encoder, log.name) for log in logs]

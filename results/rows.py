@@ -379,6 +379,12 @@ class Group:
         )
 
 
+def variant_text(protocol: Protocol) -> str:
+    """The variant of a protocol for a heading, with its revision after the first and what its user changed."""
+    revision = f", revision {protocol.revision}" if protocol.revision > 1 else ""
+    return ", ".join([f"variant {protocol.variant}{revision}", *protocol.overrides])
+
+
 def without_cells(records: Sequence[StoredRecord]) -> list[StoredRecord]:
     """Drop the records of single grid cells if there is a record of the whole grid, which has their scores.
 

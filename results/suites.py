@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE, RESAMPLES, SPREAD, BootstrapWeights, Gain, Outcomes
-from results.rows import Group
+from results.rows import Group, variant_text
 from results.schema import Protocol
 
 
@@ -74,7 +74,9 @@ class SuiteGroups:
 
     @property
     def label(self) -> str:
-        return self.name.partition(".")[2]
+        """The variant as `variant_text` says it, and a mark where there is another version of the same data."""
+        marks = "'" * (len(self.name) - len(self.name.rstrip("'")))
+        return variant_text(next(iter(self.groups.values())).protocol) + marks
 
     def title_of(self, data_set: str) -> str:
         return self.suite.sets.get(data_set, data_set)

@@ -51,14 +51,11 @@ class Column:
     dataset: str = ""
 
     @property
-    def label(self) -> str:
-        return f"{self.protocol} {self.name}" + (f" on {self.dataset}" if self.dataset else "")
-
-    @property
     def words(self) -> str:
-        """As an axis shows it: benchmark, variant and column, and the data where they are not the protocol's own."""
-        variant = self.protocol.partition(".")[2].partition("@")[0]
-        about = f"{family_of(self.benchmark).title} ({variant}), {self.name}"
+        """As tables and axes show it: benchmark, variant and column, and the data where not the protocol's own."""
+        variant, _, revision = self.protocol.partition(".")[2].partition("@")
+        later = "" if revision == "1" else f", revision {revision}"
+        about = f"{family_of(self.benchmark).title} ({variant}{later}), {self.name}"
         return about + (f", {self.dataset}" if self.dataset else "")
 
     @property
@@ -271,13 +268,13 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
     for one in found:
         interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
         cells = (
-            Cell(text=one.b.label),
+            Cell(text=one.b.words),
             Cell(one.spearman, text=f"{one.spearman:+.2f}{interval}"),
             Cell(one.kendall, text=f"{one.kendall:+.2f}"),
             Cell(len(one.encoders), text=_encoders(one)),
             Cell(len(one.discordant), text=f"{len(one.discordant)} of {one.pairs}"),
         )
-        rows.append(Row(one.a.label, cells))
+        rows.append(Row(one.a.words, cells))
     line = (
         f"Over the encoders that have both columns. Brackets: {CONFIDENCE:.0%} interval of a bootstrap over encoders, "
         f"given for at least {MIN_ENCODERS} encoders. Discordant pairs: pairs of encoders that the two columns rank in "
@@ -286,7 +283,11 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
     if any(one.trainings < len(one.encoders) for one in found):
         line += " Checkpoints of one training are resampled together and count as one for the intervals."
     columns = ("First column", "Second column", "Spearman", "Kendall", "Encoders", "Discordant pairs")
-    return Table(title, (line,), columns, tuple(rows))
+    used = dict.fromkeys(
+        column.protocol for column in sorted({c for one in found for c in (one.a, one.b)}, key=page_order)
+    )
+    notes = (f"Protocols: {', '.join(used)}.",) if used else ()
+    return Table(title, (line,), columns, tuple(rows), notes=notes)
 
 
 def _encoders(one: Correlation) -> str:
@@ -308,7 +309,7 @@ def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:
     verdict = "do not always rise together" if best.discordant else "always rise together"
     text = (
         "The MoCo v2 note (arXiv:2003.04297) says that linear accuracy is not monotonically related to detection. "
-        f"Over {len(best.encoders)} encoders, {best.a.label} and {best.b.label} {verdict}: Spearman "
+        f"Over {len(best.encoders)} encoders, {best.a.words} and {best.b.words} {verdict}: Spearman "
         f"{best.spearman:+.2f} [{best.low:+.2f}, {best.high:+.2f}], Kendall {best.kendall:+.2f}, and "
         f"{len(best.discordant)} of {best.pairs} pairs of encoders are ranked in opposite orders."
     )

@@ -41,7 +41,7 @@ from results.plots import (
 )
 from results.published import Figure
 from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, VerdictCard, chart, saved_images
-from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row
+from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row, variant_text
 from results.store import BadRecord, StoredRecord
 from results.suites import suite_groups, suite_of
 from results.tables import SPREAD_LINE, Section, duration, headline, per_class_tables, score_cell
@@ -85,7 +85,7 @@ def report_html(
         *_correlations(shown, figures, maker),
         *(_images(section) for section in sections),
         *(_encoders(section, maker) for section in sections),
-        _pretraining(logs),
+        _pretraining(logs, styles),
         _published(figures, maker),
         _left_out(bad, unanswered, maker),
     ]
@@ -239,7 +239,7 @@ def _benchmarks(section: Section, maker: TableMaker, styles: EncoderStyles) -> l
     alone = [group for group in section.groups if suite_of(group.protocol) is None]
     for number, group in enumerate(alone):
         identifier = f"{_id(section)}-{number}"
-        title = f"{group.title} ({section.kind.title}, {group.example.protocol.id})"
+        title = f"{group.title} ({section.kind.title}, {variant_text(group.protocol)})"
         part = ReportPart(identifier, title, (), "benchmarks", group.title, closed=number > 0)
         part.tables = [maker.group(section, group)]
         part.tables += [maker.plain(table) for table in per_class_tables(group.records)]
@@ -387,9 +387,13 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
 # ---- pretraining, published figures, and what was left out
 
 
-def _pretraining(logs: Sequence[PretrainingLog]) -> ReportPart:
-    description = f"One line per run. Dotted: the loss at chance. {LEGEND}"
-    drawn = chart("pretraining-curves", "Pretraining curves", description, partial(draw_pretraining, logs))
+def _pretraining(logs: Sequence[PretrainingLog], styles: EncoderStyles) -> ReportPart:
+    watched = (
+        " Below them: what the monitor measured of the features." if any("knn" in log.columns for log in logs) else ""
+    )
+    description = f"One line per run. Dotted: the loss at chance.{watched} {LEGEND}"
+    draw = partial(draw_pretraining, logs, styles=styles)
+    drawn = chart("pretraining-curves", "Pretraining curves", description, draw)
     return ReportPart("pretraining", "Pretraining", charts=[] if drawn is None else [drawn])
 
 

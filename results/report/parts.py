@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
+from results.families import family_of
 from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
 from results.plot_style import NothingToDrawError, encoder_key, without_title
-from results.rows import Group, architecture_text, name_with_init, records_by_row
+from results.rows import Group, architecture_text, name_with_init, records_by_row, variant_text
 from results.schema import Record
 from results.store import StoredRecord
 from results.tables import MARK, MEAN_OF, Section, gain_over_random
@@ -303,7 +304,9 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
             kind = path.name.removeprefix(f"{stored.path.stem}.").removesuffix(".png")
             name, description = IMAGE_KINDS.get(kind, (kind, "An image saved with the record."))
             record = stored.record
-            title = f"{name}: {name_with_init(record.encoder)}, {record.protocol.id} on {record.dataset.shown_name}"
+            protocol = record.protocol.resolved
+            about = f"{family_of(protocol.benchmark).title}, {variant_text(protocol)}, on {record.dataset.shown_name}"
+            title = f"{name}: {name_with_init(record.encoder)}, {about}"
             content = io.BytesIO()
             with open_image(path) as image:
                 image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestCentroid
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import main, time_text
+from benchmarks.evaluate import Attempt
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, Labels, RunOptions, Split
 from benchmarks.transfer import KNN, LOGISTIC, NCM, PROTOCOLS, Transfer, validation
@@ -149,12 +151,24 @@ def test_the_grid_is_the_sheets() -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_runs_on_the_embedded_data(small_data: Path, tmp_path: Path) -> None:
+def test_the_suite_runs_on_the_embedded_data(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
     encoder = "random:resnet18-w8-k3-nopool:0"
     assert main(["transfer", encoder, str(small_data), *where, "--set", "penalties=1,100"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    phases = "fit", "score Logistic", "score kNN", "score NCM", "features and all else"
+    parts = ", ".join(rf"{phase} [\d.]+ s" for phase in phases)
+    assert re.fullmatch(rf"time: [\d.]+ s for 1 record: {parts}", last)
+    assert time_text([Attempt("e", "p", "cached", "")], 5.0) == ""  # nothing was measured
+    two = [Attempt("e", p, "done", "", timing={"fit": 2.0, "score NCM": 0.25, "total": 9.0}) for p in "ab"]
+    assert time_text(two, 10.0) == (
+        "time: 10.0 s for 2 records: fit 4.0 s, score NCM 0.5 s, features and all else 5.5 s\n"
+    )
     (stored,) = read_records(tmp_path / "records")[0]
     assert stored.record.protocol.id == "transfer_drawings.demo@1+penalties=1.0,100.0"
     tables = Section([stored], EMBEDDED).tables()
-    assert [t.title for t in tables[:3]] == [f"Transfer, demo@1+penalties=1.0,100.0: {c}" for c in (LOGISTIC, KNN, NCM)]
+    variant = "variant demo, penalties=1.0,100.0"
+    assert [t.title for t in tables[:3]] == [f"Transfer, {variant}: {c}" for c in (LOGISTIC, KNN, NCM)]
     assert main(["transfer", encoder, str(small_data), *where, "--dataset", "food101"]) == 2

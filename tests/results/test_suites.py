@@ -79,7 +79,7 @@ def test_a_suite_is_one_row_per_encoder(tmp_path: Path) -> None:
     (suite,) = suite_groups(section.groups)
     assert list(suite.groups) == ["val", "c"]
     tables = section.tables()
-    assert tables[0].title == "Robustness, demo@1: Top-1"
+    assert tables[0].title == "Robustness, variant demo: Top-1"
     scores = tables[0]
     assert scores.columns == ("Encoder", "val", "C")
     by_label = {row.label: row.cells for row in scores.rows}

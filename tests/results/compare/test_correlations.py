@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def test_published_models_count_once_however_their_sources_write_them() -> None:
 def test_the_note_is_right_on_the_published_figures() -> None:
     said = remark(published_values(figures()))
     assert said is not None
-    assert "linear_avgpool.mmselfsup@1 AvgPool and voc0712_det.moco@1 AP do not always rise together" in said
+    linear, detection = "Linear evaluation, AvgPool (mmselfsup), AvgPool", "VOC07+12 detection (moco), AP"
+    assert f"{linear} and {detection} do not always rise together" in said
 
 
 def test_the_remark_on_columns_that_agree() -> None:
@@ -99,7 +101,7 @@ def test_measured_encoders_stand_beside_published_models(tmp_path: Path) -> None
     records = read_records(tmp_path)[0]
     assert measured_values(records, embedded=False) == {}
     small = measured_values(records, embedded=True)
-    knn = next(values for column, values in small.items() if column.label == "knn.demo@1 k=20 on drawings")
+    knn = small[Column("knn.demo@1", "k=20", "drawings")]
     assert len(knn) == 6  # five random initialisations are one encoder
     merged = together({A: {"published": 1.0}}, {A: {"ours": 2.0}})
     assert merged == {A: {"published": 1.0, "ours (measured)": 2.0}}
@@ -188,7 +190,9 @@ def test_the_command_takes_checkpoints(tmp_path: Path, capsys: pytest.CaptureFix
     for columns in ("cheap", "cheap-all"):
         assert main(["correlations", "--records", str(tmp_path), "--embedded", "--columns", columns]) == 0
         printed = capsys.readouterr().out
-        assert "| label_free.demo@1 Uniformity on drawings | linear_avgpool.demo@1 AvgPool on drawings |" in printed
+        cheap, other = "Label-free measures (demo), Uniformity", "Linear evaluation, AvgPool (demo), AvgPool"
+        assert f"| {cheap}, drawings | {other}, drawings |" in printed
+        assert "Protocols: linear_avgpool.demo@1, label_free.demo@1." in printed
         assert "9 from 3 trainings" in printed
         assert "Checkpoints of one training are resampled together" in printed
 
@@ -212,8 +216,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     flags = ["correlations", "--records", str(tmp_path / "records"), "--picture", str(picture)]
     assert main(flags) == 0
     printed = capsys.readouterr()
-    assert "| voc07_svm.mmselfsup@1 best_oracle" in printed.out
+    assert "| VOC07 SVM (mmselfsup), best_oracle" in printed.out
+    assert not re.search(r"^\|.*@\d", printed.out, re.M)  # ids only below the table
     assert "not monotonically related" in printed.err
     assert picture.read_text().count("n=") >= MIN_ENCODERS
     assert main([*flags[:3], "--embedded", "--format", "csv"]) == 0
-    assert "knn.demo@1 k=20 on drawings" in capsys.readouterr().out
+    assert "Nearest-neighbour classification (demo), k=20, drawings" in capsys.readouterr().out
+
+
+def test_two_revisions_of_a_protocol_have_different_words() -> None:
+    first, second = (Column(f"linear_avgpool.demo@{n}", "AvgPool", "drawings").words for n in (1, 2))
+    assert first == "Linear evaluation, AvgPool (demo), AvgPool, drawings"
+    assert second == "Linear evaluation, AvgPool (demo, revision 2), AvgPool, drawings"

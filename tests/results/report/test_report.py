@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from PIL import Image
 
+from benchmarks.label_free import MONITORED
+from pretrain.monitor import KNN as KNN_COLUMN
+from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, Row, write_log
 from results.__main__ import main
 from results.compare.explain import AskedPair, remember, remembered
 from results.errors import InputError
-from results.plot_style import NothingToDrawError
-from results.plots import draw_pretraining, read_pretraining_logs
+from results.plot_style import EncoderStyles, NothingToDrawError, encoder_key
+from results.plots import LOG_PANELS, draw_pretraining, read_pretraining_logs, run_labels
 from results.published import chosen, figures
 from results.report.page import leading, report_html
 from results.report.parts import chart, inline_svg
@@ -57,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = root / "pretrain" / "run <i>" / "log.csv"
     log.parent.mkdir(parents=True)
     log.write_text("epoch,loss,chance_loss,accuracy,knn\n1,5.5,5.6,0.1,\n2,5.0,5.6,0.2,31.5\n")
+    (log.parent / "recipe.json").write_text(json.dumps({"name": "tiny", "seed": 3, "epochs": 2}))
     return root
 
 
@@ -79,7 +84,7 @@ def test_every_part_is_there(page: str) -> None:
     for title in (
         "Summary", "Gain over random initialisation", "Score by layer", "kNN accuracy against the number of neighbours",
         "Score by class",
-        "Low-shot mAP against the number of images per class, voc07_low_shot_svm.demo@1", "Pretraining curves",
+        "Low-shot mAP against the number of images per class, variant demo", "Pretraining curves",
         "Headline scores", "Differences from the best", "What these test sets can tell apart",
         "Why two protocols differ", "Differences that these records do not explain",
         "Which cheap number predicts transfer?", "Rank correlations", "Published figures", "Files that are not records",
@@ -89,6 +94,10 @@ def test_every_part_is_there(page: str) -> None:
     assert "broken.json: cannot be read" in page
     assert ">67.56<" in page
     assert ">67.58<" in page
+    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page.partition('<div popover id="')[0])
+    # Where two protocols are taken apart, they are what it is about.
+    named = [heading for heading in headings if "@" in heading]
+    assert named == [heading for heading in named if re.search(r"^From .* to |.* against ", heading)]
 
 
 def test_the_first_lines_say_who_is_best(page: str) -> None:
@@ -205,12 +214,42 @@ def test_logs(folder: Path, tmp_path: Path) -> None:
     assert log.columns["loss"] == [(1.0, 5.5), (2.0, 5.0)]
     assert log.columns["knn"] == [(2.0, 31.5)]
     draw_pretraining([log], tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size[1] > 900  # three panels
+    assert Image.open(tmp_path / "curves.png").size[0] > 900  # three panels in two columns
+    assert log.encoder == ("recipe tiny, seed 3", 2.0)
     with pytest.raises(NothingToDrawError, match="no log"):
         draw_pretraining([], tmp_path / "none.png")
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"log\.csv is not the log"):
         read_pretraining_logs(tmp_path)
+
+
+def test_every_measure_of_the_monitor_has_a_panel_in_the_encoders_own_style(tmp_path: Path) -> None:
+    watched = [KNN_COLUMN, PROBE, ONLINE, ONLINE_TRAIN, *MONITORED.values()]
+    for seed in (0, 1):
+        rows: list[Row] = [{"epoch": n, "loss": 5.0, "chance_loss": 5.6, "accuracy": 0.1} for n in (1, 2)]
+        rows[1] |= dict.fromkeys(watched, 0.5)
+        (tmp_path / f"run{seed}").mkdir()
+        write_log(tmp_path / f"run{seed}" / "log.csv", rows)
+        (tmp_path / f"run{seed}" / "recipe.json").write_text(json.dumps({"name": "r", "seed": seed, "epochs": 2}))
+    assert set(watched) <= LOG_PANELS.keys()
+    outcomes = accuracy_outcomes(("k=10", "k=20"), 0.5, 3)
+    for name, encoder in (("first", "recipe r, seed 9"), ("ours", "recipe r, seed 1")):
+        own = card(name).model_copy(update={"source": encoder, "epochs": 2.0})
+        write_record(tmp_path / "records", record(own, KNN, outcomes), outcomes)
+    logs = read_pretraining_logs(tmp_path)
+    styles = EncoderStyles(read_records(tmp_path / "records")[0])
+    assert run_labels(logs, styles)[0] == "run0"  # of which there is no record
+    ours = run_labels(logs, styles)[1]
+    assert ours.startswith("ours")
+    with rc_context({"svg.fonttype": "none"}):
+        draw_pretraining(logs, tmp_path / "curves.svg", styles)
+    svg = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    for label, _ in LOG_PANELS.values():
+        for line in label.split("\n"):
+            assert f">{line}<" in svg, line
+    own_lines = re.findall(rf'<g id="encoder-{encoder_key(ours)}-[^>]*>\s*<path [^>]*stroke: (#\w+)', svg)
+    assert len(own_lines) == len(LOG_PANELS)
+    assert {colour.upper() for colour in own_lines} == {styles.of(ours)["color"]}
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
