@@ -699,6 +699,8 @@ def draw_pretraining(logs: Sequence[PretrainingLog], out: Path, styles: EncoderS
             if name == "loss":
                 chance = log.columns.get("chance_loss", [])
                 axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
+        if name == "dead_share":  # mostly none, which is no range
+            axes.set_ylim(-0.2, max(5.0, axes.get_ylim()[1]))
         axes.set_ylabel(title)
         plain_axes(axes)
     for axes in panels[len(shown) :]:

@@ -1,19 +1,21 @@
-"""Figures of the committed records, drawn as the site is built, once for light and once for dark pages."""
+"""Figures of the committed records and logs, drawn as the site is built, once for light and once for dark pages."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from matplotlib import rc_context
 
-from results.plot_style import without_title
-from results.plots import RecordFigure, record_figures
+from results.plot_style import EncoderStyles, without_title
+from results.plots import RecordFigure, draw_pretraining, read_pretraining_logs, record_figures
 from results.store import read_records
 
-RECORDS = Path(__file__).parents[2] / "results" / "records"
+ROOT = Path(__file__).parents[2]
+RECORDS, LOGS = ROOT / "results" / "records", ROOT / "docs" / "examples" / "pretraining"
 INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
@@ -33,7 +35,7 @@ class DocsFigures:
         """The function `figure(name, about)` for the page with this path below docs/."""
 
         def figure(name: str, about: str) -> str:
-            """A figure of the committed records with a caption; `name` is that of its file, or how it begins."""
+            """A figure of `record_figures`, or `pretraining`, with a caption; `name` may be how its name begins."""
             found = self._find(name)
             parts = [f"{about} {found.caption}".strip()]
             for theme in INK:
@@ -49,7 +51,10 @@ class DocsFigures:
     def _find(self, name: str) -> RecordFigure:
         if not self._figures:
             embedded = [stored for stored in read_records(RECORDS)[0] if stored.record.dataset.embedded]
-            self._figures = {figure.name: figure for figure in record_figures(embedded)}
+            styles, logs = EncoderStyles(embedded), read_pretraining_logs(LOGS)
+            curves = partial(draw_pretraining, logs, styles=styles)
+            every = [*record_figures(embedded, styles), RecordFigure("pretraining", "Pretraining curves", "", curves)]
+            self._figures = {figure.name: figure for figure in every}
         found = [figure for key, figure in self._figures.items() if key.startswith(name)]
         if len(found) != 1:
             raise ValueError(

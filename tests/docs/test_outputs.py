@@ -59,5 +59,6 @@ def test_a_figure_is_drawn_for_light_and_for_dark_pages() -> None:
     light, dark = (pictures.drawn[f"pictures/knn_k-{theme}.svg"] for theme in ("light", "dark"))
     assert b"#e6edf3" in dark
     assert b"#e6edf3" not in light
+    assert "(pictures/pretraining-dark.svg#only-dark)" in pictures.on_page("pretraining.md")("pretraining", "Curves.")
     with pytest.raises(ValueError, match="0 figures whose name begins with gone"):
         pictures.on_page("index.md")("gone", "")

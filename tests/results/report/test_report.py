@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.label_free import MONITORED
 from pretrain.monitor import KNN as KNN_COLUMN
-from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, Row, write_log
+from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
 from results.compare.explain import AskedPair, remember, remembered
 from results.errors import InputError
@@ -226,7 +226,7 @@ def test_logs(folder: Path, tmp_path: Path) -> None:
 def test_every_measure_of_the_monitor_has_a_panel_in_the_encoders_own_style(tmp_path: Path) -> None:
     watched = [KNN_COLUMN, PROBE, ONLINE, ONLINE_TRAIN, *MONITORED.values()]
     for seed in (0, 1):
-        rows: list[Row] = [{"epoch": n, "loss": 5.0, "chance_loss": 5.6, "accuracy": 0.1} for n in (1, 2)]
+        rows: list[MonitorRow] = [{"epoch": n, "loss": 5.0, "chance_loss": 5.6, "accuracy": 0.1} for n in (1, 2)]
         rows[1] |= dict.fromkeys(watched, 0.5)
         (tmp_path / f"run{seed}").mkdir()
         write_log(tmp_path / f"run{seed}" / "log.csv", rows)
