@@ -55,7 +55,9 @@ class Column:
         """As tables and axes show it: benchmark, variant and column, and the data where not the protocol's own."""
         variant, _, revision = self.protocol.partition(".")[2].partition("@")
         later = "" if revision == "1" else f", revision {revision}"
-        about = f"{family_of(self.benchmark).title} ({variant}{later}), {self.name}"
+        rest = self.benchmark.removeprefix(family_key(self.benchmark) or self.benchmark).strip("_").replace("_", " ")
+        part = f", {rest}" if rest else ""  # which of a family's benchmarks: a test set of a suite, a schedule
+        about = f"{family_of(self.benchmark).title}{part} ({variant}{later}), {self.name}"
         return about + (f", {self.dataset}" if self.dataset else "")
 
     @property

@@ -51,7 +51,7 @@ def test_a_table_that_a_command_prints_becomes_a_table_of_the_page() -> None:
 
 
 def test_a_figure_is_drawn_for_light_and_for_dark_pages() -> None:
-    pictures = room("figures").Pictures()
+    pictures = room("figures").DocsFigures()
     text = pictures.on_page("benchmarks/knn.md")("knn_k", "Accuracy.")
     assert "(../pictures/knn_k-light.svg#only-light)" in text
     assert "(../pictures/knn_k-dark.svg#only-dark)" in text

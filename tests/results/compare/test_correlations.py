@@ -228,3 +228,8 @@ def test_two_revisions_of_a_protocol_have_different_words() -> None:
     first, second = (Column(f"linear_avgpool.demo@{n}", "AvgPool", "drawings").words for n in (1, 2))
     assert first == "Linear evaluation, AvgPool (demo), AvgPool, drawings"
     assert second == "Linear evaluation, AvgPool (demo, revision 2), AvgPool, drawings"
+
+
+def test_the_test_sets_of_a_suite_have_different_words() -> None:
+    words = [Column(f"robustness_{name}.logistic@1", "Top-1").words for name in ("v2", "a")]
+    assert words == ["Robustness, v2 (logistic), Top-1", "Robustness, a (logistic), Top-1"]
