@@ -229,12 +229,13 @@ def _wrong_positions(encoder: Encoder) -> Iterator[str]:
     flat = halved.flatten(2)
     shifted = {s: _correlation(own, flat.roll(s, 2).view_as(halved)) for s in range(-MAX_SHIFT, MAX_SHIFT + 1) if s}
     shift = max(shifted, key=lambda s: shifted[s])
-    if shifted[shift] > plain + SHIFT_GAIN:
+    needed = max(plain + SHIFT_GAIN, MIN_CORRELATION)  # another order of unrelated positions fits them by luck only
+    if shifted[shift] > needed:
         yield (
             f"positions at other image sizes are shifted by {abs(shift)} places: their interpolation probably takes a "
             "patch for a class token or the other way round"
         )
-    elif _correlation(own, halved.mT) > plain + SHIFT_GAIN:
+    elif _correlation(own, halved.mT) > needed:
         yield "positions at other image sizes have rows and columns exchanged"
     elif plain < MIN_CORRELATION:
         yield (

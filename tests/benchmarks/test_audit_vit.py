@@ -1,4 +1,8 @@
-"""Each known silent fault of a vision transformer is injected and found, and a correct one raises no alarm."""
+"""Each known silent fault of a vision transformer is injected and found, and a correct one raises no alarm.
+
+Faults that a file's own keys rule out are injected in `test_vit_families`: a bias of DINOv3's keys that its mask takes
+away, a student instead of a teacher, DINO's offset of positions, the epsilon of norms, and RADIO's summary.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +114,13 @@ def test_mean_and_std_of_another_family_are_found(by_class_token: Any, sample: A
 
 
 @pytest.mark.slow
+def test_pixels_that_are_normalised_twice_are_found(by_class_token: Any, sample: AuditSample) -> None:
+    """As a RADIO, whose network normalises by itself, on pixels that are normalised before."""
+    twice = encoder_of(copy.deepcopy(by_class_token), mean=(0.75, 0.75, 0.75), std=(0.25, 0.25, 0.25))
+    assert any("points higher" in finding and "-1 to 1" in finding for finding in audited(twice, sample).findings)
+
+
+@pytest.mark.slow
 def test_the_class_token_of_a_network_trained_on_its_patches_is_found(sample: AuditSample) -> None:
     net = trained("avg")
     audit = audited(encoder_of(net), sample)
@@ -164,6 +175,34 @@ def sliced_positions(net: Any) -> None:
     net._pos_embed = positions
 
 
+def exchanged_positions(net: Any) -> None:
+    """As an interpolation that takes the map's height for its width."""
+
+    def positions(patches: Tensor) -> Tensor:
+        grid, (height, width) = SIDE // PATCH, patches.shape[1:3]
+        maps = net.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        if (height, width) != (grid, grid):
+            maps = F.interpolate(maps, size=(width, height), mode="bicubic").mT
+        tokens = patches.flatten(1, 2) + maps.flatten(2).transpose(1, 2)
+        return torch.cat([(net.cls_token + net.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], 1)
+
+    net._pos_embed = positions
+
+
+def unrelated_positions(net: Any) -> None:
+    """As where positions that do not fit the image were drawn anew."""
+    plain = net._pos_embed
+
+    def positions(patches: Tensor) -> Tensor:
+        tokens = plain(patches)
+        if patches.shape[1] == SIDE // PATCH:
+            return tokens
+        drawn = torch.randn(tokens.shape[1:], generator=torch.Generator().manual_seed(0))
+        return F.pad(patches.flatten(1, 2), (0, 0, 1, 0)) + drawn
+
+    net._pos_embed = positions
+
+
 def scales_not_loaded(net: Any) -> None:
     for name, value in net.named_parameters():
         if "gamma" in name:
@@ -196,6 +235,8 @@ def without_norm(net: Any) -> None:
         ({}, without_norm, "the final norm is probably missing"),
         ({}, masked, "patches changes from pass to pass"),
         ({}, sliced_positions, "positions at other image sizes are shifted by 1 places"),
+        ({}, exchanged_positions, "positions at other image sizes have rows and columns exchanged"),
+        ({}, unrelated_positions, "positions at twice the image size have little in common with those of the file"),
     ],
 )
 def test_faults_of_the_structure_are_found_and_only_they(
