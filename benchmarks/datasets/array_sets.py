@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ _PCAM_SIDE = 96
 _MAX_MAT = 2**28  # bytes, unpacked; the owner's train has 226 million
 _MAX_PCAM = 2**20  # images; the owner's train has 2**18
 _MAX_CHUNK = 2**28  # bytes that are unpacked to read one image
+_MAX_PARTS = 4096  # in which one image lies
+# HDF5's filters: how many times its bytes a part can unfold to at most. gzip, shuffle, fletcher32 and h5py's lzf.
+_UNFOLDING = {1: 1032, 2: 1, 3: 1, 32000: 100}
 
 
 def read_array_image(path: Path) -> NDArray[np.uint8]:
@@ -46,6 +51,7 @@ def read_array_image(path: Path) -> NDArray[np.uint8]:
             images = _svhn(file, changed)[0]
         else:
             images = _h5(file, "x")
+            _check_packed(file, images, index)
         if index >= len(images):
             raise InputError(f"{file} has {len(images)} images and no number {index}; unpack it again")
         pixels = np.asarray(images[index])
@@ -134,6 +140,7 @@ def pcam(folder: Path, part: str) -> ListedImages:
     shape, labels = _h5(file, "x").shape, _h5(labels_file, "y")
     if labels.size > _MAX_PCAM:
         raise InputError(f"{labels_file} has {labels.size:,} labels, too many for PatchCamelyon; unpack it again")
+    _check_packed(labels_file, labels)
     labels = np.asarray(labels).reshape(-1)
     if tuple(shape) != (len(labels), _PCAM_SIDE, _PCAM_SIDE, 3):
         raise InputError(f"{file} has images of shape {tuple(shape)} for {len(labels)} labels; unpack both again")
@@ -172,4 +179,50 @@ def _opened(file: Path, name: str, changed: int, process: int) -> Any:
         raise ValueError(f"its {name} has {found.dtype} numbers of shape {found.shape}")
     if math.prod(found.chunks or ()) * found.dtype.itemsize > _MAX_CHUNK:
         raise ValueError(f"its {name} is packed in parts of {found.chunks}")
+    pipeline = found.id.get_create_plist()
+    filters = [pipeline.get_filter(number)[0] for number in range(pipeline.get_nfilters())]
+    if not set(filters) <= _UNFOLDING.keys() or len(set(filters)) < len(filters):
+        raise ValueError(
+            f"its {name} is packed by the filters {filters}, which are not gzip, lzf, shuffle or fletcher32"
+        )
     return found
+
+
+def _check_packed(file: Path, found: Any, index: int | None = None) -> None:
+    """Refuse parts that unfold to far more bytes than they declare; HDF5 takes whatever memory they ask for.
+
+    Args:
+        index: of an image, whose parts are looked at; None for all of them together.
+
+    Raises:
+        InputError: they may.
+    """
+    if found.chunks is None:
+        return
+    pipeline = found.id.get_create_plist()
+    unfolding = math.prod(_UNFOLDING[pipeline.get_filter(number)[0]] for number in range(pipeline.get_nfilters()))
+    if unfolding == 1:
+        return
+    if index is None:
+        if found.id.get_storage_size() * unfolding > _MAX_CHUNK:
+            raise InputError(f"{file} may unfold to more than {_MAX_CHUNK:,} bytes; unpack it again")
+        return
+    ranges = [range(0, size, part) for size, part in zip(found.shape[1:], found.chunks[1:], strict=True)]
+    if math.prod(map(len, ranges)) > _MAX_PARTS:
+        raise InputError(f"{file} has images in more than {_MAX_PARTS:,} parts; unpack it again")
+    declared = math.prod(found.chunks) * found.dtype.itemsize
+    first = index // found.chunks[0] * found.chunks[0]
+    for rest in product(*ranges):
+        size = found.id.get_chunk_info_by_coord((first, *rest)).size
+        if size and size * unfolding > _MAX_CHUNK and _unfolds_beyond(found, (first, *rest), declared):
+            raise InputError(f"{file} has a part that unfolds to more than the {declared:,} bytes that it declares; "
+                             "unpack it again")  # fmt: skip
+
+
+def _unfolds_beyond(found: Any, place: tuple[int, ...], declared: int) -> bool:
+    """Whether a packed part has more bytes than it should; a part packed by anything but gzip counts as one."""
+    packed = found.id.read_direct_chunk(place)[1]
+    try:
+        return len(zlib.decompressobj().decompress(packed, declared + 1)) > declared
+    except zlib.error:
+        return True

@@ -9,6 +9,7 @@ import pickle
 import struct
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 
 from benchmarks.__main__ import main
+from benchmarks.datasets.array_sets import read_array_image
 from benchmarks.datasets.cityscapes import read_visible_objects
 from benchmarks.datasets.lists import read_list
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.datasets.retrieval import read_ground_truth
 from benchmarks.encoders.load import load_encoder
 from benchmarks.low_shot_sets import read_sets
-from benchmarks.task import Labels
+from benchmarks.task import InputError, Labels
 from pretrain.recipe import load_recipe
 from tests.faults.guard import Case, check
 from tests.faults.test_hostile_data import npy_header
@@ -180,6 +182,96 @@ CASES |= {
     "flowers: an image number 0": flowers([1, 2], [0]),
     "flowers: texts": flowers("abc", "def"),
 }  # fmt: skip
+
+# ---- HDF5 files ------------------------------------------------------------------------------------------------------
+
+
+def pcam(images: Callable[[Any], object] | None = None, labels: Callable[[Any], object] | None = None) -> Case:
+    """PatchCamelyon's test split, one of its files written by a function of the open file. All images are read."""
+
+    def read(folder: Path) -> None:
+        import h5py
+
+        (folder / "pcam").mkdir()
+        files = {kind: folder / f"pcam/camelyonpatch_level_2_split_test_{kind}.h5" for kind in "xy"}
+        with h5py.File(files["x"], "w") as file:
+            (images or (lambda f: f.create_dataset("x", data=PATCHES)))(file)
+        with h5py.File(files["y"], "w") as file:
+            (labels or (lambda f: f.create_dataset("y", data=np.ones((2, 1, 1, 1), np.uint8))))(file)
+        with pytest.raises(InputError):
+            [read_array_image(path) for path in find_dataset("pcam", folder).read("test").paths]
+
+    return read
+
+
+def external(file: Any) -> None:
+    file.create_dataset("x", PATCHES.shape, "u1", external=[("/etc/passwd", 0, PATCHES.nbytes)])
+
+
+def virtual(file: Any) -> None:
+    import h5py
+
+    layout = h5py.VirtualLayout(PATCHES.shape, "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", PATCHES.shape)
+    file.create_virtual_dataset("x", layout)
+
+
+def linked(file: Any) -> None:
+    import h5py
+
+    file["x"] = h5py.ExternalLink("/etc/passwd", "x")
+
+
+def linked_softly(file: Any) -> None:
+    import h5py
+
+    file["x"] = h5py.SoftLink("/x")
+
+
+def bomb(file: Any, name: str = "x", shape: tuple[int, ...] = (2, 96, 96, 3)) -> None:
+    """A part of a few kilobytes that unfolds to 2 GB, which the file does not declare."""
+    packed = packed_zeros(b"", 2 << 30)
+    found = file.create_dataset(name, shape, "u1", chunks=shape, compression="gzip")
+    found.id.write_direct_chunk((0,) * len(shape), packed)
+
+
+def packed_twice(file: Any) -> None:
+    import h5py
+
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk(PATCHES.shape)
+    plist.set_deflate(9)
+    plist.set_deflate(9)
+    space = h5py.h5s.create_simple(PATCHES.shape)
+    h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT8, space, plist)
+
+
+PATCHES = np.zeros((2, 96, 96, 3), np.uint8)
+LONG = (2**20 + 1, 96, 96, 3)
+PCAM_CASES: dict[str, Case] = {
+    "pcam: images of another file": pcam(external),
+    "pcam: images of a virtual file": pcam(virtual),
+    "pcam: a link to another file": pcam(linked),
+    "pcam: a link to itself": pcam(linked_softly),
+    "pcam: more images than there are": pcam(lambda f: f.create_dataset("x", LONG, "u1", chunks=(1, 96, 96, 3))),
+    "pcam: 10**15 images": pcam(lambda f: f.create_dataset("x", (10**15, 96, 96, 3), "u1", chunks=(1, 96, 96, 3))),
+    "pcam: 10**15 labels": pcam(labels=lambda f: f.create_dataset("y", (10**15,), "u1", chunks=(1000,))),
+    "pcam: labels of 10**6 each": pcam(
+        labels=lambda f: f.create_dataset("y", (2, 10**6, 10**3), "u1", chunks=(1, 9, 9))),
+    "pcam: a part that unfolds to 2 GB": pcam(bomb),
+    "pcam: labels that unfold to 2 GB": pcam(labels=lambda f: bomb(f, "y", (2, 1, 1, 1))),
+    "pcam: images packed twice": pcam(packed_twice),
+    "pcam: parts of a gigabyte": pcam(
+        lambda f: f.create_dataset("x", (9, 96, 96, 3), "u1", chunks=(40_000, 96, 96, 3), maxshape=(None, 96, 96, 3))),
+    "pcam: texts": pcam(lambda f: f.create_dataset("x", data=["a", "b"])),
+    "pcam: structures": pcam(lambda f: f.create_dataset("x", data=np.zeros(2, [("a", "u1")]))),
+    "pcam: one number": pcam(lambda f: f.create_dataset("x", data=np.uint8(3))),
+    "pcam: a folder": pcam(lambda f: f.create_group("x")),
+    "pcam: numbers that are not whole": pcam(lambda f: f.create_dataset("x", data=PATCHES.astype(float))),
+    "pcam: nothing": pcam(lambda f: None),
+}  # fmt: skip
+if find_spec("h5py"):  # the extra [pcam]
+    CASES |= PCAM_CASES
 
 # ---- pickles and arrays ----------------------------------------------------------------------------------------------
 
