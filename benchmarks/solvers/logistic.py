@@ -177,8 +177,9 @@ SMALL_WORK = 10**8  # rows x dim x classes below which a better start saves litt
 FLOAT32_TOLERANCE = 1e-5  # a tighter fit in float64 has a part in float32
 FLOAT32_SHARE = 0.7  # of the tolerance, to which that part goes: float64 then has little but the check to do
 FLOAT32_FLOOR = 3e-7  # but no further
+MOST_BEYOND = 2.0  # of a line through two solved costs: no further beyond the second than the first is before it
 COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
-CUBIC_RANGE = 10.0  # ratio of two solved costs within which the weights between them are nearly a cubic in log C
+NEAR = 10.01  # ratio of two costs, a decade, within which the weights between them are nearly a cubic in log C
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
 MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
 
@@ -328,9 +329,10 @@ def fit_logistic(
         single_passes = start.passes
     data = _Data(features, targets, blocks, standardise, device, dtype, chunk, resident_bytes)
     problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
-    stages = _stages(len(costs)) if len(blocks) == 1 and start is None else [list(range(len(costs)))]
-    if len(stages) > 1 and work > SMALL_WORK:
-        stages = [stages[0][:-1], stages[0][-1:], *stages[1:]]  # from zero, the largest cost would take the longest
+    if len(blocks) > 1 or start is not None:
+        stages = [list(range(len(costs)))]
+    else:
+        stages = _path(sorted(costs)) if work > SMALL_WORK else _stages(len(costs))
     stopping = _Stopping(tolerance, max_iterations, max_rejected)
     passes = _solve(problems, start, stages, stopping, cubic=work > SMALL_WORK)
     for _ in passes if track is None else track(passes, "logistic regression, passes over the rows"):
@@ -586,26 +588,43 @@ def _stages(count: int) -> list[list[int]]:
     return stages
 
 
+def _path(costs: Sequence[float]) -> list[list[int]]:
+    """As `_stages`, but it first goes up the ascending costs one by one, by a factor of `NEAR` at most.
+
+    From zero, a fit takes the longer the larger its cost is; from a neighbour it takes a few steps.
+    """
+    step, count = 1, len(costs)
+    while 2 * step < count and max(costs[place + 2 * step] / costs[place] for place in range(count - 2 * step)) <= NEAR:
+        step *= 2
+    stages = [[place] for place in sorted({*range(0, count, step), count - 1})]
+    while step > 1:
+        step //= 2
+        seen = {place for stage in stages for place in stage}
+        stages.append([place for place in range(0, count, step) if place not in seen])
+    return stages
+
+
 def _interpolate(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int], cubic: bool) -> None:
     """Start a fit between its solved neighbours, in log C: linearly, or where they are near, by a cubic through four.
 
-    Beyond the last neighbour it starts from that one's weights.
+    Beyond the last neighbour it starts from that one's weights, or on the line through the last two.
     """
     weights = problems.weights.view(len(order), -1)
     right = next((index for index, other in enumerate(done) if other > place), len(done))
-    if right == len(done):
+    if right == len(done) and not (cubic and right > 1):
         weights[order[place]] = weights[order[done[-1]]]
         return
+    right = min(right, len(done) - 1)
     below, above = order[done[right - 1]], order[done[right]]
     own, low, high = np.log(problems.costs[[order[place], below, above]])
     near = order[list(done[max(0, right - 2) : right + 2])]
     at = np.log(problems.costs[near])
-    if cubic and high - low <= 1.001 * np.log(CUBIC_RANGE) and len(near) > 2 and (np.diff(at) > 0).all():
+    if cubic and own < high <= low + np.log(NEAR) and len(near) > 2 and (np.diff(at) > 0).all():
         others = [np.delete(at, index) for index in range(len(at))]
         shares = [np.prod((own - other) / (x - other)) for x, other in zip(at, others, strict=True)]
         weights[order[place]] = sum(float(share) * weights[index] for share, index in zip(shares, near, strict=True))
         return
-    share = (own - low) / (high - low) if high > low else 0.0
+    share = min((own - low) / (high - low), MOST_BEYOND) if high > low else 0.0
     weights[order[place]] = torch.lerp(weights[below], weights[above], float(share))
 
 

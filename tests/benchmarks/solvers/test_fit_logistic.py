@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.solvers import logistic
 from benchmarks.solvers.logistic import Block, Fits, fit_logistic
 from results.errors import InputError
 
@@ -206,3 +207,14 @@ def test_what_cannot_be_fitted_is_refused(data: tuple[Array, Array]) -> None:
     broken[3, 1] = np.inf
     with pytest.raises(InputError, match="not a finite number"):
         fit(broken, targets)
+
+
+def test_a_large_grid_goes_up_by_decades_and_then_between_them() -> None:
+    grid = list(10.0 ** np.linspace(-6, 5, 45))
+    stages = logistic._path(grid)
+    assert stages[:12] == [[place] for place in range(0, 45, 4)]
+    assert [len(stage) for stage in stages[12:]] == [11, 22]
+    assert sorted(place for stage in stages for place in stage) == list(range(45))
+    assert logistic._path([1.0, 1e3, 1e6]) == [[0], [1], [2]]
+    assert logistic._path([2.0]) == [[0]]
+    assert sorted(place for stage in logistic._path([1.0] * 6) for place in stage) == list(range(6))
