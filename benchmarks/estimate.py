@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from benchmarks.evaluate import Question, Run, cached_record, feature_requests, load, prepare
 from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
+from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
 from benchmarks.training.params import ViewParams
 from benchmarks.training.probe_task import ProbeTask
 from results.schema import Geometry
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
+    from benchmarks.features.store import FeatureRequest
 
 PROBE_IMAGES = 16
 MOST_HEAD_IMAGES = 64  # of a timed update
 
 
-def describe(run: Run) -> list[str]:
+@dataclass
+class Counted:
+    """What runs of one encoder share, and is counted for the first of them only.
+
+    Attributes:
+        folder: of what short tries leave behind.
+        requests: features that runs before extract.
+        passes: keys of passes over the images that probes share.
+        seconds, runs: of all runs so far, and how many have a part of unknown time.
+    """
+
+    folder: Path
+    requests: list[FeatureRequest] = field(default_factory=list)
+    passes: set[str] = field(default_factory=set)
+    seconds: float = 0.0
+    runs: int = 0
+    unknown: int = 0
+
+
+@contextmanager
+def _counted() -> Iterator[Counted]:
+    with TemporaryDirectory(prefix="encoder-bench-") as folder:
+        yield Counted(Path(folder))
+
+
+def describe(run: Run, counted: Counted | None = None) -> list[str]:
     """Lines that say what a run would do and what it needs in time, disk and memory.
 
-    The time is that of reading images and of the encoder's passes, both measured on a few images.
+    Reading images, the encoder's passes and the heads' updates are measured on a few images; fitting and training in
+    short tries (see `benchmarks.timed_tries`).
     """
-    from benchmarks.features.store import FeatureStore, gib
-
+    if counted is None:
+        with _counted() as counted:
+            return describe(run, counted)
     encoder, protocol, options = run.encoder, run.protocol, run.options
     if cached_record(run) is not None:
         return [f"done       {encoder.card.name} has a record under {protocol.id}"]
@@ -36,33 +70,136 @@ def describe(run: Run) -> list[str]:
     read = {output for output, _ in run.task.outputs(protocol).values() if encoder.has(output)}
     forward, width = _seconds_per_image_encoded(encoder, protocol.geometry.crop, read)
     cells = max(1, len(run.task.cells(protocol)))
+    unknown = ""
     if isinstance(run.task, FeatureTask):
-        missing = FeatureStore(options).bytes_to_write(feature_requests(run))
-        images = len(run.train) + len(run.test) if missing else 0
-        seconds = images * (reading + forward)
-        each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(missing.items()))
-        disk = f"{gib(sum(missing.values()))} in {options.features}" + (f": {each}" if each else ", all there")
+        missing, images = _newly_extracted(run, counted)
+        passes = images * beside(reading, forward, options)
+        solving = fitting_seconds(run, width, counted.folder)
+        unknown = "fitting and scoring" if solving is None else ""
+        seconds = passes + (solving or 0.0)
+        parts = f"{duration(passes)} of reading and encoder passes"
+        parts += "" if solving is None else f", {duration(solving)} of fitting and scoring"
+        each = ", ".join(f"{output} {_gib(size)}" for output, size in sorted(missing.items()))
+        disk = f"{_gib(sum(missing.values()))} in {options.features}" + (f": {each}" if each else ", all there")
     else:
-        seconds = cells * training_seconds(run, reading, forward)
+        seconds, parts = image_seconds(run, reading, forward, counted)
+        seconds *= cells
         disk = "the heads only" if cells == 1 else f"a record for each of {cells} cells, and one for the choice"
+    counted.seconds += seconds
+    counted.runs += 1
+    counted.unknown += bool(unknown)
     count = len(run.train) + len(run.test)
+    without = f", without {unknown}" if unknown else ""
     return [
         f"would run  {encoder.card.name} under {protocol.id} on {len(run.train):,} + {len(run.test):,} images",
-        f"  time     about {_duration(seconds)} of reading and encoder passes on {options.device}",
+        f"  time     about {duration(seconds)} on {options.device}: {parts}{without}",
         f"  disk     {disk}",
         f"  memory   {count * width * 4 / 2**20:.0f} MiB for the widest output, and the encoder",
     ]
 
 
-def training_seconds(run: Run, reading: float, forward: float) -> float:
-    """Seconds of a training on images: its steps with the heads' own updates, and its evaluations."""
+def beside(reading: float, computing: float, options: RunOptions) -> float:
+    """Seconds per image that loader processes read while this process computes: on a CPU both want its cores."""
+    if not options.loaders:
+        return reading + computing
+    if options.device.startswith("cuda"):
+        return max(reading / options.loaders, computing)
+    return reading / min(options.loaders, _cores()) + computing
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- benchmarks on stored features -----------------------------------------------------------------------------------
+
+
+def _newly_extracted(run: Run, counted: Counted) -> tuple[dict[str, int], int]:
+    """Bytes by output that this run adds to what is stored or counted, and the images that are read for them."""
+    from benchmarks.features.store import FeatureStore
+
+    store, own = FeatureStore(run.options), feature_requests(run)
+    before = store.bytes_to_write(counted.requests)
+    after = store.bytes_to_write([*counted.requests, *own])
+    missing = {output: size for output in after if (size := after[output] - before.get(output, 0))}
+    known = {request.address for request in counted.requests}  # one pass serves all outputs
+    images = 0
+    for request in own:
+        if request.address not in known and store.bytes_to_write([request]):
+            images += len(request.images)
+            known.add(request.address)
+    counted.requests += own
+    return missing, images
+
+
+def fitting_seconds(run: Run, width: int, folder: Path, *, try_counted: bool = True) -> float | None:
+    """Seconds of a run once its features are there: of many images from a count of operations, else from short tries.
+
+    Args:
+        width: of the widest output.
+        folder: see `solving_seconds`.
+        try_counted: whether to try a benchmark on few images although its operations are counted.
+
+    Returns:
+        None where neither is possible.
+    """
+    assert isinstance(run.task, FeatureTask)
+    flops = run.task.flops(run.protocol, run.train, run.test, width)
+    many = max(len(run.train), len(run.test)) > 4 * MOST_TRIED
+    if flops is not None and (many or not try_counted):
+        return flops / _flops_per_second(run.options.device)
+    tried = solving_seconds(run, folder)
+    return tried if tried is not None or flops is None else flops / _flops_per_second(run.options.device)
+
+
+# ---- benchmarks that train on images ---------------------------------------------------------------------------------
+
+
+def image_seconds(run: Run, reading: float, forward: float, counted: Counted) -> tuple[float, str]:
+    """Seconds of a benchmark on images, and what they consist of, in words."""
+    assert isinstance(run.task, ImageTask)
+    tried = training_time(run)
+    trained, evaluated = run.task.amount(run.protocol, run.train, run.test)
+    if tried is not None and not tried.refusal and tried.trained:
+        trials = int(run.protocol.params.get("trials") or 1)
+        _, view = _seconds_per_view(run)
+        step = beside(view or reading, max(0.0, tried.trained - (view or reading)), run.options)
+        evaluation = beside(reading, max(0.0, tried.evaluated - reading), run.options)
+        training, testing = trained * step, evaluated * evaluation
+        started = f", {duration(trials * tried.start)} of starting" if tried.start else ""
+        seconds = training + testing + trials * tried.start
+        return seconds, f"{duration(training)} of training, {duration(testing)} of evaluations{started}"
+    shared = run.task.shared_pass(run.protocol)
+    first = shared is None or shared not in counted.passes
+    if shared is not None:
+        counted.passes.add(shared)
+    seconds = training_seconds(run, reading, forward, first=first)
+    parts = "reading, encoder passes and updates" if first else "updates in the pass of the run before"
+    return seconds, parts + (f"; a short try was refused: {tried.refusal}" if tried and tried.refusal else "")
+
+
+def training_seconds(run: Run, reading: float, forward: float, *, first: bool = True) -> float:
+    """Seconds of a training on images: its steps with the heads' own updates, and its evaluations.
+
+    Args:
+        first: whether images are read and encoded for this run, and not in the pass of another.
+    """
     assert isinstance(run.task, ImageTask)
     trained, evaluated = run.task.amount(run.protocol, run.train, run.test)
-    decoding, view = _seconds_per_view(run)
-    step = (view or reading) + run.task.passes_per_step * forward
+    heads = 0.0
     if isinstance(run.task, ProbeTask):
-        step += _seconds_per_image_of_heads(run)
-    return decoding + trained * step + evaluated * (reading + forward)
+        update = _seconds_per_image_of_heads(run)
+        params = run.task.params(run.protocol)
+        evaluations = math.ceil(params.epochs / params.evaluate_every)
+        # A pass forwards is a third of an update. Features of evaluated images are kept.
+        heads = update * (trained + evaluations * evaluated / 3)
+    if not first:
+        return heads
+    decoding, view = _seconds_per_view(run)
+    encoding = run.task.passes_per_step * forward
+    # Images that are kept in memory are augmented in this process.
+    step = view + encoding if decoding else beside(view or reading, encoding, run.options)
+    return decoding + trained * step + heads + evaluated * beside(reading, forward, run.options)
 
 
 def _seconds_per_view(run: Run) -> tuple[float, float]:
@@ -141,9 +278,18 @@ def _seconds_per_image_encoded(encoder: Encoder, crop: int, read: set[str]) -> t
     return seconds, width
 
 
-def _duration(seconds: float) -> str:
+def _gib(size: float) -> str:
+    from benchmarks.features.store import gib
+
+    return gib(size)
+
+
+def duration(seconds: float) -> str:
+    """As 40 s, 5 min or 3.5 h."""
     return (
-        f"{seconds:.0f} s"
+        f"{seconds:.1f} s"
+        if seconds < 9.95
+        else f"{seconds:.0f} s"
         if seconds < 120
         else f"{seconds / 60:.0f} min"
         if seconds < 7200
@@ -161,23 +307,38 @@ def dry_run(
     dataset: str | None = None,
     facts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Lines that say what `bench` would do with the same arguments. Every encoder is loaded once."""
-    for encoder in encoders:
+    """Lines that say what `bench` would do with the same arguments, and at last the time of all runs together.
+
+    Every encoder is loaded once. What several runs of one encoder share is counted for the first of them.
+    """
+    seconds, runs, unknown, loading = 0.0, 0, 0, 0.0
+    for number, encoder in enumerate(encoders):
+        started = time.monotonic()
         try:
             loaded = load(encoder, name, facts)
         except InputError as error:
             yield f"missing    {encoder}: {_one_line(error)}"
             continue
-        for question in questions:
-            protocol = question.protocol
-            yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
-            yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}"
-            try:
-                run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
-            except InputError as error:
-                yield f"missing    {encoder}: {_one_line(error)}"
-                continue
-            yield from describe(run)
+        # Of the first one: what this process has done so far, as a run would.
+        loading += time.process_time() if number == 0 else time.monotonic() - started
+        with _counted() as counted:
+            for question in questions:
+                protocol = question.protocol
+                yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
+                yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}"
+                try:
+                    run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
+                except InputError as error:
+                    yield f"missing    {encoder}: {_one_line(error)}"
+                    continue
+                yield from describe(run, counted)
+            seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
+    if runs:
+        yield (
+            f"in all     about {duration(seconds + loading)} for {runs} {'run' if runs == 1 else 'runs'}, "
+            f"{duration(loading)} of it to start and to load encoders"
+            + (", without the parts of unknown time" if unknown else "")
+        )
 
 
 # ---- the frozen suite ------------------------------------------------------------------------------------------------
@@ -197,7 +358,6 @@ def plan(
 
     Runs of one data set and geometry share one pass over each split. Their features are counted once.
     """
-    rate = _flops_per_second(options.device)
     for encoder in encoders:
         loaded = load(encoder, name, facts)
         runs: list[Run] = []
@@ -214,14 +374,12 @@ def plan(
                 skipped.append(f"  done     {run.protocol.id} has a record")
         yield f"plan for {loaded.card.name} on {options.device}"
         loaded.to(options.device)
-        total = 0.0
-        for group in _by_extraction(runs):
-            lines, seconds = _planned(group, rate)
-            total += seconds
-            yield from lines
+        with _counted() as counted:
+            for group in _by_extraction(runs):
+                yield from _planned(group, counted)
         yield from skipped
-        yield f"  total    about {_duration(total)}" + (
-            ", without the parts of unknown time" if _uncounted(runs) else ""
+        yield f"  total    about {duration(counted.seconds)}" + (
+            ", without the parts of unknown time" if counted.unknown else ""
         )
 
 
@@ -234,9 +392,9 @@ def _by_extraction(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _planned(runs: Sequence[Run], rate: float) -> tuple[list[str], float]:
-    """The lines of runs that share their extraction, and their seconds."""
-    from benchmarks.features.store import FeatureStore, gib
+def _planned(runs: Sequence[Run], counted: Counted) -> Iterator[str]:
+    """The lines of runs that share their extraction; adds to what is counted."""
+    from benchmarks.features.store import FeatureStore
 
     first = runs[0]
     shape, options = first.protocol.geometry, first.options
@@ -244,31 +402,23 @@ def _planned(runs: Sequence[Run], rate: float) -> tuple[list[str], float]:
     images = len(first.train) + len(first.test)
     read = {output for run in runs for output, _ in run.task.outputs(run.protocol).values() if run.encoder.has(output)}
     forward, width = _seconds_per_image_encoded(first.encoder, shape.crop, read)
-    seconds = 0.0
     about = f"{images:,} images of {first.dataset.id} (resize {shape.resize}, crop {shape.crop}, {shape.interpolation})"
     if missing:
-        reading = _seconds_per_image_read(first.test.paths, shape) / max(1, options.loaders)
-        seconds = images * (reading + forward)
-        each = ", ".join(f"{output} {gib(size)}" for output, size in sorted(missing.items()))
-        lines = [f"  extract  {about}: {each} in {options.features}, about {_duration(seconds)}"]
+        seconds = images * beside(_seconds_per_image_read(first.test.paths, shape), forward, options)
+        counted.seconds += seconds
+        each = ", ".join(f"{output} {_gib(size)}" for output, size in sorted(missing.items()))
+        yield f"  extract  {about}: {each} in {options.features}, about {duration(seconds)}"
     else:
-        lines = [f"  extract  nothing: features of {about} are there"]
+        yield f"  extract  nothing: features of {about} are there"
     for run in runs:
-        assert isinstance(run.task, FeatureTask)
-        flops = run.task.flops(run.protocol, run.train, run.test, width)
-        took = "unknown time" if flops is None else f"about {_duration(flops / rate)}"
-        seconds += (flops or 0) / rate
-        lines.append(f"  measure  {run.protocol.id}: {took}")
-    return lines, seconds
+        # The plan also stands before real runs, so that it tries only what nobody has counted.
+        needed = fitting_seconds(run, width, counted.folder, try_counted=False)
+        counted.seconds += needed or 0.0
+        counted.unknown += needed is None
+        yield f"  measure  {run.protocol.id}: " + ("unknown time" if needed is None else f"about {duration(needed)}")
 
 
-def _uncounted(runs: Sequence[Run]) -> bool:
-    return any(
-        isinstance(run.task, FeatureTask) and run.task.flops(run.protocol, run.train, run.test, 1) is None
-        for run in runs
-    )
-
-
+@cache
 def _flops_per_second(device: str) -> float:
     """Of a float32 product, measured."""
     import torch

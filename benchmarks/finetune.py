@@ -352,6 +352,10 @@ class FineTune(ImageTask[FineTuneParams]):
         twice = labelled - held if held else 0
         return params.epochs * (labelled + twice), evaluations * (len(test) + held)
 
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """One epoch on all labels at a rate without drops."""
+        return protocol.changed(epochs=1, drops=(), batch_size=batch_size, labelled=1.0, heldout=0.0)
+
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
         """The protocol, with an id that tells of a data set of another size."""
         return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")

@@ -307,6 +307,11 @@ class LabelFreeViews(ImageTask[LabelFreeViewParams]):
         """Raises InputError for fewer than two images."""
         _check_size(protocol, test, 2)
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """The views, which are drawn as those of a training."""
+        params = self.params(protocol)
+        return min(params.images, len(test)) * params.views, 0
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

@@ -135,6 +135,11 @@ class Retrieval(ImageTask[RetrievalParams]):
                 f"{protocol.id} needs queries and a database with the same classes: choose another data set"
             )
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """Every image at every scale, whose pixels are counted as images of full size."""
+        pixels = sum(scale**2 for scale in self.params(protocol).scales)
+        return 0, round(pixels * (len(train) + len(test)))
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

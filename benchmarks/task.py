@@ -8,6 +8,7 @@ on the encoder and the images), its `Params`, and its protocols. `benchmarks.reg
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -370,10 +371,19 @@ class ImageTask(Task[ParamsT]):
         """How many images one run trains on and evaluates, each as often as it is seen; of a grid, one cell."""
         params = protocol.params
         trials, epochs = int(params.get("trials") or 1), int(params.get("epochs") or 1)
-        if params.get("iterations"):
-            return trials * int(params["iterations"]) * int(params["batch_size"]), trials * len(test)
-        evaluations = max(1, epochs // int(params.get("evaluate_every") or 1))
-        return trials * epochs * len(train), trials * evaluations * len(test)
+        iterations = int(params.get("iterations") or 0)
+        length = iterations or epochs
+        evaluations = math.ceil(length / int(params.get("evaluate_every") or (length if iterations else 1)))
+        held = round(float(params.get("heldout") or 0) * len(train)) if iterations else 0
+        trained = iterations * int(params["batch_size"]) if iterations else epochs * len(train)
+        return trials * trained, trials * (evaluations * len(test) + held)
+
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol | None:
+        """The protocol with a training of so many steps of so many images, to be timed; None where there is none.
+
+        Where its length is counted in epochs, the number of training images sets the number of steps.
+        """
+        return None
 
     def shared_pass(self, protocol: Protocol) -> str | None:
         """A key: protocols with equal keys can be trained in one pass over the images. None: always alone."""

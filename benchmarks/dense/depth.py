@@ -178,6 +178,10 @@ class LinearDepth(ImageTask[DepthParams]):
                     "nyu_depth"
                 )
 
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """Without warm-up, and evaluated once."""
+        return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

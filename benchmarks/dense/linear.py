@@ -151,6 +151,10 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         """Raises InputError where an image has no mask of classes, or the splits differ in their classes."""
         require_masks(protocol, train, test)
 
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """Without warm-up, and evaluated once."""
+        return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:

@@ -175,9 +175,13 @@ def _train(
         if done % evaluate_every == 0 or done == params.iterations:
             if not losses.isfinite().any():
                 raise FloatingPointError(f"every head has diverged after {done} iterations; lower the rates")
+            state.add_time("train", started)
+            started = time.perf_counter()
             bank.eval()
             _evaluate(model, state, done, last=done == params.iterations)
             bank.train()
+            state.add_time("evaluate", started)
+            started = time.perf_counter()
         if done % SAVE_EVERY == 0 or done % evaluate_every == 0 or done == params.iterations:
             save()
         if stop():

@@ -47,6 +47,20 @@ class Detection(ImageTask[DetectionParams]):
 
         resnet_settings(encoder.card)
 
+    def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
+        """The batches of precise batch norms pass forwards only."""
+        params = self.params(protocol)
+        solver = params.solver()
+        batches = solver.iterations + params.precise_bn / self.passes_per_step
+        return round(params.trials * solver.batch_size * batches), params.trials * len(test)
+
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """Without what follows or stretches the training."""
+        return protocol.changed(
+            iterations=steps, steps=(), warmup_iterations=0, batch_size=batch_size, precise_bn=0, schedule=1.0,
+            scaled_batch=0, trials=1,
+        )  # fmt: skip
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:
@@ -140,6 +154,10 @@ class VitDetection(ImageTask[VitDetectionParams]):
         from benchmarks.encoders.vit_export import vit_shape
 
         vit_shape(encoder, "detectron2")
+
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """At a constant rate."""
+        return protocol.changed(iterations=steps, steps=(), warmup_iterations=0, batch_size=batch_size, trials=1)
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions

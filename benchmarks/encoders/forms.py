@@ -5,6 +5,9 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.encoders.card_facts import parse_card_overrides
@@ -71,7 +74,8 @@ def check_form(encoder: str) -> None:
     elif kind == "torchvision":
         torchvision_form(rest)
     elif kind == "timm":
-        _, named, file = rest.partition(":")
+        name, named, file = rest.partition(":")
+        require_timm_name(name)
         if named and file:
             existing_file(file)
     elif kind == "hf":
@@ -87,6 +91,33 @@ def existing_file(text: str) -> Path:
         meant = did_you_mean(text, NAMES)
         raise InputError("\n".join([f"encoder file not found: {text!r}{meant}; --encoder takes", *FORMS]))
     return path
+
+
+def require_timm_name(name: str) -> None:
+    """Raises InputError for a model that timm's source does not name; importing timm to ask it takes seconds."""
+    names = timm_names()
+    bare = name.partition(".")[0]  # without the tag of its weights
+    if not names or bare in names:
+        return
+    meant = did_you_mean(bare, names) or "; timm.list_models() lists them"
+    raise InputError(f"timm {version('timm')} has no model {name!r}{meant}")
+
+
+@cache
+def timm_names() -> frozenset[str]:
+    """The models that the source of timm registers, old names among them; none where timm is not installed."""
+    spec = find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    found: set[str] = set()
+    for file in Path(spec.submodule_search_locations[0], "models").glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        found.update(re.findall(r"^@register_model\s+def (\w+)\(", source, re.MULTILINE))
+        for renamed in re.findall(
+            r"^register_model_deprecations\(__name__, \{(.*?)^\}", source, re.MULTILINE | re.DOTALL
+        ):
+            found.update(re.findall(r"^\s*['\"](\w+)['\"]:", renamed, re.MULTILINE))
+    return frozenset(found)
 
 
 def is_function(text: str) -> bool:

@@ -38,6 +38,10 @@ class Segmentation(ImageTask[SegmentationParams]):
 
         resnet_settings(encoder.card)
 
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """At a rate without drops."""
+        return protocol.changed(iterations=steps, schedule="poly", drops=(), batch_size=batch_size, trials=1)
+
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
     ) -> Outcome:
@@ -101,6 +105,10 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
         from benchmarks.encoders.vit_export import vit_shape
 
         blocks_read(self.params(protocol), encoder.card.name, vit_shape(encoder, "mmsegmentation").depth)
+
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """Without warm-up."""
+        return protocol.changed(iterations=steps, warmup_iterations=0, batch_size=batch_size, trials=1)
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions

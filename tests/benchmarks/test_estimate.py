@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.estimate import describe, dry_run, training_seconds
+from benchmarks.estimate import describe, dry_run, fitting_seconds, training_seconds
 from benchmarks.evaluate import Question, Run, load
+from benchmarks.knn import Knn
 from benchmarks.registry import TASK_NAMES, load_task
-from benchmarks.task import FeatureTask, Labels, RunOptions
-from results.schema import DatasetRef
+from benchmarks.task import FeatureTask, ImageTask, InputError, Labels, Outcome, RunOptions, Split
+from benchmarks.timed_tries import solving_seconds, training_time
+from benchmarks.training.probe_task import ProbeTask
+from benchmarks.voc_svm import VocSvm
+from results.schema import DatasetRef, Protocol
 
 
 class SmallPixels(nn.Module):
@@ -37,7 +42,8 @@ def labels(folder: Path, count: int) -> Labels:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_every_protocol_has_an_estimate(name: str, kind: str, tmp_path: Path) -> None:
+def test_every_protocol_has_an_estimate(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.timed_tries.LONG_TRY", 0.0)  # the shortest tries
     task, encoder, data = load_task(name)(), load(KINDS[kind]), labels(tmp_path, 4)
     options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
     reference = DatasetRef(id="d", fingerprint="0" * 64, embedded=True, train_items=4, test_items=4)
@@ -76,7 +82,12 @@ def test_training_counts_epochs_reading_and_the_backward_pass(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["voc-det", "coco-det", "voc-seg"])
-def test_a_dry_run_refuses_what_an_engine_cannot_take(name: str, small_data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_what_an_engine_cannot_take(
+    name: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.timed_tries.LONG_TRY", 0.0)
+    if name == "coco-det":  # tried as voc-det is
+        monkeypatch.setattr("benchmarks.estimate.training_time", lambda run: None)
     task = load_task(name)()
     options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
     questions = [Question(task, task.default_protocol(embedded=True))]
@@ -85,6 +96,9 @@ def test_a_dry_run_refuses_what_an_engine_cannot_take(name: str, small_data: Pat
     assert len(told) == 2
     assert "protocols are for ResNets" in told[0]
     assert told[1].startswith("would run")
+    (time,) = [line for line in lines if line.startswith("  time")]
+    # A try is refused where the engine is not installed.
+    assert name == "coco-det" or "of training" in time or "a short try was refused" in time
 
 
 def test_amounts_are_what_a_run_sees(tmp_path: Path) -> None:
@@ -100,3 +114,147 @@ def test_amounts_are_what_a_run_sees(tmp_path: Path) -> None:
     # 30 are labelled, of which 9 are held out: trained on 21 and on 30.
     assert amount("semi-10pct", epochs=10, evaluate_every=5) == (10 * (21 + 30), 2 * (100 + 9))
     assert amount("finetune", epochs=10, evaluate_every=4) == (10 * 100, 3 * 100)
+
+
+# ---- short tries -----------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("benchmarks.timed_tries.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def run_of(task: Any, protocol: Protocol, data: Labels, tmp_path: Path, kind: str = "maps") -> Run:
+    reference = DatasetRef(id="d", fingerprint="0" * 64, embedded=True, train_items=len(data), test_items=len(data))
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+    return Run(task, protocol, load(KINDS[kind]), data, data, reference, options)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_fitting_is_reckoned_from_two_sizes(power: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, sizes = Clock(monkeypatch), []
+
+    class Solver(Knn):
+        def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+            assert {key: rows.shape for key, rows in train.features.items()} == {"embed": (len(train.labels), 48)}
+            assert options.records.parent == tmp_path / "tries"
+            sizes.append(len(train.labels))
+            clock.now += 1.2 / 50**power * len(train.labels) ** power
+            return Outcome()
+
+    data = labels(tmp_path, 200)
+    run = run_of(Solver(), Knn().default_protocol(embedded=True), data, tmp_path, "vectors")
+    assert solving_seconds(run, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
+    assert sizes == [50, 50, 25]
+    assert fitting_seconds(run, 48, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
+    monkeypatch.setattr("benchmarks.timed_tries.SHORT_TRY", 1e9)
+    assert solving_seconds(run, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
+    assert sizes[-1] == 200  # all of them
+    few = run_of(Solver(), Knn().default_protocol(embedded=True), data.rows(range(4)), tmp_path, "vectors")
+    assert solving_seconds(few, tmp_path / "tries") is None
+
+
+def test_what_a_benchmark_refuses_on_made_up_features_has_no_estimate(tmp_path: Path) -> None:
+    data = labels(tmp_path, 40)
+    run = run_of(Knn(), Knn().default_protocol(embedded=True), data, tmp_path, "vectors")  # k = 200 of 40 images
+    assert solving_seconds(run, tmp_path) is None
+    assert "of fitting and scoring" in describe(run)[1]  # counted
+
+    class Refusing(VocSvm):
+        def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+            raise InputError("a class has no positives")
+
+    run = run_of(Refusing(), VocSvm().default_protocol(embedded=True), data, tmp_path)
+    assert solving_seconds(run, tmp_path) is None
+    assert describe(run)[1].endswith("without fitting and scoring")
+
+
+def test_more_images_are_tried_where_few_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, sizes = Clock(monkeypatch), []
+
+    class Solver(Knn):
+        def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+            sizes.append(len(train.labels))
+            if len(train.labels) < 60:
+                raise InputError("needs 60 images")
+            clock.now += 0.012 * len(train.labels)
+            return Outcome()
+
+    run = run_of(Solver(), Knn().default_protocol(embedded=True), labels(tmp_path, 200), tmp_path, "vectors")
+    assert solving_seconds(run, tmp_path) == pytest.approx(2.4)
+    assert sizes == [50, 100, 100, 50]  # the half is refused, and taken to need half the time
+
+
+@pytest.mark.parametrize("name", ["finetune", "seg-linear", "voc-det", "voc-seg"])
+def test_a_training_is_reckoned_from_two_lengths(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind = type(load_task(name)())
+    told: list[tuple[int, int, int]] = []
+
+    class Trainer(kind):  # type: ignore[misc,valid-type]  # one of several benchmarks
+        def run(
+            self, protocol: Protocol, encoder: object, train: Labels, test: Labels, workdir: Path, options: RunOptions
+        ) -> Outcome:
+            batch = protocol.params["batch_size"]
+            steps = protocol.params.get("iterations") or len(train) // batch
+            told.append((steps, batch, len(test)))
+            assert options.workers == 0
+            assert not workdir.exists()
+            return Outcome(timing={"train": 2 + 0.25 * steps * batch, "test": 1 + 0.5 * len(test)})
+
+    run = run_of(Trainer(), kind().default_protocol(embedded=True), labels(tmp_path, 100), tmp_path)
+    found = training_time(run)
+    assert found is not None
+    assert (found.start, found.trained, found.evaluated) == pytest.approx((3, 0.25, 0.5))
+    assert told == [(1, 2, 2), (1, 2, 2), (4, 2, 8)]
+
+    def refuse(*words: object) -> Outcome:
+        raise InputError("detection needs detectron2")
+
+    monkeypatch.setattr(Trainer, "run", refuse)
+    refused = training_time(run)
+    assert refused is not None
+    assert refused.refusal == "detection needs detectron2"
+    assert "a short try was refused: detection needs detectron2" in describe(run)[1]
+
+
+def test_a_short_training_is_one_that_the_benchmark_takes(tmp_path: Path) -> None:
+    """Of every protocol: no drop after its end, no warm-up beyond it."""
+    for name in TASK_NAMES:
+        task = load_task(name)()
+        if not isinstance(task, ImageTask):
+            continue
+        for protocol in task.protocols:
+            for each in task.cells(protocol)[:1] or (protocol,):
+                short = task.shortened(each, 4, 2)
+                assert short is not None or name in ("label-free-views", "retrieval") or isinstance(task, ProbeTask)
+                if short is not None:
+                    assert task.params(short)
+                    assert short.params["batch_size"] == 2
+                    assert short.params.get("iterations", 4) == 4
+
+
+def test_what_runs_share_is_counted_once(small_data: Path, tmp_path: Path) -> None:
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+
+    def parts(*names: str) -> list[str]:
+        tasks = [load_task(name)() for name in names]
+        questions = [Question(task, task.default_protocol(embedded=True)) for task in tasks]
+        told = list(dry_run([KINDS["maps"]], questions, small_data, options))
+        assert told[-1].startswith("in all     about ")
+        assert told[-1].split(" for ")[1].startswith(f"{len(names)} run")
+        return [line for line in told if line.startswith(("  time", "  disk"))]
+
+    first, first_disk, second, second_disk = parts("knn", "ncm")
+    assert " 0.0 s of reading and encoder passes" not in first
+    assert " 0.0 s of reading and encoder passes" in second
+    assert "embed" in first_disk
+    assert second_disk.endswith("all there")
+    first, _, second, _ = parts("linear", "multihead")
+    assert first.endswith("reading, encoder passes and updates")
+    assert second.endswith("updates in the pass of the run before")

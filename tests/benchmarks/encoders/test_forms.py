@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.encoders.forms import NARROWEST, RESNETS, TORCHVISION_NETWORKS, WIDEST, refuse_at_sight
+from benchmarks.encoders.forms import NARROWEST, RESNETS, TORCHVISION_NETWORKS, WIDEST, refuse_at_sight, timm_names
 from benchmarks.task import InputError
 from pretrain import recipe
 from pretrain.resnet import STAGES
@@ -30,6 +30,8 @@ def test_a_wrong_encoder_or_data_root_is_refused_before_torch_is_imported(small_
         ("none.pth",): "encoder file not found: 'none.pth'",
         ("pixles",): "encoder file not found: 'pixles'; did you mean 'pixels'?",
         ("timm:resnet18:none.pth",): "encoder file not found: 'none.pth'",
+        ("timm:resnet5o_gn",): "has no model 'resnet5o_gn'; did you mean 'resnet50_gn'",
+        ("timm:resnet51.tag:none.pth",): "has no model 'resnet51.tag'",
         ("torchvision:resnet51",): "torchvision:resnet51 is not one of resnet18",
         ("random:resnet19",): "unknown architecture 'resnet19'",
         ("random:resnet18:a",): "the seed must be a number, got 'a'",
@@ -60,7 +62,11 @@ def test_one_good_encoder_among_several_is_not_kept_from_its_turn() -> None:
 
 
 def test_the_names_are_those_of_the_networks() -> None:
+    import timm
     import torchvision
+
+    assert set(timm.list_models()) <= timm_names()
+    assert all(timm.is_model(name) for name in timm_names())  # old names are models too
 
     assert set(RESNETS) == set(STAGES)
     assert {name: NARROWEST.get(name, 1) for name in RESNETS} == recipe.RESNETS
