@@ -1,8 +1,9 @@
-"""How much of the project one run goes through, and that benchmarks do not import each other."""
+"""How much of the project one run goes through, that benchmarks do not import each other, and names."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -68,3 +69,21 @@ def test_no_benchmark_imports_another() -> None:
         engine = {"benchmarks.detection", "benchmarks.segmentation"} & {module.rpartition(".")[0]}
         others = {other for other in modules - {module} if other.rpartition(".")[0] not in engine}
         assert not imported & others, module
+
+
+def sources(*folders: str) -> dict[str, str]:
+    paths = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {path: (ROOT / path).read_text() for path in paths.split() if path.endswith(".py")}
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path, text in sources("pretrain", "benchmarks", "results", "scripts").items():
+        for name in re.findall(r"^class ([A-Za-z]\w*)", text, re.MULTILINE):
+            places.setdefault(name, []).append(path)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_test_patches_a_private_constant() -> None:
+    patch = re.compile(r"""setattr\(\s*(?:[^"'(),]+,\s*)?["'](?:[\w.]+\.)?_[A-Z][A-Z0-9_]+["']""")
+    assert [path for path, text in sources("tests").items() if patch.search(text)] == []
