@@ -252,10 +252,16 @@ def split_up(command: list[str]) -> tuple[list[list[str]], int]:
         return [command], 0
     from benchmarks.__main__ import AllFlags, parse_flags, suite
     from benchmarks.encoders.forms import expand
-    from benchmarks.evaluate import Attempt, unique_names
+    from benchmarks.evaluate import Attempt, load, unique_names
 
     flags = parse_flags("all", AllFlags, command[at + 3 :])[0]
-    named = unique_names(expand(flags.encoder), flags.name, flags.facts)
+    encoders = expand(flags.encoder)
+    named = unique_names(encoders, flags.name, flags.facts)
+    if len(encoders) == 1:  # a single one is not loaded for its name
+        try:
+            load(encoders[0], None, flags.facts)
+        except InputError as error:
+            named = {encoders[0]: Attempt(encoders[0], "", "failed", str(error), user_error=True)}
     bad = [found for found in named.values() if isinstance(found, Attempt)]
     for found in bad:
         sys.stderr.write(f"submit: {found.encoder}: {found.detail}\n")

@@ -123,6 +123,9 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "#SBATCH --partition=gpu" in array
     assert "#SBATCH --gpus-per-node=1" in array
     assert "#SBATCH --dependency=afterany:100" in page
+    assert "#SBATCH --time=60" in page
+    assert "gpus" not in page
+    assert "#SBATCH --mem" not in page
     assert errors.count("--encoder pixels --only knn.mmselfsup@1") == 1
     assert "-m benchmarks all" in errors  # what torchrun can start
 
@@ -166,3 +169,15 @@ def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.
     assert [len(job.commands) for job in submit._jobs(on_slurm, commands)] == [2, 2, 1]
     (pretraining,) = submit._jobs(on_slurm, [["python", "-m", "pretrain", "--recipe", "my/recipe.toml"]])
     assert pretraining.name == "pretrain, recipe"
+
+
+@pytest.mark.slow
+def test_only_bad_encoders_are_one_sentence_and_submit_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["encoder-bench", "all", "--encoder", str(tmp_path / "none.pth"), "--data", str(tmp_path)]
+    assert submit.main(["--folder", str(tmp_path / "jobs"), "--", *command]) == 2
+    said = capsys.readouterr().err
+    assert "none.pth" in said
+    assert said.splitlines()[-1] == "submit: none of the encoders can be loaded: nothing was submitted"
+    assert not (tmp_path / "jobs").exists()
