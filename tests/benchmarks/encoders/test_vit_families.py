@@ -299,6 +299,17 @@ CASES = {
                     "transformers' ViT names", facts=(), config={**HUB, "model_type": "vit_mae"}),
     "hub dinov2": Case("dinov2", SCALED, lambda w, n: keys(TRANSFORMERS, w, **DINOV2_BLOCKS), "transformers' ViT names",
                        facts=(), config={**HUB, "model_type": "dinov2"}),
+    "hub dinov2-registers": Case(
+        "dinov2-registers", replace(SCALED, away="antialias", registers=4),
+        lambda w, n: keys(TRANSFORMERS, w, **DINOV2_BLOCKS), "transformers' ViT names", facts=(),
+        config={**HUB, "model_type": "dinov2_with_registers"},
+    ),
+    "hub ijepa": Case("ijepa", GAP, lambda w, n: keys(TRANSFORMERS, w, **VIT_BLOCKS), "transformers' ViT names", "mean",
+                      facts=(), config={**HUB, "model_type": "ijepa"}),
+    "hub siglip": Case("siglip", SIGLIP, of_transformers_clip, "transformers' CLIP names", "map", 0.5, (),
+                       {**HUB, "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}),
+    "deit": Case("deit", SMALL, lambda w, n: {"model": keys(TIMM, w)}, "ViT of timm's names",
+                 facts=("heads=3", "family=deit")),
     "hub beit": Case("beit", BEIT,
                      lambda w, n: keys(TRANSFORMERS, w, **VIT_BLOCKS, scale1="lambda_1", scale2="lambda_2"),
                      "transformers' ViT names", "mean", 0.5, (), {**HUB, "model_type": "beit"}, fixed_size=True),
@@ -307,12 +318,8 @@ CASES = {
                      mean=0.48145466, facts=(),
                      config={"model_type": "clip", "vision_config": {**HUB, "hidden_act": "quick_gelu"}}),
 }  # fmt: skip
-UNTESTED_HERE = {
-    "deit-distilled",
-    "deit",
-    "plain",
-    "capi",
-}  # CAPI, and the class token beside a distillation token is tested below
+# CAPI has a test of its own below, and so has the class token beside a distillation token.
+UNTESTED_HERE = {"deit-distilled", "capi"}
 
 
 def written(case: Case, w: dict[str, Tensor], folder: Path) -> str:
