@@ -116,9 +116,11 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
             raise
         refusal: BaseException = stop
     except Exception as error:
-        if type(error).__name__ != "ValidationError":  # pydantic's, which is not imported here
+        # tyro 1.0.0 stumbles over the first word of pydantic's error, which has none.
+        fault = error.__context__ if isinstance(error, IndexError) else error
+        if type(fault).__name__ != "ValidationError":  # pydantic's, which is not imported here
             raise
-        raise InputError(validation_message(error)) from error
+        raise InputError(validation_message(fault)) from error
     known = _flags(kind, program, filled)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         written, _, value = argument.partition("=")
@@ -196,7 +198,7 @@ def _message(box: str) -> str:
         else:
             parts[-1] += text.split()
     words = parts[1] if len(parts) > 1 else parts[0]
-    message = " ".join(words)
+    message = re.sub(r"'\('([^']+)',\)'", r"'\1'", " ".join(words))  # tyro 1.0.0 prints the tuple of a flag's names
     if message.startswith("Missing from "):
         message = "missing: " + message.partition(": ")[2].replace(" (required)", ";").rstrip(";")
     return message[:1].lower() + message[1:]

@@ -77,6 +77,20 @@ def test_a_refusal_is_one_sentence_and_names_the_fault(arguments: list[str], sai
 
 
 @pytest.mark.slow
+def test_a_fault_that_the_oldest_tyro_stumbles_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tyro 1.0.0 does: it takes the first of the error's args, of which pydantic's has none."""
+
+    def cli(*_: object, **__: object) -> object:
+        try:
+            return Pair(low=2, high=1)
+        except ValueError as error:
+            return error.args[0]
+
+    monkeypatch.setattr("tyro.cli", cli)
+    with pytest.raises(InputError, match="low 2 is above high 1"):
+        parse(Pair, [], "demo")
+
+
 def test_the_fault_is_read_from_a_box_without_utf_8_too() -> None:
     code = "from tests.results.test_shared_command_line import Options, parse\nparse(Options, [], 'demo')"
     done = subprocess.run(
