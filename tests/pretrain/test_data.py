@@ -19,6 +19,7 @@ from pretrain.data import Files, PathList, Shards, count_images, find_images, re
 from pretrain.loader import Loader
 from pretrain.recipe import load_recipe
 from results.errors import InputError
+from tests.pretrain import tiny_runs
 
 
 def write_image(path: Path, colour: str = "red") -> Path:
@@ -126,6 +127,27 @@ def test_a_shard_named_as_a_command_is_only_read(tmp_path: Path, monkeypatch: py
     batches = list(Loader(recipe, images, torch.device("cpu"), torch.Generator(), 0).epoch(0))
     assert len(batches) == 1
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_runs_no_address_of_an_index_without_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And with `--remote-shards` it does what the address says."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_shard(tmp_path / "0.tar", [f"{number:02}.png" for number in range(16)])
+    write_index(data, f"pipe:touch {tmp_path}/ran; cat {tmp_path}/0.tar", 16)
+    flags = ("--augmentation.engine", "pil", "--augmentation.stored-size", "None", "--epochs", "1")
+    assert tiny_runs.run(data, tmp_path / "out", *flags) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is no file in" in last
+    assert "--remote-shards (pipe: runs a shell command)" in last
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out" / "backbone.safetensors").exists()
+    assert tiny_runs.run(data, tmp_path / "out", *flags, "--remote-shards") == 0
+    assert (tmp_path / "ran").exists()
+    assert (tmp_path / "out" / "backbone.safetensors").is_file()
 
 
 @pytest.mark.parametrize("count", [-1, 10**6, 10**400])

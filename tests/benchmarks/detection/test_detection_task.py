@@ -222,6 +222,8 @@ def test_a_planted_checkpoint_runs_no_code_and_nothing_half_written_stays(
     folder, alarm = tmp_path / "trial", tmp_path / "it ran"
     folder.mkdir()
     torch.save({"model": {}, "iteration": Runs(f"touch '{alarm}'")}, folder / "model_0000002.pth")
+    torch.save(Runs(f"touch '{alarm}'"), tmp_path / "evil.pth")
+    (folder / "last_checkpoint").write_text("../evil.pth", encoding="ascii")  # detectron2 would load what it names
     trial(tmp_path / "data", folder, iterations=2, checkpoint_every=1).train(progress=False)
     assert not alarm.exists()
     assert {path.name for path in folder.glob("model_0*")} == {f"model_000000{n}.pth" for n in (0, 1, 2)}

@@ -205,6 +205,7 @@ def test_a_planted_checkpoint_runs_no_code(voc: tuple[Labels, Labels], tmp_path:
     stored = torch.load(folder / "iter_4.pth", weights_only=False)
     (folder / "iter_6.pth").unlink()
     torch.save({"meta": Runs(f"touch '{alarm}'")}, folder / "iter_5.pth")
+    (folder / "last_checkpoint").write_text(str(folder / "iter_5.pth"), encoding="utf-8")  # mmengine would load it
     stored["meta"]["config"] = f"open({str(alarm)!r}, 'w')"
     torch.save(stored, folder / "iter_4.pth")
     again = trial(voc, folder).train(progress=False).state_dict()
