@@ -116,7 +116,7 @@ class Labels:
 
     Attributes:
         ids: N image ids, unique within the split; features are joined on them, never on order.
-        paths: N image files; for a large set, each Path is made when asked for (`benchmarks.datasets.lists.LazyPaths`).
+        paths: N image files; for a large set, each Path is made when asked for (`results.files.PathList`).
         classes: C class names.
         targets: (N,) int64 class indices of a single-label set, or (N, C) int8 of a multi-label one with 1 present,
             0 absent, -1 ignored (VOC: every instance is difficult). (N, 0) where only the annotations hold labels.

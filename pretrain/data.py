@@ -9,19 +9,19 @@ import os
 import re
 import struct
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from results.errors import InputError
-from results.files import MAX_PIXELS, open_image, require_regular
+from results.files import MAX_PIXELS, PathList, open_image, require_regular
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
@@ -137,39 +137,6 @@ def require_cv2() -> Any:
     return module
 
 
-class PathList(Sequence[Path]):
-    """Paths as one buffer of bytes with offsets. Loader workers share its pages; a Path is made when it is asked for.
-
-    Args:
-        names: relative to `root`.
-    """
-
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
-        encoded = [f"{name}\n".encode(errors="surrogateescape") for name in names]
-        self.root, self.names = root, b"".join(encoded)
-        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))
-
-    @overload
-    def __getitem__(self, number: int) -> Path: ...
-    @overload
-    def __getitem__(self, number: slice) -> tuple[Path, ...]: ...
-    def __getitem__(self, number: int | slice) -> Path | tuple[Path, ...]:
-        if isinstance(number, slice):
-            return tuple(self[each] for each in range(*number.indices(len(self))))
-        number = range(len(self))[number]
-        start = int(self.ends[number - 1]) if number else 0
-        return self.root / self.names[start : int(self.ends[number]) - 1].decode(errors="surrogateescape")
-
-
 @dataclass(frozen=True)
 class Files:
     """Images with a path each, in a fixed order.
@@ -191,7 +158,7 @@ class Files:
     def fingerprint(self, root: Path) -> str:
         """Hash of all names relative to `root`, and of the content of some images."""
         digest = hashlib.sha256()
-        if isinstance(self.paths, PathList) and self.paths.root == root:
+        if isinstance(self.paths, PathList) and self.paths.folder == root:
             digest.update(self.paths.names)  # a second for 100 million of them
         else:
             for path in self.paths:

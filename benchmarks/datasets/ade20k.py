@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, read_lines, require_files, require_unique
+from benchmarks.datasets.lists import folder_contents, read_groups, read_lines, require_files, require_unique
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 
 # In the order of the mask values from 1 on, under the names of mmsegmentation; 0 is everything else and is ignored.
 CLASSES = (
@@ -59,5 +60,5 @@ def read_ade20k(folder: Path, split: str) -> Labels:
     if not 0 < len(classes) < 255:
         raise InputError(f"{own} lists {len(classes)} classes, expected 1 to 254; correct the list")
     targets = np.zeros((len(ids), 0), dtype=np.int8)
-    return Labels(ids, LazyPaths(images, names), classes, targets, read_groups(folder, ids),
-                  tuple(LazyPaths(masks, files)))  # fmt: skip
+    return Labels(ids, PathList(images, names), classes, targets, read_groups(folder, ids),
+                  tuple(PathList(masks, files)))  # fmt: skip

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import FolderLayout, FolderLayouts, LazyPaths, read_groups
+from benchmarks.datasets.lists import FolderLayout, FolderLayouts, read_groups
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
+from results.files import PathList, require_regular
 
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
@@ -240,7 +240,7 @@ def _read(folder: Path, split: str, below: str, suffix: str) -> Labels:
         names += [f"{file.name}#{number}" for number in range(len(labels))]
         targets.append(labels)
     fixed = tuple(ids)
-    return Labels(fixed, LazyPaths(where, names), _names(where), np.concatenate(targets), read_groups(folder, fixed))
+    return Labels(fixed, PathList(where, names), _names(where), np.concatenate(targets), read_groups(folder, fixed))
 
 
 def _names(where: Path) -> tuple[str, ...]:
@@ -278,7 +278,7 @@ def read_cifar100(folder: Path, split: str) -> Labels:
             f"{folder / 'meta'} names {len(names)} fine classes, expected {_CLASSES_100}; unpack the archive again"
         )
     ids = tuple(f"{split}#{number}" for number in range(len(labels)))
-    return Labels(ids, LazyPaths(folder, ids), tuple(names), labels, read_groups(folder, ids))
+    return Labels(ids, PathList(folder, ids), tuple(names), labels, read_groups(folder, ids))
 
 
 CIFAR10 = FolderLayouts(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import LazyPaths, class_folders, folder_contents, read_groups, require_files
+from benchmarks.datasets.lists import class_folders, folder_contents, read_groups, require_files
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
+from results.files import PathList, require_regular
 
 # The 19 classes in the order of their trainIds, with the labelIds of the owner's own masks (cityscapesscripts).
 LABEL_IDS = {
@@ -65,7 +65,7 @@ def read_cityscapes(folder: Path, split: str, truth: str = "labels") -> Labels:
     classes = THINGS if truth == "instances" else tuple(LABEL_IDS)
     targets = np.zeros((len(ids), 0), dtype=np.int8)
     groups = read_groups(folder, ids)
-    return Labels(ids, LazyPaths(images, names), classes, targets, groups, tuple(LazyPaths(masks, files)))
+    return Labels(ids, PathList(images, names), classes, targets, groups, tuple(PathList(masks, files)))
 
 
 def label_map(labels: Labels) -> dict[int, int] | None:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from benchmarks.datasets.lists import (
     FolderLayout,
     FolderLayouts,
-    LazyPaths,
     class_folders,
     class_names,
     first_file,
@@ -36,6 +35,7 @@ from benchmarks.datasets.lists import (
     sorted_labels,
 )
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 
 # The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them, and their folders.
 IMAGENET_SUBSETS = {
@@ -118,7 +118,7 @@ def _listed_elsewhere(
     ids = [f"{split}/{name}" for name in short]
     labels = sorted_labels(source, source.parent, ids, ids, targets, classes)
     name_of = dict(zip(ids, below, strict=True))
-    paths = LazyPaths(top, tuple(name_of[id] for id in labels.ids))
+    paths = PathList(top, tuple(name_of[id] for id in labels.ids))
     return Labels(labels.ids, paths, labels.classes, labels.targets, labels.groups)
 
 

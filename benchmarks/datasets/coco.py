@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 
 from benchmarks.datasets.lists import (
-    LazyPaths,
     first_file,
     first_folder,
     folder_contents,
@@ -19,6 +18,7 @@ from benchmarks.datasets.lists import (
     require_unique,
 )
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 
 
 class _Image(NamedTuple):
@@ -152,7 +152,7 @@ def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str
     require_files(folder, names, file.name, "unpack the images of COCO again")
     ids = tuple(name.rpartition("/")[2].rpartition(".")[0] for name in names)
     classes = tuple(category.name for category in sorted(categories))
-    return Labels(ids, LazyPaths(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
+    return Labels(ids, PathList(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
 
 
 def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:

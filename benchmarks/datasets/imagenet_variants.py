@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from benchmarks.datasets.classification import read_imagenet
 from benchmarks.datasets.lists import (
     SUFFIXES,
-    LazyPaths,
     class_folders,
     folder_contents,
     images_below,
@@ -28,7 +27,7 @@ from benchmarks.datasets.lists import (
     read_image_folder,
 )
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
+from results.files import PathList, require_regular
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
@@ -137,7 +136,7 @@ def _from_folders(folder: Path, target_of: Mapping[str, int], classes: tuple[str
         raise InputError(f"{folder} has no class folder with images ({', '.join(SUFFIXES)}): found "
                          f"{folder_contents(folder)}")  # fmt: skip
     names = tuple(ids)
-    return Labels(names, LazyPaths(folder, names), classes, np.array(targets, np.int64), read_groups(folder, names))
+    return Labels(names, PathList(folder, names), classes, np.array(targets, np.int64), read_groups(folder, names))
 
 
 # ---- several right classes -------------------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ def read_objectnet(folder: Path, split: str) -> Labels:
     for row, classes in enumerate(rows):
         targets[row, classes] = 1
     names = tuple(ids)
-    return Labels(names, LazyPaths(images, names), every, targets, read_groups(folder, names))
+    return Labels(names, PathList(images, names), every, targets, read_groups(folder, names))
 
 
 def _objectnet_answers(folder: Path) -> dict[str, list[int]]:
@@ -295,7 +294,7 @@ def _corrupted(folder: Path, classes: tuple[str, ...], groups: Mapping[str, tupl
             f"{folder_contents(folder)}"
         )
     names = tuple(ids)
-    return Labels(names, LazyPaths(folder, names), classes, np.concatenate(targets), tuple(sources))
+    return Labels(names, PathList(folder, names), classes, np.concatenate(targets), tuple(sources))
 
 
 def _corrupted_folders(folder: Path) -> Iterator[str]:

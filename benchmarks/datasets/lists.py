@@ -1,4 +1,4 @@
-"""Parts shared by the data set readers: layouts, image folders, lists, lazy paths, source groups and fingerprint."""
+"""Parts shared by the data set readers: layouts, image folders, lists, source groups and fingerprint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
+from results.files import PathList, require_regular
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def read_image_folder(root: Path, split: str) -> Labels:
         counts.append(len(images))
     targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
     names = tuple(ids)
-    return Labels(names, LazyPaths(root, names), tuple(classes), targets, read_groups(root, names))
+    return Labels(names, PathList(root, names), tuple(classes), targets, read_groups(root, names))
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -352,7 +352,7 @@ def sorted_labels(
         targets = targets[np.array(order)]
         sorted_names = sorted_ids if names is ids else [names[row] for row in order]
     groups = read_groups(folder, sorted_ids)
-    return Labels(sorted_ids, LazyPaths(folder, sorted_names), tuple(classes), targets, groups)
+    return Labels(sorted_ids, PathList(folder, sorted_names), tuple(classes), targets, groups)
 
 
 def require_unique(source: Path, names: Sequence[str]) -> None:
@@ -396,42 +396,9 @@ def require_files(folder: Path, names: Sequence[str], source: Path | str, remedy
 # ---- paths -----------------------------------------------------------------------------------------------------------
 
 
-class LazyPaths(Sequence[Path]):
-    """`folder / name` for every name, made when asked for: 1.28 million Paths would take 0.6 GB."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder, self.names = folder, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> LazyPaths: ...
-    def __getitem__(self, index: int | slice) -> Path | LazyPaths:
-        if isinstance(index, slice):
-            return LazyPaths(self.folder, self.names[index])
-        return self.folder / self.names[index]
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, LazyPaths) and self.folder == other.folder and self.names == other.names:
-            return True
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(mine == its for mine, its in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # it equals a tuple, whose hash would need all Paths
-
-    def strings(self) -> Iterator[str]:
-        """The paths as text, several times faster than through Path."""
-        start = os.path.join(self.folder, "")  # noqa: PTH118 - Path drops the separator at the end
-        return (start + name for name in self.names)
-
-
 def path_strings(paths: Sequence[Path]) -> Iterator[str]:
     """The paths as text."""
-    return paths.strings() if isinstance(paths, LazyPaths) else map(str, paths)
+    return paths.strings() if isinstance(paths, PathList) else map(str, paths)
 
 
 def batch_file(path: str) -> str | None:

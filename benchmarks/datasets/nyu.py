@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import LazyPaths, folder_contents, read_groups, read_lines, require_files, require_unique
+from benchmarks.datasets.lists import folder_contents, read_groups, read_lines, require_files, require_unique
 from benchmarks.task import InputError, Labels
-from results.files import open_image
+from results.files import PathList, open_image
 
 MILLIMETRES = 1000.0
 
@@ -43,9 +43,7 @@ def read_nyu(folder: Path, split: str) -> Labels:
     require_files(folder, images, file.name, remedy)
     require_files(folder, depths, file.name, remedy)
     targets = np.zeros((len(ids), 0), dtype=np.int8)
-    return Labels(
-        ids, LazyPaths(folder, images), (), targets, read_groups(folder, ids), tuple(LazyPaths(folder, depths))
-    )
+    return Labels(ids, PathList(folder, images), (), targets, read_groups(folder, ids), tuple(PathList(folder, depths)))
 
 
 def read_depth(file: Path) -> NDArray[np.float32]:

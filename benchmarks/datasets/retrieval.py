@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.cifar10 import RestrictedUnpickler
 from benchmarks.datasets.imagenet_variants import read_drawings_c
-from benchmarks.datasets.lists import LazyPaths, folder_contents, images_below, read_groups, require_files
+from benchmarks.datasets.lists import folder_contents, images_below, read_groups, require_files
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
+from results.files import PathList, require_regular
 
 DATABASE, QUERIES = "database", "queries"
 _MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
@@ -64,7 +64,7 @@ def read_revisited(folder: Path, split: str) -> Labels:
     require_files(folder, names, file.name, "unpack the images again")
     ids = tuple(names)
     none = np.zeros((len(ids), 0), np.int8)
-    return Labels(ids, LazyPaths(folder, ids), (), none, read_groups(folder, ids), (file,))
+    return Labels(ids, PathList(folder, ids), (), none, read_groups(folder, ids), (file,))
 
 
 class _Array:
@@ -210,7 +210,7 @@ def read_copydays(folder: Path, split: str) -> Labels:
         raise InputError(f"{folder / block / strange[0]} has no original; unpack Copydays again")
     ids = tuple(f"{block}/{name}" for name in files)
     targets = np.array([index[name[:4]] for name in files], np.int64)
-    return Labels(ids, LazyPaths(folder, ids), tuple(photographs), targets, read_groups(folder, ids))
+    return Labels(ids, PathList(folder, ids), tuple(photographs), targets, read_groups(folder, ids))
 
 
 def _block(folder: Path, name: str) -> list[str]:
@@ -240,4 +240,4 @@ def read_drawing_copies(folder: Path, split: str) -> Labels:
         )
     ids = tuple(f"val/{name}.png" for name in drawings)
     clean = folder.parent / "drawings"
-    return Labels(ids, LazyPaths(clean, ids), drawings, np.arange(len(ids)), read_groups(clean, ids))
+    return Labels(ids, PathList(clean, ids), drawings, np.arange(len(ids)), read_groups(clean, ids))

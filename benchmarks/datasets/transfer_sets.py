@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.array_sets import ListedImages, pcam, stl10, svhn
 from benchmarks.datasets.lists import (
-    LazyPaths,
     class_count,
     class_folders,
     first_file,
@@ -29,6 +28,7 @@ from benchmarks.datasets.lists import (
 from benchmarks.datasets.mat_files import read_mat
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 
 TEST = "test"
 SPLIT_SEED = 0  # of splits that no owner publishes
@@ -92,7 +92,7 @@ class _Set:
                 f"{folder}: {split} has labels outside its {len(classes)} classes; unpack {self.owner} again"
             )
         fixed = tuple(ids)
-        return Labels(fixed, LazyPaths(folder, files), tuple(classes), numbers, read_groups(folder, fixed))
+        return Labels(fixed, PathList(folder, files), tuple(classes), numbers, read_groups(folder, fixed))
 
 
 TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}

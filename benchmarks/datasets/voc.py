@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import (
-    LazyPaths,
     first_file,
     folder_contents,
     read_groups,
@@ -18,6 +17,7 @@ from benchmarks.datasets.lists import (
     require_unique,
 )
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 
 # In the order of the label images: 0 is the background, 255 ignored.
 CLASSES = (
@@ -140,7 +140,7 @@ def read_voc_detection(devkit: Path, parts: Sequence[tuple[str, str]]) -> Labels
         folder = devkit / f"VOC{year}" / "Annotations"
         names = [f"{id}.xml" for id in labels.ids]
         require_files(folder, names, f"{split}.txt", "unpack the whole devkit")
-        annotations += LazyPaths(folder, names)
+        annotations += PathList(folder, names)
     ids = tuple(id for labels in read for id in labels.ids)
     require_unique(devkit, ids)
     return Labels(
@@ -232,4 +232,4 @@ def _with_masks(folder: Path, source: Path, ids: Sequence[str], where: Sequence[
     # Another data set in VOC's layout has its own classes, in alphabetical order as in VOC's masks.
     listed = _listed_classes(folder / "ImageSets" / "Main", "trainval")
     classes = CLASSES if set(listed) <= set(CLASSES) else ("background", *listed)
-    return Labels(fixed, LazyPaths(images, names), classes, targets, read_groups(folder, fixed), masks)
+    return Labels(fixed, PathList(images, names), classes, targets, read_groups(folder, fixed), masks)

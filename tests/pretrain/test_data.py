@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from benchmarks.datasets.images import decode
-from pretrain.data import Files, PathList, Shards, count_images, find_images, read_rgb, seem_sorted_by_class
+from pretrain.data import Files, Shards, count_images, find_images, read_rgb, seem_sorted_by_class
 from pretrain.loader import Loader
 from pretrain.recipe import load_recipe
 from results.errors import InputError
+from results.files import PathList
 from tests.pretrain import tiny_runs
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from benchmarks.datasets.cifar10 import read_cifar10
-from benchmarks.datasets.lists import LazyPaths, fingerprint
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Labels
+from results.files import PathList
 from tests.layouts.cifar10 import write_cifar10
 
 
@@ -85,7 +86,7 @@ def test_the_contents_of_batch_files_count(tmp_path: Path, layout) -> None:
 
 
 def test_paths_made_when_asked_for_count_as_those_made_before(labels: Labels, tmp_path: Path) -> None:
-    lazy = LazyPaths(tmp_path, [path.name for path in labels.paths])
+    lazy = PathList(tmp_path, [path.name for path in labels.paths])
     assert lazy == labels.paths
     assert lazy[1:] == labels.paths[1:]
     assert lazy != labels.paths[1:]

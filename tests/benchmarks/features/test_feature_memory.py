@@ -15,14 +15,14 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from benchmarks.task import Labels, RunOptions
-from benchmarks.datasets.lists import LazyPaths
+from results.files import PathList
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from results.schema import Geometry
 
 folder, root, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 ids = tuple(f"{number:05}.jpg" for number in range(count))
-labels = Labels(ids, LazyPaths(folder, ids), ("a",), np.zeros(count, np.int64), tuple((id,) for id in ids))
+labels = Labels(ids, PathList(folder, ids), ("a",), np.zeros(count, np.int64), tuple((id,) for id in ids))
 geometry = Geometry(mode="shorter", resize=32, crop=32)
 want = FeatureRequest(load_encoder("random:resnet18-w16-k3-nopool"), labels, geometry, {"embed": ("embed", None)})
 FeatureStore(RunOptions(features=root, progress=False)).get([want])
