@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
-from results.files import PathList, require_regular
+from results.files import PathList, make_folder, require_regular, write_file
 
 log = logging.getLogger(__name__)
 
 # Maps an item's id to the names of its sources; optional, in the folder of a data set.
 GROUPS_FILE = "groups.json"
+REMEMBERED_FROM = 100_000  # files, whose sizes are remembered; fewer are asked for each time
+LOOKED_AT = 1000  # of the files whose sizes are remembered
 MAX_CLASSES = 1_000_000  # of a list that only numbers them
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -439,7 +442,7 @@ def fingerprint(labels: Labels) -> str:
     """SHA-256 over ids, classes, targets and file sizes, in the order of the items. Records name their data by it.
 
     Image files are not opened: their sizes stand for them. The contents of annotations (masks, boxes) and of batch
-    files, which hold many images each, are hashed too.
+    files, which hold many images each, are hashed too. The sizes of large sets are remembered, see `_file_sizes`.
 
     Raises:
         InputError: a listed file is missing or not a regular file, or a name is not UTF-8.
@@ -459,19 +462,8 @@ def fingerprint(labels: Labels) -> str:
     digest.update(f"{targets.dtype.str}{targets.shape}".encode())
     digest.update(targets.tobytes())
     batches: dict[str, int] = {}  # batch file -> its size
-    sizes = np.empty(len(labels), dtype="<i8")
     try:
-        for row, path in enumerate(path_strings(labels.paths)):
-            batch = batch_file(path) if "#" in path else None
-            if batch is None:
-                found = os.stat(path)  # noqa: PTH116 - a million Paths are slow
-                if not stat.S_ISREG(found.st_mode):
-                    raise InputError(f"{path} is not a regular file; remove it or leave it out of the lists")
-                sizes[row] = found.st_size
-            else:
-                if batch not in batches:
-                    batches[batch] = Path(batch).stat().st_size
-                sizes[row] = batches[batch]
+        sizes = _file_sizes(list(path_strings(labels.paths)), batches)
         digest.update(sizes.tobytes())
         for content in (*map(Path, batches), *labels.annotations):
             require_regular(content)
@@ -480,6 +472,68 @@ def fingerprint(labels: Labels) -> str:
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; restore it or leave it out of the lists") from error
     return digest.hexdigest()
+
+
+def _file_sizes(paths: list[str], batches: dict[str, int]) -> NDArray[np.int64]:
+    """Sizes in bytes of the files, in their order; those of batch files are also put into `batches`.
+
+    A network file system takes minutes to tell a million sizes. Those of `REMEMBERED_FROM` and more files are therefore
+    kept in the user's cache folder, under the names of the files and the times at which their folders changed: adding,
+    removing or renaming a file counts as a change, and so does another size of one of `LOOKED_AT` files drawn anew. A
+    file rewritten in its place is found only if it is drawn; remove the cache folder after such a change.
+
+    Raises:
+        InputError: a file is not a regular one.
+        FileNotFoundError: it is missing.
+    """
+    if len(paths) < REMEMBERED_FROM or "#" in paths[0]:
+        return _sizes_by_asking(paths, batches)
+    memory, settled = _memory_of_sizes(paths)
+    try:
+        kept = memory.read_bytes()
+    except OSError:
+        kept = b""
+    if len(kept) == 32 + 8 * len(paths) and hashlib.sha256(kept[32:]).digest() == kept[:32]:
+        sizes = np.frombuffer(kept, "<i8", offset=32)
+        drawn = np.random.default_rng().choice(len(paths), LOOKED_AT, replace=False)
+        if np.array_equal(_sizes_by_asking([paths[number] for number in drawn], {}), sizes[drawn]):
+            return sizes
+    sizes = _sizes_by_asking(paths, batches)
+    if settled:
+        try:
+            make_folder(memory.parent)
+            write_file(memory, hashlib.sha256(sizes.tobytes()).digest() + sizes.tobytes())
+        except (InputError, OSError) as error:
+            log.info("the sizes of %d files are not remembered: %s", len(paths), error)
+    return sizes
+
+
+def _memory_of_sizes(paths: list[str]) -> tuple[Path, bool]:
+    """Where the sizes of these files are kept, and whether their folders have been at rest for some seconds."""
+    digest = hashlib.sha256("\n".join(paths).encode(errors="surrogatepass"))
+    newest = 0
+    for folder in sorted({path.rpartition("/")[0] for path in paths}):
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 - there are as many as classes
+        newest = max(newest, changed)
+        digest.update(f"{changed}\n".encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "encoder-bench" / "sizes" / digest.hexdigest(), newest < time.time_ns() - 5_000_000_000
+
+
+def _sizes_by_asking(paths: Sequence[str], batches: dict[str, int]) -> NDArray[np.int64]:
+    sizes = np.empty(len(paths), dtype="<i8")
+    for row, path in enumerate(paths):
+        batch = batch_file(path) if "#" in path else None
+        if batch is None:
+            found = os.stat(path)  # noqa: PTH116 - a million Paths are slow
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path} is not a regular file; remove it or leave it out of the lists")
+            sizes[row] = found.st_size
+        else:
+            if batch not in batches:
+                batches[batch] = Path(batch).stat().st_size
+            sizes[row] = batches[batch]
+    return sizes
 
 
 def escape_non_utf8(text: str) -> str:

@@ -1,9 +1,11 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.datasets import lists
 from benchmarks.datasets.cifar10 import read_cifar10
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Labels
@@ -92,3 +94,55 @@ def test_paths_made_when_asked_for_count_as_those_made_before(labels: Labels, tm
     assert lazy != labels.paths[1:]
     assert list(lazy.strings()) == [str(path) for path in labels.paths]
     assert fingerprint(replace(labels, paths=lazy)) == fingerprint(labels)
+
+
+def test_sizes_of_large_sets_are_remembered_until_a_folder_or_a_drawn_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(lists, "REMEMBERED_FROM", 20)
+    monkeypatch.setattr(lists, "LOOKED_AT", 10)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = tuple(f"{number:02}.png" for number in range(20))
+    for name in names:
+        (folder / name).write_bytes(b"x" * 7)
+    labels = Labels(names, PathList(folder, names), ("a",), np.zeros(20, np.int64), tuple((name,) for name in names))
+    asked: list[int] = []
+    ask = lists._sizes_by_asking
+    monkeypatch.setattr(
+        lists, "_sizes_by_asking", lambda paths, batches: (asked.append(len(paths)), ask(paths, batches))[1]
+    )
+    plain = fingerprint(labels)
+    assert asked == [20]
+    assert not (tmp_path / "cache").exists()  # a folder changed a moment ago, and could change again unnoticed
+
+    os.utime(folder, (1e9, 1e9))
+    assert [fingerprint(labels) for _ in range(3)] == [plain] * 3
+    assert asked == [20, 20, 10, 10]
+
+    (kept,) = (tmp_path / "cache" / "encoder-bench" / "sizes").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\x01")  # damaged: not believed
+    assert fingerprint(labels) == plain
+    for name in names[:11]:  # rewritten in their place: at least one of ten that are drawn
+        (folder / name).write_bytes(b"x" * 8)
+    changed = fingerprint(labels)
+    assert changed != plain
+
+    (folder / names[0]).unlink()
+    with pytest.raises(InputError, match=r"00\.png does not exist"):
+        fingerprint(labels)
+    (folder / names[0]).write_bytes(b"x" * 9)
+    assert fingerprint(labels) not in (plain, changed)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.png").write_bytes(b"x")
+    labels = Labels(("a",), PathList(tmp_path, ["a.png"]), ("a",), np.zeros(1, np.int64), (("a",),))
+    plain = fingerprint(labels)
+    os.utime(tmp_path, (1e9, 1e9))
+    monkeypatch.setattr(lists, "REMEMBERED_FROM", 1)
+    monkeypatch.setattr(lists, "LOOKED_AT", 1)
+    assert fingerprint(labels) == plain
