@@ -31,6 +31,7 @@ from results.store import StoredRecord, read_records, write_record
 from tests.results.factory_records import (
     KNN,
     LAYERS,
+    SVM,
     card,
     decision_outcomes,
     protocol,
@@ -331,9 +332,32 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
+def assert_texts_lie_inside(figure: Figure) -> None:
+    """Titles, legends, axes with their labels, and the texts below lie inside of the picture."""
+    width, height = figure.canvas.get_width_height()
+    shown = list(figure.texts)
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        shown += [axes.title, axes._left_title, legend, axes.xaxis, axes.yaxis]  # type: ignore[attr-defined]
+    boxes = [(artist, artist.get_tightbbox()) for artist in shown]
+    assert len(boxes) >= 5
+    for artist, box in boxes:
+        assert box is not None
+        assert box.x0 >= 0, artist
+        assert box.y0 >= 0, artist
+        assert box.x1 <= width, artist
+        assert box.y1 <= height, artist
+
+
+def with_long_settings(asked: Protocol) -> Protocol:
+    for label in ("crop_area_of_training_views=0.08..1.0", "another_long_setting=0.123456789", "third_setting=12345"):
+        asked = asked.changed(label=label)
+    return asked
+
+
 def test_titles_of_long_protocol_ids_are_not_cut(tmp_path: Path, drawn: list[Figure]) -> None:
-    asked = KNN.changed(epochs=10, label="crop_area_of_training_views=0.08..1.0")
-    asked = asked.changed(label="another_long_setting=0.123456789").changed(label="third_setting_by_name=12345")
+    asked = with_long_settings(KNN.changed(epochs=10))
     scores = {column: Score(value=50.0, selection="fixed") for column in KNN.columns}
     write_record(tmp_path, record(card("net " * 40), asked, scores=scores))
     draw_knn_k(read_records(tmp_path)[0], tmp_path / "knn.png")
@@ -341,14 +365,20 @@ def test_titles_of_long_protocol_ids_are_not_cut(tmp_path: Path, drawn: list[Fig
     (axes,) = figure.axes
     words = f"Nearest-neighbour classification, demo, on drawings ({', '.join(asked.overrides)})"
     assert axes.get_title(loc="left").split() == words.split()
-    width, height = figure.canvas.get_width_height()
-    legend = axes.get_legend()
-    assert legend is not None
-    for artist in (axes.title, axes._left_title, legend):  # type: ignore[attr-defined]
-        box = artist.get_window_extent()
-        assert box.x0 >= 0
-        assert box.x1 <= width
-        assert box.y1 <= height
+    assert_texts_lie_inside(figure)
+
+
+def test_titles_and_legends_per_layer_are_not_cut(tmp_path: Path, drawn: list[Figure]) -> None:
+    for asked in (SVM, with_long_settings(SVM)):
+        scores = {column: Score(value=50.0, selection="fixed", standard_error=1.0) for column in asked.columns}
+        for name in ("net " * 40, "an_encoder_whose_name_has_no_blank_" * 4):
+            write_record(tmp_path, record(card(name), asked, scores=scores))
+    draw_per_layer(read_records(tmp_path)[0], tmp_path / "per_layer.png")
+    (figure,) = drawn
+    assert len(figure.axes) == 2
+    (long,) = (title for axes in figure.axes if "crop_area" in (title := axes.get_title(loc="left")))
+    assert long.split()[-len(asked.overrides) :] == f"({', '.join(asked.overrides)})".split()
+    assert_texts_lie_inside(figure)
 
 
 @pytest.mark.slow
