@@ -81,6 +81,24 @@ def test_training_counts_epochs_reading_and_the_backward_pass(tmp_path: Path) ->
     assert seconds("semi-10pct", 10) >= 10 * 1 * 30  # forward and backward, of the one labelled image
 
 
+def test_a_dry_run_of_many_protocols_loads_each_encoder_once(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def counted(encoder: str, *arguments: Any) -> Any:
+        loaded.append(encoder)
+        return load(encoder, *arguments)
+
+    monkeypatch.setattr("benchmarks.estimate.load", counted)
+    monkeypatch.setattr("benchmarks.estimate.describe", lambda run, _: [f"would run  {run.protocol.id}"])
+    questions = [Question(Knn(), Knn().default_protocol(embedded=True).changed(k=(k,))) for k in range(1, 6)]
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
+    told = list(dry_run(["pixels", KINDS["maps"]], questions, small_data, options))
+    assert sum(line.startswith("would run") for line in told) == 10
+    assert loaded == ["pixels", KINDS["maps"]]
+
+
 @pytest.mark.parametrize("name", ["voc-det", "coco-det", "voc-seg"])
 def test_a_dry_run_refuses_what_an_engine_cannot_take(
     name: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

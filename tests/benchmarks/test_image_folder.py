@@ -43,6 +43,18 @@ def test_all_runs_every_benchmark_of_an_image_folder(tmp_path: Path, capsys: pyt
         assert stored.record.scores[stored.record.protocol.resolved.primary].value is not None
 
 
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_a_command_recognises_an_image_folder(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.estimate.describe", lambda run, _: [f"would run  {run.protocol.id}"])
+    tiny_labels(tmp_path / "photos", "train", 12, seed=0)
+    tiny_labels(tmp_path / "photos", "val", 4, seed=1)
+    assert run(command, tmp_path / "photos", tmp_path, "--dry-run") == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("would run"))
+    assert told.split()[-1].startswith({"knn": "knn.imagefolder@1", "linear": "linear_avgpool.imagefolder@1"}[command])
+
+
 def test_low_shot_leaves_out_the_k_that_leave_no_image_outside(tmp_path: Path) -> None:
     task = LowShotSvm()
     protocol = task.default_protocol(embedded=False, dataset="imagefolder")

@@ -182,6 +182,22 @@ def test_refuses_more_neighbours_than_images():
         Knn().run(DEMO, split("a", 40, seed=0), split("b", 9, seed=1), QUIET)
 
 
+def test_an_image_folder_leaves_out_the_k_above_its_gallery_and_says_so(caplog):
+    folder, task = VARIANT["imagefolder"], Knn()
+    train, test = split("a", 40, seed=0).labels, split("b", 9, seed=1).labels
+    fitting = tuple(k for k in folder.params["k"] if k <= 40)
+    assert 0 < len(fitting) < len(folder.params["k"])
+    with caplog.at_level("INFO"):
+        adapted = task.adapted(folder, train, test)
+    assert adapted.params["k"] == fitting
+    assert f"the gallery has 40 images: k = {', '.join(map(str, fitting))} instead of" in caplog.text
+    task.check(adapted, train, test)
+    for asked in (DEMO, folder.changed(k=(41,))):  # a published protocol, and what the user says, stay as they are
+        assert task.adapted(asked, train, test) == asked
+        with pytest.raises(InputError, match=r"the gallery has only 40 images .*use k up to 40"):
+            task.check(asked, train, test)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
