@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ def commands(folder: Path) -> None:
     assert main(["verify", str(folder / "records")]) in (0, 1, 2)
     assert main(["tables", "--records", str(folder / "records"), "--out", str(folder / "tables.md")]) in (0, 2)
     assert main(["board", str(folder / "board"), "--records", str(folder / "records")]) in (0, 2)
+    assert main(["publish-records", "--records", str(folder / "records"), "--out", str(folder / "published")]) in (0, 2)
+    assert main(["export", str(folder / "records"), "--out", str(folder / "exported")]) in (0, 2)
+    written = {"records", "tables.md", "board", "published", "exported", "changed.npz"}
+    assert {path.name for path in folder.iterdir()} <= written, "it wrote somewhere else"
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    foreign = Path("/etc/passwd").read_bytes()
+    assert not any(path.is_file() and path.read_bytes() == foreign for path in (folder / "published").rglob("*"))
 
 
 def with_outcomes(change: Callable[[dict[str, Any]], object]) -> Case:
@@ -137,6 +145,51 @@ def sparse(folder: Path) -> None:
 
 
 CASES["a sparse file of a terabyte"] = sparse
+
+
+def beside(change: Callable[[Path, Path], object]) -> Case:
+    """Something else in the folder of a record: a function of the folder of records and the record's own."""
+
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        change(folder / "records", path.parent)
+        commands(folder)
+
+    return read
+
+
+def linked_outcomes(_: Path, own: Path) -> None:
+    (side,) = own.glob("*.npz")
+    side.unlink()
+    side.symlink_to("/etc/passwd")
+
+
+def with_card(**fields: Any) -> Case:
+    """A record whose encoder's card says so."""
+
+    def read(folder: Path) -> None:
+        path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+        reseal(path, {"encoder": json.loads(path.read_text("utf-8"))["encoder"] | fields})
+        commands(folder)
+
+    return read
+
+
+CASES |= {
+    "outcomes that are a link to passwords": beside(linked_outcomes),
+    "a link to all files": beside(lambda root, _: (root / "all").symlink_to("/")),
+    "a link to itself": beside(lambda root, _: (root / "loop").symlink_to(root)),
+    "a pipe beside a record": beside(lambda _, own: os.mkfifo(own / "a.json")),
+    "a device beside a record": beside(lambda _, own: (own / "a.json").symlink_to("/dev/zero")),
+    "an encoder that leaves the folder": with_card(name="../../../escaped"),
+    "an encoder of the root": with_card(name="/tmp/escaped"),
+    "an encoder that is a command of YAML": with_card(name="a\n- !!python/object/apply:os.system ['touch ran']"),
+    "an encoder with a zero byte": with_card(name="a\0b"),
+    "an encoder of a megabyte": with_card(name="a" * 10**6),
+    "an encoder without a name": with_card(name=""),
+    "a licence that ends the front matter": with_card(licence="---\n!!python/object/new:os.system [touch ran]"),
+    "seeds of 300 digits": with_fields(seeds=[10**300]),
+}
 QUICK = ("texts in place of right and wrong", "a header of open brackets", "a sparse file of a terabyte", "deep JSON")
 
 
