@@ -214,18 +214,27 @@ def _metric(
     if areas is not None:
         if areas.ndim != 3 or areas.shape[:2] != (items, 3):
             raise ValueError(f"iou/{column} has shape {areas.shape}, not ({items}, 3, classes)")
+        _refuse_other_than_numbers(f"iou/{column}", areas)
         return MeanIntersectionOverUnion(areas, every=str(outcomes.get(IOU_RULE, "present")) == "every")
     for name in (f"correct/{column}", f"pseudo_value/{column}"):
         if name in outcomes:
             if outcomes[name].shape != (items,):
                 raise ValueError(f"{name} has shape {outcomes[name].shape}, but there are {items} items")
+            _refuse_other_than_numbers(name, outcomes[name])
             return WeightedMean(outcomes[name])
     if decision is None:
         raise KeyError(f"the outcomes hold no {column!r}; they hold {', '.join(measured_columns(outcomes)) or 'none'}")
     targets = outcomes["targets"]
     if decision.ndim != 2 or decision.shape != targets.shape or len(decision) != items:
         raise ValueError(f"decision/{column} {decision.shape} and targets {targets.shape} do not fit {items} items")
+    _refuse_other_than_numbers(f"decision/{column}", decision)
+    _refuse_other_than_numbers("targets", targets)
     return MeanAveragePrecision(decision, targets, str(outcomes.get(AP_RULE, "envelope")))
+
+
+def _refuse_other_than_numbers(name: str, values: NDArray[Any]) -> None:
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {values.dtype} values instead of numbers")
 
 
 class WeightedMean:

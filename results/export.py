@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -116,7 +117,28 @@ def _shown(record: Record) -> dict[str, Score]:
 
 
 def intervals(stored: StoredRecord) -> dict[str, Interval]:
-    """The 95 % interval of each score: from its outcomes, or else from its standard error; the rest have none."""
+    """The 95 % interval of each score: from its outcomes, or else from its standard error; the rest have none.
+
+    Raises:
+        InputError: the outcomes are not those of the scores.
+    """
+    with _named(stored):
+        return _intervals(stored)
+
+
+@contextmanager
+def _named(stored: StoredRecord) -> Iterator[None]:
+    """Name the record whose outcomes are not what a benchmark writes, although its hashes hold."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # arrays of other kinds
+        raise InputError(
+            f"{stored.path}: its outcomes cannot be scored: {error}; measure it again with --force, or export the "
+            "other records without it"
+        ) from error
+
+
+def _intervals(stored: StoredRecord) -> dict[str, Interval]:
     record = stored.record
     outcomes: Outcomes = stored.outcomes() or {}
     measured = measured_columns(outcomes) if "group_offsets" in outcomes else ()
@@ -130,6 +152,8 @@ def intervals(stored: StoredRecord) -> dict[str, Interval]:
             tail = (1 - CONFIDENCE) / 2
             # around the score, because an average over trials need not be the outcomes' own value
             low, high = np.quantile(drawn[source].resampled - drawn[source].value, [tail, 1 - tail])
+            if not np.isfinite([low, high]).all():
+                raise ValueError(f"those of {source} are not all finite")
             found[column] = Interval(value + scale * float(low), value + scale * float(high), BOOTSTRAP)
         elif error is not None:
             found[column] = Interval(value - 1.96 * error, value + 1.96 * error, NORMAL)
@@ -461,7 +485,15 @@ def samples(stored: StoredRecord, hub: Hub) -> Samples | None:
     """A line per test item and column of right or wrong answers; None where the record holds none.
 
     A record keeps whether each item was right, not what was answered, so `output` is empty.
+
+    Raises:
+        InputError: the outcomes are not those of the scores.
     """
+    with _named(stored):
+        return _samples(stored, hub)
+
+
+def _samples(stored: StoredRecord, hub: Hub) -> Samples | None:
     record, outcomes = stored.record, stored.outcomes() or {}
     columns = [c for c in _shown(record) if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
     if not columns or outcomes[f"correct/{columns[0]}"].dtype != np.bool_:
@@ -492,12 +524,24 @@ def samples(stored: StoredRecord, hub: Hub) -> Samples | None:
 def _every_eval_ever_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path, str]:
     files: dict[Path, str] = {}
     for stored in records:
+        _refuse_without_date(stored)
         detail = samples(stored, hub)
         if detail is not None:
             files[detail.path] = detail.text
         text = json.dumps(every_eval_ever(stored, hub, detail), indent=2, ensure_ascii=False, allow_nan=False)
         files[_place(stored.record, hub, ".json")] = text + "\n"
     return files
+
+
+def _refuse_without_date(stored: StoredRecord) -> None:
+    created = stored.record.created
+    try:
+        datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise InputError(
+            f"{stored.path}: its time of writing, {created[:40]!r}, is none; measure it again with --force, or export "
+            "the other records without it"
+        ) from None
 
 
 def _place(record: Record, hub: Hub, ending: str) -> Path:

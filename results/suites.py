@@ -122,7 +122,10 @@ def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
     name = f"correct/{column}"
     if name not in baseline or name not in other:
         return None
-    sides = [_by_source(outcomes, outcomes[name]) for outcomes in (baseline, other)]
+    try:
+        sides = [_by_source(outcomes, outcomes[name]) for outcomes in (baseline, other)]
+    except (LookupError, ValueError, TypeError):  # arrays that do not fit each other
+        return None
     keys = sorted({*sides[0], *sides[1]})
     sums = np.array([[side.get(key, (0.0, 0.0)) for key in keys] for side in sides])  # (2, keys, right and count)
     members = [member for key in keys for member in key]

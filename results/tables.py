@@ -394,12 +394,15 @@ def _positives(records: Sequence[StoredRecord], column: str, classes: int) -> ND
     for stored in records:
         outcomes = stored.outcomes() or {}
         areas, targets = outcomes.get(f"iou/{column}"), outcomes.get("targets")
-        if areas is not None:
-            counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
-        elif targets is None:
+        try:
+            if areas is not None:
+                counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
+            elif targets is None or (targets.ndim == 1 and targets.max(initial=0) >= classes):
+                continue
+            else:
+                counts = np.bincount(targets, minlength=classes) if targets.ndim == 1 else (targets == 1).sum(0)
+        except (ValueError, TypeError, IndexError):  # arrays of other kinds
             continue
-        else:
-            counts = np.bincount(targets, minlength=classes) if targets.ndim == 1 else (targets == 1).sum(0)
         if counts.shape == (classes,):
             return counts.astype(np.int64)
     return None

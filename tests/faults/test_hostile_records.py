@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.__main__ import main
 from results.schema import canonical_sha256
@@ -29,7 +30,9 @@ def commands(folder: Path) -> None:
     assert main(["tables", "--records", str(folder / "records"), "--out", str(folder / "tables.md")]) in (0, 2)
     assert main(["board", str(folder / "board"), "--records", str(folder / "records")]) in (0, 2)
     assert main(["publish-records", "--records", str(folder / "records"), "--out", str(folder / "published")]) in (0, 2)
-    assert main(["export", str(folder / "records"), "--out", str(folder / "exported")]) in (0, 2)
+    for form in ("model-card", "every-eval-ever"):
+        where = ["--out", str(folder / "exported"), "--source-name", "me"]
+        assert main(["export", str(folder / "records"), "--to", form, *where]) in (0, 2)
     written = {"records", "tables.md", "board", "published", "exported", "changed.npz"}
     assert {path.name for path in folder.iterdir()} <= written, "it wrote somewhere else"
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
@@ -116,6 +119,12 @@ CASES |= {
     "areas of one class": with_outcomes(lambda o: o.update({"iou/k=20": np.zeros((N, 3, 1)), K: np.zeros(N, bool)})),
     "decisions without targets": with_outcomes(lambda o: o.update({"decision/k=20": np.zeros((N, 2)), "targets": 3})),
     "a rule that is a number": with_outcomes(lambda o: o.update({"ap_rule": np.array(3), "iou_rule": np.zeros(4)})),
+    "targets that are texts": with_outcomes(lambda o: o.update(targets=np.array(["a"] * N))),
+    "targets far away": with_outcomes(lambda o: o.update(targets=np.full(N, 2**40))),
+    "no targets": with_outcomes(lambda o: o.pop("targets")),
+    "fewer ids than items": with_outcomes(lambda o: o.update(ids=o["ids"][:3])),
+    "ranks that are texts": with_outcomes(
+        lambda o: (o.pop(K), o.update({"decision/k=20": np.array([["a", "b"]] * N), "targets": np.ones((N, 2))}))),
     "an archive that is text": with_payload(lambda: b"PK or not"),
     "a header of open brackets": with_payload(lambda: npz(npy_header("(" * 100), f"{K}.npy")),
     "objects": with_payload(lambda: npz(npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"))),
@@ -132,6 +141,8 @@ CASES |= {
     "an outcomes file that is the record": with_fields(outcomes_file="."),
     "an outcomes file with a zero byte": with_fields(outcomes_file="a\0b"),
     "a list of runs that is none": with_fields(runs={"a": 1}),
+    "a date that is none": with_fields(created="yesterday"),
+    "values per class of other classes": with_fields(per_class={"k=20": {"a": 1.0, "b": 2.0}}),
     "runs of trials that are none": with_fields(runs=[{"trial": "x", "k=20": [1]}]),
 }  # fmt: skip
 
@@ -202,6 +213,31 @@ def test_a_hostile_record_ends_nothing(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(CASES.keys() - set(QUICK)))
 def test_no_hostile_record_ends_anything(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (np.array(["a"] * N), "correct/k=20 holds <U1 values instead of numbers"),
+        (np.full(N, np.nan), "those of k=20 are not all finite"),
+    ],
+    ids=["texts", "not a number"],
+)
+def test_export_names_the_record_whose_outcomes_cannot_be_scored(
+    values: NDArray[Any], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_record(tmp_path / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
+    opened = tmp_path / "changed.npz"
+    np.savez_compressed(opened, **{**OUTCOMES, K: values})
+    replace_outcomes(path, opened.read_bytes())
+    assert main(["export", str(path), "--out", str(tmp_path / "exported")]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.endswith(
+        f"{path}: its outcomes cannot be scored: {fault}; measure it again with --force, or export the other records "
+        "without it"
+    )
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.faults
