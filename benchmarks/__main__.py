@@ -328,10 +328,12 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
         return 0
     attempts, started = [], time.monotonic()
     for attempt in bench(encoders, questions, flags.data, options, **how):
+        attempts.append(attempt)
+        if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
+            continue
         refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
         said = () if refused else (_one_line(attempt.detail),)
         log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
-        attempts.append(attempt)
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
     else:

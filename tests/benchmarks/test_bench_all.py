@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main, suite
-from benchmarks.evaluate import distinct_names
+from benchmarks.evaluate import Attempt, distinct_names
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
 from results.store import read_records
@@ -66,6 +67,24 @@ def test_it_runs_skips_retries_and_sums_up(
     assert {(r.record.protocol.id, r.record.status) for r in records} == {
         ("knn.demo@1", "ok"), ("linear_stored.demo@1", "ok"),
     }  # fmt: skip
+
+
+def test_what_is_skipped_is_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts = [Attempt("net", f"p{i}@1", "skipped", f"data set d{i} not found") for i in range(3)]
+    attempts.append(Attempt("net", "q@1", "done", "k=20 67.5"))
+    module = import_module("benchmarks.evaluate")  # its name in the package is that of the function
+    monkeypatch.setattr(module, "bench", lambda *_, **__: iter(attempts))
+    with caplog.at_level("INFO"):
+        assert run(tmp_path, tmp_path) == 0
+    shown = caplog.text + capsys.readouterr().out
+    assert [shown.count(f"data set d{i} not found") for i in range(3)] == [1, 1, 1]
+    assert [shown.count(f"p{i}@1") for i in range(3)] == [1, 1, 1]
+    assert "done  net  q@1  k=20 67.5" in caplog.text
 
 
 def test_a_dry_run_names_what_would_run_and_writes_nothing(
