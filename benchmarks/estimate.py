@@ -37,9 +37,11 @@ class Counted:
         requests: features that runs before extract.
         passes: keys of passes over the images that probes share.
         seconds, runs: of all runs so far, and how many have a part of unknown time.
+        ranks: that share the passes over images and the training.
     """
 
     folder: Path
+    ranks: int = 1
     requests: list[FeatureRequest] = field(default_factory=list)
     passes: set[str] = field(default_factory=set)
     seconds: float = 0.0
@@ -49,8 +51,14 @@ class Counted:
 
 @contextmanager
 def _counted() -> Iterator[Counted]:
-    with TemporaryDirectory(prefix="encoder-bench-") as folder:
-        yield Counted(Path(folder))
+    """Under torchrun the first process measures alone; its short tries do not wait for the other ranks."""
+    ranks = os.environ.pop("WORLD_SIZE", None)
+    try:
+        with TemporaryDirectory(prefix="encoder-bench-") as folder:
+            yield Counted(Path(folder), int(ranks or 1))
+    finally:
+        if ranks is not None:
+            os.environ["WORLD_SIZE"] = ranks
 
 
 def describe(run: Run, counted: Counted | None = None) -> list[str]:
@@ -73,7 +81,7 @@ def describe(run: Run, counted: Counted | None = None) -> list[str]:
     unknown = ""
     if isinstance(run.task, FeatureTask):
         missing, images = _newly_extracted(run, counted)
-        passes = images * beside(reading, forward, options)
+        passes = images * beside(reading, forward, options) / _sharing(counted, options)
         solving = fitting_seconds(run, width, counted.folder)
         unknown = "fitting and scoring" if solving is None else ""
         seconds = passes + (solving or 0.0)
@@ -89,13 +97,19 @@ def describe(run: Run, counted: Counted | None = None) -> list[str]:
     counted.runs += 1
     counted.unknown += bool(unknown)
     count = len(run.train) + len(run.test)
+    by = f" by {counted.ranks} ranks" if counted.ranks > 1 else ""
     without = f", without {unknown}" if unknown else ""
     return [
         f"would run  {encoder.card.name} under {protocol.id} on {len(run.train):,} + {len(run.test):,} images",
-        f"  time     about {duration(seconds)} on {options.device}: {parts}{without}",
+        f"  time     about {duration(seconds)} on {options.device}{by}: {parts}{without}",
         f"  disk     {disk}",
         f"  memory   {count * width * 4 / 2**20:.0f} MiB for the widest output, and the encoder",
     ]
+
+
+def _sharing(counted: Counted, options: RunOptions) -> int:
+    """Ranks that each take their share of the images at the same time; on a CPU at most as many as there are cores."""
+    return counted.ranks if options.device.startswith("cuda") else min(counted.ranks, _cores())
 
 
 def beside(reading: float, computing: float, options: RunOptions) -> float:
@@ -165,7 +179,8 @@ def image_seconds(run: Run, reading: float, forward: float, counted: Counted) ->
         _, view = _seconds_per_view(run)
         step = beside(view or reading, max(0.0, tried.trained - (view or reading)), run.options)
         evaluation = beside(reading, max(0.0, tried.evaluated - reading), run.options)
-        training, testing = trained * step, evaluated * evaluation
+        ranks = _sharing(counted, run.options)
+        training, testing = trained * step / ranks, evaluated * evaluation / ranks
         started = f", {duration(trials * tried.start)} of starting" if tried.start else ""
         seconds = training + testing + trials * tried.start
         return seconds, f"{duration(training)} of training, {duration(testing)} of evaluations{started}"
@@ -173,7 +188,7 @@ def image_seconds(run: Run, reading: float, forward: float, counted: Counted) ->
     first = shared is None or shared not in counted.passes
     if shared is not None:
         counted.passes.add(shared)
-    seconds = training_seconds(run, reading, forward, first=first)
+    seconds = training_seconds(run, reading, forward, first=first) / _sharing(counted, run.options)
     parts = "reading, encoder passes and updates" if first else "updates in the pass of the run before"
     return seconds, parts + (f"; a short try was refused: {tried.refusal}" if tried and tried.refusal else "")
 
@@ -309,8 +324,11 @@ def dry_run(
 ) -> Iterator[str]:
     """Lines that say what `bench` would do with the same arguments, and at last the time of all runs together.
 
-    Every encoder is loaded once. What several runs of one encoder share is counted for the first of them.
+    Every encoder is loaded once. What several runs of one encoder share is counted for the first of them. Under
+    torchrun the first process says this for all.
     """
+    if int(os.environ.get("RANK", "0")):
+        return
     seconds, runs, unknown, loading = 0.0, 0, 0, 0.0
     for number, encoder in enumerate(encoders):
         started = time.monotonic()
@@ -321,17 +339,24 @@ def dry_run(
             continue
         # Of the first one: what this process has done so far, as a run would.
         loading += time.process_time() if number == 0 else time.monotonic() - started
+        prepared: list[tuple[list[str], Run | None]] = []
+        for question in questions:
+            protocol = question.protocol
+            lines = [
+                f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip(),
+                f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}",
+            ]
+            try:
+                run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
+            except InputError as error:
+                prepared.append(([*lines, f"missing    {encoder}: {_one_line(error)}"], None))
+            else:
+                prepared.append((lines, run))
         with _counted() as counted:
-            for question in questions:
-                protocol = question.protocol
-                yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
-                yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}"
-                try:
-                    run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
-                except InputError as error:
-                    yield f"missing    {encoder}: {_one_line(error)}"
-                    continue
-                yield from describe(run, counted)
+            for lines, ready in prepared:
+                yield from lines
+                if ready is not None:
+                    yield from describe(ready, counted)
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
     if runs:
         yield (
@@ -404,7 +429,8 @@ def _planned(runs: Sequence[Run], counted: Counted) -> Iterator[str]:
     forward, width = _seconds_per_image_encoded(first.encoder, shape.crop, read)
     about = f"{images:,} images of {first.dataset.id} (resize {shape.resize}, crop {shape.crop}, {shape.interpolation})"
     if missing:
-        seconds = images * beside(_seconds_per_image_read(first.test.paths, shape), forward, options)
+        each_image = beside(_seconds_per_image_read(first.test.paths, shape), forward, options)
+        seconds = images * each_image / _sharing(counted, options)
         counted.seconds += seconds
         each = ", ".join(f"{output} {_gib(size)}" for output, size in sorted(missing.items()))
         yield f"  extract  {about}: {each} in {options.features}, about {duration(seconds)}"

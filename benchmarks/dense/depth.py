@@ -169,7 +169,10 @@ class LinearDepth(ImageTask[DepthParams]):
         return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
-        """Raises InputError where an image has no depth map, or a split no image."""
+        """Raises InputError for an image without a depth map, an empty split, or several processes of torchrun."""
+        from benchmarks.dense.training import refuse_ranks
+
+        refuse_ranks()
         require_images(protocol, train, test)
         for labels in (train, test):
             if len(labels.annotations) != len(labels) or labels.classes:

@@ -148,7 +148,10 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
-        """Raises InputError where an image has no mask of classes, or the splits differ in their classes."""
+        """Raises InputError for an image without a mask, splits of other classes, or several processes of torchrun."""
+        from benchmarks.dense.training import refuse_ranks
+
+        refuse_ranks()
         require_masks(protocol, train, test)
 
     def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:

@@ -97,6 +97,12 @@ def _listed(views: list[View]) -> list[View]:
     return views
 
 
+def refuse_ranks() -> None:
+    """Raises InputError where torchrun started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("dense heads train in a single process: start the command without torchrun")
+
+
 def train_heads(
     problem: HeadsProblem, params: HeadParams, encoder: Encoder, output: str, channels: int, kept: NDArray[np.int64],
     workdir: Path, options: RunOptions, *, key: str, evaluate_every: int,
@@ -113,8 +119,7 @@ def train_heads(
         FloatingPointError: every head has diverged.
         RuntimeError: the encoder changed, although it should be frozen.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("dense heads train in a single process: start the command without torchrun")
+    refuse_ranks()
     before = module_sha256(encoder.module)
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder, problem.class_token) if problem.class_token else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,44 @@ def test_a_dry_run_of_many_protocols_loads_each_encoder_once(
     told = list(dry_run(["pixels", KINDS["maps"]], questions, small_data, options))
     assert sum(line.startswith("would run") for line in told) == 10
     assert loaded == ["pixels", KINDS["maps"]]
+
+
+def test_ranks_share_passes_and_training_and_the_first_one_says_so(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.estimate._cores", lambda: 4)
+    monkeypatch.setattr("benchmarks.estimate.training_time", lambda run: None)
+    monkeypatch.setattr("benchmarks.estimate.training_seconds", lambda *_, **__: 600.0)
+    monkeypatch.setattr("benchmarks.estimate._seconds_per_image_read", lambda *_: 1.0)
+    monkeypatch.setattr("benchmarks.estimate.fitting_seconds", lambda *_: 0.0)
+    tasks = [load_task(name)() for name in ("ncm", "linear", "seg-linear")]
+    questions = [Question(task, task.default_protocol(embedded=True)) for task in tasks]
+    options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features", workers=0)
+
+    def times() -> list[str]:
+        lines = list(dry_run([KINDS["maps"]], questions, small_data, options))
+        refused.extend(line for line in lines if line.startswith("missing"))
+        return [line.split(",")[0] for line in lines if line.startswith("  time")]
+
+    refused: list[str] = []
+    features, training, _ = times()
+    assert training.startswith("  time     about 10 min on cpu: ")
+    assert not refused
+    for ranks, minutes in ((2, "5 min"), (8, "2 min")):  # 8 ranks on 4 cores
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        shared, training = times()
+        assert training.startswith(f"  time     about {minutes} on cpu by {ranks} ranks: ")
+        assert seconds_of(shared) == pytest.approx(seconds_of(features) / min(ranks, 4), rel=0.2)
+        assert os.environ["WORLD_SIZE"] == str(ranks)
+    assert len(refused) == 2
+    assert all("dense heads train in a single process" in line for line in refused)
+    monkeypatch.setenv("RANK", "1")
+    assert times() == []
+
+
+def seconds_of(line: str) -> float:
+    number, unit = line.split("about ")[1].split()[:2]
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
 
 @pytest.mark.parametrize("name", ["voc-det", "coco-det", "voc-seg"])
