@@ -25,8 +25,8 @@ def test_the_plan_counts_images_and_bytes_and_a_dry_run_writes_nothing(
     assert told.count("extract  ") == 2  # drawings, and the scenes of the SVMs
     assert "images of drawings" in told
     assert "embed" in told
-    for benchmark in ("knn", "logistic", "ncm", "few_shot", "voc07_svm"):
-        assert f"measure  {benchmark}.demo@1" in told
+    for protocol in ("knn.demo@1", "logistic.demo@2", "ncm.demo@1", "few_shot.demo@1", "voc07_svm.demo@1"):
+        assert f"measure  {protocol}" in told
     assert "skipped  voc07_low_shot_svm.demo@1" in told  # these few scenes lack positives, and that is said
     assert "total    about" in told
     assert not list(tmp_path.iterdir())

@@ -180,7 +180,7 @@ def test_an_unknown_setting_is_refused() -> None:
         ({"outputs": ()}, "at least 1 item"),
         ({"outputs": ("feature6",)}, "feature6 must be among embed, feature1"),
         ({"outputs": ("embed", "embed")}, "without repeats"),
-        ({"outputs": ("feature5",)}, "feature5 are maps"),
+        ({"outputs": ("feature5",)}, "feature5 are feature maps"),
         ({"crop_area": (1.0, 0.5)}, "crop_area .* must ascend"),
         ({"crop_area": (0.5, 2.0)}, "end at 1"),
         ({"crop_aspect": (2.0, 1.0)}, "crop_aspect .* must ascend"),

@@ -115,7 +115,7 @@ def test_dinos_positions_are_interpolated_by_dinos_rule(ade20k: tuple[Labels, La
 
 def test_rates_fall_by_layer_and_vectors_have_no_decay(ade20k: tuple[Labels, Labels], tmp_path: Path) -> None:
     of = trial(ade20k, tmp_path, vit(init_values=1e-5, reg_tokens=1), protocol())
-    runner = of._runner(None, progress=False)
+    runner = of._runner(None, lambda: False, progress=False)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
     found = {
