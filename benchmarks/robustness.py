@@ -32,6 +32,7 @@ log = logging.getLogger("benchmarks")
 
 TOP1, TOP5, MCE = "Top-1", "Top-5", "mCE"
 SPLIT_SEED = 0  # chooses the held-out items
+FACTS = ("cost", "heldout_top1", "gradient")  # of a fit, kept with the head
 _CELLS = 2**25  # scores in memory at a time, rows times classes
 
 
@@ -357,7 +358,7 @@ def read_classifier(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fitted_head(params: RobustnessParams, train: Split, options: RunOptions, protocol: Protocol) -> LinearHead:
     """Logistic regression on train, C chosen on a held-out part: fitted now, or when another test set was measured."""
-    from safetensors.torch import load, save
+    from safetensors.torch import save
 
     from results.files import write_file
 
@@ -365,18 +366,44 @@ def fitted_head(params: RobustnessParams, train: Split, options: RunOptions, pro
     identity = [_source(rows), _digest(targets), train.labels.classes, params.costs, params.heldout, params.tolerance]
     key = canonical_sha256([*identity, params.max_iterations, "logistic"])[:16]
     file = options.records.parent / "heads" / f"robustness-{key}.safetensors"
+    shape = len(train.labels.classes), rows.shape[1]
+    kept = _kept_head(file.read_bytes(), shape) if file.is_file() else None
+    if kept is not None:
+        facts = {**dict(zip(FACTS, map(float, kept["facts"]), strict=True)), "refitted": False}
+        return LinearHead(kept["weight"], kept["bias"], train.labels.classes, facts)
     if file.is_file():
-        stored = load(file.read_bytes())
-        names = ("cost", "heldout_top1", "gradient")
-        facts = {name: float(value) for name, value in zip(names, stored["facts"], strict=True)}
-        return LinearHead(stored["weight"], stored["bias"], train.labels.classes, {**facts, "refitted": False})
+        log.warning("%s is not the head that was written there; it is fitted again", file)
     head = _fit(params, train, options, protocol)
     import torch
 
-    numbers = [float(head.facts[name]) for name in ("cost", "heldout_top1", "gradient")]
-    facts_row = torch.tensor(numbers, dtype=torch.float64)
-    write_file(file, save({"weight": head.weight, "bias": head.bias, "facts": facts_row}))
+    facts_row = torch.tensor([float(head.facts[name]) for name in FACTS], dtype=torch.float64)
+    tensors = {"weight": head.weight, "bias": head.bias, "facts": facts_row}
+    write_file(file, save({**tensors, "sha256": _checksum(tensors)}))
     return head
+
+
+def _kept_head(content: bytes, shape: tuple[int, int]) -> dict[str, torch.Tensor] | None:
+    """The tensors of a head that was written whole; None of a file that is damaged, or of a head without a checksum."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        kept = load(content)
+    except SafetensorError:
+        return None
+    checksum = kept.pop("sha256", None)
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in kept.items()}
+    single, double = torch.float32, torch.float64
+    whole = {"weight": (shape, single), "bias": (shape[:1], single), "facts": ((len(FACTS),), double)}
+    return kept if found == whole and checksum is not None and torch.equal(checksum, _checksum(kept)) else None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    text = canonical_sha256([_digest(tensors[name].numpy()) for name in sorted(tensors)])
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
 
 
 def _fit(params: RobustnessParams, train: Split, options: RunOptions, protocol: Protocol) -> LinearHead:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import robustness
@@ -132,6 +133,35 @@ def test_one_fit_serves_every_test_set(train: Split, tmp_path: Path, monkeypatch
     Robustness().run(changed("robustness_val.logistic@1", **{**LOGISTIC, "heldout": 0.5}), train, test,
                      options(tmp_path))  # fmt: skip
     assert len(fits) == 2
+
+
+def test_a_damaged_head_is_fitted_again(train: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A flipped bit would give other numbers, which the record would hold as its own."""
+    protocol = changed("robustness_val.logistic@1", **LOGISTIC)
+    asked = Robustness().params(protocol), train, options(tmp_path), protocol
+    first = fitted_head(*asked)
+    (file,) = (tmp_path / "heads").iterdir()
+    content = file.read_bytes()
+    assert fitted_head(*asked).facts == {**first.facts, "refitted": False}
+    assert not caplog.messages
+    middle = len(content) - 100  # inside a tensor
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    other = save({"weight": torch.zeros(6, 8), "bias": torch.zeros(6), "facts": torch.zeros(3, dtype=torch.float64)})
+    for damaged in (
+        flipped,
+        b"",
+        content[:-9],
+        b"x" * 99,
+        other,
+        save({"weight": torch.zeros(6, dtype=torch.bfloat16)}),
+    ):
+        file.write_bytes(damaged)
+        caplog.clear()
+        again = fitted_head(*asked)
+        assert "is not the head that was written there; it is fitted again" in caplog.text
+        assert torch.equal(again.weight, first.weight)
+        assert again.facts == first.facts
+        assert file.read_bytes() == content
 
 
 def test_corruption_error_is_the_mean_of_errors_over_alexnets(train: Split, tmp_path: Path) -> None:
