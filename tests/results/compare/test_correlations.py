@@ -209,6 +209,18 @@ def test_table_and_heat_map(tmp_path: Path) -> None:
         draw_heat_map([], tmp_path / "none.png")
 
 
+def test_the_command_works_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published figures and the committed records are found beside the program."""
+    monkeypatch.setattr("results.compare.correlations.RESAMPLES", 20)
+    monkeypatch.chdir(tmp_path)
+    for words, printed in (([], "| VOC07+12 detection (moco), AP"), (["--embedded"], "label_free.demo@1")):
+        assert main(["correlations", *words]) == 0
+        assert printed in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_demo(tmp_path / "records")
