@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.encoders.encoder import preserved
 from benchmarks.encoders.load import module_encoder
 from benchmarks.evaluate import evaluate
 from benchmarks.task import InputError, RunOptions
+from tests.simulated_cuda import simulated_cuda
 
 KNN: dict[str, Any] = {"protocol": "knn.demo@1", "changes": {"k": (1, 3)}}
 
@@ -133,6 +135,23 @@ def test_what_replaces_parameters_buffers_and_hooks_is_undone() -> None:
         torch.manual_seed(99)
     assert state(module) == before
     assert module.conv.weight is weight
+
+
+def test_a_module_is_probed_and_measured_where_it_is_and_a_name_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refused(*_: object, options: RunOptions, **__: object) -> None:
+        asked.append(torch.device(options.device).type)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(import_module("benchmarks.evaluate"), "prepare", refused)
+    with simulated_cuda():
+        on_gpu = Backbone().to("cuda")
+        assert module_encoder(on_gpu).device.type == "cuda"
+        for encoder, device in ((on_gpu, "auto"), (Backbone(), "auto"), ("pixels", "auto"), (on_gpu, "cpu")):
+            with pytest.raises(InputError, match="far enough"):
+                evaluate(encoder, data="anywhere", options=RunOptions(store=False, device=device), **KNN)
+    assert asked == ["cuda", "cpu", "cuda", "cpu"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
