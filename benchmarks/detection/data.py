@@ -25,7 +25,7 @@ from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
 from pretrain.distributed import sent
-from results.files import require_regular
+from results.files import MAX_PIXELS, require_regular
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,13 @@ def _finite(numbers: Iterable[Any]) -> list[float]:
     return found
 
 
+def _numbers(values: list[float]) -> list[float]:
+    """The list. Raises TypeError, ValueError or OverflowError where it is none of finite numbers."""
+    if not isinstance(values, list) or not all(map(math.isfinite, values)):
+        raise ValueError("it is no list of finite numbers")
+    return values
+
+
 def _text(element: ElementTree.Element, path: str) -> str:
     text = element.findtext(path)
     if text is None:
@@ -109,17 +116,28 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
     category = {c["id"]: number for number, c in enumerate(sorted(parts[0]["categories"], key=lambda c: c["id"]))}
     scenes: dict[int, ImageDict] = {}
     for number, image in enumerate(images):
+        height, width = image["height"], image["width"]
+        if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise InputError(
+                f"{labels.annotations[0]} has an image {image['id']} of {str(width)[:20]} by {str(height)[:20]} "
+                "pixels, which no image has; take it from its owner again"
+            )
         scenes[image["id"]] = {
             "file_name": str(labels.paths[number]), "image_id": image["id"], "height": image["height"],
             "width": image["width"], "annotations": [],
             **{key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids") if key in image},
         }  # fmt: skip
     for found in chain.from_iterable(part["annotations"] for part in parts):
+        scene, part = scenes[found["image_id"]], "box"
         try:
             left, top, width, height = _finite(found["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
+            part = "mask"
+            mask = _usable_mask(found.get("segmentation"), scene) if with_masks else None
+            part = "keypoints"
+            points = np.array(_numbers(found["keypoints"]), float).reshape(-1, 3) if "keypoints" in found else None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{labels.annotations[0]} has an annotation of image {found['image_id']} without a usable box "
+                f"{labels.annotations[0]} has an annotation of image {found['image_id']} without a usable {part} "
                 f"({error}); take it from its owner again"
             ) from error
         annotation: dict[str, Any] = {
@@ -128,25 +146,43 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
             "category_id": category[found["category_id"]],
             "iscrowd": found.get("iscrowd", 0),
         }
-        mask = found.get("segmentation") if with_masks else None
-        if isinstance(mask, list):
-            # A polygon of fewer than three corners has no area.
-            mask = [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
-            if not mask:
-                continue
-        elif isinstance(mask, dict) and isinstance(mask["counts"], list):
-            from pycocotools import mask as rle
-
-            mask = rle.frPyObjects(mask, *mask["size"])
+        if mask == []:
+            continue
         if mask:
             annotation["segmentation"] = mask
-        if "keypoints" in found:
-            points = np.array(found["keypoints"], dtype=float).reshape(-1, 3)
+        if points is not None:
             points[:, :2] += 0.5  # COCO's are pixel indices, detectron2's coordinates
             annotation["keypoints"] = points.reshape(-1).tolist()
         annotation |= {key: found[key] for key in (*densepose.SURFACE_POINTS, "dp_masks") if key in found}
-        scenes[found["image_id"]]["annotations"].append(annotation)
+        scene["annotations"].append(annotation)
     return list(scenes.values())
+
+
+def _usable_mask(mask: Any, scene: ImageDict) -> Any:
+    """The polygons with an area, or run lengths as pycocotools packs them; for some others it ends the interpreter.
+
+    Raises:
+        KeyError, TypeError, ValueError: neither.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, list):
+        # A polygon of fewer than three corners has no area.
+        return [polygon for polygon in mask if len(_numbers(polygon)) % 2 == 0 and len(polygon) >= 6]
+    size = [scene["height"], scene["width"]]
+    if mask["size"] != size:
+        raise ValueError(f"its size is {str(mask['size'])[:40]}, the image's {size}")
+    from pycocotools import mask as rle
+
+    if isinstance(mask["counts"], list):
+        if (
+            any(type(count) is not int or count < 0 for count in mask["counts"])
+            or sum(mask["counts"]) != size[0] * size[1]
+        ):
+            raise ValueError("its run lengths do not fill the image")
+        return rle.frPyObjects(mask, *size)
+    rle.decode(mask)  # raises ValueError or TypeError where packed run lengths are none
+    return mask
 
 
 def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) -> ImageDict:

@@ -25,11 +25,12 @@ from pretrain.data import Shards, find_images, read_members, read_rgb
 from results.errors import InputError
 from tests.faults.guard import Case, check, one_sentence
 from tests.layouts.cifar10 import write_cifar10
-from tests.layouts.coco import write_coco
+from tests.layouts.coco import SIZE, write_coco
 from tests.layouts.imagenet import write_imagenet
 from tests.layouts.voc import write_voc
 
 CASES: dict[str, Case] = {}
+SIZE_OF_COCO = [SIZE[1], SIZE[0]]  # of the images, height first
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -194,6 +195,10 @@ def coco_with(change: Callable[[dict[str, list[dict[str, object]]]], object]) ->
     return read
 
 
+def masked(mask: object) -> Case:
+    return coco_with(lambda content: content["annotations"][0].update(segmentation=mask))
+
+
 def voc(old: str, new: str) -> Case:
     def read(folder: Path) -> None:
         file = write_voc(folder) / "Annotations" / "000001.xml"
@@ -233,6 +238,23 @@ CASES |= {
     "a zero byte in a name": coco_with(lambda c: c["images"][0].update(file_name="a\0b.jpg")),
     "a name of a megabyte": coco_with(lambda c: c["images"][0].update(file_name="a" * 2**20)),
     "a name that leaves the folder": coco_with(lambda c: c["images"][0].update(file_name="../../../../etc/passwd")),
+    "a mask that is a text": masked("abc"),
+    "a mask of numbers": masked([1, 2, 3]),
+    "a mask of texts": masked([["a"] * 6]),
+    "a mask of nan": masked([[float("nan")] * 6]),
+    "a mask of 10**400": masked([[10**400] * 6]),
+    "a mask without run lengths": masked({"a": 1}),
+    "a mask of 10**12 pixels": masked({"counts": [1], "size": [10**6, 10**6]}),
+    "a mask that is longer than its image": masked({"counts": [10**6, 10**6], "size": SIZE_OF_COCO}),
+    "a mask of negative run lengths": masked({"counts": [-5, 3], "size": SIZE_OF_COCO}),
+    "a mask of run lengths that are texts": masked({"counts": ["a"], "size": SIZE_OF_COCO}),
+    "a mask of packed nonsense": masked({"counts": "zzzzzz", "size": SIZE_OF_COCO}),
+    "a mask of packed numbers": masked({"counts": 3, "size": SIZE_OF_COCO}),
+    "keypoints that are a text": coco_with(lambda c: c["annotations"][0].update(keypoints="abc")),
+    "four keypoint numbers": coco_with(lambda c: c["annotations"][0].update(keypoints=[1, 2, 3, 4])),
+    "no keypoints": coco_with(lambda c: c["annotations"][0].update(keypoints=None)),
+    "a height that is a text": coco_with(lambda c: c["images"][0].update(height="a")),
+    "a width of 10**18": coco_with(lambda c: c["images"][0].update(width=10**18)),
     "a box of nan": coco_with(lambda c: c["annotations"][0].update(bbox=[float("nan")] * 4)),
     "a box of two numbers": coco_with(lambda c: c["annotations"][0].update(bbox=[1, 2])),
     "a billion laughs": voc("<annotation>", LAUGHS + "&a11;"),
@@ -334,7 +356,7 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 QUICK = (
     "half a JPEG", "PostScript", "a named pipe", "a batch that runs a command", "a batch of pointers",
-    "keys of nested tuples", "deep JSON", "an id that is a text", "a box that never ends",
+    "keys of nested tuples", "deep JSON", "an id that is a text", "a box that never ends", "a mask of 10**12 pixels",
     "a sparse member of a terabyte", "a tar file named as a command", "an index that runs a command",
 )  # fmt: skip
 
