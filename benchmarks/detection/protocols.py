@@ -93,6 +93,11 @@ class DetectionParams(Params):
     def _steps_ascend(self) -> Self:
         if list(self.steps) != sorted(set(self.steps)) or any(step <= 0 for step in self.steps):
             raise ValueError(f"steps {self.steps} must be positive and in ascending order")
+        if self.steps and self.steps[-1] >= self.iterations:
+            raise ValueError(
+                f"steps {self.steps} must lie within the {self.iterations} iterations: set both, or change the length "
+                "of the whole schedule, as schedule=0.5"
+            )
         return self
 
     def columns(self) -> tuple[str, ...]:

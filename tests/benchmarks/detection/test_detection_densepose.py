@@ -30,7 +30,7 @@ needs_project = pytest.mark.skipif(not find_spec("densepose"), reason=f"not inst
 
 PROTOCOL = "coco_densepose_fpn_s1x.moco@1"
 TINY = (
-    "min_sizes=48,64", "test_min_size=64", "batch_size=2", "iterations=4", "precise_bn=1",
+    "min_sizes=48,64", "test_min_size=64", "batch_size=2", "iterations=4", "steps=", "precise_bn=1",
     "config=" + json.dumps({
         **DENSEPOSE.config, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30, "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8, "TEST.DETECTIONS_PER_IMAGE": 3, "MODEL.FPN.OUT_CHANNELS": 16,

@@ -138,6 +138,11 @@ def test_a_scaled_schedule_is_in_the_id() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="must be positive and in ascending order"):
         PUBLISHED[0].changed(steps=(22_000, 18_000))
+    for protocol in PUBLISHED:
+        if protocol.params["steps"]:  # a shorter run would keep its rate to the end without a word
+            with pytest.raises(InputError, match=r"lie within the 1000 iterations: set both, or .* schedule=0\.5"):
+                protocol.changed(iterations=1000)
+    assert PUBLISHED[0].changed(iterations=1000, steps=(700, 900)).id.endswith("+iterations=1000+steps=700,900")
 
 
 @needs_library

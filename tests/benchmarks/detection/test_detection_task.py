@@ -40,7 +40,14 @@ pytestmark = [
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 OPTIONS = RunOptions(device="cpu", workers=0, progress=False)
-TINY: dict[str, Any] = {"min_sizes": (48, 64), "test_min_size": 64, "batch_size": 2, "iterations": 4, "trials": 1}
+TINY: dict[str, Any] = {
+    "min_sizes": (48, 64),
+    "test_min_size": 64,
+    "batch_size": 2,
+    "iterations": 4,
+    "steps": (),
+    "trials": 1,
+}
 FEW: dict[str, Any] = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20, "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8, "TEST.DETECTIONS_PER_IMAGE": 5,
