@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.solvers.gram import Gram
-    from benchmarks.solvers.subsets import SubsetRows
+    from benchmarks.solvers.svm import SubsetRows
 
 log = logging.getLogger("benchmarks")
 
@@ -381,7 +381,7 @@ def solve_problems(
 
 
 def _rows(train: NDArray[np.float32], test: NDArray[np.float32], device: str, few: bool) -> SubsetRows:
-    from benchmarks.solvers.subsets import AllPairs, DrawnRows
+    from benchmarks.solvers.svm import AllPairs, DrawnRows
 
     return AllPairs(train, test, device) if few else DrawnRows(train, test, device)
 
@@ -427,7 +427,7 @@ def _measure(
     stack_done: Callable[[], object],
 ) -> LayerResult:
     """Average precisions of every set, k, cost and class; `targets` are the (C, N) labels of the test images."""
-    from benchmarks.solvers.threads import map_on_cores
+    from benchmarks.solvers.svm import map_on_cores
 
     result = LayerResult.empty(params, len(targets))
     work = partial(_measure_stack, rows, targets, params)
@@ -480,7 +480,7 @@ def _add_models(
     """
     import torch
 
-    from benchmarks.solvers.threads import map_on_cores
+    from benchmarks.solvers.svm import map_on_cores
 
     costs = {k: sorted({choice.cost for choice in choices if choice.k == k}) for k in params.k}
     influences = {(k, cost): np.zeros(targets.shape[1]) for k in params.k for cost in costs[k]}

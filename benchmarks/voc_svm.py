@@ -42,7 +42,7 @@ from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, R
 from results.schema import Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:
-    from benchmarks.solvers.cross_validation import ClassModels
+    from benchmarks.solvers.svm import ClassModels
 
 AP_METRIC: dict[ApRule, str] = {
     "envelope": "mAP (precision envelope)",
@@ -155,7 +155,7 @@ class VocSvm(FeatureTask[VocSvmParams]):
         Raises:
             InputError: see `check` and `usable_outputs`.
         """
-        from benchmarks.solvers.cross_validation import fit_cross_validated
+        from benchmarks.solvers.svm import fit_cross_validated
 
         check_labels(train.labels, test.labels)
         params = self.params(protocol)

@@ -23,10 +23,8 @@ from benchmarks.evaluate import peak_memory_gib
 from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets
 from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
 from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, Problems, solve_problems, stacked_problems
-from benchmarks.solvers.cross_validation import ClassModels, fit_cross_validated
 from benchmarks.solvers.gram import NORM_OFFSET
-from benchmarks.solvers.subsets import AllPairs, SubsetRows
-from benchmarks.solvers.threads import map_on_cores
+from benchmarks.solvers.svm import AllPairs, ClassModels, SubsetRows, fit_cross_validated, map_on_cores
 from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds

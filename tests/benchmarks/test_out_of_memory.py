@@ -23,7 +23,7 @@ ENCODER = "random:resnet18-w8-k3-nopool:0"
 CUDA_TEXT = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.6 GiB"
 SOLVERS = {
     "knn": "benchmarks.solvers.exact_knn.exact_knn",
-    "voc-svm": "benchmarks.solvers.cross_validation.fit_cross_validated",
+    "voc-svm": "benchmarks.solvers.svm.fit_cross_validated",
     "low-shot-svm": "benchmarks.solvers.squared_hinge.solve_costs",
 }
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from benchmarks.solvers.average_precision import average_precisions
-from benchmarks.solvers.cross_validation import fit_cross_validated
+from benchmarks.solvers.svm import fit_cross_validated
 from benchmarks.task import InputError, Outcome, RunOptions, Split
 from benchmarks.voc_svm import PROTOCOLS, VocSvm, VocSvmParams, assign_folds
 from results.bootstrap import replicates

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.solvers.threads import map_on_cores
+from benchmarks.solvers.svm import map_on_cores
 
 
 @pytest.fixture(autouse=True)
