@@ -28,8 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need
 
     from benchmarks.solvers.logistic import Fits
     from benchmarks.task import Labels
-    from pretrain.monitor import Features, Labelled
-    from pretrain.probe import OnlineProbe
+    from pretrain.monitor import Features, Labelled, OnlineProbe
 
 log = logging.getLogger("pretrain")
 
@@ -186,7 +185,7 @@ def _run(command: PretrainFlags, stated: set[str]) -> int:
 
     from pretrain.cost import plan_run
     from pretrain.distributed import default_workers, own_device, process_group, rank
-    from pretrain.probe import OnlineProbe
+    from pretrain.monitor import OnlineProbe
     from pretrain.train import PretrainRun
 
     if command.threads is not None:

@@ -31,12 +31,12 @@ from pretrain.monitor import (
     ONLINE_TRAIN,
     Events,
     MonitorRow,
+    OnlineProbe,
     collapse,
     draw_monitor_curves,
     row_text,
     write_log,
 )
-from pretrain.probe import OnlineProbe
 from pretrain.recipe import Recipe
 from results.errors import InputError
 from results.files import remove_partials, write_file

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pretrain.__main__ import class_of
 from pretrain.checkpoint import load_resume
-from pretrain.probe import LEARNING_RATE, UNKNOWN, OnlineProbe
+from pretrain.monitor import PROBE_LR, UNKNOWN, OnlineProbe
 from pretrain.train import Trainer
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
@@ -54,7 +54,7 @@ def test_a_run_with_the_probe_has_the_weights_of_one_without(
     assert all(0 <= float(row["online_probe_train"]) <= 100 for row in rows)
     state = (load_resume(tmp_path / "probed" / "resume.pt") or {})["probe"]
     assert state["weight"].abs().max() > 0
-    assert state["weight"].abs().max() <= 1.01 * LEARNING_RATE * 4  # Adam's steps: two in each of two epochs
+    assert state["weight"].abs().max() <= 1.01 * PROBE_LR * 4  # Adam's steps: two in each of two epochs
     assert "probe" not in (load_resume(tmp_path / "alone" / "resume.pt") or {})
 
 
@@ -144,7 +144,7 @@ def test_the_probe_takes_the_steps_of_a_plain_softmax_regression() -> None:
         known += int(labelled.sum())
         gradient = ((shares - np.eye(3)[target]) * labelled[:, None]).T @ x / labelled.sum()
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        weight -= LEARNING_RATE * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        weight -= PROBE_LR * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         probe.update(torch.from_numpy(rows[picked]), torch.from_numpy(picked))
     assert np.allclose(np.c_[probe.weight.detach(), probe.bias.detach()], weight, atol=1e-4 * np.abs(weight).max())
     assert probe.accuracy() == pytest.approx(100 * right / known)
