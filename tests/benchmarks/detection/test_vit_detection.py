@@ -123,7 +123,7 @@ def backbones(tokens: int) -> tuple[Any, Any]:
     """detectron2's ViT and ours with the same random tensors, windows that need padding, and relative positions."""
     from detectron2.modeling import ViT
 
-    from benchmarks.detection.vit_backbone import card_vit
+    from benchmarks.detection.vit_model import card_vit
 
     kwargs: dict[str, Any] = {
         "img_size": 80, "pretrain_img_size": 80, "patch_size": 16, "embed_dim": 12, "depth": 3, "num_heads": 2,
