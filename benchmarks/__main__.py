@@ -542,9 +542,9 @@ def _features_gc() -> Any:
 
 
 def _explain() -> Any:
-    from benchmarks.explain import command
+    from benchmarks.explain import explain_command
 
-    return command
+    return explain_command
 
 
 def _results(name: str) -> Callable[[Sequence[str]], int]:
@@ -588,9 +588,9 @@ def _script(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _why() -> Any:
-    from benchmarks.why import command
+    from benchmarks.explain import why_command
 
-    return command
+    return why_command
 
 
 COMMANDS: Mapping[str, Command] = {
