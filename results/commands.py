@@ -40,7 +40,7 @@ from results.options import (
 )
 from results.published import Figure, chosen, figures
 from results.rows import data_kind, encoder_names, matching, refuse_ambiguous
-from results.store import BadRecord, StoredRecord, printable_path, read_records
+from results.store import BadRecord, StoredRecord, printable_path, read_records, record_files
 from results.zoo_page import Page
 
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -393,7 +393,6 @@ def _board(options: Board) -> int:
 
 def _export(options: Export) -> int:
     from results.export import Hub, exported
-    from results.verify import record_files
 
     if not options.records:
         raise InputError("name a record to export: a .json file, or a folder of records")
@@ -413,7 +412,7 @@ def _export(options: Export) -> int:
 
 def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -> int:
     """Print a line per record; 1 if one is refused. `declared` maps protocol ids to their hashes, see `verify`."""
-    from results.verify import record_files, verify
+    from results.publish import verify
 
     if not options.records:
         raise InputError("name a record to verify: a .json file, or a folder of records")

@@ -1,15 +1,135 @@
-"""Copy records from the git-ignored folder of local runs to the committed records."""
+"""Check records against themselves, and copy them from the git-ignored folder of local runs to the committed records.
+
+`encoder-bench verify` is what a pull request with new records must pass. A record is right if its hashes hold, its
+scores and standard errors are those that its outcomes give, and its protocol is the declared one. Of a benchmark that
+keeps no outcomes only the hashes can be checked, and the result says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from results.bootstrap import Outcomes, measured_columns, replicates, size_of
 from results.errors import InputError
+from results.families import family_of
 from results.schema import Record
-from results.store import StoredRecord, copy_record, is_copied, read_records
+from results.store import BadRecord, StoredRecord, copy_record, is_copied, measured_column, read_records
+
+# Scores and outcomes are computed apart from each other, in another order of sums and sometimes in single precision.
+VALUE_TOLERANCE = 2e-3  # of 100: less than what two printed decimals show
+ERROR_TOLERANCE = 1e-6  # relative; the resamples are seeded
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found of one record.
+
+    Attributes:
+        faults: why it is refused; empty if it is right.
+        scored: columns whose score was computed again.
+        unscored: columns with a score that no outcomes stand behind.
+    """
+
+    path: Path
+    faults: tuple[str, ...]
+    scored: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        if self.faults:
+            return f"refused  {self.path}: {'; '.join(self.faults)}"
+        if not self.scored:
+            return f"hashes   {self.path}: hashes hold; this benchmark keeps no outcomes to compute the scores again"
+        rest = f", {len(self.unscored)} without outcomes ({', '.join(self.unscored)})" if self.unscored else ""
+        return f"right    {self.path}: {len(self.scored)} scores computed again{rest}"
+
+
+def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None = None) -> Verification:
+    """Compute a record's scores again, and compare its hashes and its protocol.
+
+    Args:
+        declared: protocol id -> sha256 of the protocols that this program declares. A protocol that its user changed
+            (`+epochs=10`) is not among them.
+    """
+    if isinstance(stored, BadRecord):
+        return Verification(stored.path, (stored.reason,))
+    record, faults = stored.record, list(stored.faults)
+    resolved = record.protocol.resolved
+    if record.status != "ok":
+        faults.append(f"the run failed: {record.error or 'no error was recorded'}")
+    if declared is not None and not resolved.overrides:
+        known = declared.get(record.protocol.id)
+        if known is None:
+            faults.append(f"this program has no protocol {record.protocol.id}")
+        elif known != record.protocol.sha256:
+            faults.append(f"its protocol is not the {record.protocol.id} that this program declares")
+    if faults:
+        return Verification(stored.path, tuple(faults))
+    outcomes = stored.outcomes()
+    if outcomes is None:
+        if record.outcomes_file is not None:
+            return Verification(stored.path, ("its outcomes file cannot be read",))
+        if family_of(resolved.benchmark).outcomes:
+            return Verification(stored.path, ("it has no outcomes file, so its scores cannot be computed again",))
+        return Verification(stored.path, (), (), tuple(record.scores))
+    try:
+        return _rescored(stored.path, record, outcomes)
+    except (LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:  # arrays of other kinds
+        return Verification(stored.path, (f"its outcomes cannot be scored: {error}",))
+
+
+def _rescored(path: Path, record: Record, outcomes: Outcomes) -> Verification:
+    measured = measured_columns(outcomes)
+    shown = {column: score for column, score in record.scores.items() if score.value is not None}
+    # A column that was chosen from others (a best layer) has the outcomes of the one with its value.
+    behind = {column: measured_column(record, column, measured) for column in shown}
+    scored = tuple(column for column in shown if behind[column] is not None)
+    if not scored:
+        return Verification(path, ("its outcomes belong to none of its scores",))
+    return Verification(
+        path,
+        tuple(_differences(record, outcomes, {column: str(behind[column]) for column in scored})),
+        scored,
+        tuple(column for column in shown if behind[column] is None),
+    )
+
+
+def _differences(record: Record, outcomes: Outcomes, behind: Mapping[str, str]) -> Iterator[str]:
+    drawn = replicates(outcomes, sorted(set(behind.values())))
+    items = size_of(outcomes)[0]
+    for column, source in behind.items():
+        score = record.scores[column]
+        scale = 100.0 if score.unit == "%" else 1.0
+        value, error = scale * drawn[source].value, scale * drawn[source].standard_error
+        stated = float(score.value if score.value is not None else math.nan)
+        trials = runs_of_record(record, column) if f"iou/{source}" in outcomes else []
+        # The areas of all trials lie in one sum, whose ratio is near the mean of the trials' and not equal to it.
+        allowed = max(trials) - min(trials) if len(trials) > 1 else VALUE_TOLERANCE * scale / 100
+        if len(trials) > 1 and not abs(sum(trials) / len(trials) - stated) <= VALUE_TOLERANCE * scale / 100:
+            yield f"{column} is {stated:.4f}, but its trials have the mean {sum(trials) / len(trials):.4f}"
+        elif not abs(value - stated) <= allowed:
+            yield f"{column} is {stated:.4f}, but its outcomes give {value:.4f}"
+        if score.n is not None and score.n != items:
+            yield f"{column} states n = {score.n:,}, but its outcomes are of {items:,} items"
+        if score.standard_error is not None and not math.isclose(
+            score.standard_error, error, rel_tol=ERROR_TOLERANCE, abs_tol=ERROR_TOLERANCE
+        ):
+            yield f"the standard error of {column} is {score.standard_error:.4f}, but its outcomes give {error:.4f}"
+
+
+def runs_of_record(record: Record, column: str) -> list[float]:
+    """A column's value in each trial of a record."""
+    values = (run[column] for run in record.runs if "trial" in run and column in run)
+    return [float(value) for value in values if isinstance(value, int | float)]
+
+
+# ---- publish-records
 
 
 @dataclass(frozen=True)
@@ -57,12 +177,8 @@ def publish(
         else:
             older = newest.get(_row(record))
             if older is not None:
-                left_out.append(
-                    (
-                        older.path.relative_to(local_root),
-                        "a newer record has the same encoder, data and protocol",
-                    )
-                )
+                reason = "a newer record has the same encoder, data and protocol"
+                left_out.append((older.path.relative_to(local_root), reason))
             newest[_row(record)] = stored
 
     copied: list[Path] = []

@@ -191,6 +191,28 @@ def read_records(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
     return records, bad
 
 
+def record_files(given: Sequence[Path]) -> list[StoredRecord | BadRecord]:
+    """The records that files and folders hold.
+
+    Raises:
+        InputError: a path does not exist, or nothing there is a record.
+    """
+    found: list[StoredRecord | BadRecord] = []
+    for path in given:
+        if path.is_dir():
+            records, bad = read_records(path)
+            found += [*records, *bad]
+        elif path.suffix == ".npz":  # of a shell's pattern: the record's .json names it
+            continue
+        elif path.exists():
+            found.append(read_record(path))
+        else:
+            raise InputError(f"record not found: {path}; name a record's .json file, or a folder of records")
+    if not found:
+        raise InputError(f"no records in {', '.join(map(str, given))}")
+    return found
+
+
 def read_record(path: Path) -> StoredRecord | BadRecord:
     """Read one record of this or an older schema version. Never raises: a fault of the file is in the result."""
     while True:

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.__main__ import main as bench_main
 from results.__main__ import main
+from results.publish import verify
 from results.schema import Score
-from results.store import StoredRecord, read_record, read_records, write_record
-from results.verify import record_files, verify
+from results.store import StoredRecord, read_record, read_records, record_files, write_record
 from tests.results.factory_records import (
     KNN,
     SVM,
