@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.datasets import classification, coco, imagenet_variants, retrieval, voc
-from benchmarks.datasets.ade20k import read_ade20k
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.cityscapes import read_cityscapes
+from benchmarks.datasets.dense_sets import read_ade20k, read_nyu
 from benchmarks.datasets.lists import FolderLayouts, read_image_folder
-from benchmarks.datasets.nyu import read_nyu
 from benchmarks.datasets.transfer_sets import TRANSFER_SETS
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean

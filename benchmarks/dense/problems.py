@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from benchmarks.datasets.dense_sets import read_depth
 from benchmarks.datasets.images import decode
-from benchmarks.datasets.nyu import read_depth
 from benchmarks.dense.masks import VOID, MaskFormat
 from benchmarks.dense.patches import LAYERS, best_class, mask_sheet
 from benchmarks.dense.scores import areas, depth_errors, mean_iou, scored_depth

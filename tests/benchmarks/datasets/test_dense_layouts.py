@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.ade20k import CLASSES, read_ade20k
 from benchmarks.datasets.check import command
-from benchmarks.datasets.nyu import read_depth, read_nyu
+from benchmarks.datasets.dense_sets import ADE20K_CLASSES, read_ade20k, read_depth, read_nyu
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.writers import BACKGROUND_DEPTH, FIRST_DEPTH, NEARER
 from benchmarks.task import InputError
@@ -39,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 def test_ade20k_in_its_owners_layout(root: Path) -> None:
     found = read_ade20k(root / "ADEChallengeData2016", "training")
     assert found.ids == ("ADE_a", "ADE_b")
-    assert found.classes == CLASSES
+    assert found.classes == ADE20K_CLASSES
     assert found.annotations[1] == root / "ADEChallengeData2016/annotations/training/ADE_b.png"
     with pytest.raises(InputError, match="has no split train"):
         read_ade20k(root / "ADEChallengeData2016", "train")

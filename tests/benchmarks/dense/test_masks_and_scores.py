@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from benchmarks.datasets.ade20k import CLASSES
+from benchmarks.datasets.dense_sets import ADE20K_CLASSES
 from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, counts_of, masks_of, modes_of, read_masks
 from benchmarks.dense.scores import (
     add_segmentation,
@@ -137,7 +137,7 @@ def test_blocks_are_the_pixels_of_each_patch_and_come_back() -> None:
 
 
 def test_the_numbers_of_each_data_set(tmp_path: Path) -> None:
-    assert len(CLASSES) == 150
+    assert len(ADE20K_CLASSES) == 150
     assert ADE.indices(np.array([0, 1, 3, 255], np.uint8)).tolist() == [255, 0, 2, 255]
     assert FIVE.indices(np.array([0, 4, 255], np.uint8)).tolist() == [0, 4, 255]
     city = MaskFormat.of("cityscapes", labels(tuple(map(str, range(19))), (tmp_path / "aachen_gtFine_labelIds.png",)))

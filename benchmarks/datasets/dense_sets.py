@@ -1,17 +1,21 @@
-"""ADE20K scene parsing (ADEChallengeData2016): images, masks of 150 classes, and what the masks' values mean."""
+"""Sets with a mask or a depth map per image: ADE20K scene parsing (ADEChallengeData2016), and NYU Depth v2.
+
+NYU Depth v2 comes in the layout of BTS: lists of image, depth map and focal length, and depth maps in millimetres.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import folder_contents, read_groups, read_lines, require_files, require_unique
 from benchmarks.task import InputError, Labels
-from results.files import PathList
+from results.files import PathList, open_image
 
 # In the order of the mask values from 1 on, under the names of mmsegmentation; 0 is everything else and is ignored.
-CLASSES = (
+ADE20K_CLASSES = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed ", "windowpane", "grass", "cabinet",
     "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",
     "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field", "armchair", "seat", "fence", "desk",
@@ -29,6 +33,7 @@ CLASSES = (
     "bulletin board", "shower", "radiator", "glass", "clock", "flag",
 )  # fmt: skip
 CLASSES_FILE = "classes.txt"  # of another data set in this layout: one name per line, for the values from 1 on
+MILLIMETRES = 1000.0  # per metre, in NYU's depth maps
 
 
 def read_ade20k(folder: Path, split: str) -> Labels:
@@ -56,9 +61,58 @@ def read_ade20k(folder: Path, split: str) -> Labels:
     files = [f"{id}.png" for id in ids]
     require_files(masks, files, f"images/{split}", "unpack ADEChallengeData2016.zip again")
     own = folder / CLASSES_FILE
-    classes = tuple(read_lines(own)) if own.is_file() else CLASSES
+    classes = tuple(read_lines(own)) if own.is_file() else ADE20K_CLASSES
     if not 0 < len(classes) < 255:
         raise InputError(f"{own} lists {len(classes)} classes, expected 1 to 254; correct the list")
     targets = np.zeros((len(ids), 0), dtype=np.int8)
     return Labels(ids, PathList(images, names), classes, targets, read_groups(folder, ids),
                   tuple(PathList(masks, files)))  # fmt: skip
+
+
+def read_nyu(folder: Path, split: str) -> Labels:
+    """Items of `train` or `test`, sorted by image, with their depth maps as annotations.
+
+    Each line of `nyu_SPLIT.txt` names an image, its depth map and a focal length, which is not used. Paths are relative
+    to the folder, with or without a slash before them.
+
+    Raises:
+        InputError: the list is missing, a line is malformed, or a file does not exist.
+    """
+    file = folder / f"nyu_{split}.txt"
+    if not file.is_file():
+        raise InputError(
+            f"{folder} has no nyu_{split}.txt, only {folder_contents(folder)}; copy the lists of cleinc/bts "
+            "(train_test_inputs/nyudepthv2_*_files_with_gt.txt) there as nyu_train.txt and nyu_test.txt"
+        )
+    pairs: list[tuple[str, str]] = []
+    for number, line in enumerate(read_lines(file), start=1):
+        fields = line.split()
+        if len(fields) != 3 or not all(name.lstrip("/") for name in fields[:2]):
+            raise InputError(f"{file} line {number}: expected an image, a depth map and a focal length, found {line!r}")
+        pairs.append((fields[0].lstrip("/"), fields[1].lstrip("/")))
+    pairs.sort()
+    images, depths = [image for image, _ in pairs], [depth for _, depth in pairs]
+    ids = tuple(str(Path(image).with_suffix("")) for image in images)
+    require_unique(file, ids)
+    remedy = "unpack NYU Depth v2 as BTS prepares it"
+    require_files(folder, images, file.name, remedy)
+    require_files(folder, depths, file.name, remedy)
+    targets = np.zeros((len(ids), 0), dtype=np.int8)
+    return Labels(ids, PathList(folder, images), (), targets, read_groups(folder, ids), tuple(PathList(folder, depths)))
+
+
+def read_depth(file: Path) -> NDArray[np.float32]:
+    """(H, W) metres; 0 where the depth is unknown.
+
+    Raises:
+        InputError: the file is not a 16-bit PNG of one channel.
+    """
+    try:
+        with open_image(file) as image:
+            image.load()
+            mode, values = image.mode, np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{file} cannot be decoded as a depth map ({error}); unpack the data set again") from error
+    if not mode.startswith("I") or values.ndim != 2:
+        raise InputError(f"{file} has {mode} pixels; expected a 16-bit PNG with the depth in millimetres")
+    return (values / MILLIMETRES).astype(np.float32)
