@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from torchvision.transforms import functional as TF
 
 from pretrain import distributed
-from pretrain.augment import WorkerViews, seeded_views, worker_views
-from pretrain.augment_cv2 import normalise_pixels
+from pretrain.augment import WorkerViews, normalise_pixels, seeded_views, worker_views
 from pretrain.augment_tensor import BatchedViews
 from pretrain.data import Files, Pixels, Shards, read_members, read_pixels, read_rgb, require_batch, require_cv2
 from pretrain.mechanism import Batch

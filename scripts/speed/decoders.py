@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.datasets.images import Images
-from pretrain.augment import PilCrops, PilViews
-from pretrain.augment_cv2 import Cv2Views, normalise_pixels
+from pretrain.augment import Cv2Views, PilCrops, PilViews, normalise_pixels
 from pretrain.augment_tensor import BatchedViews
 from pretrain.data import read_pixels, read_rgb
 from pretrain.recipe import Augmentation

@@ -22,7 +22,7 @@ from results.errors import InputError
 
 pytest.importorskip("cv2")
 
-from pretrain import augment_cv2 as fast
+from pretrain import augment as fast
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 V1 = Augmentation(grayscale_first=True, jitter_p=1.0, hue=0.4, blur_p=0.0)
