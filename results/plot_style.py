@@ -104,14 +104,12 @@ class EncoderStyles:
         return self._styles[label]
 
 
-def stacked_panels(
-    heights: Sequence[float], *, width: float = 6.5, extra: float = 0.0, share_x: bool = False
-) -> tuple[Figure, list[Axes]]:
+def stacked_panels(heights: Sequence[float], *, width: float = 6.5, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
     """A figure with one column of panels. Sizes are in inches; `extra` is space for a common label or legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
-    panels = figure.subplots(len(heights), 1, squeeze=False, sharex=share_x, height_ratios=heights)
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
     return figure, list(panels[:, 0])
 
 

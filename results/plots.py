@@ -601,9 +601,9 @@ def in_words(field: str) -> str:
     return SETTINGS.get(field, field.removeprefix("geometry.").replace("_", " "))
 
 
-def _wrapped(label: str, width: int = LABEL_WIDTH) -> str:
+def _wrapped(label: str) -> str:
     """A label on several lines, because the id of a protocol lists every changed number."""
-    return "\n".join(textwrap.wrap(label.replace("+", " +"), width)).replace(" +", "+")
+    return "\n".join(textwrap.wrap(label.replace("+", " +"), LABEL_WIDTH)).replace(" +", "+")
 
 
 # ---- pretraining logs

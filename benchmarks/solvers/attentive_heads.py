@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.solvers.linear_heads import Bank, BatchStatistics, ChannelNorm
+from benchmarks.solvers.linear_heads import MOMENTUM, Bank, BatchStatistics, ChannelNorm
 from pretrain.distributed import sum_with_gradient
 
 NORM_EPS = 1e-6
@@ -266,9 +266,9 @@ class PooledNorm(BatchStatistics):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, features: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.momentum, self.eps = MOMENTUM, eps
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
 

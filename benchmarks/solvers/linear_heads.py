@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 
 LARS_EPS = 1e-8
+MOMENTUM = 0.1  # of the running statistics, as of torch's batch norm
 
 Factor = float | tuple[float, ...]  # of the rates: one for all heads, or one for each
 
@@ -33,9 +34,9 @@ class ChannelNorm(BatchStatistics):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5, groups: int = 1) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, groups: int = 1) -> None:
         super().__init__()
-        self.channels, self.momentum, self.eps, self.groups = channels, momentum, eps, groups
+        self.channels, self.momentum, self.eps, self.groups = channels, MOMENTUM, eps, groups
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 

@@ -122,9 +122,9 @@ def normalised(rows: Array, device: str = "cpu") -> Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def alignment(first: Array, second: Array, device: str = "cpu") -> float:
+def alignment(first: Array, second: Array) -> float:
     """Mean squared distance of the normalised features of two views (Wang and Isola 2020, alpha 2); 0 is perfect."""
-    return float((normalised(first, device) - normalised(second, device)).square().sum(-1).mean())
+    return float((normalised(first) - normalised(second)).square().sum(-1).mean())
 
 
 def uniformity(rows: Array, temperature: float = 2.0, device: str = "cpu") -> float:

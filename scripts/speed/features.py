@@ -47,25 +47,23 @@ def entries() -> Entries:
     return found
 
 
-def measure_extraction(
-    name: str, precision: Precision, *, encoder: Encoder | None = None, images: int = IMAGES, most: int = MOST_ROUNDS
-) -> SpeedEntry:
+def measure_extraction(name: str, precision: Precision) -> SpeedEntry:
     """From files to features on disk and the loop's to features in memory, alternately; ours in parts beside.
 
     The limit is what no overlap can beat where reading and computing share the cores: the fastest reading, and the
     model's products at the measured speed of their shapes, or its fastest pass where a convolution is quicker than the
     product of its shape.
     """
-    encoder = (encoder or load_encoder("random:resnet50")).to("cpu")
+    encoder = load_encoder("random:resnet50").to("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_jpegs(Path(folder), images)
+        paths = write_jpegs(Path(folder), IMAGES)
         network = models.resnet50()
         network.fc = torch.nn.Identity()
         network.load_state_dict(encoder.module.state_dict())
         network.eval()
         plain_loop(network, paths[:BATCH])  # warms up
         seconds: dict[str, list[float]] = {"ours": [], "baseline": [], "reading": [], "model": []}
-        for number in rounds(most, SECONDS):
+        for number in rounds(MOST_ROUNDS, SECONDS):
             taken, ours = timed(partial(stored, encoder, paths, Path(folder, str(number)), precision))
             seconds["ours"].append(taken)
             taken, theirs = timed(partial(plain_loop, network, paths))
@@ -82,16 +80,16 @@ def measure_extraction(
     reading, model = min(seconds["reading"]), min(seconds["model"])
     limit = reading + min(model, products)
     cosine = F.cosine_similarity(torch.from_numpy(np.array(ours)), torch.from_numpy(theirs)).min()
-    rates = {part: images / value for part, value in median.items()}
+    rates = {part: IMAGES / value for part, value in median.items()}
     return entry(
         name,
         ours=median["ours"],
         baseline=median["baseline"],
         described=f"fp32, NCHW, PIL, torchvision transforms, DataLoader with {WORKERS} workers, batch {BATCH}",
         limit_s=limit,
-        limit=f"reading alone at {images / reading:.0f} images/s, then the model's {flops / images / 1e9:.1f} GFLOP "
+        limit=f"reading alone at {IMAGES / reading:.0f} images/s, then the model's {flops / IMAGES / 1e9:.1f} GFLOP "
         f"an image at {flops / min(model, products) / 1e9:.0f} GFLOP/s",
-        note=f"ResNet-50 at its initialisation, {precision}, {images} JPEGs of {WIDTH}x{HEIGHT}: "
+        note=f"ResNet-50 at its initialisation, {precision}, {IMAGES} JPEGs of {WIDTH}x{HEIGHT}: "
         f"{rates['ours']:.1f} images/s against {rates['baseline']:.1f}, {limit / median['ours']:.1%} of the limit; "
         f"the model alone {rates['model']:.1f}; least cosine to the loop's features {cosine:.6f}",
     )
