@@ -237,7 +237,7 @@ class Task(ABC, Generic[ParamsT]):
         """The protocol's `params`, typed.
 
         Raises:
-            InputError: values that cannot be, or that do not go together.
+            InputError: values out of range, or that do not go together.
         """
         try:
             return self.Params.model_validate(protocol.params)  # type: ignore[return-value]  # ClassVars have no TypeVar

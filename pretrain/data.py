@@ -413,6 +413,6 @@ def read_members(stream: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
 
 
 def _holds_image(member: tarfile.TarInfo) -> bool:
-    """Whether a member is an image. A sparse file is none: a few bytes can stand for gigabytes."""
+    """Whether a member is an image. A sparse file is not one: a few bytes can stand for gigabytes."""
     whole = member.isreg() and not member.issparse()
     return whole and is_image(member.name) and not _METADATA.match(member.name)

@@ -39,7 +39,7 @@ Features = NDArray[np.float32]
 # and the device that searches, to (Q,) whether each query is right. All ranks call it together.
 ClassifyRows = Callable[[Tensor, NDArray[np.int64], Features, NDArray[np.int64], torch.device], NDArray[np.bool_]]
 PROBE_LR = 1e-3  # of the online probe's Adam, the same from the first step to the last; this project's own choice
-UNKNOWN = -1  # class of an image that is of none
+UNKNOWN = -1  # target of an image without a class
 MARGIN = 256 / 224  # of the shorter side over the crop, as in the frozen-feature protocols
 
 

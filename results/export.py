@@ -539,8 +539,8 @@ def _refuse_without_date(stored: StoredRecord) -> None:
         datetime.fromisoformat(created).timestamp()
     except (ValueError, OverflowError, OSError):
         raise InputError(
-            f"{stored.path}: its time of writing, {created[:40]!r}, is none; measure it again with --force, or export "
-            "the other records without it"
+            f"{stored.path}: its time of writing, {created[:40]!r}, is not a date; measure it again with --force, or "
+            "export the other records without it"
         ) from None
 
 

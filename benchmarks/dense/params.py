@@ -22,7 +22,7 @@ class HeadParams(Params):
         dropout: fraction of the channels of an image that are zeroed; the heads share the draws.
         warmup: iterations of linear warm-up.
         schedule: poly of power 1, cosine, or one cycle with a cycled first moment, to `iterations`.
-        clip: largest norm of a head's gradient; 0 is none.
+        clip: largest norm of a head's gradient; 0 does not clip.
         batch_size: images.
     """
 

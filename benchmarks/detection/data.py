@@ -96,7 +96,7 @@ def _finite(numbers: Iterable[Any]) -> list[float]:
 
 
 def _numbers(values: list[float]) -> list[float]:
-    """The list. Raises TypeError, ValueError or OverflowError where it is none of finite numbers."""
+    """The list. Raises TypeError, ValueError or OverflowError where it is not one of finite numbers."""
     if not isinstance(values, list) or not all(map(math.isfinite, values)):
         raise ValueError("it is no list of finite numbers")
     return values
@@ -181,7 +181,7 @@ def _usable_mask(mask: Any, scene: ImageDict) -> Any:
         ):
             raise ValueError("its run lengths do not fill the image")
         return rle.frPyObjects(mask, *size)
-    rle.decode(mask)  # raises ValueError or TypeError where packed run lengths are none
+    rle.decode(mask)  # raises ValueError or TypeError where packed run lengths are not valid
     return mask
 
 

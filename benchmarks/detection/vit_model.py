@@ -28,7 +28,7 @@ from benchmarks.training.trials import Trial, quiet, require_same_tensors
 from results.schema import EncoderCard
 
 STRIDE = 16  # pixels of the detector's image from one patch to the next, for every encoder
-RELATIVE = (".rel_pos_h", ".rel_pos_w")  # what the detector's ViT has and the encoder has not
+RELATIVE = (".rel_pos_h", ".rel_pos_w")  # tensors of the detector's ViT that the encoder does not have
 
 
 # ---- the detector

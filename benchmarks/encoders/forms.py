@@ -45,7 +45,7 @@ TORCHVISION_NETWORKS = (
 
 
 def refuse_at_sight(encoders: Sequence[str], facts: Sequence[str] = ()) -> None:
-    """Refuse facts that cannot be, and encoders of which none can be loaded, for what their names alone show.
+    """Refuse wrong facts, and encoders of which none can be loaded, where their names alone show it.
 
     Where one of several can be loaded, the others are reported when their turn comes.
 

@@ -249,7 +249,7 @@ class BankAdamW:
     Args:
         bank: on its device.
         rates, weight_decays: of each head.
-        clip: largest norm of the gradient of a head's parameters together; 0 is none.
+        clip: largest norm of the gradient of a head's parameters together; 0 does not clip.
         spare_norms: weight decay does not apply to a batch norm's scale and shift.
     """
 

@@ -161,7 +161,7 @@ class Classifier(nn.Module):
         """The backbone as a plain vision transformer.
 
         Raises:
-            NotApplicableError: it is none.
+            NotApplicableError: it is not one.
         """
         module: Any = self.backbone.backbone if isinstance(self.backbone, BackboneWithHead) else self.backbone
         if not all(hasattr(module, part) for part in ("blocks", "norm", "num_prefix_tokens", "no_weight_decay")):

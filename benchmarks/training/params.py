@@ -31,8 +31,8 @@ class ViewParams(Params):
             area and aspect and clips them to the image, as BYOL and MAE's linear probe do.
         auto_augment: a policy by timm's name, as `rand-m9-mstd0.5-inc1`, applied after the flip.
         erasing: probability that a rectangle of the normalised view becomes noise (Zhong et al. 2020, per pixel).
-        jitter: strength of brightness, contrast and saturation; 0 is none.
-        lighting: standard deviation of the PCA lighting noise on pixels in [0, 1]; 0 is none.
+        jitter: strength of brightness, contrast and saturation; 0 is off.
+        lighting: standard deviation of the PCA lighting noise on pixels in [0, 1]; 0 is off.
     """
 
     view: Literal["resized_crop", "stored_crop", "clipped_crop"] = "resized_crop"

@@ -32,7 +32,7 @@ from results.schema import Protocol, Record
 from results.store import StoredRecord
 
 Corner = frozenset[str]  # the fields that have B's value
-COLUMN_FIELDS = ("k", "top")  # they decide which columns a protocol has, and change the score of none
+COLUMN_FIELDS = ("k", "top")  # they decide which columns a protocol has, and change no score
 
 
 @dataclass(frozen=True)
