@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from benchmarks.training.labels import check_single_label
 from benchmarks.training.params import Positive
-from results.schema import Geometry, Params, Protocol, Score, Source
+from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,19 +133,12 @@ class FewShotParams(Params):
     """
 
     features: str = "embed"
-    shots: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    shots: Counts = (1, 2, 4, 8, 16)
     draws: int = Field(5, gt=0)
     temperature: Positive = 0.07
     cost: Positive = 10.0
     tolerance: Positive = 1e-5
     max_iterations: int = Field(1000, gt=0)
-
-    @field_validator("shots")
-    @classmethod
-    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) < len(value):
-            raise ValueError(f"{value} must be positive and without repeats")
-        return tuple(sorted(value))
 
     def columns(self) -> tuple[str, ...]:
         """One per classifier and n."""

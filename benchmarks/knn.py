@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from results.schema import Geometry, Params, Protocol, Score, Source
+from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
 log = logging.getLogger("benchmarks")
 
@@ -34,19 +34,12 @@ class KnnParams(Params):
         exclude_self: a query that is itself in the gallery is not its own neighbour.
     """
 
-    k: tuple[int, ...] = Field(min_length=1)
+    k: Counts
     temperature: float = Field(gt=0, allow_inf_nan=False)
     normalise: bool
     features: str
-    top: tuple[int, ...] = Field(min_length=1)
+    top: Counts
     exclude_self: bool
-
-    @field_validator("k", "top")
-    @classmethod
-    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) < len(value):
-            raise ValueError(f"{value} must be positive and without repeats")
-        return tuple(sorted(value))
 
     def columns(self) -> tuple[str, ...]:
         """One per depth and k."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from benchmarks.low_shot_sets import NOT_DRAWN, Draw, check_counts, draw_sets, read_sets, sets_sha256
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
@@ -49,7 +49,7 @@ from benchmarks.svm_common import (
     usable_outputs,
 )
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from results.schema import Geometry, Protocol, Score, Source
+from results.schema import Counts, Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,19 +85,12 @@ class LowShotParams(SvmParams):
 
     unlabelled = frozenset({"index_sha256"})
 
-    k: tuple[int, ...] = Field(min_length=1)
+    k: Counts
     sets: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
     index_sets: Literal["seeded", "files"] = "seeded"
     index_sha256: str | None = Field(None, exclude_if=lambda value: value is None)
     fixed_cost: float = Field(1.0, gt=0)
-
-    @field_validator("k")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) < len(value):
-            raise ValueError(f"{value} must be positive and without repeats")
-        return tuple(sorted(value))
 
     def columns(self) -> tuple[str, ...]:
         """One per selection and k."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from results.errors import InputError, did_you_mean
 
@@ -167,6 +167,16 @@ class Geometry(Frozen):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     border: int = Field(0, ge=0, exclude_if=_is_zero)
     decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled"] = Field("pil", exclude_if=_is_pil)
+
+
+def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:
+    if min(counts) < 1 or len(set(counts)) < len(counts):
+        raise ValueError(f"{counts} must be positive and without repeats")
+    return tuple(sorted(counts))
+
+
+Counts = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_ascending)]
+"""positive whole numbers without repeats, in ascending order; one column each"""
 
 
 class Params(Frozen):
