@@ -111,10 +111,7 @@ def _parse(kind: Any, arguments: Sequence[str], command: str) -> Any:
 def _bench_command(name: str, arguments: Sequence[str]) -> int:
     """One benchmark on every encoder. Of a suite, ENCODER and DATA may stand without their flags."""
     kind = load_task(name)
-    if kind.suite and arguments and not arguments[0].startswith("-"):
-        given = [flag for flag in zip(("--encoder", "--data"), arguments, strict=False) if not flag[1].startswith("-")]
-        arguments = [*(word for flag in given for word in flag), *arguments[len(given) :]]
-    flags, options, task = parse_flags(name, BenchFlags, arguments, kind)
+    flags, options, task = parse_flags(name, BenchFlags, _with_flags(arguments) if kind.suite else arguments, kind)
     if kind.suite and flags.protocol is None:
         return _run(replace(flags, dataset=None), options, _suite_questions(task, flags), summary=True)
     return _run(flags, options, [_question(task, flags)])
@@ -221,15 +218,9 @@ def _frozen(arguments: Sequence[str]) -> int:
     questions = frozen_suite(flags.data, flags.dataset)
     questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
     encoders = _encoders(flags, questions)
+    there, how = _started(flags, options)
     from benchmarks.estimate import plan
-    from benchmarks.evaluate import resolve_device
 
-    if flags.threads is not None:
-        import torch
-
-        torch.set_num_threads(flags.threads)
-    how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
-    there = replace(options, device=resolve_device(options.device))
     for line in plan(encoders, questions, flags.data, there, **how):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -312,20 +303,15 @@ def _dense(arguments: Sequence[str]) -> int:
 def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
     """Measure, or say what would be measured, and report what failed."""
     encoders = _encoders(flags, questions)
-    from benchmarks.evaluate import bench, resolve_device
-
-    if flags.threads is not None:
-        import torch
-
-        torch.set_num_threads(flags.threads)
-    options = replace(options, device=resolve_device(options.device))
-    how: Any = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
+    options, how = _started(flags, options)
     if flags.dry_run:
         from benchmarks.estimate import dry_run
 
         for line in dry_run(encoders, questions, flags.data, options, **how):
             sys.stdout.write(line + "\n")
         return 0
+    from benchmarks.evaluate import bench
+
     attempts, started = [], time.monotonic()
     for attempt in bench(encoders, questions, flags.data, options, **how):
         attempts.append(attempt)
@@ -342,6 +328,18 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
                 skipped = "skipped: " if attempt.status == "skipped" else ""
                 print_error(PROGRAM, InputError(f"{attempt.encoder}: {skipped}{attempt.detail}"))
     return exit_code(attempts)
+
+
+def _started(flags: BenchFlags, options: RunOptions) -> tuple[RunOptions, Any]:
+    """The options with the device that the run has, and the flags that every encoder is loaded and measured with."""
+    from benchmarks.evaluate import resolve_device
+
+    if flags.threads is not None:
+        import torch
+
+        torch.set_num_threads(flags.threads)
+    how = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
+    return replace(options, device=resolve_device(options.device)), how
 
 
 def _encoders(flags: BenchFlags, questions: Sequence[Any]) -> list[str]:

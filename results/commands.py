@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from results.errors import InputError, did_you_mean
 from results.files import write_file
@@ -46,46 +47,6 @@ from results.zoo_page import Page
 SUFFIX: dict[Format, str] = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 NOTHING_CHECKED = 3  # exit code of `lint`
 PUBLISHED_PAGES = ("MoCo v2 page *",)
-
-
-def run(command: object) -> int:
-    """Run the command that the options describe, and return the exit code.
-
-    Raises:
-        InputError: what the user gave cannot be used.
-        OSError: a file cannot be read or written.
-    """
-    match command:
-        case Report():
-            return _report(command)
-        case Correlations():
-            return _correlations(command)
-        case Explain():
-            return _explain(command)
-        case Lint():
-            return _lint(command)
-        case Tables():
-            return _tables(command)
-        case ZooPage():
-            return _published_pages(command) if command.published else _zoo_page(command)
-        case PaperTables():
-            return _paper_tables(command)
-        case PublishedFigures():
-            return _figures(command)
-        case PublishRecords():
-            return _publish(command)
-        case Diff():
-            return _diff(command)
-        case Pictures():
-            return _pictures(command)
-        case Board():
-            return _board(command)
-        case Export():
-            return _export(command)
-        case Verify():
-            return verify_command(command)
-        case _:
-            raise TypeError(f"not the options of a command: {command!r}")
 
 
 def _tables(options: Tables) -> int:
@@ -163,6 +124,8 @@ def _published_pages(options: ZooPage) -> int:
 
 
 def _zoo_page(options: ZooPage) -> int:
+    if options.published:
+        return _published_pages(options)
     from results.zoo_page import measured_page
 
     if not any(options.encoder):
@@ -528,3 +491,20 @@ def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:
     if not root.is_dir():
         raise InputError(f"records folder not found: {root}; run a benchmark first, or name another with --records")
     return read_records(root)
+
+
+_FUNCTIONS: dict[type, Callable[[Any], int]] = {
+    Report: _report, Correlations: _correlations, Explain: _explain, Lint: _lint, Tables: _tables, ZooPage: _zoo_page,
+    PaperTables: _paper_tables, PublishedFigures: _figures, PublishRecords: _publish, Diff: _diff, Pictures: _pictures,
+    Board: _board, Export: _export, Verify: verify_command,
+}  # fmt: skip
+
+
+def run(command: object) -> int:
+    """Run the command that the options describe, and return the exit code.
+
+    Raises:
+        InputError: what the user gave cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    return _FUNCTIONS[type(command)](command)
