@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,12 @@ from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
+if TYPE_CHECKING:
+    from benchmarks.solvers.exact_knn import Neighbours
+
 log = logging.getLogger("benchmarks")
+
+Norms = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
 class KnnParams(Params):
@@ -216,14 +222,15 @@ class Knn(FeatureTask[KnnParams]):
         Raises:
             InputError: see `check`; also features that are missing, of the wrong shape, not finite or zero.
         """
-        from benchmarks.solvers.exact_knn import exact_knn, vote_ranks
+        from benchmarks.solvers.exact_knn import vote_ranks
         from pretrain import distributed
 
         distributed.join(options.device)
         self.check(protocol, train.labels, test.labels)
         params = self.params(protocol)
-        gallery, gallery_norms = _features(train, params.features, "train", options.device)
-        queries, query_norms = _features(test, params.features, "test", options.device)
+        norms, exact_knn = _solvers(options.device)
+        gallery, gallery_norms = _features(train, params.features, "train", norms)
+        queries, query_norms = _features(test, params.features, "test", norms)
         if gallery.shape[1] != queries.shape[1]:
             raise InputError(
                 f"{params.features} has {gallery.shape[1]} columns in the train split and {queries.shape[1]} in the "
@@ -232,10 +239,7 @@ class Knn(FeatureTask[KnnParams]):
         excluded = _own_rows(train.labels, test.labels) if params.exclude_self else np.full(len(queries), -1, np.int64)
 
         began = time.perf_counter()
-        nearest = exact_knn
-        if distributed.joined():  # not in a training loop, whose ranks may not all call this
-            from benchmarks.solvers.sharded_knn import sharded_knn as nearest
-        found = nearest(
+        found = exact_knn(
             gallery,
             queries,
             params.k[-1],
@@ -277,11 +281,20 @@ class Knn(FeatureTask[KnnParams]):
         return outcome
 
 
-def _features(split: Split, name: str, which: str, device: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The (N, D) features of a split and their (N,) L2 norms, once they can be compared."""
-    from benchmarks.solvers.exact_knn import norms
+def _solvers(device: str) -> tuple[Norms, Callable[..., Neighbours]]:
+    """The L2 norms of rows and the search: by this process, or by all ranks together where they run the benchmark."""
+    from benchmarks.solvers.exact_knn import exact_knn, norms
     from pretrain import distributed
 
+    if not distributed.joined():  # also in a training loop, whose ranks may not all call this
+        return norms, exact_knn
+    from benchmarks.solvers.sharded_knn import norms_of_all, sharded_knn
+
+    return partial(norms_of_all, device=device), sharded_knn
+
+
+def _features(split: Split, name: str, which: str, norms: Norms) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The (N, D) features of a split and their (N,) L2 norms, once they can be compared."""
     if name not in split.features:
         raise InputError(
             f"the {which} split has no {name!r} features (it has {', '.join(sorted(split.features)) or 'none'}): "
@@ -292,12 +305,7 @@ def _features(split: Split, name: str, which: str, device: str) -> tuple[NDArray
         raise InputError(
             f"{name} of the {which} split has shape {features.shape} for {len(split.labels)} images: extract it again"
         )
-    if distributed.joined():
-        from benchmarks.solvers.sharded_knn import norms_of_all
-
-        size = norms_of_all(features, device)
-    else:
-        size = norms(features)
+    size = norms(features)
     with np.errstate(over="ignore"):
         as_float32 = size.astype(np.float32)  # the search works in float32, where a row of 1e-40 is zero
     for fault, bad in (
