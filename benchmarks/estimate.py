@@ -147,7 +147,7 @@ def _newly_extracted(run: Run, counted: Counted) -> tuple[dict[str, int], int]:
 
 
 def fitting_seconds(run: Run, width: int, folder: Path, *, try_counted: bool = True) -> float | None:
-    """Seconds of a run once its features are there: of many images from a count of operations, else from short tries.
+    """Seconds of a run on stored features: for many images from a count of operations, else from short tries.
 
     Args:
         width: of the widest output.

@@ -490,7 +490,7 @@ def _is_rank_zero() -> bool:
 
 
 def _write(run: Run, outcome: Outcome, started: float) -> Record:
-    """Write heads and pictures, and the record last: a record that is there is complete."""
+    """Write heads and pictures, and the record last, so that every record on disk is complete."""
     record = _record(run, outcome, None, started)
     if not _is_rank_zero():
         return record.sealed()

@@ -176,7 +176,7 @@ class FewShot(FeatureTask[FewShotParams]):
         return {name: (name, None)}
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """On one's own image folder, leaves out the n that its smallest class does not have."""
+        """On the user's own image folder, leave out every n that exceeds the smallest class."""
         shots, smallest = self.params(protocol).shots, _smallest_class(train)
         if protocol.variant != "imagefolder" or "shots=" in "".join(protocol.overrides) or shots[-1] <= smallest:
             return protocol

@@ -119,7 +119,7 @@ class FineTuneParams(TrainingParams):
         return factor if step < warmup else floor + (1 - floor) * factor
 
     def columns(self) -> tuple[str, ...]:
-        """A grid has the best cell on test besides the chosen one."""
+        """Columns; a grid also has those of the best cell on test."""
         return (*COLUMNS, *ORACLE_COLUMNS) if len(self.grid) > 1 else COLUMNS
 
     def selection(self) -> str:
@@ -357,7 +357,7 @@ class FineTune(ImageTask[FineTuneParams]):
         return protocol.changed(epochs=1, drops=(), batch_size=batch_size, labelled=1.0, heldout=0.0)
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """The protocol, with an id that tells of a data set of another size."""
+        """The protocol, with a label in its id if the data set has another size."""
         return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:

@@ -176,7 +176,7 @@ class Knn(FeatureTask[KnnParams]):
         return {name: (name, None)}
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """On one's own image folder, leaves out the k that exceed the gallery."""
+        """On the user's own image folder, leave out every k that exceeds the gallery."""
         params = self.params(protocol)
         available = self._available(params, train, test)
         if protocol.variant != "imagefolder" or "k=" in "".join(protocol.overrides) or params.k[-1] <= available:

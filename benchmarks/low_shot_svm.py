@@ -221,7 +221,7 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         return protocol.changed(index_sha256=digest.hexdigest())
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """On one's own image folder, leaves out the k that the smallest class does not exceed."""
+        """On the user's own image folder, leave out every k that is not below the size of the smallest class."""
         params = self.params(protocol)
         chosen_by_user = any(label.startswith("k=") for label in protocol.overrides)
         if protocol.benchmark != "imagefolder_low_shot_svm" or chosen_by_user or not len(train):

@@ -267,7 +267,7 @@ class Task(ABC, Generic[ParamsT]):
         return protocol
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """The protocol fitted to data of this size: only for protocols on one's own data, never for published ones.
+        """The protocol adapted to the size of the user's own data; published protocols are never adapted.
 
         What it changes shows in the id, as everything that the user changes.
         """
@@ -288,7 +288,7 @@ class Task(ABC, Generic[ParamsT]):
         """
 
     def default_protocol(self, *, embedded: bool, dataset: str | None = None) -> Protocol:
-        """The protocol when the user names none: that of the data set where it has one, else the benchmark's own.
+        """The protocol to use when the user names none: the data set's if it has one, else the benchmark's default.
 
         Raises:
             InputError: no protocol is for the embedded data.
@@ -307,7 +307,7 @@ class Task(ABC, Generic[ParamsT]):
         return candidates[0]
 
     def cells(self, protocol: Protocol) -> tuple[Protocol, ...]:
-        """The protocols of a grid whose every cell gets a record of its own; none where it is no such grid."""
+        """The protocols of a grid's cells, each of which gets its own record; empty without such a grid."""
         return ()
 
     def summarise(self, protocol: Protocol, cells: Sequence[Record], items: Callable[[int], Items]) -> Outcome:
@@ -325,7 +325,7 @@ class FeatureTask(Task[ParamsT]):
     """A benchmark on stored features. Features are extracted once and shared by every task that reads them."""
 
     def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float | None:
-        """Roughly the floating-point operations of `run` on features of this width; None where nobody has counted."""
+        """Approximate number of floating-point operations of `run` on features of this width; None if unknown."""
         return None
 
     @abstractmethod

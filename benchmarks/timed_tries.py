@@ -39,7 +39,7 @@ HELD_OUT_ROOM = 16  # training images that leave some for a part to be held out
 
 
 def solving_seconds(run: Run, folder: Path) -> float | None:
-    """Seconds that a benchmark on stored features needs once they are there; None where that cannot be tried.
+    """Seconds that a benchmark takes once its features are stored; None where that cannot be tried.
 
     It is run on made-up features of a quarter and of an eighth of the images, at most `MOST_TRIED`, or of more where so
     few are refused or take no time. The two times give the power of the number of images by which the time of all is

@@ -127,7 +127,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _gpu_is_expected() -> bool:
-    """Whether somebody who gets the CPU would wonder."""
+    """Whether this machine seems to have a GPU, so that falling back to the CPU deserves a warning."""
     slurm = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_JOB_GPUS")
     return nvidia_driver() is not None or bool(slurm)
 
@@ -213,7 +213,7 @@ _JOINED: list[torch.device] = []
 
 
 def joined() -> bool:
-    """Whether there are several ranks, and `join` and not somebody's training loop started their group."""
+    """Whether there are several ranks whose group `join` started, and not the caller's own training loop."""
     return bool(_JOINED) and world_size() > 1
 
 
@@ -417,7 +417,7 @@ def everyones_rows(own: Tensor, n: int) -> Tensor:
 
 
 def every_part(own: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
-    """Each rank's rows of n in turn, and the number of the first; only one part at a time is here besides the own one.
+    """Each rank's rows of n in turn, with the number of the first; a rank holds its own part and one other at a time.
 
     Args:
         own: this rank's rows, `own_slice(n)`.

@@ -545,7 +545,7 @@ class Unpickler(_PythonUnpickler):
 
 
 def _require_plain_key(key: Any) -> None:
-    """The hash of nested tuples is computed anew, in a time that a few bytes of file can make endless."""
+    """Refuse other keys: hashing nested tuples can take endless time, for a few bytes of file."""
     parts = key if type(key) is tuple and len(key) <= _CALL_COST else (key,)
     for part in parts:
         number = isinstance(part, int) and abs(part) < 2**64

@@ -108,7 +108,7 @@ def data_kind(record: Record) -> DataKind:
 
 
 def data_kinds(records: Iterable[StoredRecord]) -> list[DataKind]:
-    """The embedded data, the full data sets, then each data set of one's own in the records, by name."""
+    """The kinds of data in the records: embedded, full data sets, then each of the user's own, by name."""
     own = {kind for stored in records if (kind := data_kind(stored.record)).kind == "own"}
     return [EMBEDDED, FULL, *sorted(own, key=lambda kind: (kind.name, kind.fingerprint))]
 
@@ -430,6 +430,6 @@ def grouped(records: Sequence[StoredRecord], failures: Sequence[StoredRecord]) -
 
 
 def _group_key(record: Record) -> tuple[str, ...]:
-    """What one table shares. An edited protocol has another hash and so gets a table of its own."""
+    """What the records of one table share. An edited protocol has another hash, and so its own table."""
     resolved, dataset = record.protocol.resolved, record.dataset
     return resolved.benchmark, dataset.shown_name, resolved.id, dataset.fingerprint, resolved.content_sha256()

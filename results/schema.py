@@ -460,14 +460,14 @@ class DatasetRef(Frozen):
 
     @property
     def own_name(self) -> str:
-        """Name of one's own data: the folder, and the data set whose layout it has."""
+        """Name of the user's own data: the folder, and the data set whose layout it has."""
         if not self.folder:
             return self.id
         return self.folder if self.id == OWN_DATA_ID else f"{self.folder} in the layout of {self.id}"
 
     @property
     def shown_name(self) -> str:
-        """How tables call the data: the data set, or one's own folder with the first digits of its fingerprint."""
+        """Name of the data in tables: the data set, or the user's folder with the first digits of its fingerprint."""
         return f"{self.own_name} ({self.fingerprint[:8]})" if self.own else self.id
 
 

@@ -257,7 +257,7 @@ def read_imagenet_c(folder: Path, split: str) -> Labels:
 
 
 def read_drawings_c(folder: Path, split: str) -> Labels:
-    """Corrupted drawings, as `demo-data` writes them. Train is that of the drawings; sources are the drawings'.
+    """Corrupted drawings, as `demo-data` writes them. The train split and the sources are those of the drawings.
 
     Raises:
         InputError: see `read_imagenet_c`.

@@ -110,7 +110,7 @@ def find_dataset(name: str, root: Path) -> Dataset:
 
 
 def is_image_folder(root: Path) -> bool:
-    """Whether `root` is an image folder of one's own: `train/` and `val/`, each with a folder per class."""
+    """Whether `root` is an image folder of the user: `train/` and `val/`, each with a folder per class."""
     return not is_embedded(root) and all(
         (root / split).is_dir() and any(entry.is_dir() for entry in (root / split).iterdir())
         for split in ("train", "val")

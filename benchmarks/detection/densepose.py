@@ -38,7 +38,7 @@ def require_project() -> None:
 
 
 def fetch_tables() -> None:
-    """Download the project's files of the body's surface into its cache, unless they are there.
+    """Download DensePose's files of the body surface into its cache, unless they are there.
 
     Raises:
         InputError: a file is missing and cannot be downloaded.

@@ -78,7 +78,7 @@ def grid_of(params: VitDetectionParams) -> int:
 
 
 def tokens_of(params: VitDetectionParams, shape: VitShape) -> int:
-    """Tokens besides the patches that the detector's ViT has."""
+    """Number of tokens besides the patches in the detector's ViT."""
     return shape.registers + int(shape.class_token and params.cls == "kept")
 
 
@@ -251,7 +251,7 @@ class LayerScale(nn.Module):
 
 @cache
 def card_vit() -> Any:
-    """The class of the backbone. It takes the arguments of detectron2's ViT and those of its own."""
+    """The backbone's class, which takes the arguments of detectron2's ViT and a few more."""
     from detectron2.modeling.backbone.utils import add_decomposed_rel_pos, window_partition, window_unpartition
     from detectron2.modeling.backbone.vit import Block, ViT
 

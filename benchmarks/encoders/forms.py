@@ -65,7 +65,7 @@ def refuse_at_sight(encoders: Sequence[str], facts: Sequence[str] = ()) -> None:
 
 
 def check_form(encoder: str) -> None:
-    """Raises InputError for a file that is not there, and an architecture that nobody knows."""
+    """Raises InputError for a missing file and for an unknown architecture."""
     kind, _, rest = encoder.partition(":")
     if encoder in NAMES:
         return
@@ -85,7 +85,7 @@ def check_form(encoder: str) -> None:
 
 
 def existing_file(text: str) -> Path:
-    """The path of a file or link that is there."""
+    """The path of an existing file or link."""
     path = Path(text).expanduser()
     if not text or not (path.exists() or path.is_symlink()):
         meant = did_you_mean(text, NAMES)

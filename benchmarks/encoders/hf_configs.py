@@ -27,7 +27,7 @@ _ACTIVATIONS = {"gelu": None, "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gel
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What the files beside the weights say.
+    """What the configuration files next to the weights say.
 
     Attributes:
         family: of the vision transformer, where the model type fixes it.
@@ -66,7 +66,7 @@ def hub_weights(text: str) -> Path:
 
 
 def read_config(weights: Path) -> HubConfig | None:
-    """What the config beside a weight file says; None where there is none of a known model.
+    """What the config next to a weight file says; None without a config, or without a model type in it.
 
     open_clip's own weights are read by open_clip's own config, where both configs are there.
 

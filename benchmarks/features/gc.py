@@ -51,7 +51,7 @@ class StoredFeatures:
 
     @property
     def foreign(self) -> bool:
-        """Whether somebody else put or linked it there. Such a folder is never removed."""
+        """Whether the folder is a link, or not one of the store's. Such a folder is never removed."""
         return _STORE_FOLDER.fullmatch(self.folder.name) is None or self.folder.is_symlink()
 
 

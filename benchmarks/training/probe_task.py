@@ -186,7 +186,7 @@ class ProbeTask(ImageTask[ParamsT]):
         return with_scaled_rates(protocol, self.protocols) if self.scale_lr else protocol
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """On one's own image folder batch and epochs fit its size; elsewhere the id tells of another size."""
+        """On the user's own image folder, batch and epochs fit its size; elsewhere the id names another size."""
         params = self.params(protocol)
         if protocol.variant != "imagefolder":
             return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")

@@ -335,7 +335,7 @@ NAMED = 4  # settings that the sentence names; the table has all
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference between one's own score and a published figure, taken apart.
+    """The difference between a measured score and a published figure, taken apart.
 
     Attributes:
         figure: the published one.
