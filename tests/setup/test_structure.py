@@ -87,3 +87,38 @@ def test_no_two_public_classes_share_a_name() -> None:
 def test_no_test_patches_a_private_constant() -> None:
     patch = re.compile(r"""setattr\(\s*(?:[^"'(),]+,\s*)?["'](?:[\w.]+\.)?_[A-Z][A-Z0-9_]+["']""")
     assert [path for path, text in sources("tests").items() if patch.search(text)] == []
+
+
+TABLES = {  # modules that list benchmarks, data sets, commands or measurements, each in a file of its own
+    "benchmarks.registry", "benchmarks.__main__", "benchmarks.datasets.registry", "results.commands",
+    "scripts.speed.__main__",
+}  # fmt: skip
+MOST_PARTS = 15
+
+
+def imported_by() -> dict[str, set[str]]:
+    """Module -> the modules that import it, at their head or at call time."""
+    files = sources("pretrain", "benchmarks", "results", "scripts")
+    modules = {path[:-3].replace("/", ".").removesuffix(".__init__"): path for path in files}
+    importers: dict[str, set[str]] = {module: set() for module in modules}
+    for module, path in modules.items():
+        package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(files[path])):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                above = ".".join(package.split(".")[: 1 - node.level or None]) if node.level else ""
+                base = ".".join(filter(None, (above, node.module)))
+                names = [base, *(f"{base}.{name}" for name in names)]
+            for name in names:
+                if name in importers and name != module:
+                    importers[name].add(module)
+    return {m: found for m, found in importers.items() if not modules[m].endswith(("__init__.py", "__main__.py"))}
+
+
+@pytest.mark.slow
+def test_few_modules_are_parts_of_a_single_other_one() -> None:
+    importers = imported_by()
+    assert importers["benchmarks.knn"] == {"benchmarks.registry"}
+    assert importers["scripts.speed.svm"] == {"scripts.speed.__main__"}
+    parts = [module for module, found in importers.items() if len(found) == 1 and not found <= TABLES]
+    assert len(parts) <= MOST_PARTS, "\n".join(parts)
