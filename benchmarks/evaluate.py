@@ -353,7 +353,7 @@ def measure(runs: Sequence[Run]) -> list[Record]:
         for each in runs:
             write_record(options.records, _record(each, None, f"{type(error).__name__}: {error}", started), None)
         raise
-    records = [_write(each, outcome, started) for each, outcome in zip(runs, outcomes, strict=True)]
+    records = [write_outcome(each, outcome, started) for each, outcome in zip(runs, outcomes, strict=True)]
     if _is_rank_zero():
         for each in runs:
             shutil.rmtree(each.workdir, ignore_errors=True)
@@ -383,7 +383,7 @@ def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
         stored = read_record(record_path(*where))
         return (stored.outcomes() if isinstance(stored, StoredRecord) else None) or {}
 
-    return _write(run, run.task.summarise(run.protocol, records, items), started)
+    return write_outcome(run, run.task.summarise(run.protocol, records, items), started)
 
 
 def feature_requests(run: Run) -> list[FeatureRequest]:
@@ -489,7 +489,7 @@ def _is_rank_zero() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _write(run: Run, outcome: Outcome, started: float) -> Record:
+def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
     """Write heads and pictures, and the record last, so that every record on disk is complete."""
     record = _record(run, outcome, None, started)
     if not _is_rank_zero():

@@ -325,7 +325,7 @@ class LinearHead:
         weight, bias = self.weight.to(options.device), self.bias.to(options.device)
         blocks = list(_row_blocks(len(features), len(bias)))
         for rows in progress(blocks, "scoring", show=options.progress):
-            x = torch.from_numpy(np.ascontiguousarray(features[rows])).to(options.device)
+            x = torch.tensor(features[rows], device=options.device)  # a copy: the store's arrays are read-only
             yield rows, torch.nn.functional.linear(x, weight, bias).cpu().numpy()
 
 

@@ -208,13 +208,40 @@ def test_fitting_is_reckoned_from_two_sizes(power: int, monkeypatch: pytest.Monk
     data = labels(tmp_path, 200)
     run = run_of(Solver(), Knn().default_protocol(embedded=True), data, tmp_path, "vectors")
     assert solving_seconds(run, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
-    assert sizes == [50, 50, 25]
+    assert sizes == [50, 50, 25, 25]
     assert fitting_seconds(run, 48, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
     monkeypatch.setattr("benchmarks.timed_tries.SHORT_TRY", 1e9)
     assert solving_seconds(run, tmp_path / "tries") == pytest.approx(1.2 * 4**power)
     assert sizes[-1] == 200  # all of them
     few = run_of(Solver(), Knn().default_protocol(embedded=True), data.rows(range(4)), tmp_path, "vectors")
     assert solving_seconds(few, tmp_path / "tries") is None
+
+
+def test_a_picture_of_a_few_images_and_a_pause_of_the_machine_do_not_grow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, pauses = Clock(monkeypatch), iter([0.1, 0.0, 0.0, 0.1])
+
+    class Solver(Knn):
+        def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+            fitting = 0.024 * len(train.labels) + next(pauses)
+            clock.now += fitting + 0.6  # 0.6 s for a picture
+            return Outcome(timing={"fit": fitting})
+
+    run = run_of(Solver(), Knn().default_protocol(embedded=True), labels(tmp_path, 200), tmp_path, "vectors")
+    assert solving_seconds(run, tmp_path / "tries") == pytest.approx(4.8 + 0.6)
+
+    from benchmarks.estimate import _seconds_per_image_read
+
+    class Slow:
+        def __init__(self, paths: object, geometry: object) -> None: ...
+
+        def __getitem__(self, row: int) -> None:
+            clock.now += 60.0 if row == 3 else 0.01
+
+    monkeypatch.setattr("benchmarks.estimate.time", clock)
+    monkeypatch.setattr("benchmarks.datasets.images.Images", Slow)
+    assert _seconds_per_image_read([tmp_path] * 20, run.protocol.geometry) == pytest.approx(0.01)
 
 
 def test_what_a_benchmark_refuses_on_made_up_features_has_no_estimate(tmp_path: Path) -> None:
