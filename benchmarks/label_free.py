@@ -350,9 +350,9 @@ def view_features(
 ) -> torch.Tensor:
     """(images, views, D) float32 on the CPU: features of random views, drawn from the seed, the image and the view."""
     import torch
-    from torch.utils.data import DataLoader
 
     from benchmarks.training.images import TrainingImages, Views, network_input
+    from pretrain.distributed import DataLoader
 
     rows = evenly_spaced(len(labels), params.images)
     images = TrainingImages([labels.paths[int(row)] for row in rows])

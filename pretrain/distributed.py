@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import data
 
 from results.command_line import log_device
 from results.errors import InputError
@@ -29,6 +32,7 @@ from results.errors import InputError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # The oldest driver of each CUDA that torch is built for (NVIDIA, CUDA compatibility, minor version compatibility).
 OLDEST_DRIVERS = {"11": "450.80", "12": "525.60", "13": "580.65"}
@@ -233,10 +237,10 @@ def process_group(name: str) -> Iterator[torch.device]:
         if watch:
             watch.tell(stopped)
         raise
-    except Exception as error:  # not a signal, which all ranks get
+    except Exception as error:
         other = watch.tell(error) if watch else None
         if other is not None:
-            raise InputError(other) from error
+            raise other from error
         raise  # the group is left as it is: to destroy it might wait for ranks that are gone
     else:
         if watch:
@@ -245,76 +249,108 @@ def process_group(name: str) -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
+# What clusters send before they take a machine back. Slurm sends it to the processes of a job, or to some of them only.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_asked_to_stop = threading.Event()
+
+
 class Stopped(SystemExit):
     """A training was told to stop and has saved its state. The exit code is that of a program that SIGTERM ended."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path | None = None) -> None:
         super().__init__(128 + signal.SIGTERM)
         self.where = where
 
     def __str__(self) -> str:
+        if self.where is None:
+            return "told to stop; rank 0 has saved the state"
         return f"told to stop; the state is in {self.where}, and the same command continues from it"
-
-
-def stopped(where: Path) -> Stopped:
-    """What rank 0 raises once its state is in that file; the other ranks wait here, as its end ends them."""
-    if rank() != 0:
-        time.sleep(TIMEOUT.total_seconds())
-    return Stopped(where)
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and SIGUSR1 do not end the process; the function that this yields says whether one has come.
+    """Inside, `STOP_SIGNALS` do not end the process; the function that this yields says whether one has come.
 
-    Clusters send them before they take a machine back. Rank 0 saves and ends, and that ends the other ranks, which must
-    take part in its current step. Handlers that the program has already, and other threads, are left alone.
+    Rank 0 saves after its current step and ends, and that ends the other ranks (see `_Watch`). Until then they go on,
+    because rank 0 cannot finish a step without them; a rank that alone gets the signal tells rank 0. Handlers that the
+    program has already, and other threads, are left alone.
     """
-    came = threading.Event()
 
     def handle(number: int, frame: object) -> None:
-        if not came.is_set():
+        if not _asked_to_stop.is_set():
             log.warning("%s: saving the state after this step", signal.Signals(number).name)
-        came.set()
-        # The signal may have ended the loader's processes, too. That must not raise in the middle of a step.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _asked_to_stop.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield lambda: False
         return
-    caught = [s for s in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(s) is signal.SIG_DFL]
+    _asked_to_stop.clear()
+    caught = [s for s in STOP_SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
     for number in caught:
         signal.signal(number, handle)
     try:
-        yield came.is_set
+        yield _asked_to_stop.is_set
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
 
 
-def until_stopped(batches: Iterable[T], stop: Callable[[], bool]) -> Iterator[T]:
-    """The batches, until a signal has ended the processes that load them."""
-    iterator = iter(batches)
-    while True:
+class DataLoader(data.DataLoader[T_co]):
+    """torch's, whose worker processes `STOP_SIGNALS` do not end.
+
+    A step that has begun needs the batches of every rank: with workers that end at the signal, a rank without a batch
+    would leave the others waiting in a collective.
+
+    Args:
+        worker_init_fn: as in torch.
+    """
+
+    def __init__(self, *args: Any, worker_init_fn: Callable[[int], None] | None = None, **settings: Any) -> None:
+        settings["worker_init_fn"] = partial(_start_worker, worker_init_fn)
+        super().__init__(*args, **settings)
+
+    def __iter__(self) -> Any:
+        if not (self.num_workers and _CAN_WAIT):
+            return super().__iter__()
+        # Blocked while the workers start, which inherit that; this process gets the signal right after.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError:
-            if stop():
-                return
-            raise
-        yield batch
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_CAN_WAIT = hasattr(signal, "sigtimedwait")  # not on macOS, where no cluster sends signals
+
+
+def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
+    if _CAN_WAIT:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=_take_signals, name="signals", daemon=True).start()
+    if init is not None:
+        init(number)
+
+
+def _take_signals() -> None:
+    """Take the blocked signals of a loader worker: only one from the process that started it ends it, or its death."""
+    owner, parent = multiprocessing.parent_process(), os.getppid()
+    while os.getppid() == parent:
+        taken = signal.sigtimedwait(STOP_SIGNALS, 1.0)
+        if taken is not None and owner is not None and taken.si_pid == owner.pid:
+            break
+    os._exit(0)
 
 
 class _Watch(threading.Thread):
-    """Ends this rank with a sentence when another one fails, instead of waiting in a collective until it is killed.
+    """Ends this rank with a sentence when another one ends early, instead of waiting for it until somebody kills both.
 
-    A rank that fails writes why into the store of the process group, and waits until the others have read it. The
-    thread of every other rank looks every second: the main thread may hang in a collective, where no signal reaches it.
+    A rank that fails, or that has saved because it was told to stop, writes why into the store of the process group,
+    and waits until the others have read it. The thread of every other rank looks every second: the main thread may hang
+    in a collective, where no signal reaches it. Through the store rank 0 also learns of a signal that only another rank
+    got.
     """
 
-    KEY, SEEN, SECONDS = "encoder-bench/failed", "encoder-bench/seen", 1.0
+    ENDED, SEEN, ASKED, SECONDS = "encoder-bench/ended", "encoder-bench/seen", "encoder-bench/asked-to-stop", 1.0
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="watch")
@@ -324,37 +360,46 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.closed.wait(self.SECONDS):
-            text = self._failure()
-            if text is not None and not self.closed.is_set():
-                log.error("%s", text)
+            other = self._other()
+            if other is not None and not self.closed.is_set():
+                log.log(logging.WARNING if isinstance(other, Stopped) else logging.ERROR, "%s", other)
                 logging.shutdown()
-                os._exit(2)
+                os._exit(128 + signal.SIGTERM if isinstance(other, Stopped) else 2)
+            self._spread_signal()
 
-    def tell(self, error: BaseException) -> str | None:
-        """Tell the other ranks of this one's failure; if another one failed first, the sentence about that."""
+    def tell(self, error: BaseException) -> InputError | Stopped | None:
+        """Tell the other ranks why this one ends; if another one ended first, what it told."""
         self.close()
-        text = self._failure()
-        if text is None:
+        other = self._other()
+        if other is None:
             with suppress(Exception):
-                self.store.set(self.KEY, f"rank {rank()} stopped: {str(error) or type(error).__name__}")
+                why = f"rank {rank()} stopped: {str(error) or type(error).__name__}"
+                self.store.set(self.ENDED, "" if isinstance(error, Stopped) else why)
                 until = time.monotonic() + 5 * self.SECONDS
                 while self.store.add(self.SEEN, 0) < world_size() - 1 and time.monotonic() < until:
                     time.sleep(self.SECONDS / 10)
-        return text
+        return other
 
     def close(self) -> None:
         self.closed.set()
 
-    def _failure(self) -> str | None:
+    def _other(self) -> InputError | Stopped | None:
         with self.lock:
             try:
-                if not self.store.check([self.KEY]):
+                if not self.store.check([self.ENDED]):
                     return None
-                text = self.store.get(self.KEY).decode()
+                text = self.store.get(self.ENDED).decode()
                 self.store.add(self.SEEN, 1)
             except Exception:  # the store is gone, and with it the rank that could have told
                 return None
-        return f"this rank {rank()} ends, because {text}"
+        return InputError(f"this rank {rank()} ends, because {text}") if text else Stopped()
+
+    def _spread_signal(self) -> None:
+        with self.lock, suppress(Exception):
+            if rank() != 0 and _asked_to_stop.is_set():
+                self.store.set(self.ASKED, "")
+            elif rank() == 0 and self.store.check([self.ASKED]):
+                _asked_to_stop.set()
 
 
 def wrapped(module: nn.Module, **settings: Any) -> DistributedDataParallel:

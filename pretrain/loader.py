@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.transforms import functional as TF
 
 from pretrain import distributed
 from pretrain.augment import WorkerViews, normalise_pixels, seeded_views, worker_views
 from pretrain.augment_tensor import BatchedViews
 from pretrain.data import Files, Pixels, Shards, read_members, read_pixels, read_rgb, require_batch, require_cv2
+from pretrain.distributed import DataLoader
 from pretrain.mechanism import Batch
 from pretrain.recipe import Recipe
 from results.errors import InputError

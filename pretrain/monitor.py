@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import functional as TF
 
 from pretrain import distributed
 from pretrain.data import Files
+from pretrain.distributed import DataLoader
 from pretrain.recipe import Recipe
 from results.files import replacing, write_file
 
@@ -205,7 +206,7 @@ class KnnMonitor:
         """(N, D) float32 of this rank's part of the files, on the device."""
         generator = torch.Generator()  # else the loader draws its workers' seed from the run's
         own = distributed.own_slice(len(files))
-        images = DataLoader(
+        images: DataLoader[Tensor] = DataLoader(
             Subset(_Centre(files, self.recipe.augmentation.crop), range(own.start, own.stop)),
             batch_size=256,
             num_workers=self.workers,

@@ -159,12 +159,7 @@ class PretrainRun:
         while trainer.step < (epoch + 1) * trainer.epoch_steps:
             asked = time.monotonic()
             self.wait.begins()
-            try:
-                batch = next(batches)
-            except RuntimeError:  # the signal has ended the loader's processes
-                if not stop():
-                    raise
-                self._save_and_stop()
+            batch = next(batches)
             self.wait.ends()
             trainer.update(batch)
             if self.probe is not None:
@@ -275,9 +270,6 @@ class PretrainRun:
         return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
 
     def _save_and_stop(self) -> NoReturn:
-        """Rank 0 saves; the others wait for its message, which ends them."""
-        if not self.first:
-            time.sleep(distributed.TIMEOUT.total_seconds())
         self._save()
         stopped = distributed.Stopped(self.out / RESUME)
         log.warning("%s", stopped)

@@ -147,7 +147,7 @@ class SubmittedCommand(Checkpointable):
         log_file = environment.paths.stderr
         for command in self.commands:
             self._tell("running", log_file)
-            self.process = subprocess.Popen(_on_this_node(command, environment))  # noqa: S603 - the user's own command
+            self.process = subprocess.Popen(_on_this_node(command, environment), env=self._environment())  # noqa: S603
             # Popen.wait() would hold its lock when the signal comes, and `checkpoint` could not wait for the end.
             while (code := self.process.poll()) is None:
                 time.sleep(0.2)
@@ -159,6 +159,15 @@ class SubmittedCommand(Checkpointable):
                 raise RuntimeError(f"{shlex.join(command)} ended with exit code {code}")
         self._tell("done", log_file, 0)
         return 0
+
+    def _environment(self) -> dict[str, str]:
+        """Torchrun passes all signals that ask for a stop on to its ranks, and kills them after this time, not 30 s."""
+        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+        torchrun = {"PET_SIGNALS_TO_HANDLE": signals, "PET_SHUTDOWN_TIMEOUT": str(self._time_to_save())}
+        return torchrun | os.environ
+
+    def _time_to_save(self) -> int:
+        return max(1, self.grace_seconds - 20)
 
     def _stop(self, signum: int, frame: Any) -> None:
         self.stopping = True
@@ -193,7 +202,7 @@ class SubmittedCommand(Checkpointable):
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(max(1, self.grace_seconds - 20))
+                self.process.wait(self._time_to_save())
             except subprocess.TimeoutExpired:
                 self.process.kill()
         return DelayedSubmission(SubmittedCommand(self.commands, self.name, self.status, self.grace_seconds))

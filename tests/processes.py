@@ -25,6 +25,14 @@ PRETRAIN = "import sys; from pretrain.__main__ import main; sys.exit(main(sys.ar
 BENCHMARKS = "import sys; from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
+def kill_with_children(number: int, children: int) -> None:
+    """Send a signal to this process and to its children, at least so many, from another process, as a cluster does."""
+    pid = os.getpid()
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    assert len(found) >= children
+    subprocess.run(["sh", "-c", f"kill -{number} {pid} {' '.join(found)}"], check=True)
+
+
 class Program:
     """Python source that runs in a process of its own.
 
@@ -34,6 +42,7 @@ class Program:
 
     Attributes:
         said: what it wrote to stdout and stderr; whole after `wait`.
+        pid: of the process.
     """
 
     def __init__(self, source: str, *arguments: str, **environment: str) -> None:
@@ -43,6 +52,7 @@ class Program:
             target=_run, args=(source, arguments, writer, environment)
         )
         self._process.start()
+        self.pid = self._process.pid
         writer.close()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -59,6 +69,9 @@ class Program:
             raise TimeoutError(f"the program takes more than {timeout:g} s\n{self.said[-4000:]}")
         self._listener.join(10)
         return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 def _run(source: str, arguments: Sequence[str], writer: Connection, environment: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.patches import Layers, maps_of
@@ -27,6 +27,7 @@ from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.probes import module_sha256
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed
+from pretrain.distributed import DataLoader
 
 log = logging.getLogger("benchmarks")
 
@@ -169,7 +170,7 @@ def _train(
         state.save(path)
 
     steps = progress(range(state.steps, params.iterations), "linear heads", show=options.progress)
-    for step, views in zip(steps, distributed.until_stopped(loader, stop), strict=False):
+    for step, views in zip(steps, loader, strict=False):
         with torch.no_grad():
             maps = model.maps(padded_input(encoder, views))
         generator = torch.Generator().manual_seed((options.seed << 32) + step)

@@ -18,13 +18,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from benchmarks.datasets.cityscapes import read_visible_objects
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
-from pretrain.distributed import sent
+from pretrain.distributed import DataLoader, sent
 from results.files import MAX_PIXELS, require_regular
 
 log = logging.getLogger(__name__)

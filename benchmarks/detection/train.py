@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +85,7 @@ class DetectionTrial(Trial):
                 with torch.autocast(device, torch.bfloat16):
                     super().run_step()
 
-        cfg, seed, device, own_rank = self.cfg, self.seed, self.device.type, self.rank
+        cfg, seed, device, own_rank, folder = self.cfg, self.seed, self.device.type, self.rank, self.folder
         model = self.build()
         optimiser = self.optimiser(model)
         wrapped = model
@@ -131,25 +131,18 @@ class DetectionTrial(Trial):
         checkpointer = Checkpoints(wrapped, str(self.folder), trainer=weakref.proxy(trainer))
         first = 0
 
-        def save_and_stop(done: int) -> NoReturn:
-            """After so many iterations; the other ranks wait for the end of rank 0."""
-            if own_rank == 0 and done > first:
-                trainer.iter = done - 1
-                checkpointer.save(f"model_{done - 1:07d}")
-            raise distributed.stopped(self.folder)
-
         class StopOnSignal(hooks.HookBase):
             """After all other hooks. Only rank 0 stops, as the other ranks may be in the next step already."""
 
             def after_step(self) -> None:
                 if stop() and own_rank == 0 and self.trainer.iter + 1 < iterations:
-                    save_and_stop(self.trainer.iter + 1)
+                    checkpointer.save(f"model_{self.trainer.iter:07d}")
+                    raise distributed.Stopped(folder)
 
         def batches() -> Iterator[Any]:
             loader = self._loader(seed=seed, first=first, workers=self.workers)
-            for inputs in distributed.until_stopped(loader, stop):
+            for inputs in loader:
                 yield on_device(inputs, self.device)
-            save_and_stop(trainer.iter)  # the loader is endless, so a signal has ended its processes
 
         periodic = hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEPT_CHECKPOINTS)
         if self.rank == 0:

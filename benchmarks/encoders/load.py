@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
@@ -31,6 +30,7 @@ from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.backbone import write_backbone
+from pretrain.distributed import DataLoader
 from pretrain.resnet import weights_sha256
 from results.schema import Architecture, EncoderCard, Geometry
 

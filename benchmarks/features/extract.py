@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmarks.datasets.images import BadImage, Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import Outputs, Precision
-from pretrain.distributed import full_float32
+from pretrain.distributed import DataLoader, full_float32
 from results.schema import Geometry
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Sampler, Subset
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
@@ -37,6 +37,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
+from pretrain.distributed import DataLoader
 from pretrain.weight_files import read_pickled
 from results.files import open_image, replacing
 
@@ -168,24 +169,17 @@ class Draws(Sampler[int]):
 class TrainingLoader(DataLoader[Any]):
     """Endless batches, on the device already where that is a GPU: it copies them from page-locked memory, and the host
     does not wait.
-
-    Attributes:
-        stop: says whether a signal has asked for the end, which may have ended the loader's processes too.
-        ended: called when they are gone; it raises.
     """
 
     device = torch.device("cpu")
-    stop: Callable[[], bool]
-    ended: Callable[[], NoReturn]
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in distributed.until_stopped(super().__iter__(), self.stop):
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
             if self.device.type == "cuda":
                 batch["inputs"] = [distributed.sent(image, self.device) for image in batch["inputs"]]
                 for sample in batch["data_samples"]:
                     sample.gt_sem_seg.data = distributed.sent(sample.gt_sem_seg.data, self.device)
             yield batch
-        self.ended()
 
 
 def _require_readable(file: Path) -> None:
@@ -308,20 +302,16 @@ class SegmentationTrial(Trial):
                 for _ in bar:  # closes it
                     pass
 
-        def save_and_stop(done: int) -> NoReturn:
-            """After so many iterations; the other ranks wait for the end of rank 0."""
-            if rank == 0 and done > first:
-                runner.save_checkpoint(str(folder), f"iter_{done}.pth", by_epoch=False, meta={"iter": done})
-            raise distributed.stopped(folder)
-
         class StopOnSignal(Hook):
             """After all other hooks. Only rank 0 stops, as the other ranks may be in the next iteration already."""
 
             priority = "LOWEST"
 
             def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-                if stop() and rank == 0 and runner.iter + 1 < params.iterations:
-                    save_and_stop(runner.iter + 1)
+                done = runner.iter + 1
+                if stop() and rank == 0 and done < params.iterations:
+                    runner.save_checkpoint(str(folder), f"iter_{done}.pth", by_epoch=False, meta={"iter": done})
+                    raise distributed.Stopped(folder)
 
         class LossesNowAndThen(RuntimeInfoHook):
             """Does not read the losses of every iteration."""
@@ -330,7 +320,6 @@ class SegmentationTrial(Trial):
                 if self.every_n_train_iters(runner, LOG_EVERY):
                     super().after_train_iter(runner, *args, **kwargs)
 
-        self.train_loader.stop, self.train_loader.ended = stop, lambda: save_and_stop(runner.iter)
         wrapper, schedule = self.optimisation()
         # By default mmengine's wrapper names a GPU.
         wrap = {"model_wrapper_cfg": {"broadcast_buffers": False, "device_ids": None}}

@@ -348,12 +348,7 @@ class FineTuning:
 
     def _train(self, description: str, show: bool, stop: Callable[[], bool]) -> FineTuneState:
         loader = batch_loader(self.train_views, self.sampler, self.workers, self.device)
-        shown = progress(
-            distributed.until_stopped(loader, stop),
-            description,
-            total=len(self.sampler),
-            show=show and distributed.rank() == 0,
-        )
+        shown = progress(loader, description, total=len(self.sampler), show=show and distributed.rank() == 0)
         loss_sum, seen, started = torch.zeros((), device=self.device), self.state.images_seen, time.perf_counter()
         if self.state.loss_sum is not None:
             loss_sum += self.state.loss_sum.to(self.device)
@@ -378,12 +373,12 @@ class FineTuning:
             loss_sum, seen, started = torch.zeros((), device=self.device), 0, time.perf_counter()
             if stop() and distributed.rank() == 0:
                 break
-        if step + 1 < self.sampler.last_step:
-            if self.state.steps <= step and distributed.rank() == 0:
+        if step + 1 < self.sampler.last_step:  # on rank 0
+            if self.state.steps <= step:
                 self.state.add_time("train", started)
                 self.state.loss_sum, self.state.images_seen = loss_sum.cpu(), seen
                 self._save(step)
-            raise distributed.stopped(self.path)
+            raise distributed.Stopped(self.path)
         return self.state
 
     def _step(self, images: Tensor, lighting: Tensor, targets: Tensor, step: int, length: int) -> Tensor:

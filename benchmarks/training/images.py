@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import functional as F
 
 from benchmarks.datasets.images import apply_geometry, decode
@@ -29,6 +29,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import InputError
 from benchmarks.training.params import ViewParams
 from pretrain import distributed
+from pretrain.distributed import DataLoader
 from results.schema import Geometry
 
 # The eigenvalues and eigenvectors of ImageNet's RGB pixels in [0, 1], as fb.resnet.torch published them; the noise

@@ -431,12 +431,7 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
 def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop: Callable[[], bool]) -> None:
     sampler = images.batches(min(probe.state.steps for probe in probes))
     loader = batch_loader(images.views, sampler, images.workers, images.frozen.device)
-    shown = progress(
-        distributed.until_stopped(loader, stop),
-        "linear heads",
-        total=len(sampler),
-        show=show and distributed.rank() == 0,
-    )
+    shown = progress(loader, "linear heads", total=len(sampler), show=show and distributed.rank() == 0)
     started = waiting = time.perf_counter()
     step = sampler.first_step - 1
     for step, (pixels, lighting, targets) in enumerate(shown, start=sampler.first_step):
@@ -467,9 +462,9 @@ def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop
         if stop() and distributed.rank() == 0:
             break
         waiting = time.perf_counter()
-    if step + 1 < images.total_steps:
+    if step + 1 < images.total_steps:  # on rank 0
         for probe in probes:
-            if probe.state.steps <= step and distributed.rank() == 0:
+            if probe.state.steps <= step:
                 probe.state.add_time("train", started)
                 probe.save(step)
-        raise distributed.stopped(probes[0].path)
+        raise distributed.Stopped(probes[0].path)

@@ -144,26 +144,29 @@ def test_bfloat16_is_close_to_float32(data: tuple[Labels, Labels], tmp_path: Pat
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
+from tests.processes import kill_with_children
 from tests.reference.finetune_plain import TinyNet, tiny_encoder
 from tests.reference.linear_tiny import tiny_labels
 from benchmarks.finetune import FineTuneImageNet
 from benchmarks.task import RunOptions
+from benchmarks.training.images import TrainingImages
 from results.schema import Protocol
 
+TrainingImages.__init__.__defaults__ = (-1,)  # none is kept in memory, so that there are loader processes
 count, forward = 0, TinyNet.forward
 def killing(self, x):
     global count
     count += self.training
     if count == 5:  # within the second epoch
-        os.kill(os.getpid(), int(sys.argv[2]))
+        kill_with_children(int(sys.argv[2]), children=2)
     return forward(self, x)
 TinyNet.forward = killing
 folder = Path(sys.argv[1])
 data = tiny_labels(folder / "data", "train", 8, seed=0), tiny_labels(folder / "data", "val", 5, seed=1)
 protocol = Protocol.model_validate_json((folder / "protocol.json").read_text())
-options = RunOptions(device="cpu", workers=0, seed=3, progress=False)
+options = RunOptions(device="cpu", workers=2, seed=3, progress=False)
 FineTuneImageNet().run(protocol, tiny_encoder(), *data, folder / "state", options)
 """
 

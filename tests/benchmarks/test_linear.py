@@ -263,23 +263,28 @@ def test_a_finished_run_is_not_trained_again(data: tuple[Labels, Labels], tmp_pa
 
 
 KILLED = """
-import os, signal, sys
+import sys
+from dataclasses import replace
 from pathlib import Path
+from tests.processes import kill_with_children
 from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 from benchmarks.linear import AvgPoolLinear
+from benchmarks.training.images import TrainingImages
 from tests.reference.linear_probes import OPTIONS
 from results.schema import Protocol
+
+TrainingImages.__init__.__defaults__ = (-1,)  # none is kept in memory, so that there are loader processes
 
 class Killed(TinyEncoder):
     def outputs(self, images, names):
         if self.passes == 8:  # after the first epoch and before the last
-            os.kill(os.getpid(), int(sys.argv[2]))
+            kill_with_children(int(sys.argv[2]), children=2)
         return super().outputs(images, names)
 
 folder = Path(sys.argv[1])
 data = tiny_labels(folder / "data", "train", 8, seed=0), tiny_labels(folder / "data", "val", 5, seed=1)
 protocol = Protocol.model_validate_json((folder / "protocol.json").read_text())
-AvgPoolLinear().run(protocol, Killed(), *data, folder / "state", OPTIONS)
+AvgPoolLinear().run(protocol, Killed(), *data, folder / "state", replace(OPTIONS, workers=2))
 """
 
 

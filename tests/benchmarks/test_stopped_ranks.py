@@ -40,13 +40,14 @@ from results.schema import Protocol
 from tests.benchmarks.test_stopped_ranks import CASES, OPTIONS
 from tests.reference.linear_tiny import tiny_labels
 folder, name, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-stopping = distributed.until_stopped
-def until_stopped(batches, stop):
-    for step, batch in enumerate(stopping(batches, stop)):
+batches = distributed.DataLoader.__iter__
+def signalled(self):
+    distributed.DataLoader.__iter__ = batches
+    for step, batch in enumerate(batches(self)):
         if step == last:
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
-distributed.until_stopped = until_stopped
+distributed.DataLoader.__iter__ = signalled
 data = tiny_labels(folder / "data", "train", 8, seed=0), tiny_labels(folder / "data", "val", 5, seed=1)
 task, _, encoder, _ = CASES[name]
 protocol = Protocol.model_validate_json((folder / "protocol.json").read_text())

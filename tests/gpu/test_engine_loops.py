@@ -13,9 +13,9 @@ import pytest
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import RunOptions
-from pretrain import distributed
 from tests.benchmarks.detection.test_detection_task import small_heads, tiny
 from tests.benchmarks.segmentation.test_segmentation_task import protocol
+from tests.gpu.tiny import hook_batches
 from tests.layouts.coco import write_coco
 from tests.layouts.voc12aug import write_voc12aug
 from tests.simulated_cuda import Gpu, simulated_cuda
@@ -35,7 +35,7 @@ class Counted:
         self.gpu, self.steps = gpu, 0
         self.waits: Counter[tuple[str, str]] = Counter()
 
-    def __call__(self, batches: Iterable[Any], *_: Any) -> Iterator[Any]:
+    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         for step, batch in enumerate(batches, start=1):
             before = Counter(self.gpu.owners)
             yield batch
@@ -65,7 +65,7 @@ def test_detectron2_waits_only_where_its_own_code_does(
     scenes = read_scenes(train, params.task), read_scenes(test, params.task)
     with simulated_cuda() as gpu:
         counted = Counted(gpu)
-        monkeypatch.setattr(distributed, "until_stopped", counted)
+        hook_batches(monkeypatch, counted)
         (tmp_path / "trial").mkdir()
         trial = DetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, tmp_path / "trial", OPTIONS)
         model = trial.train(progress=False)
@@ -90,7 +90,7 @@ def test_mmengine_waits_only_where_its_own_code_does(
     spec = find_dataset("voc12aug", tmp_path)
     with simulated_cuda() as gpu:
         counted = Counted(gpu)
-        monkeypatch.setattr(distributed, "until_stopped", counted)
+        hook_batches(monkeypatch, counted)
         data = spec.read("train_aug"), spec.read("val")
         trial = SegmentationTrial(params, load_encoder(ENCODER), *data, 0, tmp_path / "trial", OPTIONS)
         model = trial.train(progress=False)

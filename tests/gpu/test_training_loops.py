@@ -23,10 +23,9 @@ from benchmarks.linear import AvgPoolLinear, MultiheadLinear
 from benchmarks.registry import find_protocol
 from benchmarks.task import Labels, RunOptions
 from benchmarks.training.params import TrainingParams
-from pretrain import distributed
 from results.schema import Architecture, EncoderCard, Geometry, Protocol, Source
 from tests.gpu.conftest import AnyGpu
-from tests.gpu.tiny import network
+from tests.gpu.tiny import hook_batches, network
 from tests.reference.finetune_plain import tiny_encoder
 from tests.reference.linear_probes import MAPS, ONE
 from tests.reference.linear_tiny import tiny_labels
@@ -81,7 +80,7 @@ class Guard:
     def __init__(self, gpu: AnyGpu, steps: int) -> None:
         self.gpu, self.steps, self.guarded = gpu, steps, 0
 
-    def __call__(self, batches: Iterable[Any], *_: Any) -> Iterator[Any]:
+    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         for step, batch in enumerate(batches, start=1):
             inside = 1 < step < self.steps  # the first makes the state, and after the last one it is evaluated
             self.guarded += inside
@@ -107,7 +106,7 @@ def test_a_step_does_not_wait(
         source=Source(repository="test"),
     )  # fmt: skip
     guard = Guard(gpu, steps=(24 - round(24 * params.heldout)) // 4)
-    monkeypatch.setattr(distributed, "until_stopped", guard)
+    hook_batches(monkeypatch, guard)
     task.run(protocol, encoder(), *labels, tmp_path, OPTIONS)
     assert guard.guarded == guard.steps - 2
 
@@ -121,7 +120,7 @@ def test_a_step_of_a_dense_head_does_not_wait(
         iterations=5, evaluate_every=5, batch_size=2, warmup=1, crop=32 if task.name == "seg-linear" else (32, 32)
     )
     guard = Guard(gpu, steps=5)
-    monkeypatch.setattr(distributed, "until_stopped", guard)
+    hook_batches(monkeypatch, guard)
     from benchmarks.datasets.registry import find_dataset
 
     data = find_dataset(protocol.dataset, small_data)

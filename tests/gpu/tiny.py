@@ -1,12 +1,17 @@
-"""A network of a few hundred weights with every output that a benchmark reads."""
+"""A network of a few hundred weights with every output that a benchmark reads, and a hook into a training's batches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
+from pretrain.distributed import DataLoader
 
 
 class Network(nn.Module):
@@ -28,3 +33,14 @@ class Network(nn.Module):
 def network() -> Encoder:
     """The network as an encoder."""
     return load_encoder(Network())
+
+
+def hook_batches(monkeypatch: pytest.MonkeyPatch, hook: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+    """The first loader that is iterated, that of the training, yields its batches through the hook."""
+    original = DataLoader.__iter__
+
+    def hooked(self: DataLoader[Any]) -> Iterator[Any]:
+        monkeypatch.setattr(DataLoader, "__iter__", original)
+        return hook(original(self))
+
+    monkeypatch.setattr(DataLoader, "__iter__", hooked)

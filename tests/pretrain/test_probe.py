@@ -64,7 +64,7 @@ def test_a_resumed_run_has_the_probe_of_an_uninterrupted_one(
 ) -> None:
     flags = [*MONITOR, "--monitor", str(labelled)]
     assert run(labelled, tmp_path / "whole", *flags) == 0
-    update, loaders = Trainer.update, signal.getsignal(signal.SIGCHLD)
+    update = Trainer.update
 
     def signalled(self: Trainer, batch) -> None:  # type: ignore[no-untyped-def]
         update(self, batch)
@@ -75,7 +75,6 @@ def test_a_resumed_run_has_the_probe_of_an_uninterrupted_one(
         patch.setattr(Trainer, "update", signalled)
         with pytest.raises(SystemExit):
             run(labelled, tmp_path / "cut", *flags)
-    signal.signal(signal.SIGCHLD, loaders)
     half = (load_resume(tmp_path / "cut" / "resume.pt") or {})["probe"]
     assert half["sums"][1] == 16  # the views of the step that the epoch has seen
     assert run(labelled, tmp_path / "cut", *flags) == 0
@@ -94,7 +93,7 @@ def test_a_resumed_run_has_the_probe_of_an_uninterrupted_one(
 def test_a_probe_joins_a_run_that_began_without_one(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    update, loaders = Trainer.update, signal.getsignal(signal.SIGCHLD)
+    update = Trainer.update
 
     def signalled(self: Trainer, batch) -> None:  # type: ignore[no-untyped-def]
         update(self, batch)
@@ -104,7 +103,6 @@ def test_a_probe_joins_a_run_that_began_without_one(
         patch.setattr(Trainer, "update", signalled)
         with pytest.raises(SystemExit):
             run(labelled, tmp_path / "out", "--epochs", "2")
-    signal.signal(signal.SIGCHLD, loaders)
     assert run(labelled, tmp_path / "out", "--epochs", "2", "--monitor", str(labelled)) == 0
     assert "a new one starts at step 1" in caplog.text
     assert rows_of(tmp_path / "out")[1]["online_probe"]

@@ -65,6 +65,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
         "import pathlib, sys, time, os\n"
         "p = pathlib.Path(sys.argv[1])\n"
         "n = len(p.read_text().split()) if p.exists() else 0\n"
+        "assert 'SIGUSR2' in os.environ['PET_SIGNALS_TO_HANDLE'] and os.environ['PET_SHUTDOWN_TIMEOUT'] == '100'\n"
         "open(p, 'a').write(f'{os.getppid()} ')\n"
         "if n == 0: time.sleep(300)\n"
     )

@@ -158,22 +158,20 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(voc: tuple[Labels, Lab
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(voc: tuple[Labels, Labels], tmp_path: Path) -> None:
-    """After an iteration, and where the signal ended the loader's processes; nothing else is saved in between."""
+    """After the iteration in which a signal came, again and again; nothing else is saved in between."""
     rare = {"checkpoint_every": 100}
     whole = trial(voc, tmp_path / "whole", **rare).train(progress=False).state_dict()
     folder = tmp_path / "stopped"
-    for stop_at, loader_ends, saved in ((3, False, 3), (2, True, 4)):
+    for number, stop_at, saved in ((signal.SIGTERM, 3, 3), (signal.SIGUSR1, 2, 5)):
         stopped = trial(voc, folder, **rare)
         calls = 0
 
         def collate(items: Any, original: Any = stopped.train_loader.collate_fn, at: int = stop_at,
-                    ends: bool = loader_ends) -> Any:  # fmt: skip
+                    sent: int = number) -> Any:  # fmt: skip
             nonlocal calls
             calls += 1
             if calls == at:
-                os.kill(os.getpid(), signal.SIGUSR1 if ends else signal.SIGTERM)
-                if ends:
-                    raise RuntimeError("DataLoader worker exited unexpectedly")
+                os.kill(os.getpid(), sent)
             return original(items)
 
         stopped.train_loader.collate_fn = collate
@@ -183,7 +181,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(voc: tuple[Labe
         assert (folder / f"iter_{saved}.pth").is_file()
     again = trial(voc, folder, **rare).train(progress=False).state_dict()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
-    assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_4.pth", "iter_6.pth"]
+    assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_5.pth", "iter_6.pth"]
 
 
 class Runs:
