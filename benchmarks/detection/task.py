@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,8 +25,6 @@ from results.schema import Protocol
 if TYPE_CHECKING:
     from benchmarks.detection.data import ImageDict
     from benchmarks.encoders.encoder import Encoder
-
-    StartTrial = Callable[[tuple[list[ImageDict], list[ImageDict]], int, Path], Trial]
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,8 @@ class Detection(ImageTask[DetectionParams]):
         if params.task == "densepose":
             densepose.fetch_tables()
 
-        def read(labels: Labels) -> list[ImageDict]:
-            return read_scenes(labels, params.task, inclusive=params.inclusive_boxes)
-
-        def start(scenes: tuple[list[ImageDict], list[ImageDict]], seed: int, folder: Path) -> Trial:
-            return DetectionTrial(params, encoder, *scenes, test, seed, folder, options)
-
-        return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
+        read = partial(read_scenes, task=params.task, inclusive=params.inclusive_boxes)
+        return run_on_scenes(read, DetectionTrial, params, protocol, encoder, train, test, workdir, options)
 
 
 @dataclass(frozen=True)
@@ -178,13 +172,8 @@ class VitDetection(ImageTask[VitDetectionParams]):
         params = self.params(protocol)
         require_same_classes(protocol, train, test)
 
-        def read(labels: Labels) -> list[ImageDict]:
-            return read_scenes(labels, "coco")
-
-        def start(scenes: tuple[list[ImageDict], list[ImageDict]], seed: int, folder: Path) -> Trial:
-            return VitDetectionTrial(params, encoder, *scenes, test, seed, folder, options)
-
-        return run_on_scenes(protocol, encoder, train, test, workdir, options, params.trials, read, start)
+        read = partial(read_scenes, task="coco")
+        return run_on_scenes(read, VitDetectionTrial, params, protocol, encoder, train, test, workdir, options)
 
 
 _ALL: tuple[type[Detection | VitDetection], ...] = (
@@ -200,28 +189,21 @@ def require_same_classes(protocol: Protocol, train: Labels, test: Labels) -> Non
 
 
 def run_on_scenes(
-    protocol: Protocol,
-    encoder: Encoder,
-    train: Labels,
-    test: Labels,
-    workdir: Path,
-    options: RunOptions,
-    trials: int,
-    read: Callable[[Labels], list[ImageDict]],
-    start: StartTrial,
-) -> Outcome:
-    """Read the scenes of both splits and run the trials on them.
-
-    Args:
-        read: reads the scenes of a split.
-        start: makes the trial of a seed, from the scenes of train and test, in a folder.
-    """
+    read: Callable[[Labels], list[ImageDict]], kind: Callable[..., Trial],
+    params: DetectionParams | VitDetectionParams, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels,
+    workdir: Path, options: RunOptions,
+) -> Outcome:  # fmt: skip
+    """Read the scenes of both splits and run the protocol's trials on them, which are of one `kind`."""
     started = time.monotonic()
     scenes = read(train), read(test)
     reading = time.monotonic() - started
+
+    def start(seed: int, folder: Path) -> Trial:
+        return kind(params, encoder, *scenes, test, seed, folder, options)
+
     outcome = run_trials(
-        protocol, encoder, train, test, workdir, options, trials=trials,
-        start=lambda seed, folder: start(scenes, seed, folder), sheet=DetectionSheet(test.classes),
+        protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
+        sheet=DetectionSheet(test.classes),
     )  # fmt: skip
     outcome.timing["read"] = reading
     return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -61,13 +62,7 @@ class Segmentation(ImageTask[SegmentationParams]):
         model_config(params, encoder.card, synchronised=False)  # raises before anything is written
         from benchmarks.segmentation.train import SegmentationTrial
 
-        def start(seed: int, folder: Path) -> Trial:
-            return SegmentationTrial(params, encoder, train, test, seed, folder, options)
-
-        return run_trials(
-            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-            sheet=SegmentationSheet(train.classes, test),
-        )  # fmt: skip
+        return run_each_trial(SegmentationTrial, params, protocol, encoder, train, test, workdir, options)
 
 
 @dataclass(frozen=True)
@@ -129,13 +124,7 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
         require_classes(protocol, train, params.classes)
         from benchmarks.segmentation.vit_model import VitSegmentationTrial
 
-        def start(seed: int, folder: Path) -> Trial:
-            return VitSegmentationTrial(params, encoder, train, test, seed, folder, options)
-
-        return run_trials(
-            protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-            sheet=SegmentationSheet(train.classes, test),
-        )  # fmt: skip
+        return run_each_trial(VitSegmentationTrial, params, protocol, encoder, train, test, workdir, options)
 
 
 _ALL: tuple[type[Segmentation | VitSegmentation], ...] = (VocSegmentation, CityscapesSegmentation, VitSegmentation)
@@ -150,6 +139,21 @@ def require_classes(protocol: Protocol, train: Labels, classes: int) -> None:
             f"{protocol.dataset} has {len(train.classes)} classes{background}, but {protocol.id} is for "
             f"{classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
         )
+
+
+def run_each_trial(
+    kind: Callable[..., Trial], params: SegmentationParams | VitSegmentationParams, protocol: Protocol,
+    encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions,
+) -> Outcome:  # fmt: skip
+    """Run the protocol's trials, which are of one `kind`, and draw some of their predictions."""
+
+    def start(seed: int, folder: Path) -> Trial:
+        return kind(params, encoder, train, test, seed, folder, options)
+
+    return run_trials(
+        protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
+        sheet=SegmentationSheet(train.classes, test),
+    )  # fmt: skip
 
 
 class SegmentationSheet(Sheet):
