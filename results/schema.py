@@ -158,7 +158,8 @@ class Geometry(Frozen):
 
     `decoder` is what reads JPEG files; anything else than Pillow is a marked variant of a protocol. `pil-draft` lets
     Pillow decode at a half, a quarter or an eighth of the size where that is no smaller than `resize`; `simplejpeg` is
-    libjpeg-turbo at full size, and `simplejpeg-scaled` at the nearest larger eighth.
+    libjpeg-turbo at full size, and `simplejpeg-scaled` at the nearest larger eighth; `nvjpeg` decodes, resizes and
+    crops on a CUDA device.
     """
 
     mode: Literal["shorter", "warp"]
@@ -166,7 +167,7 @@ class Geometry(Frozen):
     crop: int = Field(ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     border: int = Field(0, ge=0, exclude_if=_is_zero)
-    decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled"] = Field("pil", exclude_if=_is_pil)
+    decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled", "nvjpeg"] = Field("pil", exclude_if=_is_pil)
 
 
 def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -78,6 +78,9 @@ class Claimed(Tensor):
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         return _move(Tensor.to, (self, *args), kwargs)  # type: ignore[no-any-return]
+
+    def record_stream(self, stream: Any) -> None:
+        assert isinstance(stream, ClaimedStream)
 
     def tolist(self) -> Any:
         _ACTIVE[-1].wait("tolist")
@@ -345,6 +348,19 @@ class ClaimedEvent:
         return 0.0
 
 
+class ClaimedStream:
+    """A stream whose operations are done when they are given."""
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def record_event(self) -> ClaimedEvent:
+        return ClaimedEvent()
+
+    def wait_event(self, event: ClaimedEvent) -> None:
+        assert isinstance(event, ClaimedEvent)
+
+
 def _move(func: Any, args: Any, kwargs: Any) -> Any:
     gpu, kwargs = _ACTIVE[-1], dict(kwargs)
     tensor, rest = args[0], list(args[1:])
@@ -395,6 +411,9 @@ def simulated_cuda() -> Iterator[Gpu]:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "Event": ClaimedEvent,
+        "Stream": ClaimedStream,
+        "stream": nullcontext,
+        "current_stream": ClaimedStream,
         "synchronize": lambda device=None: None,
         "get_device_name": lambda device=None: "Simulated",
         "get_device_capability": lambda device=None: (8, 0),

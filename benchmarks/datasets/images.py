@@ -30,8 +30,8 @@ from results.schema import Geometry
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # What Pillow's decoders raise for damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
 class BadImage(InputError):  # noqa: N818 - the image is bad, not the program
@@ -52,8 +52,8 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
 
     Args:
         path: a file, or an image in a batch file as `data_batch_1#17` of CIFAR-10.
-        geometry: names the decoder of JPEG files, and the size that a scaled one may decode to. Without it, Pillow
-            decodes at full size.
+        geometry: names the decoder of JPEG files, and the size that a scaled one may decode to. Without it, and with
+            nvjpeg, which decodes batches (see `benchmarks.datasets.nvjpeg`), Pillow decodes at full size.
 
     Raises:
         BadImage: the file is missing, damaged or not an image, or has 32-bit pixels, whose range is unknown.
@@ -66,14 +66,18 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
             raise BadImage(str(error)) from error
     try:
         with open_image(path) as image:
-            if geometry is not None and geometry.decoder != "pil" and image.format == "JPEG" and image.mode == "RGB":
+            if geometry is not None and geometry.decoder not in ("pil", "nvjpeg") and _is_rgb_jpeg(image):
                 return _jpeg(path, image, geometry)
             image.load()
         return _rgb(path, image)
     except FileNotFoundError as error:
         raise BadImage(f"{path} does not exist; restore it or leave it out of the lists") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise BadImage(f"{path} cannot be decoded as an image ({_fault(path, error)}); replace or remove it") from error
+
+
+def _is_rgb_jpeg(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.mode == "RGB"
 
 
 def _jpeg(path: Path, image: Image.Image, geometry: Geometry) -> Image.Image:
@@ -132,7 +136,7 @@ def _fault(path: Path, error: BaseException) -> str:
 
 def apply_geometry(image: Image.Image, geometry: Geometry) -> Image.Image:
     """The image at `geometry.crop` squared, with torchvision's rounding and Pillow's antialiased resampling."""
-    interpolation = _INTERPOLATION[geometry.interpolation]
+    interpolation = INTERPOLATION[geometry.interpolation]
     if geometry.border:
         edge = min(geometry.border, (min(image.size) - 1) // 2)  # something must be left
         image = image.crop((edge, edge, image.width - edge, image.height - edge))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 
+from benchmarks.datasets import nvjpeg
 from benchmarks.datasets.images import BadImage, Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import Outputs, Precision
-from pretrain.distributed import DataLoader, full_float32
+from pretrain.distributed import DataLoader, full_float32, sent
 from results.schema import Geometry
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class ImageBatch(NamedTuple):
         start, stop: the rows.
         readable: the rows whose image could be read.
         images: (len(readable), 3, crop, crop) uint8, RGB.
-        unreadable: the other rows, with the reason.
+        unreadable: the rows whose image could not be read, with the reason.
+        encoded: the bytes of further rows, which the device is to decode, joined.
+        encoded_sizes: bytes and pixels of each of these rows.
     """
 
     start: int
@@ -49,27 +52,42 @@ class ImageBatch(NamedTuple):
     readable: list[int]
     images: Tensor
     unreadable: dict[int, str]
+    encoded: Tensor
+    encoded_sizes: dict[int, tuple[int, int]]
 
 
 class Reader(Dataset[ImageBatch]):
-    """Reads ranges of rows. An unreadable image is reported in the batch, or with `strict` raised at once."""
+    """Reads ranges of rows. An unreadable image is reported in the batch, or with `strict` raised at once.
+
+    With the decoder nvjpeg most images are left to `decode_batch`.
+    """
 
     def __init__(self, paths: Sequence[Path], geometry: Geometry, *, strict: bool = False) -> None:
-        self.images, self.strict, self.crop = Images(paths, geometry), strict, geometry.crop
+        self.images, self.strict, self.geometry = Images(paths, geometry), strict, geometry
+        self.crop, self.on_device = geometry.crop, geometry.decoder == nvjpeg.NAME
 
     def read(self, rows: Sequence[int], map_rows: Map = map) -> ImageBatch:
         """Read consecutive rows; `map_rows` may read several at a time."""
-        found = dict(zip(rows, map_rows(self.read_one, rows), strict=True))
+        read = self.read_encoded if self.on_device else self.read_one
+        found = dict(zip(rows, map_rows(read, rows), strict=True))
         images = {row: image for row, image in found.items() if isinstance(image, Tensor)}
         # Channels last in memory, as they are decoded and as the model needs them.
         stacked = torch.empty(len(images), self.crop, self.crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         if images:
             torch.stack(list(images.values()), out=stacked)
         unreadable = {row: reason for row, reason in found.items() if isinstance(reason, str)}
-        return ImageBatch(rows[0], rows[-1] + 1, list(images), stacked, unreadable)
+        encoded = {row: file for row, file in found.items() if isinstance(file, nvjpeg.EncodedImage)}
+        # One tensor, because each one takes a file descriptor on its way from a loader process.
+        joined = torch.cat([file.data for file in encoded.values()]) if encoded else torch.empty(0, dtype=torch.uint8)
+        sizes = {row: (len(file.data), file.pixels) for row, file in encoded.items()}
+        return ImageBatch(rows[0], rows[-1] + 1, list(images), stacked, unreadable, joined, sizes)
 
     def __getitems__(self, rows: list[int]) -> ImageBatch:
         return self.read(rows)
+
+    def read_encoded(self, row: int) -> nvjpeg.EncodedImage | Tensor | str:
+        """The image's file, where the device can be expected to decode it; else as `read_one`."""
+        return nvjpeg.read_encoded(self.images.paths[row]) or self.read_one(row)
 
     def read_one(self, row: int) -> Tensor | str:
         """The image, or why it cannot be decoded."""
@@ -83,6 +101,56 @@ class Reader(Dataset[ImageBatch]):
 
 
 def read_batches(
+    reader: Reader, requests: Iterable[Sequence[int]], device: torch.device, workers: int
+) -> Iterator[ImageBatch]:
+    """One batch per request, in order, with nothing left to decode."""
+    batches = _read_batches(reader, requests, device, workers)
+    return _decoded_ahead(batches, reader, device) if reader.on_device else batches
+
+
+def _decoded_ahead(batches: Iterable[ImageBatch], reader: Reader, device: torch.device) -> Iterator[ImageBatch]:
+    """The batches, each decoded on a stream of its own while the encoder works on the one before."""
+    stream, waiting = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            decoded = decode_batch(batch, reader, device)
+            done = stream.record_event()
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = decoded, done
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: ImageBatch, done: torch.cuda.Event) -> ImageBatch:
+    """The batch for the current stream, which waits for the event; the host does not."""
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(done)
+    batch.images.record_stream(current)  # so that its memory is not given away too early
+    return batch
+
+
+def decode_batch(batch: ImageBatch, reader: Reader, device: torch.device) -> ImageBatch:
+    """The batch with all its images on the device. What that cannot decode, this process reads."""
+    sizes = batch.encoded_sizes.values()
+    parts = batch.encoded.split([length for length, _ in sizes]) if sizes else ()
+    files = [nvjpeg.EncodedImage(part, pixels) for part, (_, pixels) in zip(parts, sizes, strict=True)]
+    images: dict[int, Tensor] = dict(zip(batch.readable, sent(batch.images, device), strict=True))
+    unreadable = dict(batch.unreadable)
+    for row, image in zip(batch.encoded_sizes, nvjpeg.decode_cropped(files, reader.geometry, device), strict=True):
+        found = reader.read_one(row) if image is None else image
+        if isinstance(found, str):
+            unreadable[row] = found
+        else:
+            images[row] = sent(found, device)
+    rows = sorted(images)
+    stacked = torch.stack([images[row] for row in rows]) if rows else batch.images
+    return batch._replace(
+        readable=rows, images=stacked, unreadable=unreadable, encoded=batch.encoded[:0], encoded_sizes={}
+    )
+
+
+def _read_batches(
     reader: Reader, requests: Iterable[Sequence[int]], device: torch.device, workers: int
 ) -> Iterator[ImageBatch]:
     """One batch per request, in order.

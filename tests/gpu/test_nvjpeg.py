@@ -1,0 +1,87 @@
+"""Images that the GPU decodes: close to Pillow's, in their rows, and with the same files found unreadable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.datasets import nvjpeg
+from benchmarks.datasets.images import Images
+from benchmarks.evaluate import evaluate
+from benchmarks.features.extract import Reader, read_batches
+from benchmarks.registry import find_protocol
+from benchmarks.task import InputError, RunOptions
+from results.schema import Geometry
+from tests.benchmarks.datasets.test_nvjpeg import by_pillow, picture
+from tests.gpu.conftest import AnyGpu, RealGpu
+from tests.gpu.tiny import Network
+
+GEOMETRY = Geometry(mode="shorter", resize=40, crop=32, decoder="nvjpeg")
+# Of 255, in the mean over all pixels: the resize rounds once instead of twice; nvJPEG's own arithmetic adds to that.
+SIMULATED, REAL = 0.5, 2.0
+
+
+@pytest.fixture
+def on(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> AnyGpu:
+    """A GPU that decodes: the real one does so itself, and Pillow in place of the simulated one."""
+    if isinstance(gpu, RealGpu):
+        try:
+            nvjpeg.require_nvjpeg(torch.device("cuda"))
+        except InputError as error:
+            pytest.skip(str(error))
+    else:
+        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
+    return gpu
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Of every kind: two sizes of JPEG, a grey one, a PNG, and two damaged ones, one of which only decoding shows."""
+    found = []
+    for split in ("train", "val"):
+        for number in range(16):
+            path = tmp_path / "data" / split / f"class{number % 4}" / f"{number:02d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = picture(90 if number % 3 else 70, 70, seed=number)
+            image.convert("L" if number == 4 else "RGB").save(path, format="png" if number == 9 else "jpeg")
+            if number == 6:
+                path.write_bytes(path.read_bytes()[:-30])
+            elif number == 11:
+                whole = path.read_bytes()
+                path.write_bytes(whole[:40] + whole[-2:])  # begins and ends as it should
+            found.append(path)
+    return found
+
+
+def test_batches_are_those_of_pillow_to_rounding(files: list[Path], on: AnyGpu) -> None:
+    real = isinstance(on, RealGpu)
+    requests = [range(start, min(start + 5, 16)) for start in range(0, 16, 5)]
+    reader = Reader(files[:16], GEOMETRY)
+    batches = list(read_batches(reader, requests, torch.device("cuda"), 2 if real else 0))
+    assert [(batch.start, batch.stop) for batch in batches] == [(0, 5), (5, 10), (10, 15), (15, 16)]
+    assert [row for batch in batches for row in batch.readable] == [row for row in range(16) if row not in (6, 11)]
+    assert {row for batch in batches for row in batch.unreadable} == {6, 11}
+    for batch in batches:
+        assert batch.images.device.type == "cuda"
+        for row, image in zip(batch.readable, batch.images.cpu(), strict=True):
+            expected = Images(files, GEOMETRY)[row][0]
+            distance = (image.int() - expected.int()).abs()
+            if row in (4, 9):  # Pillow read these
+                assert torch.equal(image, expected)
+            assert distance.float().mean() <= (REAL if real else SIMULATED), row
+
+
+def test_a_benchmark_says_how_its_images_were_decoded(files: list[Path], on: AnyGpu, tmp_path: Path) -> None:
+    options = RunOptions(
+        device="cuda", workers=0, progress=False, records=tmp_path / "records", features=tmp_path / "features"
+    )
+    protocol = find_protocol("knn.mmselfsup").changed(
+        dataset="imagefolder", train_split="train", test_split="val", geometry=GEOMETRY.model_dump(), k=(1, 5)
+    )
+    record = evaluate(Network(), protocol, tmp_path / "data", options=options)
+    assert "geometry.decoder=nvjpeg" in record.protocol.id
+    assert all(np.isfinite(score.value) for score in record.scores.values())
+    assert len(list((tmp_path / "features").rglob("embed*.npy"))) == 2
