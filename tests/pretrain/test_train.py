@@ -17,7 +17,7 @@ from pretrain.checkpoint import load_resume
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import load_recipe
 from pretrain.resnet import weights_sha256
-from pretrain.train import PretrainRun
+from pretrain.train import DataWait, PretrainRun
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
@@ -180,3 +180,27 @@ def test_warm_start_takes_the_weights_only(images: Path, tmp_path: Path) -> None
                "--warm-start", str(backbone)) == 0  # fmt: skip
     before, after = read_backbone(backbone)[0], read_backbone(tmp_path / "second" / "backbone.safetensors")[0]
     assert torch.equal(before["conv1.weight"], after["conv1.weight"])
+
+
+def test_a_gpu_waits_for_data_from_the_end_of_its_work_to_the_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own clock: what it still computes while the host asks for the next batch is no wait."""
+    clock = iter([5.0, 5.0, 9.0, 11.5])  # the first batch is there before the work ends, the second 2.5 s after
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(clock)
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    wait = DataWait(torch.device("cuda"))
+    for _ in range(2):
+        wait.begins()
+        wait.over()
+        wait.ends()
+    assert wait.seconds() == pytest.approx(2.5)
+    assert wait.seconds() == 0
