@@ -52,8 +52,10 @@ stamp = .venv/.$(1)-$(shell cat $(2:%=requirements/%.txt) scripts/setup.sh | git
 CORE := $(call stamp,core,core)
 DEV := $(call stamp,dev,dev)
 TRANSFER := $(call stamp,transfer,transfer detectron2)
-# Two torch threads on a busy two-core machine can be many times slower than one.
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+# Two torch threads on a busy two-core machine can be many times slower than one. Neighbours in the list of tests share
+# what is made once for a file: each worker gets half of the list, not every second test. Bytecode is kept, for the many
+# Pythons that tests start.
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2 --dist worksteal
 
 .PHONY: help
 help: ## this list
@@ -209,13 +211,13 @@ format: $(CORE) $(DEV) ## let ruff format the code
 types: $(CORE) $(DEV) ## mypy
 	.venv/bin/mypy
 test-fast: $(CORE) $(DEV) ## the tests that take seconds
-	$(TEST) -m "not slow and not nightly and not faults"
+	$(TEST) --ignore tests/faults -m "not slow and not nightly"
 test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
 	@$(MAKE) lint types
-	$(TEST) -m "not nightly and not faults"
+	$(TEST) --ignore tests/faults -m "not nightly"
 test-nightly: setup-dev setup-transfer ## what takes minutes on real weights or on all of the demo's data
-	$(TEST) -m nightly
+	$(TEST) --ignore tests/faults -m nightly
 test-gpu: $(CORE) $(DEV) ## the tests of what runs on a GPU, on the GPU of this machine and on a simulated one
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/gpu
 test-faults: setup-dev setup-transfer ## kill loops, hostile files and full disks: an hour or more
-	$(TEST) -m faults
+	$(TEST) tests/faults
