@@ -19,10 +19,11 @@ from benchmarks.solvers.attentive_heads import EfficientBank
 from benchmarks.task import InputError, Labels, NotApplicableError
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from benchmarks.training.labels import held_out
-from results.schema import Protocol, Source
+from results.schema import Protocol
+from tests.builders import GEOMETRY, folder_protocol
 from tests.reference.linear_probes import ONE, OPTIONS, same
 from tests.reference.linear_probes import protocol as linear_protocol
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
+from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
 SMALL = AttentiveParams(
     form="ep", queries=2, lrs=(0.03, 0.3), weight_decays=(0.1,), epochs=4, warmup=1, batch_size=8, heldout=0.25
@@ -49,19 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
 
 
 def protocol(params: AttentiveParams) -> Protocol:
-    return Protocol.of(
-        params,
-        benchmark="attentive",
-        variant="test",
-        harness="attentive",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
-        geometry=GEOMETRY,
-        primary="Attentive",
-        metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )
+    return folder_protocol(params, "attentive", "Attentive")
 
 
 def tokens(views: list[np.ndarray]) -> Tensor:

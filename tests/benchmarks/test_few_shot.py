@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from sklearn.preprocessing import normalize
 from benchmarks.few_shot import FewShot, Ncm
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.class_means import class_means, nearest_mean_ranks, sample_per_class
-from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
+from benchmarks.task import InputError, Outcome, RunOptions, Split
 from results.bootstrap import replicates
 from results.schema import Protocol
+from tests.builders import bare_split
 
 CLASSES, OPTIONS = 4, RunOptions(device="cpu", progress=False)
 
@@ -26,9 +26,7 @@ def split(per_class: int, seed: int, name: str) -> Split:
     targets = rng.permutation(np.arange(CLASSES * per_class) % CLASSES)
     features = np.random.default_rng(0).normal(size=(CLASSES, 12))[targets]
     features = features + rng.normal(size=(len(targets), 12)) + 0.5
-    ids = tuple(f"{name}/{i}" for i in range(len(targets)))
-    labels = Labels(ids, tuple(map(Path, ids)), tuple("abcd"), targets, tuple((i,) for i in ids))
-    return Split(labels, {"embed": features.astype(np.float32)})
+    return bare_split(features, targets, "abcd", part=name)
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,11 @@ from benchmarks.task import InputError, Labels, NotApplicableError, Outcome, Run
 from benchmarks.training import finetuning
 from benchmarks.training.finetuning import Classifier
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
-from results.schema import Protocol, Source
+from results.schema import Protocol
+from tests.builders import GEOMETRY, folder_protocol
 from tests.processes import Program, run_two_ranks
 from tests.reference.finetune_plain import TinyNet, plain_input, tiny_encoder, train_plain
-from tests.reference.linear_tiny import GEOMETRY, tiny_labels
+from tests.reference.linear_tiny import tiny_labels
 
 ROOT = Path(__file__).parents[2]
 PARAMS = FineTuneParams(
@@ -39,19 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
 
 
 def protocol(params: FineTuneParams, **changes: Any) -> Protocol:
-    return Protocol.of(
-        params.changed(**changes),
-        benchmark="finetune_test",
-        variant="test",
-        harness="finetune",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
-        geometry=GEOMETRY,
-        primary="Top-1",
-        metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )
+    return folder_protocol(params.changed(**changes), "finetune", "Top-1", benchmark="finetune_test")
 
 
 def tune(data: tuple[Labels, Labels], workdir: Path, **changes: Any) -> Outcome:

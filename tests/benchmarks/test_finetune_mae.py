@@ -15,28 +15,21 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.timm_models import _encoder
 from benchmarks.finetune import MAE_PROTOCOLS, FineTuneImageNet, FineTuneParams
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, Labels, NotApplicableError, Outcome, RunOptions
 from benchmarks.training.finetuning import Classifier, soft_cross_entropy
 from benchmarks.training.images import mix, mix_rng
-from results.schema import Architecture, EncoderCard
+from tests.builders import GEOMETRY, small_vit
 from tests.reference.finetune_plain import tiny_encoder
-from tests.reference.linear_tiny import GEOMETRY, tiny_labels
+from tests.reference.linear_tiny import tiny_labels
 
 OPTIONS = RunOptions(device="cpu", workers=0, seed=3, progress=False)
 DEPTH = 3
 
 
 def vit(**settings: Any) -> Encoder:
-    torch.manual_seed(0)
-    net = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, depth=DEPTH, embed_dim=24, num_heads=3, patch_size=8, img_size=16,
-        dynamic_img_size=True, **settings,
-    )  # fmt: skip
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name="timm:vit_tiny_patch16_224"))
-    return _encoder(card, net, None)
+    return small_vit(depth=DEPTH, img_size=16, **settings)
 
 
 def classifier(drop_path: float = 0.0) -> Classifier:

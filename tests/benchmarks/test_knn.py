@@ -13,6 +13,7 @@ from benchmarks.knn import PROTOCOLS, Knn, KnnParams
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.solvers.sharded_knn import knn_in_parts
 from benchmarks.task import InputError, Labels, RunOptions, Split
+from tests.builders import bare_labels
 from tests.processes import run_two_ranks
 from tests.reference.knn_plain import neighbours, ranking
 
@@ -28,9 +29,7 @@ def split(prefix, n, *, seed, dim=16, output="embed", classes=CLASSES):
     targets = rng.integers(0, len(classes), n)
     centres = np.random.default_rng(7).standard_normal((len(classes), dim))
     features = (centres[targets] + 1.5 * rng.standard_normal((n, dim))).astype(np.float32)
-    ids = tuple(f"{prefix}/{i}" for i in range(n))
-    labels = Labels(ids, tuple(Path(f"{i}.png") for i in ids), classes, targets, tuple((i,) for i in ids))
-    return Split(labels, {output: features})
+    return Split(bare_labels(targets, classes, part=prefix), {output: features})
 
 
 def small(k=(3, 10), **changes):

@@ -11,8 +11,9 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
 from benchmarks.label_free import LabelFree, LabelFreeViews, evenly_spaced, view_features
 from benchmarks.registry import find_protocol
-from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
+from benchmarks.task import InputError, Outcome, RunOptions
 from results.schema import Protocol
+from tests.builders import bare_split
 
 DEMO = find_protocol("label_free.demo@1")
 VIEWS = find_protocol("label_free_views.demo@1").changed(images=6, views=4)
@@ -20,9 +21,7 @@ QUIET = RunOptions(device="cpu", progress=False)
 
 
 def measured(features: np.ndarray, protocol: Protocol = DEMO) -> Outcome:
-    ids = tuple(map(str, range(len(features))))
-    labels = Labels(ids, tuple(map(Path, ids)), ("a",), np.zeros(len(ids), np.int64), tuple((i,) for i in ids))
-    split = Split(labels, {"embed": features.astype(np.float32)})
+    split = bare_split(features, np.zeros(len(features), np.int64), "a")
     return LabelFree().run(protocol, split, split, QUIET)
 
 

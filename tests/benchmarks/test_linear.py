@@ -20,10 +20,11 @@ from benchmarks.training import probes
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from benchmarks.training.probes import FrozenFeatures
 from results.schema import Protocol
+from tests.builders import GEOMETRY
 from tests.processes import Program, run_two_ranks
 from tests.reference.linear_plain import PlainHead, train_plain_sgd
 from tests.reference.linear_probes import MAPS, ONE, OPTIONS, probe, protocol, same
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
+from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
 ROOT = Path(__file__).parents[2]
 

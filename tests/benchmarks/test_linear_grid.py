@@ -19,10 +19,11 @@ from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
 from benchmarks.training.labels import held_out
-from results.schema import Protocol, Source
+from results.schema import Protocol
+from tests.builders import GEOMETRY, folder_protocol
 from tests.reference.linear_plain import PlainHead, train_plain_sgd
 from tests.reference.linear_probes import OPTIONS
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
+from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
 TOKENS = ("cls", "cls_last4", "patch_mean")
 SMALL = LinearGridParams(lrs=(0.02, 0.5), epochs=3, batch_size=8, heldout=0.25, choose_epoch="last")
@@ -46,19 +47,7 @@ class TokenEncoder(TinyEncoder):
 
 
 def protocol(params: LinearGridParams) -> Protocol:
-    return Protocol.of(
-        params,
-        benchmark="linear_grid",
-        variant="test",
-        harness="linear-grid",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
-        geometry=GEOMETRY,
-        primary="Linear grid",
-        metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )
+    return folder_protocol(params, "linear-grid", "Linear grid", benchmark="linear_grid")
 
 
 def joined(views: list[np.ndarray], outputs: tuple[str, ...]) -> Tensor:

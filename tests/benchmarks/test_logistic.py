@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from benchmarks.solvers.logistic import Fit, logistic_path
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
 from benchmarks.training.labels import held_out
 from results.schema import Protocol
+from tests.builders import bare_split
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3)
 CLASSES = 4
@@ -26,10 +26,7 @@ def split(n: int, seed: int, name: str) -> Split:
     centres = np.random.default_rng(0).normal(size=(CLASSES, 10))
     features = (centres[targets] + 1.5 * rng.normal(size=(n, 10))) * np.logspace(-2, 2, 10) + 5
     features[:, 3] = 7  # a dimension that says nothing
-    ids = tuple(f"{name}/{i}" for i in range(n))
-    classes = tuple("abcd")
-    labels = Labels(ids, tuple(map(Path, ids)), classes, targets, tuple((i,) for i in ids))
-    return Split(labels, {"embed": features.astype(np.float32)})
+    return bare_split(features, targets, "abcd", part=name)
 
 
 @pytest.fixture(scope="module")

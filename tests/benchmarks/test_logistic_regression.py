@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from sklearn.metrics import log_loss
 
 from benchmarks.logistic import REGRESSION_COLUMNS, SPLIT_SEED, LogisticRegression, coarse_to_fine
 from benchmarks.registry import find_protocol
-from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
+from benchmarks.task import InputError, Outcome, RunOptions, Split
 from benchmarks.training.labels import held_out
 from results.schema import Protocol
+from tests.builders import bare_split
 
 CLASSES, COSTS = 4, (1e-3, 1e-2, 0.1, 1.0)
 
@@ -23,9 +23,7 @@ def split(n: int, seed: int, name: str) -> Split:
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, CLASSES, n)
     features = np.random.default_rng(0).normal(size=(CLASSES, 10))[targets] + 1.5 * rng.normal(size=(n, 10)) + 1
-    ids = tuple(f"{name}/{i}" for i in range(n))
-    labels = Labels(ids, tuple(map(Path, ids)), tuple("abcd"), targets, tuple((i,) for i in ids))
-    return Split(labels, {"embed": features.astype(np.float32)})
+    return bare_split(features, targets, "abcd", part=name)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from benchmarks.linear import AvgPoolLinear, MultiheadLinear
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
 from benchmarks.training.params import TrainingParams
-from results.schema import Protocol, Source
+from results.schema import Protocol
+from tests.builders import folder_protocol
 from tests.reference.finetune_plain import TinyNet, tiny_encoder
 from tests.reference.linear_probes import MAPS, ONE
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
+from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
 OPTIONS = RunOptions(device="cpu", workers=0, seed=3, progress=False)
 # Not AdamW, whose first steps are as long for a gradient of rounding errors as for any other.
@@ -54,11 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
 
 
 def protocol(harness: str, params: TrainingParams) -> Protocol:
-    return Protocol.of(
-        params, benchmark="test", variant="test", harness=harness, dataset="imagefolder", train_split="train",
-        test_split="val", geometry=GEOMETRY, primary=params.columns()[0], metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )  # fmt: skip
+    return folder_protocol(params, harness, params.columns()[0], benchmark="test")
 
 
 PROBES: dict[str, tuple[Any, TrainingParams]] = {

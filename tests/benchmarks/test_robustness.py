@@ -16,19 +16,18 @@ from benchmarks.__main__ import main
 from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors, classes_of, wordnet_ids
 from benchmarks.registry import find_protocol
 from benchmarks.robustness import PROTOCOLS, Robustness, RobustnessParams, fitted_head, ranked_right
-from benchmarks.task import InputError, Labels, RunOptions, Split
+from benchmarks.task import InputError, RunOptions, Split
 from benchmarks.training.labels import held_out
 from results.rows import current
 from results.store import read_records
+from tests.builders import bare_split
 
 NAMES = tuple(f"n{i:08d}" for i in range(6))
 CENTRES = np.random.default_rng(0).normal(size=(6, 8))
 
 
 def split(targets: np.ndarray, classes: tuple[str, ...], rows: np.ndarray, ids: list[str] | None = None) -> Split:
-    names = tuple(ids or [f"{i}.png" for i in range(len(rows))])
-    labels = Labels(names, tuple(map(Path, names)), classes, targets, tuple((i,) for i in names))
-    return Split(labels, {"embed": rows.astype(np.float32)})
+    return bare_split(rows, targets, classes, ids=ids or [f"{i}.png" for i in range(len(rows))])
 
 
 def points(targets: np.ndarray, seed: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear
 from benchmarks.task import RunOptions
 from benchmarks.training.params import TrainingParams
-from results.schema import Protocol, Source
+from tests.builders import folder_protocol
 from tests.reference.finetune_plain import tiny_encoder
 from tests.reference.linear_probes import MAPS
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder, tiny_labels
+from tests.reference.linear_tiny import TinyEncoder, tiny_labels
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = RunOptions(device="cpu", workers=0, seed=3, progress=False)
@@ -59,11 +59,7 @@ task().run(protocol, encoder(), *data, folder / "state", OPTIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_one_process_goes_on_where_two_ranks_were_told_to_stop(name: str, tmp_path: Path) -> None:
     kind, params, encoder, file = CASES[name]
-    asked = Protocol.of(
-        params, benchmark="test", variant="test", harness=kind.name, dataset="imagefolder", train_split="train",
-        test_split="val", geometry=GEOMETRY, primary=params.columns()[0], metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )  # fmt: skip
+    asked = folder_protocol(params, kind.name, params.columns()[0], benchmark="test")
     (tmp_path / "protocol.json").write_text(asked.model_dump_json())
     data = tiny_labels(tmp_path / "data", "train", 8, seed=0), tiny_labels(tmp_path / "data", "val", 5, seed=1)
     per_epoch = 3 if name == "linear" else 4

@@ -15,12 +15,13 @@ from sklearn.neighbors import NearestCentroid
 from benchmarks.__main__ import main, time_text
 from benchmarks.evaluate import Attempt
 from benchmarks.registry import find_protocol
-from benchmarks.task import InputError, Labels, RunOptions, Split
+from benchmarks.task import InputError, RunOptions, Split
 from benchmarks.transfer import KNN, LOGISTIC, NCM, PROTOCOLS, Transfer, validation
 from results.bootstrap import replicates
 from results.rows import EMBEDDED
 from results.store import read_records
 from results.tables import Section
+from tests.builders import bare_labels, bare_split
 
 QUIET = RunOptions(device="cpu", progress=False)
 CENTRES = np.random.default_rng(0).normal(size=(4, 6))
@@ -31,9 +32,7 @@ def split(targets: np.ndarray, seed: int, part: str, rows: np.ndarray | None = N
     rng = np.random.default_rng(seed)
     if rows is None:
         rows = CENTRES[targets] + 1.2 * rng.normal(size=(len(targets), 6))
-    ids = tuple(f"{part}/{i}" for i in range(len(targets)))
-    labels = Labels(ids, tuple(map(Path, ids)), tuple("abcd"), targets, tuple((i,) for i in ids))
-    return Split(labels, {"embed": rows.astype(np.float32)})
+    return bare_split(rows, targets, "abcd", part=part)
 
 
 def protocol(name: str = "food101", **changes: Any) -> Any:
@@ -128,8 +127,7 @@ def test_voc_is_one_fit_per_class_and_eleven_points() -> None:
 
 
 def test_a_published_validation_part_chooses() -> None:
-    ids = tuple(f"{'val' if i % 3 == 0 else 'train'}/{i}" for i in range(9))
-    labels = Labels(ids, tuple(map(Path, ids)), ("a",), np.zeros(9, np.int64), tuple((i,) for i in ids))
+    labels = bare_labels(np.zeros(9), "a", ids=[f"{'val' if i % 3 == 0 else 'train'}/{i}" for i in range(9)])
     assert validation(labels, 0.2)[1].tolist() == [0, 3, 6]
     kept, held = validation(TRAIN.labels, 0.2)
     assert len(held) == 30

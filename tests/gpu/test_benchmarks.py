@@ -14,10 +14,11 @@ from benchmarks.knn import KnnParams
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.task import RunOptions
 from results.command_line import log_device
-from results.schema import Protocol, Record, Source
+from results.schema import Record
+from tests.builders import folder_protocol
 from tests.gpu.conftest import AnyGpu
 from tests.gpu.tiny import Network
-from tests.reference.linear_tiny import GEOMETRY, tiny_labels
+from tests.reference.linear_tiny import tiny_labels
 
 KNN = KnnParams(k=(1, 3), temperature=0.07, normalise=True, features="embed", top=(1,), exclude_self=True)
 
@@ -34,11 +35,7 @@ def measured(folder: Path, out: Path, device: str) -> Record:
     options = RunOptions(
         device=device, workers=0, progress=False, records=out / device / "records", features=out / device / "features"
     )
-    protocol = Protocol.of(
-        KNN, benchmark="test", variant="test", harness="knn", dataset="imagefolder", train_split="train",
-        test_split="val", geometry=GEOMETRY, primary="k=1", metric="test", source=Source(repository="test"),
-        selection="fixed",
-    )  # fmt: skip
+    protocol = folder_protocol(KNN, "knn", "k=1", benchmark="test", metric="test", selection="fixed")
     return evaluate(Network(), protocol, folder, options=options)
 
 

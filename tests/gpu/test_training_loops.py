@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 
 from benchmarks.attentive import Attentive, AttentiveParams
 from benchmarks.dense import cached
 from benchmarks.dense.depth import LinearDepth
 from benchmarks.dense.linear import LinearSegmentation
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.timm_models import _encoder
 from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear, MultiheadLinear
 from benchmarks.registry import find_protocol
 from benchmarks.task import Labels, RunOptions
 from benchmarks.training.params import TrainingParams
-from results.schema import Architecture, EncoderCard, Geometry, Protocol, Source
+from tests.builders import folder_protocol, small_vit
 from tests.gpu.conftest import AnyGpu
 from tests.gpu.tiny import hook_batches, network
 from tests.reference.finetune_plain import tiny_encoder
@@ -31,7 +28,6 @@ from tests.reference.linear_probes import MAPS, ONE
 from tests.reference.linear_tiny import tiny_labels
 
 OPTIONS = RunOptions(device="cuda", workers=0, progress=False)
-GEOMETRY = Geometry(mode="shorter", resize=18, crop=16)
 ATTENTIVE = AttentiveParams(
     form="vjepa2", lrs=(0.03, 0.3), weight_decays=(0.1,), epochs=1, warmup=1, batch_size=4, heldout=0.25, blocks=2,
     attention_heads=2, warmup_lr=1e-3,
@@ -47,13 +43,7 @@ SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 4}
 
 
 def vit() -> Encoder:
-    torch.manual_seed(0)
-    net = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, depth=2, embed_dim=24, num_heads=3, patch_size=8, img_size=16,
-        dynamic_img_size=True,
-    )  # fmt: skip
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name="timm:vit_tiny_patch16_224"))
-    return _encoder(card, net, None)
+    return small_vit(depth=2, img_size=16)
 
 
 CASES: dict[str, tuple[Any, TrainingParams, Callable[[], Encoder]]] = {
@@ -100,11 +90,7 @@ def test_a_step_does_not_wait(
     name: str, labels: tuple[Labels, Labels], gpu: AnyGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, params, encoder = CASES[name]
-    protocol = Protocol.of(
-        params, benchmark="test", variant="test", harness=task.name, dataset="imagefolder", train_split="train",
-        test_split="val", geometry=GEOMETRY, primary=params.columns()[0], metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )  # fmt: skip
+    protocol = folder_protocol(params, task.name, params.columns()[0], benchmark="test")
     guard = Guard(gpu, steps=(24 - round(24 * params.heldout)) // 4)
     hook_batches(monkeypatch, guard)
     task.run(protocol, encoder(), *labels, tmp_path, OPTIONS)

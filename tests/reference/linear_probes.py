@@ -10,8 +10,9 @@ import torch
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.linear import AvgPoolLinear, ProbeParams
 from benchmarks.task import Labels, Outcome, RunOptions
-from results.schema import Protocol, Source
-from tests.reference.linear_tiny import GEOMETRY, TinyEncoder
+from results.schema import Protocol
+from tests.builders import folder_protocol
+from tests.reference.linear_tiny import TinyEncoder
 
 OPTIONS = RunOptions(device="cpu", workers=0, seed=3, progress=False)
 
@@ -37,19 +38,7 @@ MAPS = ProbeParams(
 
 def protocol(params: ProbeParams, **changes: object) -> Protocol:
     params = params.changed(**changes)
-    return Protocol.of(
-        params,
-        benchmark="linear_avgpool",
-        variant="test",
-        harness="linear",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
-        geometry=GEOMETRY,
-        primary=params.columns()[0],
-        metric="top-1 accuracy",
-        source=Source(repository="test"),
-    )
+    return folder_protocol(params, "linear", params.columns()[0], benchmark="linear_avgpool")
 
 
 def probe(

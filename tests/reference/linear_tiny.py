@@ -11,9 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.task import Labels
-from results.schema import Architecture, EncoderCard, Geometry
-
-GEOMETRY = Geometry(mode="shorter", resize=18, crop=16)
+from results.schema import Architecture, EncoderCard
 
 
 class TinyEncoder:

@@ -38,7 +38,8 @@ from benchmarks.encoders.timm_models import even_blocks
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.linear_heads import BankAdamW
 from benchmarks.task import InputError, RunOptions
-from results.schema import Architecture, EncoderCard, Protocol
+from results.schema import Protocol
+from tests.builders import small_vit
 
 
 def options(folder: Path) -> RunOptions:
@@ -292,24 +293,14 @@ def test_a_vit_with_patches_of_14_pixels_in_both_tasks(data: Path, tmp_path: Pat
         choose_map(_unpadded(encoder), 64, 16, pad=False)
 
 
-def small_vit(depth: int = 8) -> Encoder:
-    import timm
-
-    from benchmarks.encoders.timm_models import _encoder
-
-    torch.manual_seed(0)
-    net = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, depth=depth, embed_dim=24, num_heads=3, patch_size=14, img_size=42,
-        dynamic_img_size=True, init_values=1.0, reg_tokens=2,
-    )  # fmt: skip
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name="timm:vit_tiny_patch16_224"))
-    return _encoder(card, net, None)
+def tall_vit(depth: int = 8) -> Encoder:
+    return small_vit(depth=depth, patch_size=14, img_size=42, init_values=1.0, reg_tokens=2)
 
 
 def test_tokens_of_four_even_blocks_have_no_norm() -> None:
     """As DINOv2's depth heads read them, against hooks on the blocks."""
     assert [even_blocks(depth) for depth in (12, 24, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (9, 19, 29, 39)]
-    encoder, seen = small_vit(), []
+    encoder, seen = tall_vit(), []
     module: Any = encoder.module
     hooks = [block.register_forward_hook(lambda *found: seen.append(found[2])) for block in module.blocks]
     x = torch.randn(2, 3, 28, 56)
@@ -329,7 +320,7 @@ def test_tokens_of_four_even_blocks_have_no_norm() -> None:
         normed = module.norm(after["patches_raw"].movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(after["patches"], normed)
     assert torch.equal(after["embed"], encoder.outputs(x, {"embed"})["embed"])
-    assert not {"patches_even4", "cls_even4"} & small_vit(depth=3).names
+    assert not {"patches_even4", "cls_even4"} & tall_vit(depth=3).names
 
 
 def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
@@ -338,7 +329,7 @@ def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
     train, test = (read(split) for split in ("train", "test"))
     for variant, width in (("dinov2_linear1", 2 * 24), ("dinov2_linear4", 8 * 24)):
         small = find_protocol(f"nyu_depth_linear.{variant}@1").changed(crop=(64, 64), published=1e-3, **changes)
-        outcome = LinearDepth().run(small, small_vit(), train, test, tmp_path / variant, options(tmp_path))
+        outcome = LinearDepth().run(small, tall_vit(), train, test, tmp_path / variant, options(tmp_path))
         assert outcome.tensors["weight"].shape == (256, width)
         assert "bn.weight" not in outcome.tensors
     with pytest.raises(InputError, match="has no patches_even4, which this protocol reads"):
@@ -352,7 +343,7 @@ def test_dinov2s_multi_scale_evaluation_averages_probabilities(data: Path, tmp_p
     params = (
         LinearSegmentation().params(protocol).changed(short_side=56, crop=56, window_stride=40, test_ratios=(1.0, 1.32))
     )
-    encoder, style = small_vit(), MaskFormat.of("ade20k", train)
+    encoder, style = tall_vit(), MaskFormat.of("ade20k", train)
     problem = LinearSegmentationProblem(params, style, train, test, np.arange(1), options(tmp_path))
     assert choose_map(encoder, 56, 16, pad=True, layers="last4") == ("patches4", 4 * 24)
     bank = head_bank(4 * 24, 13, 2, 0).eval()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 
 from benchmarks.__main__ import main
@@ -18,11 +17,11 @@ from benchmarks.detection.protocols import VIT_PROTOCOLS, VitDetectionParams
 from benchmarks.detection.task import VitDetection
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.timm_models import _encoder
 from benchmarks.encoders.vit_export import VitShape
 from benchmarks.task import InputError, NotApplicableError, RunOptions
 from results.schema import Architecture, EncoderCard, Protocol
 from results.store import read_records
+from tests.builders import small_vit
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"),
@@ -44,18 +43,8 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> Encoder:
-    torch.manual_seed(0)
-    net = timm.create_model(
-        name, num_classes=0,
-        **{"depth": DEPTH, "embed_dim": 24, "num_heads": 3, "patch_size": 16, "img_size": 48,
-           "dynamic_img_size": True, **settings},
-    )  # fmt: skip
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # also where a fresh network has zeros
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name=f"timm:{name}"))
-    return _encoder(card, net, None)
+def vit(**settings: Any) -> Encoder:
+    return small_vit(noise=True, **{"depth": DEPTH, "patch_size": 16, "img_size": 48, **settings})
 
 
 def protocol(identifier: str = "coco_vitdet.base_100ep@1", **changes: Any) -> Protocol:

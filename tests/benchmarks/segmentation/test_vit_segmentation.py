@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.timm_models import _encoder
 from benchmarks.segmentation.protocols import VIT_PROTOCOLS, VitSegmentationParams
 from benchmarks.segmentation.task import VitSegmentation
 from benchmarks.task import InputError, Labels, NotApplicableError, RunOptions
-from results.schema import Architecture, EncoderCard, Protocol
+from results.schema import Protocol
 from results.store import read_records
+from tests.builders import small_vit
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("mmseg"), reason="mmsegmentation is not installed: make setup-transfer"),
@@ -36,15 +35,7 @@ SMALL_HEADS = {"head_channels": 8, "auxiliary_channels": 8}
 
 
 def vit(name: str = "vit_tiny_patch16_224", **settings: Any) -> Encoder:
-    torch.manual_seed(0)
-    sizes = {"depth": DEPTH, "embed_dim": WIDTH, "num_heads": 3, "patch_size": 8, "img_size": 24}
-    settings = {**sizes, "dynamic_img_size": True, **settings}
-    net = timm.create_model(name, num_classes=0, **{k: v for k, v in settings.items() if v is not None})
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # also where a fresh network has zeros
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name=f"timm:{name}"))
-    return _encoder(card, net, None)
+    return small_vit(name, noise=True, **{"depth": DEPTH, "img_size": 24, **settings})
 
 
 def protocol(identifier: str = "ade20k_upernet.mae_base@1", **changes: Any) -> Protocol:

@@ -33,7 +33,8 @@ from benchmarks.training.images import (
 )
 from benchmarks.training.params import ViewParams
 from results.schema import Geometry
-from tests.reference.linear_tiny import GEOMETRY, tiny_labels
+from tests.builders import GEOMETRY
+from tests.reference.linear_tiny import tiny_labels
 
 BILINEAR = Image.Resampling.BILINEAR
 
