@@ -1,4 +1,4 @@
-"""The submit script as a user runs it: local jobs, preemption, and Slurm with a stand-in for its commands."""
+"""The submit script local jobs and preemption as a user starts them, and Slurm with a stand-in for its commands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,9 @@ from scripts import submit
 SCRIPT = Path(__file__).parents[2] / "scripts" / "submit.py"
 
 
-def started(folder: Path, *flags: str, command: list[str], then: str = "", **env: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, str(SCRIPT), "--folder", str(folder / "jobs"), "--then", then, *flags]
-    return subprocess.Popen(
-        [*arguments, "--", *command],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **env},
-    )
+def started(folder: Path, *, command: list[str], then: str = "") -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(SCRIPT), "--folder", str(folder / "jobs"), "--then", then, "--", *command]
+    return subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -80,17 +74,14 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     assert len(starts.read_text().split()) == 2
 
 
-@pytest.mark.slow
-def test_no_command_is_one_sentence(tmp_path: Path) -> None:
-    process = started(tmp_path, command=[])
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "submit: no command" in errors
+def test_no_command_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main(["--folder", str(tmp_path / "jobs"), "--"]) == 2
+    assert "submit: no command" in capsys.readouterr().err
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Path:
-    """A folder with an `sbatch` that keeps what it was given, and a `srun` for submitit to find."""
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `sbatch` on the path that keeps what it was given, and a `srun` for submitit to find."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sbatch").write_text(
@@ -102,21 +93,23 @@ def slurm(tmp_path: Path) -> Path:
     (folder / "srun").write_text("#!/bin/sh\n")
     for file in folder.iterdir():
         file.chmod(0o755)
-    return folder
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
 def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_waits_for_it(
-    tmp_path: Path, slurm: Path
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = started(
-        tmp_path, "--cluster", "slurm", "--partition", "gpu", "--gpus", "1", "--parallel", "3",
-        command=["encoder-bench", "all", "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0",
-                 "--only", "knn.mmselfsup", "voc07_svm.*", "--data", "/data"],
-        then="make tables", PATH=f"{slurm}:{os.environ['PATH']}",
-    )  # fmt: skip
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    caplog.set_level("INFO")
+    code = submit.main([
+        "--folder", str(tmp_path / "jobs"), "--cluster", "slurm", "--partition", "gpu", "--gpus", "1",
+        "--parallel", "3", "--then", "make tables", "--", "encoder-bench", "all",
+        "--encoder", "pixels", "random:resnet18-w8-k3-nopool:0", "--only", "knn.mmselfsup", "voc07_svm.*",
+        "--data", "/data",
+    ])  # fmt: skip
+    errors = caplog.text
+    assert code == 0, errors
     array, page = (Path(tmp_path / f"sent.{n}").read_text() for n in (0, 1))
     variants = len(re.findall(r"--only voc07_svm\.\w+@\d+", errors)) // 2
     assert variants >= 4
@@ -131,17 +124,20 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "-m benchmarks all" in errors  # what torchrun can start
 
 
-def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(tmp_path: Path, slurm: Path) -> None:
-    process = started(
-        tmp_path, "--cluster", "slurm", "--dry-run", "--nodes", "2", "--gpus-per-node", "8", "--gpu-type", "a100",
+@pytest.mark.usefixtures("slurm")
+def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = submit.main([
+        "--folder", str(tmp_path / "jobs"), "--cluster", "slurm", "--dry-run",
+        "--nodes", "2", "--gpus-per-node", "8", "--gpu-type", "a100",
         "--cpus", "128", "--memory-gb", "500", "--minutes", "90", "--grace-seconds", "60", "--partition", "gpu",
         "--account", "vision", "--qos", "long", "--constraint", "ib", "--exclude", "bad[1-2]", "--mail", "me@here.org",
         "--setup", "module load cuda", "--sbatch", "reservation=maintenance", "exclusive",
-        command=["python", "-m", "pretrain", "--recipe", "my_recipe", "--data", "/data"],
-        PATH=f"{slurm}:{os.environ['PATH']}",
-    )  # fmt: skip
-    script, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+        "--", "python", "-m", "pretrain", "--recipe", "my_recipe", "--data", "/data",
+    ])  # fmt: skip
+    script, errors = capsys.readouterr()
+    assert code == 0, errors
     options = dict(re.findall(r"#SBATCH --([a-z-]+)=?(.*)", script))
     assert {
         "nodes": "2", "gpus-per-node": "a100:8", "cpus-per-task": "128", "mem": "500GB", "time": "90",
