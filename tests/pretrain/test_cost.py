@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,12 @@ from tests.pretrain.tiny_runs import run
 from tests.processes import Program
 
 SCRIPT = """
-import json
 from pretrain.cost import measure_cost
 from pretrain.recipe import Recipe
 from results.schema import Architecture
 recipe = Recipe(architecture=Architecture(name="resnet18"), augmentation={"crop": 32}, batch_size=32, queue_size=64)
-alone = measure_cost(recipe, "cpu", 1).peak_gib
 ballast = b"x" * 2_000_000_000
-print(json.dumps([alone, measure_cost(recipe, "cpu", 1).peak_gib]))
+print(measure_cost(recipe, "cpu", 1).peak_gib)
 """
 
 
@@ -29,10 +26,9 @@ def test_peak_memory_is_the_steps_own_even_if_a_large_process_asks() -> None:
     """The child of a process of 2 GB inherits its peak (getrusage), in which a small step would drown."""
     large = Program(SCRIPT)
     assert large.wait() == 0, large.said
-    alone, beside = json.loads(large.said.splitlines()[-1])
+    peak = float(large.said.splitlines()[-1])
     weights = 2 * 11_700_000 * 4 / 2**30  # two ResNet-18
-    assert weights < alone < 1.5
-    assert abs(beside - alone) < 0.25 * alone
+    assert weights < peak < 1.5  # with what the child inherits, the growth would be none or over 1.8
 
 
 def test_dry_run_says_what_it_would_take_and_writes_nothing(
