@@ -37,26 +37,13 @@ class Site:
         self.pictures = figures.DocsFigures()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
-            *(
-                inventories.datasets,
-                inventories.dataset_layouts,
-                inventories.layouts,
-                inventories.vit_families,
-                inventories.releases,
-            ),
-            *(inventories.recipes, inventories.recipe_fields, inventories.help_of, inventories.make_help),
-            *(inventories.benchmark_commands, inventories.result_commands),
-            *(benchmark_tables.sources, benchmark_tables.papers, benchmark_tables.zoo_pages),
-            *(benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far),
-            *(
-                benchmark_tables.commands,
-                benchmark_tables.published,
-                inventories.output,
-                inventories.rendered,
-                inventories.included,
-            ),
-            costs.cost_table,
-        )
+            inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.vit_families,
+            inventories.releases, inventories.recipes, inventories.recipe_fields, inventories.help_of,
+            inventories.make_help, inventories.benchmark_commands, inventories.result_commands, inventories.output,
+            inventories.rendered, inventories.included, benchmark_tables.sources, benchmark_tables.papers,
+            benchmark_tables.zoo_pages, benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far,
+            benchmark_tables.commands, benchmark_tables.published, costs.cost_table,
+        )  # fmt: skip
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(
             protocols=self.protocols.tables,

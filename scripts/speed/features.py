@@ -30,8 +30,7 @@ from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 from results.store import read_records
 
-from .measurement import Entries, SpeedEntry, entry, fast_precision, rounds, timed
-from .products import count_products, limit_of
+from .measurement import Entries, SpeedEntry, count_products, entry, fast_precision, limit_of, rounds, timed
 
 IMAGES, WIDTH, HEIGHT = 64, 500, 375
 GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)

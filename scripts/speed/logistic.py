@@ -23,8 +23,7 @@ from benchmarks.registry import find_protocol
 from benchmarks.solvers.logistic import Fits, fit_logistic
 from benchmarks.task import Labels, RunOptions, Split
 
-from .measurement import Entries, SpeedEntry, entry, timed
-from .products import Shape, count_products, limit_of, product_rate
+from .measurement import Entries, Shape, SpeedEntry, count_products, entry, limit_of, product_rate, timed
 
 SMALL, LARGE = (3_125, 256, 100), (6_250, 512, 100)  # rows, dimensions, classes
 ASKED = (50_000, 2_048, 100)

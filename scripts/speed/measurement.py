@@ -1,13 +1,21 @@
-"""The form of a measurement of `make speed`, its clock, and the machine that it was made on."""
+"""The form of a measurement of `make speed`, its clock, the machine that it was made on, and the limit of products.
+
+Where work consists of matrix products, its limit is their operations by shape, at the measured speed of each shape: a
+product of a few rows with a large matrix runs at a fraction of the speed of a square one.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.evaluate import hardware
 from benchmarks.task import Precision
@@ -101,3 +109,106 @@ def entry(
         "note": f"{note}; {torch.get_num_threads()} threads",
         "cpu": cpu(),
     }
+
+
+# ---- the limit of work that consists of matrix products
+
+COVERED = 0.97  # share of the operations whose shapes are timed; the rest counts at the fastest speed
+MOST_SHAPES = 24
+REPEATS = 5
+LONG_S = 0.1  # a product that takes longer is repeated twice only
+_FIRST_MATRIX = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}  # argument, by operation
+
+
+class Shape(NamedTuple):
+    """`batch` products of (m, k) and (k, n) matrices."""
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.k * self.n
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the products and convolutions of the calling thread, by shape. A convolution counts as its product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._overloadpacket.__name__
+        if name not in _FIRST_MATRIX and name != "convolution":
+            with self:
+                found = func.decompose(*args, **(kwargs or {}))  # into the products that it is made of
+            if found is not NotImplemented:
+                return found
+        found = func(*args, **(kwargs or {}))
+        if name in _FIRST_MATRIX:
+            first, second = args[_FIRST_MATRIX[name] : _FIRST_MATRIX[name] + 2]
+            batch = first.shape[0] if first.ndim == 3 else 1
+            self.calls[Shape(batch, first.shape[-2], first.shape[-1], second.shape[-1], first.dtype)] += 1
+        elif name == "convolution":
+            weight, groups = args[1], args[8]
+            places = found.shape[0] * found[0, 0].numel()
+            self.calls[Shape(groups, places, weight[0].numel(), len(weight) // groups, weight.dtype)] += 1
+        return found
+
+
+def count_products(work: Callable[[], Any]) -> Counter[Shape]:
+    """The products of the work, on one thread, which is what the counter sees."""
+    with one_thread(), ProductCounter() as counter:
+        work()
+    return counter.calls
+
+
+def limit_of(calls: Counter[Shape]) -> tuple[float, float]:
+    """Seconds of these products and nothing else, and their operations.
+
+    Each of the shapes that hold nearly all operations is timed alone, by its fastest run: split over all threads, or
+    one on every core, whichever is quicker.
+    """
+    by_size = sorted(calls, key=lambda shape: calls[shape] * shape.flops, reverse=True)
+    total = sum(calls[shape] * shape.flops for shape in by_size)
+    seconds, covered, fastest = 0.0, 0, 0.0
+    for shape in by_size[:MOST_SHAPES]:
+        if covered >= COVERED * total:
+            break
+        rate = product_rate(shape)
+        operations = calls[shape] * shape.flops
+        seconds, covered, fastest = seconds + operations / rate, covered + operations, max(fastest, rate)
+    return seconds + (total - covered) / fastest, float(total)
+
+
+def product_rate(shape: Shape) -> float:
+    """Operations per second of a product alone, at its fastest."""
+    a = torch.randn(shape.batch, shape.m, shape.k).to(shape.dtype)
+    b = torch.randn(shape.batch, shape.k, shape.n).to(shape.dtype)
+    out = torch.empty(shape.batch, shape.m, shape.n, dtype=shape.dtype)
+    if shape.batch == 1:
+        a, b, out = a[0], b[0], out[0]
+    together = shape.flops / _fastest(lambda: _multiply(a, b, out))
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return together
+    outs = [torch.empty_like(out) for _ in range(threads)]
+    # As solvers of many small problems do: one on every core. The number of threads is global for MKL.
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        apart = threads * shape.flops / _fastest(lambda: list(pool.map(lambda own: _multiply(a, b, own), outs)))
+    return max(together, apart)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    (torch.bmm if a.ndim == 3 else torch.mm)(a, b, out=out)
+
+
+def _fastest(work: Callable[[], Any]) -> float:
+    first = seconds_of(work)
+    return min(first, *(seconds_of(work) for _ in range(2 if first > LONG_S else REPEATS)))

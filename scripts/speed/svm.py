@@ -29,8 +29,7 @@ from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
 
-from .measurement import Entries, SpeedEntry, entry, timed
-from .products import Shape, count_products, limit_of
+from .measurement import Entries, Shape, SpeedEntry, count_products, entry, limit_of, timed
 
 # Trainval images of VOC07 with each class, from the lists of the data set in alphabetical order.
 VOC07_POSITIVES = (238, 243, 330, 181, 244, 186, 713, 337, 445, 141, 200, 421, 287, 245, 2008, 245, 96, 229, 261, 256)

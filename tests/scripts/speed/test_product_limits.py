@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from results.errors import InputError
 from scripts.speed import __main__ as speed
-from scripts.speed.measurement import cpu, rounds
-from scripts.speed.products import Shape, count_products, limit_of
+from scripts.speed.measurement import Shape, count_products, cpu, limit_of, rounds
 
 
 def test_products_are_counted_by_shape() -> None:
