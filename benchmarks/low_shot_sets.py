@@ -1,4 +1,4 @@
-"""Low-shot training sets: k positives per class, drawn from a seed or read from the published label files.
+"""Low-shot training sets, k positives per class from a seed or the published label files, and the problems on them.
 
 Every (set, k) is drawn anew, not nested over k (Goyal et al. 2019, section 6.2). In a multi-label data set each class
 has its own k positives and (classes - 1) k negatives; in a single-label one, k images of every class are drawn, and
@@ -8,7 +8,7 @@ those of the other classes are the negatives.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from benchmarks.svm_common import leave_out
 from benchmarks.task import InputError, Labels
 
 NOT_DRAWN = -1
+STACK_VALUES = 1 << 23  # numbers in the Gram matrices that are worked on at once: 32 MB, as large as a cache
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,54 @@ def _read_draw(folder: Path, index: int, k: int, labels: Labels) -> Draw:
             "are the images of trainval in the order of their ids; use the original data set and files"
         )
     return Draw.of(index, k, matrix)
+
+
+# ---- the problems on the sets ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Binary problems of one draw that are solved together: g Gram matrices of n images, m classes on each.
+
+    Attributes:
+        draw: the draw that they belong to.
+        classes: (g, m) the class of the positives.
+        images: (g, n) rows of the training split.
+        positive: (g, m, n).
+        compared: (O,) training images on which costs may be compared.
+        compared_labels: (g, m, O) of 1, 0 and -1 (drawn, or ignored in the data set).
+    """
+
+    draw: Draw
+    classes: NDArray[np.int64]
+    images: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    compared: NDArray[np.int64]
+    compared_labels: NDArray[np.int8]
+
+
+def stacked_problems(
+    targets: NDArray[np.integer], draws: Sequence[Draw], most: int = STACK_VALUES
+) -> Iterator[Problems]:
+    """All problems of the draws, in stacks of about `most` numbers in their Gram matrices.
+
+    In a multi-label data set every class has images of its own, and costs are compared on all others. In a single-label
+    data set the classes share the images; costs are compared on the other sets' images at the same k, since all others
+    would be the whole data set.
+    """
+    for draw in draws:
+        count = draw.labels.shape[1]
+        if targets.ndim == 1:
+            same_k = np.concatenate([other.rows for other in draws if other.k == draw.k])
+            compared = np.setdiff1d(same_k, draw.rows)
+            classes = np.arange(count)[None]
+            labels = (targets[compared] == classes[..., None]).astype(np.int8)
+            yield Problems(draw, classes, draw.rows[None], draw.labels.T[None] == 1, compared, labels)
+            continue
+        images = np.stack([draw.rows[draw.labels[:, c] != NOT_DRAWN] for c in range(count)])
+        for classes in np.array_split(np.arange(count), min(count, -(-count * images.shape[1] ** 2 // most))):
+            drawn = images[classes]
+            labels = targets.T[classes].astype(np.int8)
+            positive = np.take_along_axis(labels, drawn, 1) == 1
+            np.put_along_axis(labels, drawn, np.int8(-1), 1)
+            yield Problems(draw, classes[:, None], drawn, positive[:, None], np.arange(len(targets)), labels[:, None])

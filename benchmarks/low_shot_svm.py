@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.low_shot_sets import NOT_DRAWN, Draw, check_counts, draw_sets, read_sets, sets_sha256
+from benchmarks.low_shot_sets import (
+    STACK_VALUES,
+    Draw,
+    Problems,
+    check_counts,
+    draw_sets,
+    read_sets,
+    sets_sha256,
+    stacked_problems,
+)
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
 from benchmarks.svm_common import (
     ADAPTIVE,
@@ -66,7 +75,6 @@ SELECTIONS: Mapping[Selection, str] = {
     "fixed": "layer by mAP outside the set, cost fixed",
     "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
 }
-STACK_VALUES = 1 << 23  # numbers in the Gram matrices that are worked on at once: 32 MB, as large as a cache
 MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read. At most `gram.DENSE_ROWS`
 _MODELS_TOGETHER = 32  # scored at once
 
@@ -309,54 +317,6 @@ class LowShotSvm(FeatureTask[LowShotParams]):
 
 
 # ---- training and scoring --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Problems:
-    """Binary problems of one draw that are solved together: g Gram matrices of n images, m classes on each.
-
-    Attributes:
-        draw: the draw that they belong to.
-        classes: (g, m) the class of the positives.
-        images: (g, n) rows of the training split.
-        positive: (g, m, n).
-        compared: (O,) training images on which costs may be compared.
-        compared_labels: (g, m, O) of 1, 0 and -1 (drawn, or ignored in the data set).
-    """
-
-    draw: Draw
-    classes: NDArray[np.int64]
-    images: NDArray[np.int64]
-    positive: NDArray[np.bool_]
-    compared: NDArray[np.int64]
-    compared_labels: NDArray[np.int8]
-
-
-def stacked_problems(
-    targets: NDArray[np.integer], draws: Sequence[Draw], most: int = STACK_VALUES
-) -> Iterator[Problems]:
-    """All problems of the draws, in stacks of about `most` numbers in their Gram matrices.
-
-    In a multi-label data set every class has images of its own, and costs are compared on all others. In a single-label
-    data set the classes share the images; costs are compared on the other sets' images at the same k, since all others
-    would be the whole data set.
-    """
-    for draw in draws:
-        count = draw.labels.shape[1]
-        if targets.ndim == 1:
-            same_k = np.concatenate([other.rows for other in draws if other.k == draw.k])
-            compared = np.setdiff1d(same_k, draw.rows)
-            classes = np.arange(count)[None]
-            labels = (targets[compared] == classes[..., None]).astype(np.int8)
-            yield Problems(draw, classes, draw.rows[None], draw.labels.T[None] == 1, compared, labels)
-            continue
-        images = np.stack([draw.rows[draw.labels[:, c] != NOT_DRAWN] for c in range(count)])
-        for classes in np.array_split(np.arange(count), min(count, -(-count * images.shape[1] ** 2 // most))):
-            drawn = images[classes]
-            labels = targets.T[classes].astype(np.int8)
-            positive = np.take_along_axis(labels, drawn, 1) == 1
-            np.put_along_axis(labels, drawn, np.int8(-1), 1)
-            yield Problems(draw, classes[:, None], drawn, positive[:, None], np.arange(len(targets)), labels[:, None])
 
 
 def solve_problems(

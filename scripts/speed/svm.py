@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluate import peak_memory_gib
-from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets
+from benchmarks.low_shot_sets import NOT_DRAWN, Draw, Problems, draw_sets, stacked_problems
 from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
-from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, Problems, solve_problems, stacked_problems
+from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, solve_problems
 from benchmarks.solvers.gram import NORM_OFFSET
 from benchmarks.solvers.svm import AllPairs, ClassModels, SubsetRows, fit_cross_validated, map_on_cores
 from benchmarks.task import Labels
