@@ -298,8 +298,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         ticks = progress(range(len(names) * len(problems)), protocol.id, show=options.progress)
         results: dict[str, LayerResult] = {}
         for name in names:
-            rows = _rows(train.features[name], test.features[name], SOLVER_DEVICE, few)
-            results[name] = _measure(rows, problems, targets, params, SOLVER_DEVICE, lambda: next(ticks, None))
+            rows = _rows(train.features[name], test.features[name], few)
+            results[name] = _measure(rows, problems, targets, params, lambda: next(ticks, None))
         next(ticks, None)  # closes the bar
         measured = time.perf_counter()
 
@@ -308,8 +308,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         _report(params, results, choices, train.labels.classes, len(test.labels), drawn, outcome)
         for name in dict.fromkeys(choice.layer for choice in choices):
             of_layer = [choice for choice in choices if choice.layer == name]
-            rows = _rows(train.features[name], test.features[name], SOLVER_DEVICE, few)
-            _add_models(outcome, rows, problems, of_layer, targets, params, SOLVER_DEVICE)
+            rows = _rows(train.features[name], test.features[name], few)
+            _add_models(outcome, rows, problems, of_layer, targets, params)
         _add_sets(outcome, draws)
         outcome.timing = {"fit and score": measured - began, "models": time.perf_counter() - measured}
         outcome.runs.append({"index_sets": params.index_sets, "sets": params.sets, "sha256": sets_sha256(draws)})
@@ -333,10 +333,10 @@ def solve_problems(
     yield from solve_costs(part, signs, weights, costs, tolerance=params.tolerance)
 
 
-def _rows(train: NDArray[np.float32], test: NDArray[np.float32], device: str, few: bool) -> SubsetRows:
+def _rows(train: NDArray[np.float32], test: NDArray[np.float32], few: bool) -> SubsetRows:
     from benchmarks.solvers.svm import AllPairs, DrawnRows
 
-    return AllPairs(train, test, device) if few else DrawnRows(train, test, device)
+    return (AllPairs if few else DrawnRows)(train, test, SOLVER_DEVICE)
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,6 @@ def _measure(
     stacks: Sequence[Problems],
     targets: NDArray[np.int8],
     params: LowShotParams,
-    device: str,
     stack_done: Callable[[], object],
 ) -> LayerResult:
     """Average precisions of every set, k, cost and class; `targets` are the (C, N) labels of the test images."""
@@ -384,7 +383,7 @@ def _measure(
 
     result = LayerResult.empty(params, len(targets))
     work = partial(_measure_stack, rows, targets, params)
-    for problems, (test, heldout) in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+    for problems, (test, heldout) in zip(stacks, map_on_cores(work, stacks, SOLVER_DEVICE), strict=True):
         cell = problems.draw.index, params.k.index(problems.draw.k)
         result.test[(slice(None), *cell)][..., problems.classes] = test
         result.heldout[cell][:, problems.classes] = heldout
@@ -424,7 +423,6 @@ def _add_models(
     choices: Sequence[Choice],
     targets: NDArray[np.int8],
     params: LowShotParams,
-    device: str,
 ) -> None:
     """Solve one layer's chosen costs again, for the models and for what each test image contributes to the scores.
 
@@ -438,7 +436,7 @@ def _add_models(
     costs = {k: sorted({choice.cost for choice in choices if choice.k == k}) for k in params.k}
     influences = {(k, cost): np.zeros(targets.shape[1]) for k in params.k for cost in costs[k]}
     work = partial(_solve_chosen, rows, costs, targets, params)
-    for problems, found in zip(stacks, map_on_cores(work, stacks, device), strict=True):
+    for problems, found in zip(stacks, map_on_cores(work, stacks, SOLVER_DEVICE), strict=True):
         k, index = problems.draw.k, problems.draw.index
         for cost, (weights, influence) in found.items():
             key = f"{choices[0].layer}/k={k}/cost={cost:g}"
