@@ -358,7 +358,7 @@ class FineTune(ImageTask[FineTuneParams]):
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
         """The protocol, with a label in its id if the data set has another size."""
-        return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
+        return with_size_label(protocol, self.protocols, train)
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for labels that do not fit, no image to hold out, or drops after the end of the run."""

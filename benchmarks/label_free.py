@@ -228,7 +228,7 @@ class LabelFree(FeatureTask[LabelFreeParams]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for fewer than two images."""
-        _check_size(protocol, test, 2)
+        _check_size(protocol, test)
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Measure the features of `test`; `train` is not looked at.
@@ -284,9 +284,9 @@ def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
-def _check_size(protocol: Protocol, test: Labels, least: int) -> None:
-    if len(test) < least:
-        raise InputError(f"{protocol.id} needs at least {least} images, but the {protocol.test_split} split of "
+def _check_size(protocol: Protocol, test: Labels) -> None:
+    if len(test) < 2:
+        raise InputError(f"{protocol.id} needs at least 2 images, but the {protocol.test_split} split of "
                          f"{protocol.dataset} has {len(test)}: add images")  # fmt: skip
 
 
@@ -305,7 +305,7 @@ class LabelFreeViews(ImageTask[LabelFreeViewParams]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for fewer than two images."""
-        _check_size(protocol, test, 2)
+        _check_size(protocol, test)
 
     def amount(self, protocol: Protocol, train: Labels, test: Labels) -> tuple[int, int]:
         """The views, which are drawn as those of a training."""

@@ -26,6 +26,7 @@ from results.files import MAX_PIXELS, PathList, open_image, require_regular
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
 MAX_BYTES = 2**28  # of an image in a tar file
+SHARDS_LOOKED_AT, MEMBERS_LOOKED_AT = 8, 64  # to see whether shards hold one class each
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # Folders of photos in the layouts of Pascal VOC and Cityscapes; the images in folders next to them are label masks.
 PHOTO_FOLDERS = ("JPEGImages", "leftImg8bit")
@@ -372,17 +373,17 @@ def count_images(shard: Path) -> int:
         raise InputError(f"{shard} is not a whole tar file ({error}); copy it again") from error
 
 
-def seem_sorted_by_class(shards: Shards, *, looked_at: int = 8, members: int = 64) -> bool:
+def seem_sorted_by_class(shards: Shards) -> bool:
     """Whether each of some local shards holds one class only, by the folder or the name before "_" of its first images.
 
     Batches of such shards hold few classes, and the negatives of a query are of its own class too often.
     """
     local = [url for url in shards.urls if url not in shards.remote]
     classes: list[str] = []
-    for url in local[:: max(1, len(local) // looked_at)]:
+    for url in local[:: max(1, len(local) // SHARDS_LOOKED_AT)]:
         try:
             with Path(url).open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                names = [member.name for member in islice(filter(_holds_image, tar), members)]
+                names = [member.name for member in islice(filter(_holds_image, tar), MEMBERS_LOOKED_AT)]
         except (tarfile.TarError, OSError):  # is refused when it is read
             return False
         own = {name.rpartition("/")[0] or name.partition("_")[0] for name in names}

@@ -37,7 +37,6 @@ from pretrain import distributed
 if TYPE_CHECKING:
     from benchmarks.finetune import FineTuneParams
 
-EVALUATION_BATCH = 256
 HEAD_STD = 0.01
 NEAR_ZERO = 2e-5  # of MAE's linear layer
 _TRIAL_IMAGES = 2
@@ -444,7 +443,7 @@ class FineTuning:
         ranks = torch.zeros(len(self.tested), dtype=torch.int32, device=self.device)
         loss = torch.zeros((), device=self.device)
         start = distributed.own_slice(len(self.tested)).start
-        sampler = FixedBatches(self.tested, EVALUATION_BATCH)
+        sampler = FixedBatches(self.tested)
         for images, _, labels in batch_loader(self.test_views, sampler, self.workers, self.device):
             targets = labels.to(self.device, non_blocking=True)
             logits = self._logits(

@@ -243,6 +243,7 @@ def mix(x: Tensor, mixup: float, cutmix: float, rng: np.random.Generator) -> tup
 
 CACHE_BYTES = 512 * 2**20  # decoded images that are kept in memory
 VIEW_BYTES = 256 * 2**20  # views that are kept in memory
+EVALUATION_BATCH = 256  # images
 SAMPLED_SIZES = 32  # images whose sizes estimate those of all
 
 Request = tuple[int, int]  # epoch, index of the image
@@ -372,17 +373,17 @@ class TrainingBatches:
 
 
 class FixedBatches:
-    """This rank's part of `items`, in order, `batch_size` at a time."""
+    """This rank's part of `items`, in order, `EVALUATION_BATCH` at a time."""
 
-    def __init__(self, items: NDArray[np.int64], batch_size: int) -> None:
-        self.items, self.batch_size = items[distributed.own_slice(len(items))], batch_size
+    def __init__(self, items: NDArray[np.int64]) -> None:
+        self.items = items[distributed.own_slice(len(items))]
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
+        return -(-len(self.items) // EVALUATION_BATCH)
 
     def __iter__(self) -> Iterator[list[Request]]:
-        for start in range(0, len(self.items), self.batch_size):
-            yield [(0, int(index)) for index in self.items[start : start + self.batch_size]]
+        for start in range(0, len(self.items), EVALUATION_BATCH):
+            yield [(0, int(index)) for index in self.items[start : start + EVALUATION_BATCH]]
 
 
 def batch_loader(

@@ -55,12 +55,11 @@ def check_schedule(protocol: Protocol, params: TrainingParams) -> None:
         )
 
 
-def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Labels, settings: str) -> Protocol:
+def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Labels) -> Protocol:
     """The protocol with its number of training images in the id, where it was published for half or twice as many.
 
     Args:
         declared: protocols as published, among them the one that `protocol` is or was derived from.
-        settings: those that depend on the size, for the warning.
     """
     from benchmarks.datasets.registry import DATASETS
 
@@ -71,9 +70,9 @@ def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Lab
     if images is None or images / 2 <= len(train) <= 2 * images:
         return protocol
     log.warning(
-        "%s was published for %d training images, and %s has %d: its %s may be unsuitable, and the id says so. "
-        "linear_avgpool.imagefolder searches for its learning rate",
-        base, images, protocol.dataset, len(train), settings,
+        "%s was published for %d training images, and %s has %d: its rate, batch and epochs may be unsuitable, and the "
+        "id says so. linear_avgpool.imagefolder searches for its learning rate",
+        base, images, protocol.dataset, len(train),
     )  # fmt: skip
     return protocol.changed(label=f"train_images={len(train)}")
 

@@ -189,7 +189,7 @@ class ProbeTask(ImageTask[ParamsT]):
         """On the user's own image folder, batch and epochs fit its size; elsewhere the id names another size."""
         params = self.params(protocol)
         if protocol.variant != "imagefolder":
-            return with_size_label(protocol, self.protocols, train, "rate, batch and epochs")
+            return with_size_label(protocol, self.protocols, train)
         changes = fitted_to(round(len(train) * (1 - params.heldout)), params)
         own = {label.partition("=")[0] for label in protocol.overrides}
         changes = {name: value for name, value in changes.items() if name not in own}

@@ -37,7 +37,6 @@ from results.schema import Geometry
 if TYPE_CHECKING:
     from benchmarks.training.probe_task import HeadsParams
 
-EVALUATION_BATCH = 256
 KEPT_BYTES = 2**30  # per rank, for the features of each set that is evaluated again and again
 
 FeatureKey = tuple[str, Pooling | None]  # an output of the encoder, and how its maps become vectors
@@ -176,7 +175,7 @@ class EvaluationSet:
             yield from self._kept
             return
         kept = []
-        sampler = FixedBatches(self.items, EVALUATION_BATCH)
+        sampler = FixedBatches(self.items)
         for images, _, targets in batch_loader(self.views, sampler, self.workers, self.frozen.device):
             batch = self.frozen(images), targets.to(self.frozen.device, non_blocking=True)
             if self._keep:

@@ -256,7 +256,7 @@ def test_neither_the_evaluation_batch_nor_its_interval_changes_the_last_epoch(
     data: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = tune(data, tmp_path / "often")
-    monkeypatch.setattr(finetuning, "EVALUATION_BATCH", 4)
+    monkeypatch.setattr("benchmarks.training.images.EVALUATION_BATCH", 4)
     seldom = tune(data, tmp_path / "seldom", evaluate_every=3)
     assert state_of(tmp_path / "seldom")["evaluated"] == [3, 4]
     assert seldom.scores["Top-1"] == often.scores["Top-1"]

@@ -185,7 +185,7 @@ def test_neither_the_evaluation_batch_nor_keeping_features_changes_a_result(
     data: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = probe(MAPS, data, tmp_path / "whole")
-    monkeypatch.setattr("benchmarks.training.probes.EVALUATION_BATCH", 4)
+    monkeypatch.setattr("benchmarks.training.images.EVALUATION_BATCH", 4)
     monkeypatch.setattr("benchmarks.training.probes.KEPT_BYTES", 0)
     encoder = TinyEncoder()
     parts = probe(MAPS, data, tmp_path / "parts", encoder)
