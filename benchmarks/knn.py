@@ -18,6 +18,7 @@ from pydantic import Field
 
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from results.errors import first_few
 from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
@@ -203,7 +204,8 @@ class Knn(FeatureTask[KnnParams]):
         missing = [name for name in test.classes if name not in set(train.classes)]
         if missing:
             raise InputError(
-                f"the test split has classes that the train split lacks ({_first(missing)}): use splits of one data set"
+                f"the test split has classes that the train split lacks ({first_few(missing)}): use splits of one data "
+                "set"
             )
         available = self._available(params, train, test)
         if params.k[-1] > available:
@@ -315,7 +317,7 @@ def _features(split: Split, name: str, which: str, norms: Norms) -> tuple[NDArra
         if bad.any():
             raise InputError(
                 f"{name} of the {which} split is {fault} for {int(bad.sum())} of {len(bad)} images "
-                f"({_first([split.labels.ids[i] for i in np.flatnonzero(bad)])}): "
+                f"({first_few([split.labels.ids[i] for i in np.flatnonzero(bad)])}): "
                 "check these images and the encoder's weights"
             )
     return features, size
@@ -340,10 +342,6 @@ def _own_rows(train: Labels, test: Labels) -> NDArray[np.int64]:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 # ---- picture: queries with their nearest neighbours ------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, Outputs, Split
+from results.errors import first_few
 from results.schema import Geometry, Params, Source
 
 _CHUNK_ROWS = 4096
@@ -168,8 +169,3 @@ def _check_features(name: str, split: Split, which: str) -> None:
             f"{name} of {which} is NaN or infinite for {len(bad)} of {len(ids)} images "
             f"({first_few([ids[i] for i in bad])}): check these images and the encoder's weights"
         )
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first three names, with an ellipsis if there are more."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

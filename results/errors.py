@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -24,6 +24,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'knn'?`, or an empty text where no known name is close to the given one."""
     close = get_close_matches(name, list(known), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, with an ellipsis if there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 _OUT_OF_MEMORY = re.compile(

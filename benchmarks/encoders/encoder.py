@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from benchmarks.task import InputError
 from pretrain.distributed import sent
 from pretrain.resnet import weights_sha256
+from results.errors import first_few
 from results.schema import EncoderCard
 
 _DEEPEST_HEAD = 100  # layers; the deepest published heads have ten
@@ -287,7 +288,7 @@ def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     misshapen = sorted(n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape)
     if missing or unused or misshapen:
         faults = [
-            f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            f"{len(names)} {fault} ({first_few(names)})"
             for names, fault in ((missing, "missing"), (unused, "left over"), (misshapen, "of another shape"))
             if names
         ]
