@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from results.errors import InputError
-from results.files import MAX_PIXELS, PathList, open_image, require_regular
+from results.files import MAX_PIXELS, PathList, open_image, read_bytes, read_text, require_regular
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SHARD_INDEX = "shards.json"
@@ -291,7 +291,11 @@ def _listed(path: Path) -> Files:
     if not path.is_file():
         raise InputError(f"image list not found: {path}")
     names = []
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file ({error}); write one path per line") from error
+    for line in filter(None, map(str.strip, lines)):
         named = line if is_image(line) else line.rsplit(maxsplit=1)[0]
         if not is_image(named):
             raise InputError(f"{path}: {line!r} names no image ({', '.join(sorted(SUFFIXES))}); correct the line")
@@ -308,7 +312,7 @@ def _indexed(path: Path, remote: bool) -> Shards:
     if not path.is_file():
         raise InputError(f"shard index not found: {path}; encoder-bench index-shards writes one")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
+        entries = json.loads(read_bytes(path))["shardlist"]
         urls, counts = [str(e["url"]) for e in entries], [int(e["nsamples"]) for e in entries]
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply; write it again with encoder-bench index-shards") from error

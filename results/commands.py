@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from results.errors import InputError, did_you_mean
-from results.files import write_file
+from results.errors import InputError, did_you_mean, without_control
+from results.files import MAX_TEXT, read_text, write_file
 from results.formats import (
     Cell,
     Row,
@@ -156,7 +156,9 @@ def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
     known = {figure.model for figure in figures()}
     for model in sorted(models - known):
         hint = did_you_mean(model, known)
-        sys.stderr.write(f"results: published.csv has no model {model}, which a card names{hint}\n")
+        sys.stderr.write(
+            without_control(f"results: published.csv has no model {model}, which a card names{hint}") + "\n"
+        )
     return [f for f in chosen(figures(), source=source) if f.model in models]
 
 
@@ -212,7 +214,7 @@ def _publish(options: PublishRecords) -> int:
     for path in done.replaced:
         sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
     for path, reason in done.left_out:
-        sys.stdout.write(f"left out {path}: {reason}\n")
+        sys.stdout.write(without_control(f"left out {path}: {reason}") + "\n")
     for path in done.copied:
         sys.stdout.write(f"published {path}\n")
     would = " (nothing was written)" if options.dry_run else ""
@@ -252,7 +254,7 @@ def _pictures(options: Pictures) -> int:
     records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
     written, left_out = write_figures(records, options.out)
     for path, reason in left_out.items():
-        sys.stderr.write(f"results: left out {path}: {reason}\n")
+        sys.stderr.write(without_control(f"results: left out {path}: {reason}") + "\n")
     if not written:
         raise InputError(f"no record in {options.records} matches that a picture or a table per class can show")
     for path in written:
@@ -384,7 +386,7 @@ def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -
     for stored in found:
         verdict = verify(stored, declared)
         refused += bool(verdict.faults)
-        sys.stdout.write(printable_path(verdict.text) + "\n")
+        sys.stdout.write("\n".join(map(without_control, printable_path(verdict.text).split("\n"))) + "\n")
     sys.stdout.write(f"{len(found) - refused} of {len(found)} records hold\n")
     return 1 if refused else 0
 
@@ -397,7 +399,8 @@ def _lint(options: Lint) -> int:
     if not options.pages:
         raise InputError("name at least one page to check, for example results/MODEL_ZOO.md")
     verdicts = [(page, lint(page, records)) for page in options.pages]
-    sys.stdout.write("".join(verdict_text(page, verdict) for page, verdict in verdicts))
+    said = "".join(verdict_text(page, verdict) for page, verdict in verdicts)
+    sys.stdout.write("\n".join(map(without_control, said.split("\n"))))
     if any(verdict.conflicts for _, verdict in verdicts):
         return 1
     return 0 if all(verdict.checked for _, verdict in verdicts) else NOTHING_CHECKED
@@ -437,7 +440,7 @@ def _read_text(path: Path) -> str:
         OSError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, MAX_TEXT)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; name a markdown file") from error
 
@@ -484,7 +487,7 @@ def _check_picture_file(path: Path) -> None:
 
 def _name_bad(bad: Iterable[BadRecord]) -> None:
     for found in bad:
-        sys.stderr.write(f"results: left out {found.name()}: {found.reason}\n")
+        sys.stderr.write(without_control(f"results: left out {found.name()}: {found.reason}") + "\n")
 
 
 def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:

@@ -53,11 +53,11 @@ def print_error(program: str, error: Exception) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)
-    first, *more = map(_without_control, text.splitlines() or [type(error).__name__])
+    first, *more = map(without_control, text.splitlines() or [type(error).__name__])
     sys.stderr.write("\n  ".join([f"{program}: {first}", *more]) + "\n")
     return 2
 
 
-def _without_control(line: str) -> str:
+def without_control(line: str) -> str:
     """The text with escapes in place of what would not be shown but obeyed by a terminal; names come from files."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)

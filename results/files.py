@@ -26,6 +26,8 @@ LOCK = "run.lock"
 # Pillow reads many more, and starts Ghostscript for one of them (EPS). JPEG includes the multi-picture MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # decoded and converted, 800 MB; the largest image of ImageNet has 61 million
+MAX_TEXT = 1 << 24  # bytes of a page, a log or a list of questions
+MAX_LIST = 1 << 32  # bytes of a list or an annotation of a data set; the largest, of LVIS, has 2**30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError
 
 
@@ -207,6 +209,29 @@ def require_regular(file: Path | str) -> None:
     """
     if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 - called for every image
         raise OSError(errno.EINVAL, "not a regular file", str(file))
+
+
+def read_bytes(file: Path, most: int = MAX_LIST) -> bytes:
+    """The content of a file that may be anybody's.
+
+    Raises:
+        OSError: not a regular file, or one of more than `most` bytes.
+    """
+    require_regular(file)
+    size = file.stat().st_size
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(file))
+    return file.read_bytes()
+
+
+def read_text(file: Path, most: int = MAX_LIST) -> str:
+    """The UTF-8 text of a file, with a single character at the end of every line; see `read_bytes`.
+
+    Raises:
+        OSError: see `read_bytes`.
+        UnicodeDecodeError: it is no text.
+    """
+    return read_bytes(file, most).decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 class PathList(Sequence[Path]):

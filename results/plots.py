@@ -6,6 +6,7 @@ Every function writes one file in the format of its ending, and raises `NothingT
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import statistics
@@ -20,7 +21,7 @@ from results.compare.correlations import Correlation, page_order
 from results.compare.explain import Explanation
 from results.errors import InputError
 from results.families import family_of
-from results.files import write_file
+from results.files import MAX_TEXT, read_text, write_file
 from results.plot_style import (
     EncoderStyles,
     NothingToDrawError,
@@ -650,12 +651,11 @@ def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
 def _read_log(path: Path) -> PretrainingLog:
     columns: dict[str, list[tuple[float, float]]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    if text:
-                        columns.setdefault(name, []).append((float(row["epoch"]), float(text)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for row in csv.DictReader(io.StringIO(read_text(path, MAX_TEXT), newline="")):
+            for name, text in row.items():
+                if text:
+                    columns.setdefault(name, []).append((float(row["epoch"]), float(text)))
+    except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
         ) from error
@@ -664,7 +664,7 @@ def _read_log(path: Path) -> PretrainingLog:
 
 def _made_by(recipe: Path) -> tuple[str, float] | None:
     try:
-        content = json.loads(recipe.read_text(encoding="utf-8"))
+        content = json.loads(read_text(recipe, MAX_TEXT))
         return f"recipe {content['name']}, seed {content['seed']}", float(content["epochs"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # only the colour of a line depends on it
         return None

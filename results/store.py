@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
-from results.errors import InputError
+from results.errors import InputError, without_control
 from results.files import make_folder, write_file, write_pair
 from results.schema import (
     SCHEMA_VERSION,
@@ -79,7 +79,7 @@ class BadRecord:
     def name(self, root: Path | None = None) -> str:
         """The path as printable text, relative to `root` if given."""
         path = self.path if root is None else self.path.relative_to(root)
-        return printable_path(path.as_posix())
+        return without_control(printable_path(path.as_posix()))
 
 
 def printable_path(text: str) -> str:

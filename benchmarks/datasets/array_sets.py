@@ -82,9 +82,10 @@ def stl10(folder: Path, part: str) -> ListedImages:
     for each in (file, labels_file):
         require_regular(each)
     count = len(_stl_images(file, file.stat().st_mtime_ns))
+    found = labels_file.stat().st_size
+    if found != count:
+        raise InputError(f"{labels_file} has {found:,} labels for {count:,} images; unpack STL-10 again")
     labels = np.fromfile(labels_file, np.uint8)
-    if len(labels) != count:
-        raise InputError(f"{labels_file} has {len(labels)} labels for {count} images; unpack STL-10 again")
     return _numbered(file.name, count), [int(label) - 1 for label in labels], read_lines(folder / "class_names.txt")
 
 

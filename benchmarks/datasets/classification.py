@@ -35,7 +35,7 @@ from benchmarks.datasets.lists import (
     sorted_labels,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList
+from results.files import PathList, read_bytes
 
 # The semi-supervised lists as SimCLR and SwAV (file names alone) and mm (path and label) name them, and their folders.
 IMAGENET_SUBSETS = {
@@ -238,7 +238,7 @@ def _read_inat(folder: Path, split: str) -> Labels:
     file, owner = _split_file(folder, split, _INAT_JSON), INAT18.owner
     assert file is not None
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
+        content: dict[str, Any] = json.loads(read_bytes(file))
         categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
         category_of = {a["image_id"]: int(a["category_id"]) for a in content["annotations"]}
         ids = [image["id"] for image in content["images"]]

@@ -18,7 +18,7 @@ from benchmarks.datasets.lists import (
     require_unique,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList
+from results.files import PathList, read_bytes
 
 
 class _Image(NamedTuple):
@@ -158,7 +158,7 @@ def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str
 def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:
     """The lists, with every object reduced as it is parsed: the polygons of train2017 would take gigabytes."""
     try:
-        content = json.loads(file.read_bytes(), object_hook=_reduced)
+        content = json.loads(read_bytes(file), object_hook=_reduced)
         lists = content["images"], content["categories"], content["annotations"]
     except RecursionError as error:
         raise InputError(f"{file} is nested too deeply; take it from its owner again") from error

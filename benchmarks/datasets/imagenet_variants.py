@@ -27,7 +27,7 @@ from benchmarks.datasets.lists import (
     read_image_folder,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList, require_regular
+from results.files import PathList, read_text, require_regular
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
@@ -210,7 +210,7 @@ def _objectnet_answers(folder: Path) -> dict[str, list[int]]:
     line_of = _read_json(folder / "pytorch_to_imagenet_2012_id.json", what)
     names = folder / "imagenet_to_label_2012_v2"
     try:
-        lines = {line.strip(): number for number, line in enumerate(names.read_text(encoding="utf-8").splitlines())}
+        lines = {line.strip(): number for number, line in enumerate(read_text(names).splitlines())}
         index_of = {int(line): int(index) for index, line in line_of.items()}
         answers = {
             where: [index_of[lines[name]] for name in names_of[label].split("; ")]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
-from results.files import PathList, make_folder, require_regular, write_file
+from results.files import PathList, make_folder, read_bytes, read_text, require_regular, write_file
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +201,7 @@ def read_lines(file: Path) -> list[str]:
         InputError: the file does not exist, is not text, or has no line.
     """
     try:
-        require_regular(file)
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; put the list there") from error
     except UnicodeDecodeError as error:
@@ -428,7 +427,7 @@ def read_groups(folder: Path, ids: Sequence[str]) -> tuple[tuple[str, ...], ...]
     if not file.is_file():
         return tuple((id,) for id in ids)
     try:
-        groups = json.loads(file.read_text(encoding="utf-8"))
+        groups = json.loads(read_bytes(file))
         return tuple(tuple(map(str, groups[id])) for id in ids)
     except KeyError as error:
         raise InputError(f"{file} does not list {error.args[0]}; complete it, or remove the file") from error

@@ -17,7 +17,7 @@ from benchmarks.datasets.lists import (
     require_unique,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList
+from results.files import PathList, read_text
 
 # In the order of the label images: 0 is the background, 255 ignored.
 CLASSES = (
@@ -76,7 +76,7 @@ def _listed_classes(lists: Path, split: str) -> list[str]:
 def _read_fields(file: Path) -> list[list[str]]:
     """The fields of every line, blank lines included, so that line numbers are right."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing; unpack the devkit below VOCdevkit") from error
     except UnicodeDecodeError as error:

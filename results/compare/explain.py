@@ -23,7 +23,7 @@ import numpy as np
 
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError, did_you_mean
-from results.files import write_file
+from results.files import MAX_TEXT, read_text, write_file
 from results.formats import Cell, Row, Table
 from results.noise import TWO_SIDED, ReplicateCache
 from results.published import Figure, figures
@@ -316,13 +316,18 @@ def remembered(root: Path) -> list[AskedPair]:
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = read_text(path, MAX_TEXT)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no list of questions of `explain` ({error}): remove it") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             asked = json.loads(line)
             question = AskedPair(**{**asked, "encoder": tuple(asked["encoder"])})
-            if not all(isinstance(text, str) for text in (question.a, question.b, *question.encoder)):
+            names = (question.a, question.b, *question.encoder, "" if question.column is None else question.column)
+            if not all(isinstance(name, str) for name in names):
                 raise TypeError("a name is not a text")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not a question of `explain`: remove it ({error})") from None
         found.append(question)
     return found

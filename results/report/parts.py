@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import glob
 import io
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results.compare.explain import Explanation, explanation_table
+from results.errors import without_control
 from results.families import family_of
 from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
@@ -22,6 +24,8 @@ from results.rows import Group, architecture_text, name_with_init, records_by_ro
 from results.schema import Record
 from results.store import StoredRecord
 from results.tables import MARK, MEAN_OF, Section, gain_over_random
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -308,9 +312,15 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
             about = f"{family_of(protocol.benchmark).title}, {variant_text(protocol)}, on {record.dataset.shown_name}"
             title = f"{name}: {name_with_init(record.encoder)}, {about}"
             content = io.BytesIO()
-            with open_image(path) as image:
-                image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
-                size = image.size
+            try:
+                with open_image(path) as image:
+                    image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
+                    size = image.size
+            except Exception as error:  # Pillow raises nearly anything on a damaged file
+                reason = " ".join(str(error).split())[:200]
+                text = f"the report leaves out {path}, which cannot be read as an image ({reason})"
+                log.warning("%s", without_control(text))
+                continue
             uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
             found.append(
                 SavedImage(
