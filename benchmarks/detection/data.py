@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from benchmarks.datasets.cityscapes import read_visible_objects
+from benchmarks.datasets.objects import (
+    REMEDY,
+    reaches_outside,
+    read_coco_box,
+    read_voc_objects,
+    require_finite,
+    require_size,
+    usable_run_lengths,
+)
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName
 from benchmarks.task import InputError, Labels
 from pretrain.distributed import DataLoader, sent
-from results.files import MAX_PIXELS, require_regular
 
 log = logging.getLogger(__name__)
 
 ImageDict = dict[str, Any]
+KEYPOINTS = 17  # of a person in COCO
 
 
 def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> list[ImageDict]:
@@ -46,16 +52,10 @@ def read_scenes(labels: Labels, task: TaskName, *, inclusive: bool = False) -> l
         InputError: an annotation file cannot be read.
     """
     scenes = _scenes(labels, task, inclusive)
-    outside = sum(_reaches_outside(scene, a["bbox"]) for scene in scenes for a in scene["annotations"])
+    outside = sum(reaches_outside(a["bbox"], s["width"], s["height"]) for s in scenes for a in s["annotations"])
     if outside:
         log.warning("%d boxes reach outside of their images; detectron2 clips them in training", outside)
     return scenes
-
-
-def _reaches_outside(scene: ImageDict, box: list[float]) -> bool:
-    """Whether a box is beyond an edge by more than the rounding of published boxes."""
-    left, top, right, bottom = box
-    return min(left, top) < -2 or right > scene["width"] + 2 or bottom > scene["height"] + 2
 
 
 def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[ImageDict]:
@@ -69,120 +69,89 @@ def _scenes(labels: Labels, task: TaskName, inclusive: bool) -> list[ImageDict]:
 
 
 def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive: bool) -> ImageDict:
-    try:
-        require_regular(file)
-        root = ElementTree.parse(file).getroot()  # noqa: S314 - the user's own file, read as every VOC reader does
-        size = {part: int(_text(root, f"size/{part}")) for part in ("width", "height")}
-        annotations = []
-        for found in root.iter("object"):
-            corners = _finite(_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
-            # The devkit counts pixels from 1 and has both edges inside.
-            box = [corners[0] - 1, corners[1] - 1, corners[2] - inclusive, corners[3] - inclusive]
-            annotations.append(
-                {"bbox": box, "bbox_mode": 0, "category_id": known[_text(found, "name")], "iscrowd": 0,
-                 "difficult": int(found.findtext("difficult") or 0)}
-            )  # fmt: skip
-    except (ElementTree.ParseError, KeyError, ValueError) as error:
-        raise InputError(f"{file} is not a VOC annotation ({error}); unpack the devkit again") from error
-    return {"file_name": str(path), "image_id": image_id, **size, "annotations": annotations}
-
-
-def _finite(numbers: Iterable[Any]) -> list[float]:
-    """Four numbers of a box. Raises ValueError for nan and inf, and for another number of them."""
-    found = [float(number) for number in numbers]
-    if len(found) != 4 or not all(map(math.isfinite, found)):
-        raise ValueError(f"a box of {found}, where four finite numbers are expected")
-    return found
-
-
-def _numbers(values: list[float]) -> list[float]:
-    """The list. Raises TypeError, ValueError or OverflowError where it is not one of finite numbers."""
-    if not isinstance(values, list) or not all(map(math.isfinite, values)):
-        raise ValueError("it is no list of finite numbers")
-    return values
-
-
-def _text(element: ElementTree.Element, path: str) -> str:
-    text = element.findtext(path)
-    if text is None:
-        raise ValueError(f"no {path}")
-    return text
+    (width, height), objects = read_voc_objects(file, inclusive=inclusive)
+    unknown = next((name for name, _, _ in objects if name not in known), None)
+    if unknown is not None:
+        raise InputError(f"{file} shows a {unknown[:100]!r}, of which the devkit has no list; unpack it again")
+    annotations = [
+        {"bbox": box, "bbox_mode": 0, "category_id": known[name], "iscrowd": 0, "difficult": difficult}
+        for name, difficult, box in objects
+    ]
+    return {"file_name": str(path), "image_id": image_id, "width": width, "height": height, "annotations": annotations}
 
 
 def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
     """COCO and LVIS: the images in the order of their ids, as in `labels`."""
-    parts = [json.loads(file.read_bytes()) for file in labels.annotations]
-    images = sorted((image for part in parts for image in part["images"]), key=lambda image: image["id"])
-    category = {c["id"]: number for number, c in enumerate(sorted(parts[0]["categories"], key=lambda c: c["id"]))}
+    parts = [(file, json.loads(file.read_bytes())) for file in labels.annotations]
+    images = sorted(((i["id"], file, i) for file, part in parts for i in part["images"]), key=lambda each: each[0])
+    category = {c["id"]: number for number, c in enumerate(sorted(parts[0][1]["categories"], key=lambda c: c["id"]))}
     scenes: dict[int, ImageDict] = {}
-    for number, image in enumerate(images):
-        height, width = image["height"], image["width"]
-        if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MAX_PIXELS:
-            raise InputError(
-                f"{labels.annotations[0]} has an image {image['id']} of {str(width)[:20]} by {str(height)[:20]} "
-                "pixels, which no image has; take it from its owner again"
-            )
+    for number, (_, file, image) in enumerate(images):
+        try:
+            require_size(image["width"], image["height"])
+        except ValueError as error:
+            raise InputError(f"{file} has an image {image['id']} of {error}; take it from its owner again") from error
         scenes[image["id"]] = {
             "file_name": str(labels.paths[number]), "image_id": image["id"], "height": image["height"],
             "width": image["width"], "annotations": [],
             **{key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids") if key in image},
         }  # fmt: skip
-    for found in chain.from_iterable(part["annotations"] for part in parts):
-        scene, part = scenes[found["image_id"]], "box"
-        try:
-            left, top, width, height = _finite(found["bbox"])
-            part = "mask"
-            mask = _usable_mask(found.get("segmentation"), scene) if with_masks else None
-            part = "keypoints"
-            points = np.array(_numbers(found["keypoints"]), float).reshape(-1, 3) if "keypoints" in found else None
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"{labels.annotations[0]} has an annotation of image {found['image_id']} without a usable {part} "
-                f"({error}); take it from its owner again"
-            ) from error
-        annotation: dict[str, Any] = {
-            "bbox": [left, top, left + width, top + height],
-            "bbox_mode": 0,
-            "category_id": category[found["category_id"]],
-            "iscrowd": found.get("iscrowd", 0),
-        }
-        if mask == []:
-            continue
-        if mask:
-            annotation["segmentation"] = mask
-        if points is not None:
-            points[:, :2] += 0.5  # COCO's are pixel indices, detectron2's coordinates
-            annotation["keypoints"] = points.reshape(-1).tolist()
-        annotation |= {key: found[key] for key in (*densepose.SURFACE_POINTS, "dp_masks") if key in found}
-        scene["annotations"].append(annotation)
+    for file, part in parts:
+        keypoints = KEYPOINTS if file.name.startswith("person_keypoints_") else 0
+        for found in part["annotations"]:
+            scene = scenes[found["image_id"]]
+            annotation = _coco_object(found, scene, file, with_masks=with_masks, keypoints=keypoints)
+            if annotation is not None:
+                annotation["category_id"] = category[found["category_id"]]
+                scene["annotations"].append(annotation)
     return list(scenes.values())
 
 
-def _usable_mask(mask: Any, scene: ImageDict) -> Any:
-    """The polygons with an area, or run lengths as pycocotools packs them; for some others it ends the interpreter.
+def _coco_object(
+    found: dict[str, Any], scene: ImageDict, file: Path, *, with_masks: bool, keypoints: int
+) -> dict[str, Any] | None:
+    """An annotation without its category; None where no polygon of its mask has an area.
 
-    Raises:
-        KeyError, TypeError, ValueError: neither.
+    Args:
+        keypoints: how many each object has; 0 for any number.
     """
-    if mask is None:
-        return None
-    if isinstance(mask, list):
-        # A polygon of fewer than three corners has no area.
-        return [polygon for polygon in mask if len(_numbers(polygon)) % 2 == 0 and len(polygon) >= 6]
-    size = [scene["height"], scene["width"]]
-    if mask["size"] != size:
-        raise ValueError(f"its size is {str(mask['size'])[:40]}, the image's {size}")
-    from pycocotools import mask as rle
+    width, height, what = scene["width"], scene["height"], "box"
+    try:
+        annotation: dict[str, Any] = {"bbox": read_coco_box(found["bbox"], width, height), "bbox_mode": 0}
+        what = "iscrowd"
+        annotation["iscrowd"] = _crowd(found.get("iscrowd", 0))
+        what = "mask"
+        if with_masks and (mask := found.get("segmentation")) is not None:
+            if isinstance(mask, list):
+                # A polygon of fewer than three corners has no area.
+                mask = [each for each in mask if len(require_finite(each)) % 2 == 0 and len(each) >= 6]
+            else:
+                mask = usable_run_lengths(mask, height, width)
+            if not mask:
+                return None
+            annotation["segmentation"] = mask
+        what = "keypoints"
+        if "keypoints" in found:
+            points = np.array(require_finite(found["keypoints"]), float).reshape(-1, 3)
+            if keypoints and len(points) != keypoints:
+                raise ValueError(f"{len(points)} in place of {keypoints}")
+            points[:, :2] += 0.5  # COCO's are pixel indices, detectron2's coordinates
+            annotation["keypoints"] = points.reshape(-1).tolist()
+        what = "points on the body's surface"
+        annotation |= densepose.surface_points(found)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"{file}: annotation {str(found.get('id'))[:40]} of image {found['image_id']} has no usable {what} "
+            f"({reason}); {REMEDY}"
+        ) from error
+    return annotation
 
-    if isinstance(mask["counts"], list):
-        if (
-            any(type(count) is not int or count < 0 for count in mask["counts"])
-            or sum(mask["counts"]) != size[0] * size[1]
-        ):
-            raise ValueError("its run lengths do not fill the image")
-        return rle.frPyObjects(mask, *size)
-    rle.decode(mask)  # raises ValueError or TypeError where packed run lengths are not valid
-    return mask
+
+def _crowd(value: Any) -> int:
+    if value not in (0, 1):
+        raise ValueError(f"it is {str(value)[:40]}, not 0 or 1")
+    return int(value)
 
 
 def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) -> ImageDict:

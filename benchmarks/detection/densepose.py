@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.datasets.objects import require_finite, usable_run_lengths
 from benchmarks.task import InputError, Labels
 from benchmarks.training.trials import TrialScores
 
 SURFACE_POINTS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")  # pixel, body part, and position on the part
+SIDE, PARTS, MASKS = 256, 24, 14  # of a person's box, of the surface, and of the body
+_RANGES = {"dp_I": (1, PARTS), "dp_U": (0, 1), "dp_V": (0, 1)}
 
 INSTALL = (
     "python -m pip install av && python -m pip install --no-deps --no-build-isolation "
@@ -74,6 +77,42 @@ def is_on(cfg: Any) -> bool:
 def has_surface_points(annotation: Mapping[str, Any]) -> bool:
     """Whether a person has points on the surface."""
     return all(key in annotation for key in SURFACE_POINTS)
+
+
+def surface_points(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """What an annotation says of the body's surface; nothing where it has no points.
+
+    DensePose-COCO's description of its format: points in 256ths of the box, 24 parts of the surface, positions on a
+    part from 0 to 1, and masks of 14 parts of the body in the box, 256 by 256, some of them empty.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: a field is none of that.
+    """
+    if not has_surface_points(annotation):
+        return {}
+    found = {key: annotation[key] for key in SURFACE_POINTS}
+    for key, values in found.items():
+        try:
+            if len(require_finite(values)) != len(found["dp_x"]):
+                raise ValueError(f"{len(values)} numbers where dp_x has {len(found['dp_x'])}")
+            low, high = _RANGES.get(key, (0, SIDE))
+            room = 0 if key == "dp_I" else (high - low) / SIDE  # for rounding; the project's tables have 256 places
+            outside = next((value for value in values if not low - room <= value <= high + room), None)
+            if outside is not None:
+                raise ValueError(f"it holds {outside:g}, not a number from {low} to {high}")
+            if key == "dp_I" and not all(float(value).is_integer() for value in values):
+                raise ValueError("the number of a part is whole")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{key}: {error}") from error
+    masks = annotation.get("dp_masks")
+    if masks is not None:
+        if not isinstance(masks, list) or len(masks) > MASKS:
+            raise ValueError(f"dp_masks: it is no list of at most {MASKS} masks")
+        try:
+            found["dp_masks"] = [mask and usable_run_lengths(mask, SIDE, SIDE) for mask in masks]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"dp_masks: {f'no {error}' if isinstance(error, KeyError) else error}") from error
+    return found
 
 
 def train_mapper(cfg: Any) -> Any:

@@ -256,7 +256,16 @@ CASES |= {
     "a height that is a text": coco_with(lambda c: c["images"][0].update(height="a")),
     "a width of 10**18": coco_with(lambda c: c["images"][0].update(width=10**18)),
     "a box of nan": coco_with(lambda c: c["annotations"][0].update(bbox=[float("nan")] * 4)),
+    "a box of 10**400": coco_with(lambda c: c["annotations"][0].update(bbox=[10**400] * 4)),
+    "a box of texts": coco_with(lambda c: c["annotations"][0].update(bbox="abcd")),
+    "a box far away": coco_with(lambda c: c["annotations"][0].update(bbox=[-5000, -5000, 10, 10])),
+    "a box of negative size": coco_with(lambda c: c["annotations"][0].update(bbox=[9, 9, -5, 5])),
+    "a crowd of nested lists": coco_with(lambda c: c["annotations"][0].update(iscrowd=[[]])),
+    "a crowd of minus one": coco_with(lambda c: c["annotations"][0].update(iscrowd=-1)),
     "a box of two numbers": coco_with(lambda c: c["annotations"][0].update(bbox=[1, 2])),
+    "a VOC box far away": voc("<xmin>", "<xmin>99999"),
+    "a VOC image without a size": voc("<size>", "<sise>"),
+    "a VOC object of no class": voc("<name>", "<name>" + "a" * 2**20),
     "a billion laughs": voc("<annotation>", LAUGHS + "&a11;"),
     "an external entity": voc(
         "<annotation>", "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><folder>&x;</folder>"

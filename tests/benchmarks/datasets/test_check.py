@@ -104,7 +104,7 @@ def test_damaged_annotations(embedded: Path, capsys: pytest.CaptureFixture[str])
     (voc / "Annotations" / "000001.xml").write_text("<annotation>")
     Image.new("P", (3, 3)).save(voc / "SegmentationClass" / "000002.png")
     assert _check(embedded, "--dataset", "voc2007_det") == DAMAGED
-    assert "000001.xml is not valid xml" in capsys.readouterr().out
+    assert "000001.xml is not a VOC annotation" in capsys.readouterr().out
     assert _check(embedded, "--dataset", "voc2007_seg") == DAMAGED
     assert "000002.png is 3 by 3, but its image 64 by 48" in capsys.readouterr().out
     assert _check(embedded, "--dataset", "voc2007") == COMPLETE

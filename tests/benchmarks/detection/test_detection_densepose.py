@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
@@ -19,7 +22,7 @@ from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.protocols import DENSEPOSE
 from benchmarks.task import InputError
 from results.store import read_records
-from tests.layouts.densepose import write_densepose
+from tests.layouts.densepose import POINTS, write_densepose
 from tests.reference import densepose_settings
 
 pytestmark = [
@@ -90,6 +93,64 @@ def test_people_without_points_are_boxes_and_images_without_any_are_left_out(tmp
     kept = training_scenes(scenes, DENSEPOSE)
     assert {id(s) for s in scenes if any("dp_x" in a for a in s["annotations"])} == {id(s) for s in kept}
     assert 0 < len(kept) < len(scenes)
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a text": ({"dp_x": "abc"}, "dp_x: it is no list of finite numbers"),
+    "texts": ({"dp_y": ["a"] * POINTS}, "dp_y: must be real number"),
+    "nan": ({"dp_U": [math.nan] * POINTS}, "dp_U: it is no list of finite numbers"),
+    "10**400": ({"dp_V": [10**400] * POINTS}, "dp_V: int too large"),
+    "nothing": ({"dp_x": None}, "dp_x: it is no list"),
+    "fewer": ({"dp_y": [1.0]}, "dp_y: 1 numbers where dp_x has 12"),
+    "far away": ({"dp_x": [5000.0] * POINTS}, "dp_x: it holds 5000, not a number from 0 to 256"),
+    "part 25": ({"dp_I": [25.0] * POINTS}, "dp_I: it holds 25, not a number from 1 to 24"),
+    "part 0": ({"dp_I": [0] * POINTS}, "dp_I: it holds 0, not a number from 1 to 24"),
+    "half a part": ({"dp_I": [1.5] * POINTS}, "dp_I: the number of a part is whole"),
+    "a part's far side": ({"dp_U": [1.1] * POINTS}, "dp_U: it holds 1.1, not a number from 0 to 1"),
+    "masks that are a text": ({"dp_masks": "abc"}, "dp_masks: it is no list of at most 14 masks"),
+    "15 masks": ({"dp_masks": [[]] * 15}, "dp_masks: it is no list of at most 14 masks"),
+    "a mask that is a number": ({"dp_masks": [3]}, "dp_masks: 'int' object"),
+    "a mask without run lengths": ({"dp_masks": [{"a": 1}]}, "dp_masks: no 'size'"),
+    "a mask of 10**12 pixels": ({"dp_masks": [{"counts": "a", "size": [10**6, 10**6]}]}, "dp_masks: its size is"),
+    "packed nonsense": ({"dp_masks": [{"counts": "zzzzzz", "size": [256, 256]}]}, "dp_masks: "),
+    "packed text of half the box": (
+        {
+            "dp_masks": [
+                {
+                    "counts": rle.encode(np.asfortranarray(np.ones((256, 128), np.uint8)))["counts"].decode(),
+                    "size": [256, 256],
+                }
+            ]
+        },
+        "dp_masks: its packed run lengths do not fill the image",
+    ),
+    "packed numbers": ({"dp_masks": [{"counts": 3, "size": [256, 256]}]}, "dp_masks: "),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_surface_points_that_cannot_be_are_refused(name: str, tmp_path: Path) -> None:
+    fields, fault = HOSTILE[name]
+    file = write_densepose(tmp_path) / "annotations" / "densepose_minival2014.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["annotations"][0].update(fields, id=4711)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        read_scenes(find_dataset("coco_densepose", tmp_path).read("val"), "densepose")
+    said = str(refused.value)
+    assert said.startswith(f"{file}: annotation 4711 of image ")
+    assert f"has no usable points on the body's surface ({fault}" in said
+    assert said.endswith("); take it from its owner again, or remove the annotation")
+    assert len(said.splitlines()) == 1
+
+
+def test_the_fault_of_the_second_list_names_it(tmp_path: Path) -> None:
+    file = write_densepose(tmp_path) / "annotations" / "densepose_valminusminival2014.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["annotations"][0] |= {**{key: [1.0] * 3 for key in SURFACE_POINTS}, "dp_I": [1, 25, 3]}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"densepose_valminusminival2014\.json: annotation \d+"):
+        read_scenes(find_dataset("coco_densepose", tmp_path).read("train"), "densepose")
 
 
 def test_a_list_that_is_missing_is_named(tmp_path: Path) -> None:

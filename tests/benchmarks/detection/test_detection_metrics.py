@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.detection.data import read_scenes, training_scenes
@@ -285,11 +286,11 @@ def test_boxes_that_are_not_finite_are_refused(tmp_path: Path, number: str) -> N
     content = json.loads(listing.read_text(encoding="utf-8"))
     content["annotations"][0]["bbox"][2] = float(number)
     listing.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match=r"instances_val2017\.json has an annotation of image \d+ without a usable"):
+    with pytest.raises(InputError, match=r"instances_val2017\.json: annotation \d+ of image \d+ has no usable box"):
         read_scenes(find_dataset("coco", tmp_path).read("val"), "coco")
 
 
-def test_boxes_outside_of_their_images_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_boxes_that_reach_out_of_their_images_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """detectron2 clips them in training, and so the number is that of the source."""
     file = write_voc(tmp_path) / "Annotations" / "000001.xml"
     labels = find_dataset("voc2007_det", tmp_path).read("trainval")
@@ -299,3 +300,84 @@ def test_boxes_outside_of_their_images_are_reported(tmp_path: Path, caplog: pyte
     file.write_text(re.sub(r"<xmin>[^<]*", "<xmin>-5000", text, count=1), encoding="utf-8")
     read_scenes(labels, "voc")
     assert "1 boxes reach outside of their images; detectron2 clips them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("edges", "fault"),
+    [
+        ((-5000, 3, -4900, 9), "a box outside of its image of 64 by 48 pixels"),
+        ((3, -30, 9, 0), "a box outside of its image"),
+        ((65, 3, 70, 9), "a box outside of its image"),
+        ((3, 49, 9, 60), "a box outside of its image"),
+        ((9, 3, 5, 9), "a box of negative size"),
+    ],
+    ids=["left", "above", "right", "below", "wrong way round"],
+)
+def test_a_box_that_shows_nothing_of_its_image_is_refused(
+    tmp_path: Path, edges: tuple[int, ...], fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the benchmarks and by check-data, in both layouts, with the file, the annotation and the remedy."""
+    file = write_voc(tmp_path) / "Annotations" / "000001.xml"
+    text = file.read_text(encoding="utf-8")
+    assert "<width>64</width>" in text
+    for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True):
+        text = re.sub(rf"<{name}>[^<]*", f"<{name}>{edge}", text, count=1)
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(
+        InputError, match=rf"000001\.xml: object 1 has {fault}.*take it from its owner again, or remove"
+    ):
+        read_scenes(find_dataset("voc2007_det", tmp_path).read("trainval"), "voc")
+    listing = write_coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(listing.read_text(encoding="utf-8"))
+    first = content["annotations"][0]
+    first.update(id=4711, bbox=[edges[0] - 1, edges[1] - 1, edges[2] - edges[0] + 1, edges[3] - edges[1] + 1])
+    next(image for image in content["images"] if image["id"] == first["image_id"]).update(width=64, height=48)
+    first["segmentation"] = None
+    listing.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=rf"val2017\.json: annotation 4711 of image \d+ has no usable box \({fault}.*\);"
+    ):
+        read_scenes(find_dataset("coco", tmp_path).read("val"), "coco")
+    for name, wrong in (("voc2007_det", "000001.xml: object 1"), ("coco", "instances_val2017.json: annotation 4711")):
+        assert main(["check-data", "--data", str(tmp_path), "--dataset", name, "--quiet"]) == 1
+        told = capsys.readouterr().out
+        assert f"{wrong}" in told
+        assert f"has {fault}" in told
+
+
+def test_boxes_that_the_owners_publish_are_taken_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """VOC's whole image from pixel 1 to the last; of COCO boxes without an area, at an edge and a pixel over it."""
+    file = write_voc(tmp_path) / "Annotations" / "000001.xml"
+    text = file.read_text(encoding="utf-8")
+    for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), (1, 1, 64, 48), strict=True):
+        text = re.sub(rf"<{name}>[^<]*", f"<{name}>{edge}", text, count=1)
+    file.write_text(text, encoding="utf-8")
+    labels = find_dataset("voc2007_det", tmp_path).read("trainval")
+    scene = next(s for s in read_scenes(labels, "voc") if s["image_id"] == "000001")
+    assert scene["annotations"][0]["bbox"] == [0, 0, 64, 48]
+    one_pixel = text.replace("<xmin>1<", "<xmin>64<", 1).replace("<ymin>1<", "<ymin>48<", 1)
+    file.write_text(one_pixel, encoding="utf-8")
+    for inclusive, right in ((False, 64), (True, 63)):
+        scene = next(s for s in read_scenes(labels, "voc", inclusive=inclusive) if s["image_id"] == "000001")
+        assert scene["annotations"][0]["bbox"] == [63, 47, right, 48 - inclusive]
+    listing = write_coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(listing.read_text(encoding="utf-8"))
+    image = content["images"][0]
+    wide, high = image["width"], image["height"]
+    published = [
+        [3.5, 4.5, 1.03, 0.0], [0.0, 0.0, wide, high], [wide, 2.0, 0.0, 0.0], [-0.5, 0.0, wide + 1.2, high + 0.01],
+        [wide - 0.5, 0.0, 0.5, high],
+    ]  # fmt: skip
+    example = {**content["annotations"][0], "image_id": image["id"]}
+    content["annotations"] += [{**example, "id": 900 + n, "bbox": box} for n, box in enumerate(published)]
+    listing.write_text(json.dumps(content), encoding="utf-8")
+    scenes = read_scenes(find_dataset("coco", tmp_path).read("val"), "coco")
+    found = next(s for s in scenes if s["image_id"] == image["id"])["annotations"][-len(published) :]
+    assert [a["bbox"] for a in found] == [[x, y, x + w, y + h] for x, y, w, h in published]
+    assert "reach outside" not in caplog.text
+    main(["check-data", "--data", str(tmp_path), "--quiet"])
+    for name in ("coco", "voc2007_det"):
+        main(["check-data", "--data", str(tmp_path), "--dataset", name, "--quiet"])
+    assert "cannot be right" not in capsys.readouterr().out
