@@ -14,7 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -61,6 +63,23 @@ class Program:
         while part := os.read(self._reader.fileno(), 65536):
             self.said += part.decode(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Inside, the program does not run."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
     def wait(self, timeout: float = 120) -> int:
         """The exit code; minus the signal's number where it was killed."""
         self._process.join(timeout)
@@ -100,6 +119,23 @@ def run_two_ranks(source: str, *arguments: str) -> list[str]:
     codes = [rank.wait() for rank in ranks]
     assert codes == [0, 0], "\n".join(rank.said[-2000:] for rank in ranks)
     return [rank.said for rank in ranks]
+
+
+def run_together(work: Callable[[int], object], count: int = 2) -> None:
+    """Runs a function of its number in so many forks of this process at once; each must return without an error."""
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                work(number)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
 
 
 def run_killed(command: Sequence[str], folder: Path, file: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import BytesIO, StringIO
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
+from results.files import locked_folder
 from results.schema import Protocol, Score, canonical_sha256
 
 if TYPE_CHECKING:
@@ -129,6 +131,10 @@ def run_trials(
     Args:
         start: seed and folder -> the trial.
         sheet: filled with predictions of the first trial.
+
+    Raises:
+        InputError: another process holds the folder of a trial. The libraries count and remove the checkpoints that
+            they find there as their own.
     """
     key = canonical_sha256(
         [protocol.content_sha256(), encoder.card.weights_sha256, fingerprint(train), fingerprint(test)]
@@ -137,14 +143,17 @@ def run_trials(
     outcome = Outcome(seeds=seeds, timing={"train": 0.0, "test": 0.0})
     measured: list[TrialScores] = []
     for seed in seeds:
-        trial = start(seed, workdir / key / f"trial-{seed}")
-        started = time.monotonic()
-        model = trial.train(progress=options.progress)
-        outcome.timing["train"] += time.monotonic() - started
-        started = time.monotonic()
-        shown = sheet if seed == options.seed and trial.rank == 0 else None
-        measured.append(trial.measure(model, progress=options.progress, sheet=shown))
-        outcome.timing["test"] += time.monotonic() - started
+        folder = workdir / key / f"trial-{seed}"
+        first_rank = int(os.environ.get("RANK", "0")) == 0  # before the ranks have joined
+        with locked_folder(folder) if first_rank else nullcontext():
+            trial = start(seed, folder)
+            started = time.monotonic()
+            model = trial.train(progress=options.progress)
+            outcome.timing["train"] += time.monotonic() - started
+            started = time.monotonic()
+            shown = sheet if seed == options.seed and trial.rank == 0 else None
+            measured.append(trial.measure(model, progress=options.progress, sheet=shown))
+            outcome.timing["test"] += time.monotonic() - started
         outcome.runs.append({"trial": seed, **{column: measured[-1].columns[column] for column in protocol.columns}})
     if png := sheet.png():
         outcome.pictures["sheet"] = png

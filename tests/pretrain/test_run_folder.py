@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from pretrain.checkpoint import load_resume, save_resume
 from results.errors import InputError
 from results.files import locked_folder
 from tests.pretrain.tiny_runs import FLAGS, assert_same_end, run
-from tests.processes import Program
+from tests.processes import PRETRAIN, Program
 
 PIL = ["--augmentation.engine", "pil", "--augmentation.stored-size", "None"]
 HOLD = """
@@ -81,6 +82,31 @@ def test_a_folder_in_use_is_refused_until_its_holder_is_killed(
             pass
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_runs_with_different_seeds_into_one_folder(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is refused while the first runs, and after its end; the first ends as if it had been alone."""
+    out = tmp_path / "out"
+    first = Program(PRETRAIN, "--data", str(images), "--out", str(out), *FLAGS, "--epochs", "3", "--seed", "0")
+    while not (out / "resume.pt").is_file():
+        assert first.running, first.said
+        time.sleep(0.005)
+    with first.stopped():  # in the middle, however slow the second one is
+        assert not (out / "backbone.safetensors").exists()
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert run(images, out, "--epochs", "3", "--seed", "1") == 2
+        assert one_line(capsys.readouterr().err) == (
+            f"pretrain: {out} is in use by another run; wait for its end, or choose another --out"
+        )
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert first.wait() == 0, first.said
+    assert run(images, out, "--epochs", "3", "--seed", "1") == 2
+    assert f"{out} holds a run of another recipe" in one_line(capsys.readouterr().err)
+    assert run(images, tmp_path / "alone", "--epochs", "3", "--seed", "0") == 0
+    assert_same_end(tmp_path / "alone", out)
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +33,7 @@ from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
 from tests.layouts.lvis import write_lvis
 from tests.layouts.voc import write_voc
-from tests.processes import BENCHMARKS, run_killed, run_two_ranks
+from tests.processes import BENCHMARKS, Program, run_killed, run_together, run_two_ranks
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("detectron2"), reason="detectron2 is not installed: make setup-transfer"),
@@ -241,6 +243,59 @@ def test_a_planted_checkpoint_runs_no_code_and_nothing_half_written_stays(
     with pytest.raises(OSError, match=r"No space left on device: .*model_0000000\.pth"):
         trial(tmp_path / "data", tmp_path / "full", iterations=2, checkpoint_every=1).train(progress=False)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["encoder-0.pkl"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_heads")
+def test_two_writers_of_one_checkpoint_leave_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them has written its half when the other begins, and each has written the whole when the other ends."""
+    voc(tmp_path / "data")
+    folder, meeting, save = tmp_path / "trial", multiprocessing.Barrier(2), torch.save
+
+    def met(content: object, file: BinaryIO) -> None:
+        meeting.wait(60)
+        save(content, file)
+        file.flush()
+        meeting.wait(60)
+
+    def train(_: int) -> None:
+        monkeypatch.setattr(torch, "save", met)
+        trial(tmp_path / "data", folder, iterations=2, checkpoint_every=2).train(progress=False)
+
+    run_together(train)
+    assert {path.name for path in folder.glob("*.pth")} == {"model_0000001.pth", "model_final.pth"}
+    assert not list(folder.glob(".*"))
+    for name in ("model_0000001.pth", "model_final.pth"):
+        assert torch.load(folder / name, weights_only=True)["iteration"] == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("small_heads")
+def test_a_second_process_of_one_training_is_refused_and_the_first_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """detectron2 removes older checkpoints, of which the other process knows nothing."""
+    voc(tmp_path / "data")
+    sets = as_sets(tiny(iterations=6, checkpoint_every=1), "voc0712_det.moco@1")
+    flags = [
+        "voc-det", "--encoder", ENCODER, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "records"),
+        "--workers", "0", "--device", "cpu", "--protocol", "voc0712_det.moco@1", "--set", *sets,
+    ]  # fmt: skip
+    first = Program(BENCHMARKS, *flags)
+    while not list(tmp_path.rglob("model_0000000.pth")):
+        assert first.running, first.said
+        time.sleep(0.005)
+    with first.stopped():
+        assert main(flags) == 2
+    (folder,) = (path.parent for path in tmp_path.rglob("model_0000000.pth"))
+    said = capfd.readouterr().err
+    assert f"{folder} is in use by another run; wait for its end, or choose another --out" in said
+    assert "Traceback" not in said
+    assert first.wait() == 0, first.said
+    (stored,), bad = read_records(tmp_path / "records")
+    assert not bad
+    assert stored.intact
+    assert stored.record.status == "ok"
 
 
 def test_batches_depend_on_seed_and_number_alone_and_have_one_aspect(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from results.schema import Protocol
 from results.store import read_records
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.voc12aug import write_voc12aug
-from tests.processes import run_killed
+from tests.processes import run_killed, run_together
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("mmseg"), reason="mmsegmentation is not installed: make setup-transfer"),
@@ -210,6 +211,30 @@ def test_a_planted_checkpoint_runs_no_code(voc: tuple[Labels, Labels], tmp_path:
     assert not alarm.exists()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     assert sorted(path.name for path in folder.glob("iter_[46].pth")) == ["iter_4.pth", "iter_6.pth"]
+
+
+@pytest.mark.slow
+def test_two_writers_of_one_checkpoint_leave_a_whole_one(
+    voc: tuple[Labels, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them begins before the other has ended."""
+    from mmengine.fileio.backends import LocalBackend
+
+    folder, meeting, put = tmp_path / "trial", multiprocessing.Barrier(2), LocalBackend.put
+
+    def met(backend: Any, content: bytes, path: str) -> None:
+        meeting.wait(60)
+        put(backend, content, path)
+        meeting.wait(60)
+
+    def train(_: int) -> None:
+        monkeypatch.setattr(LocalBackend, "put", met)
+        trial(voc, folder, iterations=2, checkpoint_every=2).train(progress=False)
+
+    run_together(train)
+    assert [path.name for path in folder.glob("*.pth")] == ["iter_2.pth"]
+    assert not list(folder.glob(".*"))
+    assert torch.load(folder / "iter_2.pth", weights_only=False)["meta"]["iter"] == 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(voc: tuple[Labels, Labels], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from benchmarks.task import InputError
 from benchmarks.training.probes import ProbeState
 from benchmarks.training.resume import TrainingState, usable
 from results.files import DISK_FULL
+from tests.processes import run_together
 
 TENSORS = {"layer": torch.arange(1000.0)}
 
@@ -75,6 +76,27 @@ def test_two_writers_never_collide(tmp_path: Path) -> None:
         assert list(writers.map(write, "ab")) == [None, None]
     assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
     assert max(TrainingState.load(file, name).steps for name in "ab") == 7
+
+
+def test_two_processes_leave_one_whole_state_at_every_moment(tmp_path: Path) -> None:
+    """Two write 25 times each; a third one reads."""
+    file = tmp_path / "resume.pt"
+
+    def save(step: int) -> None:
+        ProbeState("mine", step, banks={"embed": {"layer": torch.full((2000,), float(step))}}).save(file)
+
+    def work(number: int) -> None:
+        for step in range(25):
+            if number < 2:
+                save(2 * step + number)
+            else:
+                found = ProbeState.load(file, "mine")
+                assert (found.banks["embed"]["layer"] == found.steps).all()
+
+    save(0)
+    run_together(work, count=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert ProbeState.load(file, "mine").steps in (48, 49)
 
 
 def test_a_full_disk_is_its_own_error_and_the_old_state_stays_whole(file: Path) -> None:
