@@ -380,10 +380,34 @@ def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
 
     def items(cell: int) -> Items:
         where = run.options.records, run.encoder.card, cells[cell], run.dataset, (run.options.seed,)
-        stored = read_record(record_path(*where))
-        return (stored.outcomes() if isinstance(stored, StoredRecord) else None) or {}
+        path = record_path(*where)
+        stored = read_record(path)
+        found = (stored.outcomes() if isinstance(stored, StoredRecord) else None) or {}
+        fault = _fault_of_cell(records[cell], found, len(run.test))
+        if fault:
+            raise InputError(f"{path}: {fault}; measure the grid again with --force")
+        return found
 
     return write_outcome(run, run.task.summarise(run.protocol, records, items), started)
+
+
+def _fault_of_cell(record: Record, found: Items, count: int) -> str:
+    """Why the outcomes of a cell cannot be those of the grid; empty where they can. Its record is intact."""
+    if record.outcomes_file is None:  # a benchmark that keeps none
+        return ""
+    if not found:
+        return "its outcomes cannot be read"
+    for column, score in record.scores.items():
+        hits = found.get(f"correct/{column}")
+        if hits is None or score.value is None:
+            continue
+        if hits.dtype != bool or hits.shape != (count,):
+            return (
+                f"its outcomes of {column} are {hits.dtype} of shape {hits.shape}, not right or wrong of {count} items"
+            )
+        if abs(100 * float(hits.mean()) - score.value) > 1e-3:
+            return f"its outcomes of {column} give {100 * float(hits.mean()):.3f}, and it says {score.value:.3f}"
+    return ""
 
 
 def feature_requests(run: Run) -> list[FeatureRequest]:

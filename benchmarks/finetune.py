@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.task import ImageTask, Items, Labels, Outcome, Outputs, RunOptions
+from benchmarks.task import ImageTask, InputError, Items, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.labels import (
     check_parts,
     check_schedule,
@@ -438,11 +438,18 @@ class FineTune(ImageTask[FineTuneParams]):
         """The cell that does best on the held-out part, and as the oracle the one that does best on test.
 
         By held-out accuracy, then by loss; of equals the first of the grid.
+
+        Raises:
+            InputError: a cell's record has not the numbers that the choice rests on.
         """
-        rows = [dict(record.runs[0]) for record in cells]
+        rows = [_row_of(record) for record in cells]
         outcome = Outcome()
         chosen = None
-        if all("heldout_top1" in row for row in rows):
+        held = ["heldout_top1" in row for row in rows]
+        if any(held) and not all(held):
+            lacking = cells[held.index(False)].protocol.id
+            raise InputError(f"the record of {lacking} has no held-out part; measure the grid again with --force")
+        if all(held):
             loss = [math.inf if row["heldout_loss"] is None else row["heldout_loss"] for row in rows]
             chosen = min(range(len(rows)), key=lambda cell: (-rows[cell]["heldout_top1"], loss[cell], cell))
             _copy_cell(outcome, protocol, cells[chosen], items(chosen), "", CHOSEN_HELD_OUT)
@@ -502,6 +509,23 @@ def _score(outcome: Outcome, state: FineTuneState, row: dict[str, Any]) -> None:
     ):
         outcome.scores[column] = Score(value=top_k_percent(ranks, k), n=len(ranks), selection=selection)
         outcome.items[f"correct/{column}"] = (ranks < k).numpy()
+
+
+def _row_of(record: Record) -> dict[str, Any]:
+    """The run of a cell's record, which may be of another version of this program, or of somebody else."""
+    row = dict(record.runs[0]) if record.runs else {}
+    score = record.scores.get("Top-1")
+    held = [row[name] for name in ("heldout_top1", "heldout_loss") if row.get(name) is not None]
+    numbers = [row.get("last_top1"), None if score is None else score.value, *held]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        fault = "has no accuracy of its last epoch, or of the held-out part, that is a number"
+    elif abs(numbers[0] - numbers[1]) > 1e-3:
+        fault = f"has an accuracy of {numbers[1]:.3f} and a run of {numbers[0]:.3f}"
+    elif "heldout_top1" in row and (row["heldout_top1"] is None or "heldout_loss" not in row):
+        fault = "has no accuracy and loss of the held-out part"
+    else:
+        return row
+    raise InputError(f"the record of {record.protocol.id} {fault}; measure the grid again with --force")
 
 
 def _copy_cell(outcome: Outcome, protocol: Protocol, record: Record, items: Items, suffix: str, chosen_by: str) -> None:

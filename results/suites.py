@@ -115,6 +115,8 @@ def suite_groups(groups: Sequence[Group]) -> list[SuiteGroups]:
 def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
     """Accuracy on another test set minus that on the baseline, with its interval; None without outcomes of both.
 
+    None as well where the outcomes are not right or wrong for each of some items.
+
     Images that come from the same file (val, ReaL and C) get the same weight in a resample, so they are paired; the
     others are independent. Paths and suffixes do not count: `n01440764/ILSVRC2012_val_00000293.JPEG` is
     `ILSVRC2012_val_00000293` in every set.
@@ -122,10 +124,9 @@ def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
     name = f"correct/{column}"
     if name not in baseline or name not in other:
         return None
-    try:
-        sides = [_by_source(outcomes, outcomes[name]) for outcomes in (baseline, other)]
-    except (LookupError, ValueError, TypeError):  # arrays that do not fit each other
+    if not all(_right_or_wrong(outcomes, outcomes[name]) for outcomes in (baseline, other)):
         return None
+    sides = [_by_source(outcomes, outcomes[name]) for outcomes in (baseline, other)]
     keys = sorted({*sides[0], *sides[1]})
     sums = np.array([[side.get(key, (0.0, 0.0)) for key in keys] for side in sides])  # (2, keys, right and count)
     members = [member for key in keys for member in key]
@@ -144,6 +145,14 @@ def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Gain(value, float(low), float(high), len(other[name]), len(keys))
+
+
+def _right_or_wrong(outcomes: Outcomes, right: NDArray[Any]) -> bool:
+    """Whether these are (N,) of one or zero with the sources of as many items. Others may have written the file."""
+    offsets, members = outcomes.get("group_offsets"), outcomes.get("group_members")
+    if offsets is None or members is None or right.ndim != 1 or not len(right) or len(offsets) != len(right) + 1:
+        return False
+    return right.dtype.kind in "biuf" and bool(((right == 0) | (right == 1)).all())
 
 
 def _by_source(outcomes: Outcomes, right: NDArray[Any]) -> dict[tuple[str, ...], tuple[float, float]]:

@@ -50,6 +50,7 @@ DROP_LINE = (
 )
 GAIN_TITLE = "Gain over random initialisation"
 POSITIVES = "Positives"
+TOLERANCE = 1e-3  # points by which a score may differ from what its outcomes give
 MEAN_OF = ", mean of "  # between a row's label and the number of its encoders
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NO_RECORDS = "No records yet."
@@ -265,7 +266,7 @@ def _drop_cell(first: Sequence[StoredRecord], second: Sequence[StoredRecord], co
     text = f"{value:+.{group.decimals}f}"
     outcomes = [records[0].outcomes() if len(records) == 1 else None for records in (first, second)]
     gain = drop(outcomes[0], outcomes[1], column) if outcomes[0] is not None and outcomes[1] is not None else None
-    if gain is not None:
+    if gain is not None and abs(100 * gain.value - value) < TOLERANCE:  # else they are not the outcomes of the scores
         text += f" [{100 * gain.low:+.{group.decimals}f}, {100 * gain.high:+.{group.decimals}f}]"
     return Cell(value, text=text)
 
@@ -360,7 +361,7 @@ def per_class_tables(records: Sequence[StoredRecord], column: str | None = None)
         entries = table_rows(newest)
         filled = [(e, found) for e, found in zip(entries, records_by_row(entries, own), strict=True) if found]
         classes = tuple(own[0].record.per_class[shown])
-        positives = _positives(own, shown, len(classes))
+        positives = _positives([s for s in own if tuple(s.record.per_class[shown]) == classes], shown, len(classes))
         rows = []
         for i, name in enumerate(classes):
             values = [[stored.record.per_class[shown].get(name) for stored in found] for _, found in filled]
@@ -390,19 +391,26 @@ def per_class_markdown(records: Sequence[StoredRecord], column: str | None = Non
 
 
 def _positives(records: Sequence[StoredRecord], column: str, classes: int) -> NDArray[np.int64] | None:
-    """(C,) number of test images with each class, from the first outcomes file that says."""
+    """(C,) number of test images with each class, from the first outcomes file that says.
+
+    Args:
+        records: of which each has values of the same classes, in the same order.
+    """
     for stored in records:
         outcomes = stored.outcomes() or {}
         areas, targets = outcomes.get(f"iou/{column}"), outcomes.get("targets")
-        try:
-            if areas is not None:
-                counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
-            elif targets is None or (targets.ndim == 1 and targets.max(initial=0) >= classes):
+        if areas is not None:
+            if areas.ndim != 3 or areas.shape[1] != 3 or areas.dtype.kind not in "iuf":
                 continue
-            else:
-                counts = np.bincount(targets, minlength=classes) if targets.ndim == 1 else (targets == 1).sum(0)
-        except (ValueError, TypeError, IndexError):  # arrays of other kinds
+            counts = (areas[:, 2] > 0).sum(0)  # pixels of the truth
+        elif targets is None or targets.dtype.kind not in "biu" or targets.ndim not in (1, 2):
             continue
+        elif targets.ndim == 2:
+            counts = (targets == 1).sum(0)
+        elif targets.min(initial=0) < 0 or targets.max(initial=0) >= classes:
+            continue
+        else:
+            counts = np.bincount(targets.astype(np.int64), minlength=classes)
         if counts.shape == (classes,):
             return counts.astype(np.int64)
     return None

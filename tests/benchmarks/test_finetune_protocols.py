@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.__main__ import main
+from benchmarks.evaluate import _fault_of_cell
 from benchmarks.finetune import (
     FineTune,
     FineTuneImageNet,
@@ -16,8 +19,10 @@ from benchmarks.finetune import (
     SemiSupervised10Percent,
 )
 from benchmarks.registry import find_protocol, with_settings
-from benchmarks.task import Items
+from benchmarks.task import InputError, Items
 from results.schema import Record, Score
+from results.store import packed, read_records
+from tests.faults.test_hostile_records import replace_outcomes
 from tests.results.factory_records import moco_card, record
 
 TASKS: tuple[FineTune, ...] = (SemiSupervised1Percent(), SemiSupervised10Percent(), FineTuneImageNet())
@@ -114,3 +119,74 @@ def test_without_a_held_out_part_only_the_oracle_is_left() -> None:
     outcome = TASKS[0].summarise(ONE_PERCENT, [r for r, _ in made], lambda cell: made[cell][1])
     assert set(outcome.scores) == {"Top-1 oracle", "Top-5 oracle"}
     assert outcome.scores["Top-1 oracle"].value == 50.0
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"runs": ()}, "has no accuracy of its last epoch"),
+        ({"runs": ({"lr": 0.1},)}, "has no accuracy of its last epoch"),
+        ({"runs": ({"last_top1": "a"},)}, "has no accuracy of its last epoch"),
+        ({"runs": ({"last_top1": 99.0},)}, "has an accuracy of 25.000 and a run of 99.000"),
+        (
+            {"runs": ({"last_top1": 25.0, "heldout_top1": [1]},)},
+            "has no accuracy of its last epoch, or of the held-out",
+        ),
+        ({"runs": ({"last_top1": 25.0, "heldout_top1": None},)}, "has no accuracy and loss of the held-out part"),
+        ({"runs": ({"last_top1": 25.0, "heldout_top1": 3.0},)}, "has no accuracy and loss of the held-out part"),
+        ({"runs": ({"last_top1": 25.0, "heldout_top1": 3.0, "heldout_loss": 1.0},)}, "has no held-out part"),
+        ({"scores": {}}, "has no accuracy of its last epoch"),
+    ],
+)
+def test_a_cell_that_lacks_what_the_choice_rests_on_is_named(change: dict[str, Any], fault: str) -> None:
+    """A record of its key may be of another version, or of somebody else."""
+    whole, items = cell_record(0, 50.0)
+    broken = cell_record(1, 25.0)[0].model_copy(update=change)
+    with pytest.raises(InputError, match=rf"^the record of semi_supervised_1pct\..* {fault}.*again with --force$"):
+        TASKS[0].summarise(ONE_PERCENT, [broken, whole], lambda _: items)
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        ({}, "its outcomes cannot be read"),
+        ({"correct/Top-1": np.array(["a"] * 4)}, "its outcomes of Top-1 are <U1 of shape (4,), not right or wrong"),
+        ({"correct/Top-1": np.ones(4)}, "its outcomes of Top-1 are float64"),
+        ({"correct/Top-1": np.ones(3, bool)}, "its outcomes of Top-1 are bool of shape (3,)"),
+        ({"correct/Top-1": np.ones((4, 1), bool)}, "its outcomes of Top-1 are bool of shape (4, 1)"),
+        ({"correct/Top-1": np.ones(4, bool)}, "its outcomes of Top-1 give 100.000, and it says 25.000"),
+    ],
+)
+def test_outcomes_of_a_cell_that_are_not_those_of_its_scores(found: Items, fault: str) -> None:
+    cell, items = cell_record(0, 25.0)
+    stored = cell.model_copy(update={"outcomes_file": "a.npz"})
+    assert _fault_of_cell(stored, items, 4) == ""
+    assert _fault_of_cell(stored, found, 4).startswith(fault)
+    assert _fault_of_cell(cell, {}, 4) == ""  # a benchmark that keeps none
+
+
+@pytest.mark.nightly
+def test_a_grid_whose_cell_was_replaced_is_refused_and_measured_again(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "records"
+    command = [
+        "finetune", "--encoder", "random:resnet18-w8-k3-nopool:0", "--data", str(small_data), "--out", str(root),
+        "--device", "cpu", "--workers", "0", "--set", "epochs=1", "lrs=0.01,0.02",
+    ]  # fmt: skip
+    assert main(command) == 0
+    cells = {s.path: s for s in read_records(root)[0]}
+    grid = next(path for path, s in cells.items() if len(s.record.runs) == 2)
+    expected = cells[grid].record.scores
+    best = max((s for path, s in cells.items() if path != grid), key=lambda s: s.record.runs[0]["last_top1"])
+    outcomes = {**(best.outcomes() or {}), "correct/Top-1": np.zeros(3)}
+    replace_outcomes(best.path, packed(outcomes))
+    grid.unlink()
+    capsys.readouterr()
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"{best.path}: its outcomes of Top-1 are float64 of shape (3,)" in said
+    assert "measure the grid again with --force" in said
+    assert "Traceback" not in said
+    assert main([*command, "--force"]) == 0
+    assert next(s for s in read_records(root)[0] if s.path == grid).record.scores == expected

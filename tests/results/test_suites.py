@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from results.bootstrap import RESAMPLES, SPREAD
 from results.rows import EMBEDDED
+from results.schema import Score
 from results.store import read_records, write_record
 from results.suites import drop, suite_groups
 from results.tables import Section
@@ -66,6 +67,40 @@ def test_several_corruptions_of_an_image_count_as_one_source() -> None:
 
 def test_no_outcomes_no_interval() -> None:
     assert drop({}, outcomes(VAL, [str(i) for i in range(400)]), "Top-1") is None
+
+
+NAMES = [str(i) for i in range(400)]
+TOP = "correct/Top-1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {TOP: np.array(["a"] * 400)}, {TOP: np.full(400, 1j)}, {TOP: np.full(400, np.nan)}, {TOP: np.full(400, 7)},
+        {TOP: np.full(400, 1e308)}, {TOP: np.ones((400, 2), bool)}, {TOP: np.ones((), bool)}, {TOP: VAL[:399]},
+        {TOP: np.zeros(400, "M8[s]")}, {TOP: np.zeros(400, [("a", "i4")])},
+        {TOP: VAL[:0], "group_offsets": np.zeros(1, int), "group_members": np.array([], "U1")},
+        {"group_offsets": np.array([0, 2, *range(3, 401)])},  # 399 items, and as many sources as there were
+        {"group_offsets": None}, {"group_members": None},
+    ],
+)  # fmt: skip
+def test_outcomes_that_are_not_right_or_wrong_have_no_interval(change: dict[str, Any]) -> None:
+    """Of either side; another's file may hold anything that its hash covers."""
+    whole = outcomes(VAL, NAMES)
+    broken = {name: array for name, array in {**whole, **change}.items() if array is not None}
+    assert drop(whole, broken, "Top-1") is None
+    assert drop(broken, whole, "Top-1") is None
+
+
+def test_an_interval_stands_only_beside_the_change_that_its_outcomes_give(tmp_path: Path) -> None:
+    """A record whose scores are others than its outcomes', which `verify` refuses, has the change of its scores."""
+    for name, value in (("val", 100 * VAL.mean()), ("v2", 12.5)):
+        made = protocol(f"robustness_{name}", ("Top-1",), "Top-1")
+        scores = {"Top-1": Score(value=value, n=400, selection="fixed")}
+        own = outcomes(VAL, NAMES)
+        write_record(tmp_path, record(card("one"), made, own, scores=scores), own)
+    (change,) = (t for t in Section(read_records(tmp_path)[0], EMBEDDED).tables() if "change from val" in t.title)
+    assert change.rows[0].cells[0].text == f"{12.5 - 100 * VAL.mean():+.1f}"
 
 
 def test_a_suite_is_one_row_per_encoder(tmp_path: Path) -> None:

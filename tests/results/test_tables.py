@@ -16,8 +16,9 @@ from results.plots import curve_panels, draw_per_class, neighbours_of, write_fig
 from results.report.parts import origin
 from results.rows import architecture_text, data_kinds
 from results.schema import Architecture, DatasetRef, EncoderCard, Score
-from results.store import StoredRecord, read_records, write_record
+from results.store import StoredRecord, packed, read_records, write_record
 from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
+from tests.faults.test_hostile_records import replace_outcomes
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -483,6 +484,41 @@ def test_segmentation_counts_the_images_whose_truth_has_the_class(tmp_path: Path
     write_record(tmp_path, record(card("net"), asked, outcomes, scores=scores, per_class=values), outcomes)
     (table,) = per_class_tables(read_records(tmp_path)[0])
     assert [row.cells[0].text for row in table.rows] == [str(n) for n in (areas[:, 2] > 0).sum(0)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"targets": np.full((160, 4), "a")}, {"targets": np.full((160, 4), np.nan)}, {"targets": np.ones((160, 4, 1))},
+        {"targets": np.zeros(160, "M8[s]")}, {"targets": np.array(3)}, {"targets": np.full(160, -1)},
+        {"targets": np.full(160, 2**40)}, {"targets": np.ones((160, 5), np.int8)}, {"targets": np.ones((160, 4)) * 1j},
+        {"iou/feature5": np.ones((160, 3))}, {"iou/feature5": np.full((160, 3, 4), "a")},
+        {"iou/feature5": np.ones((160, 2, 4))}, {"iou/feature5": np.ones((160, 3, 9), int)},
+        {"iou/feature5": np.ones((), int)},
+    ],
+)  # fmt: skip
+def test_outcomes_that_do_not_say_which_classes_are_shown_give_no_positives(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    write_classes(tmp_path, card("trained"), 30.0)
+    (stored,) = read_records(tmp_path)[0]
+    replace_outcomes(stored.path, packed({**(stored.outcomes() or {}), **change}))
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert table.columns == ("Class", "trained")
+
+
+def test_positives_are_those_of_the_classes_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    """The first record has no outcomes, the second has its classes in another order, the third says."""
+    found = decision_outcomes(("feature4", "feature5"), 1.0, 0)
+    write_classes(tmp_path, card("a first"), 30.0, outcomes=False)
+    values = {c: dict.fromkeys(reversed(CLASSES), 3.0) for c in ("feature4", "feature5")}
+    write_record(tmp_path, record(card("b second"), LAYERED, found, per_class=values), found)
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert table.columns == ("Class", "a first", "b second")
+    write_classes(tmp_path, card("c third"), 30.0)
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert [row.label for row in table.rows] == list(CLASSES)
+    assert [row.cells[0].text for row in table.rows] == [str(n) for n in (found["targets"] == 1).sum(0)]
 
 
 def test_another_column_can_be_shown(records: list[StoredRecord]) -> None:
