@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,13 @@ from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import random_resnet
 from results.store import read_records
+from tests.benchmarks.detection import test_detection_task as detection
+from tests.benchmarks.segmentation import test_segmentation_task as segmentation
+from tests.layouts.pictures import plain, save
+from tests.layouts.voc12aug import write_voc12aug
 from tests.results.factory_records import write_demo
+
+small_heads = detection.small_heads  # a fixture
 
 pytestmark = pytest.mark.faults
 
@@ -102,6 +110,89 @@ def test_a_disk_that_fills_during_a_training_is_one_sentence_and_its_state_stays
     stored, damaged = read_records(disk / "records")
     assert not damaged
     assert all(each.record.intact for each in stored)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("small_heads")
+@pytest.mark.skipif(not find_spec("detectron2") or not find_spec("mmseg"), reason="make setup-transfer")
+@pytest.mark.parametrize("benchmark", ["voc-det", "voc-seg"])
+def test_a_disk_that_fills_under_a_checkpoint_is_one_sentence(
+    benchmark: str, disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The libraries write them; with more room, the same command ends well."""
+    if benchmark == "voc-det":
+        detection.voc(tmp_path / "data")
+        identifier = "voc0712_det.moco@1"
+        sets = detection.as_sets(detection.tiny(identifier, iterations=4, checkpoint_every=2), identifier)
+    else:
+        write_voc12aug(tmp_path / "data")
+        identifier = "voc12aug_fcn.mmselfsup@1"
+        values = {**segmentation.TINY, "iterations": 4}.items()
+        sets = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in values]
+    command = [
+        benchmark, "--protocol", identifier, "--encoder", ENCODER, "--data", str(tmp_path / "data"),
+        "--out", str(disk / "records"), "--device", "cpu", "--workers", "0", "--set", *sets,
+    ]  # fmt: skip
+    ballast = fill(disk, 1_500_000)
+    assert main(command) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "No space left on device" in printed.strip().splitlines()[-1], printed
+    assert not list(disk.rglob("*.partial"))
+    ballast.unlink()
+    assert main(command) == 0
+    ((stored,), damaged) = read_records(disk / "records")
+    assert not damaged
+    assert stored.record.status == "ok"
+
+
+def one_shard(folder: Path) -> None:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(3):
+            save(plain(0, number), folder / f"{number}.png")
+            tar.add(folder / f"{number}.png", f"{number}.png")
+            (folder / f"{number}.png").unlink()
+
+
+MAKERS = {
+    "demo-data": (lambda disk: None, lambda disk: ["demo-data", "--out", f"{disk}/data"]),
+    "random-encoder": (
+        lambda disk: save(plain(0, 1), disk / "images/train/a/a.png"),
+        lambda disk: [
+            "random-encoder",
+            "--architecture",
+            "resnet18-w8",
+            "--images",
+            f"{disk}/images",
+            "--out",
+            f"{disk}/out.safetensors",
+        ],
+    ),
+    "index-shards": (one_shard, lambda disk: ["index-shards", str(disk)]),
+    "prepare-voc12aug": (
+        lambda disk: write_voc12aug(disk, layout="sbd"),
+        lambda disk: ["prepare-voc12aug", "--data", str(disk), "--expected", "14"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_made_on_a_full_disk_is_one_sentence_and_nothing_half_made_stays(
+    name: str, disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepare, command = MAKERS[name]
+    prepare(disk)  # type: ignore[no-untyped-call]
+    before = set(files_below(disk))
+    ballast = fill(disk, 0)
+    assert main(command(disk)) == 2  # type: ignore[no-untyped-call]
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "No space left on device" in printed.strip().splitlines()[-1], printed
+    left = set(files_below(disk)) - before - {ballast}
+    assert all(not path.stat().st_size or path.suffix == ".lock" for path in left), left
+    if name != "demo-data":  # which is larger than this disk
+        ballast.unlink()
+        assert main(command(disk)) == 0  # type: ignore[no-untyped-call]
 
 
 WRITERS = {

@@ -6,9 +6,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.demo.compose import Counts, compose
 from benchmarks.registry import TASK_NAMES
 from results.store import StoredRecord, read_records
+from scripts.prepare_voc12aug import Prepare, prepare
 from tests.benchmarks.detection import test_detection_task as detection
 from tests.benchmarks.segmentation import test_segmentation_task as segmentation
 from tests.layouts.voc12aug import write_voc12aug
@@ -71,43 +74,67 @@ def token_network() -> nn.Module:
     return TokenNetwork()
 
 
-def kill_loop(job: Callable[[], object], folder: Path, seed: str, kills: int = KILLS) -> None:
+def kill_loop(job: Callable[[], object], folder: Path, seed: str, kills: int = KILLS, ranks: int = 1) -> None:
     """Kill a job at random moments, so many times; after each time that it comes to its end, it begins anew.
 
     The job runs in a child that shares what is imported, so that the moments lie in its own work. At last it ends.
     """
     started = time.monotonic()
-    assert run_for(job, None)
+    assert run_for(job, None, ranks)
     seconds = time.monotonic() - started
     shutil.rmtree(folder)
-    moments, killed = random.Random(seed), 0
+    moments, killed, ended = random.Random(seed), 0, 0
     while killed < kills:
-        if run_for(job, moments.uniform(0, seconds)):
+        if run_for(job, moments.uniform(0, seconds), ranks):
             shutil.rmtree(folder)
+            ended += 1
         else:
             killed += 1
-    assert run_for(job, None)
+    assert run_for(job, None, ranks)
+    print(f"{seed}: {killed} kills in {seconds:.1f} s, {ended} ends")  # noqa: T201 - pytest shows it with -rP
 
 
-def run_for(job: Callable[[], object], seconds: float | None) -> bool:
-    """Whether a job ended within so many seconds; else it is dead. Without a limit it must end well."""
-    child = os.fork()
-    if not child:
-        try:
-            code = job()
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        os._exit(int(bool(code)))
+def run_for(job: Callable[[], object], seconds: float | None, ranks: int = 1) -> bool:
+    """Whether a job ended within so many seconds; else it is dead. Without a limit it must end well.
+
+    Of several ranks, which are told of each other as torchrun does it, one is killed first and the others a moment
+    later.
+    """
+    group = {}
+    if ranks > 1:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        group = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(port)}  # fmt: skip
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if not child:
+            try:
+                os.environ.update(group, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if group else {}))
+                code = job()
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            os._exit(int(bool(code)))
+        children.append(child)
     deadline = None if seconds is None else time.monotonic() + seconds
     while deadline is None or time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            assert os.waitstatus_to_exitcode(status) == 0
+        for child in list(children):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                children.remove(child)
+                assert os.waitstatus_to_exitcode(status) == 0
+        if not children:
             return True
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    first = int((deadline or 0) * 1e6) % len(children)
+    for child in [children[first], *children[:first], *children[first + 1 :]]:
+        os.kill(child, signal.SIGKILL)
+        time.sleep(0.01 if len(children) > 1 else 0)
+    for child in children:
+        os.waitpid(child, 0)
     return False
 
 
@@ -125,12 +152,20 @@ def last_record(folder: Path) -> StoredRecord:
     return max(stored, key=lambda each: (not each.record.protocol.id.count("base_lr"), each.path))
 
 
-def ends_equal(command: Sequence[str], data: Path, tmp_path: Path, kills: int) -> None:
+def ends_equal(command: Sequence[str], data: Path, tmp_path: Path, kills: int, ranks: int = 1) -> None:
     """Compare what a command leaves after so many kills with what it leaves undisturbed."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert main(arguments(command, data, whole)) == 0
-    kill_loop(lambda: main(arguments(command, data, cut)), cut, command[0], kills)
-    expected, found = last_record(whole), last_record(cut)
+    if ranks == 1:  # in this process, whose imports its children share
+        assert main(arguments(command, data, whole)) == 0
+    else:
+        assert run_for(lambda: main(arguments(command, data, whole)), None, ranks)
+    kill_loop(lambda: main(arguments(command, data, cut)), cut, command[0], kills, ranks)
+    assert_equal_records(last_record(whole), last_record(cut))
+    assert_clean(whole, cut)
+
+
+def assert_equal_records(expected: StoredRecord, found: StoredRecord) -> None:
+    """Everything that was measured is the same, to the item."""
     measured = {"encoder", "protocol", "dataset", "scores", "per_class", "runs", "seeds", "status"}
     parts = [each.record.model_dump(include=measured) for each in (expected, found)]
     for run in (run for part in parts for run in part["runs"]):
@@ -141,7 +176,12 @@ def ends_equal(command: Sequence[str], data: Path, tmp_path: Path, kills: int) -
     assert (one is None) == (other is None)
     assert (one or {}).keys() == (other or {}).keys()
     assert all(np.array_equal(value, (other or {})[key]) for key, value in (one or {}).items())
-    for file in whole.glob("features/**/*.npy"):
+
+
+def assert_clean(whole: Path, cut: Path) -> None:
+    """The features are the same bytes, and killed processes left nothing half written outside of them."""
+    stores = list(whole.glob("features/**/*.npy"))
+    for file in stores:
         assert file.read_bytes() == (cut / file.relative_to(whole)).read_bytes()
     leftovers = [path for path in cut.rglob("*") if "partial" in path.name and path.is_file()]
     assert not leftovers or all("features" in path.parts for path in leftovers)
@@ -153,10 +193,58 @@ def test_a_benchmark_that_is_killed_a_few_times_ends_equal(small_data: Path, tmp
     ends_equal(JOBS["features"], small_data, tmp_path, QUICK_KILLS)
 
 
+GROUPS = {"frozen": ["frozen"], "probes": ["probes", "--set", "epochs=2"], "dense": ["dense"]}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", GROUPS)
+def test_several_benchmarks_of_one_pass_that_are_killed_end_equal(name: str, small_data: Path, tmp_path: Path) -> None:
+    """Every record of every benchmark."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(arguments(GROUPS[name], small_data, whole)) == 0
+    kill_loop(lambda: main(arguments(GROUPS[name], small_data, cut)), cut, name)
+    expected, found = (dict(by_place(each)) for each in (whole, cut))
+    assert len(expected) >= 2
+    assert expected.keys() == found.keys()
+    for place, stored in expected.items():
+        assert_equal_records(stored, found[place])
+    assert_clean(whole, cut)
+
+
+def by_place(folder: Path) -> Iterator[tuple[str, StoredRecord]]:
+    stored, damaged = read_records(folder / "records")
+    assert not damaged
+    return ((each.path.relative_to(folder).as_posix(), each) for each in stored)
+
+
+@pytest.mark.faults
+def test_two_ranks_of_knn_that_are_killed_end_equal(data: Path, tmp_path: Path) -> None:
+    """The one rank is killed a moment after the other. One process comes to the same numbers."""
+    assert main(arguments(JOBS["features"], data, tmp_path / "alone")) == 0
+    ends_equal(JOBS["features"], data, tmp_path, KILLS, ranks=2)
+    alone, two = last_record(tmp_path / "alone"), last_record(tmp_path / "cut")
+    assert alone.record.scores == two.record.scores
+    assert all(np.array_equal(v, (two.outcomes() or {})[k]) for k, v in (alone.outcomes() or {}).items())
+    assert_clean(tmp_path / "alone", tmp_path / "cut")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("name", JOBS)
 def test_a_benchmark_that_is_killed_ends_equal(name: str, data: Path, tmp_path: Path) -> None:
     ends_equal(JOBS[name], data, tmp_path, KILLS)
+
+
+def test_every_command_that_takes_long_has_a_kill_loop() -> None:
+    """The others write a page or a file, whole or not at all, or have no result that a kill could leave in parts."""
+    loops = {*GROUPS, "demo-data", "prepare-voc12aug", *TASK_NAMES}
+    through_others = {"all", "explain", "why", "submit"}  # each record is that of a benchmark above
+    no_state = {"protocols", "audit", "check-data", "speed", "bench-loader", "cost-table", "verify", "lint"}
+    whole_files = {
+        "random-encoder", "convert", "index-shards", "features-gc", "tables", "zoo-page", "pictures", "report", "board",
+        "published", "paper-tables", "diff", "correlations", "publish-records", "export",
+    }  # fmt: skip
+    assert loops | through_others | no_state | whole_files >= {*COMMANDS}
+    assert through_others | no_state | whole_files <= {*COMMANDS}
 
 
 def test_every_trained_or_fitted_benchmark_has_a_kill_loop() -> None:
@@ -194,6 +282,41 @@ def test_a_segmentation_that_is_killed_ends_equal(tmp_path: Path) -> None:
     sets = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
     command = ["voc-seg", "--protocol", "voc12aug_fcn.mmselfsup", "--set", *sets]
     ends_equal(command, tmp_path / "data", tmp_path, KILLS)
+
+
+@pytest.mark.faults
+def test_composed_data_that_are_killed_are_the_same_files(tmp_path: Path) -> None:
+    counts = Counts(8, 4, 4, drawings_per_class=6, corrupted_per_class=1)
+    compose(tmp_path / "whole", progress=False, counts=counts)
+    kill_loop(lambda: compose(tmp_path / "cut", progress=False, counts=counts), tmp_path / "cut", "demo-data")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+@pytest.mark.faults
+def test_masks_of_sbd_that_are_killed_are_the_same_files(tmp_path: Path) -> None:
+    write_voc12aug(tmp_path / "source", layout="sbd")
+    shutil.copytree(tmp_path / "source", tmp_path / "whole")
+    prepare(Prepare(tmp_path / "whole", expected=14))
+
+    def job() -> int:
+        if not (tmp_path / "cut").exists():
+            copy = tmp_path / f"copy {os.getpid()}"
+            shutil.copytree(tmp_path / "source", copy)
+            copy.rename(tmp_path / "cut")
+        prepare(Prepare(tmp_path / "cut", expected=14))
+        return 0
+
+    kill_loop(job, tmp_path / "cut", "prepare-voc12aug")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but locks and what a kill left half written, which has another name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".lock"
+    }
 
 
 @pytest.mark.faults
