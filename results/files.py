@@ -26,7 +26,8 @@ LOCK = "run.lock"
 # Pillow reads many more, and starts Ghostscript for one of them (EPS). JPEG includes the multi-picture MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # decoded and converted, 800 MB; the largest image of ImageNet has 61 million
-MAX_TEXT = 1 << 24  # bytes of a page, a log or a list of questions
+MAX_PAGE = 1 << 20  # bytes of a page that is compared with records
+MAX_TEXT = 1 << 24  # bytes of a log, a README or a list of questions
 MAX_LIST = 1 << 32  # bytes of a list or an annotation of a data set; the largest, of LVIS, has 2**30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError
 

@@ -20,7 +20,7 @@ from markdown_it.token import Token
 
 from results.errors import InputError
 from results.families import SUMMARY
-from results.files import MAX_TEXT, read_text
+from results.files import MAX_PAGE, read_text
 from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
 from results.rows import Entry, data_kinds
 from results.store import StoredRecord
@@ -91,7 +91,7 @@ def lint(page: Path, records: Sequence[StoredRecord]) -> Verdict:
         InputError: the file is not text with a table.
     """
     try:
-        tables = page_tables(read_text(page, MAX_TEXT))
+        tables = page_tables(read_text(page, MAX_PAGE))
     except UnicodeDecodeError as error:
         raise InputError(f"{page} is not UTF-8 text; give the page as markdown, HTML or plain text") from error
     if not tables:

@@ -32,14 +32,14 @@ def check(case: Case, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("ran")), "it ran a command"
 
 
-def guarded(case: Case, folder: Path) -> str:
+def guarded(case: Case, folder: Path, seconds: float = SECONDS) -> str:
     """What becomes of a case; empty where all is well."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of this process, however busy the machine is
-        signal.alarm(6 * SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of this process, however busy the machine is
+        signal.alarm(round(6 * seconds))
         os.chdir(folder)
         # The machine is safe from what the check below would find too late.
         resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 4 * MEMORY, resource.RLIM_INFINITY))

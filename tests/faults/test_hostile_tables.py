@@ -22,7 +22,7 @@ from results.commands import PUBLISHED_PAGES
 from results.compare.explain import QUESTIONS_FILE
 from results.schema import Score
 from results.store import StoredRecord, packed, read_record, read_records, write_record
-from tests.faults.guard import guarded
+from tests.faults.guard import SECONDS, guarded
 from tests.faults.test_hostile_data import encoded, png
 from tests.faults.test_hostile_records import CASES, EVIL, OUTCOMES, N, replace_outcomes, reseal
 from tests.results.factory_records import (
@@ -39,6 +39,7 @@ from tests.results.factory_records import (
 )
 
 R, OUT = "records", "made"
+DRAWS = 30  # seconds that the figures of the records below take
 HUB = ["--source-url", "https://example.org", "--source-name", "me"]
 COMMANDS: dict[str, list[str]] = {
     "tables": ["tables", "--records", R, "--out", f"{OUT}/tables.md"],
@@ -98,7 +99,8 @@ def failures(folder: Path, names: list[str]) -> list[str]:
     """What was wrong with each of these commands in the folder, in a process each."""
     found = []
     for name in names:
-        fault = guarded(lambda _, name=name: run(name), folder)  # type: ignore[misc]
+        seconds = SECONDS + (DRAWS if name in ("report", "pictures") else 0)
+        fault = guarded(lambda _, name=name: run(name), folder, seconds)  # type: ignore[misc]
         said = (folder / "said").read_bytes() if (folder / "said").exists() else b""
         if b"\x1b" in said:
             fault += "an escape code on the terminal"
