@@ -151,7 +151,7 @@ def _with_box(found: dict[str, Any]) -> Any:
 
 
 def require_finite(values: Any) -> list[float]:
-    """The list of numbers. Raises TypeError, ValueError or OverflowError where it is none of finite numbers."""
+    """The list of numbers. Raises TypeError, ValueError or OverflowError where it is not one of finite numbers."""
     if not isinstance(values, list) or not all(map(math.isfinite, values)):
         raise ValueError("it is no list of finite numbers")
     return values
@@ -192,7 +192,7 @@ def unpacked_run_lengths(text: str) -> NDArray[np.int64]:
         raise TypeError("its packed run lengths are no text")
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("its packed run lengths are no such text")
+        raise ValueError("its packed run lengths are not valid")
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.append(0, ends[:-1] + 1)
     places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)

@@ -86,7 +86,7 @@ def surface_points(annotation: Mapping[str, Any]) -> dict[str, Any]:
     part from 0 to 1, and masks of 14 parts of the body in the box, 256 by 256, some of them empty.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: a field is none of that.
+        KeyError, TypeError, ValueError, OverflowError: a field holds something else.
     """
     if not has_surface_points(annotation):
         return {}

@@ -129,12 +129,17 @@ def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | 
     return found
 
 
+def _has_value(stored: StoredRecord, column: str) -> bool:
+    score = stored.record.scores.get(column)
+    return score is not None and score.value is not None
+
+
 def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, column: str | None) -> Explanation:
     first, second = a.record.protocol.resolved, b.record.protocol.resolved
     if first.benchmark != second.benchmark:
         raise InputError(f"{first.id} and {second.id} belong to different benchmarks; choose two of one benchmark")
     shown = column or next((c for c in (first.primary, *first.columns) if c in second.columns), None)
-    if shown is None or not all(shown in stored.record.scores for stored in (a, b)):
+    if shown is None or not all(_has_value(stored, shown) for stored in (a, b)):
         which = f"column {column}" if column else "column"
         raise InputError(f"{first.id} and {second.id} have no {which} in common with a score in both records")
     fields = differing(first, second)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.datasets.dense_sets import read_depth
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.datasets.nyu import read_depth
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.masks import MaskFormat
 from pretrain.data import find_images
