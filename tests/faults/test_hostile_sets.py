@@ -19,6 +19,7 @@ from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.masks import MaskFormat
 from pretrain.data import find_images
 from results.errors import InputError
+from tests.benchmarks.datasets.test_imagenet_variants import objectnet
 from tests.faults.guard import check
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
@@ -71,12 +72,6 @@ def real(folder: Path) -> None:
     for number in (1, 2):
         save(plain(0, number), folder / f"imagenet/val/n01440764/ILSVRC2012_val_{number:08d}.JPEG")
     (folder / "imagenet/real.json").write_text(json.dumps([[0]] * 50_000), encoding="utf-8")
-
-
-def objectnet(folder: Path) -> None:
-    from tests.benchmarks.datasets.test_imagenet_variants import objectnet as write
-
-    write(folder)
 
 
 def stl10(folder: Path) -> None:

@@ -208,6 +208,12 @@ PLANTS: dict[str, Callable[[Path], None]] = {
     "a suite of sources that are numbers": of_a_suite(lambda o: o.update(group_members=np.arange(N) / 7)),
     "targets of another kind": of_a_suite(lambda o: o.update(targets=np.zeros(N, "M8[s]"))),
 }
+# Of these the report and the pictures are drawn too, which takes longer than everything else together.
+DRAWN = (
+    "markup as an encoder", "markup everywhere", "a suite of texts", "a suite of nan", "a suite of huge numbers",
+    "texts in place of right and wrong", "not a number", "areas of one class", "values per class of other classes",
+    "an encoder of a megabyte", "outcomes that are a link to passwords", "a list of runs that is none",
+)  # fmt: skip
 QUICK = ("texts in place of right and wrong", "markup as an encoder", "markup everywhere", "a suite of texts")
 
 
@@ -248,13 +254,15 @@ def test_a_hostile_record_ends_no_page(name: str, tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", sorted(PLANTS))
 def test_a_hostile_record_ends_no_command(name: str, tmp_path: Path) -> None:
-    check_all(name, list(COMMANDS), tmp_path)
+    drawing = () if name in DRAWN else ("report", "pictures", "board", "correlations picture")
+    check_all(name, [command for command in COMMANDS if command not in drawing], tmp_path)
 
 
 def test_every_command_of_results_meets_the_hostile_records() -> None:
     """`published` reads no records."""
     from results.options import GROUPS
 
+    assert set(DRAWN) <= PLANTS.keys()
     known = {name for group in GROUPS.values() for name in group}
     assert known - {command[0] for command in COMMANDS.values()} == {"published"}
     assert PUBLISHED_PAGES
