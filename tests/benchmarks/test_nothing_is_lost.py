@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.evaluate import Run, _write, load, prepare
+from benchmarks.evaluate import Run, load, prepare, write_outcome
 from benchmarks.registry import find_protocol, load_task
 from benchmarks.task import InputError, Outcome, RunOptions
 from results.store import read_records
@@ -48,15 +48,15 @@ def test_a_record_is_written_after_its_heads_and_pictures(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write_file(path, content)
 
-    monkeypatch.setattr(sys.modules[_write.__module__], "write_file", full)
+    monkeypatch.setattr(sys.modules[write_outcome.__module__], "write_file", full)
     run = asked("knn", "knn.demo@1", small_data, tmp_path)
     outcome = Outcome(tensors={"head": torch.zeros(2)}, pictures={"masks": b"a picture"})
     if failing is not None:
         with pytest.raises(OSError, match="No space left on device"):
-            _write(run, outcome, 0.0)
+            write_outcome(run, outcome, 0.0)
         assert not list(tmp_path.rglob("*.json"))
         return
-    _write(run, outcome, 0.0)
+    write_outcome(run, outcome, 0.0)
     ((stored,), bad) = read_records(tmp_path / "records")
     assert not bad
     assert stored.path.with_suffix(".masks.png").read_bytes() == b"a picture"
