@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from uuid import uuid4
 
 import numpy as np
@@ -254,6 +254,39 @@ def widened(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
     if rows.dtype != np.uint16:
         return rows
     return (rows.astype(np.uint32) << 16).view(np.float32)
+
+
+class WidenedRows:
+    """(N, D) float32 rows of bfloat16's bits, maybe memory-mapped, which become float32 where they are read.
+
+    A read-only array in all that benchmarks do with stored features: shape, length, rows by any index of NumPy's, the
+    same numbers in rows of another width, and conversion to an array, which widens everything.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, bits: NDArray[np.uint16]) -> None:
+        self.bits, self.shape, self.ndim = bits, bits.shape, bits.ndim
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __getitem__(self, index: Any) -> NDArray[np.floating[Any]]:
+        return widened(self.bits[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return widened(self.bits[:]).astype(dtype or self.dtype, copy=False)
+
+    def astype(self, dtype: Any) -> NDArray[Any]:
+        return self.__array__(dtype)
+
+    def reshape(self, *shape: int) -> WidenedRows:
+        return WidenedRows(self.bits.reshape(*shape))
+
+
+def as_float_rows(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    """Stored rows for benchmarks: float32 and float16 as they are, bfloat16's bits as `WidenedRows`."""
+    return cast("NDArray[np.floating[Any]]", WidenedRows(rows)) if rows.dtype == np.uint16 else rows
 
 
 def open_rows(path: Path) -> np.memmap[Any, np.dtype[Any]]:

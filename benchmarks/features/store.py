@@ -26,6 +26,7 @@ from benchmarks.features.extract import Extract, ImageBatch, Reader, default_bat
 from benchmarks.features.shards import (
     PartialOutput,
     ShardClaims,
+    as_float_rows,
     read_absent,
     read_ids,
     read_output,
@@ -151,7 +152,7 @@ class FeatureStore:
     def get(self, requests: Sequence[FeatureRequest]) -> list[Split]:
         """The splits with (N, D) memory maps, float32 or float16, computed where they are missing.
 
-        Features in bfloat16, which NumPy does not have, are widened to float32 in memory.
+        Features in bfloat16, which NumPy does not have, are mapped too, and widened when they are read: `WidenedRows`.
 
         Row i is image i of the split's labels, joined by id. These are the requested labels without the images that
         could not be read.
@@ -290,7 +291,7 @@ def _join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split
         if stored != labels.ids:
             row_of = {id: row for row, id in enumerate(stored)}
             features[key] = features[key][[row_of[id] for id in labels.ids]]
-        features[key] = widened(features[key])
+        features[key] = as_float_rows(features[key])
     return Split(labels, features), unreadable
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import torch
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
-from benchmarks.features.shards import narrowed, widened
+from benchmarks.features.shards import WidenedRows, narrowed, widened
 from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.solvers.class_means import class_means
+from benchmarks.solvers.cross_validation import fit_cross_validated
+from benchmarks.solvers.exact_knn import exact_knn, norms
+from benchmarks.solvers.logistic import fit_logistic
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry
 from tests.benchmarks.features.run_options import options
@@ -45,9 +50,47 @@ def test_half_the_bytes_at_an_address_of_their_own(labels: Labels, tmp_path: Pat
         assert np.load(tmp_path / request.address / "embed.npy", mmap_mode="r").nbytes == wide.nbytes // 2
         expected = torch.from_numpy(np.array(wide)).to(dtype).float().numpy()
         assert np.array_equal(np.asarray(split.features["embed"], np.float32), expected)
-        assert isinstance(split.features["embed"], np.memmap) == (stored == "fp16")
+        mapped: object = split.features["embed"]
+        assert isinstance(mapped.bits if isinstance(mapped, WidenedRows) else mapped, np.memmap)
         assert store.bytes_to_write([request]) == {}
     assert "stored" not in plain.description
+
+
+def test_mapped_bfloat16_is_an_array_of_float32_to_what_reads_it(tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
+    np.save(tmp_path / "bits.npy", narrowed(wide))
+    expected = widened(narrowed(wide))
+    rows: Any = WidenedRows(np.load(tmp_path / "bits.npy", mmap_mode="r"))
+    assert (rows.shape, rows.ndim, len(rows), rows.dtype) == ((40, 12), 2, 40, np.float32)
+    order = np.random.default_rng(1).permutation(40)
+    for index in (slice(3, 9), order, order > 20, 7, [5, 2], (slice(None), 3)):
+        found = rows[index]
+        assert found.dtype == np.float32
+        assert not isinstance(found, np.memmap)
+        assert np.array_equal(found, expected[index])
+    assert np.array_equal(np.asarray(rows), expected)
+    assert np.array_equal(np.asarray(rows, np.float64), expected.astype(np.float64))
+    assert np.array_equal(rows.astype(np.float64), expected.astype(np.float64))
+    assert np.array_equal(rows.reshape(80, 6)[11:13], expected.reshape(80, 6)[11:13])
+    assert np.isfinite(rows).all()
+    targets = np.arange(40) % 4
+    assert torch.equal(class_means(rows, targets, 4), class_means(expected, targets, 4))
+    assert np.array_equal(norms(rows), norms(expected))
+    assert np.array_equal(exact_knn(rows, rows, 3).indices, exact_knn(expected, expected, 3).indices)
+    for fit in (logistic_fit, gram_of):
+        assert np.array_equal(fit(rows), fit(expected))
+    with pytest.raises(TypeError):
+        torch.from_numpy(rows)  # not an array of NumPy's, so that its bits are never taken for numbers
+
+
+def logistic_fit(rows: Any) -> Any:
+    return fit_logistic(rows, np.arange(40) % 4, 4, [1.0]).weights.numpy()
+
+
+def gram_of(rows: Any) -> Any:
+    signs = np.arange(40) % 4 == np.arange(4)[:, None]
+    folds = np.tile(np.arange(40) % 3, (4, 1)).astype(np.int8)
+    return fit_cross_validated(rows, signs, np.ones((4, 40)), folds, (1.0,), tolerance=1e-6).decisions(rows)
 
 
 def test_what_the_format_cannot_hold_is_refused_with_the_remedy(labels: Labels, tmp_path: Path) -> None:
