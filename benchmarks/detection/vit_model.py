@@ -5,7 +5,8 @@ the detector's image resized by P / 16, so that the grid of its patches and all 
 become 896 for patches of 14. Boxes, anchors and masks keep the pixels of the detector's image.
 
 Tokens besides the patches attend together with them. In a block with windows, every window has its own copy of these
-tokens, and the mean over the windows goes on to the next block. Relative positions are those between patches.
+tokens, and the mean over the windows goes on to the next block. Relative positions are those between patches. Rotary
+positions are those of the whole map in every block, so that a window sees its patches where they are in the image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from benchmarks.detection.metrics import coco_evaluator
 from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.detection.train import LOGGERS, DetectionTrial, tell_detectron2_of_ranks
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
+from benchmarks.encoders.vit_export import (
+    ACTIVATIONS,
+    Biases,
+    Gate,
+    KeysWithoutBias,
+    Rotary,
+    VitShape,
+    rotated,
+    vit_shape,
+    vit_tensors,
+)
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.training.trials import Trial, quiet, require_same_tensors
 from results.schema import EncoderCard
@@ -46,7 +57,9 @@ def model_config(params: VitDetectionParams, card: EncoderCard, shape: VitShape,
     if not is_plain(shape, tokens):
         net._target_ = card_vit()
         net.tokens, net.layer_scale, net.norm_before = tokens, shape.layer_scale, shape.norm_before
-        net.patch_bias = shape.patch_bias
+        net.patch_bias, net.gated = shape.patch_bias, shape.hidden if shape.gated else 0
+        net.rotary, net.biases = shape.rotary, shape.biases
+        net.use_abs_pos, net.qkv_bias = shape.positions, shape.biases != "none"
     # Positions come interpolated to the grid.
     net.img_size = net.pretrain_img_size = grid_of(params) * shape.patch
     net.pretrain_use_cls_token = False
@@ -235,7 +248,8 @@ def is_plain(shape: VitShape, tokens: int) -> bool:
     Args:
         tokens: besides the patches.
     """
-    return shape.patch == STRIDE and shape.patch_bias and not (tokens or shape.layer_scale or shape.norm_before)
+    others = tokens or shape.layer_scale or shape.norm_before or shape.gated or shape.rotary != "none"
+    return shape.patch == STRIDE and shape.patch_bias and shape.positions and shape.biases == "all" and not others
 
 
 class LayerScale(nn.Module):
@@ -258,32 +272,56 @@ def card_vit() -> Any:
     class CardBlock(Block):
         """detectron2's block on (N, T + H * W, D) tokens, of which the first T are not patches."""
 
-        def __init__(self, layer_scale: bool, **kwargs: Any) -> None:
+        def __init__(self, layer_scale: bool, gated: int, rotary: Rotary, biases: Biases, **kwargs: Any) -> None:
             super().__init__(**kwargs)
+            width = kwargs["dim"]
             scale: Any = LayerScale if layer_scale else nn.Identity
-            self.ls1, self.ls2 = scale(kwargs["dim"]), scale(kwargs["dim"])
+            self.ls1, self.ls2, self.rotary = scale(width), scale(width), rotary
+            if biases == "not of keys":
+                self.attn.qkv = KeysWithoutBias(width, 3 * width)
+            if gated:  # its second layer has the right width already
+                self.mlp.fc1, self.mlp.act = nn.Linear(width, 2 * gated), Gate()
 
-        def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-            x = x + self.drop_path(self.ls1(self._attended(self.norm1(x), grid)))
+        def forward(self, x: Tensor, grid: tuple[int, int], table: Tensor | None = None) -> Tensor:
+            x = x + self.drop_path(self.ls1(self._attended(self.norm1(x), grid, table)))
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
-        def _attended(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        def _attended(self, x: Tensor, grid: tuple[int, int], table: Tensor | None) -> Tensor:
             if not self.window_size:
-                return self._attention(x, grid)
+                return self._attention(x, grid, table if table is None else table[None])
             number, side = x.shape[1] - grid[0] * grid[1], self.window_size
             windows, padded = window_partition(x[:, number:].unflatten(1, grid), side)
             copies = x[:, :number].repeat_interleave(len(windows) // len(x), 0)
-            y = self._attention(torch.cat([copies, windows.flatten(1, 2)], 1), (side, side))
+            if table is not None:
+                table = self._in_windows(table.unflatten(0, grid)[None])
+            y = self._attention(torch.cat([copies, windows.flatten(1, 2)], 1), (side, side), table)
             patches = window_unpartition(y[:, number:].unflatten(1, (side, side)), side, padded, grid)
             tokens = y[:, :number].unflatten(0, (len(x), -1)).mean(1)
             return torch.cat([tokens, patches.flatten(1, 2)], 1)
 
-        def _attention(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-            """As detectron2's Attention, which takes patches only."""
+        def _in_windows(self, table: Tensor) -> Tensor:
+            """(windows, side * side, 2 C) of the (1, rows, columns, 2 C) table; padding is not turned."""
+            windows, _ = window_partition(table, self.window_size)
+            inside, _ = window_partition(torch.ones_like(table[..., :1]), self.window_size)
+            sines, cosines = windows.chunk(2, -1)
+            return torch.cat([sines, cosines + (1 - inside)], -1).flatten(1, 2)
+
+        def _attention(self, x: Tensor, grid: tuple[int, int], table: Tensor | None = None) -> Tensor:
+            """As detectron2's Attention, which takes patches only.
+
+            Args:
+                table: (1 or windows, patches, 2 C) for `rotated`.
+            """
             of, (batch, length, _) = self.attn, x.shape
             number = length - grid[0] * grid[1]
             q, k, v = of.qkv(x).unflatten(2, (3, of.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
-            weights = (q * of.scale) @ k.mT
+            turned_q, turned_k = q, k
+            if table is not None:
+                places = table.repeat(batch // len(table), 1, 1).repeat_interleave(of.num_heads, 0)
+                turned_q, turned_k = (
+                    torch.cat([part[:, :number], rotated(part[:, number:], places, self.rotary)], 1) for part in (q, k)
+                )
+            weights = (turned_q * of.scale) @ turned_k.mT
             if of.use_rel_pos:
                 between = weights[:, number:, number:].contiguous()
                 between = add_decomposed_rel_pos(between, q[:, number:], of.rel_pos_h, of.rel_pos_w, grid, grid)
@@ -298,9 +336,14 @@ def card_vit() -> Any:
 
         Args:
             tokens: besides the patches, trained.
+            gated: width of a gated MLP; 0 for one without a gate.
+            rotary, biases: as in `VitShape`.
         """
 
-        def __init__(self, tokens: int, layer_scale: bool, norm_before: bool, patch_bias: bool, **kwargs: Any) -> None:
+        def __init__(
+            self, tokens: int, layer_scale: bool, norm_before: bool, patch_bias: bool, gated: int = 0,
+            rotary: Rotary = "none", biases: Biases = "all", **kwargs: Any,
+        ) -> None:  # fmt: skip
             super().__init__(**kwargs)
             width, norm = kwargs["embed_dim"], kwargs["norm_layer"]
             if not patch_bias:
@@ -313,13 +356,17 @@ def card_vit() -> Any:
             windowed, side = kwargs["window_block_indexes"], kwargs["img_size"] // kwargs["patch_size"]
             self.blocks = nn.ModuleList(
                 CardBlock(
-                    layer_scale, dim=width, num_heads=kwargs["num_heads"], mlp_ratio=kwargs["mlp_ratio"],
+                    layer_scale, gated, rotary, biases, dim=width, num_heads=kwargs["num_heads"],
+                    mlp_ratio=kwargs["mlp_ratio"],
                     qkv_bias=kwargs["qkv_bias"], drop_path=rate, norm_layer=norm, act_layer=kwargs["act_layer"],
                     use_rel_pos=kwargs["use_rel_pos"], window_size=kwargs["window_size"] if n in windowed else 0,
                     input_size=(side, side),
                 )
                 for n, rate in enumerate(rates)
             )  # fmt: skip
+            if rotary != "none":
+                self.register_buffer("rotary_table", torch.zeros(side * side, 2 * width // kwargs["num_heads"]))
+            self.rotary = rotary
             self.patch_size = kwargs["patch_size"]
             self._out_feature_strides = dict.fromkeys(self._out_features, STRIDE)
 
@@ -329,12 +376,13 @@ def card_vit() -> Any:
                 x = nn.functional.interpolate(x, sides, mode="bilinear", antialias=True)
             x = self.patch_embed(x)
             grid = x.shape[1:3]
-            x = (x + self.pos_embed.unflatten(1, grid)).flatten(1, 2)
+            x = (x if self.pos_embed is None else x + self.pos_embed.unflatten(1, grid)).flatten(1, 2)
             if self.tokens:
                 x = torch.cat([self.patch_embed.tokens.expand(len(x), -1, -1), x], 1)
             x = self.norm_pre(x)
+            table = None if self.rotary == "none" else self.rotary_table
             for block in self.blocks:
-                x = block(x, grid)
+                x = block(x, grid, table)
             return {self._out_features[0]: x[:, self.tokens :].mT.unflatten(2, grid)}
 
     return CardViT

@@ -6,9 +6,19 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.encoders.vit_export import ACTIVATIONS, VitShape, vit_shape, vit_tensors
+from benchmarks.encoders.vit_export import (
+    ACTIVATIONS,
+    Biases,
+    Gate,
+    Rotary,
+    VitShape,
+    rotary_positions,
+    rotated,
+    vit_shape,
+    vit_tensors,
+)
 from benchmarks.segmentation.model import register
 from benchmarks.segmentation.protocols import VitSegmentationParams, blocks_read
 from benchmarks.segmentation.train import SegmentationTrial
@@ -16,6 +26,39 @@ from benchmarks.training.trials import quiet, require_same_tensors
 from results.schema import EncoderCard
 
 BACKBONE = "CardVitAsInMAE"
+
+
+class CardAttention(nn.Module):
+    """Attention of (L, N, D) tokens with the tensors of torch's, with rotary positions or without biases of keys.
+
+    Attributes:
+        table: of the patches' places (see `rotated`), set before each pass of a network with rotary positions.
+    """
+
+    def __init__(self, width: int, heads: int, rotary: Rotary, biases: Biases) -> None:
+        super().__init__()
+        self.heads, self.rotary, self.biases = heads, rotary, biases
+        self.table: Tensor | None = None
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        bias = None if biases == "none" else nn.Parameter(torch.zeros(3 * width))
+        self.register_parameter("in_proj_bias", bias)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
+        bias = self.in_proj_bias
+        if bias is not None and self.biases == "not of keys":
+            queries, _keys, values = bias.chunk(3)
+            bias = torch.cat([queries, torch.zeros_like(queries), values])
+        joined = nn.functional.linear(query.transpose(0, 1), self.in_proj_weight, bias)
+        q, k, v = joined.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.table is not None:
+            first = q.shape[2] - len(self.table)  # tokens before the patches are not turned
+            q, k = (
+                torch.cat([part[:, :, :first], rotated(part[:, :, first:], self.table, self.rotary)], 2)
+                for part in (q, k)
+            )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out_proj(mixed).transpose(0, 1), None
 
 
 @cache
@@ -28,27 +71,40 @@ def register_vit() -> None:
         from mmseg.registry import MODELS
 
     class CardVitAsInMAE(VisionTransformer):
-        """mmsegmentation's ViT with registers, LayerScale and the encoder's activation.
+        """mmsegmentation's ViT with registers, LayerScale, gates, rotary positions and the encoder's activation.
 
         mmsegmentation's layer-wise decay knows a ViT by the word MAE in the name of its class.
+
+        Args:
+            gated: width of a gated MLP; 0 for one without a gate.
+            positions, rotary, biases: as in `VitShape`.
         """
 
-        def __init__(self, registers: int, layer_scale: bool, activation: str, frozen: bool, **kwargs: Any) -> None:
-            super().__init__(frozen_exclude=[] if frozen else ["all"], **kwargs)
-            width, trained = self.pos_embed.shape[-1], not frozen
-            self.frozen = frozen
+        def __init__(
+            self, registers: int, layer_scale: bool, activation: str, frozen: bool, gated: int, positions: bool,
+            rotary: Rotary, biases: Biases, **kwargs: Any,
+        ) -> None:  # fmt: skip
+            super().__init__(**kwargs)
+            width, heads = self.pos_embed.shape[-1], kwargs["num_heads"]
+            self.frozen, self.rotary = frozen, rotary
+            self.rope: Any = None
             self.patch_embed.registers = None
             if registers:  # below the patch embedding, so that they have the rate of the first layer
-                tokens = torch.zeros(1, registers, width)
-                self.patch_embed.registers = nn.Parameter(tokens, requires_grad=trained)
+                self.patch_embed.registers = nn.Parameter(torch.zeros(1, registers, width))
             for layer in self.layers:
                 layer.ffn.layers[0][1] = ACTIVATIONS[activation]()
+                if gated:
+                    layer.ffn.layers[0][0], layer.ffn.layers[0][1] = nn.Linear(width, 2 * gated), Gate()
+                    layer.ffn.layers[1] = nn.Linear(gated, width)
+                if rotary != "none" or biases != "all":
+                    layer.attn.attn = CardAttention(width, heads, rotary, biases)
                 if layer_scale:
                     layer.attn.proj_drop, layer.ffn.gamma2 = LayerScale(width), LayerScale(width)
-                    for part in (layer.attn.proj_drop, layer.ffn.gamma2):
-                        part.requires_grad_(trained)
+            self.requires_grad_(not frozen)
             if not self.with_cls_token:
                 self.cls_token.requires_grad_(False)  # it is cut off before the first block
+            if not positions:
+                self.pos_embed.requires_grad_(False)  # they are zero
 
         def _pos_embeding(self, patched_img: Any, hw_shape: Any, pos_embed: Any) -> Any:
             tokens = super()._pos_embeding(patched_img, hw_shape, pos_embed)
@@ -58,19 +114,22 @@ def register_vit() -> None:
             return torch.cat([tokens[:, :1], registers.expand(len(tokens), -1, -1), tokens[:, 1:]], 1)
 
         def forward(self, inputs: Any) -> tuple[Any, ...]:
-            if self.patch_embed.registers is None:
+            if self.patch_embed.registers is None and self.rotary == "none":
                 maps: tuple[Any, ...] = super().forward(inputs)
                 return maps
-            return self._with_registers(inputs)
+            return self._with_other_parts(inputs)
 
-        def _with_registers(self, inputs: Any) -> tuple[Any, ...]:
+        def _with_other_parts(self, inputs: Any) -> tuple[Any, ...]:
             x, (height, width) = self.patch_embed(inputs)
+            table = None if self.rope is None else self.rope.get_embed(shape=(height, width))
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
             x = self._pos_embeding(x, (height, width), self.pos_embed)
             x = x if self.with_cls_token else x[:, 1:]
             x = self.pre_ln(x) if self.pre_norm else x
             before, maps = x.shape[1] - height * width, []
             for number, layer in enumerate(self.layers):
+                if table is not None:
+                    layer.attn.attn.table = table
                 x = layer(x)
                 if number in self.out_indices:
                     maps.append(x[:, before:].mT.unflatten(2, (height, width)).contiguous())
@@ -116,7 +175,7 @@ def model_config(
             "embed_dims": shape.width,
             "num_layers": shape.depth,
             "num_heads": shape.heads,
-            "mlp_ratio": shape.hidden // shape.width,
+            "mlp_ratio": 1 if shape.gated else shape.hidden // shape.width,
             "out_indices": list(blocks),
             "with_cls_token": shape.class_token,
             "pre_norm": shape.norm_before,
@@ -127,6 +186,10 @@ def model_config(
             "layer_scale": shape.layer_scale,
             "activation": shape.activation,
             "frozen": params.frozen,
+            "gated": shape.hidden if shape.gated else 0,
+            "positions": shape.positions,
+            "rotary": shape.rotary,
+            "biases": shape.biases,
         },
         "train_cfg": {},
         "test_cfg": {"mode": "slide", "crop_size": [params.crop] * 2, "stride": [params.window_stride] * 2},
@@ -209,6 +272,7 @@ class VitSegmentationTrial(SegmentationTrial):
         return optimisation(self.params, self.shape.depth)
 
     def transfer(self, backbone: nn.Module) -> None:
+        backbone.rope = rotary_positions(self.encoder)
         backbone.load_state_dict(self._tensors(), strict=True)
 
     def check_backbone(self, backbone: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.mlp import SwiGLUPacked
 
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
@@ -71,7 +72,27 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "patch_size": 14, "img_size": 42, "init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True,
     },
     "CLIP": {"pre_norm": True, "name": "vit_base_patch16_clip_quickgelu_224"},
+    "DINOv2 giant": {"patch_size": 14, "img_size": 42, "init_values": 1e-5, "mlp_layer": SwiGLUPacked,
+                     "act_layer": torch.nn.SiLU},
+    "without biases of queries, keys and values": {"qkv_bias": False},
+    "DINOv3": {"name": "vit_small_patch16_dinov3_qkvb"},
+    "DINOv3 7B": {"name": "vit_7b_patch16_dinov3"},
+    "PE": {"name": "vit_pe_core_tiny_patch16_384"},
 }  # fmt: skip
+
+
+def last_tokens(module: Any, images: torch.Tensor, dropped: int) -> torch.Tensor:
+    """Tokens after the final norm, without the first one where `dropped` is 1."""
+    tokens = module._pos_embed(module.patch_embed(images))
+    if not isinstance(tokens, tuple):
+        return module.norm(module.blocks(module.norm_pre(tokens[:, dropped:])))
+    tokens, rope = tokens[0][:, dropped:], tokens[1]
+    tokens = module.norm_pre(tokens)
+    for block in module.blocks:
+        block.attn.num_prefix_tokens -= dropped  # which are not turned
+        tokens = block(tokens, rope=rope)
+        block.attn.num_prefix_tokens += dropped
+    return module.norm(tokens)
 
 
 @pytest.mark.parametrize("class_token", ["dropped", "kept"])
@@ -92,8 +113,7 @@ def test_the_backbones_map_is_the_encoders_at_an_interpolated_size(
         last = module.norm(features.movedim(1, -1)).movedim(-1, 1)
         resized = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
         if class_token == "dropped" and module.cls_token is not None:
-            tokens = module.norm_pre(module._pos_embed(module.patch_embed(resized))[:, 1:])
-            expected = module.norm(module.blocks(tokens)[:, -16:]).mT.unflatten(2, (4, 4))
+            expected = last_tokens(module, resized, dropped=1)[:, -16:].mT.unflatten(2, (4, 4))
         else:
             expected = encoder.outputs(resized, ("patches",))["patches"]
         levels = model.backbone(x)
@@ -162,6 +182,30 @@ def test_every_window_has_a_copy_of_the_registers() -> None:
         whole = ours.blocks[2](x, (5, 5))
         ours.blocks[2].window_size = 5
         torch.testing.assert_close(ours.blocks[2](x, (5, 5)), whole)
+
+
+@pytest.mark.parametrize("kind", ["DINOv3", "PE"])
+def test_windows_turn_patches_by_their_places_in_the_whole_map(kind: str, small_data: Path, tmp_path: Path) -> None:
+    """A block with windows is the encoder's, in which patches of other windows are masked."""
+    encoder = vit(**ENCODERS[kind], class_token=False, **({"num_reg_tokens": 0} if kind == "DINOv3" else {}))
+    module: Any = encoder.module
+    net = trial(small_data, tmp_path, encoder).build().eval().backbone.net
+    grid, side = 4, 2
+    net.blocks[0].window_size = side
+    places = torch.arange(grid * grid)
+    window = places // grid // side * grid + places % grid // side
+    same = window[:, None] == window[None]
+    x = torch.randn(2, grid * grid, 24, generator=torch.Generator().manual_seed(0))
+    rope = module.rope.get_embed(shape=(grid, grid))
+    with torch.no_grad():
+        found = net.blocks[0](x, (grid, grid), net.rotary_table)
+        expected = module.blocks[0](x, rope=rope, attn_mask=same)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(found, module.blocks[0](x, rope=rope), atol=1e-3)
+        net.blocks[0].window_size = 3  # with padding, which is attended to and not turned
+        table = net.blocks[0]._in_windows(net.rotary_table.unflatten(0, (grid, grid))[None])
+        assert torch.equal(table[0, 4], rope[5])
+        assert torch.equal(table[3, 8], torch.cat([torch.zeros(8), torch.ones(8)]))
 
 
 def test_a_vit_base_gets_detectron2s_own_configuration() -> None:

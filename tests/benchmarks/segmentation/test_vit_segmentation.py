@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.mlp import SwiGLUPacked
 
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
@@ -62,6 +63,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "registers with positions": {"reg_tokens": 2},
     "I-JEPA": {"class_token": False, "global_pool": "avg", "fc_norm": False},
     "CLIP": {"pre_norm": True, "name": "vit_base_patch16_clip_quickgelu_224"},
+    "DINOv2 giant": {"init_values": 1e-5, "mlp_ratio": 5.5, "mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU},
+    "without biases of queries, keys and values": {"qkv_bias": False},
+    "DINOv3": {"name": "vit_small_patch16_dinov3_qkvb"},
+    "DINOv3 7B": {"name": "vit_7b_patch16_dinov3"},
+    "PE": {"name": "vit_pe_core_tiny_patch16_384"},
 }
 
 
@@ -83,6 +89,7 @@ def test_the_backbones_maps_are_the_encoders_at_an_interpolated_size(
     torch.testing.assert_close(last, encoder.outputs(x, ("patches",))["patches"], rtol=1e-5, atol=1e-5)
     for own, theirs in zip(maps, every, strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-5)
+    assert model.backbone.pos_embed.requires_grad == (module.pos_embed is not None)
     with torch.no_grad():
         model.backbone.pos_embed[0, 3, 2] += 1e-3
     with pytest.raises(RuntimeError, match="1 of the backbone's tensors are not the checkpoint's: pos_embed"):
@@ -158,7 +165,8 @@ def test_what_it_cannot_hold_is_refused_by_name() -> None:
         (load_encoder("pixels"), of, "for vision transformers"),
         (vit(qk_norm=True), of, "needs one layer for queries, keys and values"),
         (vit(mlp_ratio=2.7), of, "a whole number of times"),
-        (vit("beit_base_patch16_224", dynamic_img_size=None), of, "needs positions that are added to the patches"),
+        (vit("beit_base_patch16_224", dynamic_img_size=None), of, "needs positions that are added to the patches or"),
+        (vit("vit_small_patch16_rope_mixed_224"), of, "needs positions that are added to the patches or rotary"),
     ]
     for encoder, under, message in cases:
         with pytest.raises(NotApplicableError, match=message):
