@@ -504,7 +504,14 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
     norms = len(batch_norms(encoder.module))
     found = variations(encoder.card, batch_norms=norms > 0)
     found += [
-        Variation(a.name, a.words, encoder.card, conclusion=a.conclusion, within=a.within, output=a.output)
+        Variation(
+            a.name,
+            a.words,
+            encoder.card.model_copy(update=dict(a.pixels)),
+            conclusion=a.conclusion,
+            within=a.within,
+            output=a.output,
+        )
         for a in alternatives(encoder)
     ]
     shares = alarm_levels(found)

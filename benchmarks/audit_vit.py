@@ -9,15 +9,16 @@ audit scores as it scores other cards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
 
 NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
@@ -41,6 +42,7 @@ class Alternative:
         name, words, conclusion: as in `benchmarks.audit.Variation`.
         within: changes the module inside a context, and changes it back.
         output: the output that is scored; the embedding where None.
+        pixels: fields of the card that differ.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Alternative:
     conclusion: str
     within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     output: str | None = None
+    pixels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_vision_transformer(encoder: Encoder) -> bool:
@@ -65,7 +68,7 @@ def _network(encoder: Encoder) -> Any:
 
 
 def alternatives(encoder: Encoder) -> list[Alternative]:
-    """Other numbers of heads, the other tokens as the embedding, and the other activation of CLIP's networks."""
+    """Other numbers of heads, the other tokens as the embedding, CLIP's other activation, DINOv3's other pixels."""
     found: list[Alternative] = []
     network = _network(encoder)
     if network is not None and getattr(network, "rope", None) is None:  # rotary positions depend on the heads
@@ -86,6 +89,12 @@ def alternatives(encoder: Encoder) -> list[Alternative]:
         words = "with the exact GELU" if quick else "with CLIP's QuickGELU"
         conclusion = f"the activation is probably wrong; try --facts activation={'gelu' if quick else 'quick_gelu'}"
         found.append(Alternative("activation", words, conclusion, partial(with_activation, quick=not quick)))
+    satellite = {name: pixels_of("sat-493m").values[name] for name in ("mean", "std")}
+    if "_dinov3" in encoder.card.architecture.name and encoder.card.mean != satellite["mean"]:
+        facts = " ".join(f"{name}={','.join(f'{v:g}' for v in values)}" for name, values in satellite.items())
+        words = "with the mean and std of DINOv3's satellite models"
+        conclusion = f"it is probably a satellite model (SAT-493M); try --facts {facts}"
+        found.append(Alternative("SAT-493M", words, conclusion, pixels=satellite))
     return found
 
 

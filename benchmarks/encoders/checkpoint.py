@@ -442,7 +442,8 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides
     architecture = vit_architecture(family, found.backbone, source)
     architecture = architecture.model_copy(update={"name": f"{architecture.name}{of_file.get('ending', '')}"})
     _refuse_fields_of_other_networks(overrides, architecture.name, source)
-    known = _known_of_family(family, architecture).then(_known_without_user(file, found, architecture, None))
+    known = _known_of_family(family, architecture, found)
+    known = known.then(_known_without_user(file, found, architecture, None))
     known = known.then(CardOverrides({name: of_file[name] for name in PIXELS if name in of_file}))
     known = known.then(config.values if config else CardOverrides()).then(overrides)
     asked = list(family.asks)
@@ -521,15 +522,20 @@ def _tower(found: RecognisedCheckpoint, source: str) -> RecognisedCheckpoint:
     return replace(found, backbone=tensors, head=head, unused=found.unused + outside + left_out)
 
 
-def _known_of_family(family: VitFamily, architecture: Architecture) -> CardOverrides:
+def _known_of_family(family: VitFamily, architecture: Architecture, found: RecognisedCheckpoint) -> CardOverrides:
     """What the family's own code fixes."""
+    from benchmarks.encoders.vit_families import family_pixels
+
     values: dict[str, object] = {"num_heads": architecture.num_heads, "positions": architecture.positions}
     values = {name: value for name, value in values.items() if value is not None}
     if family.embed in ("cls", "mean") and not architecture.name.endswith("-avg"):
         values["pooling"] = family.embed
     if family.name not in ("plain", "deit", "beit", "clip"):
         values["method"] = family.title
-    return CardOverrides(values).then(pixels_of(family.pixels) if family.pixels else CardOverrides())
+    pixels = family_pixels(family, found.backbone["patch_embed.proj.weight"].shape[0], found.keys)
+    if pixels is None and family.pixels:
+        values |= {"value_range": 1.0, "channels": "RGB"}  # only mean and std are in doubt
+    return CardOverrides(values).then(pixels_of(pixels) if pixels else CardOverrides())
 
 
 def _named_torchvision(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
@@ -572,7 +578,7 @@ def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encode
     if family.pixels:
         width = found.backbone["patch_embed.proj.weight"].shape[0]
         fixed = Architecture(name=name, num_heads=(family.heads or {}).get(width), positions=family.positions)
-        overrides = _known_of_family(family, fixed).then(overrides)
+        overrides = _known_of_family(family, fixed, found).then(overrides)
     return _timm(file, Architecture(name=name), found, overrides, PIXELS)
 
 

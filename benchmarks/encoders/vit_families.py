@@ -393,8 +393,6 @@ class VitFamily:
             is used, as RADIO. DINOv3's files decide by themselves.
         asks: fields that the user must give, because files of this family differ in them and keys do not show it.
         assumed: what the family's own code leaves open, in words.
-        compared: the largest difference of embed and patches to another code's forward pass, of the largest value, for
-            random weights on a CPU, and which code that was. Difference 0 is bit for bit.
         source: where this was read.
     """
 
@@ -411,7 +409,6 @@ class VitFamily:
     positions: str | None = None
     asks: tuple[str, ...] = ()
     assumed: str = "nothing"
-    compared: str = "a plain forward pass in the tests"
 
 
 _COMMON = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
@@ -422,32 +419,28 @@ FAMILIES = (
         "dino", "DINO", "`teacher` and `student` with `backbone.` (training file)",
         _COMMON, "vit_{size}_patch{patch}_224",
         "facebookresearch/dino 7c446df vision_transformer.py, eval_knn.py", embed="cls", positions="offset",
-        compared="9e-7, its own code; sizes on and off the grid",
     ),
     VitFamily(
         "ibot", "iBOT", "`masked_embed`", _COMMON, "vit_{size}_patch{patch}_224",
         "bytedance/ibot c24f870 models/vision_transformer.py", embed="cls", positions="offset",
-        compared="9e-7, its own code; sizes on and off the grid",
     ),
     VitFamily(
         "dinov2", "DINOv2", "`ls1.gamma`, and a position for the class token",
         {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_dinov2",
         "facebookresearch/dinov2 b8931f7 models/vision_transformer.py, hub/backbones.py",
         embed="cls", positions="offset",
-        compared="0, its own code (MLP, SwiGLU, chunked blocks, off the grid); 0, transformers 5.24.0 on the grid",
     ),
     VitFamily(
         "dinov2-registers", "DINOv2 with registers", "`register_tokens` and `ls1.gamma`",
         {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_reg4_dinov2",
         "facebookresearch/dinov2 b8931f7 hub/backbones.py: no offset, antialiased", embed="cls",
-        compared="0, its own code, off the grid too; 0, transformers 5.24.0 on the grid",
     ),
     VitFamily(
         "dinov3", "DINOv3", "`storage_tokens` and `rope_embed.periods`",
         {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge_plus", 4096: "7b"},
         "vit_{size}_patch{patch}_dinov3", "facebookresearch/dinov3 6876159 models/vision_transformer.py", embed="cls",
-        assumed="mean and std of the web models; the satellite models (SAT-493M) need --facts mean= and std=",
-        compared="0, its own code (MLP and SwiGLU, three sizes); 7e-7, transformers 5.24.0",
+        assumed="the satellite models (SAT-493M) have another mean and std. Its own files of width 1024 show which "
+        "they are by `local_cls_norm`; in other files of width 1024 or 4096 the web models' are listed as assumed",
     ),
     VitFamily(
         "franca", "Franca", "DINOv2's names with a gated MLP at DINOv2's MLP widths, or `matryoshka_projections`",
@@ -456,24 +449,20 @@ FAMILIES = (
         assumed="the giant model without its heads has DINOv2's keys: add --facts family=franca; a DINOv2 of your own "
         "with a gated MLP and another width than 1536 has Franca's: add --facts family=dinov2. Either changes only the "
         "method in the card. RASA's projection is not part of it",
-        compared="3e-7, its own code; sizes on and off the grid",
     ),
     VitFamily(
         "mae", "MAE", "`decoder_embed` (training file), or transformers' `vit_mae`", _COMMON,
         "vit_{size}_patch{patch}_224", "facebookresearch/mae efb2a80 models_vit.py, main_linprobe.py", embed="cls",
         assumed=_ONE_SIZE,
-        compared="0, its own models_vit.py; 0, transformers 5.24.0 without masking",
     ),
     VitFamily(
         "mocov3", "MoCo v3", "`base_encoder.` and `momentum_encoder.`", _COMMON, "vit_{size}_patch{patch}_224",
         "facebookresearch/moco-v3 c349e6e vits.py", heads={384: 12, 768: 12}, embed="cls", assumed=_ONE_SIZE,
-        compared="0, its own vits.py",
     ),
     VitFamily(
         "deit-distilled", "DeiT with distillation", "`dist_token`; transformers' `deit`", _COMMON,
         "deit_{size}_distilled_patch{patch}_224",
         "timm 1.0.31 models/deit.py", embed="cls", assumed=_ONE_SIZE,
-        compared="0, transformers 5.24.0",
     ),
     VitFamily(
         "deit3", "DeiT III", "`gamma_1`, and positions without one for the class token", {**_COMMON, 512: "medium"},
@@ -487,33 +476,28 @@ FAMILIES = (
         "beit", "BEiT, BEiT v2", "`relative_position_bias_table`", {768: "base", 1024: "large"},
         "beit_{size}_patch{patch}_224", "timm 1.0.31 models/beit.py", pixels="half", embed="mean",
         assumed="one image size, that of the file",
-        compared="0, transformers 5.24.0",
     ),
     VitFamily(
         "ijepa", "I-JEPA", "`target_encoder` without a class token",
         {**_COMMON, 1408: "giant"}, "vit_{size}_patch{patch}_gap_224",
         "facebookresearch/ijepa 52c1ae9 src/models/vision_transformer.py", embed="mean",
         assumed="positions at other image sizes: timm's interpolation, because the authors' own takes a class token",
-        compared="1e-6, its own code; 0, transformers 5.24.0",
     ),
     VitFamily(
         "clip", "CLIP, OpenCLIP", "`ln_pre` and `class_embedding`",
         {384: "xsmall", 768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1664: "gigantic"},
         "vit_{size}_patch{patch}_clip_224", "timm 1.0.31 models/vision_transformer.py; open_clip_torch 3.3.0",
         pixels="clip", embed="cls", asks=("activation",), assumed=_ONE_SIZE,
-        compared="4e-7, open_clip_torch 3.3.0 (both activations); 0, transformers 5.24.0",
     ),
     VitFamily(
         "siglip", "SigLIP", "`attn_pool.latent`, or transformers' `head.probe`",
         {768: "base", 1024: "large", 1152: "so400m"}, "vit_{size}_patch{patch}_siglip_224",
         "timm 1.0.31 models/vision_transformer.py", pixels="half", embed="map", assumed=_ONE_SIZE,
-        compared="0, open_clip_torch 3.3.0; 5e-7, transformers 5.24.0",
     ),
     VitFamily(
         "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},
         "aimv2_{size}_patch{patch}_224", "apple/ml-aim bd9e068; timm 1.0.31 models/vision_transformer.py",
         pixels="clip", embed="mean", assumed=_ONE_SIZE,
-        compared="0, its own code; 4e-6, transformers 5.24.0",
     ),
     VitFamily(
         "pe", "PE Core", "`ln_pre` and `attn_pool.probe`; timm's names with `norm_pre` and `attn_pool.latent`",
@@ -521,7 +505,6 @@ FAMILIES = (
          1536: "gigantic_patch14_448"}, "vit_pe_core_{size}",
         "facebookresearch/perception_models 3e352cc core/vision_encoder", pixels="half", embed="map",
         positions="bilinear", assumed="`embed` is before the projection to text (`head`); the authors squash images",
-        compared="3e-7, its own code, `head` too; sizes on and off the grid",
     ),
     VitFamily(
         "pe-spatial", "PE Spatial, PE Lang", "`ln_pre`, and no norm after the last block",
@@ -529,7 +512,6 @@ FAMILIES = (
          1536: "gigantic_patch14_448"}, "vit_pe_spatial_{size}",
         "facebookresearch/perception_models 3e352cc core/vision_encoder", pixels="half", embed="mean",
         positions="bilinear", assumed="the authors pool nothing: `embed` is this project's choice",
-        compared="0, its own code; sizes on and off the grid",
     ),
     VitFamily(
         "radio", "RADIO, C-RADIO", "`patch_generator.embedder`",
@@ -539,13 +521,11 @@ FAMILIES = (
         positions="square",
         assumed="`embed` and `cls` are the summary, all of its class tokens; positions with align_corners=False, as in "
         "its code today (its first C-RADIOv3 code had True); no adaptor is applied",
-        compared="1.4e-6, its own code (hub and Hugging Face files, three sizes, the DINOv2-based model)",
     ),
     VitFamily(
         "capi", "CAPI", "`registers` and `residual1`", {}, "",
         "facebookresearch/capi 98b4fa1 model.py, eval_classification.py", embed="mean",
         assumed="its global representation comes from the decoder and is not given",
-        compared="0, its own code; three sizes",
     ),
     VitFamily(
         "plain", "any other ViT of timm's names", "`patch_embed.proj.weight`", _COMMON, "vit_{size}_patch{patch}_224",
@@ -573,6 +553,20 @@ def family_named(name: str) -> VitFamily:
     raise InputError(
         f"--facts family={name}: no such family{did_you_mean(name, FAMILY_NAMES)}\nfamilies: {', '.join(FAMILY_NAMES)}"
     )
+
+
+_WITH_SATELLITE_MODELS = (1024, 4096)  # widths of which DINOv3 has web and satellite models
+_SATELLITE_SHOWS = 1024  # the width at which only the satellite model was trained with `local_cls_norm`
+
+
+def family_pixels(family: VitFamily, width: int, keys: Collection[str]) -> str | None:
+    """The table of releases.toml with mean and std; None where neither the family nor the file's keys fix them."""
+    if family.name != "dinov3" or width not in _WITH_SATELLITE_MODELS:
+        return family.pixels
+    of_its_own_code = any(key.endswith("storage_tokens") for key in keys)
+    if width != _SATELLITE_SHOWS or not of_its_own_code:
+        return None
+    return "sat-493m" if any("local_cls_norm." in key for key in keys) else family.pixels
 
 
 _GIANT = 1536  # the width of DINOv2's model with a gated MLP

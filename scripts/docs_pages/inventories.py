@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -78,6 +79,7 @@ def vit_families() -> str:
         None: "as timm's",
     }
     rotary = ("dinov3", "capi")
+    differences = vit_differences()
     rows = [
         (
             f"{family.title} (`{family.name}`)",
@@ -91,7 +93,7 @@ def vit_families() -> str:
             positions[family.positions] if family.name not in rotary else "rotary",
             family.pixels or "none known",
             "asked for" if not family.fixed_heads else "known for its usual widths",
-            family.compared,
+            differences[family.name],
             family.assumed,
             family.source,
         )
@@ -100,6 +102,32 @@ def vit_families() -> str:
     columns = ("Family", "Recognised by", "embed", "patches", "Positions at other sizes", "Mean and std", "Heads",
                "Difference to another forward pass", "Assumed or open", "Source")  # fmt: skip
     return table(columns, rows)
+
+
+def vit_differences() -> dict[str, str]:
+    """By family: the differences to forward passes of other code that `scripts/vit_differences.py` keeps."""
+    found: dict[str, list[str]] = {}
+    for row in json.loads((Path(__file__).parent / "vit_differences.json").read_text(encoding="utf-8")):
+        by_hand = "" if "measured_by" in row else f"; † {row['date']}"
+        note = f" ({row['note']})" if row["note"] else ""
+        found.setdefault(row["family"], []).append(f"{row['difference']:g}: {row['code']}{note}{by_hand}")
+    return {family: ", ".join(texts) for family, texts in found.items()}
+
+
+def decoder_scores() -> str:
+    """What each decoder of JPEG files does to scores, as `scripts/decoder_scores.py` has measured it."""
+    rows = json.loads((Path(__file__).parent / "decoder_scores.json").read_text(encoding="utf-8"))
+    protocols = list(rows[0]["scores"])
+    columns = ("Encoder", "Size of the files", "Decoder", "Distance to Pillow's pixels", *(f"`{p}`" for p in protocols))
+    shown = sorted(rows, key=lambda row: (row["encoder"], row["size"]))  # a stable sort: decoders stay in their order
+    return table(
+        columns,
+        [
+            (f"`{row['encoder']}`", row["size"], f"`{row['decoder']}` ({row['package']})", f"{row['distance']:.2f}",
+             *(f"{row['scores'][p]:.2f}" for p in protocols))
+            for row in shown
+        ],
+    )  # fmt: skip
 
 
 def releases() -> str:

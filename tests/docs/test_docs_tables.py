@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks.knn import PROTOCOLS, KnnParams
+from benchmarks.label_free import LabelFreeViews
 from benchmarks.registry import tasks
 from benchmarks.svm_common import COSTS_MMSELFSUP
 from results.store import read_records
@@ -69,3 +70,13 @@ def test_published_figures_name_protocol_and_source() -> None:
     text = room("benchmark_tables").published("knn.mmselfsup@1")
     assert "| `knn.mmselfsup@1` | k=20 | 55.7 | fixed k |" in text
     assert "MoCo v2 page B" in text
+
+
+def test_the_cost_of_views_is_the_number_of_views_that_are_read() -> None:
+    """Not of the images of the split: 100 images in 10 views, and 1,000 in 99."""
+    costs = room("costs")
+    task = LabelFreeViews()
+    found = {p.variant: costs.encoder_passes(task, p) for p in task.protocols if p.dataset == "imagenet"}
+    assert found == {"spt": 100 * 10, "radio": 1000 * 99}
+    (row,) = [row for row in costs.rows() if row[0] == "`label-free-views`"]
+    assert row[1:3] == ("`label_free_views.spt@1`", "1 thousand")
