@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,8 +91,7 @@ def of_transformers(model: str, config: str, pick: Pick, **settings: Any) -> Cal
     """
 
     def save(folder: Path) -> Saved:
-        import transformers
-
+        transformers: Any = import_module("transformers")
         sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS,
                  "intermediate_size": 4 * WIDTH, "image_size": GRID * PATCH, "patch_size": PATCH}  # fmt: skip
         net = getattr(transformers, model)(getattr(transformers, config)(**{**sizes, **settings}))
@@ -131,11 +131,10 @@ def of_open_clip(quick: bool) -> Callable[[Path], Saved]:
     """A file with the vision tower as open_clip's CLIP has it."""
 
     def save(folder: Path) -> Saved:
-        from open_clip.transformer import QuickGELU, VisionTransformer
-
-        tower = VisionTransformer(
+        code: Any = import_module("open_clip.transformer")
+        tower = code.VisionTransformer(
             GRID * PATCH, PATCH, WIDTH, DEPTH, HEADS, 4.0, output_dim=8, output_tokens=True,
-            act_layer=QuickGELU if quick else nn.GELU,
+            act_layer=code.QuickGELU if quick else nn.GELU,
         )  # fmt: skip
         randomised(tower)
         torch.save({f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}, folder / "clip.pt")

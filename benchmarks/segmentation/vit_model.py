@@ -40,12 +40,13 @@ class CardAttention(nn.Module):
         self.heads, self.rotary, self.biases = heads, rotary, biases
         self.table: Tensor | None = None
         self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
-        bias = None if biases == "none" else nn.Parameter(torch.zeros(3 * width))
-        self.register_parameter("in_proj_bias", bias)
+        self.in_proj_bias: nn.Parameter | None = None
+        if biases != "none":
+            self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
-        bias = self.in_proj_bias
+        bias: Tensor | None = self.in_proj_bias
         if bias is not None and self.biases == "not of keys":
             queries, _keys, values = bias.chunk(3)
             bias = torch.cat([queries, torch.zeros_like(queries), values])
@@ -58,7 +59,8 @@ class CardAttention(nn.Module):
                 for part in (q, k)
             )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.out_proj(mixed).transpose(0, 1), None
+        projected: Tensor = self.out_proj(mixed)
+        return projected.transpose(0, 1), None
 
 
 @cache
@@ -272,7 +274,8 @@ class VitSegmentationTrial(SegmentationTrial):
         return optimisation(self.params, self.shape.depth)
 
     def transfer(self, backbone: nn.Module) -> None:
-        backbone.rope = rotary_positions(self.encoder)
+        positions: Any = rotary_positions(self.encoder)
+        backbone.rope = positions
         backbone.load_state_dict(self._tensors(), strict=True)
 
     def check_backbone(self, backbone: nn.Module) -> None:
