@@ -38,7 +38,8 @@ class Site:
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
             inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.vit_families,
-            inventories.releases, inventories.decoder_scores, inventories.recipes, inventories.recipe_fields, inventories.help_of,
+            inventories.releases, inventories.recipes, inventories.recipe_fields, inventories.help_of,
+            inventories.decoder_scores,
             inventories.make_help, inventories.benchmark_commands, inventories.result_commands, inventories.output,
             inventories.rendered, inventories.included, benchmark_tables.sources, benchmark_tables.papers,
             benchmark_tables.zoo_pages, benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far,
