@@ -359,7 +359,7 @@ def view_features(
     views = Views(images, np.arange(len(rows)), geometry, params, options.seed)
     requests = [(view, row) for row in range(len(rows)) for view in range(params.views)]
     size = options.batch_size or VIEW_BATCH
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         views,
         batch_sampler=[requests[start : start + size] for start in range(0, len(requests), size)],
         num_workers=0 if images.in_memory else options.loaders,

@@ -135,7 +135,7 @@ def train_heads(
         bank.load_state_dict(state.bank)
         for tensor, saved in zip(optimiser.momenta, state.momenta, strict=True):
             tensor.copy_(saved)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Views(problem, options.seed),
         batch_sampler=TrainingBatches(kept, params.batch_size, options.seed, state.steps, params.iterations),
         num_workers=options.loaders if device.type == "cuda" else 0,

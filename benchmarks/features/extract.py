@@ -168,9 +168,9 @@ def _read_batches(
     else:
         yield from DataLoader(
             reader,
-            batch_sampler=requests,  # type: ignore[arg-type]  # any iterable of lists works
+            batch_sampler=requests,  # any iterable of lists works
             num_workers=workers,
-            collate_fn=_unchanged,  # type: ignore[arg-type]  # `__getitems__` returns a batch, not a list
+            collate_fn=_unchanged,  # `__getitems__` returns a batch, not a list
             pin_memory=device.type == "cuda",
         )
 

@@ -173,7 +173,7 @@ class TrainingLoader(DataLoader[Any]):
 
     device = torch.device("cpu")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         for batch in super().__iter__():
             if self.device.type == "cuda":
                 batch["inputs"] = [distributed.sent(image, self.device) for image in batch["inputs"]]
