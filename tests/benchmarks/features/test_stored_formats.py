@@ -15,9 +15,9 @@ from benchmarks.evaluate import evaluate
 from benchmarks.features.shards import WidenedRows, narrowed, widened
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.solvers.class_means import class_means
-from benchmarks.solvers.cross_validation import fit_cross_validated
 from benchmarks.solvers.exact_knn import exact_knn, norms
 from benchmarks.solvers.logistic import fit_logistic
+from benchmarks.solvers.svm import fit_cross_validated
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry
 from tests.benchmarks.features.run_options import options
