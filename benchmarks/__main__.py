@@ -419,7 +419,7 @@ def _protocols(arguments: Sequence[str]) -> int:
         return 0 if len(words) != len(arguments) else 2
     if words[:1] == ["show"]:
         if len(words) == 1:
-            raise InputError("protocols show needs an id, as knn.mmselfsup@1")
+            raise InputError("protocols show needs an id, such as knn.mmselfsup@1")
         sys.stdout.write(described(find_protocol(words[1])))
         return 0
     pattern = words[0] if words else "*"

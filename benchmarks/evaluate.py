@@ -101,13 +101,13 @@ def evaluate(
         encoder: a module that maps normalised images (N, 3, H, W) to (N, D) or to a dict of named outputs, or what
             `--encoder` takes: a checkpoint, `torchvision:ARCH`, `timm:NAME`, … A module is measured in eval mode and
             comes back exactly as it was, also after an exception (see `benchmarks.encoders.encoder.preserved`).
-        protocol: a protocol or its id, as `knn.mmselfsup@1`.
+        protocol: a protocol or its id, such as `knn.mmselfsup@1`.
         data: root of the data sets, or an image folder with `train/` and `val/`.
-        name: what tables call the encoder.
+        name: of the encoder in tables.
         dataset: another data set than the protocol's own.
-        changes: `params` of the protocol by name, as {"epochs": 10}; the record's protocol id says so.
-        facts: what a checkpoint's keys cannot show, as `channels=BGR`.
-        task: the benchmark with flags of its own, as `Knn(engine="torch")`.
+        changes: `params` of the protocol by name, such as {"epochs": 10}; the record's protocol id says so.
+        facts: what the checkpoint's keys do not show, such as `channels=BGR`.
+        task: the benchmark with flags of its own, such as `Knn(engine="torch")`.
         options: device, loader processes, folders and the like. A module is measured on its own device unless
             `device` names another. With `store=False`, what must be on disk meanwhile is in a temporary folder.
 
@@ -780,7 +780,7 @@ def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]) -> dict[str, str | Attempt | None]:
-    """What tables call each encoder: its own name (None), or with the epoch where one run has several checkpoints.
+    """The name of each encoder in tables: its own (None), or with the epoch where one run has several checkpoints.
 
     Encoders of one name and the same epoch are repetitions, which tables average, and keep their name. An encoder
     that cannot be loaded gets its failed attempt instead.

@@ -199,7 +199,7 @@ def tasks() -> Iterator[AnyTask]:
 
 
 def find_protocol(identifier: str) -> Protocol:
-    """A protocol by its id, as `knn.mmselfsup@1`; `@revision` may be left out. Its `harness` names its task.
+    """A protocol by its id, such as `knn.mmselfsup@1`; `@revision` may be left out. Its `harness` names its task.
 
     Raises:
         InputError: an unknown id.
@@ -216,7 +216,7 @@ def find_protocol(identifier: str) -> Protocol:
 
 
 def matching_protocols(patterns: Sequence[str]) -> list[tuple[AnyTask, Protocol]]:
-    """The protocols whose ids match any of the patterns, as `knn.*` or `voc07_svm.vissl`.
+    """The protocols whose ids match any of the patterns, such as `knn.*` or `voc07_svm.vissl`.
 
     Raises:
         InputError: a pattern that matches nothing.
@@ -236,7 +236,7 @@ def _matches(protocol: Protocol, pattern: str) -> bool:
 
 
 def with_settings(protocol: Protocol, texts: Sequence[str]) -> Protocol:
-    """The protocol changed by `--set` texts, as `epochs=10`, `lrs=0.1,1,10` or `geometry.crop=192`.
+    """The protocol changed by `--set` texts, such as `epochs=10`, `lrs=0.1,1,10` or `geometry.crop=192`.
 
     Raises:
         InputError: a text of another form, a name that the protocol does not have, the same name twice, or a value
@@ -247,7 +247,7 @@ def with_settings(protocol: Protocol, texts: Sequence[str]) -> Protocol:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--set {text}: expected name=value, as epochs=10")
+            raise InputError(f"--set {text}: expected name=value, such as epochs=10")
         into, key = (geometry, name.removeprefix("geometry.")) if name.startswith("geometry.") else (params, name)
         if key in into:
             raise InputError(f"--set {text}: {name} is set twice")

@@ -188,7 +188,7 @@ class Explain:
     report answers it too.
 
     Attributes:
-        a: protocol id, as knn.mmselfsup@1.
+        a: protocol id, such as knn.mmselfsup@1.
         b: the other protocol id.
         records: folder of the records.
         encoder: names of encoders, or patterns; default: all.

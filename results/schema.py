@@ -307,7 +307,7 @@ class Protocol(Frozen):
             dataset: another data set, labelled `dataset=`.
             train_split, test_split: other splits, labelled by their field.
             geometry: fields of the geometry by name, labelled `geometry.crop=` and so on.
-            label: one more label for the id, as `unreadable=3`, for what is no field of the protocol.
+            label: one more label for the id, such as `unreadable=3`, for what is no field of the protocol.
             params: fields of `params` by name.
 
         Raises:

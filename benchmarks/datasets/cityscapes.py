@@ -32,7 +32,7 @@ _IMAGE = "_leftImg8bit.png"
 
 
 def read_cityscapes(folder: Path, split: str, truth: str = "labels") -> Labels:
-    """Items of `train`, `val` or `test` over all cities, sorted by id, as `aachen_000000_000019`.
+    """Items of `train`, `val` or `test` over all cities, sorted by id, such as `aachen_000000_000019`.
 
     Args:
         truth: which masks are the annotations. `labels`: labelTrainIds if the first image has them, else the owner's

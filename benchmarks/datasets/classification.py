@@ -143,7 +143,7 @@ IMAGENET = FolderLayouts("image-net.org (ILSVRC 2012)", (CLASS_FOLDERS, TEXT_LIS
 
 
 def read_imagenet(folder: Path, split: str) -> Labels:
-    """Items of a split, sorted by id: the path below the folder, as `train/n01440764/n01440764_26.JPEG`.
+    """Items of a split, sorted by id: the path below the folder, such as `train/n01440764/n01440764_26.JPEG`.
 
     Args:
         split: `train`, `val`, or `train-1pct` and `train-10pct`, which have the ids and classes of train.
@@ -193,7 +193,7 @@ def _places_list(folder: Path, split: str) -> Path:
 
 
 def _read_places(folder: Path, split: str) -> Labels:
-    """As the owner publishes it. An id is the name in the list, as `a/abbey/gsun_….jpg`."""
+    """As the owner publishes it. An id is the name in the list, such as `a/abbey/gsun_….jpg`."""
     file, train = _places_list(folder, split), _places_list(folder, "train")
     names, targets = read_list(file)
     # Both lists name images by their class folder, and a val that lacks a class keeps the indices of train.
@@ -231,7 +231,7 @@ PLACES205 = FolderLayouts(
 
 
 def _read_inat(folder: Path, split: str) -> Labels:
-    """As the owner publishes it. An id is the file name, as `train_val2018/Plantae/7477/….jpg`.
+    """As the owner publishes it. An id is the file name, such as `train_val2018/Plantae/7477/….jpg`.
 
     Classes are the categories in the order of their ids; labels are joined on the image id.
     """

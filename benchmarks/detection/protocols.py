@@ -96,7 +96,7 @@ class DetectionParams(Params):
         if self.steps and self.steps[-1] >= self.iterations:
             raise ValueError(
                 f"steps {self.steps} must lie within the {self.iterations} iterations: set both, or change the length "
-                "of the whole schedule, as schedule=0.5"
+                "of the whole schedule, such as schedule=0.5"
             )
         return self
 

@@ -29,7 +29,7 @@ class ViewParams(Params):
         view: `resized_crop` takes a random area and aspect (Inception style); `stored_crop` resizes the shorter side to
             the geometry's `resize`, takes that centre square, and crops at random within it; `clipped_crop` draws one
             area and aspect and clips them to the image, as BYOL and MAE's linear probe do.
-        auto_augment: a policy by timm's name, as `rand-m9-mstd0.5-inc1`, applied after the flip.
+        auto_augment: a policy by timm's name, such as `rand-m9-mstd0.5-inc1`, applied after the flip.
         erasing: probability that a rectangle of the normalised view becomes noise (Zhong et al. 2020, per pixel).
         jitter: strength of brightness, contrast and saturation; 0 is off.
         lighting: standard deviation of the PCA lighting noise on pixels in [0, 1]; 0 is off.
