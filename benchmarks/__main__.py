@@ -353,6 +353,11 @@ def _encoders(flags: BenchFlags, questions: Sequence[Any]) -> list[str]:
 
     encoders = expand(flags.encoder)
     refuse_at_sight(encoders, flags.facts)
+    if not flags.dry_run and not flags.data.is_dir():
+        raise InputError(
+            f"{flags.data} is not a folder; set --data to the root of the data sets, or compose the embedded data: "
+            f"{PROGRAM} demo-data --out work/data"
+        )
     if not any(question.optional for question in questions):
         missing = []
         for name in dict.fromkeys(flags.dataset or question.protocol.dataset for question in questions):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from results.files import write_file
-from results.rows import current, table_rows
+from results.rows import current, data_kind, data_kinds, identity, table_rows
 from results.store import StoredRecord
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class EncoderStyles:
 
     Attributes:
         by_training: label of an encoder by the source and the epochs that its card states.
+        entries: the rows of a table of all these records.
     """
 
     def __init__(self, records: Sequence[StoredRecord]) -> None:
@@ -80,7 +81,8 @@ class EncoderStyles:
         families: dict[str, int] = {}
         members: dict[str, int] = {}
         controls = 0
-        for entry in table_rows(stored for stored in current(records)[0] if stored.intact):
+        self.entries = table_rows(stored for stored in current(records)[0] if stored.intact)
+        for entry in self.entries:
             name = entry.training
             if entry.random or entry.architecture.name == "pixels":
                 style: LineStyle = {**line_style(controls, controls), "color": CONTROLS[controls % len(CONTROLS)]}
@@ -94,6 +96,12 @@ class EncoderStyles:
             for card in entry.cards:
                 if card.epochs is not None:
                     self.by_training.setdefault((card.source, card.epochs), entry.label)
+        # A part of the records may need fewer words to tell two encoders apart; the shorter label is the same encoder.
+        styles = {identity(card): self._styles[entry.label] for entry in self.entries for card in entry.cards}
+        for kind in data_kinds(records):
+            for entry in table_rows(stored for stored in records if data_kind(stored.record) == kind and stored.intact):
+                if (known := styles.get(identity(entry.cards[0]))) is not None:
+                    self._styles.setdefault(entry.label, known)
         self._families = len(families)
 
     def of(self, label: str) -> LineStyle:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.compare.correlations import Correlation, page_order
-from results.compare.explain import Explanation
+from results.compare.explain import Explanation, in_words
 from results.errors import InputError
 from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
@@ -435,7 +435,7 @@ def _by_k(record: Record, selection: str) -> dict[int, tuple[float, float, float
 
 def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderStyles | None = None) -> None:
     """Score of each class: a row per class, a marker per encoder, a panel per protocol and data set."""
-    tables = per_class_tables(records)
+    tables = per_class_tables(records, entries=None if styles is None else styles.entries)
     if not tables:
         raise NothingToDrawError("no record has scores per class")
     looks = styles or EncoderStyles(records)
@@ -586,20 +586,6 @@ def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
         axes.set_xlabel("score (the axis does not start at zero)")
         plain_axes(axes, f"{one.encoder}\n{one.column} on {one.dataset}", grid="x")
     save_figure(figure, out)
-
-
-SETTINGS = {
-    "geometry.crop": "crop size", "geometry.resize": "resize", "geometry.interpolation": "interpolation",
-    "geometry.mode": "resizing mode", "normalise": "normalised features", "temperature": "temperature",
-    "train_split": "training images", "test_split": "test images", "features": "layer of the features",
-    "costs": "SVM costs tried", "ap_rule": "rule of average precision", "epochs": "epochs",
-    "ignore_in_train": "ignored training images",
-}  # fmt: skip
-
-
-def in_words(field: str) -> str:
-    """A setting's name for an axis."""
-    return SETTINGS.get(field, field.removeprefix("geometry.").replace("_", " "))
 
 
 def _wrapped(label: str) -> str:

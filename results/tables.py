@@ -343,13 +343,16 @@ def _gain_text(gain: Gain | None, group: Group) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def per_class_tables(records: Sequence[StoredRecord], column: str | None = None) -> list[Table]:
+def per_class_tables(
+    records: Sequence[StoredRecord], column: str | None = None, entries: Sequence[Entry] | None = None
+) -> list[Table]:
     """One table for each protocol and data set whose records have values per class; encoders in columns.
 
     Random initialisations of one architecture share a column, which is their mean.
 
     Args:
         column: the protocol's column to show; its primary one where this is None.
+        entries: rows of the page around the table, for encoders to have the names that they have there.
     """
     newest = [stored for stored in current(records)[0] if stored.intact]
     tables = []
@@ -358,8 +361,8 @@ def per_class_tables(records: Sequence[StoredRecord], column: str | None = None)
         own = [stored for stored in group.records if shown in stored.record.per_class]
         if not own:
             continue
-        entries = table_rows(newest)
-        filled = [(e, found) for e, found in zip(entries, records_by_row(entries, own), strict=True) if found]
+        named = table_rows(newest) if entries is None else entries
+        filled = [(e, found) for e, found in zip(named, records_by_row(named, own), strict=True) if found]
         classes = tuple(own[0].record.per_class[shown])
         positives = _positives([s for s in own if tuple(s.record.per_class[shown]) == classes], shown, len(classes))
         rows = []

@@ -103,7 +103,7 @@ def find_dataset(name: str, root: Path) -> Dataset:
     for needed in (folder, *(folder / part for part in info.parts)):
         if not needed.is_dir():
             raise InputError(
-                f"data set {name} not found: {needed} is not a folder; put the data there or change --data\n"
+                f"data set {name} not found: {needed} is not a folder; put the data there or change --data;\n"
                 f"available from {info.how_to_get}"
             )
     return Dataset(name, folder, info, is_embedded(root))

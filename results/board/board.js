@@ -90,11 +90,12 @@ function show(section, board) {
     const row = document.createElement("tr"), about = board.encoders[one.row];
     row.className = one.leader ? "leader" : "";
     row.append(cell("td", one.unknown ? "–" : String(one.group), "number group"));
-    const name = cell("th", ""), link = cell("a", about.label), swatch = cell("span", "", "swatch");
+    const name = cell("th", ""), link = cell("a", ""), swatch = cell("span", "", "swatch");
     name.scope = "row";
     swatch.style.background = about.colour;
     swatch.setAttribute("aria-hidden", "true");
     link.href = about.page;
+    link.append(...about.label.split(/(?<=_)/).flatMap((part, i) => i ? [document.createElement("wbr"), part] : [part]));
     name.append(swatch, link);
     row.append(name);
     if (columns.length > 1) row.append(cell("td", one.mean.toFixed(1), "number"));
@@ -109,7 +110,7 @@ function show(section, board) {
   section.querySelector("tbody").replaceChildren(...body);
   const groups = new Set(ranked.filter(o => !o.unknown).map(o => o.group)).size, left = rows.length - ranked.length;
   section.querySelector(".status").textContent = columns.length
-    ? `${counted(ranked.length, "encoder")} in ${counted(groups, "group")}.` + (left ? ` ${left} without a score in every chosen column are not ranked.` : "")
+    ? `${counted(ranked.length, "encoder")} in ${counted(groups, "group")}.` + (left ? ` ${left} without a score in every chosen column ${left === 1 ? "is" : "are"} not ranked.` : "")
     : "Choose a column.";
   dispatchEvent(new Event("resize"));  // wide.js looks again what is wide
 }

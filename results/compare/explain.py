@@ -23,6 +23,7 @@ import numpy as np
 
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError, did_you_mean
+from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
 from results.formats import Cell, Row, Table
 from results.noise import TWO_SIDED, ReplicateCache
@@ -241,7 +242,38 @@ def _interval(
     return share + float(low), share + float(high)
 
 
-# ---- as a table
+# ---- in words, and as a table
+
+SETTINGS = {
+    "geometry.crop": "crop size", "geometry.resize": "resize", "geometry.interpolation": "interpolation",
+    "geometry.mode": "resizing mode", "normalise": "normalised features", "temperature": "temperature",
+    "train_split": "training images", "test_split": "test images", "features": "layer of the features",
+    "costs": "SVM costs tried", "ap_rule": "rule of average precision", "epochs": "epochs",
+    "ignore_in_train": "ignored training images",
+}  # fmt: skip
+IN_HEADING = 3  # settings that a heading names
+
+
+def in_words(field: str) -> str:
+    """A setting's name for an axis, a heading or a sentence."""
+    return SETTINGS.get(field, field.removeprefix("geometry.").replace("_", " "))
+
+
+def heading(one: Explanation) -> str:
+    """What is explained, without the protocols' ids: the benchmark, its variants, and the settings that differ."""
+    family = family_of(one.a.partition(".")[0]).title
+    first, second = (_variant(name) for name in (one.a, one.b))
+    if first != second:
+        return f"{family}: {first} and {second}"
+    words = [in_words(switch.field) for switch in one.switches]
+    named = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"{family}, {first}: effect of {named if len(words) <= IN_HEADING else f'{len(words)} settings'}"
+
+
+def _variant(name: str) -> str:
+    """The variant in a protocol's id, with its revision after the first."""
+    variant, _, revision = name.partition("+")[0].partition(".")[2].partition("@")
+    return variant if revision in ("", "1") else f"{variant}, revision {revision}"
 
 
 def explanation_table(one: Explanation) -> Table:
@@ -252,21 +284,23 @@ def explanation_table(one: Explanation) -> Table:
         interval = "" if switch.low is None or switch.high is None else f" [{switch.low:{form}}, {switch.high:{form}}]"
         share = Cell(switch.share, text=f"{switch.share:{form}}{interval}")
         steps = (Cell(step, text=f"{step:{form}}") for step in (switch.forward, switch.backward))
-        rows.append(Row(switch.field, (Cell(text=switch.a), Cell(text=switch.b), share, *steps)))
+        words = in_words(switch.field)
+        label = words if words == switch.field else f"{words} ({switch.field})"
+        rows.append(Row(label, (Cell(text=switch.a), Cell(text=switch.b), share, *steps)))
     gap = one.score_b - one.score_a
     total = Cell(gap, text=f"{gap:{form}}")
     ends = (Cell(text=f"{one.score_a:.{one.decimals}f}"), Cell(text=f"{one.score_b:.{one.decimals}f}"))
     rows.append(Row("whole gap", (*ends, total, total, total)))
-    order = ", ".join(switch.field for switch in one.switches)
+    order = ", ".join(in_words(switch.field) for switch in one.switches)
     how = "this order and its reverse" if one.orders == 2 else f"all {one.orders} orders (Shapley value)"
     lines = (
         f"A: {one.a}; B: {one.b}. {one.encoder} on {one.dataset}, column {one.column}; effects are B minus A.",
-        f"Fields are switched from A's value to B's in the order {order}. Share: effect of the field, averaged over "
-        f"{how}, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items. Where "
-        "the effects in this order and in reverse differ, the fields interact.",
+        f"Settings are switched from A's value to B's in the order {order}. Share: effect of the setting, averaged "
+        f"over {how}, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items. "
+        "Where the effects in this order and in reverse differ, the settings interact.",
     )
-    columns = ("Field", "A", "B", "Share", "In this order", "In reverse")
-    return Table(f"{one.a} against {one.b}", lines, columns, tuple(rows), one.decimals)
+    columns = ("Setting", "A", "B", "Share", "In this order", "In reverse")
+    return Table(heading(one), lines, columns, tuple(rows), one.decimals)
 
 
 def _short(value: Any) -> str:
@@ -436,7 +470,9 @@ def gap(figure: Figure, published: Record, mine: Record, mine_column: str, expla
     column = figure.place.column
     values = [record.scores[name].value for record, name in ((published, column), (mine, column), (mine, mine_column))]
     first, second, last = (float(value) if value is not None else float("nan") for value in values)
-    settings = [] if explained is None else [(f"{s.field} {s.a} → {s.b}", s.share) for s in explained.switches]
+    settings = (
+        [] if explained is None else [(f"{in_words(s.field)} {s.a} → {s.b}", s.share) for s in explained.switches]
+    )
     return Gap(
         figure=figure,
         published=figure.number,

@@ -19,12 +19,11 @@ from results.compare.correlations import (
     correlations,
     headlines,
     measured_values,
-    page_order,
     published_values,
     remark,
     together,
 )
-from results.compare.explain import AskedPair, Explanation, explanations
+from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
 from results.formats import Cell, Row, Table, cell_text
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
@@ -242,7 +241,7 @@ def _benchmarks(section: Section, maker: TableMaker, styles: EncoderStyles) -> l
         title = f"{group.title} ({section.kind.title}, {variant_text(group.protocol)})"
         part = ReportPart(identifier, title, (), "benchmarks", group.title, closed=number > 0)
         part.tables = [maker.group(section, group)]
-        part.tables += [maker.plain(table) for table in per_class_tables(group.records)]
+        part.tables += [maker.plain(table) for table in per_class_tables(group.records, entries=section.entries)]
         part.charts = _charts(group.records, identifier, styles)
         parts.append(part)
     for number, suite in enumerate(suite_groups(section.groups), start=len(alone)):
@@ -297,7 +296,9 @@ def _noise(section: Section, maker: TableMaker, styles: EncoderStyles) -> Report
 def _images(section: Section) -> ReportPart:
     records = [stored for group in section.groups for stored in group.records]
     images = sorted(saved_images(records), key=lambda image: image.untrained)
-    return ReportPart(f"{_id(section)}-images", section.kind.title, (), "images", images=images)
+    line = "Of several random initialisations one is shown; the images of the others are next to their records."
+    lines = (line,) if any(image.untrained for image in images) else ()
+    return ReportPart(f"{_id(section)}-images", section.kind.title, lines, "images", images=images)
 
 
 def _encoders(section: Section, maker: TableMaker) -> ReportPart:
@@ -344,12 +345,12 @@ def _differences(explained: Sequence[Explanation], maker: TableMaker) -> ReportP
     for i, one in enumerate(explained):
         part.tables.append(maker.explanation(one))
         form = f".{one.decimals}f"
-        steps = ", ".join(f"{switch.field} {switch.share:+{form}}" for switch in one.switches)
+        steps = ", ".join(f"{in_words(switch.field)} {switch.share:+{form}}" for switch in one.switches)
         description = (
             f"{one.encoder}, {one.column} on {one.dataset}: from {one.score_a:{form}} by {steps} to "
-            f"{one.score_b:{form}}. Bars of fields that lower the score are hatched."
+            f"{one.score_b:{form}}. Bars of settings that lower the score are hatched."
         )
-        drawn = chart(f"difference-{i}", f"From {one.a} to {one.b}", description, partial(draw_waterfall, [one]))
+        drawn = chart(f"difference-{i}", f"{heading(one)}, step by step", description, partial(draw_waterfall, [one]))
         part.charts += [] if drawn is None else [drawn]
     return part
 
@@ -363,12 +364,13 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
     runs = checkpoint_runs(records)
     description = (
         f"Spearman's coefficient of every two columns that at least {MIN_ENCODERS} encoders have, one column per "
-        "protocol; n is the number of encoders. The table gives the intervals."
+        "protocol; n is the number of encoders. The table gives the intervals. For every pair of columns run "
+        "encoder-bench correlations --columns all."
     )
     parts = []
-    for name, title, values, every_column in (
-        ("predicts", "Which cheap number predicts transfer?", full, True),
-        ("predicts-embedded", "Which number predicts which on the embedded data?", small, False),
+    for name, title, values in (
+        ("predicts", "Which cheap number predicts transfer?", full),
+        ("predicts-embedded", "Which number predicts which on the embedded data?", small),
     ):
         found = correlations(values, headlines(values), runs)
         said = remark(values)
@@ -377,9 +379,6 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
         heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
         part.charts = [] if heat_map is None else [heat_map]
         part.tables = [maker.plain(correlation_table(found))] if found else []
-        every = correlations(values, sorted(values, key=page_order), runs) if every_column else []
-        if len(every) > len(found):
-            part.tables.append(maker.plain(correlation_table(every, "Rank correlations of all columns")))
         parts.append(part)
     return parts
 

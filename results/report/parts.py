@@ -301,27 +301,36 @@ class SavedImage:
 
 
 def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
-    """Every `<record>.<kind>.png` next to the records, in their order."""
+    """Every `<record>.<kind>.png` next to the records, in their order.
+
+    Of several random initialisations of one architecture the first is enough: their images look alike, and are large.
+    """
     found: list[SavedImage] = []
+    shown: set[tuple[str, str, str, str]] = set()
     for stored in records:
         for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.png")):
             kind = path.name.removeprefix(f"{stored.path.stem}.").removesuffix(".png")
             name, description = IMAGE_KINDS.get(kind, (kind, "An image saved with the record."))
             record = stored.record
             protocol = record.protocol.resolved
+            if record.encoder.method == "random":
+                same = record.encoder.architecture.model_dump_json(), protocol.id, record.dataset.fingerprint, kind
+                if same in shown:
+                    continue
+                shown.add(same)
             about = f"{family_of(protocol.benchmark).title}, {variant_text(protocol)}, on {record.dataset.shown_name}"
             title = f"{name}: {name_with_init(record.encoder)}, {about}"
             content = io.BytesIO()
             try:
                 with open_image(path) as image:
-                    image.convert("RGB").save(content, "JPEG", quality=85)  # photographs, and a report holds many
+                    image.convert("RGB").save(content, "WEBP", quality=60)  # photographs, and a report holds many
                     size = image.size
             except Exception as error:  # Pillow raises nearly anything on a damaged file
                 reason = " ".join(str(error).split())[:200]
                 text = f"the report leaves out {path}, which cannot be read as an image ({reason})"
                 log.warning("%s", without_control(text))
                 continue
-            uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+            uri = f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
             found.append(
                 SavedImage(
                     f"image-{record.sha256[:12]}-{len(found)}",

@@ -68,7 +68,7 @@ def test_a_measured_gap_is_taken_apart(
     assert main([*asked, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "| temperature " in said
-    assert "| normalise " in said
+    assert "| normalised features (normalise) " in said
     last = said.strip().splitlines()[-1]
     assert last.startswith("The published 55.7 cannot be compared with a score on drawings")
     assert "reporting k=20 instead of k=10" in last

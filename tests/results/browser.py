@@ -1,4 +1,4 @@
-"""A headless browser, where there is one."""
+"""A headless browser, where there is one, and what it finds wrong with a page's layout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,55 @@ from pathlib import Path
 import pytest
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+NARROWEST = 500  # pixels of chromium's narrowest window
+DARK = "--blink-settings=preferredColorScheme=0"
+
+# A function of a page that lists every text that lies over another, is cut off by a box, or sticks out of the window.
+LAYOUT_FAULTS = """function layoutFaults() {
+  const faults = [], boxes = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const look = {checkOpacity: true, checkVisibilityCSS: true};
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const around = node.parentElement, text = node.textContent.trim().slice(0, 40);
+    if (!text || !around.checkVisibility(look)) continue;
+    if (around.closest("svg, select, script, style, .screen-reader")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const found of range.getClientRects()) {
+      let {left, top, right, bottom} = found, cut = false;
+      for (let box = around; box && box !== document.body; box = box.parentElement) {
+        const {overflowX, overflowY, display} = getComputedStyle(box), frame = box.getBoundingClientRect();
+        if (display === "inline" || (overflowX === "visible" && overflowY === "visible")) continue;
+        if (overflowX === "hidden" && right > frame.right + 2 && left < frame.right) cut = true;
+        if (overflowY === "hidden" && bottom > frame.bottom + 4 && top < frame.bottom - 4) cut = true;
+        [left, right] = [Math.max(left, frame.left), Math.min(right, frame.right)];
+        [top, bottom] = [Math.max(top, frame.top), Math.min(bottom, frame.bottom)];
+      }
+      if (right - left < 1 || bottom - top < 1 || right <= 0) continue;
+      if (cut) faults.push(`${text}: cut off`);
+      if (right > innerWidth + 1) faults.push(`${text}: sticks out of the window by ${Math.round(right - innerWidth)}`);
+      boxes.push({node, text, left, top, right, bottom});
+    }
+  }
+  boxes.sort((a, b) => a.top - b.top);
+  boxes.forEach((a, i) => {
+    for (let j = i + 1; j < boxes.length && boxes[j].top < a.bottom; j++) {
+      const b = boxes[j], wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const high = Math.min(a.bottom, b.bottom) - b.top;
+      if (a.node !== b.node && wide > 2 && high > 0.4 * Math.min(a.bottom - a.top, b.bottom - b.top))
+        faults.push(`${a.text} over ${b.text}`);
+    }
+  });
+  return [...new Set(faults)];
+}"""
+
+
+def window(width: int, *, dark: bool = False) -> tuple[str, ...]:
+    """Flags for a window of this width in CSS pixels, which may be that of a phone."""
+    shown = max(width, NARROWEST)
+    scale = (f"--force-device-scale-factor={shown / width:.4f}",) if shown > width else ()
+    return (f"--window-size={shown},900", *scale, *((DARK,) if dark else ()))
 
 
 def browse(page: Path, *flags: str) -> str:

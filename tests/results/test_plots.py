@@ -19,6 +19,7 @@ from results.plots import (
     curve_panels,
     draw_knn_k,
     draw_low_shot,
+    draw_per_class,
     draw_per_layer,
     draw_score_against_epoch,
     epoch_panels,
@@ -28,6 +29,7 @@ from results.plots import (
 )
 from results.schema import Protocol, Score
 from results.store import StoredRecord, read_records, write_record
+from results.tables import per_class_tables
 from tests.results.factory_records import (
     KNN,
     LAYERS,
@@ -115,6 +117,26 @@ def test_an_encoder_has_one_look_and_seeds_share_its_colour(tmp_path: Path) -> N
     assert styles.of("random init (resnet18, seed 3)") == mean  # drawn alone, as where one of them was measured
     others = {styles.of(name)["color"] for name in ("raw pixels", "EfficientNet-Lite0")}
     assert len({*others, mean["color"], seeds[0]["color"]}) == 4
+
+
+def test_a_figure_of_a_part_of_the_records_keeps_names_and_colours(tmp_path: Path) -> None:
+    root, classes = tmp_path / "records", {"SVM": {"cat": 30.0, "dog": 50.0}}
+    own = [card("moco", epochs=epochs, weights_sha256=f"{epochs:064.0f}") for epochs in (250.0, 400.0)]
+    write_record(root, record(own[1], KNN, scores={"k=20": Score(value=20.0, selection="fixed")}))
+    scores = {"SVM": Score(value=40.0, selection="cv")}
+    write_record(root, record(card("another"), SVM, scores=scores, per_class=classes))
+    write_record(root, record(own[0], SVM, scores=scores, per_class=classes))
+    records, _ = read_records(root)
+    styles = EncoderStyles(records)
+    labels = [entry.label for entry in styles.entries]
+    part = [stored for stored in records if stored.record.protocol.resolved.benchmark == SVM.benchmark]
+    (table,) = per_class_tables(part, entries=styles.entries)
+    assert [column for column in table.columns if column in labels] == [labels[0], labels[1]]
+    draw_per_class(part, tmp_path / "classes.svg", styles)
+    drawn = (tmp_path / "classes.svg").read_text(encoding="utf-8").upper()
+    assert {colour for colour in COLOURS if f"FILL: {colour.upper()}" in drawn} == {
+        styles.of(label)["color"] for label in labels[:2]
+    }
 
 
 def test_a_name_that_no_record_has_gets_the_next_look_and_keeps_it() -> None:

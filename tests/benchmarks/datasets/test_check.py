@@ -112,7 +112,7 @@ def test_damaged_annotations(embedded: Path, capsys: pytest.CaptureFixture[str])
 
 def test_missing_parts_and_unusable_sets(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
-        InputError, match=r"not a folder; put the data there or change --data\navailable from the COCO page"
+        InputError, match=r"not a folder; put the data there or change --data;\navailable from the COCO page"
     ):
         check.command(embedded, "coco", quiet=True)
     assert _check(embedded, "--dataset", "coco") == UNUSABLE

@@ -16,11 +16,13 @@ from results.board.site import site
 from results.published import figures
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record
-from tests.results.browser import browse
+from tests.results.browser import LAYOUT_FAULTS, browse, window
 from tests.results.factory_records import card, protocol, record, write_demo
 from tests.results.html_elements import Elements
 
 EVIL = "</script><script>document.title='owned'</script>"
+
+KINDS = ("encoder-", "benchmark-")
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,31 @@ def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) ->
     assert seen["wide"], "the page scrolls sideways"
     assert seen["cue"], "a wide table has no cue"
     assert seen["title"] == "Encoder board"
+
+
+LAYOUT = (
+    f"<script>{LAYOUT_FAULTS}"
+    + """
+addEventListener("load", () => {
+  for (const box of document.querySelectorAll("details")) box.open = true;
+  const seen = {faults: layoutFaults(), wide: document.documentElement.scrollWidth > innerWidth, window: innerWidth};
+  document.body.innerHTML = "";
+  document.body.dataset.seen = JSON.stringify(seen);
+});</script>"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_page_has_texts_that_overlap_or_are_cut(pages: dict[str, str], tmp_path: Path, width: int) -> None:
+    longest = [max((n for n in pages if n.startswith(kind)), key=lambda n: len(pages[n])) for kind in KINDS]
+    for name in ("index.html", *longest):
+        file = tmp_path / name
+        text = re.sub(r"script-src [^\"]+", "script-src 'unsafe-inline'", pages[name])
+        file.write_text(text.replace("</body>", LAYOUT + "</body>"))
+        held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, *window(width)).replace("&quot;", '"'))
+        assert held is not None
+        assert json.loads(held[1]) == {"faults": [], "wide": False, "window": pytest.approx(width, abs=1)}, name
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from results.compare.explain import (
     differing,
     explanation_table,
     explanations,
+    heading,
     remember,
     remembered,
 )
@@ -176,14 +178,21 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
     write(root, every_corner())
     assert main(["explain", A.id, B.id, "--records", str(root), "--picture", str(picture)]) == 0
     page = capsys.readouterr().out
-    assert "| geometry.resize | 36" in page
+    assert "| resize (geometry.resize) | 36" in page
     assert "+4.00" in page
     assert "all 6 orders (Shapley value)" in page
     assert Image.open(picture).size[0] > 500
     assert remembered(root) == [AskedPair(A.id, B.id)]
     assert main(["explain", A.id, B.id, "--records", str(root)]) == 0
     assert remembered(root) == [AskedPair(A.id, B.id)]
-    assert explanation_table(explained(root)).rows[-1].cells[2].text == "+4.50"
+    table = explanation_table(explained(root))
+    assert table.rows[-1].cells[2].text == "+4.50"
+    assert table.title == "Nearest-neighbour classification: a and b"
+    assert table.lines[0].startswith(f"A: {A.id}; B: {B.id}. ")
+    same = replace(explained(root), b=f"{A.id}+temperature=0.2")
+    assert heading(same) == "Nearest-neighbour classification, a: effect of resize, temperature and normalised features"
+    assert heading(replace(same, switches=same.switches[:1])).endswith("a: effect of resize")
+    assert heading(replace(same, switches=same.switches * 2)).endswith("a: effect of 6 settings")
     with pytest.raises(NothingToDrawError, match="no record has an explained difference between protocols"):
         draw_waterfall([], picture)
     assert main(["explain", A.id, "nothing", "--records", str(root)]) == 2
