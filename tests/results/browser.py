@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -57,11 +61,30 @@ LAYOUT_FAULTS = """function layoutFaults() {
 }"""
 
 
-def window(width: int, *, dark: bool = False) -> tuple[str, ...]:
-    """Flags for a window of this width in CSS pixels, which may be that of a phone."""
-    shown = max(width, NARROWEST)
-    scale = (f"--force-device-scale-factor={shown / width:.4f}",) if shown > width else ()
-    return (f"--window-size={shown},900", *scale, *((DARK,) if dark else ()))
+# A function by which a page's script tells `looked_at` what it saw.
+TELL = """function tell(seen) {
+  document.body.innerHTML = "";
+  document.body.dataset.seen = JSON.stringify(seen);
+  if (parent !== window) parent.postMessage(document.body.dataset.seen, "*");
+}"""
+
+
+def looked_at(page: Path, width: int, *, dark: bool = False) -> Any:
+    """What a page's script told, in a window of this width in CSS pixels.
+
+    A window narrower than chromium allows is a frame in another page.
+    """
+    shown = page
+    if width < NARROWEST:
+        shown = page.with_name("frame.html")
+        style = f"width: {width}px; height: 900px; border: 0"
+        hear = "addEventListener('message', event => { document.body.dataset.seen = event.data; })"
+        frame = f'<iframe src="{quote(page.name)}" style="{style}"></iframe>'
+        shown.write_text(f"<!doctype html><html><body><script>{hear}</script>{frame}</body></html>")
+    flags = (f"--window-size={max(width, NARROWEST)},900", *((DARK,) if dark else ()))
+    held = re.search(r"data-seen='?\"?([\[{].*?[\]}])[\"'][ >]", browse(shown, *flags).replace("&quot;", '"'))
+    assert held is not None, "the page told nothing"
+    return json.loads(held[1])
 
 
 def browse(page: Path, *flags: str) -> str:

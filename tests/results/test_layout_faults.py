@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.results.browser import LAYOUT_FAULTS, browse, window
+from tests.results.browser import LAYOUT_FAULTS, TELL, looked_at
 
 BAD = """
 <p style="position: absolute; top: 100px; left: 10px">first</p>
@@ -31,14 +29,10 @@ GOOD = """
     ids=["bad", "good"],
 )
 def test_what_is_wrong_with_a_page_is_named(body: str, found: list[str], tmp_path: Path) -> None:
-    script = (
-        f"<script>{LAYOUT_FAULTS}\ndocument.body.dataset.seen = JSON.stringify([innerWidth, layoutFaults()]);</script>"
-    )
+    script = f"<script>{LAYOUT_FAULTS}{TELL}\ntell([innerWidth, layoutFaults()]);</script>"
     page = tmp_path / "page.html"
     page.write_text(f"<!doctype html><html><body>{body}{script}</body></html>")
-    held = re.search(r"data-seen='?\"?(\[.*?\]\])[\"']", browse(page, *window(390)).replace("&quot;", '"'))
-    assert held is not None
-    width, faults = json.loads(held[1])
+    width, faults = looked_at(page, 390)
     assert abs(width - 390) <= 1
     assert len(faults) == len(found)
     assert all(any(fault.startswith(one) for fault in faults) for one in found), faults

@@ -16,7 +16,7 @@ from results.board.site import site
 from results.published import figures
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record
-from tests.results.browser import LAYOUT_FAULTS, browse, window
+from tests.results.browser import LAYOUT_FAULTS, TELL, looked_at
 from tests.results.factory_records import card, protocol, record, write_demo
 from tests.results.html_elements import Elements
 
@@ -114,7 +114,9 @@ def test_groups_are_those_of_the_paired_intervals(pages: dict[str, str], records
     assert float(drawn.std()) == pytest.approx(error, rel=0.15)  # 400 resamples of 1000
 
 
-SCRIPT = """<script>addEventListener("load", () => {
+SCRIPT = (
+    f"<script>{TELL}"
+    + """addEventListener("load", () => {
   const section = document.querySelectorAll(".board")[1], seen = {};
   const cells = () => [...section.querySelectorAll("tbody tr")].map(r => [...r.cells].map(c => c.textContent));
   const rows = () => cells().map(texts => [texts[1], Number(texts[0])]);
@@ -131,9 +133,9 @@ SCRIPT = """<script>addEventListener("load", () => {
   seen.filtered = rows().map(r => r[0]);
   seen.status = section.querySelector(".status").textContent;
   seen.title = document.title;
-  document.body.innerHTML = "";
-  document.body.dataset.seen = JSON.stringify(seen);
+  tell(seen);
 });</script>"""
+)
 
 
 @pytest.mark.slow
@@ -142,9 +144,7 @@ def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) ->
     file = tmp_path / "index.html"
     text = re.sub(r"script-src [^\"]+", "script-src 'unsafe-inline'", pages["index.html"])
     file.write_text(text.replace("</body>", SCRIPT + "</body>"))
-    held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, "--window-size=500,900").replace("&quot;", '"'))
-    assert held is not None
-    seen = json.loads(held[1])
+    seen = looked_at(file, 390)
     chosen = [c["id"] for c in embedded["columns"] if c["headline"]]
     assert [tuple(row) for row in seen["first"]] == groups_of(embedded, chosen)
     knn = next(c["id"] for c in embedded["columns"] if c["title"] == "kNN (k=20)")
@@ -157,13 +157,11 @@ def test_the_browser_ranks_and_filters(pages: dict[str, str], tmp_path: Path) ->
 
 
 LAYOUT = (
-    f"<script>{LAYOUT_FAULTS}"
+    f"<script>{LAYOUT_FAULTS}{TELL}"
     + """
 addEventListener("load", () => {
   for (const box of document.querySelectorAll("details")) box.open = true;
-  const seen = {faults: layoutFaults(), wide: document.documentElement.scrollWidth > innerWidth, window: innerWidth};
-  document.body.innerHTML = "";
-  document.body.dataset.seen = JSON.stringify(seen);
+  tell({faults: layoutFaults(), wide: document.documentElement.scrollWidth > innerWidth, window: innerWidth});
 });</script>"""
 )
 
@@ -176,9 +174,7 @@ def test_no_page_has_texts_that_overlap_or_are_cut(pages: dict[str, str], tmp_pa
         file = tmp_path / name
         text = re.sub(r"script-src [^\"]+", "script-src 'unsafe-inline'", pages[name])
         file.write_text(text.replace("</body>", LAYOUT + "</body>"))
-        held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, *window(width)).replace("&quot;", '"'))
-        assert held is not None
-        assert json.loads(held[1]) == {"faults": [], "wide": False, "window": pytest.approx(width, abs=1)}, name
+        assert looked_at(file, width) == {"faults": [], "wide": False, "window": pytest.approx(width, abs=1)}, name
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_the_command_writes_table_and_picture(tmp_path: Path, capsys: pytest.Cap
     write(root, every_corner())
     assert main(["explain", A.id, B.id, "--records", str(root), "--picture", str(picture)]) == 0
     page = capsys.readouterr().out
-    assert "| resize (geometry.resize) | 36" in page
+    assert re.search(r"\| resize \(geometry\.resize\) +\| 36", page)
     assert "+4.00" in page
     assert "all 6 orders (Shapley value)" in page
     assert Image.open(picture).size[0] > 500

@@ -24,7 +24,7 @@ from results.report.page import leading, report_html
 from results.report.parts import chart, inline_svg
 from results.schema import Score
 from results.store import read_records, write_record
-from tests.results.browser import LAYOUT_FAULTS, browse, window
+from tests.results.browser import LAYOUT_FAULTS, TELL, browse, looked_at
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
 from tests.results.html_elements import Elements
 
@@ -264,7 +264,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 SCRIPT = (
-    f"<script>{LAYOUT_FAULTS}"
+    f"<script>{LAYOUT_FAULTS}{TELL}"
     + """
 addEventListener("load", () => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -342,8 +342,7 @@ addEventListener("load", () => {
       seen.back = document.activeElement === button;
       seen.loaded = performance.getEntriesByType("resource").map(entry => entry.name);
       seen.ink = getComputedStyle(document.body).color;
-      document.body.innerHTML = "";
-      document.body.dataset.seen = JSON.stringify(seen);
+      tell(seen);
     }, 200);
   }, 200);
 });
@@ -357,9 +356,7 @@ def test_in_a_browser(page: str, tmp_path: Path, width: int, dark: bool) -> None
     file = tmp_path / "report.html"
     open_page = re.sub(r"script-src '[^']+'", "script-src 'unsafe-inline'", page)
     file.write_text(open_page.replace("</body>", SCRIPT))
-    held = re.search(r"data-seen='?\"?(\{.*?\})[\"']", browse(file, *window(width, dark=dark)).replace("&quot;", '"'))
-    assert held is not None
-    seen = json.loads(held[1])
+    seen = looked_at(file, width, dark=dark)
     assert abs(seen["window"] - width) <= 1
     assert seen["title"] == "Benchmark report"
     assert (seen["first"], seen["next"], seen["focus"]) == (["overview"], ["benchmarks"], "tab-benchmarks")
