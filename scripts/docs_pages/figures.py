@@ -38,10 +38,10 @@ class DocsFigures:
             """A figure of `record_figures`, or `pretraining`, with a caption; `name` may be how its name begins."""
             found = self._find(name)
             parts = [f"{about} {found.caption}".strip()]
-            for theme in INK:
-                path = f"pictures/{found.name}-{theme}.svg"
-                if path not in self.drawn:
-                    self.drawn[path] = drawn(found.draw, theme)
+            paths = {theme: f"pictures/{found.name}-{theme}.svg" for theme in INK}
+            if paths["light"] not in self.drawn:
+                self.drawn.update((paths[theme], content) for theme, content in drawn(found.draw).items())
+            for theme, path in paths.items():
                 link = posixpath.relpath(path, posixpath.dirname(source) or ".")
                 parts.append(f"![{found.title}]({link}#only-{theme})")
             return "\n\n".join([*parts[1:], f"*{parts[0]}*"]) + "\n"
@@ -63,15 +63,16 @@ class DocsFigures:
         return found[0]
 
 
-def drawn(draw: Callable[[Path], None], theme: str) -> bytes:
-    """The SVG that a function draws, with the ink of a theme and the same bytes every time."""
+def drawn(draw: Callable[[Path], None]) -> dict[str, bytes]:
+    """By theme, the SVG that a function draws: the same bytes every time, in the theme's ink."""
     look = {
-        **dict.fromkeys(INKED, INK[theme]),
+        **dict.fromkeys(INKED, INK["light"]),
         "svg.fonttype": "path",
-        "svg.hashsalt": theme,
+        "svg.hashsalt": "docs",
         "savefig.transparent": True,
     }
     with TemporaryDirectory() as folder, rc_context(look), without_title():
         path = Path(folder) / "figure.svg"
         draw(path)
-        return path.read_bytes()
+        light = path.read_bytes()
+    return {theme: light.replace(INK["light"].encode(), ink.encode()) for theme, ink in INK.items()}
