@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,21 +12,24 @@ import yaml
 from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.registry import tasks
 from pretrain.recipe import RECIPES
+from tests.processes import Program
 
 ROOT = Path(__file__).parents[2]
+MKDOCS = "import os; os.chdir(os.environ['START']); from mkdocs.__main__ import cli; cli()"
 
 
-def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(site)]
-    return subprocess.run(command, cwd=config.parent, env=environment, capture_output=True, text=True)
+def build(config: Path, site: Path) -> tuple[int, str]:
+    """The exit code of `mkdocs build --strict`, and what it says."""
+    arguments = ["build", "--strict", "-f", str(config), "-d", str(site)]
+    built = Program(MKDOCS, *arguments, NO_MKDOCS_2_WARNING="1", START=str(config.parent))
+    return built.wait(600), built.said
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    done = build(ROOT / "mkdocs.yml", folder)
-    assert done.returncode == 0, done.stderr[-4000:]
+    code, said = build(ROOT / "mkdocs.yml", folder)
+    assert code == 0, said[-4000:]
     return folder
 
 
@@ -86,9 +86,9 @@ def broken(tmp_path: Path, page: str) -> str:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(page, encoding="utf-8")
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
-    assert done.returncode == 1, done.stderr[-4000:]
-    return done.stderr
+    code, said = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert code == 1, said[-4000:]
+    return said
 
 
 @pytest.mark.slow
