@@ -138,7 +138,9 @@ def seconds_of(line: str) -> float:
     return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
 
-@pytest.mark.parametrize("name", ["voc-det", "coco-det", "voc-seg"])
+@pytest.mark.parametrize(
+    "name", ["coco-det", *(pytest.param(name, marks=pytest.mark.slow) for name in ("voc-det", "voc-seg"))]
+)
 def test_a_dry_run_refuses_what_an_engine_cannot_take(
     name: str, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
