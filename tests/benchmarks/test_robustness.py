@@ -136,7 +136,7 @@ def test_one_fit_serves_every_test_set(train: Split, tmp_path: Path, monkeypatch
 
 def test_a_damaged_head_is_fitted_again(train: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A flipped bit would give other numbers, which the record would hold as its own."""
-    protocol = changed("robustness_val.logistic@1", **LOGISTIC)
+    protocol = changed("robustness_val.logistic@1", costs=(0.1, 1.0), heldout=0.25, tolerance=1e-3)
     asked = Robustness().params(protocol), train, options(tmp_path), protocol
     first = fitted_head(*asked)
     (file,) = (tmp_path / "heads").iterdir()
