@@ -284,8 +284,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    _asked_to_stop.clear()
     caught = [s for s in STOP_SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
+    if caught:
+        _asked_to_stop.clear()
     for number in caught:
         signal.signal(number, handle)
     try:

@@ -110,7 +110,8 @@ def read_batches(
 
 def _decoded_ahead(batches: Iterable[ImageBatch], reader: Reader, device: torch.device) -> Iterator[ImageBatch]:
     """The batches, each decoded on a stream of its own while the encoder works on the one before."""
-    stream, waiting = torch.cuda.Stream(device), None
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[ImageBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
             decoded = decode_batch(batch, reader, device)
