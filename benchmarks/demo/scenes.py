@@ -74,14 +74,14 @@ def plan_singles(per_class: int | None = None) -> list[Single]:
     ]
 
 
-def paint_single(single: Single, seed: int) -> Image.Image:
-    """The picture: the drawing at 75 to 95 % of the longer side, anywhere, on a light background."""
+def paint_single(single: Single, seed: int, size: int = SINGLE_SIZE) -> Image.Image:
+    """The picture, of `size` pixels a side: the drawing at 75 to 95 % of that, anywhere, on a light background."""
     rng = generator(seed, single.drawing.id, single.view)
     drawing = load_drawing(single.drawing.id)
-    zoom = SINGLE_SIZE * rng.uniform(0.75, 0.95) / max(drawing.size)
+    zoom = size * rng.uniform(0.75, 0.95) / max(drawing.size)
     width, height = (max(1, round(zoom * side)) for side in drawing.size)
-    left, top = int(rng.integers(SINGLE_SIZE - width + 1)), int(rng.integers(SINGLE_SIZE - height + 1))
-    ground = _pale(rng, (SINGLE_SIZE, SINGLE_SIZE), plain=bool(rng.random() < 0.5))
+    left, top = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
+    ground = _pale(rng, (size, size), plain=bool(rng.random() < 0.5))
     image = Image.fromarray(ground.astype(np.uint8))
     scaled = drawing.resize((width, height), Image.Resampling.BICUBIC)
     image.paste(scaled, (left, top), scaled)
