@@ -625,6 +625,9 @@ class PretrainingLog:
     encoder: tuple[str, float] | None = None
 
 
+MAX_DRAWN = 1e100  # larger numbers, such as the loss of a run that diverged, have no place on an axis
+
+
 def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
     """Every `log.csv` below a folder, one row per epoch; empty if the folder does not exist.
 
@@ -639,8 +642,11 @@ def _read_log(path: Path) -> PretrainingLog:
     try:
         for row in csv.DictReader(io.StringIO(read_text(path, MAX_TEXT), newline="")):
             for name, text in row.items():
-                if text:
-                    columns.setdefault(name, []).append((float(row["epoch"]), float(text)))
+                if not text:
+                    continue
+                epoch, value = float(row["epoch"]), float(text)
+                if abs(epoch) < MAX_DRAWN and not abs(value) >= MAX_DRAWN:  # nan is a gap in the line
+                    columns.setdefault(name, []).append((epoch, value))
     except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
