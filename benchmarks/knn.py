@@ -348,6 +348,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 SHEET_QUERIES, SHEET_NEIGHBOURS, SHEET_SIDE = 10, 6, 96
 SHEET_CELL, SHEET_DRAWN = (145, 165), 130  # pixels of an image with its title, and of the image's longer side
+SHEET_LABEL = 30  # characters of a class name above a picture
 # Blue and vermillion of Okabe and Ito, which colour-blind readers can tell apart; the titles say it too.
 SAME, OTHER = "#0072B2", "#D55E00"
 
@@ -391,7 +392,10 @@ def neighbour_sheet(train: Labels, test: Labels, indices: NDArray[np.int64]) -> 
             axes.imshow(image, extent=(left, left + width, top + height, top), aspect="auto")
             frame = Rectangle((left, top), width, height, fill=False, color=colour, linewidth=2, linestyle=line_style)
             axes.add_patch(frame)
-            axes.text(left + width / 2, top - 6, f"{mark}{name}"[:20], color=colour, fontsize=8, ha="center")
+            text = f"{mark}{name}"
+            text = text if len(text) <= SHEET_LABEL else f"{text[: SHEET_LABEL - 1]}…"
+            size = min(8.0, 160 / len(text))  # points: a long name fits above its picture
+            axes.text(left + width / 2, top - 6, text, color=colour, fontsize=size, ha="center")
     axes.set(xlim=(0, wide * (shown + 1)), ylim=(high * len(rows), 0))
     png = BytesIO()
     figure.savefig(png, format="png", dpi=dpi)
