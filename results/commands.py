@@ -329,12 +329,14 @@ def _explain(options: Explain) -> int:
     records, bad = _read(options.records)
     _name_bad(bad)
     refuse_ambiguous(records, options.encoder)
-    found = explanations(matching(records, encoder=options.encoder), options.a, options.b, options.column)
+    own = matching(records, encoder=options.encoder)
+    found = explanations(own, options.a, options.b, options.column, options.together)
     _put(options.out, _formatted([explanation_table(one) for one in found], options.format))
     if options.picture is not None:
         draw_waterfall(found, options.picture)
     try:
-        if remember(options.records, AskedPair(options.a, options.b, options.column, options.encoder)):
+        question = AskedPair(options.a, options.b, options.column, options.encoder, options.together)
+        if remember(options.records, question):
             sys.stderr.write(f"results: the report of {options.records} will show it\n")
     except OSError as error:
         sys.stderr.write(f"results: the report will not show it: {error}\n")

@@ -193,6 +193,7 @@ class Explain:
         records: folder of the records.
         encoder: names of encoders, or patterns; default: all.
         column: one that both protocols have; default: the primary column of A.
+        together: fields that were switched together, as iterations,steps; `encoder-bench explain` prints them.
         out: file to write to instead of the terminal.
         picture: file for the waterfall.
         format: markdown, latex, or csv with one row per cell.
@@ -203,6 +204,7 @@ class Explain:
     records: Path = LOCAL
     encoder: tuple[str, ...] = ("*",)
     column: str | None = None
+    together: tuple[str, ...] = ()
     out: Path | None = None
     picture: Path | None = None
     format: Format = "markdown"

@@ -341,7 +341,8 @@ class Protocol(Frozen):
         """The protocol's fields after a change of `params`; adds what changed to `labels`."""
         kind = self.params_type
         for name in changes:
-            if name not in self.settable and name not in kind.unlabelled:
+            unstated = name in kind.model_fields and kind.model_fields[name].exclude_if is not None
+            if name not in self.settable and name not in kind.unlabelled and not unstated:
                 raise InputError(
                     f"{self.id} has no setting {name!r}{did_you_mean(name, self.settable)}\n"
                     f"settings: {', '.join(self.settable) or 'none'}"

@@ -32,13 +32,16 @@ from results.rows import current, encoder_names, identity
 from results.schema import Protocol, Record
 from results.store import StoredRecord
 
-Corner = frozenset[str]  # the fields that have B's value
+Corner = frozenset[str]  # the steps that have B's values
+Steps = Mapping[str, tuple[str, ...]]  # name of a step -> the fields that it switches, mostly one
 COLUMN_FIELDS = ("k", "top")  # they decide which columns a protocol has, and change no score
 
 
 @dataclass(frozen=True)
 class Switch:
     """One field, its two values, and the effect on the score of replacing A's value by B's.
+
+    Fields that only go together are one switch: `field`, `a` and `b` list them.
 
     Attributes:
         forward: effect in the stated order of the fields.
@@ -102,12 +105,15 @@ def fields_of(protocol: Protocol) -> dict[str, Any]:
 # ---- the explanation
 
 
-def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | None = None) -> list[Explanation]:
+def explanations(
+    records: Sequence[StoredRecord], a: str, b: str, column: str | None = None, together: Sequence[str] = ()
+) -> list[Explanation]:
     """One explanation for each encoder and data set with records of A, of B and of the protocols in between.
 
     Args:
         a, b: protocol ids, with their overrides.
         column: a column of both protocols. Default: A's primary column if B has it, else the first common one.
+        together: fields that were switched together, as "iterations,steps".
 
     Raises:
         InputError: no encoder has both, A and B belong to different benchmarks, or a record in between is missing.
@@ -122,7 +128,7 @@ def explanations(records: Sequence[StoredRecord], a: str, b: str, column: str | 
     for group in groups.values():
         ends = [[s for s in group if s.record.protocol.id == name] for name in (a, b)]
         if all(ends):
-            one = _explanation(group, ends[0][-1], ends[1][-1], column)
+            one = _explanation(group, ends[0][-1], ends[1][-1], column, together)
             found.append(replace(one, encoder=names[identity(group[0].record.encoder)][:2][-1]))
     if not found:
         known = ", ".join(sorted({stored.record.protocol.id for stored in newest})) or "none"
@@ -135,7 +141,9 @@ def _has_value(stored: StoredRecord, column: str) -> bool:
     return score is not None and score.value is not None
 
 
-def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, column: str | None) -> Explanation:
+def _explanation(
+    group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord, column: str | None, together: Sequence[str]
+) -> Explanation:
     first, second = a.record.protocol.resolved, b.record.protocol.resolved
     if first.benchmark != second.benchmark:
         raise InputError(f"{first.id} and {second.id} belong to different benchmarks; choose two of one benchmark")
@@ -146,26 +154,27 @@ def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord
     fields = differing(first, second)
     if not fields:
         raise InputError(f"{first.id} and {second.id} do not differ in any field that can change {shown}")
-    corners = _corners(group, fields, first, second, shown)
-    corners[frozenset()], corners[frozenset(fields)] = a, b
-    names = list(fields)
+    switched = _steps(fields, together, first, second)
+    corners = _corners(group, fields, switched, first, second, shown)
+    corners[frozenset()], corners[frozenset(switched)] = a, b
+    names = list(switched)
     complete = all(corner in corners for corner in _subsets(names))
     chains = [[frozenset(order[:i]) for i in range(len(names) + 1)] for order in (names, names[::-1])]
     missing = [corner for chain in chains for corner in chain if corner not in corners]
     if missing:
         raise InputError(
             f"{a.record.encoder.name} has no record of {first.id} with {', '.join(sorted(missing[0]))} of {second.id}; "
-            f"measure it with: encoder-bench explain --a {first.id} --b {second.id}"
+            f"measure it with: encoder-bench explain --a {first.id} --b {second.id}, and run the command that it prints"
         )
     scores = {corner: float(stored.record.scores[shown].value or 0.0) for corner, stored in corners.items()}
     used = _subsets(names) if complete else list(dict.fromkeys(corner for chain in chains for corner in chain))
     steps = [{next(iter(q - p)): scores[q] - scores[p] for p, q in pairwise(chain)} for chain in chains]
     cache, switches = ReplicateCache(), []
-    for name, (ours, theirs) in fields.items():
+    for name, own in switched.items():
         weights = _shapley_weights(name, names) if complete else _chain_weights(name, chains)
         share = sum(weight * scores[corner] for corner, weight in weights.items())
         low, high = _interval(cache, corners, weights, shown, share)
-        of_a, of_b = (_short(v) if name in fields_of(p) else "default" for v, p in ((ours, first), (theirs, second)))
+        of_a, of_b = (_values(protocol, own) for protocol in (first, second))
         switches.append(Switch(name, of_a, of_b, steps[0][name], steps[1][name], share, low, high))
     return Explanation(
         encoder=a.record.encoder.name,
@@ -174,17 +183,31 @@ def _explanation(group: Sequence[StoredRecord], a: StoredRecord, b: StoredRecord
         a=first.id,
         b=second.id,
         score_a=scores[frozenset()],
-        score_b=scores[frozenset(fields)],
+        score_b=scores[frozenset(switched)],
         switches=tuple(switches),
         orders=factorial(len(names)) if complete else 2,
         records=tuple(corners[corner] for corner in sorted(used, key=len)),
     )
 
 
+def _steps(fields: Mapping[str, object], together: Sequence[str], a: Protocol, b: Protocol) -> Steps:
+    """The fields that differ, in their order, as steps: those that were switched together are one."""
+    joined = [tuple(name.strip() for name in text.split(",")) for text in together]
+    listed = [name for step in joined for name in step]
+    for name in listed:
+        if name not in fields or listed.count(name) > 1:
+            fault = "names it twice" if name in fields else f"{a.id} and {b.id} do not differ in it"
+            raise InputError(f"--together {name}: {fault}; the fields are {', '.join(fields)}")
+    of_field = {name: step for step in joined for name in step}
+    steps = dict.fromkeys(tuple(f for f in fields if f in of_field.get(name, (name,))) for name in fields)
+    return {" and ".join(step): step for step in steps}
+
+
 def _corners(
-    group: Sequence[StoredRecord], fields: Mapping[str, tuple[Any, Any]], a: Protocol, b: Protocol, column: str
-) -> dict[Corner, StoredRecord]:
-    """Records in which every differing field has A's or B's value, and every other field the common value."""
+    group: Sequence[StoredRecord], fields: Mapping[str, tuple[Any, Any]], steps: Steps, a: Protocol, b: Protocol,
+    column: str,
+) -> dict[Corner, StoredRecord]:  # fmt: skip
+    """Records in which every step has A's or B's values, and every other field the common value."""
     shared = fields_of(a)
     found: dict[Corner, StoredRecord] = {}
     for stored in group:
@@ -193,10 +216,11 @@ def _corners(
         if protocol.benchmark != a.benchmark or score is None or score.value is None:
             continue
         own = fields_of(protocol)
-        between = all(own.get(name) in values for name, values in fields.items())
+        sides = {step: {own.get(n) == fields[n][1] for n in of} for step, of in steps.items()}
+        between = all(own.get(n) in of for n, of in fields.items()) and all(len(s) == 1 for s in sides.values())
         same = all(own.get(n) == v for n, v in shared.items() if n not in fields and n not in COLUMN_FIELDS)
         if between and same and own.keys() <= {*shared, *fields_of(b)}:
-            found[frozenset(name for name, (_, theirs) in fields.items() if own.get(name) == theirs)] = stored
+            found[frozenset(step for step, (of_b,) in sides.items() if of_b)] = stored
     return found
 
 
@@ -303,11 +327,16 @@ def explanation_table(one: Explanation) -> Table:
     return Table(heading(one), lines, columns, tuple(rows), one.decimals)
 
 
+def _values(protocol: Protocol, names: Sequence[str]) -> str:
+    known = fields_of(protocol)
+    return " and ".join(_short(known[name]) if name in known else "default" for name in names)
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 4:
         return f"{len(value)} values, {min(value):g} to {max(value):g}"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 
@@ -328,6 +357,7 @@ class AskedPair:
     b: str
     column: str | None = None
     encoder: tuple[str, ...] = ("*",)
+    together: tuple[str, ...] = ()
 
 
 def remember(root: Path, question: AskedPair) -> bool:
@@ -362,8 +392,9 @@ def remembered(root: Path) -> list[AskedPair]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             asked = json.loads(line)
-            question = AskedPair(**{**asked, "encoder": tuple(asked["encoder"])})
-            names = (question.a, question.b, *question.encoder, "" if question.column is None else question.column)
+            listed = {"encoder": tuple(asked["encoder"]), "together": tuple(asked.get("together", ()))}
+            question = AskedPair(**{**asked, **listed})
+            names = (question.a, question.b, *question.encoder, *question.together, question.column or "")
             if not all(isinstance(name, str) for name in names):
                 raise TypeError("a name is not a text")
         except (ValueError, TypeError, KeyError, RecursionError) as error:

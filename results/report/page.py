@@ -326,7 +326,7 @@ def _answers(
     for question in questions:
         try:
             own = matching(records, encoder=question.encoder)
-            explained += explanations(own, question.a, question.b, question.column)
+            explained += explanations(own, question.a, question.b, question.column, question.together)
         except InputError as error:
             unanswered.append(f"{question.a} against {question.b}: {error}")
     return explained, tuple(unanswered)

@@ -122,6 +122,29 @@ def test_shares_are_those_of_a_plain_enumeration_and_sum_to_the_gap(tmp_path: Pa
     assert one.records[-1].record.protocol.id == B.id
 
 
+def test_fields_that_were_switched_together_are_one_row(tmp_path: Path) -> None:
+    corners = [corner for corner in every_corner() if ("temperature" in corner) == ("normalise" in corner)]
+    write(tmp_path, corners)
+    records = read_records(tmp_path)[0]
+    (one,) = explanations(records, A.id, B.id, together=("normalise,temperature",))
+    assert one.orders == 2
+    assert [(s.field, s.a, s.b) for s in one.switches] == [
+        ("geometry.resize", "36", "40"), ("temperature and normalise", "0.07 and True", "0.2 and False"),
+    ]  # fmt: skip
+    assert [s.share for s in one.switches] == pytest.approx([4.0, 0.5])
+    assert sum(s.share for s in one.switches) == pytest.approx(one.score_b - one.score_a)
+    with pytest.raises(InputError, match=r"with geometry\.resize, temperature of knn\.b@1; measure"):
+        explained(tmp_path)
+    for wrong, fault in (("k", r"do not differ in it; the fields are geometry\.resize, "), ("temperature", "twice")):
+        with pytest.raises(InputError, match=fault):
+            explanations(records, A.id, B.id, together=("temperature,normalise", wrong))
+    asked = AskedPair(A.id, B.id, together=("temperature,normalise",))
+    assert remember(tmp_path, asked)
+    assert remembered(tmp_path) == [asked]
+    (tmp_path / QUESTIONS_FILE).write_text('{"a": "x", "b": "y", "column": null, "encoder": ["*"]}\n')  # of before
+    assert remembered(tmp_path) == [AskedPair("x", "y")]
+
+
 def test_a_field_that_one_side_leaves_out_is_a_difference(tmp_path: Path) -> None:
     a = protocol("voc07_svm", ("embed",), "embed", variant="a", params={"folds": 3})
     b = a.model_copy(update={"params": {**a.params, "ap_rule": "11point"}, "overrides": ("ap_rule=11point",)})
