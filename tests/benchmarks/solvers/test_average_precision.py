@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
 from tests.reference.svm_average_precision import devkit_2007, devkit_2010, mean_precision_at_hits
@@ -76,6 +76,25 @@ def test_hand_computed_case() -> None:
     assert average_precisions(decisions, labels).step == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     assert average_precisions(decisions, labels).envelope == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     assert average_precisions(decisions, labels).eleven_point == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11)
+
+
+def test_a_recall_is_reached_by_whole_numbers() -> None:
+    """Three of five positives have a recall of 0.6, and three of ten one of 0.3, though 6 * 0.1 is above 0.6."""
+    # Hit, hit, hit, miss, hit, hit: precision 1 up to recall 3/5, then at best 5/6 at recall 1.
+    found = average_precisions(np.arange(6.0, 0, -1), np.array([1, 1, 1, 0, 1, 1])).eleven_point
+    assert found == pytest.approx((7 * 1 + 4 * 5 / 6) / 11)
+    assert np.linspace(0, 1, 11)[6] > 3 / 5  # where this were compared, the seventh point would count 5/6
+    # Three hits, seven misses, seven hits: precision 1 up to recall 3/10, then at best 10/17.
+    found = average_precisions(np.arange(17.0, 0, -1), np.array([1] * 3 + [0] * 7 + [1] * 7)).eleven_point
+    assert found == pytest.approx((4 * 1 + 7 * 10 / 17) / 11)
+
+
+def test_recall_zero_has_the_best_precision_of_any_rank_and_not_one() -> None:
+    """scikit-learn's curve begins at recall 0 with precision 1, which no ranking has given."""
+    decisions, labels = np.array([2.0, 1.0]), np.array([0, 1])
+    precision, recall, _ = precision_recall_curve(labels, decisions)
+    assert (precision[-1], recall[-1]) == (1, 0)
+    assert average_precisions(decisions, labels).eleven_point == pytest.approx(1 / 2)  # and not (1 + 10 / 2) / 11
 
 
 def test_the_envelope_is_above_the_steps_when_precision_rises() -> None:
