@@ -33,6 +33,7 @@ MONITORED = {
     DEVIATION: "deviation", DEAD: "dead_share",
 }  # fmt: skip
 LIDAR, ALIGNMENT = "LiDAR", "Alignment"
+MONITORED_VIEWS = {LIDAR: "lidar", ALIGNMENT: "alignment"}
 DRAWN = "nothing to choose"
 VIEW_BATCH = 256
 _SPREAD_ROWS = 8192  # rows of the pairs of uniformity, whose number is quadratic
@@ -320,8 +321,6 @@ class LabelFreeViews(ImageTask[LabelFreeViewParams]):
         Raises:
             InputError: see `check`; also a damaged image, or features that are not finite.
         """
-        from benchmarks.solvers.spectra import alignment, lidar
-
         self.check(protocol, train, test)
         params = self.params(protocol)
         began = time.perf_counter()
@@ -330,19 +329,26 @@ class LabelFreeViews(ImageTask[LabelFreeViewParams]):
         images, views, width = features.shape
         if not bool(features.isfinite().all()):
             raise InputError(f"{params.output} has NaN or infinity for some views: check the encoder's weights")
-        values = {
-            LIDAR: lidar(features, params.delta, options.device),
-            # Views of one image in pairs; an odd one has no partner.
-            ALIGNMENT: alignment(
-                features[:, 0 : views - views % 2 : 2].reshape(-1, width), features[:, 1::2].reshape(-1, width)
-            ),
-        }
+        values = view_measures(features, params.delta, options.device)
         outcome = Outcome(seeds=(options.seed,))
         outcome.timing = {"views": extracted - began, "measure": time.perf_counter() - extracted}
         for column, value in values.items():
             outcome.scores[column] = Score(value=value, n=images, unit="1", selection=DRAWN)
         outcome.runs.append({"images": images, "views": views, "dimensions": width})
         return outcome
+
+
+def view_measures(features: torch.Tensor, delta: float, device: str = "cpu") -> dict[str, float]:
+    """LiDAR and alignment of (images, views, D) features, at least two of each, by their columns."""
+    from benchmarks.solvers.spectra import alignment, lidar
+
+    views, width = features.shape[1:]
+    # Views of one image in pairs; an odd one has no partner.
+    first, second = features[:, 0 : views - views % 2 : 2], features[:, 1::2]
+    return {
+        LIDAR: lidar(features, delta, device),
+        ALIGNMENT: alignment(first.reshape(-1, width), second.reshape(-1, width)),
+    }
 
 
 def view_features(

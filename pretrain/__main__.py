@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +25,12 @@ from results.files import locked_folder
 
 if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need not wait for
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from benchmarks.solvers.logistic import Fits
     from benchmarks.task import Labels
+    from benchmarks.training.params import ViewParams
     from pretrain.monitor import Features, Labelled, OnlineProbe
 
 log = logging.getLogger("pretrain")
@@ -280,6 +283,8 @@ def _monitor_splits(root: Path) -> tuple[Labelled, Labelled, tuple[str, ...]]:
 class _Watch:
     """What one pass over labelled images shows of a backbone: kNN, a linear probe, rank and spread of the features.
 
+    And what random views of a hundred of the gallery show, the same views in every pass: LiDAR and alignment.
+
     Everything is computed from features without gradients, so that the training does not notice it. The ranks share
     gallery and queries, and every rank must call it.
 
@@ -314,7 +319,31 @@ class _Watch:
         counts = torch.tensor([self.right, self.online_right, self.asked], device=self.device)
         right, online, asked = distributed.sum_(counts).tolist()
         found = {KNN: accuracy, PROBE: 100 * right / max(1, asked)}
-        return found | ({ONLINE: 100 * online / max(1, asked)} if self.online else {}) | self.also
+        found |= {ONLINE: 100 * online / max(1, asked)} if self.online else {}
+        return found | self.also | distributed.value_of_first(self._views(backbone) if distributed.rank() == 0 else {})
+
+    def _views(self, backbone: nn.Module) -> dict[str, float]:
+        """LiDAR and alignment; nothing of a gallery of one image."""
+        from benchmarks.label_free import (
+            MONITORED_VIEWS,
+            VIEW_PROTOCOLS,
+            LabelFreeViewParams,
+            evenly_spaced,
+            view_measures,
+        )
+        from pretrain.monitor import DrawnViews, evaluating
+
+        params = LabelFreeViewParams.model_validate(VIEW_PROTOCOLS[0].params)
+        files, _ = self.monitor.gallery
+        rows = evenly_spaced(len(files), params.images)
+        if len(rows) < 2:
+            return {}
+        some = replace(files, paths=tuple(files.paths[int(row)] for row in rows))
+        images = DrawnViews(some, params.views, partial(_view, params, self.monitor.recipe.augmentation.crop))
+        with evaluating(backbone):
+            features = self.monitor.features_of(backbone, images, len(images))
+        found = view_measures(features.reshape(len(rows), params.views, -1), params.delta, str(self.device))
+        return {name: found[column] for column, name in MONITORED_VIEWS.items()}
 
     def _classify(
         self,
@@ -349,6 +378,15 @@ class _Watch:
         self.right = _right(fit, classes, queries, targets, device) if self.asked else 0
         self.online_right = self.online.right(queries, targets) if self.online else 0
         return right
+
+
+def _view(params: ViewParams, crop: int, image: Image.Image, number: int, view: int) -> NDArray[np.uint8]:
+    """(crop, crop, 3), drawn from the image's number and the view's alone."""
+    from benchmarks.training.images import training_view, view_rng
+    from results.schema import Geometry
+
+    geometry = Geometry(mode="shorter", resize=crop, crop=crop)
+    return training_view(image, params, geometry, view_rng(0, view, number))[0]
 
 
 def _fit_probe(gallery: Features, classes: NDArray[np.int64], device: str) -> Fits:

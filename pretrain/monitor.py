@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
@@ -159,6 +161,36 @@ class _Centre(Dataset[Tensor]):
         return TF.pil_to_tensor(TF.center_crop(image, [self.crop, self.crop]))
 
 
+class DrawnViews(Dataset[Tensor]):
+    """(3, crop, crop) uint8: so many random views of each image, one image after the other.
+
+    Args:
+        draw: (image, its number, number of the view) to (crop, crop, 3) pixels.
+    """
+
+    def __init__(self, files: Files, views: int, draw: Callable[[Image.Image, int, int], NDArray[np.uint8]]) -> None:
+        self.files, self.views, self.draw = files, views, draw
+
+    def __len__(self) -> int:
+        return len(self.files) * self.views
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, view = divmod(index, self.views)
+        pixels = self.draw(self.files.read(self.files.paths[number]), number, view)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+@contextmanager
+def evaluating(backbone: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and afterwards in the mode that it was in."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        yield
+    finally:
+        backbone.train(was_training)
+
+
 class KnnMonitor:
     """Classifies held-out labelled images by their neighbours in a labelled gallery.
 
@@ -190,31 +222,32 @@ class KnnMonitor:
 
         The backbone is left as it was; nothing is drawn from any generator of the run.
         """
-        was_training = backbone.training
-        backbone.eval()
-        try:
+        with evaluating(backbone):
             gallery, queries = (self._features(backbone, files) for files, _ in (self.gallery, self.queries))
-        finally:
-            backbone.train(was_training)
         own = self.queries[1][distributed.own_slice(len(self.queries[0]))]
         found = self.classify(gallery, self.gallery[1], queries.cpu().numpy(), own, self.device)
         total = distributed.sum_(torch.tensor(int(found.sum()), device=self.device))
         return 100 * (int(total) / len(self.queries[0]))
 
-    @torch.inference_mode()
     def _features(self, backbone: nn.Module, files: Files) -> Tensor:
-        """(N, D) float32 of this rank's part of the files, on the device."""
-        generator = torch.Generator()  # else the loader draws its workers' seed from the run's
+        """(N, D) of this rank's part of the files."""
         own = distributed.own_slice(len(files))
-        images: DataLoader[Tensor] = DataLoader(
-            Subset(_Centre(files, self.recipe.augmentation.crop), range(own.start, own.stop)),
+        centres = _Centre(files, self.recipe.augmentation.crop)
+        return self.features_of(backbone, Subset(centres, range(own.start, own.stop)), own.stop - own.start)
+
+    @torch.inference_mode()
+    def features_of(self, backbone: nn.Module, images: Dataset[Tensor], count: int) -> Tensor:
+        """(count, D) float32 on the device, of (3, crop, crop) uint8 images by a backbone in evaluation mode."""
+        generator = torch.Generator()  # else the loader draws its workers' seed from the run's
+        loader: DataLoader[Tensor] = DataLoader(
+            images,
             batch_size=256,
             num_workers=self.workers,
             generator=generator,
             pin_memory=self.device.type == "cuda",
         )
-        found = [torch.zeros(0, *self._width(backbone), device=self.device)] if own.start == own.stop else []
-        for batch in images:
+        found = [] if count else [torch.zeros(0, *self._width(backbone), device=self.device)]
+        for batch in loader:
             x = (batch.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision != "fp32"):
                 found.append(backbone(x.contiguous(memory_format=torch.channels_last)).float())

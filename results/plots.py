@@ -609,6 +609,8 @@ LOG_PANELS = {
     "uniformity": ("uniformity\n(lower is more even)", 1.0),
     "deviation": ("deviation\n(1: even, 0: collapsed)", 1.0),
     "dead_share": ("dead dimensions (%)", 100.0),
+    "lidar": ("LiDAR", 1.0),
+    "alignment": ("alignment of views\n(lower is closer)", 1.0),
 }
 
 

@@ -394,7 +394,8 @@ def remembered(root: Path) -> list[AskedPair]:
             asked = json.loads(line)
             listed = {"encoder": tuple(asked["encoder"]), "together": tuple(asked.get("together", ()))}
             question = AskedPair(**{**asked, **listed})
-            names = (question.a, question.b, *question.encoder, *question.together, question.column or "")
+            column = "" if question.column is None else question.column
+            names = (question.a, question.b, *question.encoder, *question.together, column)
             if not all(isinstance(name, str) for name in names):
                 raise TypeError("a name is not a text")
         except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -13,6 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from benchmarks.label_free import LabelFreeViewParams
+from benchmarks.training.images import training_view, view_rng
 from pretrain.__main__ import _Watch
 from pretrain.data import Files
 from pretrain.monitor import (
@@ -26,6 +28,7 @@ from pretrain.monitor import (
     write_log,
 )
 from pretrain.recipe import Recipe
+from results.schema import Geometry
 from tests.processes import run_two_ranks
 
 ROWS: list[MonitorRow] = [
@@ -121,6 +124,39 @@ def watched(folder: Path, queries: int) -> dict[str, float]:
     return _Watch((gallery, asked), recipe, torch.device("cpu"), 0, None)(encoder)
 
 
+def test_the_monitor_measures_views_of_the_gallery_as_written_out(tmp_path: Path) -> None:
+    """LiDAR from its matrices and alignment from its pairs, of ten views of each of eleven images; 1e-5."""
+    labelled = labelled_noise(tmp_path / "images")
+    recipe = Recipe(augmentation={"crop": 32}, mean=(0, 0, 0), std=(1, 1, 1), precision="fp32")  # type: ignore[arg-type]
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    watch = _Watch(labelled, recipe, torch.device("cpu"), 0, None)
+    before = torch.get_rng_state()
+    found = watch(encoder)
+    assert encoder.training
+    assert torch.equal(torch.get_rng_state(), before)
+    again = watch(encoder)
+    assert {name: again[name] for name in ("lidar", "alignment")} == {n: found[n] for n in ("lidar", "alignment")}
+    geometry = Geometry(mode="shorter", resize=32, crop=32)
+    params = LabelFreeViewParams(images=100, views=10, delta=1e-4)
+    encoder.eval()
+    rows = []
+    for number, path in enumerate(labelled[0][0].paths):
+        with Image.open(path) as image:
+            drawn = [
+                training_view(image.convert("RGB"), params, geometry, view_rng(0, v, number))[0] for v in range(10)
+            ]
+        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
+        rows.append(encoder(pixels).detach().double().numpy())
+    means = np.stack([own.mean(0) for own in rows])
+    within = sum((own - own.mean(0)).T @ (own - own.mean(0)) for own in rows) / (11 * 9) + 1e-4 * np.eye(4)
+    share = np.linalg.eigvals(np.linalg.inv(within) @ np.cov(means.T)).real
+    share = share / share.sum()
+    assert found["lidar"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
+    unit = [own / np.linalg.norm(own, axis=1)[:, None] for own in rows]
+    pairs = [((own[i] - own[i + 1]) ** 2).sum() for own in unit for i in range(0, 10, 2)]
+    assert found["alignment"] == pytest.approx(np.mean(pairs), rel=1e-5)
+
+
 RANK = """
 import json, sys
 from pathlib import Path
@@ -139,7 +175,7 @@ with distributed.process_group("cpu"):
 
 def test_two_ranks_with_a_part_of_the_gallery_each_see_what_one_process_sees(tmp_path: Path) -> None:
     expected = [watched(tmp_path / "images", queries) for queries in (1, 2)]
-    assert {"knn", "probe", "effective_rank"} <= expected[0].keys()
+    assert {"knn", "probe", "effective_rank", "lidar", "alignment"} <= expected[0].keys()
     run_two_ranks(RANK, str(tmp_path / "images"), str(tmp_path))
     for rank, rows in (("0", 6), ("1", 5)):
         largest, found = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import rc_context
 from PIL import Image
 
-from benchmarks.label_free import MONITORED
+from benchmarks.label_free import MONITORED, MONITORED_VIEWS
 from pretrain.monitor import KNN as KNN_COLUMN
 from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
@@ -226,7 +226,7 @@ def test_logs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_every_measure_of_the_monitor_has_a_panel_in_the_encoders_own_style(tmp_path: Path) -> None:
-    watched = [KNN_COLUMN, PROBE, ONLINE, ONLINE_TRAIN, *MONITORED.values()]
+    watched = [KNN_COLUMN, PROBE, ONLINE, ONLINE_TRAIN, *MONITORED.values(), *MONITORED_VIEWS.values()]
     for seed in (0, 1):
         rows: list[MonitorRow] = [{"epoch": n, "loss": 5.0, "chance_loss": 5.6, "accuracy": 0.1} for n in (1, 2)]
         rows[1] |= dict.fromkeys(watched, 0.5)
