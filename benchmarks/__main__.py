@@ -122,7 +122,7 @@ def _suite_questions(task: AnyTask, flags: BenchFlags) -> list[Any]:
     from benchmarks.datasets.registry import is_embedded
     from benchmarks.evaluate import Question
 
-    variant = task.demo_variant if is_embedded(flags.data) else task.protocols[0].variant
+    variant = task.demo_variant if is_embedded(flags.data) else task.suite_variant()
     found = [p for p in task.protocols if p.variant == variant and flags.dataset in (None, p.dataset)]
     if not found:
         known = ", ".join(dict.fromkeys(p.dataset for p in task.protocols if p.variant == variant))

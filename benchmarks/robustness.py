@@ -32,6 +32,7 @@ log = logging.getLogger("benchmarks")
 
 TOP1, TOP5, MCE = "Top-1", "Top-5", "mCE"
 SPLIT_SEED = 0  # chooses the held-out items
+HEADS = ("AvgPool", "Stored", "Logistic")  # in the files of heads that linear classifiers of `embed` leave
 FACTS = ("cost", "heldout_top1", "gradient")  # of a fit, kept with the head
 _CELLS = 2**25  # scores in memory at a time, rows times classes
 
@@ -159,12 +160,18 @@ class Robustness(FeatureTask[RobustnessParams]):
     """One ImageNet classifier scored on val, ReaL, V2, A, R, Sketch, ObjectNet and C, each by its own rule."""
 
     classifier: Path | None = None
-    """file with the encoder's own classifier (its checkpoint with fc.weight and fc.bias), for robustness_*.own"""
+    """file with a classifier: the encoder's checkpoint with fc.weight and fc.bias, or the .heads.safetensors beside a
+    record of linear, linear-stored or logistic on ImageNet; scores it by robustness_*.own, every test set unless
+    --protocol names one"""
 
     name = "robustness"
     Params = RobustnessParams
     protocols = PROTOCOLS
     suite = True
+
+    def suite_variant(self) -> str:
+        """Of all test sets: a classifier that is given is what they score."""
+        return "own" if self.classifier is not None else super().suite_variant()
 
     def outputs(self, protocol: Protocol) -> Outputs:
         output = self.params(protocol).output
@@ -330,15 +337,23 @@ class LinearHead:
 
 
 def read_classifier(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C, D) weight and (C,) bias of the last linear layer of a checkpoint, float32.
+    """(C, D) weight and (C,) bias of the last linear layer of a checkpoint, or of a benchmark's head; float32.
 
     Raises:
-        InputError: the file cannot be read, or it has no or several candidates.
+        InputError: the file cannot be read, it has no or several candidates, or a head has a batch norm.
     """
     from pretrain.weight_files import read_weights
 
     every = {f"{path}/{key}".lstrip("/"): tensor for path, of in read_weights(file).tensors.items()
              for key, tensor in of.items()}  # fmt: skip
+    for name in HEADS:
+        if f"{name}/weight" in every and f"{name}/bias" in every:
+            if any(key.startswith(f"{name}/bn.") for key in every):
+                raise InputError(
+                    f"{file}: the head {name} has a batch norm, so that its linear layer alone is another classifier; "
+                    "give a head of a protocol without one"
+                )
+            return every[f"{name}/weight"].float(), every[f"{name}/bias"].float()
     names = ("fc", "classifier", "head", "head.fc", "heads.head", "classifier.1", "classifier.3", "linear")
     found = [
         key.removesuffix(".weight")

@@ -233,6 +233,10 @@ class Task(ABC, Generic[ParamsT]):
     suite: ClassVar[bool] = False
     half_on_gpu: ClassVar[bool] = False
 
+    def suite_variant(self) -> str:
+        """Of a suite: the variant that runs on every data set when the user names no protocol."""
+        return self.protocols[0].variant
+
     def params(self, protocol: Protocol) -> ParamsT:
         """The protocol's `params`, typed.
 

@@ -203,6 +203,35 @@ def test_an_encoders_own_classifier(tmp_path: Path) -> None:
         Robustness(classifier=tmp_path / "headless.pth").resolve(find_protocol("robustness_val.own@1"))
 
 
+def test_the_head_of_a_linear_classifier_is_read_from_its_file(tmp_path: Path) -> None:
+    weight, bias = torch.randn(6, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6.0)
+    file = tmp_path / "linear_avgpool.moco@1-0.heads.safetensors"
+    for column in ("AvgPool", "Stored", "Logistic"):
+        file.write_bytes(save({f"{column}/weight": weight, f"{column}/bias": bias}))
+        found = robustness.read_classifier(file)
+        assert torch.equal(found[0], weight)
+        assert torch.equal(found[1], bias)
+    normed = {"AvgPool/weight": weight, "AvgPool/bias": bias, "AvgPool/bn.running_mean": torch.zeros(8)}
+    file.write_bytes(save(normed))
+    with pytest.raises(InputError, match="the head AvgPool has a batch norm"):
+        robustness.read_classifier(file)
+    file.write_bytes(save({"Feature5/weight": weight, "Feature5/bias": bias}))  # of pooled maps, not of embed
+    with pytest.raises(InputError, match="no linear classifiers"):
+        robustness.read_classifier(file)
+
+
+def test_a_classifier_is_scored_on_every_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("benchmarks.__main__._run", lambda _, __, questions, **___: asked.extend(
+        question.protocol.id for question in questions) or 0)  # fmt: skip
+    assert main(["robustness", "net.pth", str(tmp_path), "--classifier", "net.pth"]) == 0
+    assert asked == [f"robustness_{name}.own@1" for name in ("val", "real", "v2", "a", "r", "sketch", "objectnet", "c")]
+    asked.clear()
+    assert main(["robustness", "net.pth", str(tmp_path)]) == 0
+    assert asked[0] == "robustness_val.logistic@1"
+    assert len(asked) == 8
+
+
 def test_an_encoders_own_classifier_of_1000_classes_scores_a_subset_by_its_rule(tmp_path: Path) -> None:
     weight, bias = torch.randn(1000, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(1000)
     torch.save({"head.weight": weight, "head.bias": bias}, tmp_path / "net.pth")
