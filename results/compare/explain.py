@@ -280,7 +280,8 @@ IN_HEADING = 3  # settings that a heading names
 
 def in_words(field: str) -> str:
     """A setting's name for an axis, a heading or a sentence."""
-    return SETTINGS.get(field, field.removeprefix("geometry.").replace("_", " "))
+    names = field.split(" and ")  # of settings that were switched together
+    return " and ".join(SETTINGS.get(name, name.removeprefix("geometry.").replace("_", " ")) for name in names)
 
 
 def heading(one: Explanation) -> str:

@@ -183,7 +183,7 @@ def test_the_printed_command_explains_fields_that_go_together(
     page = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in page.splitlines() if line.startswith("|")]
     assert ["iterations and steps", "400 and 300, 360", "800 and 500, 700", "+10.00"] in rows
-    assert ["batch_size", "8", "16", "+3.00"] in rows
+    assert ["batch size (batch_size)", "8", "16", "+3.00"] in rows
     assert results_main(printed[3:-2]) == 2  # as if each went by itself
     assert "run the command that it prints" in capsys.readouterr().err
 
