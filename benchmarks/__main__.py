@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 and a message on stderr where the input cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells of builds that it tries and does not find
     try:
         if words[:1] and words[0] in TASK_NAMES:
             return _bench_command(words[0], words[1:])
