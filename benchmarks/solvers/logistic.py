@@ -7,9 +7,9 @@ of `linear-stored` say, and stays for them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -170,16 +170,18 @@ def as_tensor(rows: NDArray[Any]) -> Tensor:
 Loss = Literal["multinomial", "one_vs_rest"]
 Track = Callable[[Iterable[None], str], Iterable[None]]  # wraps an iterator, as a progress bar does
 HISTORY = 10  # steps that L-BFGS remembers of each problem
-LOGITS_BYTES = 2**26  # of logits in memory at a time, which also keeps them in the cache of many CPUs
+LOGITS_BYTES = 2**26  # of logits in memory at a time
+CACHED_BYTES = 2**21  # of logits on a CPU while fitting: exponentials and sums then run in its cache
+LEAST_ROWS = 1024  # of one product, so that it runs at full speed; fewer fits share it where their logits are many
 STATE_BYTES = 4 * 2**30  # of L-BFGS's memory; on a GPU it is half of what is free
 MAX_ROTATED_DIM = 4096  # up to which the principal axes are computed: their time grows with the cube
 SMALL_WORK = 10**8  # rows x dim x classes below which a better start saves little
-FLOAT32_TOLERANCE = 1e-5  # a tighter fit in float64 has a part in float32
-FLOAT32_SHARE = 0.7  # of the tolerance, to which that part goes: float64 then has little but the check to do
+FLOAT32_TOLERANCE = 1e-5  # a tighter fit of a large problem in float64 has a part in float32
+FLOAT32_SHARE = 0.9  # of the tolerance, to which that part goes: float64 then has little but the check to do
 FLOAT32_FLOOR = 3e-7  # but no further
 MOST_BEYOND = 2.0  # of a line through two solved costs: no further beyond the second than the first is before it
 COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
-NEAR = 10.01  # ratio of two costs, a decade, within which the weights between them are nearly a cubic in log C
+NEAR = 10.01  # ratio of two costs, a decade, within which the weights are nearly a parabola in log C
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
 MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
 
@@ -206,7 +208,8 @@ class Fits:
         weights: (fits, classes, dim) on the device, in the dtype that was solved in.
         bias: (fits, classes).
         iterations: (fits,) steps of L-BFGS; of one class against the rest, the most of any class.
-        gradient: (fits,) largest component of the gradient at the end.
+        gradient: (fits,) largest component of the gradient at the end; a bound on it where the weights of the cost
+            before serve as well.
         converged: (fits,) whether it is at most the tolerance.
         passes: over the rows, summed over the fits, in the dtype of the weights; each makes two products.
         single_passes: the same of the part in float32 that a fit in float64 started from.
@@ -283,8 +286,9 @@ def fit_logistic(
 
     Minimises C times the summed loss plus |W|² / 2; biases are not penalised. The weights of all C are stacked, so that
     one product with the features serves every fit; a fit that has converged drops out. L-BFGS works along the principal
-    axes of the features, where a diagonal matrix is near the inverse Hessian: the scale and the correlations of the
-    features do not slow it down. Costs are solved from coarse to fine, each starting between its neighbours.
+    axes of the features, about the mean of the rows that a class is uncertain of, where a diagonal matrix is near the
+    inverse Hessian: the scale and the correlations of the features do not slow it down. Large problems go up the costs
+    one by one, each from the weights and the memory of those before; small ones go from coarse to fine, together.
 
     Args:
         features: (N, dim), maybe memory-mapped.
@@ -299,7 +303,7 @@ def fit_logistic(
             it is scikit-learn's `tol`.
         max_iterations: steps of L-BFGS for each fit.
         max_rejected: trial steps in a row that bring nothing, after which a fit ends without having converged.
-        float32_first: start float64 from the solution in float32; by default on a GPU.
+        float32_first: start float64 from the solution in float32; by default where the problem is large.
         track: wraps the passes over the rows.
 
     Raises:
@@ -314,30 +318,31 @@ def fit_logistic(
         blocks: Sequence[Block] = (Block(rows, tuple(range(len(costs)))),)
     else:
         blocks = sample_rows
-    work = sum(len(block.rows) for block in blocks) * features.shape[1] * classes
-    single_passes = 0.0
-    # On a CPU, float64 takes twice the time of float32, which a second start costs too; on many GPUs up to 64 times.
-    if float32_first is None:
-        float32_first = device.type == "cuda" and work > SMALL_WORK
-    if dtype == torch.float64 and float32_first and tolerance < FLOAT32_TOLERANCE:
-        start = fit_logistic(
-            features, targets, classes, costs, sample_rows=sample_rows, loss=loss, standardise=standardise,
-            start=start, device=device, chunk=chunk, tolerance=max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance),
-            max_iterations=max_iterations, max_rejected=MAX_REJECTED_FLOAT32, resident_bytes=resident_bytes,
-            track=track,
-        )  # fmt: skip
-        single_passes = start.passes
-    data = _Data(features, targets, blocks, standardise, device, dtype, chunk, resident_bytes)
-    problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
-    if len(blocks) > 1 or start is not None:
+    large = sum(len(block.rows) for block in blocks) * features.shape[1] * classes > SMALL_WORK
+    path = large and len(blocks) == 1 and start is None
+    parts = [(dtype, _Stopping(tolerance, max_iterations, max_rejected))]
+    if dtype == torch.float64 and tolerance < FLOAT32_TOLERANCE and (large if float32_first is None else float32_first):
+        rough = max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance)
+        parts.insert(0, (torch.float32, _Stopping(rough, max_iterations, MAX_REJECTED_FLOAT32)))
+    iterations, passes = np.zeros(len(costs), np.int64), 0.0
+    principal: tuple[Tensor, Tensor] | None = None
+    for precision, stopping in parts:
+        data = _Data(features, targets, blocks, standardise, device, precision, chunk, resident_bytes, principal)
+        problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
         stages = [list(range(len(costs)))]
-    else:
-        stages = _path(sorted(costs)) if work > SMALL_WORK else _stages(len(costs))
-    stopping = _Stopping(tolerance, max_iterations, max_rejected)
-    passes = _solve(problems, start, stages, stopping, cubic=work > SMALL_WORK)
-    for _ in passes if track is None else track(passes, "logistic regression, passes over the rows"):
-        pass
-    return replace(problems.fits(tolerance), single_passes=single_passes)
+        if path:
+            stages = [[place] for place in stages[0]]
+        elif len(blocks) == 1 and start is None:
+            stages = _stages(len(costs))
+        solving = _solve(problems, start, stages, stopping, path=path)
+        for _ in solving if track is None else track(solving, "logistic regression, passes over the rows"):
+            pass
+        before, principal = passes, data.principal
+        start, passes = problems.fits(tolerance), problems.evaluated / problems.per_fit
+        iterations += start.iterations
+        del data, problems, solving  # before the rows are loaded in another precision
+    assert start is not None
+    return replace(start, iterations=iterations, passes=passes, single_passes=before)
 
 
 @dataclass(frozen=True)
@@ -356,9 +361,12 @@ class _Data:
         mean, scale: (dim,) by which rows are centred and divided.
         axes: (dim, r) orthonormal directions in which weights are expressed; None for the given dimensions.
         variances: (r,) of the rows along them.
-        applied: rows are stored as (m, r) already. Otherwise weights are turned for each product, which is cheaper than
-            turning the rows.
+        principal: both in float64, for the same rows in another precision.
+        applied: rows are stored as (m, r) already. Otherwise weights are turned for each product: where the rows are
+            not kept, or hardly anything is left to do.
     """
+
+    principal: tuple[Tensor, Tensor] | None
 
     def __init__(
         self,
@@ -370,6 +378,7 @@ class _Data:
         dtype: torch.dtype,
         chunk: int,
         resident_bytes: int | None,
+        principal: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.features, self.targets, self.blocks = features, targets, blocks
         self.device, self.dtype, self.chunk, self.standardise = device, dtype, chunk, standardise
@@ -377,28 +386,31 @@ class _Data:
         mean = _mean(features, every, chunk)
         deviation = _deviation(features, every, chunk, mean) if standardise else np.ones_like(mean)
         self.mean, self.scale = (torch.from_numpy(array).to(device, dtype) for array in (mean, deviation))
-        self.applied = False
-        self.axes: Tensor | None = None
         if resident_bytes is None:
             resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else RESIDENT_BYTES
         dim, count = features.shape[1], sum(len(block.rows) for block in blocks)
         fits_in_memory = count * dim * self.mean.element_size() <= resident_bytes
-        if 2 * len(every) <= dim and fits_in_memory:
+        if principal is not None:
+            axes, variances = principal
+        elif 2 * len(every) <= dim and fits_in_memory:
             # The weights lie in the span of the rows, which is small: an exact reduction.
-            axes, coordinates = torch.linalg.qr(self._load(every).double().T)
+            span, coordinates = torch.linalg.qr(self._load(every).double().T)
             variances, turn = torch.linalg.eigh(coordinates @ coordinates.T / len(every))
-            self.axes, self.applied = (axes @ turn).to(dtype), True
+            axes = span @ turn
         elif dim <= MAX_ROTATED_DIM:
             gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
             for part in _parts(every, min(chunk, 8192)):
                 x = self._load(part)
                 gram += x.T @ x
-            variances, turn = torch.linalg.eigh(gram / len(every))
-            self.axes = turn.to(dtype)
+            variances, axes = torch.linalg.eigh(gram / len(every))
         else:
             variances = torch.zeros(dim, dtype=torch.float64, device=device)
             for part in _parts(every, chunk):
                 variances += self._load(part).square().sum(dim=0).double() / len(every)
+            axes = None
+        self.principal = None if axes is None else (axes, variances)
+        self.axes = None if axes is None else axes.to(dtype)
+        self.applied = axes is not None and fits_in_memory and (principal is None or len(variances) < dim)
         # Rounding leaves nothing meaningful in directions of next to no variance: do not amplify it.
         least = 1e-8 if dtype == torch.float32 else 1e-13
         self.variances = variances.clamp_min(float(variances.max()) * least + 1e-300).to(dtype)
@@ -413,12 +425,11 @@ class _Data:
         x = self._load(rows)
         return x @ self.axes if self.applied and self.axes is not None else x
 
-    def chunks(self, number: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(rows, targets) of a block on the device, at most `size` rows at a time."""
+    def chunks(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, targets) of a block on the device, at most `chunk` rows at a time."""
         for index, part in enumerate(_parts(self.blocks[number].rows, self.chunk)):
             x = self._stored(part) if self.resident is None else self.resident[number][index]
-            labels = torch.from_numpy(self.targets[part]).to(self.device)
-            yield from zip(x.split(size), labels.split(size), strict=True)
+            yield x, torch.from_numpy(self.targets[part]).to(self.device)
 
     def outwards(self, weights: Tensor) -> Tensor:
         """Weights along the axes to weights of the centred, scaled dimensions."""
@@ -465,7 +476,7 @@ class _Problems:
         self.weights = torch.zeros(count, self.width, len(data.variances) + 1, dtype=data.dtype, device=data.device)
         self.iterations = torch.zeros(count, dtype=torch.int64, device=data.device)
         self.gradient = torch.full((count,), torch.inf, dtype=torch.float64, device=data.device)
-        self.evaluated = 0
+        self.evaluated = 0.0
 
     def begin_from(self, start: Fits) -> None:
         weights = start.weights.to(self.data.device, torch.float64)
@@ -484,40 +495,44 @@ class _Problems:
         passes = self.evaluated / self.per_fit
         return Fits(costs, weights, bias, iterations, gradient, gradient <= tolerance, passes)
 
-    def evaluate(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Value, gradient, its largest component and the mean curvature of the loss, one pass over the rows.
+    def evaluate(self, weights: Tensor, which: Tensor, *, centred: bool = False) -> _Evaluation:
+        """The objective of some problems by one pass over the rows.
 
         Args:
             weights: (A, width, r + 1).
             which: (A,) numbers of the problems.
-
-        Returns:
-            (A,) float64; (A, width, r + 1); (A,) float64 in the dimensions of the features; (A, width).
+            centred: whether the centres are found as well, which takes half a pass more.
         """
         data = self.data
-        self.evaluated += len(which)
+        self.evaluated += len(which) * (1.5 if centred else 1.0)
         inner, bias = weights[..., :-1], weights[..., -1]
         outer = inner if data.applied else data.outwards(inner)
         value = torch.zeros(len(which), dtype=torch.float64, device=data.device)
         slope, slope_bias, curvature = torch.zeros_like(outer), torch.zeros_like(bias), torch.zeros_like(bias)
+        centre = torch.zeros_like(outer) if centred else None
+        cells = (CACHED_BYTES if data.device.type == "cpu" else LOGITS_BYTES) // bias.element_size()
         for number, members in enumerate(self.members):
             own = torch.isin(which, members.to(which.device)).nonzero()[:, 0]
-            if not len(own):
-                continue
-            whole = len(own) == len(which)
-            stacked = (outer if whole else outer[own]).flatten(0, 1)
-            offset = (bias if whole else bias[own]).flatten()
-            total = slope if whole else torch.zeros_like(outer[own])
-            size = max(64, LOGITS_BYTES // (len(stacked) * stacked.element_size()))
-            for x, labels in data.chunks(number, size):
-                logits = torch.addmm(offset, x, stacked.T).view(len(x), len(own), self.width)
-                losses, likely = self._pointwise(logits, labels, which[own])
-                value[own] += losses
-                curvature[own] += likely
-                slope_bias[own] += logits.sum(dim=0)
-                total.view(len(stacked), -1).addmm_(logits.view(len(x), -1).T, x)
-            if not whole:
-                slope[own] += total
+            for x, labels in data.chunks(number) if len(own) else ():
+                for fits in own.split(max(1, cells // (LEAST_ROWS * self.width))):
+                    stacked, offset = outer[fits].flatten(0, 1), bias[fits].flatten()
+                    total, pull = torch.zeros_like(stacked), torch.zeros_like(stacked)
+                    size = max(1, cells // len(stacked))
+                    for rows, truth in zip(x.split(size), labels.split(size), strict=True):
+                        logits = torch.addmm(offset, rows, stacked.T).view(len(rows), -1, self.width)
+                        losses, gradient, spread = self._pointwise(logits, truth, which[fits])
+                        value[fits] += losses
+                        curvature[fits] += spread.sum(dim=0)
+                        slope_bias[fits] += gradient.sum(dim=0)
+                        total.addmm_(gradient.flatten(1).T, rows)
+                        if centred:
+                            pull.addmm_(spread.flatten(1).T, rows)
+                    slope[fits] += total.view(len(fits), self.width, -1)
+                    if centre is not None:
+                        centre[fits] += pull.view(len(fits), self.width, -1)
+        if centre is not None:
+            centre /= curvature.clamp_min(torch.finfo(curvature.dtype).tiny)[..., None]
+            centre = centre if data.applied else data.inwards(centre)
         count = self.counts[which].to(data.dtype)[:, None]
         decay = self.decays[which].to(data.dtype)[:, None, None]
         slope, slope_bias, curvature = slope / count[..., None], slope_bias / count, curvature / count
@@ -528,35 +543,71 @@ class _Problems:
         if not data.standardise:
             given = given + slope_bias[..., None] * data.mean  # of features that are not centred
         largest = torch.maximum(given.abs().amax(dim=(1, 2)), slope_bias.abs().amax(dim=1)).double()
-        return value, torch.cat([turned, slope_bias[..., None]], dim=2), largest, curvature
+        return _Evaluation(value, torch.cat([turned, slope_bias[..., None]], dim=2), largest, curvature, centre)
 
-    def _pointwise(self, logits: Tensor, labels: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed losses (a,) and summed p (1 - p) (a, width); turns (m, a, width) logits into the loss's gradient."""
+    def _pointwise(self, logits: Tensor, labels: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed losses (a,), their gradient and p (1 - p), both (m, a, width); overwrites the (m, a, width) logits."""
         if self.multinomial:
             truth = labels[:, None, None].expand(-1, logits.shape[1], 1)
-            largest = logits.amax(dim=2, keepdim=True)
-            logits.sub_(largest)
-            losses = logits.gather(2, truth)
-            logits.exp_()
-            partition = logits.sum(dim=2, keepdim=True)
-            losses = (partition.log() - losses).sum(dim=(0, 2), dtype=torch.float64)
-            logits.div_(partition)
-            curvature = logits.sum(dim=0) - logits.square().sum(dim=0)
-            logits.scatter_add_(2, truth, logits.new_full((1, 1, 1), -1.0).expand_as(truth))
-            return losses, curvature
+            likely = torch.log_softmax(logits, dim=2)
+            losses = -likely.gather(2, truth).sum(dim=(0, 2), dtype=torch.float64)
+            likely.exp_()
+            spread = torch.addcmul(likely, likely, likely, value=-1, out=logits)
+            likely.scatter_add_(2, truth, likely.new_full((1, 1, 1), -1.0).expand_as(truth))
+            return losses, likely, spread
         own = which % self.classes
         present = labels[:, own] if labels.ndim == 2 else (labels[:, None] == own).to(torch.int8)
         known = (present >= 0).to(logits.dtype)[..., None]
         present = (present > 0).to(logits.dtype)[..., None]
         losses = ((F.softplus(logits) - present * logits) * known).sum(dim=(0, 2), dtype=torch.float64)
         logits.sigmoid_()
-        curvature = ((logits - logits.square()) * known).sum(dim=0)
-        logits.sub_(present).mul_(known)
-        return losses, curvature
+        spread = (logits - logits.square()) * known
+        return losses, logits.sub_(present).mul_(known), spread
+
+
+class _Evaluation(NamedTuple):
+    """What one pass finds of A problems.
+
+    Attributes:
+        value: (A,) float64.
+        gradient: (A, width, r + 1).
+        largest: (A,) float64, component of the gradient in the dimensions of the features.
+        curvature: (A, width), mean p (1 - p) of the loss.
+        centre: (A, width, r), mean of the rows weighted by it.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    largest: Tensor
+    curvature: Tensor
+    centre: Tensor | None
+
+
+class _Memory:
+    """The last steps of L-BFGS on each problem, and how they changed its gradient.
+
+    Attributes:
+        products: (HISTORY, A) of step and change; 0 where there is none.
+        newest: (A,) where the last step is.
+        centre: (A, width, r), the mean of the rows that each class is uncertain of; 0 where it was not asked for.
+    """
+
+    def __init__(self, x: Tensor, decays: Tensor) -> None:
+        self.steps, self.changes = (torch.zeros((HISTORY, *x.shape), dtype=x.dtype, device=x.device) for _ in range(2))
+        self.products = torch.zeros(HISTORY, len(x), dtype=x.dtype, device=x.device)
+        self.newest = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.centre = torch.zeros_like(x[..., :-1])
+        self.decays = decays
+
+    def move(self, decays: Tensor) -> None:
+        """To other penalties, whose part of a change is known exactly; the loss's curvature hardly differs."""
+        self.changes[..., :-1] += (decays - self.decays) * self.steps[..., :-1]
+        self.products = (self.steps * self.changes).sum(dim=(2, 3)).clamp_min(0)
+        self.decays = decays
 
 
 def _solve(
-    problems: _Problems, start: Fits | None, stages: list[list[int]], stopping: _Stopping, *, cubic: bool
+    problems: _Problems, start: Fits | None, stages: list[list[int]], stopping: _Stopping, *, path: bool
 ) -> Iterator[None]:
     """Minimise every problem, in stages; yields after each pass over the rows."""
     order = np.argsort(problems.costs, kind="stable")
@@ -566,13 +617,32 @@ def _solve(
     free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
     group = max(1, free // (problems.weights[0].numel() * problems.weights.element_size() * (2 * HISTORY + 10)))
     done: list[int] = []
+    memory: _Memory | None = None
     for stage in stages:
-        for place in stage if done else ():
-            _interpolate(problems, order, place, done, cubic)
+        for place in stage if done and start is None else ():
+            _begin_near(problems, order, place, done)
+        if path and done and _served(problems, order[stage[0]], order[done[-1]], stopping):
+            done = sorted({*done, *stage})
+            continue
         which = np.concatenate([order[place] * problems.per_fit + np.arange(problems.per_fit) for place in stage])
         for part in _parts(np.sort(which), group):
-            yield from _minimise(problems, torch.from_numpy(part).to(device), stopping)
+            memory = yield from _minimise(problems, torch.from_numpy(part).to(device), stopping, memory, path=path)
         done = sorted({*done, *stage})
+
+
+def _served(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> bool:
+    """Whether the weights of a solved cost are the solution of another too; if so, they are taken.
+
+    The gradients differ by the difference of the penalties times the weights. Of large costs, no penalty is felt.
+    """
+    if problems.per_fit > 1:
+        return False
+    largest = problems.data.outwards(problems.weights[solved, :, :-1]).abs().max()
+    bound = problems.gradient[solved] + (problems.decays[fit] - problems.decays[solved]).abs() * largest
+    if not bound <= stopping.tolerance:
+        return False
+    problems.weights[fit], problems.gradient[fit] = problems.weights[solved], bound
+    return True
 
 
 def _stages(count: int) -> list[list[int]]:
@@ -588,76 +658,73 @@ def _stages(count: int) -> list[list[int]]:
     return stages
 
 
-def _path(costs: Sequence[float]) -> list[list[int]]:
-    """As `_stages`, but it first goes up the ascending costs one by one, by a factor of `NEAR` at most.
-
-    From zero, a fit takes the longer the larger its cost is; from a neighbour it takes a few steps.
-    """
-    step, count = 1, len(costs)
-    while 2 * step < count and max(costs[place + 2 * step] / costs[place] for place in range(count - 2 * step)) <= NEAR:
-        step *= 2
-    stages = [[place] for place in sorted({*range(0, count, step), count - 1})]
-    while step > 1:
-        step //= 2
-        seen = {place for stage in stages for place in stage}
-        stages.append([place for place in range(0, count, step) if place not in seen])
-    return stages
-
-
-def _interpolate(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int], cubic: bool) -> None:
-    """Start a fit between its solved neighbours, in log C: linearly, or where they are near, by a cubic through four.
-
-    Beyond the last neighbour it starts from that one's weights, or on the line through the last two.
-    """
+def _begin_near(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int]) -> None:
+    """Start a fit from its solved neighbours, in log C: on the line between two, or on a parabola beyond the last."""
     weights = problems.weights.view(len(order), -1)
-    right = next((index for index, other in enumerate(done) if other > place), len(done))
-    if right == len(done) and not (cubic and right > 1):
-        weights[order[place]] = weights[order[done[-1]]]
-        return
-    right = min(right, len(done) - 1)
-    below, above = order[done[right - 1]], order[done[right]]
-    own, low, high = np.log(problems.costs[[order[place], below, above]])
-    near = order[list(done[max(0, right - 2) : right + 2])]
-    at = np.log(problems.costs[near])
-    if cubic and own < high <= low + np.log(NEAR) and len(near) > 2 and (np.diff(at) > 0).all():
-        others = [np.delete(at, index) for index in range(len(at))]
-        shares = [np.prod((own - other) / (x - other)) for x, other in zip(at, others, strict=True)]
-        weights[order[place]] = sum(float(share) * weights[index] for share, index in zip(shares, near, strict=True))
-        return
-    share = min((own - low) / (high - low), MOST_BEYOND) if high > low else 0.0
-    weights[order[place]] = torch.lerp(weights[below], weights[above], float(share))
+    at = np.log(problems.costs[order])
+    below, above = [other for other in done if other < place], [other for other in done if other > place]
+    if above:
+        places = [below[-1], above[0]]
+    else:
+        places = below[-3:]
+        if len(places) == 3 and at[place] - at[places[0]] > 3 * np.log(NEAR):
+            places = below[-2:]
+    if len(np.unique(at[places])) < len(places):
+        places = places[-1:]
+    own = at[place]
+    if len(places) == 2:
+        own = min(own, at[places[0]] + MOST_BEYOND * (at[places[1]] - at[places[0]]))
+    weights[order[place]] = 0.0
+    for one in places:
+        share = np.prod([(own - at[other]) / (at[one] - at[other]) for other in places if other != one])
+        weights[order[place]] += float(share) * weights[order[one]]
 
 
-def _minimise(problems: _Problems, which: Tensor, stopping: _Stopping) -> Iterator[None]:
-    """L-BFGS on each problem, with step lengths and memories of its own; yields after each pass over the rows."""
+def _minimise(
+    problems: _Problems, which: Tensor, stopping: _Stopping, earlier: _Memory | None, *, path: bool
+) -> Generator[None, None, _Memory | None]:
+    """L-BFGS on each problem, with step lengths and memories of its own; yields after each pass over the rows.
+
+    On a path of costs, a multinomial problem goes on with the memory of the one before it.
+    """
     data, tolerance, limit = problems.data, stopping.tolerance, stopping.max_iterations
-    decays = problems.decays[which].to(data.dtype)[:, None, None]
     rounding = 10 * torch.finfo(data.dtype).eps
-    x = problems.weights[which]
-    value, gradient, largest, curvature = problems.evaluate(x, which)
+    began = problems.evaluate(problems.weights[which], which)
     yield
-    shape = (HISTORY, *x.shape)
-    steps, changes = (
-        torch.zeros(shape, dtype=x.dtype, device=x.device),
-        torch.zeros(shape, dtype=x.dtype, device=x.device),
-    )
-    products = torch.zeros(HISTORY, len(x), dtype=x.dtype, device=x.device)  # of step and change; 0 where there is none
-    newest = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    rejected, iterations = torch.zeros_like(newest), torch.zeros_like(newest)
+    problems.gradient[which] = began.largest
+    begun = (began.largest > tolerance).nonzero()[:, 0]
+    if not len(begun) or limit == 0:
+        return earlier
+    which = which[begun]
+    value, gradient, largest, curvature = (part[begun] for part in began[:4])
+    x = problems.weights[which]
+    decays = problems.decays[which].to(data.dtype)[:, None, None]
+    memory = _Memory(x, decays) if earlier is None or not path or problems.per_fit > 1 else earlier
+    memory.move(decays)
+    rejected, iterations = (torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(2))
     length = torch.ones(len(x), dtype=torch.float64, device=x.device)
     scale = torch.ones(len(x), dtype=x.dtype, device=x.device)
-    active = ((largest > tolerance) & (limit > 0)).nonzero()[:, 0]
+    active = torch.arange(len(x), device=x.device)
     direction = torch.zeros_like(x)
+
+    def precondition(vectors: Tensor, of: Tensor) -> Tensor:
+        """The approximate inverse Hessian times the vectors of some problems."""
+        inverse = _inverse_hessian(curvature[of], data.variances, decays[of])
+        # Where a class has its bias at its own centre, the bias and the weights are nearly independent.
+        weights = (vectors[..., :-1] - memory.centre[of] * vectors[..., -1:]) * inverse[..., :-1]
+        bias = vectors[..., -1:] * inverse[..., -1:] - (memory.centre[of] * weights).sum(dim=2, keepdim=True)
+        return torch.cat([weights, bias], dim=2)
+
     fresh = active  # problems that need a new direction
     while len(active):
         if len(fresh):
-            inverse = _inverse_hessian(curvature[fresh], data.variances, decays[fresh]) * scale[fresh, None, None]
-            direction[fresh] = _two_loops(gradient[fresh], inverse, fresh, steps, changes, products, newest)
+            direction[fresh] = _two_loops(gradient[fresh], precondition, scale[fresh], fresh, memory)
             length[fresh] = 1.0
         d = direction[active]
         slope = _dot(gradient[active], d)
         trial = x[active] + length[active, None, None].to(x.dtype) * d
-        found, turned, component, bend = problems.evaluate(trial, which[active])
+        unsettled = path and bool((iterations[active] == 0).any())
+        found, turned, component, bend, centre = problems.evaluate(trial, which[active], centred=unsettled)
         yield
         ahead = _dot(turned, d)
         before = value[active]
@@ -668,13 +735,14 @@ def _minimise(problems: _Problems, which: Tensor, stopping: _Stopping) -> Iterat
         if len(accepted):
             step, change = trial[enough] - x[accepted], turned[enough] - gradient[accepted]
             product = _dot(step, change)
-            slot = newest[accepted] = (newest[accepted] + 1) % HISTORY
-            steps[slot, accepted], changes[slot, accepted] = step, change
-            products[slot, accepted] = product.clamp_min(0).to(x.dtype)
+            slot = memory.newest[accepted] = (memory.newest[accepted] + 1) % HISTORY
+            memory.steps[slot, accepted], memory.changes[slot, accepted] = step, change
+            memory.products[slot, accepted] = product.clamp_min(0).to(x.dtype)
             x[accepted], value[accepted], gradient[accepted] = trial[enough], found[enough], turned[enough]
             largest[accepted], curvature[accepted] = component[enough], bend[enough]
-            inverse = _inverse_hessian(bend[enough], data.variances, decays[accepted])
-            ratio = product / _dot(change * inverse, change)
+            if centre is not None:
+                memory.centre[accepted] = centre[enough]
+            ratio = product / _dot(precondition(change, accepted), change)
             scale[accepted] = torch.where(ratio > 0, ratio, 1.0).to(x.dtype)
             iterations[accepted] += 1
             rejected[accepted] = 0
@@ -689,6 +757,7 @@ def _minimise(problems: _Problems, which: Tensor, stopping: _Stopping) -> Iterat
         active = active[open_[active]]
     problems.weights[which], problems.gradient[which] = x, largest
     problems.iterations[which] += iterations
+    return memory
 
 
 def _inverse_hessian(curvature: Tensor, variances: Tensor, decays: Tensor) -> Tensor:
@@ -699,21 +768,21 @@ def _inverse_hessian(curvature: Tensor, variances: Tensor, decays: Tensor) -> Te
 
 
 def _two_loops(
-    gradient: Tensor, inverse: Tensor, which: Tensor, steps: Tensor, changes: Tensor, products: Tensor, newest: Tensor
+    gradient: Tensor, precondition: Callable[[Tensor, Tensor], Tensor], scale: Tensor, which: Tensor, memory: _Memory
 ) -> Tensor:
     """L-BFGS's direction (Nocedal and Wright 2006, algorithm 7.4) of each problem in `which`."""
     q = -gradient
     found = []
     for age in range(HISTORY):
-        slot = (newest[which] - age) % HISTORY
-        product = products[slot, which]
-        weight = torch.where(product > 0, _dot(steps[slot, which], q).to(q.dtype) / product, 0.0)
-        q = q - weight[:, None, None] * changes[slot, which]
+        slot = (memory.newest[which] - age) % HISTORY
+        product = memory.products[slot, which]
+        weight = torch.where(product > 0, _dot(memory.steps[slot, which], q).to(q.dtype) / product, 0.0)
+        q = q - weight[:, None, None] * memory.changes[slot, which]
         found.append((slot, product, weight))
-    q = q * inverse
+    q = precondition(q, which) * scale[:, None, None]
     for slot, product, weight in reversed(found):
-        back = torch.where(product > 0, _dot(changes[slot, which], q).to(q.dtype) / product, 0.0)
-        q = q + (weight - back)[:, None, None] * steps[slot, which]
+        back = torch.where(product > 0, _dot(memory.changes[slot, which], q).to(q.dtype) / product, 0.0)
+        q = q + (weight - back)[:, None, None] * memory.steps[slot, which]
     return q
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.solvers import logistic
 from benchmarks.solvers.logistic import Block, Fits, fit_logistic
 from results.errors import InputError
 
@@ -67,17 +66,36 @@ def test_costs_that_start_between_their_neighbours_end_where_they_end_alone(data
         assert together.weights[index].numpy() == pytest.approx(alone.weights[0].numpy(), abs=1e-5)
 
 
-def test_the_gradient_that_it_states_is_that_of_the_objective(data: tuple[Array, Array]) -> None:
-    features, targets = data
-    fits = fit(features, targets, (0.3,), tolerance=1e-4)
-    weights, bias = fits.weights[0].clone().requires_grad_(), fits.bias[0].clone().requires_grad_()
+def largest_gradient(features: Array, targets: Array, fits: Fits, index: int) -> float:
+    """By autograd."""
+    weights, bias = fits.weights[index].clone().requires_grad_(), fits.bias[index].clone().requires_grad_()
     logits = torch.from_numpy(features) @ weights.T + bias
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets))
-    (loss + weights.square().sum() / (2 * 0.3 * N)).backward()
+    (loss + weights.square().sum() / (2 * fits.costs[index] * N)).backward()
     assert weights.grad is not None
     assert bias.grad is not None
-    largest = max(weights.grad.abs().max().item(), bias.grad.abs().max().item())
-    assert fits.gradient[0] == pytest.approx(largest, rel=1e-6)
+    return max(weights.grad.abs().max().item(), bias.grad.abs().max().item())
+
+
+def test_the_gradient_that_it_states_is_that_of_the_objective(data: tuple[Array, Array]) -> None:
+    fits = fit(*data, (0.3,), tolerance=1e-4)
+    assert fits.gradient[0] == pytest.approx(largest_gradient(*data, fits, 0), rel=1e-6)
+
+
+def test_weights_that_serve_the_next_cost_too_meet_the_tolerance(
+    data: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.solvers.logistic.SMALL_WORK", 0)
+    costs = 10.0 ** np.linspace(0, 5, 11)
+    for tolerance in (1e-4, 1e-6):  # in float64 alone, and from float32
+        fits = fit(*data, costs, tolerance=tolerance)
+        assert fits.converged.all()
+        assert torch.equal(fits.weights[-1], fits.weights[-2])
+        assert not torch.equal(fits.weights[0], fits.weights[1])
+        for index in range(len(costs)):
+            found = largest_gradient(*data, fits, index)
+            assert found <= fits.gradient[index] + 1e-9
+            assert found <= tolerance
 
 
 def test_two_classes_are_scikit_learns_single_logit(data: tuple[Array, Array]) -> None:
@@ -207,14 +225,3 @@ def test_what_cannot_be_fitted_is_refused(data: tuple[Array, Array]) -> None:
     broken[3, 1] = np.inf
     with pytest.raises(InputError, match="not a finite number"):
         fit(broken, targets)
-
-
-def test_a_large_grid_goes_up_by_decades_and_then_between_them() -> None:
-    grid = list(10.0 ** np.linspace(-6, 5, 45))
-    stages = logistic._path(grid)
-    assert stages[:12] == [[place] for place in range(0, 45, 4)]
-    assert [len(stage) for stage in stages[12:]] == [11, 22]
-    assert sorted(place for stage in stages for place in stage) == list(range(45))
-    assert logistic._path([1.0, 1e3, 1e6]) == [[0], [1], [2]]
-    assert logistic._path([2.0]) == [[0]]
-    assert sorted(place for stage in logistic._path([1.0] * 6) for place in stage) == list(range(6))
