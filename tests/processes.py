@@ -54,7 +54,7 @@ class Program:
             target=_run, args=(source, arguments, writer, environment)
         )
         self._process.start()
-        self.pid = self._process.pid
+        self.pid = self._process.pid or 0
         writer.close()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -62,10 +62,6 @@ class Program:
     def _listen(self) -> None:
         while part := os.read(self._reader.fileno(), 65536):
             self.said += part.decode(errors="replace")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid or 0
 
     @property
     def running(self) -> bool:
