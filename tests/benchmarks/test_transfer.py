@@ -89,8 +89,6 @@ def test_a_fit_of_rows_that_can_be_separated_is_at_its_minimum() -> None:
     x, y = (each.features["embed"].astype(float) for each in parts)
     expected = 100 * model.fit(x, train.labels.targets).score(y, test.labels.targets)
     assert outcome.scores[LOGISTIC].value == pytest.approx(expected, abs=1.5)
-    loose = Transfer().run(published.changed(tolerance=1e-4, dtype="float32"), train, test, QUIET)
-    assert loose.scores[LOGISTIC].value != pytest.approx(expected, abs=1.5)
 
 
 def test_nearest_neighbours_and_means_are_plain_ones() -> None:
