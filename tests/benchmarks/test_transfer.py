@@ -185,6 +185,6 @@ def test_the_suite_runs_on_the_embedded_data(
     (stored,) = read_records(tmp_path / "records")[0]
     assert stored.record.protocol.id == "transfer_drawings.demo@2+penalties=1.0,100.0"
     tables = Section([stored], EMBEDDED).tables()
-    variant = "variant demo, penalties=1.0,100.0"
+    variant = "variant demo, revision 2, penalties=1.0,100.0"
     assert [t.title for t in tables[:3]] == [f"Transfer, {variant}: {c}" for c in (LOGISTIC, KNN, NCM)]
     assert main(["transfer", encoder, str(small_data), *where, "--dataset", "food101"]) == 2
