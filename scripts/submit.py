@@ -147,7 +147,10 @@ class SubmittedCommand(Checkpointable):
         log_file = environment.paths.stderr
         for command in self.commands:
             self._tell("running", log_file)
-            self.process = subprocess.Popen(_on_this_node(command, environment), env=self._environment())  # noqa: S603
+            # What it prints goes to the log that `submit status` names: the reason of a failure may be there.
+            self.process = subprocess.Popen(  # noqa: S603
+                _on_this_node(command, environment), env=self._environment(), stdout=2
+            )
             # Popen.wait() would hold its lock when the signal comes, and `checkpoint` could not wait for the end.
             while (code := self.process.poll()) is None:
                 time.sleep(0.2)
