@@ -40,6 +40,7 @@ from results.command_line import log_device
 from results.errors import is_out_of_memory
 from results.files import DISK_FULL, make_folder, write_file
 from results.schema import (
+    LONGEST_NAME,
     DatasetRef,
     EncoderCard,
     Hardware,
@@ -154,7 +155,10 @@ def load(encoder: str | Path | nn.Module | Encoder, name: str | None = None, fac
     """The encoder, on the CPU; a module stays where it is (see `benchmarks.encoders.load`)."""
     from benchmarks.encoders.load import load_encoder
 
-    return load_encoder(encoder, name, facts)
+    loaded = load_encoder(encoder, name, facts)
+    if len(loaded.card.name) > LONGEST_NAME:
+        raise InputError(f"the encoder's name has more than {LONGEST_NAME} characters; give it a shorter one: --name")
+    return loaded
 
 
 def prepare(

@@ -91,6 +91,9 @@ class Architecture(Frozen):
     )
 
 
+LONGEST_NAME = 500  # characters of an encoder's name: pictures and pages show it whole
+
+
 class EncoderCard(Frozen):
     """What an encoder is and how its input must look.
 

@@ -29,6 +29,7 @@ from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
 from results.errors import InputError, without_control
 from results.files import make_folder, write_file, write_pair
 from results.schema import (
+    LONGEST_NAME,
     SCHEMA_VERSION,
     DatasetRef,
     EncoderCard,
@@ -248,6 +249,8 @@ def _read(path: Path) -> StoredRecord | BadRecord:
                 path, f"written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION}): update"
             )
         record = Record.model_validate(raw)
+        if len(record.encoder.name) > LONGEST_NAME:
+            return BadRecord(path, f"the encoder's name has more than {LONGEST_NAME} characters")
         return StoredRecord(path, record, tuple(_faults(path, raw, record)))
     except ValidationError as error:
         first = error.errors()[0]
@@ -383,7 +386,9 @@ def packed(outcomes: Mapping[str, NDArray[Any]]) -> bytes:
         arrays[name] = _ranks(name, array) if name.startswith("decision/") else array
     columns = [name for name in arrays if name.startswith(COLUMN_PREFIXES)]
     for name in reversed(columns):
-        same = next(other for other in columns if np.array_equal(arrays[other], arrays[name]))
+        same = next(
+            o for o in columns if o == name or np.array_equal(arrays[o], arrays[name])
+        )  # nan differs from itself
         if same != name:
             del arrays[name]
             columns.remove(name)

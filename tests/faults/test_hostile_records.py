@@ -146,7 +146,7 @@ CASES |= {
 
 def sparse(folder: Path) -> None:
     path = write_record(folder / "records", record(card("net"), KNN, OUTCOMES), OUTCOMES)
-    (side,) = path.parent.glob("*.npz")
+    side = path.parent / str(json.loads(path.read_text("utf-8"))["outcomes_file"])
     with side.open("r+b") as file:
         file.truncate(1 << 40)
 

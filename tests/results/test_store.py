@@ -449,3 +449,12 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.chmod(0)
     assert "Permission denied" in read_records(tmp_path)[1][0].reason
+
+
+def test_a_record_of_nan_is_written_and_one_with_an_endless_name_is_not_read(tmp_path: Path) -> None:
+    outcomes = {"correct/a": np.full(4, np.nan), "correct/b": np.full(4, np.nan)}
+    assert packed(outcomes) == packed(dict(reversed(outcomes.items())))
+    path = write_record(tmp_path, record(card("a" * 501), KNN, OUTCOMES), OUTCOMES)
+    read = read_record(path)
+    assert isinstance(read, BadRecord)
+    assert "more than 500 characters" in read.reason
