@@ -135,3 +135,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert "is not a writable folder (" in error
     assert f"choose another with {flag}" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_endless_name_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="more than 500 characters; give it a shorter one: --name"):
+        load("pixels", name="a" * 501)

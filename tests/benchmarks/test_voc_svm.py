@@ -28,6 +28,13 @@ def run(asked: Protocol, train: Split, test: Split) -> Outcome:
     return VocSvm().run(asked, train, test, RunOptions(device="cpu", progress=False))
 
 
+def test_the_solver_stays_on_the_cpu_where_the_features_came_from_a_gpu() -> None:
+    train, test = splits(embed=20)
+    asked = protocol(costs=(1.0,))
+    on_gpu = VocSvm().run(asked, train, test, RunOptions(device="cuda", progress=False))
+    assert on_gpu.scores == run(asked, train, test).scores
+
+
 def with_labels(split: Split, **changes: object) -> Split:
     return Split(replace(split.labels, **changes), split.features)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pretrain import distributed
 from pretrain.mechanism import Batch, ProjectedEncoder
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
@@ -105,6 +106,25 @@ def test_split_batch_norm_with_shuffling_hides_which_key_shares_statistics_with_
     # with the statistics of the whole batch the order cannot matter
     whole = build(tiny())
     assert torch.allclose(copy.deepcopy(whole.encoder_k)(images), whole.keys(images), atol=1e-10)
+
+
+def test_ranks_exchange_shuffled_images_in_half_precision_where_the_encoder_reads_them_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchanged = []
+
+    def gather(part: torch.Tensor) -> torch.Tensor:
+        exchanged.append(part.dtype)
+        return torch.cat([part, part])
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", gather)
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda *_, **__: None)
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            own, _ = distributed.shuffle(torch.randn(4, 3, 2, 2), torch.Generator().manual_seed(0))
+        assert own.shape == (4, 3, 2, 2)
+    assert exchanged == [torch.bfloat16, torch.float32]
 
 
 def test_v1_and_v2_heads() -> None:
