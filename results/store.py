@@ -386,9 +386,8 @@ def packed(outcomes: Mapping[str, NDArray[Any]]) -> bytes:
         arrays[name] = _ranks(name, array) if name.startswith("decision/") else array
     columns = [name for name in arrays if name.startswith(COLUMN_PREFIXES)]
     for name in reversed(columns):
-        same = next(
-            o for o in columns if o == name or np.array_equal(arrays[o], arrays[name])
-        )  # nan differs from itself
+        # Itself by name: an array with nan does not equal itself.
+        same = next(other for other in columns if other == name or np.array_equal(arrays[other], arrays[name]))
         if same != name:
             del arrays[name]
             columns.remove(name)
