@@ -21,7 +21,7 @@ MODULES = (svm, knn, heads, logistic, features, decoders, pretrain, gpu)
 # Seconds that each entry is planned to take on two cores with AVX2, baselines included.
 PLANNED = {
     "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 70, "knn-faiss": 70, "linear-grid": 50, "extract": 60,
-    "extract-bf16": 60, "logistic": 70, "few-shot": 10, "decoders": 12, "views": 12, "frozen": 25, "dense": 20,
+    "extract-bf16": 60, "logistic": 75, "few-shot": 10, "decoders": 12, "views": 12, "frozen": 25, "dense": 20,
     "pretrain-step": 75, "moco-overhead": 30, "augment": 5, "end-to-end": 80,
     "gpu-step": 20, "gpu-augment": 20, "gpu-extract": 20, "gpu-extract-vit": 40, "gpu-knn": 60,
 }  # fmt: skip
