@@ -5,8 +5,8 @@ do not share is switched by itself, or with those that it cannot be without, and
 of them too; where they are many, one after the other and once more in reverse. `python -m results explain` reads the
 records.
 
-For `why` the first protocol is that of a published figure. What remains between the figure and the encoder's score
-under its own protocol is no matter of settings.
+For `why` the first protocol is that of a published figure. Settings do not explain what remains between the figure and
+the encoder's score under that protocol.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _tied(a: Protocol, b: Protocol, fields: Fields, steps: Sequence[Step]) -> se
 
 
 def _fewest(steps: Sequence[Step], holds: Callable[[list[Step]], bool]) -> list[Step]:
-    """Steps of which none can be left out without that it no longer holds."""
+    """Some of the steps for which it still holds, as few as that one less would not do."""
     kept, smaller = list(steps), True
     while smaller:
         smaller = False
