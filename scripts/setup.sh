@@ -29,13 +29,32 @@ fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
+pinned() { # the lines of the lock for the packages named
+    local name
+    for name; do sed -n "/^$name==/,/# via/p" "requirements/$set_name.txt"; done
+}
+
 echo "setup: installing requirements/$set_name.txt into .venv"
-# A few packages are only published as sources. They are built with the locked setuptools, which is therefore installed
-# first: with build isolation pip would fetch whatever setuptools is newest, past the hashes of the lock.
-sed -n '/^setuptools==/,/# via/p' "requirements/$set_name.txt" >.venv/setuptools.txt
+# A few packages are only published as sources. They are built with the locked setuptools: with build isolation pip would
+# fetch whatever setuptools is newest, past the hashes of the lock.
+pinned setuptools >.venv/setuptools.txt
 pip install --no-deps --require-hashes --only-binary=:all: -r .venv/setuptools.txt
+if [ "$set_name" = transfer ]; then
+    # They are built where torch cannot be seen: mmcv would compile operators that nothing here uses, with a C++
+    # standard that is too old for this torch.
+    rm -rf .venv/build
+    .venv/bin/python -m venv --without-pip .venv/build
+    mkdir -p .venv/build/wheels
+    pinned setuptools packaging >.venv/build/tools.txt
+    pinned antlr4-python3-runtime fvcore onedl-mmcv onedl-mmsegmentation >.venv/build/sources.txt
+    pip --python .venv/build/bin/python install --no-deps --require-hashes --only-binary=:all: -r .venv/build/tools.txt
+    pip --python .venv/build/bin/python wheel --no-deps --require-hashes --no-build-isolation \
+        --wheel-dir .venv/build/wheels -r .venv/build/sources.txt
+    pip install --no-deps --no-index --only-binary=:all: .venv/build/wheels/*.whl
+    rm -rf .venv/build
+fi
 # Each lock is complete, so pip has nothing to resolve: --no-deps keeps out what a lock leaves out (opencv-python).
-pip install --no-deps --require-hashes --no-build-isolation -r "requirements/$set_name.txt"
+pip install --no-deps --require-hashes --only-binary=:all: -r "requirements/$set_name.txt"
 
 case $set_name in
 core)

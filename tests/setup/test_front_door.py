@@ -88,19 +88,24 @@ def test_setup_refuses_in_one_sentence(tmp_path: Path, python: str, sentence: st
     assert re.search(sentence, refused.stderr)
 
 
-@pytest.mark.parametrize("lock", ["core", "dev", "transfer"])
-def test_setup_builds_sources_with_the_locked_setuptools(tmp_path: Path, lock: str) -> None:
-    """Every install demands hashes, and none isolates its builds, for which pip would fetch any newer setuptools."""
-    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    (tmp_path / "scripts").mkdir()
-    script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
-    python = tmp_path / ".venv/bin/python"
+def setup_calls(folder: Path, lock: str) -> list[str]:
+    """What scripts/setup.sh asks of the environment's Python, without doing it."""
+    shutil.copytree(ROOT / "requirements", folder / "requirements")
+    (folder / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
+    python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    python.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n')
     python.chmod(0o755)
     done = run("bash", script, lock, env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
-    first, *others = [line for line in (tmp_path / "calls").read_text().splitlines() if " install " in line]
+    return (folder / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize("lock", ["core", "dev", "transfer"])
+def test_setup_demands_hashes_and_isolates_no_build(tmp_path: Path, lock: str) -> None:
+    """With isolation pip would fetch any newer setuptools, past the lock."""
+    first, *others = [line for line in setup_calls(tmp_path, lock) if " install " in line]
     assert "--only-binary=:all:" in first
     assert "--require-hashes" in first
     only = (tmp_path / first.rpartition("-r ")[2]).read_text()
@@ -111,4 +116,16 @@ def test_setup_builds_sources_with_the_locked_setuptools(tmp_path: Path, lock: s
     assert any(f"-r requirements/{lock}.txt" in line for line in others)
     for line in others:
         assert "--no-build-isolation" in line or "--only-binary=:all:" in line
-        assert "--require-hashes" in line or "--editable ." in line
+        assert "--require-hashes" in line or "--editable ." in line or "--no-index" in line
+
+
+def test_sources_are_built_from_the_lock_where_torch_cannot_be_seen(tmp_path: Path) -> None:
+    """Beside torch mmcv compiles operators, which takes minutes or fails, and which nothing here uses."""
+    lines = setup_calls(tmp_path, "transfer")
+    (build,) = (line for line in lines if " wheel " in line)
+    before, _, after = build.partition(" wheel ")
+    assert "--python .venv/build/bin/python" in before
+    assert "--require-hashes" in after
+    assert "--no-build-isolation" in after
+    into = [line.rpartition("-r ")[2] for line in lines if "--python .venv/build/bin/python install" in line]
+    assert into == [".venv/build/tools.txt"]
