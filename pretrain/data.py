@@ -298,7 +298,7 @@ def _listed(path: Path) -> Files:
     for line in filter(None, map(str.strip, lines)):
         named = line if is_image(line) else line.rsplit(maxsplit=1)[0]
         if not is_image(named):
-            raise InputError(f"{path}: {line!r} names no image ({', '.join(sorted(SUFFIXES))}); correct the line")
+            raise InputError(f"{path}: {line[:200]!r} names no image ({', '.join(sorted(SUFFIXES))}); correct the line")
         names.append(named)
     if not names:
         raise InputError(f"{path} lists no image; write one path per line")

@@ -7,17 +7,26 @@ import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MOST_SHOWN = 1600  # characters of a line
+
 
 class InputError(Exception):
     """The user's input cannot be used.
 
     The message names the file or flag, the fault and the remedy. Commands print it and exit with code 2. Lines after
-    the first list the accepted forms.
+    the first list the accepted forms. Of a line longer than `MOST_SHOWN` characters, such as one that quotes a damaged
+    file, the middle is left out.
     """
 
     def __init__(self, message: str) -> None:
         # torch raises an exception of a loader's worker again, with the worker's whole traceback as its text.
-        super().__init__(message.rpartition("InputError: ")[2].strip())
+        text = message.rpartition("InputError: ")[2].strip()
+        super().__init__("\n".join(map(_without_middle, text.split("\n"))))
+
+
+def _without_middle(line: str) -> str:
+    """The line, or its beginning (file and fault) and its end (the remedy)."""
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 400]} … {line[-397:]}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

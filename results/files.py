@@ -216,13 +216,22 @@ def read_bytes(file: Path, most: int = MAX_LIST) -> bytes:
     """The content of a file that may be anybody's.
 
     Raises:
+        OSError: see `require_size`.
+    """
+    require_size(file, most)
+    return file.read_bytes()
+
+
+def require_size(file: Path, most: int = MAX_LIST) -> None:
+    """Check that a path is a file with content, of which all can be read.
+
+    Raises:
         OSError: not a regular file, or one of more than `most` bytes.
     """
     require_regular(file)
     size = file.stat().st_size
     if size > most:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}", str(file))
-    return file.read_bytes()
 
 
 def read_text(file: Path, most: int = MAX_LIST) -> str:

@@ -88,7 +88,10 @@ def read_nyu(folder: Path, split: str) -> Labels:
     for number, line in enumerate(read_lines(file), start=1):
         fields = line.split()
         if len(fields) != 3 or not all(name.lstrip("/") for name in fields[:2]):
-            raise InputError(f"{file} line {number}: expected an image, a depth map and a focal length, found {line!r}")
+            raise InputError(
+                f"{file} line {number}: expected an image, a depth map and a focal length, found {line[:200]!r}; "
+                "restore the list"
+            )
         pairs.append((fields[0].lstrip("/"), fields[1].lstrip("/")))
     pairs.sort()
     images, depths = [image for image, _ in pairs], [depth for _, depth in pairs]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError, Labels
-from results.files import PathList, make_folder, read_bytes, read_text, require_regular, write_file
+from results.files import PathList, make_folder, read_bytes, read_text, require_regular, require_size, write_file
 
 log = logging.getLogger(__name__)
 
@@ -464,6 +464,8 @@ def fingerprint(labels: Labels) -> str:
     try:
         sizes = _file_sizes(list(path_strings(labels.paths)), batches)
         digest.update(sizes.tobytes())
+        for annotation in labels.annotations:
+            require_size(annotation)
         for content in (*map(Path, batches), *labels.annotations):
             require_regular(content)
             with content.open("rb") as opened:

@@ -105,7 +105,10 @@ def _read_class(file: Path, ids: list[str]) -> NDArray[np.int8]:
     values: dict[str, int] = {}
     for number, fields in enumerate(_read_fields(file), start=1):
         if len(fields) != 2 or fields[1] not in _VALUES:
-            raise InputError(f"{file} line {number}: expected an image id and 1, 0 or -1, found {' '.join(fields)!r}")
+            found = " ".join(fields)[:200]
+            raise InputError(
+                f"{file} line {number}: expected an image id and 1, 0 or -1, found {found!r}; restore the file"
+            )
         id = fields[0]
         if id not in known:
             raise InputError(f"{file} line {number}: image {id} is not in the split's list; restore the file")

@@ -184,7 +184,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "flipped bits": other(flipped),
 }
 QUICK = (("COCO json", "10**400 for numbers"), ("VOC xml", "a pipe"), ("groups json", "lists for numbers"),
-         ("mask", "flipped bits"), ("image list", "no UTF-8"), ("shard index", "a device"))  # fmt: skip
+         ("mask", "flipped bits"), ("image list", "no UTF-8"), ("shard index", "a device"),
+         ("VOC xml", "a terabyte"), ("NYU list", "open brackets"))  # fmt: skip
 
 
 def damaged(kind: str, damage: str) -> Callable[[Path], None]:
