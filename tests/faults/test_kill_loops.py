@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ small_heads = detection.small_heads  # a fixture
 
 KILLS = int(os.environ.get("KILLS", "20"))  # of each job in `make test-faults`
 QUICK_KILLS = 3
+LONGEST = 600  # seconds of one job on a busy machine; one that takes longer hangs, and shows where
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 JOBS = {
     "features": ["knn"],
@@ -78,18 +80,24 @@ def kill_loop(job: Callable[[], object], folder: Path, seed: str, kills: int = K
     """Kill a job at random moments, so many times; after each time that it comes to its end, it begins anew.
 
     The job runs in a child that shares what is imported, so that the moments lie in its own work. At last it ends.
+
+    The moments lie within the shortest of its runs from the beginning: on a busy machine the first may take far longer
+    than the others, which would nearly all end.
     """
     started = time.monotonic()
     assert run_for(job, None, ranks)
     seconds = time.monotonic() - started
     shutil.rmtree(folder)
-    moments, killed, ended = random.Random(seed), 0, 0
+    moments, killed, ended, anew = random.Random(seed), 0, 0, True
     while killed < kills:
+        started = time.monotonic()
         if run_for(job, moments.uniform(0, seconds), ranks):
+            seconds = min(seconds, time.monotonic() - started) if anew else seconds
             shutil.rmtree(folder)
-            ended += 1
+            ended, anew = ended + 1, True
+            assert ended <= 10 * kills, f"after {killed} kills, none of its moments comes before the end"
         else:
-            killed += 1
+            killed, anew = killed + 1, False
     assert run_for(job, None, ranks)
     print(f"{seed}: {killed} kills in {seconds:.1f} s, {ended} ends")  # noqa: T201 - pytest shows it with -rP
 
@@ -112,6 +120,7 @@ def run_for(job: Callable[[], object], seconds: float | None, ranks: int = 1) ->
         child = os.fork()
         if not child:
             try:
+                faulthandler.dump_traceback_later(LONGEST, exit=True)
                 os.environ.update(group, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if group else {}))
                 code = job()
             except BaseException:
@@ -136,6 +145,15 @@ def run_for(job: Callable[[], object], seconds: float | None, ranks: int = 1) ->
     for child in children:
         os.waitpid(child, 0)
     return False
+
+
+def test_a_job_that_hangs_ends_and_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.faults.test_kill_loops.LONGEST", 0.5)
+    with pytest.raises(AssertionError):
+        run_for(lambda: time.sleep(60), None)
+    assert "Timeout" in capfd.readouterr().err
 
 
 def arguments(command: Sequence[str], data: Path, folder: Path) -> list[str]:
