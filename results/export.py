@@ -23,7 +23,7 @@ import numpy as np
 from results.bootstrap import CONFIDENCE, RESAMPLES, Outcomes, measured_columns, replicates
 from results.errors import InputError
 from results.families import family_of
-from results.formats import Cell, Row, Table, markdown
+from results.formats import Cell, Row, Table, escape_markdown, markdown
 from results.rows import architecture_text, current, data_kind, identity, name_with_init
 from results.schema import EncoderCard, Record, Score
 from results.store import StoredRecord, measured_column, slug
@@ -288,7 +288,7 @@ def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
     facts = {
         "Architecture": architecture_text(card.architecture),
         "Pretraining": ", ".join(text for text in (card.method or "", card.pretrain_data or "", _epochs(card)) if text),
-        "Weights": f"{card.source}; sha256 `{card.weights_sha256}`",
+        "Weights": f"{card.source}; sha256 {card.weights_sha256}",
         "Input": f"{card.channels}, white is {card.value_range:g}, mean {_triple(card.mean)}, std {_triple(card.std)}",
         "Vector per image": card.embed,
         "Licence": card.licence or "not stated",
@@ -297,8 +297,8 @@ def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
     }
     lines = [
         f"---\n{yaml_text(metadata)}---\n",
-        f"# {name_with_init(card)}\n",
-        "".join(f"- **{name}**: {text}\n" for name, text in facts.items() if text),
+        f"# {escape_markdown(name_with_init(card))}\n",
+        "".join(f"- **{name}**: {escape_markdown(text)}\n" for name, text in facts.items() if text),
         "## Results\n",
         "Written by `encoder-bench export` from records; `encoder-bench verify` computes the scores again from the "
         f"outcomes of each test item. Interval: {CONFIDENCE:.0%}, {BOOTSTRAP}, or {NORMAL} where a record has no "
@@ -307,7 +307,8 @@ def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
     kinds = dict.fromkeys(data_kind(stored.record) for stored in records)
     for kind in sorted(kinds, key=lambda kind: kind.title):
         own = [stored for stored in records if data_kind(stored.record) == kind]
-        lines += [f"### {kind.title}\n", *([kind.line + "\n"] if kind.line else []), markdown(_results_table(own))]
+        lines += [f"### {escape_markdown(kind.title)}\n", *([escape_markdown(kind.line) + "\n"] if kind.line else [])]
+        lines.append(markdown(_results_table(own)))
     return "\n".join(lines)
 
 

@@ -158,17 +158,26 @@ def _one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys, but tab and end of line
 FORMULA = re.compile(r"[=+\-@\t\r]")  # a cell that begins so is run as a formula by spreadsheets
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def csv_text(rows: pd.DataFrame) -> str:
-    """Rows as CSV. A text that a spreadsheet would run as a formula gets an apostrophe in front, a number does not."""
+    """Rows as CSV, without control characters.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, a number does not.
+    """
     quoted = rows.copy()
     for name in rows.columns:
         if rows[name].dtype == "string":
             quoted[name] = rows[name].map(_unformula, na_action="ignore").astype("string")
-    return quoted.to_csv(index=False, lineterminator="\n")
+    return without_control(quoted.to_csv(index=False, lineterminator="\n"))
+
+
+def without_control(text: str) -> str:
+    """The text, of any number of lines, with a blank in place of each control character."""
+    return CONTROL.sub(" ", text)
 
 
 def _unformula(text: str) -> str:

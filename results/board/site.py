@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from results.errors import InputError
-from results.formats import Cell, Row, Table
+from results.formats import Cell, Row, Table, without_control
 from results.noise import NOISE_LINE
 from results.plot_style import EncoderStyles
 from results.published import Figure
@@ -237,7 +237,7 @@ def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, 
         lstrip_blocks=True,
     )  # fmt: skip
     styles = (report / "style.css", FOLDER / "board.css")
-    return environment.get_template(template).render(
+    page = environment.get_template(template).render(
         title=title,
         links=links or {},
         style="".join(path.read_text(encoding="utf-8") for path in styles),
@@ -245,3 +245,4 @@ def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, 
         policy=" ".join(f"'sha256-{digest}'" for digest in digests),
         **values,
     )
+    return without_control(page)

@@ -25,7 +25,7 @@ from results.compare.correlations import (
 )
 from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
-from results.formats import Cell, Row, Table, cell_text
+from results.formats import Cell, Row, Table, cell_text, without_control
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
 from results.plot_style import EncoderStyles, encoder_key
 from results.plots import (
@@ -98,7 +98,7 @@ def report_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         title=TITLE,
         lines=(SPREAD_LINE, NOISE_LINE, ORIGIN_LINE),
         tabs=[(name, title, own) for name, title in TABS.items() if (own := [p for p in filled if p.tab == name])],
@@ -110,6 +110,7 @@ def report_html(
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return without_control(page)
 
 
 def _choices(sections: Sequence[Section]) -> list[tuple[str, str]]:

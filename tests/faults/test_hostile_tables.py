@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 # `encoder-bench explain` measures; what reads records alone is the command of `python -m results`, whose `verify` asks
 # for no declared protocol.
-QUICK_COMMANDS = ("zoo-page", "lint", "diff", "correlations", "export index")
+QUICK_COMMANDS = ("zoo-page", "lint", "diff", "correlations", "tables csv", "board", "export index", "export card")
 
 
 def companions(folder: Path) -> None:
@@ -130,6 +131,9 @@ def run(name: str, codes: tuple[int, ...] = (0, 1, 2, 3)) -> None:
     assert code in codes, Path("said").read_text(encoding="utf-8")
 
 
+RUNS = re.compile(rb"(\]\(|(href|src|action|data)\s*=\s*[\"']?)\s*javascript:", re.IGNORECASE)
+
+
 def markup(folder: Path) -> list[str]:
     """The files with markup or escape codes of a record. JSON and YAML are data, which hold any text."""
     found = []
@@ -137,11 +141,13 @@ def markup(folder: Path) -> list[str]:
         if path.is_symlink() or not path.is_file() or path.suffix == ".npz" or R in path.parts[len(folder.parts) :]:
             continue
         content = path.read_bytes()
+        if content.startswith(b"---\n"):  # the front matter of a model card, which is YAML
+            content = content.partition(b"\n---\n")[2]
         if path.suffix != ".png" and b"\x1b" in content:
             found.append(f"{path}: an escape code")
         if path.suffix in (".md", ".html", ".svg", ".tex") and b"<script>document.title" in content:
             found.append(f"{path}: a script")
-        if path.suffix in (".md", ".html", ".svg") and b'"javascript:' in content:
+        if path.suffix in (".md", ".html", ".svg") and RUNS.search(content):
             found.append(f"{path}: a link that runs")
     return found
 

@@ -122,5 +122,7 @@ def test_a_csv_runs_nothing_in_a_spreadsheet_and_keeps_its_numbers() -> None:
     found = pd.read_csv(io.StringIO(csv_text(rows)), dtype=str, keep_default_na=False)
     assert found["text"].tolist() == ["'=1+2", "'+A1", "'-cmd|x", "'@SUM(A1)", "'\tx", "net", "-0.5", "+3", "1e-3"]
     assert set(found["table"]) == {"'=t"}
+    coloured = tables_frame([Table("t", (), ("a", "b"), (Row("r", (Cell(text="\x1b[31mred\x9b"),)),))])
+    assert pd.read_csv(io.StringIO(csv_text(coloured)))["text"].tolist() == [" [31mred "]
     numbers = tables_frame([Table("t", (), ("a", "b"), (Row("r", (Cell(-1.5, 0.25),)),))])
     assert pd.read_csv(io.StringIO(csv_text(numbers)))["value"].tolist() == [-1.5]
