@@ -35,7 +35,17 @@ from numpy.typing import NDArray
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
-from benchmarks.task import FeatureTask, ImageTask, InputError, Items, Labels, NotApplicableError, Outcome, RunOptions
+from benchmarks.task import (
+    FeatureTask,
+    ImageTask,
+    InputError,
+    Items,
+    Labels,
+    NotApplicableError,
+    Outcome,
+    RunOptions,
+    one_bar,
+)
 from results.command_line import log_device
 from results.errors import is_out_of_memory
 from results.files import DISK_FULL, make_folder, write_file
@@ -748,12 +758,19 @@ def _bench_one(
             runs.append(run)
         else:
             yield Attempt(name, run.protocol.id, "cached", primary_score(record))
-    try:
-        extract(runs)
-    except Exception as error:  # runs that read these features fail with the same error; the others can go on
-        log.error("features of %s: %s", name, "out of memory" if is_out_of_memory(error) else error)
-    for group in _by_pass(runs):
-        yield from _measured(group)
+    suite = len(runs) > 1 and all(run.task.suite for run in runs)  # other tasks draw bars for their steps and epochs
+    with one_bar(_images(runs), f"measuring {name}", show=options.progress and suite) as advance:
+        try:
+            extract(runs)
+        except Exception as error:  # runs that read these features fail with the same error; the others can go on
+            log.error("features of %s: %s", name, "out of memory" if is_out_of_memory(error) else error)
+        for group in _by_pass(runs):
+            yield from _measured(group)
+            advance(_images(group))
+
+
+def _images(runs: Sequence[Run]) -> int:
+    return sum(len(run.train) + len(run.test) for run in runs)
 
 
 def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:

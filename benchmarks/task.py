@@ -13,6 +13,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -22,6 +23,7 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from results.errors import InputError as InputError  # the name under which benchmarks import it
 from results.schema import Params, Protocol, Record, Score
@@ -191,10 +193,63 @@ class Outcome:
 SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
+class _Bar:
+    """Counts images in a bar of a terminal, or in a line of the log every half a minute."""
+
+    def __init__(self, description: str) -> None:
+        self.description, self.done, self.total, self.told = description, 0, 0, time.monotonic()
+        self.drawn = tqdm(desc=description, leave=False, total=0, unit="img") if sys.stderr.isatty() else None
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.drawn is not None:
+            self.drawn.update(count)
+        elif time.monotonic() - self.told > SECONDS_BETWEEN_LOG_LINES:
+            self.told = time.monotonic()
+            log.info("%s: %d of %d images", self.description, self.done, self.total)
+
+    def grow(self, total: int) -> None:
+        self.total += total
+        if self.drawn is not None:
+            self.drawn.total = self.total
+            self.drawn.refresh()
+
+
+_open_bar: _Bar | None = None
+
+
+@contextmanager
+def one_bar(total: int, description: str, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """One bar for all that is done within it; gives the function that moves it by so many images.
+
+    Within a bar, `one_bar` makes that one longer, and `progress` states its description in it.
+    """
+    global _open_bar
+    if not show:
+        yield lambda count: None
+    elif _open_bar is not None:
+        _open_bar.grow(total)
+        yield _open_bar.advance
+    else:
+        _open_bar = bar = _Bar(description)
+        bar.grow(total)
+        try:
+            with logging_redirect_tqdm() if bar.drawn is not None else nullcontext():
+                yield bar.advance
+        finally:
+            _open_bar = None
+            if bar.drawn is not None:
+                bar.drawn.close()
+
+
 def progress(
     items: Iterable[ItemT], description: str, *, total: int | None = None, show: bool = True
 ) -> Iterator[ItemT]:
     """Yields the items and says how far it is."""
+    if show and _open_bar is not None and _open_bar.drawn is not None:
+        _open_bar.drawn.set_postfix_str(description)
+        yield from items
+        return
     if not show or sys.stderr.isatty():
         yield from tqdm(items, desc=description, total=total, leave=False, disable=not show)
         return

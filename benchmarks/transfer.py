@@ -196,7 +196,7 @@ class Transfer(FeatureTask[TransferParams]):
         targets, classes = train.labels.targets, len(train.labels.classes)
         outcome = Outcome(seeds=(SPLIT_SEED,))
         began = time.perf_counter()
-        fits, facts = _fit(params, train, options)
+        fits, facts = _fit(params, train, options, protocol.dataset)
         outcome.runs.append(facts)
         outcome.timing["fit"] = time.perf_counter() - began
         columns: dict[str, Callable[[], NDArray[Any]]] = {
@@ -227,7 +227,7 @@ def _blocks(count: int, scores: int) -> Iterator[slice]:
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
 
 
-def _fit(params: TransferParams, train: Split, options: RunOptions) -> tuple[Fits, dict[str, Any]]:
+def _fit(params: TransferParams, train: Split, options: RunOptions, name: str) -> tuple[Fits, dict[str, Any]]:
     import torch
 
     from benchmarks.solvers.logistic import fit_logistic
@@ -245,7 +245,7 @@ def _fit(params: TransferParams, train: Split, options: RunOptions) -> tuple[Fit
         dtype=torch.float64 if params.dtype == "float64" else torch.float32,
         tolerance=params.tolerance,
         max_iterations=params.max_iterations,
-        track=lambda passes, about: progress(passes, about, show=options.progress),
+        track=lambda passes, about: progress(passes, f"{name}: {about}", show=options.progress),
     )
     path = fit(costs, sample_rows=kept)
     values = _validated(path, rows, targets, held, params.scored_by)

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from benchmarks.features.shards import (
     widened,
     write_json,
 )
-from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, StoredFormat, progress
+from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, StoredFormat, one_bar
 from results.files import DISK_FULL
 from results.schema import Geometry, canonical_sha256
 
@@ -190,30 +190,31 @@ class FeatureStore:
                 f"the features need {gib(needed)} in {self.root}, but only {gib(free)} are free; free disk space, or "
                 "set --features to another disk"
             )
-        # One bar over all passes, as of the many data sets of a suite.
-        total = sum(each.batches for each in passes)
-        ticks = progress(range(total), passes[0].label, show=self.options.progress) if len(passes) > 1 else None
-        for each in passes:
-            each.ticks = ticks
-            try:
-                each.run()
-            except OSError as error:
-                if error.errno in _READ_ONLY:
-                    raise InputError(
-                        f"cannot write {error.filename or self.root} ({error.strerror}); set --features to a folder "
-                        "that you may write"
-                    ) from error
-                if error.errno not in DISK_FULL:
-                    if self.root not in Path(str(error.filename)).parents:
-                        raise
-                    raise InputError(
-                        f"cannot use {error.filename} ({error.strerror}); remove the folder {each.folder}"
-                    ) from error
-                left = sum(part.bytes_to_write() for part in each.parts.values())
+        total = sum(len(shard_rows(shard, each.rows)) for each in passes for shard in each.incomplete())
+        with one_bar(total, passes[0].label, show=self.options.progress) as advance:
+            for each in passes:
+                self._run(each, advance)
+
+    def _run(self, each: ExtractionPass, advance: Callable[[int], None]) -> None:
+        try:
+            each.run(advance)
+        except OSError as error:
+            if error.errno in _READ_ONLY:
                 raise InputError(
-                    f"{self.root} is full, and the features of {each.request.encoder.card.name} need {gib(left)} more; "
-                    "free disk space and run the same command again, finished shards are kept"
+                    f"cannot write {error.filename or self.root} ({error.strerror}); set --features to a folder "
+                    "that you may write"
                 ) from error
+            if error.errno not in DISK_FULL:
+                if self.root not in Path(str(error.filename)).parents:
+                    raise
+                raise InputError(
+                    f"cannot use {error.filename} ({error.strerror}); remove the folder {each.folder}"
+                ) from error
+            left = sum(part.bytes_to_write() for part in each.parts.values())
+            raise InputError(
+                f"{self.root} is full, and the features of {each.request.encoder.card.name} need {gib(left)} more; "
+                "free disk space and run the same command again, finished shards are kept"
+            ) from error
 
     def bytes_to_write(self, requests: Iterable[FeatureRequest]) -> dict[str, int]:
         """Disk space that `fill` would need, by file name of the output."""
@@ -305,17 +306,22 @@ class ExtractionPass:
         self.rows = len(request.images)
         self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
         self.label = f"features of {request.encoder.card.name}"
-        self.batches = sum(
-            -(-len(shard_rows(shard, self.rows)) // self.batch_size)
-            for shard in range(next(iter(parts.values())).shards)
-        )
-        self.ticks: Iterator[int] | None = None  # of a bar that several passes share
+        self.advance: Callable[[int], None] = lambda images: None  # moves a progress bar
         self.missing: dict[int, Outputs] = {}  # shard -> the outputs that it lacks
         self.unreadable: dict[int, dict[int, str]] = defaultdict(dict)  # shard -> row -> reason
         self.written: dict[int, int] = defaultdict(int)  # shard -> number of rows
 
-    def run(self) -> None:
-        """Return when every shard is on disk, whichever process computed it."""
+    def incomplete(self) -> list[int]:
+        """Shards that lack an output."""
+        return [shard for shard in range(next(iter(self.parts.values())).shards) if self._missing_outputs(shard)]
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Return when every shard is on disk, whichever process computed it.
+
+        Args:
+            advance: is told of so many more images.
+        """
+        self.advance = advance
         self.folder.mkdir(exist_ok=True)
         if not (self.folder / "ids.json").is_file():
             meta = {
@@ -338,13 +344,12 @@ class ExtractionPass:
         for part in self.parts.values():
             part.allocate()
         reader = Reader(request.images.paths, request.geometry, strict=self.options.strict)
-        shards = range(next(iter(self.parts.values())).shards)
         announced = False
         with (
             extractor(request.encoder, request.geometry, request.outputs, request.precision) as extract,
             ThreadPoolExecutor(1) as writer,
         ):
-            while missing := [shard for shard in shards if self._missing_outputs(shard)]:
+            while missing := self.incomplete():
                 if not self._extract_free_shards(missing, claims, reader, extract, writer):
                     if not announced:
                         log.info("%s: waiting for other processes", self.label)
@@ -361,11 +366,8 @@ class ExtractionPass:
         read = read_batches(
             reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders
         )
-        total = sum(-(-len(shard_rows(shard, self.rows)) // self.batch_size) for shard in shards)
-        show = self.options.progress and self.ticks is None
-        for batch in progress(read, self.label, total=total, show=show):
-            if self.ticks is not None:
-                next(self.ticks, None)
+        for batch in read:
+            self.advance(batch.stop - batch.start)
             outputs = self.missing[shard_of(batch.start)]
             vectors = extract(batch.images, outputs) if batch.readable else {}
             # In a thread of its own, so that the model waits for neither the device's answer nor the disk.

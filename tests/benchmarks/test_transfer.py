@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestCentroid
+from tqdm import tqdm
 
+from benchmarks import task
 from benchmarks.__main__ import main, time_text
 from benchmarks.evaluate import Attempt
 from benchmarks.registry import find_protocol
@@ -21,6 +24,7 @@ from results.bootstrap import replicates
 from results.rows import EMBEDDED
 from results.store import read_records
 from results.tables import Section
+from tests.benchmarks.datasets.test_transfer_sets import aircraft, dtd, food101, pets
 from tests.builders import bare_labels, bare_split
 
 QUIET = RunOptions(device="cpu", progress=False)
@@ -188,3 +192,34 @@ def test_the_suite_runs_on_the_embedded_data(
     variant = "variant demo, revision 2, penalties=1.0,100.0"
     assert [t.title for t in tables[:3]] == [f"Transfer, {variant}: {c}" for c in (LOGISTIC, KNN, NCM)]
     assert main(["transfer", encoder, str(small_data), *where, "--dataset", "food101"]) == 2
+
+
+def test_all_sets_run_under_one_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = []
+
+    class Recorded(tqdm):  # type: ignore[type-arg]  # generic in stubs only
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if not self.disable:
+                drawn.append(self)
+
+        def close(self) -> None:
+            self.ended = self.n, self.total
+            super().close()
+
+    monkeypatch.setattr(task, "tqdm", Recorded)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    root = tmp_path / "data"
+    for write in (aircraft, dtd, food101, pets):
+        write(root)
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
+    fast = ["--set", "penalties=1,100", "--set", "k=1"]
+    assert main(["transfer", "random:resnet18-w8-k3-nopool:0", str(root), *where, *fast]) == 0
+    assert "time: " in capsys.readouterr().out
+    sets = {stored.record.dataset.id for stored in read_records(tmp_path / "records")[0]}
+    assert sets == {"aircraft", "dtd", "food101", "pets"}
+    (bar,) = drawn
+    images = 6 + 6 + 6 + 8
+    assert bar.ended == (2 * images, 2 * images)  # once for the features and once for the classifiers
