@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -66,6 +67,13 @@ def test_a_zoo_page_takes_a_name_with_quotes_and_needs_no_name_to_say_what_it_ne
     done = run("make", "--no-print-directory", "-n", "zoo-page", f"NAME={name.replace('$', '$$')}", cwd=ROOT)
     assert ["--encoder", name] == shlex.split(done.stdout.splitlines()[-1])[-2:]
     assert "--encoder" not in planned("zoo-page")
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
+    own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for env, policy in ((own, "passive"), ({**own, "OMP_WAIT_POLICY": "active"}, "active")):
+        shown = run("make", "-s", "--eval", "shown: ; @printenv OMP_WAIT_POLICY", "shown", cwd=ROOT, env=env)
+        assert shown.stdout.split() == [policy]
 
 
 @pytest.mark.parametrize(
