@@ -218,7 +218,7 @@ test-fast: $(CORE) $(DEV) ## the tests that take seconds
 	$(TEST) --ignore tests/faults -m "not slow and not nightly"
 test: setup-dev setup-transfer ## everything: set up, lint, types, and all tests
 	@$(MAKE) lint types
-	$(TEST) --ignore tests/faults -m "not nightly"
+	$(TEST) -m "not nightly and not faults"
 test-nightly: setup-dev setup-transfer ## what takes minutes on real weights or on all of the demo's data
 	$(TEST) --ignore tests/faults -m nightly
 test-gpu: $(CORE) $(DEV) ## the tests of what runs on a GPU, on the GPU of this machine and on a simulated one

@@ -53,6 +53,14 @@ def test_every_script_of_a_target_is_there(target: str) -> None:
     assert [s for s in scripts if not (ROOT / s).is_file()] == []
 
 
+def test_make_test_runs_a_quick_part_of_the_fault_injection() -> None:
+    (line,) = (line for line in planned("test").splitlines() if "-m pytest" in line)
+    assert "--ignore" not in line
+    assert shlex.split(line)[-2:] == ["-m", "not nightly and not faults"]
+    (whole,) = (line for line in planned("test-faults").splitlines() if "-m pytest" in line)
+    assert whole.endswith(" tests/faults")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["benchmarks", "results"])
 def test_every_command_of_a_target_is_known(package: str) -> None:
