@@ -13,11 +13,9 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,40 +32,18 @@ from benchmarks.low_shot_sets import (
     stacked_problems,
 )
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
-from benchmarks.svm_common import (
-    ADAPTIVE,
-    ADAPTIVE_POOLING,
-    COSTS_DEMO,
-    COSTS_FSSB,
-    COSTS_MMSELFSUP,
-    COSTS_VISSL,
-    DEMO_WARP,
-    FIXED_POOLING,
-    FSSB,
-    MMSELFSUP,
-    RESIZE_THEN_WARP,
-    SOLVER_DEVICE,
-    TOLERANCE_FSSB,
-    VISSL,
-    WARP,
-    PooledOutputs,
-    SvmParams,
-    check_labels,
-    layers,
-    one_hot,
-    usable_outputs,
-)
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from benchmarks.svm_common import VARIANTS, PooledOutputs, SvmParams, check_labels, usable_outputs
+from benchmarks.task import FEATURE_MAPS, FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.schema import Counts, Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmarks.solvers.gram import Gram
-    from benchmarks.solvers.svm import SubsetRows
+    from benchmarks.solvers.svm import SubsetModels
 
 log = logging.getLogger("benchmarks")
 
+ScoreT = TypeVar("ScoreT")
 Floats = NDArray[np.float64]
 Selection = Literal["oracle", "fixed", "heldout"]
 SELECTIONS: Mapping[Selection, str] = {
@@ -76,7 +52,6 @@ SELECTIONS: Mapping[Selection, str] = {
     "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
 }
 MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read. At most `gram.DENSE_ROWS`
-_MODELS_TOGETHER = 32  # scored at once
 
 
 class LowShotParams(SvmParams):
@@ -117,80 +92,75 @@ K = (1, 2, 4, 8, 16, 32, 64, 96)  # 96: VOC07 trainval has 96 images with sheep
 
 def _protocol(
     variant: str,
-    costs: tuple[float, ...],
-    source: Source,
     *,
+    like: str | None = None,
     benchmark: str = "voc07_low_shot_svm",
     dataset: str = "voc2007",
     train_split: str = "trainval",
     test_split: str = "test",
-    geometry: Geometry = RESIZE_THEN_WARP,
-    outputs: PooledOutputs = FIXED_POOLING,
+    source: Source | None = None,
+    geometry: Geometry | None = None,
+    outputs: PooledOutputs | None = None,
     index_sets: Literal["seeded", "files"] = "seeded",
     k: tuple[int, ...] = K,
     primary_k: int | None = None,
-    tolerance: float = 1e-5,
-    revision: int = 1,
 ) -> Protocol:
+    """The low-shot protocol of a variant (or `like` one), with what differs from the full SVM's."""
+    shared = VARIANTS[like or variant]
     return Protocol.of(
-        LowShotParams(costs=costs, outputs=outputs, k=k, index_sets=index_sets, tolerance=tolerance),
+        LowShotParams(
+            costs=shared.costs,
+            outputs=outputs or shared.outputs,
+            k=k,
+            index_sets=index_sets,
+            tolerance=shared.tolerance,
+        ),
         benchmark=benchmark,
         variant=variant,
-        revision=revision,
+        revision=shared.revision,
         harness="low-shot-svm",
         dataset=dataset,
         train_split=train_split,
         test_split=test_split,
-        geometry=geometry,
+        geometry=geometry or shared.geometry,
         primary=column(primary_k or k[-1], "oracle"),
         metric="mAP (precision envelope)",
         selection="layer and one cost per k with the best mean mAP on test (oracle); mean over the sets",
-        source=source,
+        source=source or shared.source,
     )
 
 
 PROTOCOLS = (
-    _protocol("mmselfsup", COSTS_MMSELFSUP, MMSELFSUP),
-    _protocol("vissl", COSTS_VISSL, VISSL, geometry=WARP),  # its low-shot configuration skips the resize to 256
-    _protocol("fssb", COSTS_FSSB, FSSB, index_sets="files", tolerance=TOLERANCE_FSSB, revision=2),
-    _protocol("adaptive", COSTS_MMSELFSUP, ADAPTIVE, outputs=ADAPTIVE_POOLING),
-    _protocol(
-        "fssb",
-        COSTS_FSSB,
-        FSSB,
-        benchmark="places205_low_shot_svm",
-        dataset="places205",
-        train_split="train",
-        test_split="val",
-        tolerance=TOLERANCE_FSSB,
-        revision=2,
-    ),
+    _protocol("mmselfsup"),
+    # Its low-shot configuration skips the resize to 256.
+    _protocol("vissl", geometry=Geometry(mode="warp", resize=0, crop=224)),
+    _protocol("fssb", index_sets="files"),
+    _protocol("adaptive"),
+    _protocol("fssb", benchmark="places205_low_shot_svm", dataset="places205", train_split="train", test_split="val"),
     _protocol(
         "embed",
-        COSTS_MMSELFSUP,
-        Source(
+        like="mmselfsup",
+        benchmark="imagefolder_low_shot_svm",
+        dataset="imagefolder",
+        train_split="train",
+        test_split="val",
+        source=Source(
             repository="this project",
             note="places205_low_shot_svm.fssb@1 on any ImageFolder, on the pooled vector alone, with the costs of "
             "mmselfsup and the crop of kNN and linear_stored, which read the same features; k that leave a class no "
             "image outside the set are left out, which the id shows",
         ),
-        benchmark="imagefolder_low_shot_svm",
-        dataset="imagefolder",
-        train_split="train",
-        test_split="val",
         geometry=Geometry(mode="shorter", resize=256, crop=224),
         outputs={"embed": None},
         primary_k=8,
     ),
     _protocol(
         "demo",
-        COSTS_DEMO,
-        Source(
+        source=Source(
             repository="this project",
             note="voc07_low_shot_svm.adaptive@1 on the embedded scenes, at their size, on the pooled vector alone, "
             "four costs and k up to 64",
         ),
-        geometry=DEMO_WARP,
         outputs={"embed": None},
         k=K[:-1],  # at 96 nearly all negatives of the scenes are drawn, and the five sets hardly differ
     ),
@@ -291,15 +261,15 @@ class LowShotSvm(FeatureTask[LowShotParams]):
             draws = draw_sets(train.labels, k=params.k, sets=params.sets, seed=params.seed)
         few = train.labels.targets.ndim == 2 and len(train.labels) <= MANY_IMAGES
         problems = list(stacked_problems(train.labels.targets, draws, STACK_VALUES if few else 1))
-        targets = one_hot(test.labels).T
+        targets = test.labels.one_hot().T
 
         outcome = Outcome(seeds=(params.seed,))
         began = time.perf_counter()
         ticks = progress(range(len(names) * len(problems)), protocol.id, show=options.progress)
         results: dict[str, LayerResult] = {}
         for name in names:
-            rows = _rows(train.features[name], test.features[name], few)
-            results[name] = _measure(rows, problems, targets, params, lambda: next(ticks, None))
+            layer = _Layer(train.features[name], test.features[name], few, params)
+            results[name] = _measure(layer, problems, targets, lambda: next(ticks, None))
         next(ticks, None)  # closes the bar
         measured = time.perf_counter()
 
@@ -308,8 +278,8 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         _report(params, results, choices, train.labels.classes, len(test.labels), drawn, outcome)
         for name in dict.fromkeys(choice.layer for choice in choices):
             of_layer = [choice for choice in choices if choice.layer == name]
-            rows = _rows(train.features[name], test.features[name], few)
-            _add_models(outcome, rows, problems, of_layer, targets, params)
+            layer = _Layer(train.features[name], test.features[name], few, params)
+            _add_models(outcome, layer, problems, of_layer, targets)
         _add_sets(outcome, draws)
         outcome.timing = {"fit and score": measured - began, "models": time.perf_counter() - measured}
         outcome.runs.append({"index_sets": params.index_sets, "sets": params.sets, "sha256": sets_sha256(draws)})
@@ -317,26 +287,6 @@ class LowShotSvm(FeatureTask[LowShotParams]):
 
 
 # ---- training and scoring --------------------------------------------------------------------------------------------
-
-
-def solve_problems(
-    part: Gram, problems: Problems, costs: Sequence[float], params: LowShotParams
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields (index into `costs`, (g, m, n) coefficients) on the Gram matrices `part` of the problems."""
-    import torch
-
-    from benchmarks.solvers.squared_hinge import solve_costs
-
-    positive = torch.from_numpy(problems.positive).to(part.shift.device)
-    signs = torch.where(positive, 1.0, -1.0).double()
-    weights = torch.where(positive, params.positive_weight, params.negative_weight).double()
-    yield from solve_costs(part, signs, weights, costs, tolerance=params.tolerance)
-
-
-def _rows(train: NDArray[np.float32], test: NDArray[np.float32], few: bool) -> SubsetRows:
-    from benchmarks.solvers.svm import AllPairs, DrawnRows
-
-    return (AllPairs if few else DrawnRows)(train, test, SOLVER_DEVICE)
 
 
 @dataclass(frozen=True)
@@ -371,19 +321,51 @@ class LayerResult:
             return np.nanmean(np.nanmean(self.heldout, -1), 0)
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Features of one layer; `few` training images' inner products are all kept."""
+
+    train: NDArray[np.float32]
+    test: NDArray[np.float32]
+    few: bool
+    params: LowShotParams
+
+    def fit(
+        self,
+        problems: Sequence[Problems],
+        costs: Sequence[Sequence[float]],
+        score: Callable[[Problems, Iterator[SubsetModels]], ScoreT],
+    ) -> Iterator[ScoreT]:
+        """Yields `score(problems, models)` of all problems, see `fit_subsets`."""
+        from benchmarks.solvers.svm import fit_subsets
+
+        params = self.params
+        weights = params.positive_weight, params.negative_weight
+        return fit_subsets(
+            self.train, self.test, problems, costs, score,
+            class_weights=weights, tolerance=params.tolerance, all_pairs=self.few,
+        )  # fmt: skip
+
+
 def _measure(
-    rows: SubsetRows,
-    stacks: Sequence[Problems],
-    targets: NDArray[np.int8],
-    params: LowShotParams,
-    stack_done: Callable[[], object],
+    layer: _Layer, stacks: Sequence[Problems], targets: NDArray[np.int8], stack_done: Callable[[], object]
 ) -> LayerResult:
     """Average precisions of every set, k, cost and class; `targets` are the (C, N) labels of the test images."""
-    from benchmarks.solvers.svm import map_on_cores
-
+    params = layer.params
     result = LayerResult.empty(params, len(targets))
-    work = partial(_measure_stack, rows, targets, params)
-    for problems, (test, heldout) in zip(stacks, map_on_cores(work, stacks, SOLVER_DEVICE), strict=True):
+
+    def score(problems: Problems, models: Iterator[SubsetModels]) -> tuple[Floats, Floats]:
+        """(3, costs, g, m) average precisions on test and (costs, g, m) on the compared images."""
+        shape = (len(params.costs), *problems.classes.shape)
+        test, heldout = np.zeros((3, *shape)), np.zeros(shape)
+        for found in models:
+            ap = average_precisions(found.test, targets[problems.classes])
+            test[:, found.costs] = ap.envelope, ap.step, ap.eleven_point
+            heldout[found.costs] = average_precisions(found.compared, problems.compared_labels).envelope
+        return test, heldout
+
+    scores = layer.fit(stacks, [params.costs] * len(stacks), score)
+    for problems, (test, heldout) in zip(stacks, scores, strict=True):
         cell = problems.draw.index, params.k.index(problems.draw.k)
         result.test[(slice(None), *cell)][..., problems.classes] = test
         result.heldout[cell][:, problems.classes] = heldout
@@ -391,38 +373,12 @@ def _measure(
     return result
 
 
-def _measure_stack(
-    rows: SubsetRows, targets: NDArray[np.int8], params: LowShotParams, problems: Problems
-) -> tuple[Floats, Floats]:
-    """(3, costs, g, m) average precisions on test and (costs, g, m) on the compared images."""
-    import torch
-
-    part = rows.gram(problems.images)
-    path = solve_problems(part, problems, params.costs, params)
-    count, m = problems.classes.shape
-    test, heldout = np.zeros((3, len(params.costs), count, m)), np.zeros((len(params.costs), count, m))
-    while solved := list(islice(path, max(1, _MODELS_TOGETHER // m))):
-        costs = [cost for cost, _ in solved]
-        betas = torch.cat([beta for _, beta in solved], 1)
-        found = rows.decisions(part, betas, problems.images, problems.compared)
-        # From (g, costs m, images) to (costs, g, m, images).
-        on_test, on_compared = (
-            values.reshape(count, len(costs), m, values.shape[-1]).swapaxes(0, 1)
-            for values in (found.test, found.train)
-        )
-        ap = average_precisions(on_test, targets[problems.classes])
-        test[:, costs] = ap.envelope, ap.step, ap.eleven_point
-        heldout[costs] = average_precisions(on_compared, problems.compared_labels).envelope
-    return test, heldout
-
-
 def _add_models(
     outcome: Outcome,
-    rows: SubsetRows,
+    layer: _Layer,
     stacks: Sequence[Problems],
     choices: Sequence[Choice],
     targets: NDArray[np.int8],
-    params: LowShotParams,
 ) -> None:
     """Solve one layer's chosen costs again, for the models and for what each test image contributes to the scores.
 
@@ -431,52 +387,37 @@ def _add_models(
     """
     import torch
 
-    from benchmarks.solvers.svm import map_on_cores
+    sets, classes = layer.params.sets, len(targets)
+    costs = {k: sorted({choice.cost for choice in choices if choice.k == k}) for k in layer.params.k}
+    influences = {(k, cost): np.zeros(targets.shape[1]) for k in costs for cost in costs[k]}
 
-    costs = {k: sorted({choice.cost for choice in choices if choice.k == k}) for k in params.k}
-    influences = {(k, cost): np.zeros(targets.shape[1]) for k in params.k for cost in costs[k]}
-    work = partial(_solve_chosen, rows, costs, targets, params)
-    for problems, found in zip(stacks, map_on_cores(work, stacks, SOLVER_DEVICE), strict=True):
+    def score(problems: Problems, models: Iterator[SubsetModels]) -> dict[float, tuple[Tensor, Floats]]:
+        """Cost -> (g, m, D + 1) float32 weights, the intercept last, and (N,) influence summed over the classes."""
+        scored = {}
+        for found in models:
+            for i, weights, decisions in zip(found.costs, found.weights(), found.test, strict=True):
+                influence = np.zeros(targets.shape[1])
+                for place, c in np.ndenumerate(problems.classes):
+                    influence += envelope_influence(decisions[place], targets[c])
+                scored[costs[problems.draw.k][i]] = weights, influence
+        return scored
+
+    stacks = [replace(problems, compared=np.zeros(0, np.int64)) for problems in stacks if costs[problems.draw.k]]
+    scores = layer.fit(stacks, [costs[problems.draw.k] for problems in stacks], score)
+    for problems, found in zip(stacks, scores, strict=True):
         k, index = problems.draw.k, problems.draw.index
         for cost, (weights, influence) in found.items():
             key = f"{choices[0].layer}/k={k}/cost={cost:g}"
             if f"{key}/weight" not in outcome.tensors:
-                outcome.tensors[f"{key}/weight"] = torch.zeros(params.sets, len(targets), weights.shape[-1] - 1)
-                outcome.tensors[f"{key}/bias"] = torch.zeros(params.sets, len(targets))
+                outcome.tensors[f"{key}/weight"] = torch.zeros(sets, classes, weights.shape[-1] - 1)
+                outcome.tensors[f"{key}/bias"] = torch.zeros(sets, classes)
             outcome.tensors[f"{key}/weight"][index, problems.classes] = weights[..., :-1]
             outcome.tensors[f"{key}/bias"][index, problems.classes] = weights[..., -1]
-            influences[k, cost] += influence / (params.sets * len(targets))
+            influences[k, cost] += influence / (sets * classes)
     for choice in choices:
         name = column(choice.k, choice.selection)
-        score = (outcome.scores[name].value or 0.0) / 100
-        outcome.items[f"pseudo_value/{name}"] = pseudo_values(score, influences[choice.k, choice.cost])
-
-
-def _solve_chosen(
-    rows: SubsetRows,
-    costs: Mapping[int, Sequence[float]],
-    targets: NDArray[np.int8],
-    params: LowShotParams,
-    problems: Problems,
-) -> dict[float, tuple[Tensor, Floats]]:
-    """Cost -> (g, m, D + 1) float32 weights, the intercept last, and (N,) influence summed over the classes."""
-    import torch
-
-    chosen = costs[problems.draw.k]
-    if not chosen:
-        return {}
-    part = rows.gram(problems.images)
-    places = [part.rows(place) for place in range(len(problems.images))]
-    order, betas = zip(*solve_problems(part, problems, chosen, params), strict=True)
-    decisions = rows.decisions(part, torch.cat(betas, 1), problems.images, np.zeros(0, np.int64)).test
-    found = {}
-    for i, beta, of_cost in zip(order, betas, np.split(decisions, len(betas), axis=1), strict=True):
-        weights = [of.weights(of_place).float().cpu() for of, of_place in zip(places, beta, strict=True)]
-        influence = np.zeros(targets.shape[1])
-        for place, c in np.ndenumerate(problems.classes):
-            influence += envelope_influence(of_cost[place], targets[c])
-        found[chosen[i]] = torch.stack(weights), influence
-    return found
+        value = (outcome.scores[name].value or 0.0) / 100
+        outcome.items[f"pseudo_value/{name}"] = pseudo_values(value, influences[choice.k, choice.cost])
 
 
 def _add_sets(outcome: Outcome, draws: Sequence[Draw]) -> None:
@@ -507,7 +448,7 @@ def choose(results: Mapping[str, LayerResult], params: LowShotParams) -> list[Ch
     The layer is the one of feature1 … feature5, or of all outputs where there is none of them, with the highest mean
     over k of the selection's criterion: test mAP for `oracle`, mAP outside the sets for the others.
     """
-    candidates = layers(tuple(results)) or list(results)
+    candidates = [name for name in results if name in FEATURE_MAPS] or list(results)
     fixed = np.full(len(params.k), params.costs.index(params.fixed_cost))
     choices = []
     for selection in SELECTIONS:

@@ -1,11 +1,10 @@
-"""Shared parts of the two SVM benchmarks: params, pooled outputs, published costs and sources, and checks."""
+"""What the full and the low-shot SVM share: the variants of their sources, their params, and checks of their splits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
@@ -14,49 +13,76 @@ from results.errors import first_few
 from results.schema import Geometry, Params, Source
 
 _CHUNK_ROWS = 4096
-# Newton's steps wait for a decision about every problem, thousands of times in a protocol. On a GPU each is a stall,
-# and the matrices are small. The encoder's passes, which take most of the time, run on the GPU.
-SOLVER_DEVICE = "cpu"
-
 PooledOutputs = dict[str, Pooling | None]
-FIXED_POOLING: PooledOutputs = {**FIXED_224, "embed": None}
-ADAPTIVE_POOLING: PooledOutputs = {**ADAPTIVE_GRIDS, "embed": None}
-
+_FIXED_POOLING: PooledOutputs = {**FIXED_224, "embed": None}
+_ADAPTIVE_POOLING: PooledOutputs = {**ADAPTIVE_GRIDS, "embed": None}
+_RESIZE_THEN_WARP = Geometry(mode="warp", resize=256, crop=224)
 _POWERS = tuple(0.5**n for n in range(4, 20))
-COSTS_MMSELFSUP = (1.0, 10.0, 100.0, *_POWERS)
-COSTS_VISSL = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
-COSTS_FSSB = (*(float(f"1e{n}") for n in range(-7, 3)), *_POWERS)
-COSTS_DEMO = (0.01, 0.1, 1.0, 10.0)  # every decade between the extremes that were ever chosen on the embedded scenes
-
-RESIZE_THEN_WARP = Geometry(mode="warp", resize=256, crop=224)
-WARP = Geometry(mode="warp", resize=0, crop=224)
-DEMO_WARP = Geometry(mode="warp", resize=0, crop=96)
-
-MMSELFSUP = Source(
-    repository="open-mmlab/mmselfsup",
-    revision="0.x@6faad81",
-    note="tools/benchmarks/classification/svm_voc07: LinearSVC, squared hinge, L2, class weight 1:2 -1:1, 3-fold "
-    "cross-validation, envelope AP; best layer of the page chosen on test",
-)
-VISSL = Source(
-    repository="facebookresearch/vissl",
-    revision="09270ed",
-    note="vissl/utils/svm_utils and configs/config/benchmark: cost base -1 disables the powers",
-)
-FSSB = Source(
-    repository="facebookresearch/fair_self_supervision_benchmark",
-    revision="1e5d165",
-    note="tools/svm and its guide: costs 1e-7 to 1e2 by decades and 0.5^4 to 0.5^19",
-)
-ADAPTIVE = Source(
-    repository="this project",
-    note="costs of mmselfsup 0.x on adaptive grids of 12, 6, 4, 3 and 2, for any encoder and size",
-)
 
 
-# At FSSB's lowest costs a model is hardly more than a mean of all images, and decisions of images differ by less than
-# 1e-5 of its norm: at the usual tolerance their ranks could still change (by 0.03 AP and more for a class of 14).
-TOLERANCE_FSSB = 1e-8
+@dataclass(frozen=True)
+class Variant:
+    """What the full and the low-shot protocol of one source share."""
+
+    source: Source
+    costs: tuple[float, ...]
+    geometry: Geometry = _RESIZE_THEN_WARP
+    outputs: PooledOutputs = field(default_factory=lambda: _FIXED_POOLING)
+    tolerance: float = 1e-5
+    revision: int = 1
+
+
+MMSELFSUP = Variant(
+    Source(
+        repository="open-mmlab/mmselfsup",
+        revision="0.x@6faad81",
+        note="tools/benchmarks/classification/svm_voc07: LinearSVC, squared hinge, L2, class weight 1:2 -1:1, 3-fold "
+        "cross-validation, envelope AP; best layer of the page chosen on test",
+    ),
+    (1.0, 10.0, 100.0, *_POWERS),
+)
+VARIANTS = {
+    "mmselfsup": MMSELFSUP,
+    "vissl": Variant(
+        Source(
+            repository="facebookresearch/vissl",
+            revision="09270ed",
+            note="vissl/utils/svm_utils and configs/config/benchmark: cost base -1 disables the powers",
+        ),
+        (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+    ),
+    "fssb": Variant(
+        Source(
+            repository="facebookresearch/fair_self_supervision_benchmark",
+            revision="1e5d165",
+            note="tools/svm and its guide: costs 1e-7 to 1e2 by decades and 0.5^4 to 0.5^19",
+        ),
+        (*(float(f"1e{n}") for n in range(-7, 3)), *_POWERS),
+        # At the lowest costs a model is hardly more than a mean of all images, and decisions of images differ by less
+        # than 1e-5 of its norm: at the usual tolerance their ranks could still change (by 0.03 AP and more for a class
+        # of 14).
+        tolerance=1e-8,
+        revision=2,
+    ),
+    "adaptive": Variant(
+        Source(
+            repository="this project",
+            note="costs of mmselfsup 0.x on adaptive grids of 12, 6, 4, 3 and 2, for any encoder and size",
+        ),
+        MMSELFSUP.costs,
+        outputs=_ADAPTIVE_POOLING,
+    ),
+    "demo": Variant(
+        Source(
+            repository="this project",
+            note="voc07_svm.adaptive@1 on the embedded scenes, at their size, with the last two layers and four costs",
+        ),
+        (0.01, 0.1, 1.0, 10.0),  # every decade between the extremes that were ever chosen on the embedded scenes
+        Geometry(mode="warp", resize=0, crop=96),
+        # The early layers of a small net hardly tell the scenes apart, and cost as much time as the others.
+        {name: _ADAPTIVE_POOLING[name] for name in ("feature4", "feature5", "embed")},
+    ),
+}
 
 
 class SvmParams(Params):
@@ -95,18 +121,6 @@ class SvmParams(Params):
         return {name: (name, pooling) for name, pooling in self.outputs.items()}
 
 
-def layers(names: Sequence[str]) -> list[str]:
-    """The outputs that can be the best layer: feature1 … feature5."""
-    return [name for name in names if name in FEATURE_MAPS]
-
-
-def one_hot(labels: Labels) -> NDArray[np.int8]:
-    """(N, C) int8 of 1 present, 0 absent, -1 ignored, of a single-label or a multi-label data set."""
-    if labels.targets.ndim == 2:
-        return labels.targets.astype(np.int8)
-    return (labels.targets[:, None] == np.arange(len(labels.classes))).astype(np.int8)
-
-
 def check_labels(train: Labels, test: Labels) -> None:
     """Refuse splits on which no average precision can be measured.
 
@@ -121,7 +135,7 @@ def check_labels(train: Labels, test: Labels) -> None:
             f"train and test differ in their classes ({first_few(train.classes)} against {first_few(test.classes)}): "
             "use two splits of one data set"
         )
-    without = [name for name, has in zip(test.classes, (one_hot(test) == 1).any(0), strict=True) if not has]
+    without = [name for name, has in zip(test.classes, (test.one_hot() == 1).any(0), strict=True) if not has]
     if without:
         raise InputError(
             f"the test split has no image with {first_few(without)}, so that average precision is undefined: "

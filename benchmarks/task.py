@@ -139,6 +139,12 @@ class Labels:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def one_hot(self) -> NDArray[np.int8]:
+        """(N, C) int8 of 1 present, 0 absent, -1 ignored, of a single-label or a multi-label set."""
+        if self.targets.ndim == 2:
+            return self.targets.astype(np.int8)
+        return (self.targets[:, None] == np.arange(len(self.classes))).astype(np.int8)
+
     def rows(self, rows: Sequence[int] | NDArray[np.int64]) -> Labels:
         """The labels of these rows, in this order."""
         each = len(self.annotations) == len(self)

@@ -15,31 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.solvers.average_precision import ApRule, AveragePrecisions, average_precisions
-from benchmarks.svm_common import (
-    ADAPTIVE,
-    ADAPTIVE_POOLING,
-    COSTS_DEMO,
-    COSTS_FSSB,
-    COSTS_MMSELFSUP,
-    COSTS_VISSL,
-    DEMO_WARP,
-    FIXED_POOLING,
-    FSSB,
-    MMSELFSUP,
-    RESIZE_THEN_WARP,
-    SOLVER_DEVICE,
-    TOLERANCE_FSSB,
-    VISSL,
-    PooledOutputs,
-    SvmParams,
-    check_labels,
-    layers,
-    leave_out,
-    one_hot,
-    usable_outputs,
-)
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from results.schema import Geometry, Protocol, Score, Source
+from benchmarks.svm_common import VARIANTS, SvmParams, check_labels, leave_out, usable_outputs
+from benchmarks.task import FEATURE_MAPS, FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from results.schema import Protocol, Score
 
 if TYPE_CHECKING:
     from benchmarks.solvers.svm import ClassModels
@@ -69,7 +47,7 @@ class VocSvmParams(SvmParams):
 
     def columns(self) -> tuple[str, ...]:
         """One per output, and the best of the layers where there are any."""
-        return (*self.outputs, *(("best", "best_oracle") if layers(tuple(self.outputs)) else ()))
+        return (*self.outputs, *(("best", "best_oracle") if any(name in FEATURE_MAPS for name in self.outputs) else ()))
 
     def selection(self) -> str:
         return f"cost per class by {self.folds}-fold CV on trainval"
@@ -81,49 +59,29 @@ class VocSvmParams(SvmParams):
 # ---- protocols -------------------------------------------------------------------------------------------------------
 
 
-def _protocol(
-    variant: str,
-    costs: tuple[float, ...],
-    source: Source,
-    *,
-    geometry: Geometry = RESIZE_THEN_WARP,
-    outputs: PooledOutputs = FIXED_POOLING,
-    primary: str = "best_oracle",
-    tolerance: float = 1e-5,
-    revision: int = 1,
-) -> Protocol:
+def _protocol(variant: str, *, primary: str = "best_oracle") -> Protocol:
+    shared = VARIANTS[variant]
     return Protocol.of(
-        VocSvmParams(costs=costs, outputs=outputs, tolerance=tolerance),
+        VocSvmParams(costs=shared.costs, outputs=shared.outputs, tolerance=shared.tolerance),
         benchmark="voc07_svm",
         variant=variant,
-        revision=revision,
+        revision=shared.revision,
         harness="voc-svm",
         dataset="voc2007",
         train_split="trainval",
         test_split="test",
-        geometry=geometry,
+        geometry=shared.geometry,
         primary=primary,
-        source=source,
+        source=shared.source,
     )
 
 
 PROTOCOLS = (
-    _protocol("mmselfsup", COSTS_MMSELFSUP, MMSELFSUP),
-    _protocol("vissl", COSTS_VISSL, VISSL),
-    _protocol("fssb", COSTS_FSSB, FSSB, tolerance=TOLERANCE_FSSB, revision=2),
-    _protocol("adaptive", COSTS_MMSELFSUP, ADAPTIVE, outputs=ADAPTIVE_POOLING, primary="best"),
-    _protocol(
-        "demo",
-        COSTS_DEMO,
-        Source(
-            repository="this project",
-            note="voc07_svm.adaptive@1 on the embedded scenes, at their size, with the last two layers and four costs",
-        ),
-        geometry=DEMO_WARP,
-        # The early layers of a small net hardly tell the scenes apart, and cost as much time as the others.
-        outputs={name: ADAPTIVE_POOLING[name] for name in ("feature4", "feature5", "embed")},
-        primary="embed",
-    ),
+    _protocol("mmselfsup"),
+    _protocol("vissl"),
+    _protocol("fssb"),
+    _protocol("adaptive", primary="best"),
+    _protocol("demo", primary="embed"),
 )
 
 
@@ -161,7 +119,7 @@ class VocSvm(FeatureTask[VocSvmParams]):
         params = self.params(protocol)
         names = usable_outputs(params, train, test)
         folds = assign_folds(train.labels, params)
-        positive, test_targets = one_hot(train.labels).T == 1, one_hot(test.labels).T
+        positive, test_targets = train.labels.one_hot().T == 1, test.labels.one_hot().T
 
         outcome = Outcome(timing=dict.fromkeys(("gram", "cross-validation", "refit", "test"), 0.0))
         results: dict[str, _Layer] = {}
@@ -174,7 +132,6 @@ class VocSvm(FeatureTask[VocSvmParams]):
                 folds,
                 params.costs,
                 tolerance=params.tolerance,
-                device=SOLVER_DEVICE,
                 fold_done=lambda: next(ticks, None),
             )
             began = time.perf_counter()
@@ -198,7 +155,7 @@ def assign_folds(labels: Labels, params: VocSvmParams) -> NDArray[np.int8]:
     """
     from sklearn.model_selection import StratifiedKFold
 
-    targets = one_hot(labels)
+    targets = labels.one_hot()
     fold = np.full(targets.T.shape, -1, np.int8)
     for c, name in enumerate(labels.classes):
         images = np.flatnonzero(targets[:, c] >= 0) if params.ignore_in_train == "drop" else np.arange(len(targets))
@@ -256,7 +213,7 @@ def _report(params: VocSvmParams, results: dict[str, _Layer], classes: Sequence[
                     "newton_steps": int(layer.models.newton_steps[c]),
                 }
             )
-    candidates = layers(tuple(results))
+    candidates = [name for name in results if name in FEATURE_MAPS]
     if candidates:
         best = max(candidates, key=lambda name: float(results[name].cv_ap.mean()))
         oracle = max(candidates, key=lambda name: float(results[name].ap.by(params.ap_rule).mean()))

@@ -1,5 +1,8 @@
-"""The SVMs of the two protocols: one per class on all images, its cost chosen by cross-validation; and many on drawn
-subsets of the images. The optimum of each is `squared_hinge`'s.
+"""The SVMs of the two protocols: `fit_cross_validated` trains one per class on all images, its cost chosen by
+cross-validation; `fit_subsets` trains many on drawn subsets of the images. The optimum of each is `squared_hinge`'s.
+
+Both run on the CPU unless told otherwise. Newton's steps wait for a decision about every problem, thousands of times in
+a protocol: on a GPU each is a stall, and the matrices are small.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -24,26 +27,8 @@ from benchmarks.solvers.squared_hinge import Solution, solve, solve_costs
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-def map_on_cores(work: Callable[[Item], Found], items: Sequence[Item], device: str | torch.device) -> Iterator[Found]:
-    """Yields `work(item)` in order, on as many threads as torch would use for one operation.
-
-    The products here are too small to be split well: two operations side by side use two cores better than one
-    operation on both, and do not stall when another process holds one of them. A GPU gets one piece at a time.
-    """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(items))
-    if workers < 2 or torch.device(device).type != "cpu":
-        yield from map(work, items)
-        return
-    # The number is a thread's own for OpenMP and global for MKL, so every worker sets it and it is set back here.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+_MODELS_TOGETHER = 32  # per Gram matrix, decided at once
+_Decisions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 # ---- on all images
@@ -106,7 +91,7 @@ def fit_cross_validated(
     cv_ap = np.zeros(shape[:2])
     starts = torch.zeros(shape, device=device)
     pieces = [(fold, classes) for classes in _halves(shape[1]) for fold in range(count)]
-    for (_, classes), (ap, beta) in zip(pieces, map_on_cores(work.held_out, pieces, device), strict=True):
+    for (_, classes), (ap, beta) in zip(pieces, _map_on_cores(work.held_out, pieces, device), strict=True):
         cv_ap[:, classes] += ap / count
         # An image trains in all folds but one, so this is the mean of its coefficients.
         starts[:, classes] += beta / (count - 1)
@@ -116,7 +101,7 @@ def fit_cross_validated(
     laps.append(time.perf_counter())
 
     final = partial(work.final, chosen, starts)
-    solutions = list(map_on_cores(final, _halves(len(chosen)), device))
+    solutions = list(_map_on_cores(final, _halves(len(chosen)), device))
     fold_done()
     models = rows.weights(torch.cat([solution.beta[0] for solution in solutions]))
     steps = torch.cat([solution.newton_steps[0] for solution in solutions]).cpu().numpy()
@@ -191,30 +176,102 @@ class _Work:
 # ---- on drawn subsets
 
 
+class Subset(Protocol):
+    """Binary problems that are solved together: g sets of n training images, m problems on each."""
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """(g, n) rows of the training features."""
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """(g, m, n) whether an image is a positive of the problem; else it is a negative."""
+
+    @property
+    def compared(self) -> NDArray[np.int64]:
+        """(O,) training images to decide on; the test images are always decided on."""
+
+
+SubsetT = TypeVar("SubsetT", bound=Subset)
+
+
 @dataclass(frozen=True)
-class Decisions:
-    """(g, m, images) float32 decision values."""
+class SubsetModels:
+    """The models of a subset at c of its costs.
 
-    train: NDArray[np.float32]
+    Attributes:
+        costs: c indices into the subset's costs.
+        compared: (c, g, m, O) float32 decisions on the subset's `compared` images.
+        test: (c, g, m, N) float32 decisions on the test images.
+    """
+
+    costs: list[int]
+    compared: NDArray[np.float32]
     test: NDArray[np.float32]
+    _part: Gram
+    _beta: Tensor  # (c, g, m, n)
+
+    def weights(self) -> Tensor:
+        """(c, g, m, D + 1) float32, the intercept last, for features divided by their norm."""
+        places = [self._part.rows(place) for place in range(self._beta.shape[1])]
+        return torch.stack(
+            [
+                torch.stack([rows.weights(beta).float().cpu() for rows, beta in zip(places, of_cost, strict=True)])
+                for of_cost in self._beta
+            ]
+        )
 
 
-class SubsetRows(Protocol):
-    """Where the problems on subsets take their rows from."""
+def fit_subsets(
+    train: NDArray[np.float32],
+    test: NDArray[np.float32],
+    subsets: Sequence[SubsetT],
+    costs: Sequence[Sequence[float]],
+    score: Callable[[SubsetT, Iterator[SubsetModels]], Found],
+    *,
+    class_weights: tuple[float, float],
+    tolerance: float,
+    all_pairs: bool,
+    device: str = "cpu",
+) -> Iterator[Found]:
+    """Train on subsets of (N, D) `train` features; yields `score(subset, models)` of every subset, in order.
 
-    def gram(self, images: NDArray[np.int64]) -> Gram:
-        """The stack of Gram matrices of (g, n) training images."""
+    Args:
+        costs: of each subset.
+        score: called in several threads at once. Its second argument yields the models as they are solved, a few costs
+            at a time and in an order that suits the solver.
+        class_weights: of positives and negatives, factors of the cost.
+        tolerance: see `squared_hinge.solve`.
+        all_pairs: keep the inner products of all training images with all images, for many problems on a few thousand
+            images. Otherwise only the drawn rows are read, and g must be 1.
+    """
+    rows = (_AllPairs if all_pairs else _DrawnRows)(train, test, device)
 
-    def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> Decisions:
-        """Decisions of (g, m, n) coefficients over the (g, n) training `images`.
+    def models(subset: SubsetT, its_costs: Sequence[float]) -> Iterator[SubsetModels]:
+        part = rows.gram(subset.images)
+        positive = torch.from_numpy(subset.positive).to(device)
+        signs = torch.where(positive, 1.0, -1.0).double()
+        weights = torch.where(positive, *class_weights).double()
+        path = solve_costs(part, signs, weights, its_costs, tolerance=tolerance)
+        count, m = subset.positive.shape[:2]
+        while solved := list(islice(path, max(1, _MODELS_TOGETHER // m))):
+            beta = torch.cat([of_cost for _, of_cost in solved], 1)
+            # From (g, c m, images) to (c, g, m, images).
+            compared, on_test = (
+                values.reshape(count, len(solved), m, values.shape[-1]).swapaxes(0, 1)
+                for values in rows.decisions(part, beta, subset.images, subset.compared)
+            )
+            of_costs = torch.stack([of_cost for _, of_cost in solved])
+            yield SubsetModels([cost for cost, _ in solved], compared, on_test, part, of_costs)
 
-        Args:
-            compared: the training images to decide on; the test images are always decided on.
-        """
+    def work(item: tuple[SubsetT, Sequence[float]]) -> Found:
+        return score(item[0], models(*item))
+
+    yield from _map_on_cores(work, list(zip(subsets, costs, strict=True)), device)
 
 
-class AllPairs:
-    """Keeps the inner products of all training images with all images: many problems on a few thousand images."""
+class _AllPairs:
+    """Keeps the inner products of all training images with all images."""
 
     def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32], device: str) -> None:
         rows = normalised_rows(train, device=device)
@@ -227,9 +284,11 @@ class AllPairs:
         self._device = device
 
     def gram(self, images: NDArray[np.int64]) -> Gram:
+        """The stack of Gram matrices of (g, n) training images."""
         return self._whole.select(torch.from_numpy(images).to(self._device))
 
-    def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> Decisions:
+    def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> _Decisions:
+        """(g, m, images) decisions on `compared` and on the test images of (g, m, n) coefficients over `images`."""
         train_images = len(self._whole.whole)
         start = 0 if len(compared) else train_images  # the test images alone are half the work
         cross, shifts = self._cross[:, start:], self._shift[start:]
@@ -239,11 +298,11 @@ class AllPairs:
             common = (of_place @ shift)[:, None] + part.constant * total
             found.append((of_place.float() @ cross[at]).double() + total * shifts + common)
         every = torch.stack(found).float().cpu().numpy()
-        return Decisions(every[..., compared], every[..., train_images - start :])
+        return every[..., compared], every[..., train_images - start :]
 
 
-class DrawnRows:
-    """Reads only the drawn rows: few draws from many images, g = 1."""
+class _DrawnRows:
+    """Reads only the drawn rows."""
 
     def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32], device: str) -> None:
         self._train, self._test, self._device = train, test, device
@@ -251,7 +310,7 @@ class DrawnRows:
     def gram(self, images: NDArray[np.int64]) -> Gram:
         return gram(normalised_rows(self._train[images[0]], device=self._device))
 
-    def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> Decisions:
+    def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> _Decisions:
         rows = part.rows()
         weights = rows.weights(beta[0])
         signal, constant = weights[:, :-1].float(), (weights[:, :-1] @ rows.mean + weights[:, -1]).float()
@@ -263,4 +322,27 @@ class DrawnRows:
                 found.append(functional.linear(signal, block.centred))
             return (torch.cat(found, 1) + constant[:, None]).float().cpu().numpy()[None]
 
-        return Decisions(on(self._train, compared), on(self._test, np.arange(len(self._test))))
+        return on(self._train, compared), on(self._test, np.arange(len(self._test)))
+
+
+# ---- threads
+
+
+def _map_on_cores(work: Callable[[Item], Found], items: Sequence[Item], device: str | torch.device) -> Iterator[Found]:
+    """Yields `work(item)` in order, on as many threads as torch would use for one operation.
+
+    The products here are too small to be split well: two operations side by side use two cores better than one
+    operation on both, and do not stall when another process holds one of them. A GPU gets one piece at a time.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    if workers < 2 or torch.device(device).type != "cpu":
+        yield from map(work, items)
+        return
+    # The number is a thread's own for OpenMP and global for MKL, so every worker sets it and it is set back here.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)

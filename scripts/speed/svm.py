@@ -11,7 +11,7 @@ import statistics
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluate import peak_memory_gib
-from benchmarks.low_shot_sets import NOT_DRAWN, Draw, Problems, draw_sets, stacked_problems
+from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets, stacked_problems
 from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
-from benchmarks.low_shot_svm import LowShotParams, LowShotSvm, solve_problems
+from benchmarks.low_shot_svm import LowShotParams, LowShotSvm
 from benchmarks.solvers.gram import NORM_OFFSET
-from benchmarks.solvers.svm import AllPairs, ClassModels, SubsetRows, fit_cross_validated, map_on_cores
+from benchmarks.solvers.svm import ClassModels, fit_cross_validated, fit_subsets
 from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
@@ -88,9 +88,19 @@ def measure_low_shot(name: str, dim: int, images: int = VOC07_TRAIN, sets: int =
     draws = draw_sets(_labels(targets), k=params.k, sets=params.sets, seed=params.seed)
 
     def all_fits() -> None:
-        source = AllPairs(train.features, test.features[:0], "cpu")
-        stacks = list(stacked_problems(targets, draws))
-        deque(map_on_cores(partial(_fit_stack, source, params), stacks, "cpu"), maxlen=0)
+        nothing = np.zeros(0, np.int64)  # the baseline decides on no images
+        stacks = [replace(problems, compared=nothing) for problems in stacked_problems(targets, draws)]
+        solved = fit_subsets(
+            train.features,
+            test.features[:0],
+            stacks,
+            [params.costs] * len(stacks),
+            lambda _, models: deque(models, maxlen=0),
+            class_weights=(params.positive_weight, params.negative_weight),
+            tolerance=params.tolerance,
+            all_pairs=True,
+        )
+        deque(solved, maxlen=0)
 
     products = count_products(all_fits)
     repeats = _CLASSES * sets // len(_BASELINE_CLASSES)
@@ -113,10 +123,6 @@ def _labels(targets: NDArray[np.int8]) -> Labels:
     ids = tuple(f"{i:06d}" for i in range(len(targets)))
     classes = tuple(f"class{c}" for c in range(targets.shape[1]))
     return Labels(ids, tuple(map(Path, ids)), classes, targets, tuple((i,) for i in ids))
-
-
-def _fit_stack(rows: SubsetRows, params: LowShotParams, problems: Problems) -> None:
-    deque(solve_problems(rows.gram(problems.images), problems, params.costs, params), maxlen=0)
 
 
 def _with_enough_positives(targets: NDArray[np.int8], least: int) -> NDArray[np.int8]:

@@ -24,7 +24,7 @@ CUDA_TEXT = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total 
 SOLVERS = {
     "knn": "benchmarks.solvers.exact_knn.exact_knn",
     "voc-svm": "benchmarks.solvers.svm.fit_cross_validated",
-    "low-shot-svm": "benchmarks.solvers.squared_hinge.solve_costs",
+    "low-shot-svm": "benchmarks.solvers.svm.fit_subsets",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.knn import PROTOCOLS, KnnParams
 from benchmarks.label_free import LabelFreeViews
 from benchmarks.registry import tasks
-from benchmarks.svm_common import COSTS_MMSELFSUP
+from benchmarks.svm_common import MMSELFSUP
 from results.store import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_cells_show_markup_as_it_is_and_keep_code(table_module: ModuleType) -> N
 def test_values_are_short_and_exact(table_module: ModuleType) -> None:
     assert table_module.plain((0.1, 1e-5, 3.0, True, None)) == "0.1, 1e-05, 3, yes, none"
     assert table_module.plain({"kind": "fixed", "kernel": 6, "padding": 0}) == "kind fixed, kernel 6"
-    assert table_module.plain(COSTS_MMSELFSUP) == "1, 10, 100, 0.5^4 … 0.5^19"
+    assert table_module.plain(MMSELFSUP.costs) == "1, 10, 100, 0.5^4 … 0.5^19"
     assert table_module.plain((1.0, 0.5, 0.25)) == "1, 0.5, 0.25"  # two halvings are no run
 
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from benchmarks.features.pool import AdaptivePooling, FixedPooling, GlobalAverage, pool
-from benchmarks.svm_common import ADAPTIVE_POOLING, FIXED_POOLING
+from benchmarks.svm_common import VARIANTS
 from benchmarks.task import InputError
 
 
@@ -21,14 +21,14 @@ from benchmarks.task import InputError
 )
 def test_dimensions_of_a_resnet50_at_224_pixels(layer: str, channels: int, size: int, dims: int) -> None:
     maps = torch.zeros(1, channels, size, size)
-    for poolings in (FIXED_POOLING, ADAPTIVE_POOLING):
+    for poolings in (VARIANTS[name].outputs for name in ("mmselfsup", "adaptive")):
         pooling = poolings[layer]
         assert pooling is not None
         assert pool(maps, pooling).shape == (1, dims)
 
 
 def test_the_zeros_of_the_padding_count() -> None:
-    pooled = pool(torch.ones(1, 1, 112, 112), FIXED_POOLING["feature1"]).view(12, 12)  # type: ignore[arg-type]
+    pooled = pool(torch.ones(1, 1, 112, 112), VARIANTS["mmselfsup"].outputs["feature1"]).view(12, 12)  # type: ignore[arg-type]
     assert pooled[5, 5] == 1
     assert pooled[0, 0] == pytest.approx(0.36)  # 6 x 6 of 10 x 10 lie on the map
     assert pooled[0, 5] == pytest.approx(0.6)

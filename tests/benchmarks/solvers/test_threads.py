@@ -2,11 +2,39 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.solvers.svm import map_on_cores
+from benchmarks.solvers.svm import fit_subsets
+
+ScoreT = TypeVar("ScoreT")
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """The same problem each time, with its number."""
+
+    number: int
+    images: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    compared: NDArray[np.int64]
+
+
+def map_on_cores(work: Callable[[int], ScoreT], count: int) -> list[ScoreT]:
+    """`work` of 0, 1, …, called where `fit_subsets` calls `score`."""
+    features = np.random.default_rng(0).random((6, 3), np.float32)
+    subsets = [Numbered(i, np.arange(6)[None], np.arange(6)[None, None] < 3, np.arange(0)) for i in range(count)]
+    found = fit_subsets(
+        features, features, subsets, [(1.0,)] * count, lambda subset, _: work(subset.number),
+        class_weights=(1.0, 1.0), tolerance=1e-5, all_pairs=True,
+    )  # fmt: skip
+    return list(found)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +55,12 @@ def test_results_come_in_order_from_several_threads() -> None:
         time.sleep(0.01 * (item % 2))
         return item * item
 
-    assert list(map_on_cores(work, range(6), "cpu")) == [0, 1, 4, 9, 16, 25]
+    assert map_on_cores(work, 6) == [0, 1, 4, 9, 16, 25]
     assert len(used) == 2
 
 
 def test_each_piece_has_one_thread_and_the_number_is_set_back() -> None:
-    assert list(map_on_cores(lambda _: torch.get_num_threads(), range(4), "cpu")) == [1, 1, 1, 1]
+    assert map_on_cores(lambda _: torch.get_num_threads(), 4) == [1, 1, 1, 1]
     assert torch.get_num_threads() == 2
 
 
@@ -43,10 +71,10 @@ def test_an_error_comes_through_and_the_number_is_set_back() -> None:
         return item
 
     with pytest.raises(ValueError, match="item 2"):
-        list(map_on_cores(work, range(50), "cpu"))
+        map_on_cores(work, 50)
     assert torch.get_num_threads() == 2
 
 
 def test_one_thread_works_in_place() -> None:
     torch.set_num_threads(1)
-    assert list(map_on_cores(lambda _: threading.get_ident(), range(3), "cpu")) == [threading.get_ident()] * 3
+    assert map_on_cores(lambda _: threading.get_ident(), 3) == [threading.get_ident()] * 3
