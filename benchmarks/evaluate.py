@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
@@ -60,7 +55,18 @@ from results.schema import (
     canonical_sha256,
     record_key,
 )
-from results.store import StoredRecord, find_record, read_record, record_path, refuse_newer, write_record
+from results.store import (
+    StoredRecord,
+    commit,
+    find_record,
+    machine,
+    peak_memory_gib,
+    read_record,
+    record_path,
+    refuse_newer,
+    versions,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,9 +217,16 @@ def prepare(
     train, test = found.read(protocol.train_split), found.read(protocol.test_split)
     protocol = task.adapted(protocol, train, test)
     task.check(protocol, train, test)
-    reference = _dataset_ref(protocol.dataset, train, test, embedded=is_embedded(Path(data)))
-    if not reference.embedded and _is_own(protocol, train, test):
-        folder = Path(data).resolve().name or "data"
+    reference = DatasetRef(
+        id=protocol.dataset,
+        fingerprint=canonical_sha256([fingerprint(train), fingerprint(test)]),
+        embedded=is_embedded(Path(data)),
+        train_items=len(train),
+        test_items=len(test),
+    )
+    splits = (train, protocol.train_split), (test, protocol.test_split)
+    if not reference.embedded and any(is_official(labels, protocol.dataset, name) is False for labels, name in splits):
+        folder = Path(data).resolve().name or "data"  # a split is not what the owner of the data set publishes
         reference = reference.model_copy(update={"official": False, "folder": folder})
     return Run(task, protocol, encoder, train, test, reference, options)
 
@@ -231,6 +244,29 @@ def _at_size_of(encoder: Encoder, protocol: Protocol) -> Protocol:
         return protocol
     resize = max(crop, round(before.resize * crop / before.crop)) if before.resize else 0
     return protocol.changed(geometry={"crop": crop, "resize": resize})
+
+
+def _at_precision(task: AnyTask, protocol: Protocol, options: RunOptions) -> Protocol:
+    """The protocol at this precision of the encoder, and an id that says so where it is not the protocol's own."""
+    if "precision" in protocol.params:
+        return protocol.changed(precision=options.precision)
+    if not isinstance(task, FeatureTask):
+        raise InputError(f"{protocol.id} has no --precision to choose")
+    return protocol if options.precision == "fp32" else protocol.changed(label=f"precision={options.precision}")
+
+
+def in_half_precision(protocol: Protocol, device: str) -> Protocol:
+    """A protocol in float32 at the precision that the GPU multiplies fast, as its id says.
+
+    One whose source trains in half precision is left as it is.
+    """
+    from pretrain.distributed import has_fast_bf16
+
+    if protocol.params["precision"] != "fp32":
+        return protocol
+    changed = protocol.changed(precision="bf16" if has_fast_bf16(device) else "fp16")
+    log.info("%s instead of %s on a GPU; --precision fp32 keeps the published one", changed.id, protocol.id)
+    return changed
 
 
 def cached_record(run: Run) -> Record | None:
@@ -284,10 +320,13 @@ def extract(runs: Sequence[Run]) -> None:
 
 
 @contextmanager
-def _full_disk_is_input_error() -> Iterator[None]:
-    """Turn the error of a full disk into one that names the remedy."""
+def _measuring() -> Iterator[None]:
+    """No TF32 in anything that is measured, and a full disk is an InputError that names the remedy."""
+    from pretrain.distributed import full_float32
+
     try:
-        yield
+        with full_float32():
+            yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -295,15 +334,6 @@ def _full_disk_is_input_error() -> Iterator[None]:
             f"cannot write {error.filename or 'a file'} ({error.strerror}); free disk space or choose another --out, "
             "and run the same command again"
         ) from error
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32 in anything that is measured (see `pretrain.distributed.full_float32`)."""
-    from pretrain.distributed import full_float32
-
-    with full_float32():
-        yield
 
 
 def _warn_of_slow_bf16(runs: Sequence[Run]) -> None:
@@ -323,8 +353,7 @@ def _warn_of_slow_bf16_on(device: str, protocol: str) -> None:
                     "--precision fp32", protocol, device)  # fmt: skip
 
 
-@_full_disk_is_input_error()
-@_full_float32()
+@_measuring()
 def measure(runs: Sequence[Run]) -> list[Record]:
     """Measure runs of one encoder and write their records.
 
@@ -454,55 +483,19 @@ def _with_features(run: Run) -> tuple[Run, Any, Any]:
     train, test = FeatureStore(run.options).get(feature_requests(run))
     missing = len(run.train) - len(train.labels) + len(run.test) - len(test.labels)
     if missing:
-        reference = _dataset_ref(run.dataset.id, train.labels, test.labels, embedded=run.dataset.embedded)
-        reference = reference.model_copy(update={"official": run.dataset.official, "folder": run.dataset.folder})
+        found = {
+            "fingerprint": canonical_sha256([fingerprint(train.labels), fingerprint(test.labels)]),
+            "train_items": len(train.labels),
+            "test_items": len(test.labels),
+        }
         run = replace(
             run,
             protocol=run.protocol.changed(label=f"unreadable={missing}"),
-            dataset=reference,
+            dataset=run.dataset.model_copy(update=found),
             train=train.labels,
             test=test.labels,
         )
     return run, train, test
-
-
-def _at_precision(task: AnyTask, protocol: Protocol, options: RunOptions) -> Protocol:
-    """The protocol at this precision of the encoder, and an id that says so where it is not the protocol's own."""
-    if "precision" in protocol.params:
-        return protocol.changed(precision=options.precision)
-    if not isinstance(task, FeatureTask):
-        raise InputError(f"{protocol.id} has no --precision to choose")
-    return protocol if options.precision == "fp32" else protocol.changed(label=f"precision={options.precision}")
-
-
-def in_half_precision(protocol: Protocol, device: str) -> Protocol:
-    """A protocol in float32 at the precision that the GPU multiplies fast, as its id says.
-
-    One whose source trains in half precision is left as it is.
-    """
-    from pretrain.distributed import has_fast_bf16
-
-    if protocol.params["precision"] != "fp32":
-        return protocol
-    changed = protocol.changed(precision="bf16" if has_fast_bf16(device) else "fp16")
-    log.info("%s instead of %s on a GPU; --precision fp32 keeps the published one", changed.id, protocol.id)
-    return changed
-
-
-def _is_own(protocol: Protocol, train: Labels, test: Labels) -> bool:
-    """Whether a split is not what the owner of the data set publishes."""
-    splits = ((train, protocol.train_split), (test, protocol.test_split))
-    return any(is_official(labels, protocol.dataset, split) is False for labels, split in splits)
-
-
-def _dataset_ref(name: str, train: Labels, test: Labels, *, embedded: bool) -> DatasetRef:
-    return DatasetRef(
-        id=name,
-        fingerprint=canonical_sha256([fingerprint(train), fingerprint(test)]),
-        embedded=embedded,
-        train_items=len(train),
-        test_items=len(test),
-    )
 
 
 def resolve_device(device: str) -> str:
@@ -540,23 +533,21 @@ def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
         write_file(path.with_suffix(".heads.safetensors"), save(outcome.tensors))
     for name, png in outcome.pictures.items():
         write_file(path.with_suffix(f".{name}.png"), png)
-    items = {**outcome.items, **_test_items(run.test)} if outcome.items else None
+    items = None
+    if outcome.items:  # with what paired comparisons need to know of the test items
+        groups = run.test.groups
+        items = {
+            **outcome.items,
+            "targets": run.test.targets,
+            "ids": np.array(run.test.ids),
+            "group_offsets": np.array([0, *accumulate(map(len, groups))], dtype=np.int64),
+            "group_members": np.array([source for sources in groups for source in sources]),
+        }
     path = write_record(options.records, record, items)
     log.info("wrote %s", path)
     stored = read_record(path)
     assert isinstance(stored, StoredRecord)  # it was written a moment ago
     return stored.record  # with standard errors and the name of the outcomes file
-
-
-def _test_items(test: Labels) -> dict[str, NDArray[Any]]:
-    """What paired comparisons need to know of the test items."""
-    offsets = [0, *accumulate(len(sources) for sources in test.groups)]
-    return {
-        "targets": test.targets,
-        "ids": np.array(test.ids),
-        "group_offsets": np.array(offsets, dtype=np.int64),
-        "group_members": np.array([source for sources in test.groups for source in sources]),
-    }
 
 
 def _record(run: Run, outcome: Outcome | None, error: str | None, started: float) -> Record:
@@ -582,6 +573,17 @@ def _record(run: Run, outcome: Outcome | None, error: str | None, started: float
     )
 
 
+def hardware(device: str) -> Hardware:
+    """This machine's processor, memory, and GPU where the run used one."""
+    if not device.startswith("cuda"):
+        return machine()
+    import torch
+
+    from pretrain.distributed import float32_kind
+
+    return machine(torch.cuda.get_device_name(device), float32_kind())
+
+
 def primary_score(record: Record) -> str:
     """The primary column's score, for a log line."""
     column = record.protocol.resolved.primary
@@ -589,76 +591,6 @@ def primary_score(record: Record) -> str:
     if score is None or score.value is None:
         return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
     return f"{column} {score.value:.2f}{score.unit}"
-
-
-# ---- where a number comes from: library versions, commit, hardware; no host name, no path ----------------------------
-
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu", "timm", "pillow")
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Python's and the installed libraries'."""
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def commit() -> str | None:
-    """The checkout's commit, with `+changes` where tracked files differ from it; None outside a git checkout."""
-    root = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-
-    try:
-        revision = git("rev-parse", "HEAD")
-        return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def hardware(device: str) -> Hardware:
-    """This machine's processor, memory, and GPU where the run used one."""
-    gpu = float32 = None
-    if device.startswith("cuda"):
-        import torch
-
-        from pretrain.distributed import float32_kind
-
-        gpu, float32 = torch.cuda.get_device_name(device), float32_kind()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware(cpu=_cpu(), cores=cores, memory_gib=round(memory, 1), gpu=gpu, float32=float32)
-
-
-@cache
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory_gib() -> float:
-    """The largest resident set that this process has had.
-
-    Linux hands what getrusage says on to the programs that a process starts; the high-water mark in /proc begins anew.
-    """
-    status = Path("/proc/self/status")
-    for line in status.read_text(encoding="ascii").splitlines() if status.is_file() else ():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 2**20, 3)
-    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 # ---- many encoders and protocols -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from results.command_line import parse
 from results.errors import InputError, print_error
 from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
 from results.schema import canonical_sha256 as sha256
-from results.store import write_record
+from results.store import commit, versions, write_record
 
 if TYPE_CHECKING:
     from pretrain.cost import Cost
@@ -81,7 +81,7 @@ def _table(costs: list[Cost]) -> str:
 
 def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
     """One record: a column per ratio to the first mechanism, a run per mechanism."""
-    from benchmarks.evaluate import commit, hardware, versions
+    from benchmarks.evaluate import hardware
 
     first = costs[0]
     selection = f"median of {options.steps} steps"

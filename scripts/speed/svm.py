@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluate import peak_memory_gib
 from benchmarks.low_shot_sets import NOT_DRAWN, Draw, draw_sets, stacked_problems
 from benchmarks.low_shot_svm import PROTOCOLS as LOW_SHOT
 from benchmarks.low_shot_svm import LowShotParams, LowShotSvm
@@ -28,6 +27,7 @@ from benchmarks.solvers.svm import ClassModels, fit_cross_validated, fit_subsets
 from benchmarks.task import Labels
 from benchmarks.voc_svm import PROTOCOLS as VOC_SVM
 from benchmarks.voc_svm import VocSvm, VocSvmParams, assign_folds
+from results.store import peak_memory_gib
 
 from .measurement import Entries, Shape, SpeedEntry, count_products, entry, limit_of, timed
 
