@@ -19,6 +19,7 @@ class Family:
         grid: a protocol may be a grid, whose cells have records of their own that the grid's record sums up.
         outcomes: records keep what happened to each test item.
         opposite: columns whose better direction is not that of the protocol.
+        undirected: columns in which neither a high nor a low number is better; nothing is ranked by them.
     """
 
     title: str
@@ -29,6 +30,17 @@ class Family:
     grid: bool = False
     outcomes: bool = True
     opposite: tuple[str, ...] = ()
+    undirected: tuple[str, ...] = ()
+
+    def direction(self, *, higher_is_better: bool) -> str:
+        """Which numbers are better, in words: `higher is better, in Uniformity lower`."""
+        own, other = ("higher", "lower") if higher_is_better else ("lower", "higher")
+        parts = [f"{own} is better"]
+        if self.opposite:
+            parts.append(f"in {' and '.join(self.opposite)} {other}")
+        if self.undirected:
+            parts.append(f"in {' and '.join(self.undirected)} neither")
+        return ", ".join(parts)
 
 
 POOLED = "Features after global average pooling."
@@ -74,8 +86,14 @@ FAMILIES = {
     "robustness": Family("Robustness", line=POOLED),
     "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
     "few_shot": Family("Few images per class", decimals=1, line=POOLED),
-    "label_free": Family("Label-free measures", outcomes=False, line=POOLED),
-    "label_free_views": Family("Label-free measures of views", outcomes=False, line=POOLED),
+    "label_free": Family(
+        "Label-free measures",
+        outcomes=False,
+        line=POOLED,
+        opposite=("Uniformity", "Dead share"),
+        undirected=("alpha-ReQ",),
+    ),
+    "label_free_views": Family("Label-free measures of views", outcomes=False, line=POOLED, opposite=("Alignment",)),
     **{
         f"{dataset}_seg_{kind}": Family(f"{title} segmentation on frozen patches, {what}", decimals=1)
         for kind, what in SEGMENTATION.items()

@@ -371,11 +371,11 @@ class Group:
         protocol, dataset = self.protocol, self.example.dataset
         unit = ", %" if protocol.unit == "%" else ""
         items = f"{dataset.test_items:,} test and {dataset.train_items:,} training items"
-        direction = "higher" if protocol.higher_is_better else "lower"
+        direction = self.family.direction(higher_is_better=protocol.higher_is_better)
         return (
             f"{self.example.protocol.id} on {dataset.own_name if dataset.own else dataset.id} "
             f"({items}, fingerprint {dataset.fingerprint[:8]}); "
-            f"{protocol.metric}{unit}, {direction} is better; selection: {protocol.selection}."
+            f"{protocol.metric}{unit}, {direction}; selection: {protocol.selection}."
         )
 
 

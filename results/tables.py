@@ -177,6 +177,7 @@ class Section:
                     self.cache.gain(own, of_control, group.protocol.primary)
 
         rankings = self._ranked(group, [own for _, own in shown], group.columns, compared)
+        directed = {column: own for column, own in rankings.items() if column not in group.family.undirected}
         rows = []
         for i, (entry, own) in enumerate(shown):
             cells = {column: rankings[column].cells[i] for column in group.columns}
@@ -184,7 +185,7 @@ class Section:
             rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
         return Table(
             title=group.title,
-            lines=tuple(line for line in (group.line, group.family.line, ranking_line(rankings)) if line),
+            lines=tuple(line for line in (group.line, group.family.line, ranking_line(directed)) if line),
             columns=("Encoder", *(["Best Layer"] if best_layer else []), *group.columns),
             rows=tuple(rows),
             decimals=group.decimals,
@@ -200,9 +201,12 @@ class Section:
     ) -> dict[str, Ranking]:
         """One cell per row in each column, the best and all tied with it in bold."""
         cells = {column: [score_cell(self.cache, records, column) for records in rows] for column in columns}
-        opposite = family_of(group.protocol.benchmark).opposite
-        better = group.protocol.higher_is_better
-        return rank_rows(self.cache, rows, cells, higher_is_better=better, opposite=opposite, compared=compared)
+        family, better = group.family, group.protocol.higher_is_better
+        ranked = {column: own for column, own in cells.items() if column not in family.undirected}
+        found = rank_rows(
+            self.cache, rows, ranked, higher_is_better=better, opposite=family.opposite, compared=compared
+        )
+        return {column: found.get(column, Ranking(tuple(own))) for column, own in cells.items()}
 
     def _fault_notes(self, records: Sequence[StoredRecord]) -> tuple[str, ...]:
         return tuple(

@@ -548,3 +548,16 @@ def test_outcomes_are_read_once_for_all_tables(tmp_path: Path, monkeypatch: pyte
     assert section_tables(sections(records)[0]) == expected
     # The best of a column and those close to it are compared with several rows; all others are needed in one place.
     assert [read.count(f"encoder {number}") for number in range(9)] == [1] * 9
+
+
+def test_label_free_measures_are_ranked_by_their_own_directions(tmp_path: Path) -> None:
+    columns = ("RankMe", "alpha-ReQ", "Uniformity", "Dead share")
+    asked = protocol("label_free", columns, "RankMe").model_copy(update={"unit": "1"})
+    for name, value in (("low", 1.0), ("high", 2.0)):
+        runs = tuple({"trial": seed, **dict.fromkeys(columns, value + seed / 100)} for seed in range(3))
+        scores = {c: Score(value=value + 0.01, std=0.008, selection="mean of trials") for c in columns}
+        write_record(tmp_path, record(card(name), asked, scores=scores, runs=runs))
+    found = table(tmp_path, "Label-free")
+    best = {c: [row.label for row in found.rows if cell(found, row.label, c).bold] for c in columns}
+    assert best == {"RankMe": ["high"], "alpha-ReQ": [], "Uniformity": ["low"], "Dead share": ["low"]}
+    assert "higher is better, in Uniformity and Dead share lower, in alpha-ReQ neither" in found.lines[0]
