@@ -200,6 +200,11 @@ def _missing_norms(encoder: Encoder) -> Iterator[str]:
         and (pooled is None or isinstance(pooled, nn.Identity))
     ):
         yield "there is no norm after the last block: the final norm is probably missing"
+    if isinstance(after, nn.Identity) and isinstance(pooled, nn.LayerNorm) and encoder.card.architecture.pooling:
+        yield (
+            f"embed is the {encoder.card.embed}: the file's only norm after the blocks, fc_norm, is for the mean of "
+            "the patch tokens, as in MAE's fine-tuned networks; omit --facts embed="
+        )
 
 
 def map_shift(encoder: Encoder, batch: Tensor) -> int:

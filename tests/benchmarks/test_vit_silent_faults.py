@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.audit import AuditSample, findings
-from benchmarks.audit_vit import alternatives
+from benchmarks.audit_vit import alternatives, structure
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import family_named, family_pixels
+from benchmarks.task import InputError
 from tests.benchmarks.encoders.test_vit_families import CASES, ROTARY, TIMM, dinov3, keys, prefixed, written
 from tests.benchmarks.test_audit_vit import PATCH, SIDE, audited, encoder_of, pictures, sample
 
@@ -136,6 +137,49 @@ def test_dinos_offset_of_positions_is_named_as_assumed_where_no_key_names_the_fa
 def shown() -> Any:
     images, targets = pictures(20, 1)
     return AuditSample(F.interpolate(images, (48, 48)), targets.numpy(), torch.arange(len(targets)).numpy())
+
+
+# ---- MAE's fine-tuned form -------------------------------------------------------------------------------------------
+
+
+def finetuned_mae() -> Any:
+    """As MAE's main_finetune.py saves it: the mean of the patch tokens, then `fc_norm`, and no `norm`."""
+    torch.manual_seed(0)
+    net: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, depth=2, num_classes=10, global_pool="avg", fc_norm=True
+    ).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def test_the_class_token_of_a_finetuned_mae_has_no_norm_and_is_found(tmp_path: Path) -> None:
+    net = finetuned_mae()
+    torch.save({"model": net.state_dict(), "epoch": 99}, tmp_path / "finetuned.pth")
+    right = load_encoder(tmp_path / "finetuned.pth", facts=["family=mae"])
+    images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
+    x = right.normalise(images)
+    with torch.no_grad():
+        tokens = net.norm(net.blocks(net._pos_embed(net.patch_embed(x))))
+        expected = net.fc_norm(tokens[:, 1:].mean(1))
+    assert isinstance(net.norm, nn.Identity)
+    assert torch.allclose(right.outputs(x, ["embed"])["embed"], expected, atol=1e-5)
+    assert structure(right, images) == ()
+    wrong = load_encoder(tmp_path / "finetuned.pth", facts=["family=mae", "embed=cls"])
+    (found,) = structure(wrong, images)
+    assert found.startswith("embed is the class token without a norm (192-d): the file's only norm after the blocks, ")
+    assert found.endswith("omit --facts embed=")
+
+
+def test_a_finetuned_mae_does_not_fill_the_pretrained_form_or_the_other_way_round(tmp_path: Path) -> None:
+    net = finetuned_mae()
+    torch.save({"model": net.state_dict()}, tmp_path / "finetuned.pth")
+    with pytest.raises(InputError, match=r"2 missing \(norm\.bias.*2 left over \(fc_norm"):
+        load_encoder(f"timm:vit_tiny_patch16_224-l2:{tmp_path / 'finetuned.pth'}")
+    plain = {name.replace("fc_norm", "norm"): tensor for name, tensor in net.state_dict().items()}
+    torch.save({"model": plain}, tmp_path / "pretrained.pth")
+    with pytest.raises(InputError, match=r"2 missing \(fc_norm.*2 left over \(norm"):
+        load_encoder(f"timm:vit_tiny_patch16_224-l2-avg:{tmp_path / 'pretrained.pth'}")
 
 
 # ---- GELU and QuickGELU ----------------------------------------------------------------------------------------------
