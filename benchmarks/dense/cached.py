@@ -140,7 +140,7 @@ def train_bank(
     """
     import torch
 
-    from benchmarks.dense.params import HeadParams, rate_factor
+    from benchmarks.dense.heads import HeadParams, rate_factor
     from benchmarks.dense.problems import head_bank
     from benchmarks.solvers.linear_heads import BankAdamW
     from pretrain.distributed import sent

@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from benchmarks.datasets.lists import fingerprint
-from benchmarks.dense.masks import held_out_images, map_outputs
-from benchmarks.dense.params import HeadParams
-from benchmarks.dense.patches import Layers, maps_of
+from benchmarks.dense.heads import HeadsTask, ImageHeadParams
 from benchmarks.dense.scores import DEPTH_COLUMNS, add_depth
-from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.task import InputError, Labels, Outcome, RunOptions
 from benchmarks.training.labels import require_images
 from benchmarks.training.params import NotNegative, Positive
-from results.schema import Geometry, Protocol, Source, canonical_sha256
+from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
 
 
-class DepthParams(HeadParams):
+class DepthParams(ImageHeadParams):
     """The numbers of a linear depth head and of its training.
 
     Attributes:
@@ -36,8 +33,6 @@ class DepthParams(HeadParams):
         pad: with zeros on all sides to whole patches of a ViT.
         flip_test: average the depth of a test image and of its mirror image.
         scored_low, scored_high: metres between which a pixel's true depth is scored, and to which depth is clamped.
-        published: the rate of the source, whose head has columns of its own.
-        heldout, stride, layers: see the linear segmentation.
     """
 
     low: Positive = 1e-3
@@ -55,12 +50,6 @@ class DepthParams(HeadParams):
     flip_test: bool = True
     scored_low: Positive = 1e-3
     scored_high: Positive = 10.0
-    published: float
-    evaluate_every: int = Field(gt=0)
-    heldout: float = Field(0.05, gt=0, lt=1)
-    stride: int = Field(16, gt=0)
-    # Left out of the JSON at its default, so that older records keep their hashes.
-    layers: Layers = Field("last", exclude_if=lambda value: value == "last")
 
     def columns(self) -> tuple[str, ...]:
         """Each error of the chosen head, of the published rate's, and of the best on test."""
@@ -155,24 +144,16 @@ PROTOCOLS = (
 
 
 @dataclass(frozen=True)
-class LinearDepth(ImageTask[DepthParams]):
+class LinearDepth(HeadsTask[DepthParams]):
     """Depth estimation by a linear head on a frozen encoder (NYU Depth v2, DINOv3)."""
 
     name = "depth-linear"
     Params = DepthParams
     protocols = PROTOCOLS
-    passes_per_step = 1
-    fits_image_size = False  # images are padded instead
-
-    def outputs(self, protocol: Protocol) -> Outputs:
-        """The patch tokens, or the map of a stage."""
-        return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for an image without a depth map, an empty split, or several processes of torchrun."""
-        from benchmarks.dense.training import refuse_ranks
-
-        refuse_ranks()
+        super().check(protocol, train, test)
         require_images(protocol, train, test)
         for labels in (train, test):
             if len(labels.annotations) != len(labels) or labels.classes:
@@ -180,10 +161,6 @@ class LinearDepth(ImageTask[DepthParams]):
                     f"{protocol.id} needs a depth map for each image, which {protocol.dataset} does not have: choose "
                     "nyu_depth"
                 )
-
-    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
-        """Without warm-up, and evaluated once."""
-        return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
@@ -194,24 +171,20 @@ class LinearDepth(ImageTask[DepthParams]):
             InputError: the encoder has no suitable map or class token, or a depth map cannot be read.
         """
         from benchmarks.dense.problems import LinearDepthProblem
-        from benchmarks.dense.training import choices, choose_map, train_heads
+        from benchmarks.dense.training import choices, outcome_of, train_heads
 
         params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop[0], params.stride, pad=params.pad, layers=params.layers)
-        kept, held = held_out_images(len(train), params.heldout, options.seed)
-        problem = LinearDepthProblem(params, train, test, held, options)
-        data = [fingerprint(train), fingerprint(test)]
-        key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
-        model, state = train_heads(
-            problem, params, encoder, output, channels, kept, workdir, options, key=key,
-            evaluate_every=params.evaluate_every,
+
+        trained = train_heads(
+            lambda held: LinearDepthProblem(params, train, test, held, options),
+            params, params.crop[0], protocol, encoder, train, test, workdir, options,
         )  # fmt: skip
-        outcome = Outcome(seeds=(options.seed,), timing=dict(state.timing))
-        found = choices(state, params.rates, params.published, best=False)
-        final = state.evaluations[-1]
+        found = choices(trained, params, best=False)
+        outcome = outcome_of(trained, found, options.seed)
+        final = trained.state.evaluations[-1]
         outcome.runs = [
-            {"output": output, "lr": rate, "chosen": head == found[""].head, "heldout_RMSE": -final["held"][head],
-             "RMSE": -final["test"][head]}
+            {"output": trained.output, "lr": rate, "chosen": head == found[""].head,
+             "heldout_RMSE": -final["held"][head], "RMSE": -final["test"][head]}
             for head, rate in enumerate(params.rates)
         ]  # fmt: skip
         selections = {
@@ -221,5 +194,4 @@ class LinearDepth(ImageTask[DepthParams]):
         }
         for ending, choice in found.items():
             add_depth(outcome, choice.found, ending, selections[ending])
-        outcome.tensors = {name: tensor[found[""].head].clone() for name, tensor in model.bank.tensors().items()}
         return outcome

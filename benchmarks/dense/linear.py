@@ -8,42 +8,28 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from benchmarks.datasets.lists import fingerprint
-from benchmarks.dense.masks import MaskFormat, held_out_images, map_outputs, require_masks
-from benchmarks.dense.params import HeadParams, SegmentationViews
-from benchmarks.dense.patches import Layers, maps_of
+from benchmarks.dense.heads import HeadsTask, ImageHeadParams, SegmentationViews
+from benchmarks.dense.masks import MaskFormat, require_masks
 from benchmarks.dense.scores import add_segmentation
-from benchmarks.task import ImageTask, Labels, Outcome, Outputs, RunOptions
+from benchmarks.task import Labels, Outcome, RunOptions
 from benchmarks.training.params import Positive
-from results.schema import Geometry, Protocol, Source, canonical_sha256
+from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
 
 
-class LinearSegParams(HeadParams, SegmentationViews):
+class LinearSegParams(ImageHeadParams, SegmentationViews):
     """The numbers of a linear segmentation.
 
     Attributes:
-        published: the rate of the source, whose head has a column of its own.
         best_on_test: the source reports its best evaluation on the test images, not the last.
-        evaluate_every: iterations between evaluations on the test images.
-        heldout: fraction of the training images that the rate is chosen on.
-        stride: of the map, where the encoder has stages: the deepest one that is no coarser.
-        layers: of a ViT. `last` is the last block after the final norm, `last4` the last four, each after the final
-            norm, together; `last_raw` is the last block without a norm, `even4_raw` the last ones of each quarter of
-            the depth without a norm, together, with DINOv2's exception for 24 blocks.
         test_ratios: of the short side of a test image; probabilities are averaged over these sizes.
         flip_test: average the probabilities of an image and of its mirror image too.
     """
 
-    published: float
     best_on_test: bool
-    evaluate_every: int = Field(gt=0)
-    heldout: float = Field(0.05, gt=0, lt=1)
-    stride: int = Field(16, gt=0)
-    # Left out of the JSON at its default, so that older records keep their hashes.
-    layers: Layers = Field("last", exclude_if=lambda value: value == "last")
+    # Left out of the JSON at their defaults, so that older records keep their hashes.
     test_ratios: tuple[Positive, ...] = Field((1.0,), min_length=1, exclude_if=lambda value: value == (1.0,))
     flip_test: bool = Field(False, exclude_if=lambda value: value is False)
 
@@ -134,29 +120,17 @@ PROTOCOLS = (
 
 
 @dataclass(frozen=True)
-class LinearSegmentation(ImageTask[LinearSegParams]):
+class LinearSegmentation(HeadsTask[LinearSegParams]):
     """Linear segmentation on a frozen encoder, trained on augmented images (DINOv2, DINOv3)."""
 
     name = "seg-linear"
     Params = LinearSegParams
     protocols = PROTOCOLS
-    passes_per_step = 1
-    fits_image_size = False  # images are padded instead
-
-    def outputs(self, protocol: Protocol) -> Outputs:
-        """The patch tokens, or the map of a stage."""
-        return map_outputs(maps_of(self.params(protocol).layers))
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for an image without a mask, splits of other classes, or several processes of torchrun."""
-        from benchmarks.dense.training import refuse_ranks
-
-        refuse_ranks()
+        super().check(protocol, train, test)
         require_masks(protocol, train, test)
-
-    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
-        """Without warm-up, and evaluated once."""
-        return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
 
     def run(
         self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
@@ -167,25 +141,25 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
             InputError: the encoder has no suitable map, or a mask cannot be read.
         """
         from benchmarks.dense.problems import LinearSegmentationProblem
-        from benchmarks.dense.training import choices, choose_map, train_heads
+        from benchmarks.dense.training import choices, outcome_of, train_heads
 
-        params = self.params(protocol)
-        output, channels = choose_map(encoder, params.crop, params.stride, pad=params.pad, layers=params.layers)
-        kept, held = held_out_images(len(train), params.heldout, options.seed)
-        style = MaskFormat.of(protocol.dataset, train)
-        problem = LinearSegmentationProblem(params, style, train, test, held, options)
-        data = [fingerprint(train), fingerprint(test)]
-        key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
-        model, state = train_heads(
-            problem, params, encoder, output, channels, kept, workdir, options, key=key,
-            evaluate_every=params.evaluate_every,
+        params, style = self.params(protocol), MaskFormat.of(protocol.dataset, train)
+
+        trained = train_heads(
+            lambda held: LinearSegmentationProblem(params, style, train, test, held, options),
+            params, params.crop, protocol, encoder, train, test, workdir, options,
         )  # fmt: skip
-        found = choices(state, params.rates, params.published, best=params.best_on_test)
-        outcome = Outcome(seeds=(options.seed,), timing=dict(state.timing))
-        final = state.evaluations[-1]
+        found = choices(trained, params, best=params.best_on_test)
+        outcome = outcome_of(trained, found, options.seed)
+        final = trained.state.evaluations[-1]
         outcome.runs = [
-            {"output": output, "lr": rate, "chosen": head == found[""].head, "heldout_mIoU": final["held"][head]}
-            | {f"mIoU@{row['iteration']}": row["test"][head] for row in state.evaluations}
+            {
+                "output": trained.output,
+                "lr": rate,
+                "chosen": head == found[""].head,
+                "heldout_mIoU": final["held"][head],
+            }
+            | {f"mIoU@{row['iteration']}": row["test"][head] for row in trained.state.evaluations}
             for head, rate in enumerate(params.rates)
         ]
         selections = {
@@ -196,6 +170,4 @@ class LinearSegmentation(ImageTask[LinearSegParams]):
         }
         for ending, choice in found.items():
             add_segmentation(outcome, f"mIoU{ending}", choice.found, style.classes, selections[ending])
-        outcome.tensors = {name: tensor[found[""].head].clone() for name, tensor in model.bank.tensors().items()}
-        outcome.pictures |= problem.sheet(model, found[""].head)
         return outcome

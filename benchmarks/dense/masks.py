@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.datasets.cityscapes import label_map
-from benchmarks.task import InputError, Labels, Outputs
+from benchmarks.task import InputError, Labels
 from benchmarks.training.labels import require_images
 from results.files import open_image
 from results.schema import Protocol
@@ -147,8 +147,3 @@ def held_out_images(count: int, fraction: float, seed: int) -> tuple[NDArray[np.
         return np.arange(count), np.arange(count)
     held = np.sort(np.random.default_rng(seed).permutation(count)[: max(1, int(fraction * count))])
     return np.setdiff1d(np.arange(count), held), held
-
-
-def map_outputs(maps: Sequence[str]) -> Outputs:
-    """These maps of an encoder as they are, for a task that runs it on images."""
-    return {name: (name, None) for name in maps}

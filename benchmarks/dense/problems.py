@@ -68,6 +68,10 @@ class HeadsProblem(ABC):
     def quality(self, found: NDArray[Any]) -> float:
         """One number of what a head does, higher is better."""
 
+    def sheet(self, model: HeadsModel, head: int) -> dict[str, bytes]:
+        """Pictures of what one head does, by name."""
+        return {}
+
 
 @dataclass
 class HeadsModel:

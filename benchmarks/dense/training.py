@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.dense.params import HeadParams, first_moment, rate_factor
+from benchmarks.datasets.lists import fingerprint
+from benchmarks.dense.heads import ImageHeadParams, first_moment, rate_factor, refuse_ranks
+from benchmarks.dense.masks import held_out_images
 from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
 from benchmarks.dense.views import View, padded, padded_input
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.solvers.linear_heads import BankAdamW
-from benchmarks.task import InputError, RunOptions, progress
+from benchmarks.task import InputError, Labels, Outcome, RunOptions, progress
 from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.probes import module_sha256
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed
 from pretrain.distributed import DataLoader
+from results.schema import Protocol, canonical_sha256
 
 log = logging.getLogger("benchmarks")
 
@@ -98,29 +100,36 @@ def _listed(views: list[View]) -> list[View]:
     return views
 
 
-def refuse_ranks() -> None:
-    """Raises InputError where torchrun started several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("dense heads train in a single process: start the command without torchrun")
+@dataclass(frozen=True)
+class TrainedHeads:
+    """The heads after their training; `output` is the map of the encoder that they sit on."""
+
+    model: HeadsModel
+    state: HeadsState
+    output: str
 
 
 def train_heads(
-    problem: HeadsProblem, params: HeadParams, encoder: Encoder, output: str, channels: int, kept: NDArray[np.int64],
-    workdir: Path, options: RunOptions, *, key: str, evaluate_every: int,
-) -> tuple[HeadsModel, HeadsState]:  # fmt: skip
+    problem_of: Callable[[NDArray[np.int64]], HeadsProblem], params: ImageHeadParams, side: int, protocol: Protocol,
+    encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions,
+) -> TrainedHeads:  # fmt: skip
     """Train a head per rate on the same batches. A killed run continues from its last state.
 
     Args:
-        output, channels: of the encoder's map, see `choose_map`.
-        kept: training images that are not held out.
-        key: a hash of everything that the result depends on.
+        problem_of: the problem with these training images held out.
+        side: of a training view.
 
     Raises:
-        InputError: torchrun started several processes.
+        InputError: torchrun started several processes, or the encoder has no suitable map or class token.
         FloatingPointError: every head has diverged.
         RuntimeError: the encoder changed, although it should be frozen.
     """
     refuse_ranks()
+    kept, held = held_out_images(len(train), params.heldout, options.seed)
+    problem = problem_of(held)
+    output, channels = choose_map(encoder, side, params.stride, pad=problem.pad, layers=params.layers)
+    data = [fingerprint(train), fingerprint(test)]
+    key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
     before = module_sha256(encoder.module)
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder, problem.class_token) if problem.class_token else 0)
@@ -143,15 +152,15 @@ def train_heads(
     )
     bank.train()
     with distributed.stop_signals() as stop:
-        _train(model, optimiser, state, loader, params, path, options, evaluate_every, stop)
+        _train(model, optimiser, state, loader, params, path, options, stop)
     if module_sha256(encoder.module) != before:
         raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
-    return model, state
+    return TrainedHeads(model, state, output)
 
 
 def _train(
-    model: HeadsModel, optimiser: BankAdamW, state: HeadsState, loader: DataLoader[Any], params: HeadParams, path: Path,
-    options: RunOptions, evaluate_every: int, stop: Callable[[], bool],
+    model: HeadsModel, optimiser: BankAdamW, state: HeadsState, loader: DataLoader[Any], params: ImageHeadParams,
+    path: Path, options: RunOptions, stop: Callable[[], bool],
 ) -> None:  # fmt: skip
     """The iterations from the state on.
 
@@ -178,7 +187,7 @@ def _train(
         losses = problem.backward(logits, distributed.sent(torch.stack([v.target for v in views]), device), step)
         optimiser.step(rate_factor(params, step), first_moment(params, step))
         done = step + 1
-        if done % evaluate_every == 0 or done == params.iterations:
+        if done % params.evaluate_every == 0 or done == params.iterations:
             if not losses.isfinite().any():
                 raise FloatingPointError(f"every head has diverged after {done} iterations; lower the rates")
             state.add_time("train", started)
@@ -188,7 +197,7 @@ def _train(
             bank.train()
             state.add_time("evaluate", started)
             started = time.perf_counter()
-        if done % SAVE_EVERY == 0 or done % evaluate_every == 0 or done == params.iterations:
+        if done % SAVE_EVERY == 0 or done % params.evaluate_every == 0 or done == params.iterations:
             save()
         if stop():
             break
@@ -236,26 +245,36 @@ class ChosenHead:
     iteration: int
 
 
-def choices(state: HeadsState, rates: Sequence[float], published: float, *, best: bool) -> dict[str, ChosenHead]:
-    """The head chosen on held-out images at the last iteration, the published rate's, and the best on test.
+def choices(trained: TrainedHeads, params: ImageHeadParams, *, best: bool) -> dict[str, ChosenHead]:
+    """By the ending of their columns: the head chosen on held-out images at the last iteration, the published rate's,
+    and the best on test.
 
     Args:
-        published: the source's own rate.
         best: the source reports its best evaluation on the test images instead of the last.
     """
-    final = state.evaluations[-1]
+    state, final = trained.state, trained.state.evaluations[-1]
     held = int(np.argmax(final["held"]))
-    heads = range(len(rates))
-    peaks = [max(row["test"][head] for row in state.evaluations) for head in heads]
+    peaks = [max(row["test"][head] for row in state.evaluations) for head in range(len(params.rates))]
     oracle = int(np.argmax(peaks))
     last, peak = [each.numpy() for each in state.last], [each.numpy() for each in state.best]
     found = {
         "": ChosenHead(held, last[held], final["iteration"]),
         " oracle": ChosenHead(oracle, peak[oracle], state.best_at[oracle]),
     }
-    if published in rates:
-        own = list(rates).index(published)
+    if params.published in params.rates:
+        own = params.rates.index(params.published)
         found[" published"] = (
             ChosenHead(own, peak[own], state.best_at[own]) if best else ChosenHead(own, last[own], final["iteration"])
         )
     return found
+
+
+def outcome_of(trained: TrainedHeads, found: Mapping[str, ChosenHead], seed: int) -> Outcome:
+    """Seed, timing, and the chosen head's tensors and pictures; scores and runs are the task's."""
+    model, head = trained.model, found[""].head
+    return Outcome(
+        seeds=(seed,),
+        timing=dict(trained.state.timing),
+        tensors={name: tensor[head].clone() for name, tensor in model.bank.tensors().items()},
+        pictures=model.problem.sheet(model, head),
+    )

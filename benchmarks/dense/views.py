@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from benchmarks.dense.heads import SegmentationViews
 from benchmarks.dense.masks import VOID
-from benchmarks.dense.params import SegmentationViews
 from benchmarks.encoders.encoder import Encoder
 from pretrain.distributed import sent
 

@@ -15,11 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.dense.cached import CachedLinear, CachedLinearParams, train_bank
+from benchmarks.dense.heads import HeadParams, rate_factor
 from benchmarks.dense.incontext import InContext, sampled, soft_labels, weighted_labels
 from benchmarks.dense.knn import PatchKnn, nearest, votes
 from benchmarks.dense.logistic import PatchLogistic, PatchLogisticParams, fitted_labels
 from benchmarks.dense.masks import VOID, held_out_images, masks_of
-from benchmarks.dense.params import HeadParams, rate_factor
 from benchmarks.dense.patches import MEAN, Patches, Standardised, best_class, upsampled
 from benchmarks.registry import find_protocol
 from benchmarks.task import FeatureTask, InputError, Labels, RunOptions, Split

@@ -15,9 +15,9 @@ from PIL import Image
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
 from benchmarks.dense.depth import LinearDepth
+from benchmarks.dense.heads import HeadParams, first_moment, rate_factor
 from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
 from benchmarks.dense.masks import VOID, MaskFormat
-from benchmarks.dense.params import HeadParams, first_moment, rate_factor
 from benchmarks.dense.problems import (
     HeadsModel,
     LinearSegmentationProblem,

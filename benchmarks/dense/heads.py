@@ -1,14 +1,18 @@
-"""Parameters of heads that are trained on images, and their schedules; nothing here needs torch."""
+"""What the tasks that train linear heads on images share: their params, schedules, and the task; without torch."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import os
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
+from benchmarks.dense.patches import Layers, maps_of
+from benchmarks.task import ImageTask, InputError, Labels, Outputs
 from benchmarks.training.params import NotNegative, Positive, Rates
-from results.schema import Params
+from results.schema import Params, Protocol
 
 Schedule = Literal["poly", "cosine", "one_cycle"]
 
@@ -65,6 +69,56 @@ def first_moment(params: HeadParams, step: int) -> float:
         return 0.0
     share = (step - params.warmup) / (params.iterations - params.warmup)
     return 0.95 + (0.85 - 0.95) * (1 + math.cos(math.pi * share)) / 2
+
+
+class ImageHeadParams(HeadParams):
+    """Heads on augmented images, chosen on images that are held out.
+
+    Attributes:
+        published: the rate of the source, whose head has columns of its own.
+        evaluate_every: iterations between evaluations on the test images.
+        heldout: fraction of the training images that the rate is chosen on.
+        stride: of the map, where the encoder has stages: the deepest one that is no coarser.
+        layers: of a ViT. `last` is the last block after the final norm, `last4` the last four, each after the final
+            norm, together; `last_raw` is the last block without a norm, `even4_raw` the last ones of each quarter of
+            the depth without a norm, together, with DINOv2's exception for 24 blocks.
+    """
+
+    published: float
+    evaluate_every: int = Field(gt=0)
+    heldout: float = Field(0.05, gt=0, lt=1)
+    stride: int = Field(16, gt=0)
+    # Left out of the JSON at its default, so that older records keep their hashes.
+    layers: Layers = Field("last", exclude_if=lambda value: value == "last")
+
+
+HeadsParamsT = TypeVar("HeadsParamsT", bound=ImageHeadParams)
+
+
+@dataclass(frozen=True)
+class HeadsTask(ImageTask[HeadsParamsT]):
+    """A head per learning rate on a frozen encoder, all trained in one pass over the images, see `train_heads`."""
+
+    passes_per_step = 1
+    fits_image_size = False  # images are padded instead
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        """The patch tokens, or the map of a stage."""
+        return {name: (name, None) for name in maps_of(self.params(protocol).layers)}
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError where torchrun started several processes."""
+        refuse_ranks()
+
+    def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
+        """Without warm-up, and evaluated once."""
+        return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
+
+
+def refuse_ranks() -> None:
+    """Raises InputError where torchrun started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("dense heads train in a single process: start the command without torchrun")
 
 
 class SegmentationViews(Params):
