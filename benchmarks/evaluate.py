@@ -43,7 +43,7 @@ from benchmarks.task import (
 )
 from results.command_line import log_device
 from results.errors import is_out_of_memory
-from results.files import DISK_FULL, make_folder, write_file
+from results.files import DISK_FULL, make_folder
 from results.schema import (
     LONGEST_NAME,
     DatasetRef,
@@ -521,18 +521,16 @@ def _is_rank_zero() -> bool:
 
 
 def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
-    """Write heads and pictures, and the record last, so that every record on disk is complete."""
+    """Write the record with its heads and pictures."""
     record = _record(run, outcome, None, started)
     if not _is_rank_zero():
         return record.sealed()
     options = run.options
-    path = record_path(options.records, run.encoder.card, run.protocol, run.dataset, (options.seed,))
+    companions = {f".{name}.png": png for name, png in outcome.pictures.items()}
     if outcome.tensors:
         from safetensors.torch import save
 
-        write_file(path.with_suffix(".heads.safetensors"), save(outcome.tensors))
-    for name, png in outcome.pictures.items():
-        write_file(path.with_suffix(f".{name}.png"), png)
+        companions[".heads.safetensors"] = save(outcome.tensors)
     items = None
     if outcome.items:  # with what paired comparisons need to know of the test items
         groups = run.test.groups
@@ -543,7 +541,7 @@ def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
             "group_offsets": np.array([0, *accumulate(map(len, groups))], dtype=np.int64),
             "group_members": np.array([source for sources in groups for source in sources]),
         }
-    path = write_record(options.records, record, items)
+    path = write_record(options.records, record, items, companions)
     log.info("wrote %s", path)
     stored = read_record(path)
     assert isinstance(stored, StoredRecord)  # it was written a moment ago

@@ -33,7 +33,7 @@ from pydantic import ValidationError
 
 from results.bootstrap import COLUMN_PREFIXES, measured_columns, replicates
 from results.errors import InputError, without_control
-from results.files import make_folder, write_file, write_pair
+from results.files import make_folder, remove_partials, write_file, write_pair
 from results.schema import (
     LONGEST_NAME,
     SCHEMA_VERSION,
@@ -102,8 +102,15 @@ def record_path(root: Path, card: EncoderCard, protocol: Protocol, dataset: Data
     return root / slug(card.name) / weights / slug(dataset.id) / f"{slug(protocol.id)}-{key}.json"
 
 
-def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]] | None = None) -> Path:
+def write_record(
+    root: Path,
+    record: Record,
+    outcomes: Mapping[str, NDArray[Any]] | None = None,
+    companions: Mapping[str, bytes] | None = None,
+) -> Path:
     """Seal a record and write it with its outcomes file, replacing one of the same key.
+
+    The record is written last, so that every record on disk is complete.
 
     A failed record never replaces a successful one: it is written next to it with the suffix `.failed`, which tables do
     not read, and removed by the next success.
@@ -115,6 +122,7 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
         outcomes: `ids` (N,), `targets` (N,) or (N, C); per column `correct/<column>` (N,) bool, `decision/<column>`
             (N, C), `iou/<column>` (N, 3, C) or `pseudo_value/<column>` (N,), see `results.bootstrap`; and
             the source ids of item i as `group_members[group_offsets[i]:group_offsets[i + 1]]`.
+        companions: contents of further files beside the record (heads, pictures), by suffix.
 
     Returns:
         The file that was written.
@@ -139,6 +147,10 @@ def write_record(root: Path, record: Record, outcomes: Mapping[str, NDArray[Any]
         if isinstance(before, StoredRecord) and before.intact and before.record.status == "ok":
             write_file(failure, text)
             return failure
+        for suffix, content in (companions or {}).items():
+            companion = path.with_suffix(suffix)
+            remove_partials(path.parent, companion)  # of a killed writer; a living one would hold the lock
+            write_file(companion, content)
         write_pair(path, text.encode(), outcomes_name, payload)
         failure.unlink(missing_ok=True)
     return path

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_a_record_is_written_after_its_heads_and_pictures(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write_file(path, content)
 
-    monkeypatch.setattr(sys.modules[write_outcome.__module__], "write_file", full)
+    monkeypatch.setattr("results.store.write_file", full)
     run = asked("knn", "knn.demo@1", small_data, tmp_path)
     outcome = Outcome(tensors={"head": torch.zeros(2)}, pictures={"masks": b"a picture"})
     if failing is not None:
@@ -61,6 +62,22 @@ def test_a_record_is_written_after_its_heads_and_pictures(
     assert not bad
     assert stored.path.with_suffix(".masks.png").read_bytes() == b"a picture"
     assert stored.path.with_suffix(".heads.safetensors").is_file()
+
+
+@pytest.mark.parametrize("outcome", [{"tensors": {"head": torch.zeros(2)}}, {"pictures": {"masks": b"a picture"}}])
+def test_what_a_killed_writer_left_of_heads_and_pictures_is_removed_by_the_next(
+    outcome: dict[str, Any], small_data: Path, tmp_path: Path
+) -> None:
+    run = asked("knn", "knn.demo@1", small_data, tmp_path)
+    child = os.fork()
+    if not child:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        write_outcome(run, Outcome(**outcome), 0.0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.rglob("*.partial"))
+    write_outcome(run, Outcome(**outcome), 0.0)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.slow
