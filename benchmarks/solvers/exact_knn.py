@@ -30,11 +30,14 @@ _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
 _SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
 _TIE = 2.0**-30  # similarities of a float64 product that round to the same multiple of this are a tie
-TILE_ROWS = 16384
-_FIRST_ROWS = 4096  # selected from in full; later tiles only by what beats the running minimum
-QUERY_ROWS = 512  # of one product, so that its result stays in the last-level cache
+TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
+CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
+QUERY_ROWS = 512  # of one product on a GPU
+CPU_QUERY_ROWS = 1024
 _CACHE_BYTES = 1 << 20  # what one step over rows touches: it stays in a core's own cache
-_PAIR_BYTES = 8 << 20  # of gallery rows in float64 whose pairs are scored together
+_PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
+_SAMPLED = 48  # one gallery row of so many shows what a query's nearest rows are like
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
 VOTE_CELLS = 1 << 22  # votes held at once, rows times classes: 32 MiB
 
 
@@ -122,7 +125,7 @@ def search(
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
     blocks = list(source.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
-    tiles = Tiles(target, dtype, device, _kept(k, target), again=len(blocks) > 1) if chosen == "torch" else None
+    tiles = Tiles(target, dtype, device, again=len(blocks) > 1) if chosen == "torch" else None
     for start, stop in blocks:
         block = _Block(
             target,
@@ -231,6 +234,7 @@ class _Block:
             found = propose_torch(
                 self.gallery,
                 queries.float(),
+                self.k,
                 kept,
                 excluded=excluded,
                 dtype=dtype,
@@ -239,17 +243,17 @@ class _Block:
                 track=self.track,
                 label=self.label,
             )
-        if kept == len(self.gallery):
-            floor, listed = torch.full_like(found.slack, -torch.inf), torch.ones_like(found.slack, dtype=torch.bool)
+        kth, everything = found.kth(self.k), kept == len(self.gallery)
+        if everything:
+            floor, listed = torch.full_like(kth, -torch.inf), torch.ones_like(kth, dtype=torch.bool)
         else:
-            floor = found.values[:, self.k - 1] - found.slack - found.drift
-            listed = found.values[:, -1] < floor
-        candidates = (found.values >= floor[:, None]) & (found.values > -torch.inf) & listed[:, None]
-        indices, scores = self._score(self.open, found.indices, candidates)
-        # A row below the floor is no nearer than floor + slack. That the k-th moved by no more than its drift is likely
-        # but not certain, hence the test.
-        kth = scores[:, self.k - 1] - queries @ self.gallery.centre.double()
-        certified = listed & (kth > floor + found.slack)
+            floor = torch.maximum(kth - found.slack - found.drift, found.cut)
+            listed = found.cut < kth - found.slack
+        indices, scores = self._score(self.open, found.indices, (found.values > floor[:, None]) & listed[:, None])
+        # A row that is no candidate is no nearer than floor + slack. That the k-th moved by no more than its drift is
+        # likely but not certain, hence the test.
+        kth_score = scores[:, self.k - 1] - queries @ self.gallery.centre.double()
+        certified = listed & (kth_score > floor + found.slack)
         self._write(self.open[certified], indices[certified], scores[certified])
         self.open = self.open[~certified]
 
@@ -259,7 +263,7 @@ class _Block:
             return
         blocks = self.open.split(_EXHAUSTIVE_QUERIES)
         for rows in self.track(blocks, f"{self.label}, float64"):
-            indices = self._float64(rows)
+            indices = self._float64(rows).sort(dim=1).values
             self._write(rows, *self._score(rows, indices, torch.ones_like(indices, dtype=torch.bool)))
         self.open = self.open[:0]
 
@@ -284,15 +288,22 @@ class _Block:
     def _score(self, rows: Tensor, indices: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Sort the candidates among `indices` (R, any) of the queries in `rows` by float64 similarity, descending.
 
+        Args:
+            indices: gallery rows, ascending where they are candidates.
+
         Returns:
-            Gallery rows and similarities, both (R, any), with -inf behind the candidates.
+            Gallery rows and similarities, both (R, k or more), with -inf behind the candidates.
         """
-        indices, order = indices.sort(dim=1)
-        query, place = candidates.gather(1, order).nonzero(as_tuple=True)
-        scores = torch.full(indices.shape, -torch.inf, dtype=torch.float64)
-        scores[query, place] = self.gallery.similarities(indices[query, place], self.queries, rows[query])
+        positions, starts = _true_positions(candidates)
+        counts = starts.diff()
+        shape = len(rows), max(self.k, int(counts.max()))
+        place = _places(starts, shape[1], torch.zeros_like(counts))
+        chosen, out = indices.reshape(-1)[positions], torch.zeros(shape, dtype=torch.int64)
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64)
+        out.view(-1)[place] = chosen
+        scores.view(-1)[place] = self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts))
         scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties by smaller row, as they ascend
-        return indices.gather(1, order), scores
+        return out.gather(1, order), scores
 
     def _write(self, rows: Tensor, indices: Tensor, scores: Tensor) -> None:
         self.indices[rows.numpy()] = indices[:, : self.k].numpy()
@@ -301,11 +312,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The `kept` best gallery rows of each query by an approximate similarity to the centred rows.
+    """The best gallery rows of each query by an approximate similarity to the centred rows.
 
     Attributes:
-        values: (Q, kept) float32, descending; -inf fills rows with fewer candidates.
-        indices: (Q, kept) int64 gallery rows.
+        values: (Q, k or more) float32; -inf where there is no candidate.
+        indices: (Q, k or more) int64 gallery rows, ascending where there are candidates.
+        cut: (Q,) float32: no unlisted row has a larger value.
         slack: (Q,) float32: no value is further than this from what it approximates, those of unlisted rows included.
         drift: (Q,) float32: how far the values mostly are from it at the furthest. Rounding errors of D components
             cancel and stay near their bound / sqrt(D); the rounding of the sum has nothing to cancel with.
@@ -313,8 +325,13 @@ class Proposal:
 
     values: Tensor
     indices: Tensor
+    cut: Tensor
     slack: Tensor
     drift: Tensor
+
+    def kth(self, k: int) -> Tensor:
+        """(Q,) k-th largest value; -inf where there are fewer."""
+        return self.values.topk(k, dim=1, sorted=False).values.amin(dim=1)
 
 
 def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss", "torch"], torch.dtype]:
@@ -337,6 +354,7 @@ def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss"
 def propose_torch(
     gallery: ScaledRows,
     queries: Tensor,
+    k: int,
     kept: int,
     *,
     excluded: Tensor,
@@ -346,7 +364,7 @@ def propose_torch(
     track: Track = untracked,
     label: str = "",
 ) -> Proposal:
-    """Products tile by tile in `dtype`, with a running top `kept`.
+    """Products tile by tile in `dtype`, with a running top `kept`, or fewer where none can be among the first `k`.
 
     Args:
         queries: (Q, D) float32, divided.
@@ -356,27 +374,38 @@ def propose_torch(
     """
     q = queries.to(device)
     q_low = q.to(dtype)
-    best = _Best(len(q), kept, device)
-    tiles = tiles or Tiles(gallery, dtype, device, kept)
-    products = torch.empty(QUERY_ROWS * tiles.longest, dtype=_product_dtype(dtype, device), device=device)
+    q_error, q_norm = _norm(q - q_low), _norm(q_low)
+    tiles = tiles or Tiles(gallery, dtype, device)
+    rows = QUERY_ROWS if device.type == "cuda" else CPU_QUERY_ROWS
+    products = torch.empty(rows * tiles.longest, dtype=_product_dtype(dtype, device), device=device)
+    best: _Best | _Survivors
+    if device.type == "cuda":
+        best = _Best(len(q), kept, device)
+    else:
+        best = _Survivors(len(q), k, kept, gallery.dim, products)
+        best.cut = _first_cut(gallery, q_low, kept, products)
     with _full_precision():
         for start, stop in track(tiles.ranges, label):
             g = tiles.rows(start, stop)
-            for part in torch.arange(len(q)).split(QUERY_ROWS):
+            slack = _slack(q_error, q_norm, tiles.sizes[0], tiles.sizes[1], gallery.dim)
+            for part in torch.arange(len(q)).split(rows):
                 first, last = int(part[0]), int(part[-1]) + 1
                 tile = products[: (last - first) * len(g)].view(last - first, len(g))
                 multiply(q_low[first:last], g, tile)
                 own = ((excluded[part] >= start) & (excluded[part] < stop)).nonzero()[:, 0]
                 if len(own):
                     tile[own.to(device), (excluded[part][own] - start).to(device)] = -torch.inf
-                best.update(first, tile, start)
-    values, indices = best.sorted()
-    slack = _slack(_norm(q - q_low), _norm(q_low), tiles.sizes[0], tiles.sizes[1], gallery.dim)
+                best.update(first, tile, start, slack)
+    values, indices, cut = best.found()
     # Where the sum is rounded too, it is so in proportion to its size; unlisted values that are larger are negative.
-    largest = values[:, [0, -1]].abs().nan_to_num(posinf=0).amax(dim=1)
+    largest = torch.stack([values.amax(dim=1), cut]).abs().nan_to_num(posinf=0).amax(dim=0)
     rounding = torch.finfo(products.dtype).eps / 2 * largest
-    drift = 3 / gallery.dim**0.5 * slack + rounding
-    return Proposal(values.cpu(), indices.cpu(), (slack + rounding).cpu(), drift.cpu())
+    drift = _drift(slack, gallery.dim) + rounding
+    return Proposal(*(found.cpu() for found in (values, indices, cut, slack + rounding, drift)))
+
+
+def _drift(slack: Tensor, dim: int) -> Tensor:
+    return 3 / dim**0.5 * slack
 
 
 class Tiles:
@@ -386,7 +415,6 @@ class Tiles:
     converted into the same memory, however long the gallery is. Neither changes a result: the rows only propose.
 
     Args:
-        kept: candidates of each query; no tile but the last is shorter.
         again: whether the tiles are read more than once.
 
     Attributes:
@@ -396,12 +424,11 @@ class Tiles:
         resident: the tiles that stay on the device; None where they do not.
     """
 
-    def __init__(
-        self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, kept: int, *, again: bool = False
-    ) -> None:
+    def __init__(self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, *, again: bool = False) -> None:
         self.gallery = gallery
-        self.ranges = list(gallery.tiles(TILE_ROWS, first=max(_FIRST_ROWS, kept)))
-        self.longest = min(TILE_ROWS, len(gallery))
+        rows = TILE_ROWS if device.type == "cuda" else CPU_TILE_ROWS
+        self.ranges = list(gallery.tiles(rows))
+        self.longest = min(rows, len(gallery))
         self.sizes = torch.zeros(2, device=device)
         self.resident: dict[int, Tensor] | None = None
         if again and device.type == "cuda":
@@ -442,9 +469,8 @@ def propose_faiss(
         values, rows = torch.from_numpy(found[0]), torch.from_numpy(found[1]) + start
         values[rows == excluded[:, None]] = -torch.inf
         best.merge(slice(0, len(q)), values, rows)
-    values, indices = best.sorted()
     slack = _slack(torch.zeros(len(q)), _norm(queries), sizes[0], sizes[1], gallery.dim)
-    return Proposal(values, indices, slack, 3 / gallery.dim**0.5 * slack)
+    return Proposal(*best.found(), slack, _drift(slack, gallery.dim))
 
 
 class _Best:
@@ -453,59 +479,139 @@ class _Best:
     def __init__(self, queries: int, kept: int, device: torch.device) -> None:
         self.values = torch.full((queries, kept), -torch.inf, device=device)
         self.indices = torch.full((queries, kept), -1, dtype=torch.int64, device=device)
-        self.least = torch.full((queries, 1), -torch.inf, device=device)
 
-    def update(self, first: int, products: Tensor, start: int) -> None:
+    def update(self, first: int, products: Tensor, start: int, slack: Tensor) -> None:
         """Take in products (queries from `first` on, gallery rows from `start` on)."""
-        part = slice(first, first + len(products))
-        width = products.shape[1]
-        if start and products.device.type == "cpu":
-            # After the first tile few products beat the running least, and a selection over all of them would take
-            # longer than the products themselves. On a GPU it is cheap, and counting survivors would stall it.
-            beats = _true_positions(products > self.least[part].to(products.dtype))
-            counts = (beats // width).bincount(minlength=len(products))
-            most = int(counts.max())
-            if most <= width // 4:
-                if most:
-                    values, columns = _ragged(products, beats, counts, most)
-                    self.merge(part, values, columns + start)
-                return
-        values, columns = products.float().topk(min(self.values.shape[1], width), dim=1, sorted=False)
-        self.merge(part, values, columns + start)
+        values, columns = products.topk(min(self.values.shape[1], products.shape[1]), dim=1, sorted=False)
+        self.merge(slice(first, first + len(products)), values, columns + start)
 
     def merge(self, part: slice, values: Tensor, rows: Tensor) -> None:
         """Take in candidates (n, any) of the queries in `part`."""
         kept = self.values.shape[1]
-        best, order = torch.cat([self.values[part], values], dim=1).topk(kept, dim=1, sorted=False)
-        self.values[part] = best
+        self.values[part], order = torch.cat([self.values[part], values], dim=1).topk(kept, dim=1, sorted=False)
         self.indices[part] = torch.cat([self.indices[part], rows], dim=1).gather(1, order)
-        self.least[part] = best.amin(dim=1, keepdim=True)
 
-    def sorted(self) -> tuple[Tensor, Tensor]:
-        """Values, descending, and gallery rows."""
-        values, order = self.values.sort(dim=1, descending=True)
-        return values, self.indices.gather(1, order)
-
-
-def _true_positions(mask: Tensor) -> Tensor:
-    """Ascending flat positions of each True; eight at a time, as few are."""
-    flat = mask.view(-1)
-    if len(flat) % 8:
-        return flat.nonzero()[:, 0]
-    eights = flat.view(torch.int64).nonzero()[:, 0]
-    within = flat.view(-1, 8)[eights].view(-1).nonzero()[:, 0]
-    return eights[within >> 3] * 8 + (within & 7)
+    def found(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, their gallery rows, ascending, and what no unlisted row exceeds."""
+        indices, order = self.indices.sort(dim=1)
+        return self.values.gather(1, order), indices, self.values.amin(dim=1)
 
 
-def _ragged(products: Tensor, beats: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Values and columns of the products at flat positions `beats`, (Q, most) each, filled with -inf and 0."""
-    row = beats // products.shape[1]
-    place = row * most + torch.arange(len(beats)) - (counts.cumsum(0) - counts)[row]
-    values = torch.full((len(products), most), -torch.inf)
-    columns = torch.zeros((len(products), most), dtype=torch.int64)
-    values.view(-1)[place] = products.view(-1)[beats].float()
-    columns.view(-1)[place] = beats - row * products.shape[1]
-    return values, columns
+def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> Tensor:
+    """(Q, 1) products that about twice `kept` rows beat, from a sample of the gallery; -inf where it is too small.
+
+    The sample holds every so-manieth row, as galleries are sorted by class. Where so many of the nearest rows are in it
+    that the cut is too high, the query is not certified by this proposal.
+    """
+    count = len(gallery) // _SAMPLED
+    expected = kept / _SAMPLED
+    rank = int(expected + 3 * expected**0.5) + 2
+    if rank > count:
+        return torch.full((len(q), 1), -torch.inf, dtype=q.dtype)
+    best = torch.full((len(q), rank), -torch.inf, dtype=q.dtype)
+    with _full_precision():
+        for rows in torch.arange(count).split(CPU_TILE_ROWS):
+            g = gallery.sampled(rows * _SAMPLED).sub_(gallery.centre).to(q.dtype)
+            for first in range(0, len(q), CPU_QUERY_ROWS):
+                part = q[first : first + CPU_QUERY_ROWS]
+                tile = products[: len(part) * len(g)].view(len(part), len(g))
+                multiply(part, g, tile)
+                top = tile.topk(min(rank, len(g)), dim=1, sorted=False).values
+                known = torch.cat([best[first : first + len(part)], top], dim=1)
+                best[first : first + len(part)] = known.topk(rank, dim=1, sorted=False).values
+    return best.amin(dim=1, keepdim=True)
+
+
+class _Survivors:
+    """On a CPU: the products of each query that beat its running cut, in the order of the gallery's rows.
+
+    Few do after the first tile, and to compare all products with a cut is a fraction of the time that a selection
+    takes. The cut rises to the `kept`-th largest product so far, or to what lies so far below the k-th that it cannot
+    be one of the k nearest.
+
+    Attributes:
+        cut: (Q, 1): no product that was left out is larger.
+        filled: (Q,) columns of `values` and `indices` that are in use.
+    """
+
+    def __init__(self, queries: int, k: int, kept: int, dim: int, products: Tensor) -> None:
+        self.k, self.kept, self.dim = k, kept, dim
+        self.values = torch.full((queries, 2 * kept), -torch.inf)
+        self.indices = torch.zeros((queries, 2 * kept), dtype=torch.int64)
+        self.filled = torch.zeros(queries, dtype=torch.int64)
+        self.cut = torch.full((queries, 1), -torch.inf, dtype=products.dtype)
+        self._beats = torch.empty_like(products)
+
+    def update(self, first: int, products: Tensor, start: int, slack: Tensor) -> None:
+        """Take in products (queries from `first` on, gallery rows from `start` on)."""
+        part = slice(first, first + len(products))
+        # A comparison into the type of the products is several times as fast as one into bool.
+        beats = torch.gt(products, self.cut[part], out=self._beats[: products.numel()].view_as(products))
+        positions, starts = _true_positions(beats)
+        if int(starts.diff().max()) > self.kept:
+            self._raise(part, products, slack)
+            positions, starts = _true_positions(torch.gt(products, self.cut[part], out=beats))
+        if int((self.filled[part] + starts.diff()).max()) > self.values.shape[1]:
+            self._thin(part, slack)
+        offsets = torch.arange(len(products)) * products.shape[1] - start
+        rows = positions - offsets.repeat_interleave(starts.diff())
+        self._append(part, positions, starts, products, rows)
+
+    def _raise(self, part: slice, values: Tensor, slack: Tensor) -> None:
+        """Raise the cut as far as these values (n, any), or some of a query's values, allow."""
+        top = values.float().topk(min(self.kept, values.shape[1]), dim=1, sorted=False).values
+        if top.shape[1] < self.k:
+            return
+        kth, largest = top.topk(self.k, dim=1, sorted=False).values.amin(dim=1), top.amax(dim=1)
+        # As the floor of `_Block.certify`, lower by as much as the conversion of the cut may raise it, and by a tenth
+        # of the slack, which later tiles may find to be larger.
+        rounding = torch.finfo(self.cut.dtype).eps * (largest.abs() + kth.abs())
+        cut = kth - 1.1 * slack[part] - _drift(slack[part], self.dim) - rounding
+        self.cut[part] = torch.maximum(self.cut[part], cut[:, None].to(self.cut.dtype))
+        if top.shape[1] == self.kept:
+            self.cut[part] = torch.maximum(self.cut[part], top.amin(dim=1, keepdim=True).to(self.cut.dtype))
+
+    def _thin(self, part: slice, slack: Tensor) -> None:
+        """Raise the cut and drop what it leaves out."""
+        values, indices = self.values[part].clone(), self.indices[part].clone()
+        self._raise(part, values, slack)
+        positions, starts = _true_positions(values > self.cut[part])
+        self.values[part] = -torch.inf
+        self.filled[part] = 0
+        self._append(part, positions, starts, values, indices.view(-1)[positions])
+
+    def _append(self, part: slice, positions: Tensor, starts: Tensor, values: Tensor, rows: Tensor) -> None:
+        width = self.values.shape[1]
+        place = _places(starts, width, self.filled[part])
+        self.values[part].view(-1)[place] = values.view(-1)[positions].float()
+        self.indices[part].view(-1)[place] = rows
+        self.filled[part] += starts.diff()
+
+    def found(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, their gallery rows, ascending, and what no unlisted row exceeds."""
+        width = max(self.k, int(self.filled.max()))
+        return self.values[:, :width], self.indices[:, :width], self.cut[:, 0].float()
+
+
+def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions of the non-zero elements of (n, w), and the (n + 1,) first ones of each row among them."""
+    size = mask.element_size()
+    flat, several = mask.reshape(-1).view(_INTEGERS[size]), 8 // size  # integers are searched faster than floats
+    if len(flat) % several:
+        positions = flat.nonzero()[:, 0]
+    else:  # several at a time, as few are
+        words = flat.view(torch.int64).nonzero()[:, 0]
+        within = flat.view(-1, several)[words].view(-1).nonzero()[:, 0]
+        shift = several.bit_length() - 1
+        positions = (words[within >> shift] << shift) + (within & (several - 1))
+    return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+
+
+def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
+    """Flat places in (n, width) of ragged rows that begin at `starts`, behind the `filled` columns of each."""
+    counts = starts.diff()
+    offsets = torch.arange(len(counts)) * width + filled - starts[:-1]
+    return torch.arange(int(starts[-1])) + offsets.repeat_interleave(counts)
 
 
 def _convert(gallery: ScaledRows, start: int, stop: int, out: Tensor) -> Tensor:
@@ -604,6 +710,11 @@ class ScaledRows:
         raw = torch.from_numpy(np.array(self.features[start:stop])).to(device, dtype)
         return raw.mul_(torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype))
 
+    def sampled(self, rows: Tensor) -> Tensor:
+        """(R, D) float32 of these rows, divided."""
+        raw = torch.from_numpy(self.features[rows.numpy()])
+        return raw.mul_(torch.from_numpy(self.inverse)[rows, None].float())
+
     def similarities(self, rows: Tensor, queries: Tensor, of: Tensor) -> Tensor:
         """(P,) float64 similarity of each pair (`rows[i]`, `queries[of[i]]`).
 
@@ -616,16 +727,18 @@ class ScaledRows:
         """
         out = torch.empty(len(rows), dtype=torch.float64)
         tile = max(1, _PAIR_BYTES // (8 * self.dim))
+        gallery = torch.empty((min(tile, len(self)), self.dim), dtype=torch.float64)
         # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
         in_tile = rows // tile
         order = (in_tile * len(queries) + of).argsort()
         present, counts = in_tile[order].unique_consecutive(return_counts=True)
         for number, pairs in zip(present.tolist(), order.split(counts.tolist()), strict=True):
-            start = number * tile
-            gallery = torch.from_numpy(np.array(self.features[start : start + tile], np.float64))
+            start, stop = number * tile, min((number + 1) * tile, len(self))
+            part = gallery[: stop - start]
+            np.copyto(part.numpy(), self.features[start:stop])
             starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
             torch.cumsum(of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
-            out[pairs] = _sampled_product(queries, gallery, starts, rows[pairs] - start)
+            out[pairs] = _sampled_product(queries, part, starts, rows[pairs] - start)
         return out.mul_(torch.from_numpy(self.inverse)[rows])
 
 

@@ -60,15 +60,15 @@ def test_equals_the_plain_loop(engine, k, normalise):
 @pytest.mark.parametrize("make", [gaussian, pooled])
 @pytest.mark.parametrize("k", [1, 20, 200])
 def test_equals_float64_over_many_tiles(engine, make, k, monkeypatch):
-    monkeypatch.setattr(solver, "TILE_ROWS", 1100)
-    monkeypatch.setattr(solver, "QUERY_ROWS", 16)
-    monkeypatch.setattr(solver, "QUERY_BLOCK", 50)
+    for name, value in (("TILE_ROWS", 1100), ("CPU_TILE_ROWS", 1100), ("CPU_QUERY_ROWS", 16), ("QUERY_BLOCK", 50)):
+        monkeypatch.setattr(solver, name, value)
     gallery, queries = make(6007, 256, 2), make(70, 256, 3)
     found = exact_knn(gallery, queries, k, engine=engine)
     rows, gap = neighbours_by_matrix(gallery, queries, k)
     clear = gap > NATURAL_GAP
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(np.sort(found.indices, 1)[clear], np.sort(rows, 1)[clear])
+    assert found.fallbacks["float64"] == 0
 
 
 def test_engines_agree_bit_for_bit(monkeypatch):
@@ -86,6 +86,7 @@ def test_engines_agree_bit_for_bit(monkeypatch):
 def test_ties_go_to_the_smaller_row(engine, copies, monkeypatch):
     """Equal rows, strewn over the tiles: more of them than are kept as candidates must still come in order."""
     monkeypatch.setattr(solver, "TILE_ROWS", 512)
+    monkeypatch.setattr(solver, "CPU_TILE_ROWS", 512)
     rng = np.random.default_rng(6)
     distinct = gaussian(3, 32, 6)
     queries = gaussian(8, 32, 7)
@@ -144,6 +145,30 @@ def test_a_cliff_of_a_millionth_falls_back_to_float64(engine):
     assert found.fallbacks["float64"] == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sample_full_of_neighbours_is_noticed(dtype, monkeypatch):
+    """All near rows are where the first cut samples: it is far too high, and the proposal must not be trusted."""
+    monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", dtype))
+    near = (np.arange(9600) % 48 == 0) & (np.arange(9600) < 4800)
+    cosines = np.where(near, 0.9 - 1e-4 * np.arange(9600), 0.3 - 1e-5 * np.arange(9600))
+    gallery, query = rows_at(cosines, 256, 25)
+    rows, (natural,) = neighbours_by_matrix(gallery, query, 60)
+    assert natural > NATURAL_GAP
+    assert len(set(rows[0]) & set(np.flatnonzero(near))) == 60
+    found = exact_knn(gallery, np.concatenate([query, gaussian(1, 256, 26)]), 60)
+    assert set(found.indices[0]) == set(rows[0])
+    assert found.fallbacks["float64"] >= 1
+
+
+def test_rows_that_crowd_behind_a_sparse_sample_are_found(engine):
+    """The nearest rows avoid the sample, so that all of them beat the first cut; and they come last."""
+    near = (np.arange(9600) % 48 != 0) & (np.arange(9600) > 3000)
+    gallery, query = rows_at(np.where(near, 0.1 + 5e-5 * np.arange(9600), 0), 256, 27)
+    rows, (natural,) = neighbours_by_matrix(gallery, query, 60)
+    assert natural > NATURAL_GAP
+    assert set(exact_knn(gallery, query, 60, engine=engine).indices[0]) == set(rows[0])
+
+
 def test_fallbacks_count_queries(monkeypatch):
     monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", torch.bfloat16))
     gallery, query = rows_at(np.where(np.arange(2000) < 1, 0.6, 0.6 - 3e-6), 2048, 10)
@@ -159,7 +184,7 @@ def test_slack_bounds_the_error_of_every_product(dtype, make):
     gallery, queries = make(700, 300, 11), make(40, 300, 12)
     rows = ScaledRows(gallery, 1 / norms(gallery))
     q = torch.from_numpy((queries / norms(queries)[:, None]).astype(np.float32))
-    found = propose_torch(rows, q, 700, excluded=torch.full((40,), -1), dtype=dtype, device=CPU)
+    found = propose_torch(rows, q, 700, 700, excluded=torch.full((40,), -1), dtype=dtype, device=CPU)
     check_slack(found, rows, q)
 
 
@@ -180,15 +205,14 @@ def test_products_are_full_float32_whatever_the_user_set(monkeypatch):
 def test_errors_as_large_as_the_slack_are_noticed(monkeypatch):
     """The worst a proposal may do: push the k-th neighbour down and the next one up, and claim a small drift."""
 
-    def adversary(gallery, queries, kept, *, dtype, tiles=None, **others):
-        honest = propose_torch(gallery, queries, kept, dtype=torch.float32, **others)
+    def adversary(gallery, queries, k, kept, *, dtype, tiles=None, **others):
+        honest = propose_torch(gallery, queries, k, kept, dtype=torch.float32, **others)
         if dtype == torch.float32:
             return honest
         values, slack = honest.values.clone(), torch.full_like(honest.slack, 0.01)
-        values[:, 9] -= 0.0099
-        values[:, 10] += 0.0099
-        values, order = values.sort(dim=1, descending=True)
-        return Proposal(values, honest.indices.gather(1, order), slack, torch.zeros_like(slack))
+        values[honest.indices == 9] -= 0.0099
+        values[honest.indices == 10] += 0.0099
+        return Proposal(values, honest.indices, honest.cut, slack, torch.zeros_like(slack))
 
     monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", torch.bfloat16))
     monkeypatch.setattr(solver, "propose_torch", adversary)
@@ -215,6 +239,7 @@ def check_slack(found, rows, q):
 @pytest.mark.parametrize("tile_rows", [512, 5000])
 def test_own_row_is_excluded(engine, tile_rows, monkeypatch):
     monkeypatch.setattr(solver, "TILE_ROWS", tile_rows)
+    monkeypatch.setattr(solver, "CPU_TILE_ROWS", tile_rows)
     gallery = gaussian(1500, 64, 13)
     own = np.arange(1500)[::50]
     with_self = exact_knn(gallery, gallery[own], 11, engine=engine)
@@ -301,7 +326,7 @@ def test_choice_by_hardware(monkeypatch):
 @pytest.mark.parametrize(("free", "conversions"), [(2**30, 3), (6007 * 24 * 2, 3 * 3)])
 def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, conversions, monkeypatch):
     """Three blocks of queries read a gallery of three tiles: converted once, or for every block."""
-    for name, value in (("TILE_ROWS", 3000), ("_FIRST_ROWS", 3000), ("QUERY_BLOCK", 10), ("GPU_BLOCKS", 1)):
+    for name, value in (("TILE_ROWS", 3000), ("QUERY_BLOCK", 10), ("GPU_BLOCKS", 1)):
         monkeypatch.setattr(solver, name, value)
     converted, convert = [], solver._convert
     monkeypatch.setattr(solver, "_convert", lambda *arguments: converted.append(arguments) or convert(*arguments))
