@@ -20,13 +20,14 @@ from benchmarks.training.probe_task import ProbeTask, WarmupParams
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
     from benchmarks.solvers.attentive_heads import AttentiveBank
     from benchmarks.solvers.linear_heads import Bank, BankAdamW, BankOptimiser
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
 COLUMN = "Attentive"
-TOKENS = ("patches", "feature5")  # the first that an encoder has
+TOKENS = {"last": ("patches", "feature5"), "mean6": ("patches_mean6",)}  # the first that an encoder has
 
 
 class AttentiveParams(WarmupParams):
@@ -40,6 +41,7 @@ class AttentiveParams(WarmupParams):
         blocks: of self-attention before pooling, of V-JEPA's form.
         optimiser: `lars` is MAE's, with momentum and without a trust ratio for vectors.
         betas: of AdamW.
+        tokens: those of the last block, or the mean of the last six blocks without the final norm, as AIM's.
     """
 
     form: Literal["ep", "aim", "vjepa2", "capi"]
@@ -50,6 +52,7 @@ class AttentiveParams(WarmupParams):
     optimiser: Literal["adamw", "lars"] = "adamw"
     betas: tuple[NotNegative, NotNegative] = (0.9, 0.999)
     lars_eta: float = Field(1e-3, gt=0)
+    tokens: Literal["last", "mean6"] = Field("last", exclude_if=lambda value: value == "last")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -65,7 +68,7 @@ class AttentiveParams(WarmupParams):
 
     def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
         """One bank, on the tokens that the encoder has."""
-        return {name: ((name, None),) for name in [name for name in TOKENS if name in names][:1]}
+        return {name: ((name, None),) for name in [name for name in TOKENS[self.tokens] if name in names][:1]}
 
     def bank(
         self, name: str, shapes: Sequence[tuple[int, ...]], channels: int, classes: int, seed: int
@@ -273,5 +276,15 @@ class Attentive(ProbeTask[AttentiveParams]):
     protocols = PROTOCOLS
 
     def outputs(self, protocol: Protocol) -> Outputs:
-        found: dict[str, Any] = {name: (name, None) for name in TOKENS}
+        names = TOKENS[self.params(protocol).tokens]
+        found: dict[str, Any] = {name: (name, None) for name in names}
         return found
+
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError where the mean of six blocks is asked of an encoder that does not give it."""
+        (name,) = TOKENS["mean6"]
+        if self.params(protocol).tokens == "mean6" and not encoder.has(name):
+            raise NotApplicableError(
+                f"{encoder.card.name} has no {name}, which {protocol.id} reads: it needs a vision transformer of six "
+                "blocks or more; leave out --set tokens=mean6"
+            )

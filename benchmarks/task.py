@@ -42,8 +42,8 @@ Items = Mapping[str, NDArray[Any]]  # see `Outcome.items`
 Outputs = Mapping[str, "tuple[str, Pooling | None]"]  # feature key -> encoder output, pooling of its maps or None
 FEATURE_MAPS = ("feature1", "feature2", "feature3", "feature4", "feature5")  # encoder outputs at strides 2 to 32
 # Maps of a ViT's patch tokens: of the last block, of the last four together, and without the final norm of the last
-# block and of the last ones of each quarter of the depth.
-TOKEN_MAPS = ("patches", "patches4", "patches_raw", "patches_even4")
+# block, of the last ones of each quarter of the depth, and the mean of the last six.
+TOKEN_MAPS = ("patches", "patches4", "patches_raw", "patches_even4", "patches_mean6")
 TOKEN_VECTORS = (
     "cls",
     "cls_last4",

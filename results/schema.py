@@ -86,7 +86,7 @@ class Architecture(Frozen):
         None, exclude_if=_is_none, description="of a ViT; timm's for the model where None"
     )
     norm_eps: float | None = Field(None, gt=0, exclude_if=_is_none, description="of a ViT's layer norms")
-    pooling: Literal["cls", "mean", "cls+mean"] | None = Field(
+    pooling: Literal["cls", "mean", "cls+mean", "mean6"] | None = Field(
         None, exclude_if=_is_none, description="tokens that make embed; timm's for the model where None"
     )
 

@@ -40,11 +40,14 @@ def folder_protocol(params: Params, harness: str, primary: str, **about: Any) ->
     )  # fmt: skip
 
 
-def small_vit(name: str = "vit_tiny_patch16_224", *, noise: bool = False, **settings: Any) -> Encoder:
+def small_vit(
+    name: str = "vit_tiny_patch16_224", *, noise: bool = False, pooling: Any = None, **settings: Any
+) -> Encoder:
     """One of timm's ViTs, 24 wide.
 
     Args:
         noise: also where a fresh network has zeros, its parameters are not.
+        pooling: as in its card.
         settings: of `timm.create_model`; None leaves one out.
     """
     import timm
@@ -59,5 +62,5 @@ def small_vit(name: str = "vit_tiny_patch16_224", *, noise: bool = False, **sett
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    card = EncoderCard(name="a small ViT", source="test", architecture=Architecture(name=f"timm:{name}"))
-    return _encoder(card, net, None)
+    architecture = Architecture(name=f"timm:{name}", pooling=pooling)
+    return _encoder(EncoderCard(name="a small ViT", source="test", architecture=architecture), net, None)

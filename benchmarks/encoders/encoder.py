@@ -38,7 +38,8 @@ class Encoder:
             tokens, patches (N, D, H/p, W/p) of the last block, patches4 (N, 4D, H/p, W/p) of the last four, the
             earliest first, and patch_mean (N, D) of the last; with a class token also cls (N, D) and cls_last4
             (N, 4D). Those of timm also have patches_raw and cls_raw, of the last block without the norm, and
-            patches_even4 and cls_even4, of the last block of each quarter of the depth without it.
+            patches_even4 and cls_even4, of the last block of each quarter of the depth without it, and patches_mean6,
+            the mean of the last six blocks without it.
         freeze: put the module into eval mode for good. Without it, the module is the caller's: it is frozen only
             inside `borrowed`.
     """

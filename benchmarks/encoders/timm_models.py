@@ -33,8 +33,9 @@ from results.schema import Architecture, EncoderCard
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-WITHOUT_NORM = frozenset({"patches_raw", "cls_raw", "patches_even4", "cls_even4"})
+WITHOUT_NORM = frozenset({"patches_raw", "cls_raw", "patches_even4", "cls_even4", "patches_mean6"})
 LAST_BLOCKS = 4  # of patches4 and cls_last4, as DINOv2's linear evaluation reads them
+AVERAGED_BLOCKS = 6  # of patches_mean6, as AIM's evaluation averages them (aim/v1/torch/layers.py, AverageLayers)
 
 PERIODS = "rope_embed.periods"  # of DINOv3: computed, and also in its files
 
@@ -442,6 +443,11 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
         raise InputError(f"{card.architecture.name} has no tokens to choose from; omit --facts embed=")
     if pooling in ("cls", "cls+mean") and "cls" not in of_tokens:
         raise InputError(f"{card.architecture.name} has no class token; choose --facts embed=mean")
+    if pooling == "mean6" and "patches_mean6" not in of_tokens:
+        raise InputError(
+            f"{card.architecture.name} has {len(model.blocks)} blocks, and embed=mean6 averages the last "
+            f"{AVERAGED_BLOCKS}; choose --facts embed=mean"
+        )
     as_timm_pools = {"token": "cls", "avg": "mean"}.get(_kind_of_pool(model) or "")
     one = getattr(model, "summary_tokens", 1) == 1
     if pooling and pooling == as_timm_pools and one and not hasattr(model, "dist_token"):
@@ -455,7 +461,7 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
             parts = _TOKENS_OF_EMBED[pooling] if pooling and embeds else ()
             last, outputs = _tokens(model, images, {*names, *parts})
             if embeds:
-                chosen = [outputs[part] for part in parts]
+                chosen = [_vector(outputs[part]) for part in parts]
                 outputs["embed"] = torch.cat(chosen, 1) if chosen else model.forward_head(last)
         elif set(names) & set(maps_of_model):
             last, maps = model.forward_intermediates(images)
@@ -485,6 +491,7 @@ def token_outputs(model: Any) -> tuple[str, ...]:
         return ()
     four, has_class_token = len(model.blocks) >= LAST_BLOCKS, getattr(model, "cls_token", None) is not None
     lacking = set() if four else {"patches4", "cls_last4", "patches_even4", "cls_even4"}
+    lacking |= set() if len(model.blocks) >= AVERAGED_BLOCKS else {"patches_mean6"}
     lacking |= set() if has_class_token else {"cls", "cls_last4", "cls_raw", "cls_even4"}
     return tuple(name for name in (*TOKEN_MAPS, *TOKEN_VECTORS) if name not in lacking)
 
@@ -497,17 +504,21 @@ def even_blocks(depth: int) -> tuple[int, ...]:
 def _without_norm(model: Any, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
     """The outputs of `WITHOUT_NORM` among `names`."""
     tokens, depth = getattr(model, "summary_tokens", 1), len(model.blocks)
-    several = {"patches_even4", "cls_even4"} & set(names)
+    even = even_blocks(depth) if {"patches_even4", "cls_even4"} & set(names) else ()
+    last = range(depth - AVERAGED_BLOCKS, depth) if "patches_mean6" in names else ()
+    read = sorted({*even, *last, depth - 1})
     blocks = model.forward_intermediates(
-        images, indices=list(even_blocks(depth)) if several else 1, norm=False, intermediates_only=True,
-        return_prefix_tokens=model.num_prefix_tokens > 0,
-    )  # fmt: skip
-    maps, prefixes = zip(*blocks, strict=True) if model.num_prefix_tokens else (blocks, ())
+        images, indices=read, norm=False, intermediates_only=True, return_prefix_tokens=model.num_prefix_tokens > 0
+    )
+    of = dict(zip(read, blocks, strict=True))
+    maps = {number: block[0] if model.num_prefix_tokens else block for number, block in of.items()}
+    prefixes = {number: block[1][:, :tokens].flatten(1) for number, block in of.items() if model.num_prefix_tokens}
     found = {
-        "patches_raw": lambda: maps[-1],
-        "patches_even4": lambda: torch.cat(list(maps), 1),
-        "cls_raw": lambda: prefixes[-1][:, :tokens].flatten(1),
-        "cls_even4": lambda: torch.cat([prefix[:, :tokens].flatten(1) for prefix in prefixes], 1),
+        "patches_raw": lambda: maps[depth - 1],
+        "patches_even4": lambda: torch.cat([maps[number] for number in even], 1),
+        "patches_mean6": lambda: torch.stack([maps[number] for number in last]).mean(0),
+        "cls_raw": lambda: prefixes[depth - 1],
+        "cls_even4": lambda: torch.cat([prefixes[number] for number in even], 1),
     }
     return {name: compute() for name, compute in found.items() if name in names}
 
@@ -536,7 +547,16 @@ def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor 
     return last, without | {name: compute() for name, compute in found.items() if name in names}
 
 
-_TOKENS_OF_EMBED = {"cls": ("cls",), "mean": ("patch_mean",), "cls+mean": ("cls", "patch_mean")}
+_TOKENS_OF_EMBED = {
+    "cls": ("cls",),
+    "mean": ("patch_mean",),
+    "cls+mean": ("cls", "patch_mean"),
+    "mean6": ("patches_mean6",),
+}
+
+
+def _vector(value: Tensor) -> Tensor:
+    return value if value.ndim == 2 else value.mean((2, 3))
 
 
 def _kind_of_pool(model: Any) -> str | None:
@@ -556,7 +576,9 @@ def _embed(model: Any, pooling: str | None) -> str:
             "cls": of_class,
             "mean": "mean of the patch tokens",
             "cls+mean": f"{of_class} and mean of the patch tokens",
+            "mean6": f"mean of the patch tokens of the last {AVERAGED_BLOCKS} blocks",
         }
+        norm = "without a norm" if pooling == "mean6" else norm
         parts = sum({"cls": tokens}.get(part, 1) for part in _TOKENS_OF_EMBED[pooling])
         return f"{words[pooling]} {norm} ({width * parts}-d)"
     words = {

@@ -497,7 +497,8 @@ FAMILIES = (
     VitFamily(
         "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},
         "aimv2_{size}_patch{patch}_224", "apple/ml-aim bd9e068; timm 1.0.31 models/vision_transformer.py",
-        pixels="clip", embed="mean", assumed=_ONE_SIZE,
+        pixels="clip", embed="mean", assumed=f"{_ONE_SIZE}. AIM's probes read the mean of the last six blocks: add "
+        "--facts embed=mean6, or --set tokens=mean6 to the attentive probe",
     ),
     VitFamily(
         "pe", "PE Core", "`ln_pre` and `attn_pool.probe`; timm's names with `norm_pre` and `attn_pool.latent`",

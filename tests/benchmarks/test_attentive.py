@@ -135,6 +135,22 @@ def test_it_shares_a_pass_with_a_linear_probe(data: tuple[Labels, Labels], tmp_p
     assert encoder.passes == 1 + 4 * 3 + 1 + 1  # shapes, four epochs of three steps, held-out part, test
 
 
+def test_aims_probe_can_read_the_mean_of_six_blocks(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    six = SMALL.changed(tokens="mean6")
+    assert six.reads({"patches", "patches_mean6"}) == {"patches_mean6": (("patches_mean6", None),)}
+    assert "tokens" not in SMALL.model_dump()  # so that records of the last block keep their keys
+    assert find_protocol("attentive.aim@1").changed(tokens="mean6").id == "attentive.aim@1+tokens=mean6"
+    same_tokens = [
+        Attentive().run(protocol(params), MapEncoder(name), *data, tmp_path / name, OPTIONS)
+        for params, name in ((six, "patches_mean6"), (SMALL, "patches"))
+    ]
+    assert same_tokens[0].scores == same_tokens[1].scores
+    with pytest.raises(NotApplicableError, match="has no patches_mean6"):
+        Attentive().check_encoder(protocol(six), MapEncoder("patches"))
+    Attentive().check_encoder(protocol(six), MapEncoder("patches_mean6"))
+    Attentive().check_encoder(protocol(SMALL), MapEncoder("embed"))
+
+
 @pytest.mark.parametrize(
     ("linear", "attentive"),
     [("linear_avgpool.demo@2", "attentive.demo@1"), ("linear_avgpool.imagefolder@1", "attentive.imagefolder@1")],

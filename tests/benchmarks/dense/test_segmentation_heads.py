@@ -323,6 +323,31 @@ def test_tokens_of_four_even_blocks_have_no_norm() -> None:
     assert not {"patches_even4", "cls_even4"} & tall_vit(depth=3).names
 
 
+def test_the_mean_of_the_last_six_blocks_is_aims() -> None:
+    """apple/ml-aim bd9e068 aim/v1/torch/layers.py, AverageLayers: a mean over blocks, before the final norm."""
+    encoder, features = tall_vit(), []
+    module: Any = encoder.module
+    hooks = [block.register_forward_hook(lambda *found: features.append(found[2])) for block in module.blocks]
+    x = torch.randn(2, 3, 28, 56)
+    with torch.no_grad():
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    feats = torch.stack([features[layer] for layer in range(2, 8)], dim=-1).mean(dim=-1)[:, 3:]
+    found = encoder.outputs(x, {"patches_mean6", "patches_even4", "patches_raw", "cls_raw"})
+    torch.testing.assert_close(found["patches_mean6"], feats.mT.unflatten(2, (2, 4)))
+    assert torch.equal(found["patches_raw"], features[7][:, 3:].mT.unflatten(2, (2, 4)))
+    assert torch.equal(found["cls_raw"], features[7][:, 0])
+    assert found["patches_even4"].shape == (2, 4 * 24, 2, 4)
+    pooled = small_vit(depth=8, patch_size=14, img_size=42, init_values=1.0, reg_tokens=2, pooling="mean6")
+    pooled.module.load_state_dict(module.state_dict())
+    torch.testing.assert_close(pooled.outputs(x, {"embed"})["embed"], feats.mean(1))
+    assert pooled.card.embed == "mean of the patch tokens of the last 6 blocks without a norm (24-d)"
+    assert "patches_mean6" not in tall_vit(depth=5).names
+    with pytest.raises(InputError, match="has 5 blocks, and embed=mean6 averages the last 6"):
+        small_vit(depth=5, pooling="mean6")
+
+
 def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"iterations": 2, "evaluate_every": 2, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
     read = find_dataset("nyu_depth", data).read
