@@ -97,8 +97,17 @@ class CheckpointLayout:
 
 _CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
 _ANY_SCRIPT = "any training script or Lightning module with this attribute"
+_LIGHTLY = "state_dict/projection_head.layers.*", "@pytorch-lightning_version"
 _VISSL = "classy_state_dict/base_model/model/trunk"
 _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
+
+# lightly's evaluation reads `backbone`, which is the teacher in DINO and the online network in BYOL.
+_LIGHTLY_PICKS = {
+    f"{before}backbone{after}": Pick(
+        "state_dict", f"{before}backbone{after}.", f"{before}projection_head{after}.layers."
+    )
+    for before, after in (("", ""), ("key_", ""), ("teacher_", ""), ("", "_momentum"))
+}
 
 LAYOUTS = (
     CheckpointLayout(
@@ -196,6 +205,44 @@ LAYOUTS = (
         },
     ),
     CheckpointLayout(
+        # Its heads have GELU, and a layer of unit norm behind an L2 norm.
+        "lightly DINO", "lightly-ai/lightly e8d317f benchmarks/imagenet/resnet50/dino.py",
+        ("state_dict/backbone.conv1.weight", "state_dict/student_backbone.conv1.weight",
+         "state_dict/projection_head.last_layer.*", "@pytorch-lightning_version"),
+        {name: Pick("state_dict", f"{name}.") for name in ("backbone", "student_backbone")},
+    ),
+    CheckpointLayout(
+        "lightly", "lightly-ai/lightly e8d317f benchmarks/imagenet/resnet50/*.py, as Lightning saves them",
+        ("state_dict/backbone.conv1.weight", *_LIGHTLY), _LIGHTLY_PICKS,
+    ),
+    CheckpointLayout(
+        "lightly example", "lightly-ai/lightly e8d317f examples/pytorch_lightning/*.py: a Sequential of the children",
+        ("state_dict/backbone.0.weight", "state_dict/backbone.4.0.conv1.weight", *_LIGHTLY), _LIGHTLY_PICKS,
+        names="sequential",
+    ),
+    CheckpointLayout(
+        # The example of DINO, whose backbone has no name without student or teacher.
+        "lightly example with a teacher", "lightly-ai/lightly e8d317f examples/pytorch_lightning/dino.py",
+        ("state_dict/teacher_backbone.0.weight", "state_dict/student_backbone.4.0.conv1.weight",
+         "@pytorch-lightning_version"),
+        {name: Pick("state_dict", f"{name}.") for name in ("teacher_backbone", "student_backbone")},
+        names="sequential",
+    ),
+    CheckpointLayout(
+        "lightly ViT", "lightly-ai/lightly e8d317f models/modules/masked_vision_transformer_timm.py",
+        ("state_dict/backbone.mask_token", "state_dict/backbone.vit.patch_embed.proj.weight",
+         "@pytorch-lightning_version"),
+        {name: Pick("state_dict", f"{name}.vit.") for name in ("backbone", "student_backbone")},
+        ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "lightly ViT with a teacher", "lightly-ai/lightly e8d317f benchmarks/imagenet/vitb16/{ibot,dinov2,capi}.py",
+        ("state_dict/teacher_backbone.mask_token", "state_dict/teacher_backbone.vit.patch_embed.proj.weight",
+         "@pytorch-lightning_version"),
+        {name: Pick("state_dict", f"{name}.vit.") for name in ("teacher_backbone", "student_backbone")},
+        ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
         "bytedance/ibot", "bytedance/ibot c24f870 main_ibot.py",
         ("teacher/backbone.*", "student/backbone.masked_embed"),
         {"teacher": Pick("teacher", "backbone."), "student": Pick("student", "backbone.")},
@@ -291,7 +338,7 @@ LAYOUTS = (
         ignore=("fc.*",), method="BYOL",
     ),
     CheckpointLayout(
-        # A Sequential of a torchvision ResNet's children, as lightly and many Lightning modules build it.
+        # A Sequential of a torchvision ResNet's children, as many Lightning modules build it.
         "Sequential backbone", "lightly-ai/lightly examples: nn.Sequential(*list(resnet.children())[:-1])",
         ("*/backbone.0.weight", "*/backbone.4.0.conv1.weight"),
         {"backbone": Pick("*", "backbone.", "projection_head.layers.")}, names="sequential",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -618,6 +618,9 @@ def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: st
         "ibot": has("masked_embed", keys),
         "mae": has("decoder_embed.weight", keys),
     }
+    if layout.startswith("lightly ViT"):  # timm's network whatever the method, so that a LayerScale is not DINOv2's
+        found = family_named("mae" if marks["mae"] else "plain")
+        return replace(found, base="vit_{size}_patch{patch}_dinov2") if scaled else found  # timm's with LayerScale
     named = _OF_LAYOUT.get(layout) or next((name for name, found in marks.items() if found), "plain")
     return family_named(named)
 

@@ -36,6 +36,20 @@ BELOW: dict[str, tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     "detectron2_fpn": ("detectron2", "backbone.bottom_up.", (),
                        ("backbone.fpn_lateral2.weight", "backbone.fpn_output5.bias",
                         "proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")),
+    # lightly-ai/lightly e8d317f benchmarks/imagenet/resnet50/{mocov2,dino}.py, examples/pytorch_lightning/dino.py,
+    # printed from a checkpoint that Lightning's Trainer saved of these modules
+    "lightly": ("torchvision", "backbone.", ("key_backbone.",),
+                ("projection_head.layers.0.weight", "key_projection_head.layers.0.weight",
+                 "online_classifier.classification_head.weight",
+                 "online_classifier.classification_head.bias")),
+    "lightly_dino": ("torchvision", "backbone.", ("student_backbone.",),
+                     ("projection_head.layers.0.weight", "projection_head.layers.0.bias",
+                      "projection_head.last_layer.weight_g", "projection_head.last_layer.weight_v",
+                      "student_projection_head.layers.0.weight", "criterion.center",
+                      "online_classifier.classification_head.weight")),
+    "lightly_example_dino": ("sequential", "teacher_backbone.", ("student_backbone.",),
+                             ("student_head.layers.0.weight", "teacher_head.layers.0.weight",
+                              "teacher_head.last_layer.weight_g", "criterion.center")),
     "lightning": ("torchvision", "backbone.", (), ("head.weight", "head.bias", "criterion.weight")),
     **{f"attribute_{name}": ("torchvision", f"{name}.", (), (f"{name}.fc.weight", "projection.0.weight"))
        for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
@@ -54,6 +68,7 @@ def table(name: str) -> list[tuple[str, str]]:
     if name == "sequential":
         whole = [(source.removeprefix("backbone."), ours) for source, ours in table("sequential_backbone")]
         return [row for row in whole if row[1] != "-"] + [("9.weight", "-")]
+    name = "sequential_backbone" if name == "lightly_example" else name
     lines = (KEYS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return [(source, ours) for source, ours in (line.split(" ") for line in lines[1:])]
 

@@ -42,6 +42,13 @@ def training(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"epoch": 200, "arch": "resnet50", "state_dict": tensors, "optimizer": {"state": momentum}}
 
 
+def lightning(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """As Lightning 2.6's Trainer.save_checkpoint does."""
+    return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.6.1", "state_dict": tensors, "loops": {},
+            "callbacks": {}, "optimizer_states": [], "lr_schedulers": [], "hparams_name": "kwargs",
+            "hyper_parameters": {"batch_size_per_device": 2, "num_classes": 10}}  # fmt: skip
+
+
 CASES = {
     "moco_v1": Case("facebookresearch/moco: encoder_q", training, set(), known={"method": "MoCo v1", "epochs": 200}),
     "moco_v2": Case("facebookresearch/moco: encoder_q", training, set(), known={"method": "MoCo v2", "epochs": 200}),
@@ -68,7 +75,11 @@ CASES = {
     "solo_learn_mocov2plus": Case(
         "solo-learn: backbone", lambda t: {"pytorch-lightning_version": "1.6", "state_dict": t}, ASSUMED - NETWORK
     ),
-    "sequential_backbone": Case("Sequential backbone", lambda t: {"pytorch-lightning_version": "2", "state_dict": t}),
+    "sequential_backbone": Case("Sequential backbone"),
+    "lightly_example": Case("lightly example", lambda t: lightning(t)),
+    "lightly_example_dino": Case("lightly example with a teacher: teacher_backbone", lambda t: lightning(t)),
+    "lightly": Case("lightly: backbone", lambda t: lightning(t)),
+    "lightly_dino": Case("lightly DINO: backbone", lambda t: lightning(t)),
     "torchvision": Case("torchvision names", lambda t: t),
     "mmselfsup_0x_byol": Case("mmselfsup 0.x BYOL: backbone", lambda t: {"meta": {}, "state_dict": t},
                               known={"method": "BYOL"}),
@@ -89,7 +100,7 @@ CASES = {
 ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py, test_timm_models.py or test_vit_families.py
     "bytedance/ibot", "DINOv3", "facebookresearch/ijepa",
     "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
-    "ViT of timm's names", "CAPI", "facebookresearch/capi", "NVlabs/RADIO",
+    "ViT of timm's names", "lightly ViT", "lightly ViT with a teacher", "CAPI", "facebookresearch/capi", "NVlabs/RADIO",
 }  # fmt: skip
 
 
@@ -135,6 +146,9 @@ def test_every_row_of_the_tables_has_its_source_and_releases_name_layouts_that_t
         ("mmselfsup_0x_byol", "backbone.", "target_net.0.", "target_net"),
         ("mmselfsup_1x_byol", "backbone.", "target_net.module.0.", "target_net"),
         ("solo_learn_encoder", "encoder.", "momentum_encoder.", "momentum_encoder"),
+        ("lightly", "backbone.", "key_backbone.", "key_backbone"),
+        ("lightly_dino", "backbone.", "student_backbone.", "student_backbone"),
+        ("lightly_example_dino", "teacher_backbone.", "student_backbone.", "student_backbone"),
     ],
 )
 def test_pick_takes_the_other_encoder(name: str, start: str, other: str, pick: str, tmp_path: Path) -> None:

@@ -600,6 +600,42 @@ def test_vits_under_any_prefix_the_teacher_first(start: str, picked: str, tmp_pa
     assert picked in encoder.card.layout or encoder.card.layout == "Lightning"
 
 
+LIGHTLY = {  # lightly-ai/lightly e8d317f benchmarks/imagenet/vitb16, keys beside the backbones
+    "dino": ("backbone.", ("projection_head.layers.0.weight", "projection_head.last_layer.weight_g", "criterion.center",
+                           "student_projection_head.layers.0.weight")),
+    "mae": ("backbone.", ("decoder_embed.weight", "decoder_embed.bias", "decoder.mask_token", "decoder.pos_embed",
+                          "decoder.blocks.0.norm1.weight", "prediction_head.weight", "prediction_head.bias")),
+    "ibot": ("teacher_backbone.", ("student_head.layers.0.weight", "teacher_head.layers.0.weight",
+                                   "cls_criterion.center", "patch_criterion.center.center")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", LIGHTLY)
+def test_lightlys_vits_are_timms_whatever_the_method(method: str, tmp_path: Path) -> None:
+    """LayerScale and a mask token look like DINOv2's, whose code interpolates positions in another way."""
+    start, others = LIGHTLY[method]
+    net = replace(SCALED if method == "ibot" else SMALL, away="antialias")
+    w = net.weights()
+    content = {**prefixed(f"{start}vit.", keys(TIMM, w)), f"{start}mask_token": torch.zeros(1, 1, net.width)}
+    content |= {other: torch.zeros(2) for other in (*others, "online_classifier.classification_head.weight")}
+    if method != "mae":
+        twin = keys(TIMM, net.weights(1))
+        content |= {**prefixed("student_backbone.vit.", twin), "student_backbone.mask_token": torch.zeros(1, 1, 2)}
+    torch.save({"state_dict": content, "pytorch-lightning_version": "2.6.1", "epoch": 0}, tmp_path / "last.ckpt")
+    encoder = load_encoder(tmp_path / "last.ckpt", facts=["heads=3"])
+    images = torch.randn(1, 3, 80, 80)
+    expected = net.blocks(w, images)[-1][:, 0]
+    assert torch.allclose(encoder.outputs(images, ["embed"])["embed"], expected, atol=1e-5)
+    layout = "lightly ViT with a teacher" if method == "ibot" else "lightly ViT"
+    assert encoder.card.layout == (layout if method == "mae" else f"{layout}: {start[:-1]}")
+    assert encoder.card.method == ("MAE" if method == "mae" else None)
+    assert ("positions" in encoder.card.assumed) is (method != "mae")
+    if method != "mae":
+        student = load_encoder(tmp_path / "last.ckpt", facts=["heads=3", "pick=student_backbone"])
+        other = net.blocks(net.weights(1), images)[-1][:, 0]
+        assert torch.allclose(student.outputs(images, ["embed"])["embed"], other, atol=1e-5)
+
+
 def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hf:facebook/dinov2-small: .* downloads nothing; .*`hf download facebook/"):
         load_encoder("hf:facebook/dinov2-small")
