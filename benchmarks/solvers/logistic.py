@@ -182,6 +182,7 @@ FLOAT32_FLOOR = 3e-7  # but no further
 MOST_BEYOND = 2.0  # of a line through two solved costs: no further beyond the second than the first is before it
 COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
 NEAR = 10.01  # ratio of two costs, a decade, within which the weights are nearly a parabola in log C
+ABSENT = -1e4  # bias of a class without rows, in place of minus infinity: losses of its held-out rows stay finite
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
 MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
 
@@ -249,6 +250,17 @@ class Fits:
             total += F.cross_entropy(self.logits(features[part]).double().movedim(1, 2), truth, reduction="none").sum(0)
         return (total / len(rows)).cpu()
 
+    def of_classes(self, classes: NDArray[np.int64]) -> Fits:
+        """The part of the weights that belongs to these classes."""
+        return replace(self, weights=self.weights[:, classes], bias=self.bias[:, classes])
+
+    def with_classes(self, present: NDArray[np.int64], classes: int) -> Fits:
+        """The same fits where its classes are the `present` ones of so many; the others are never likely."""
+        weights = self.weights.new_zeros(len(self.costs), classes, self.weights.shape[2])
+        bias = self.bias.new_full((len(self.costs), classes), ABSENT)
+        weights[:, present], bias[:, present] = self.weights, self.bias
+        return replace(self, weights=weights, bias=bias)
+
     def select(self, fits: Sequence[int]) -> Fits:
         """These fits, in this order."""
         index = list(fits)
@@ -292,7 +304,8 @@ def fit_logistic(
 
     Args:
         features: (N, dim), maybe memory-mapped.
-        targets: (N,) class indices; for one against the rest also (N, classes) of 1 present, 0 absent, -1 left out.
+        targets: (N,) class indices; for one against the rest also (N, classes) of 1 present, 0 absent, -1 left out. A
+            class that no fitted row has is left out of a multinomial fit, as scikit-learn does.
         costs: C of each fit, in any order.
         sample_rows: rows to fit, all by default. Blocks give each fit rows of its own.
         loss: `multinomial`, for two classes scikit-learn's single logit; or each class against the rest.
@@ -318,6 +331,17 @@ def fit_logistic(
         blocks: Sequence[Block] = (Block(rows, tuple(range(len(costs)))),)
     else:
         blocks = sample_rows
+    if loss == "multinomial":
+        present = np.unique(np.concatenate([targets[block.rows] for block in blocks]))
+        if 0 < len(present) < classes:
+            # The bias of a class without rows has no minimum, and the search for one ruins the steps of the others.
+            found = fit_logistic(
+                features, np.searchsorted(present, targets), len(present), costs, sample_rows=blocks,
+                standardise=standardise, start=None if start is None else start.of_classes(present), device=device,
+                dtype=dtype, chunk=chunk, tolerance=tolerance, max_iterations=max_iterations,
+                max_rejected=max_rejected, float32_first=float32_first, resident_bytes=resident_bytes, track=track,
+            )  # fmt: skip
+            return found.with_classes(present, classes)
     large = sum(len(block.rows) for block in blocks) * features.shape[1] * classes > SMALL_WORK
     path = large and len(blocks) == 1 and start is None
     parts = [(dtype, _Stopping(tolerance, max_iterations, max_rejected))]
@@ -480,7 +504,8 @@ class _Problems:
 
     def begin_from(self, start: Fits) -> None:
         weights = start.weights.to(self.data.device, torch.float64)
-        bias = start.bias.to(self.data.device, torch.float64) + weights @ self.data.mean.double()
+        known = start.bias.where(start.bias > ABSENT, 0.0)  # a class may have rows here that had none there
+        bias = known.to(self.data.device, torch.float64) + weights @ self.data.mean.double()
         inside = self.data.inwards((weights * self.data.scale).to(self.data.dtype))
         self.weights[..., :-1] = inside.view(len(self.weights), self.width, -1)
         self.weights[..., -1] = bias.to(self.data.dtype).view(len(self.weights), self.width)

@@ -225,3 +225,20 @@ def test_what_cannot_be_fitted_is_refused(data: tuple[Array, Array]) -> None:
     broken[3, 1] = np.inf
     with pytest.raises(InputError, match="not a finite number"):
         fit(broken, targets)
+
+
+def test_classes_without_rows_are_left_out_as_in_scikit_learn(data: tuple[Array, Array]) -> None:
+    x, y = data[0], 2 * data[1] + 1  # 1, 3, 5 and 7 of nine
+    present, absent = np.unique(y), np.array([0, 2, 4, 6, 8])
+    found = fit(x, y, classes=9)
+    assert found.converged.all()
+    assert (found.weights[:, absent] == 0).all()
+    for index, cost in enumerate(COSTS):
+        agree((found.weights[index, present], found.bias[index, present]), reference(x, y, cost))
+    logits = found.logits(x)
+    assert float(logits[..., absent].max()) < float(logits[..., present].min()) - 100
+    assert np.isfinite(found.losses(x, np.full(N, 4), np.arange(N)).numpy()).all()
+    y[:30] = 4
+    again = fit(x, y, classes=9, start=found)  # a class may have rows here that had none there
+    for index, cost in enumerate(COSTS):
+        agree((again.weights[index, np.unique(y)], again.bias[index, np.unique(y)]), reference(x, y, cost))
