@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from benchmarks.dense.masks import held_out_images, masks_of
-from benchmarks.dense.patches import Patches, PatchParams, PatchTask, Standardised, mask_sheet, positive_norms, space
-from benchmarks.dense.scores import Areas, add_segmentation, mean_iou, pixel_accuracy
+from benchmarks.dense.patches import (
+    Patches,
+    PatchParams,
+    PatchTask,
+    Standardised,
+    add_choice,
+    positive_norms,
+    space,
+)
+from benchmarks.dense.scores import Areas, mean_iou, pixel_accuracy
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
-from results.schema import Geometry, Protocol, Score, Source
+from results.schema import Geometry, Protocol, Source
 
 Distance = Literal["cosine", "L2"]
 CELLS = 1 << 25  # votes that are counted at a time
@@ -138,15 +146,8 @@ class PatchKnn(PatchTask):
             for key in grid
         ]  # fmt: skip
         best = max(grid, key=lambda key: mean_iou(measured[key]))
-        classes = queries.style.classes
-        add_segmentation(outcome, "mIoU", measured[chosen], classes, protocol.selection)
-        add_segmentation(outcome, "mIoU oracle", measured[best], classes, "best k and distance on test (oracle)")
-        outcome.scores["accuracy"] = Score(
-            value=pixel_accuracy(measured[chosen]), n=len(test.labels), selection=protocol.selection
-        )
-        sheet = mask_sheet(test.labels, queries.style, list(queries.masks), list(masks[chosen]))
-        if sheet:
-            outcome.pictures["masks"] = sheet
+        oracle = measured[best], "best k and distance on test (oracle)"
+        add_choice(outcome, queries, masks[chosen], (measured[chosen], protocol.selection), oracle)
         return outcome
 
 

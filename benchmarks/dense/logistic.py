@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.dense.masks import held_out_images, masks_of
-from benchmarks.dense.patches import Patches, PatchParams, PatchTask, Standardised, mask_sheet
-from benchmarks.dense.scores import add_segmentation, mean_iou, pixel_accuracy
+from benchmarks.dense.patches import Patches, PatchParams, PatchTask, Standardised, add_choice
+from benchmarks.dense.scores import mean_iou, pixel_accuracy
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
 from benchmarks.training.params import Rates
-from results.schema import Geometry, Protocol, Score, Source
+from results.schema import Geometry, Protocol, Source
 
 CHUNK = 4096  # patches that are classified at a time
 
@@ -119,15 +119,8 @@ class PatchLogistic(PatchTask):
              "heldout_mIoU": validation[index], "mIoU": scores[index], "accuracy": pixel_accuracy(measured[index])}
             for index, cost in enumerate(params.costs)
         ]  # fmt: skip
-        classes = queries.style.classes
-        add_segmentation(outcome, "mIoU", measured[chosen], classes, protocol.selection)
-        add_segmentation(outcome, "mIoU oracle", measured[int(np.argmax(scores))], classes, "best C on test (oracle)")
-        outcome.scores["accuracy"] = Score(
-            value=pixel_accuracy(measured[chosen]), n=len(test.labels), selection=protocol.selection
-        )
-        sheet = mask_sheet(test.labels, queries.style, list(queries.masks), list(masks[chosen]))
-        if sheet:
-            outcome.pictures["masks"] = sheet
+        oracle = measured[int(np.argmax(scores))], "best C on test (oracle)"
+        add_choice(outcome, queries, masks[chosen], (measured[chosen], protocol.selection), oracle)
         return outcome
 
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, modes_of, read_masks, require_masks
-from benchmarks.dense.scores import Areas, areas_of_each
+from benchmarks.dense.scores import Areas, add_segmentation, areas_of_each, pixel_accuracy
 from benchmarks.features.pool import GlobalAverage, PatchRows
-from benchmarks.task import FeatureTask, InputError, Labels, Outputs, Split
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, Split
 from results.files import open_image
-from results.schema import Params, Protocol
+from results.schema import Params, Protocol, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,3 +278,22 @@ def mask_sheet(
     png = BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
+
+
+def add_choice(
+    outcome: Outcome, queries: Patches, masks: Sequence[NDArray[np.uint8]], chosen: tuple[Areas, str],
+    oracle: tuple[Areas, str],
+) -> None:  # fmt: skip
+    """Add the columns of CAPI's classifiers and a picture: mean IoU and accuracy as chosen, and the best mean IoU.
+
+    Args:
+        masks: of the test images, as chosen.
+        chosen, oracle: areas of each test image, and how they were chosen.
+    """
+    areas, selection = chosen
+    add_segmentation(outcome, "mIoU", areas, queries.style.classes, selection)
+    add_segmentation(outcome, "mIoU oracle", oracle[0], queries.style.classes, oracle[1])
+    outcome.scores["accuracy"] = Score(value=pixel_accuracy(areas), n=len(queries.labels), selection=selection)
+    sheet = mask_sheet(queries.labels, queries.style, list(queries.masks), list(masks))
+    if sheet:
+        outcome.pictures["masks"] = sheet

@@ -82,7 +82,7 @@ def read_config(weights: Path) -> HubConfig | None:
         return None
     config = _read(path)
     if "architecture" in config and "pretrained_cfg" in config:
-        return _of_timm(config, path)
+        return _of_timm(config)
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:  # RADIO's code on the hub has no type
         return None
@@ -145,7 +145,7 @@ def _three(value: object) -> tuple[float, ...] | None:
     return tuple(map(float, numbers))
 
 
-def _of_timm(config: dict[str, Any], path: Path) -> HubConfig:
+def _of_timm(config: dict[str, Any]) -> HubConfig:
     cfg = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
     values: dict[str, Any] = {"architecture": f"timm:{config['architecture']}"}
     mean, std = _three(cfg.get("mean")), _three(cfg.get("std"))

@@ -332,7 +332,7 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
         kwargs["norm_layer"] = partial(LayerNorm, eps=architecture.norm_eps)
     if not isinstance(plan, Beit):
         kwargs["dynamic_img_size"] = True
-    side = _image_side(plan, tensors, source)
+    side = _image_side(plan, tensors)
     if side is not None:
         kwargs["img_size"] = side
     if isinstance(plan, Beit):
@@ -354,7 +354,7 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
     return model
 
 
-def _image_side(plan: Any, tensors: Mapping[str, Tensor], source: str) -> int | None:
+def _image_side(plan: Any, tensors: Mapping[str, Tensor]) -> int | None:
     """Pixels of the images whose patches the file's positions are for; None where it has no positions."""
     positions, patch = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
     if patch is None or patch.ndim != 4:
