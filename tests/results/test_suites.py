@@ -124,3 +124,22 @@ def test_a_suite_is_one_row_per_encoder(tmp_path: Path) -> None:
     assert [row.label for row in change.rows] == ["one"]
     assert change.rows[0].cells[0].value == pytest.approx(100 * float((~VAL).mean() - VAL.mean()))
     assert "[" in change.rows[0].cells[0].text
+
+
+def test_the_mean_of_transfer_is_over_all_twelve_sets_or_absent(tmp_path: Path) -> None:
+    twelve = ("food101", "cifar10", "cifar100", "birdsnap", "sun397", "cars", "aircraft", "voc2007", "dtd", "pets",
+              "caltech101", "flowers102")  # fmt: skip
+    values = dict(zip((*twelve, "svhn"), range(10, 23), strict=True))
+    for encoder, missing in (("all", ""), ("lacks one", "pets")):
+        for name, value in values.items():
+            if name != missing:
+                made = protocol(f"transfer_{name}", ("Logistic",), "Logistic")
+                scores = {"Logistic": Score(value=float(value), n=100, selection="fixed")}
+                write_record(tmp_path, record(card(encoder), made, scores=scores))
+    records = read_records(tmp_path)[0]
+    found = Section(records, EMBEDDED).tables()[0]
+    rows = {row.label: dict(zip(found.columns[1:], row.cells, strict=True)) for row in found.rows}
+    assert rows["all"]["Mean"].value == pytest.approx(15.5)  # svhn is none of them
+    assert rows["lacks one"]["Mean"].value is None
+    few = [stored for stored in records if "pets" not in stored.record.protocol.id]
+    assert "Mean" not in Section(few, EMBEDDED).tables()[0].columns
