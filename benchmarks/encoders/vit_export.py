@@ -102,6 +102,12 @@ class VitShape:
         return tuple(self.depth * part // 4 - 1 for part in (1, 2, 3, 4))
 
 
+_RELATIVE: dict[VitEngine, str] = {
+    "detectron2": "its relative positions are products with the query, for rows and columns apart",
+    "mmsegmentation": "its ViT has none",
+}
+
+
 def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
     """The shape of an encoder that the engine's own ViT can hold.
 
@@ -142,7 +148,14 @@ def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
         )
     missing = [words for words, holds in lacking.items() if not holds]
     if missing:
-        raise NotApplicableError(f"{name} cannot be {engine}'s ViT, which needs {', '.join(missing)}")
+        reason = ""
+        if any("relative_position" in name for name in tensors):
+            reason = (
+                f"; the relative biases of BEiT are one number per head and pair of places, and {_RELATIVE[engine]}"
+            )
+        elif any(type(part).__name__.startswith("RmsNorm") for part in (block.norm1, getattr(module, "norm", None))):
+            reason = "; norms by the root mean square, as AIMv2's, have no mean and no bias"
+        raise NotApplicableError(f"{name} cannot be {engine}'s ViT, which needs {', '.join(missing)}{reason}")
     return VitShape(
         width=module.embed_dim,
         depth=len(module.blocks),

@@ -291,6 +291,11 @@ def test_what_it_cannot_hold_is_refused_by_name(small_data: Path, tmp_path: Path
         (load_encoder("random:resnet18-w8:0"), "for vision transformers; for a ResNet use"),
         (vit(qk_norm=True), "needs one layer for queries, keys and values"),
         (vit(dynamic_img_size=False), "needs positions for any image size"),
+        (
+            vit(name="beit_base_patch16_224", dynamic_img_size=None),
+            "BEiT are one number .* are products with the query",
+        ),
+        (vit(name="aimv2_large_patch14_224"), "layer norms; norms by the root mean square, as AIMv2's"),
     ):
         with pytest.raises(NotApplicableError, match=message):
             VitDetection().check_encoder(protocol(), encoder)

@@ -165,7 +165,8 @@ def test_what_it_cannot_hold_is_refused_by_name() -> None:
         (load_encoder("pixels"), of, "for vision transformers"),
         (vit(qk_norm=True), of, "needs one layer for queries, keys and values"),
         (vit(mlp_ratio=2.7), of, "a whole number of times"),
-        (vit("beit_base_patch16_224", dynamic_img_size=None), of, "needs positions that are added to the patches or"),
+        (vit("beit_base_patch16_224", dynamic_img_size=None), of, "one number per head .* its ViT has none"),
+        (vit("aimv2_large_patch14_224"), of, "needs .*layer norms; norms by the root mean square, as AIMv2's"),
         (vit("vit_small_patch16_rope_mixed_224"), of, "needs positions that are added to the patches or rotary"),
     ]
     for encoder, under, message in cases:
