@@ -1,35 +1,44 @@
 """Speed on the GPU of this machine: a MoCo step, feature extraction and the kNN search, beside the bare passes.
 
-Nothing of this is measured where there is no GPU. Data are noise: decoding is not part of it.
+Nothing of this is measured where there is no GPU. Data are noise; decoding has an entry of its own and is not part of
+the others.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.datasets import nvjpeg
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.extract import extractor
+from benchmarks.features.extract import Reader, extractor, read_batches
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.task import Precision
 from pretrain.augment_tensor import BatchedViews
 from pretrain.cost import Stepper
-from pretrain.distributed import full_float32
+from pretrain.distributed import default_workers, full_float32
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from results.schema import Geometry
 
+from .features import write_jpegs
 from .measurement import Entries, SpeedEntry, entry
 from .pretrain import moco_v2
 
 CUDA = torch.device("cuda")
 BATCH, REPEATS = 256, 10
 GALLERY, QUERIES, DIM = 1_281_167, 50_000, 2048  # ImageNet's train and validation split, ResNet-50
+FILES, DECODED = 512, 64  # JPEG files, and how many of them are decoded together
 RESNET, VIT = "resnet50", "vit_large_patch16_224"  # with random weights
 
 
@@ -40,6 +49,7 @@ def entries() -> Entries:
     return {
         "gpu-step": time_gpu_step,
         "gpu-augment": time_gpu_augmentation,
+        "gpu-decode": time_gpu_decoding,
         "gpu-extract": time_gpu_extraction,
         "gpu-extract-vit": lambda: time_gpu_extraction(VIT),
         "gpu-knn": time_gpu_knn,
@@ -134,6 +144,49 @@ def time_gpu_extraction(architecture: str = RESNET, crop: int = 224, batch: int 
         limit="the network alone, in bfloat16",
         note=f"{torch.cuda.get_device_name()}, {architecture}, {batch} images of {crop} pixels: {batch / bf16:.0f} "
         f"images/s in bfloat16, {batch / fp32:.0f} in float32; the network alone is {100 * alone / bf16:.0f} %",
+    )
+
+
+Decoder = Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled", "nvjpeg"]
+
+
+def time_gpu_decoding(files: int = FILES, workers: int | None = None) -> SpeedEntry:
+    """JPEG files to cropped images on the GPU by every `geometry.decoder`, as feature extraction reads them.
+
+    The loader workers start anew each time, as they do for each split.
+
+    Raises:
+        InputError: this torchvision cannot decode on the GPU.
+    """
+    nvjpeg.require_nvjpeg(CUDA)
+    workers = default_workers(CUDA) if workers is None else workers
+    names: list[Decoder] = ["pil", "pil-draft"]
+    names += ["simplejpeg", "simplejpeg-scaled"] if find_spec("simplejpeg") else []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), files)
+        parts = [range(start, min(start + DECODED, files)) for start in range(0, files, DECODED)]
+
+        def read(decoder: Decoder) -> Tensor:
+            reader = Reader(paths, Geometry(mode="shorter", resize=256, crop=224, decoder=decoder))
+            return torch.cat([batch.images.to(CUDA) for batch in read_batches(reader, parts, CUDA, workers)])
+
+        ours, cpu = (read(decoder).float() for decoder in ("nvjpeg", "pil"))
+        off = float((ours - cpu).abs().mean())
+        repeats = min(REPEATS, 3)
+        seconds = {name: gpu_seconds(partial(read, name), repeats) for name in (*names, "nvjpeg")}
+        encoded = [[torch.frombuffer(bytearray(paths[row].read_bytes()), dtype=torch.uint8) for row in part]
+                   for part in parts]  # fmt: skip
+        bare = gpu_seconds(lambda: [nvjpeg.decode_jpegs(part, CUDA) for part in encoded], repeats)
+    rates = ", ".join(f"{name} {files / taken:.0f}" for name, taken in seconds.items())
+    return entry(
+        "gpu-decode",
+        ours=seconds["nvjpeg"],
+        baseline=seconds["pil"],
+        described=f"Pillow in {workers} loader workers, the default, which published protocols keep",
+        limit_s=bare,
+        limit=f"nvJPEG alone on files in memory, {files / bare:.0f} images/s",
+        note=f"{torch.cuda.get_device_name()}, {files} JPEGs of 500x375 at resize 256 and crop 224, {workers} loader "
+        f"workers, images/s by geometry.decoder: {rates}; mean distance of nvjpeg to Pillow's pixels {off:.2f} of 255",
     )
 
 

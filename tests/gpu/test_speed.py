@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
+from benchmarks.datasets import nvjpeg
+from benchmarks.task import InputError
+from scripts.speed import __main__ as command
 from scripts.speed import gpu as speed
 from scripts.speed.pretrain import moco_v2
-from tests.gpu.conftest import AnyGpu
+from tests.benchmarks.datasets.test_nvjpeg import by_pillow
+from tests.gpu.conftest import AnyGpu, RealGpu
 
 SMALL = {"architecture": {"name": "resnet18", "width": 8}, "batch_size": 16, "split_bn": 2, "queue_size": 32}
 
@@ -25,4 +31,37 @@ def test_every_entry_can_be_measured(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatc
         assert float(entry["ours_s"]) > 0
         assert float(entry["limit_s"]) > 0
         assert torch.cuda.get_device_name() in str(entry["note"])
-    assert set(speed.entries()) == {"gpu-step", "gpu-augment", "gpu-extract", "gpu-extract-vit", "gpu-knn"}
+    assert set(speed.entries()) == {
+        "gpu-step", "gpu-augment", "gpu-decode", "gpu-extract", "gpu-extract-vit", "gpu-knn",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nvjpeg_is_timed_beside_the_decoders_of_the_cpu(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    monkeypatch.setattr(speed, "DECODED", 2)
+    if isinstance(gpu, RealGpu):
+        try:
+            nvjpeg.require_nvjpeg(torch.device("cuda"))
+        except InputError as error:
+            pytest.skip(str(error))
+    else:
+        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
+    found = speed.time_gpu_decoding(files=3, workers=2 if isinstance(gpu, RealGpu) else 0)
+    assert 0 < float(found["limit_s"]) < float(found["ours_s"])
+    note = str(found["note"])
+    assert all(f"{decoder} " in note for decoder in ("pil", "pil-draft", "nvjpeg"))
+    assert 0 < float(note.rpartition("pixels ")[2].split()[0]) < 2
+
+
+def test_a_torchvision_without_nvjpeg_skips_the_entry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
+
+    monkeypatch.setattr(nvjpeg, "decode_jpegs", refused)
+    monkeypatch.setattr(speed, "entries", lambda: {"gpu-decode": speed.time_gpu_decoding})
+    monkeypatch.setattr(sys, "argv", ["speed", "gpu-decode", "--out", f"{tmp_path}/speed.json"])
+    assert command.main() == 0
+    assert "gpu-decode     not measured: geometry.decoder=nvjpeg needs" in capsys.readouterr().out
