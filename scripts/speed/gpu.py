@@ -104,16 +104,17 @@ def time_gpu_augmentation(recipe: Recipe | None = None) -> SpeedEntry:
     images = torch.randint(0, 256, (n, 3, crop, crop), dtype=torch.uint8, device=CUDA)
     views = BatchedViews(recipe.augmentation, recipe.mean, recipe.std, torch.Generator(CUDA).manual_seed(0))
     seconds = gpu_seconds(lambda: [views.recoloured(images) for _ in range(recipe.views)])
+    moved = gpu_seconds(lambda: [images.float() for _ in range(recipe.views)])
     step = gpu_seconds(Stepper(recipe, CUDA).step)
     return entry(
         "gpu-augment",
         ours=seconds,
         baseline=step,
         described="an update",
-        limit_s=0.1 * step,
-        limit="a tenth of an update",
+        limit_s=moved,
+        limit="the conversion of the views to float32 alone",
         note=f"{torch.cuda.get_device_name()}, {recipe.views} views of {n} images of {crop} pixels: "
-        f"{100 * seconds / (seconds + step):.0f} % of augmentation and update together",
+        f"{100 * seconds / (seconds + step):.0f} % of augmentation and update together, to stay below 10",
     )
 
 
