@@ -20,9 +20,10 @@ from .measurement import cpu
 MODULES = (svm, knn, heads, logistic, features, decoders, pretrain, gpu)
 # Seconds that each entry is planned to take on two cores with AVX2, baselines included.
 PLANNED = {
-    "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 70, "knn-faiss": 70, "linear-grid": 50, "extract": 60,
+    "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 45, "knn-faiss": 40, "knn-growth": 20,
+    "linear-grid": 50, "extract": 60,
     "extract-bf16": 60, "logistic": 75, "few-shot": 10, "decoders": 12, "views": 12, "frozen": 25, "dense": 20,
-    "pretrain-step": 75, "moco-overhead": 30, "augment": 5, "end-to-end": 80,
+    "pretrain-step": 75, "moco-overhead": 30, "augment": 5, "end-to-end": 65,
     "gpu-step": 20, "gpu-augment": 20, "gpu-decode": 60, "gpu-extract": 20, "gpu-extract-vit": 40, "gpu-knn": 60,
 }  # fmt: skip
 

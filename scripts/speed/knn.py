@@ -6,9 +6,11 @@ The baselines search for a part of the queries, as their time is in proportion t
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +18,16 @@ from numpy.typing import NDArray
 
 from benchmarks.solvers.exact_knn import CPU_QUERY_ROWS, CPU_TILE_ROWS, choose_engine, exact_knn, vote_ranks
 
-from .measurement import Entries, SpeedEntry, entry, rounds, seconds_of, timed
+from .measurement import Entries, SpeedEntry, entry, peak_private_bytes, rounds, seconds_of, timed
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 CHUNK_QUERIES = 50  # a hundredth of them
 MOST_ROUNDS, SECONDS = 3, 30.0
 SHARE = 10  # of the queries a tenth is what a baseline searches for
-QUARTER = 4  # of the gallery a quarter is what the bare product is timed with
+GALLERY_SHARE = 4  # of the gallery a quarter is what the bare product is timed with
+GROWTH_ROWS, GROWTH_QUERIES, GROWTH_DIM = 200_000, 1_000, 512
+IMAGENET_ROWS = 1_281_167
 # Queries and rows of one product: the limit is the fastest of these.
 SHAPES = ((CPU_QUERY_ROWS, CPU_TILE_ROWS), (512, 16_384))
 
@@ -64,6 +68,7 @@ def entries() -> Entries:
         "knn-faiss": lambda: measure_knn(
             "knn-faiss", faiss_flat, "faiss IndexFlatIP over all rows, then the same votes"
         ),
+        "knn-growth": measure_growth,
     }
 
 
@@ -106,6 +111,41 @@ def measure_knn(
         f"{len(part.queries):,} of them, times {len(data.queries) / len(part.queries):g}; the bare float32 product "
         f"takes {float32:.2f} s; "
         f"top-1 hits agree for {same:,} queries or more of {len(part.queries):,}",
+    )
+
+
+def measure_growth(rows: int = GROWTH_ROWS, queries: int = GROWTH_QUERIES, dim: int = GROWTH_DIM) -> SpeedEntry:
+    """Time and memory of a search in a memory-mapped gallery, and in twice as many rows."""
+    rng = np.random.default_rng(0)
+    asked = rng.standard_normal((queries, dim), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "gallery.npy")
+        written = np.lib.format.open_memmap(path, "w+", np.float32, (2 * rows, dim))
+        for start in range(0, 2 * rows, 10_000):
+            part = written[start : start + 10_000]
+            part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+        del written
+        gallery = np.load(path, mmap_mode="r")
+        search = {count: partial(exact_knn, gallery[:count], asked, KS[-1]) for count in (rows, 2 * rows)}
+        peaks = [peak_private_bytes(search[count]) / 2**20 for count in search]
+        seconds: dict[int, list[float]] = {count: [] for count in search}
+        for count in (*search, *search):
+            seconds[count].append(seconds_of(search[count]))
+        classes = np.zeros(0, np.int64)
+        _, dtype = choose_engine("auto", torch.device("cpu"))
+        limit = product_seconds(KnnProblem(np.array(gallery), classes, asked, classes, 1), dtype)
+    one, two = (min(times) for times in seconds.values())
+    per_row = (two - one) / rows
+    return entry(
+        "knn-growth",
+        ours=two,
+        baseline=2 * one,
+        described="twice the time of half the rows",
+        limit_s=limit,
+        limit=f"the bare {str(dtype).removeprefix('torch.')} product",
+        note=f"{queries:,} queries, {dim} dimensions, k = {KS[-1]}, from a memory map: {rows:,} rows {one:.2f} s and "
+        f"{peaks[0]:.0f} MiB at most, {2 * rows:,} rows {two:.2f} s and {peaks[1]:.0f} MiB; at this rate "
+        f"{IMAGENET_ROWS:,} rows take {two + per_row * (IMAGENET_ROWS - 2 * rows):.1f} s",
     )
 
 
@@ -160,7 +200,7 @@ def product_seconds(data: KnnProblem, dtype: torch.dtype) -> float:
 
     A quarter of the gallery is multiplied, times 4.
     """
-    rows = data.gallery[: -(-len(data.gallery) // QUARTER)]
+    rows = data.gallery[: -(-len(data.gallery) // GALLERY_SHARE)]
     gallery, queries = torch.from_numpy(rows).to(dtype), torch.from_numpy(data.queries).to(dtype)
     found = []
     for part_rows, tile_rows in SHAPES:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import numpy as np
 import pytest
 
@@ -26,4 +29,14 @@ def test_a_pair_reports_every_field(data):
     found = speed.measure_knn("knn", speed.loop_per_k, "the loop", data=data, most=1, share=3)
     assert found.keys() == {"name", "ours_s", "baseline_s", "baseline", "ratio", "limit_s", "limit", "note", "cpu"}
     assert found["ratio"] == pytest.approx(found["baseline_s"] / found["ours_s"])
-    assert speed.entries().keys() == {"knn", "knn-faiss"}
+    assert speed.entries().keys() == {"knn", "knn-faiss", "knn-growth"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells mapped files from other memory")
+def test_twice_the_rows_take_no_more_memory():
+    """The gallery has 49 MiB, then 98: a copy of it would be seen."""
+    found = speed.measure_growth(rows=50_000, queries=100, dim=256)
+    one, two = (float(mib) for mib in re.findall(r"([\d.]+) MiB", found["note"]))
+    assert 0 < two < one + 12
+    assert found["baseline_s"] > 0.5 * found["ours_s"]
