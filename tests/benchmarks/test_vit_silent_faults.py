@@ -24,7 +24,16 @@ from benchmarks.audit_vit import alternatives, structure
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import family_named, family_pixels
 from benchmarks.task import InputError
-from tests.benchmarks.encoders.test_vit_families import CASES, ROTARY, TIMM, dinov3, keys, prefixed, written
+from tests.benchmarks.encoders.test_vit_families import (
+    CASES,
+    ROTARY,
+    TIMM,
+    capi_weights,
+    dinov3,
+    keys,
+    prefixed,
+    written,
+)
 from tests.benchmarks.test_audit_vit import PATCH, SIDE, audited, encoder_of, pictures, sample
 
 __all__ = ["sample"]  # a fixture
@@ -53,7 +62,8 @@ def test_the_epsilon_of_the_norms_is_the_familys(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("family", "width", "patch", "heads"),
     [("dino", 384, 16, 6), ("dino", 768, 8, 12), ("mocov3", 384, 16, 12), ("mae", 1280, 14, 16), ("ibot", 1024, 16, 16),
-     ("dinov2", 1024, 14, 16), ("aimv2", 1024, 14, 8), ("ijepa", 1280, 14, 16), ("siglip", 1152, 14, 16),
+     ("dinov2", 1024, 14, 16), ("dinov2", 1536, 14, 24),
+     ("aimv2", 1024, 14, 8), ("ijepa", 1280, 14, 16), ("siglip", 1152, 14, 16),
      ("clip", 768, 32, 12)],
 )  # fmt: skip
 def test_the_number_of_heads_is_the_familys_at_its_usual_widths(
@@ -180,6 +190,21 @@ def test_a_finetuned_mae_does_not_fill_the_pretrained_form_or_the_other_way_roun
     torch.save({"model": plain}, tmp_path / "pretrained.pth")
     with pytest.raises(InputError, match=r"2 missing \(fc_norm.*2 left over \(norm"):
         load_encoder(f"timm:vit_tiny_patch16_224-l2-avg:{tmp_path / 'pretrained.pth'}")
+
+
+# ---- CAPI's registers ------------------------------------------------------------------------------------------------
+
+
+def test_capis_registers_among_its_patches_are_found(tmp_path: Path) -> None:
+    torch.save(capi_weights(16, torch.Generator().manual_seed(0)), tmp_path / "capi.pth")
+    encoder = load_encoder(tmp_path / "capi.pth")
+    images = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert structure(encoder, images) == ()
+    registers = encoder.module.registers.shape[1]  # type: ignore[union-attr]
+    norm: Any = encoder.module.enc_norm
+    norm.register_forward_hook(lambda _, __, tokens: tokens.roll(registers, 1))  # as if registers came with the map
+    (found,) = structure(encoder, images)
+    assert found.startswith("the map of patches is shifted by 16 places: class or register tokens")
 
 
 # ---- GELU and QuickGELU ----------------------------------------------------------------------------------------------

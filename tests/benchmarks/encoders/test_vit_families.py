@@ -392,16 +392,21 @@ def test_a_written_backbone_is_the_same_encoder(name: str, tmp_path: Path) -> No
     assert again.card.embed == first.card.embed
 
 
-@pytest.mark.parametrize(("registers", "prefix"), [(16, "backbone."), (0, "")])
-def test_capis_encoder_gives_the_plain_forward_pass(registers: int, prefix: str, tmp_path: Path) -> None:
-    draw = torch.Generator().manual_seed(0)
+def capi_weights(registers: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """Of a small encoder of CAPI: 24 wide, five blocks of three heads, patches of 14."""
     shapes = {"registers": (1, registers, 24), "patch_embed.weight": (24, 3, 14, 14), "patch_embed.bias": (24,)}
     for block in range(5):
         at = f"encoder.blocks.{block}.residual"
         shapes |= {f"{at}1.fn.{part}.weight": (24, 24) for part in ("q_proj", "k_proj", "v_proj", "proj")}
         shapes |= {f"{at}{part}.norm.weight": (24,) for part in (1, 2)}
         shapes |= {f"{at}1.fn.rope.freqs": (2, 8), f"{at}2.fn.fc1.weight": (96, 24), f"{at}2.fn.fc2.weight": (24, 96)}
-    w = {name: torch.randn(shape, generator=draw) * 0.3 for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=draw) * 0.3 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("registers", "prefix"), [(16, "backbone."), (0, "")])
+def test_capis_encoder_gives_the_plain_forward_pass(registers: int, prefix: str, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    w = capi_weights(registers, draw)
     decoder = {"mask_token": torch.zeros(1, 24), "decoder.blocks.0.residual1.norm.weight": torch.zeros(24)}
     torch.save(prefixed(prefix, {**w, **decoder}), tmp_path / "capi.pth")
     encoder = load_encoder(tmp_path / "capi.pth")
