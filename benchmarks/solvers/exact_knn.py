@@ -498,14 +498,14 @@ class _Best:
 
 
 def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> Tensor:
-    """(Q, 1) products that about twice `kept` rows beat, from a sample of the gallery; -inf where it is too small.
+    """(Q, 1) products that rather more than `kept` rows beat, by a sample; -inf where the gallery is too small for one.
 
-    The sample holds every so-manieth row, as galleries are sorted by class. Where so many of the nearest rows are in it
-    that the cut is too high, the query is not certified by this proposal.
+    The sample is spread over the gallery, as its rows may be sorted by class. Where so many of a query's nearest rows
+    are in it that the cut is too high, this proposal does not certify the query.
     """
     count = len(gallery) // _SAMPLED
     expected = kept / _SAMPLED
-    rank = int(expected + 3 * expected**0.5) + 2
+    rank = int(expected + 2 * expected**0.5) + 1
     if rank > count:
         return torch.full((len(q), 1), -torch.inf, dtype=q.dtype)
     best = torch.full((len(q), rank), -torch.inf, dtype=q.dtype)
