@@ -103,10 +103,10 @@ _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
 
 # lightly's evaluation reads `backbone`, which is the teacher in DINO and the online network in BYOL.
 _LIGHTLY_PICKS = {
-    f"{before}backbone{after}": Pick(
-        "state_dict", f"{before}backbone{after}.", f"{before}projection_head{after}.layers."
-    )
-    for before, after in (("", ""), ("key_", ""), ("teacher_", ""), ("", "_momentum"))
+    "backbone": Pick("state_dict", "backbone.", "projection_head.layers."),
+    "key_backbone": Pick("state_dict", "key_backbone.", "key_projection_head.layers."),
+    "teacher_backbone": Pick("state_dict", "teacher_backbone.", "teacher_projection_head.layers."),
+    "backbone_momentum": Pick("state_dict", "backbone_momentum.", "projection_head_momentum.layers."),
 }
 
 LAYOUTS = (
@@ -209,7 +209,10 @@ LAYOUTS = (
         "lightly DINO", "lightly-ai/lightly e8d317f benchmarks/imagenet/resnet50/dino.py",
         ("state_dict/backbone.conv1.weight", "state_dict/student_backbone.conv1.weight",
          "state_dict/projection_head.last_layer.*", "@pytorch-lightning_version"),
-        {name: Pick("state_dict", f"{name}.") for name in ("backbone", "student_backbone")},
+        {
+            "backbone": Pick("state_dict", "backbone."),
+            "student_backbone": Pick("state_dict", "student_backbone."),
+        },
     ),
     CheckpointLayout(
         "lightly", "lightly-ai/lightly e8d317f benchmarks/imagenet/resnet50/*.py, as Lightning saves them",
@@ -225,21 +228,30 @@ LAYOUTS = (
         "lightly example with a teacher", "lightly-ai/lightly e8d317f examples/pytorch_lightning/dino.py",
         ("state_dict/teacher_backbone.0.weight", "state_dict/student_backbone.4.0.conv1.weight",
          "@pytorch-lightning_version"),
-        {name: Pick("state_dict", f"{name}.") for name in ("teacher_backbone", "student_backbone")},
+        {
+            "teacher_backbone": Pick("state_dict", "teacher_backbone."),
+            "student_backbone": Pick("state_dict", "student_backbone."),
+        },
         names="sequential",
     ),
     CheckpointLayout(
         "lightly ViT", "lightly-ai/lightly e8d317f models/modules/masked_vision_transformer_timm.py",
         ("state_dict/backbone.mask_token", "state_dict/backbone.vit.patch_embed.proj.weight",
          "@pytorch-lightning_version"),
-        {name: Pick("state_dict", f"{name}.vit.") for name in ("backbone", "student_backbone")},
+        {
+            "backbone": Pick("state_dict", "backbone.vit."),
+            "student_backbone": Pick("state_dict", "student_backbone.vit."),
+        },
         ignore=_CLASSIFIER,
     ),
     CheckpointLayout(
         "lightly ViT with a teacher", "lightly-ai/lightly e8d317f benchmarks/imagenet/vitb16/{ibot,dinov2,capi}.py",
         ("state_dict/teacher_backbone.mask_token", "state_dict/teacher_backbone.vit.patch_embed.proj.weight",
          "@pytorch-lightning_version"),
-        {name: Pick("state_dict", f"{name}.vit.") for name in ("teacher_backbone", "student_backbone")},
+        {
+            "teacher_backbone": Pick("state_dict", "teacher_backbone.vit."),
+            "student_backbone": Pick("state_dict", "student_backbone.vit."),
+        },
         ignore=_CLASSIFIER,
     ),
     CheckpointLayout(
