@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 from benchmarks.datasets.cityscapes import read_visible_objects
 from benchmarks.task import InputError
 
+pytest.importorskip("cv2")
+
 SIZE = (200, 100)
 # From back to front.
 OBJECTS = [
