@@ -44,6 +44,9 @@ class Family:
 
 
 POOLED = "Features after global average pooling."
+AP = "AP is average precision, the mean over overlaps from 0.50 to 0.95; AP50 and AP75 are those at one overlap."
+PARTS = {"_box": "boxes", "_mask": "instance masks", "_kp": "keypoints", "_dp": "DensePose"}  # by the end of a column
+PARTS_LINE = f"{AP} {', '.join(f'{end}: of {part}' for end, part in PARTS.items())}."
 
 SEGMENTATION = {  # of frozen features
     "linear": "linear heads",
@@ -58,7 +61,9 @@ FAMILIES = {
     "voc07_svm": Family(
         "VOC07 SVM",
         short="VOC07 SVM",
-        line="Best Layer is the layer whose features did best on test: 1 is the stem, 2 to 5 are the stages.",
+        line="feature1 is the map of the stem, feature2 to feature5 are those of the stages; embed is the vector after "
+        "global average pooling. Best Layer names the map with the highest mAP on test, and best_oracle is its mAP, as "
+        "published tables give it; best is the mAP of the map that cross-validation on trainval chose.",
         best_layer=True,
     ),
     "voc07_low_shot_svm": Family("VOC07 low-shot SVM"),
@@ -108,13 +113,15 @@ FAMILIES = {
     "semi_supervised_1pct": Family("Semi-supervised classification, 1% of the labels", grid=True),
     "semi_supervised_10pct": Family("Semi-supervised classification, 10% of the labels", grid=True),
     "finetune": Family("Fine-tuning", grid=True),
-    "voc0712_det": Family("VOC07+12 detection", outcomes=False),
-    "voc07_det": Family("VOC07 detection", outcomes=False),
-    "coco_mask_rcnn": Family("COCO detection and instance segmentation", decimals=1, outcomes=False),
-    "coco_vitdet": Family("COCO detection and instance segmentation with a ViT, ViTDet", decimals=1, outcomes=False),
-    "coco": Family("COCO", decimals=1, outcomes=False),
-    "lvis": Family("LVIS", decimals=1, outcomes=False),
-    "cityscapes_mask_rcnn": Family("Cityscapes instance segmentation", decimals=1, outcomes=False),
+    "voc0712_det": Family("VOC07+12 detection", outcomes=False, line=AP),
+    "voc07_det": Family("VOC07 detection", outcomes=False, line=AP),
+    "coco_mask_rcnn": Family("COCO detection and instance segmentation", decimals=1, outcomes=False, line=PARTS_LINE),
+    "coco_vitdet": Family(
+        "COCO detection and instance segmentation with a ViT, ViTDet", decimals=1, outcomes=False, line=PARTS_LINE
+    ),
+    "coco": Family("COCO", decimals=1, outcomes=False, line=PARTS_LINE),
+    "lvis": Family("LVIS", decimals=1, outcomes=False, line=PARTS_LINE),
+    "cityscapes_mask_rcnn": Family("Cityscapes instance segmentation", decimals=1, outcomes=False, line=PARTS_LINE),
     "voc12aug_fcn": Family("VOC2012 semantic segmentation"),
     "cityscapes_fcn": Family("Cityscapes semantic segmentation"),
     "ade20k_upernet": Family("ADE20K semantic segmentation with a ViT, UPerNet"),
@@ -135,6 +142,14 @@ def family_of(benchmark: str) -> Family:
     """How tables show a benchmark, listed or not."""
     key = family_key(benchmark)
     return Family(benchmark.replace("_", " ")) if key is None else FAMILIES[key]
+
+
+def column_words(column: str) -> str:
+    """A column's name for an axis or a sentence, as `AP of boxes` for `AP_box`."""
+    name, mark, end = column.partition("_")
+    if column == "best_oracle":
+        return "best layer on test"
+    return f"{name} of {PARTS[mark + end]}" if mark + end in PARTS else column
 
 
 def place_of(benchmark: str) -> int:

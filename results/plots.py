@@ -456,7 +456,7 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderSt
         axes.set_xlabel("score of the class (%)")
         plain_axes(axes, textwrap.fill(table.title, TITLE_WIDTH))
         axes.spines["left"].set_visible(False)
-        legend_below(axes, 1.0 / len(table.rows) + 0.1)  # below the axis and its label
+        legend_below(axes, 0.55 / (0.3 * len(table.rows) + 0.3))  # 0.55 inches, below the axis and its label
     save_figure(figure, out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE
-from results.families import family_key, family_of, place_of
+from results.families import column_words, family_key, family_of, place_of
 from results.formats import Cell, Row, Table
 from results.published import Figure, bare_config
 from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
@@ -57,7 +57,7 @@ class Column:
         later = "" if revision == "1" else f", revision {revision}"
         rest = self.benchmark.removeprefix(family_key(self.benchmark) or self.benchmark).strip("_").replace("_", " ")
         part = f", {rest}" if rest else ""  # which of a family's benchmarks: a test set of a suite, a schedule
-        about = f"{family_of(self.benchmark).title}{part} ({variant}{later}), {self.name}"
+        about = f"{family_of(self.benchmark).title}{part} ({variant}{later}), {column_words(self.name)}"
         return about + (f", {self.dataset}" if self.dataset else "")
 
     @property

@@ -73,6 +73,8 @@ class VerdictCard:
 
 # ---- tables
 
+NUMBERS = re.compile(r"[-+]?[\d,.]+( \[[-+\d,. ]+\])?")  # `1,600`, or a difference with its interval
+
 
 @dataclass(frozen=True)
 class ReportTable:
@@ -84,7 +86,10 @@ class ReportTable:
 
     @property
     def numeric(self) -> list[bool]:
-        return numeric_columns(self.table)
+        """For each column whether it holds numbers: it stands on the right, and no cell wraps."""
+        texts = [[row.cells[i].text for row in self.table.rows] for i in range(len(self.table.columns) - 1)]
+        numbers = [any(own) and all(NUMBERS.fullmatch(text) for text in own if text) for own in texts]
+        return [a or b for a, b in zip(numeric_columns(self.table), [False, *numbers], strict=True)]
 
     @property
     def rows(self) -> list[tuple[Row, list[tuple[Cell, str]]]]:
@@ -270,11 +275,17 @@ def chart(identifier: str, title: str, description: str, draw: Callable[[Path], 
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """An SVG file as an element of a page: unique ids, the page's text colour and font, hidden from screen readers."""
+    """An SVG file as an element of a page: unique ids, the page's text colour and font, hidden from screen readers.
+
+    It is half as long: without blanks, a hundredth of a point is enough, and of groups only those of encoders have ids.
+    """
     svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<g id="(?!encoder-)[^"]*"', "<g", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), re.sub(r">\s+<", "><", svg))
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = svg.replace("#000000", "currentColor").replace("DejaVu Sans", "system-ui")
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg.replace("#000000", "currentColor"))
     width = re.match(r'<svg [^>]*?width="([\d.]+)pt"', svg)
     style = f' style="min-width: {MIN_SCALE * float(width[1]):.0f}pt"' if width else ""
     return svg.replace("<svg ", f'<svg aria-hidden="true" focusable="false"{style} ', 1)
@@ -282,8 +293,10 @@ def inline_svg(text: str, prefix: str) -> str:
 
 # ---- images saved with the records
 
+SHEET_WIDTH, SHEET_HEIGHT = 900, 16383  # pixels; WebP allows no more than the second
 IMAGE_KINDS = {
     "sheet": ("Contact sheet", "Test images with the ground truth, each next to the prediction."),
+    "masks": ("Segmentation", "Test images with the true classes of their pixels, each next to the prediction."),
     "neighbours": ("Nearest neighbours", "One row per query image: the query, then its neighbours by rank."),
 }
 
@@ -324,8 +337,10 @@ def saved_images(records: Sequence[StoredRecord]) -> list[SavedImage]:
             content = io.BytesIO()
             try:
                 with open_image(path) as image:
-                    image.convert("RGB").save(content, "WEBP", quality=60)  # photographs, and a report holds many
-                    size = image.size
+                    shown_image = image.convert("RGB")
+                shown_image.thumbnail((SHEET_WIDTH, SHEET_HEIGHT))
+                shown_image.save(content, "WEBP", quality=30, method=6)  # a report holds many
+                size = shown_image.size
             except Exception as error:  # Pillow raises nearly anything on a damaged file
                 reason = " ".join(str(error).split())[:200]
                 text = f"the report leaves out {path}, which cannot be read as an image ({reason})"

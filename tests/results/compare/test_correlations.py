@@ -228,12 +228,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     flags = ["correlations", "--records", str(tmp_path / "records"), "--picture", str(picture)]
     assert main(flags) == 0
     printed = capsys.readouterr()
-    assert "| VOC07 SVM (mmselfsup), best_oracle" in printed.out
+    assert "| VOC07 SVM (mmselfsup), best layer on test" in printed.out
     assert not re.search(r"^\|.*@\d", printed.out, re.M)  # ids only below the table
     assert "not monotonically related" in printed.err
     assert picture.read_text().count("n=") >= MIN_ENCODERS
     assert main([*flags[:3], "--embedded", "--format", "csv"]) == 0
     assert "Nearest-neighbour classification (demo), k=20, drawings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("best_oracle", "best layer on test"), ("AP50_kp", "AP50 of keypoints"), ("mIoU", "mIoU")]
+)
+def test_columns_are_words(name: str, words: str) -> None:
+    assert Column("coco.demo@1", name).words == f"COCO (demo), {words}"
 
 
 def test_two_revisions_of_a_protocol_have_different_words() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_demo(root / "records")
     outcomes = accuracy_outcomes(("k=10", "k=20"), 0.5, 3)
     path = write_record(root / "records", record(card(EVIL), KNN, outcomes, commit="0123abc"), outcomes)
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path.with_suffix(".sheet.png"))
+    for kind in ("sheet", "masks"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path.with_suffix(f".{kind}.png"))
     for untrained in (root / "records").rglob("random*/*/*/knn*.json"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(untrained.with_suffix(".neighbours.png"))
     classes = {"SVM": {"<b>cat</b>": 30.0, "dog": 50.0}}
@@ -93,6 +97,7 @@ def test_every_part_is_there(page: str) -> None:
     ):  # fmt: skip
         assert title in titles, title
     assert "Contact sheet: " in page
+    assert "Segmentation: " in page
     assert page.count(">Nearest neighbours: random init") == 2  # one of five: in the choice and above the image
     assert "broken.json: cannot be read" in page
     assert ">67.56<" in page
@@ -140,6 +145,16 @@ def test_a_policy_allows_one_script_alone(page: str) -> None:
     assert re.search(r"script-src 'sha256-[\w+/]{43}='$", policy)
 
 
+def test_numbers_and_their_intervals_stand_on_the_right_and_do_not_wrap(page: str) -> None:
+    cells = re.findall(r'<td data-sort="([^"]*)"( class="number")?>', page)
+    gains = [kind for text, kind in cells if re.fullmatch(r"[-+][\d.]+ \[[-+][\d.]+, [-+][\d.]+\]", text)]
+    assert len(gains) > 2
+    assert all(gains)
+    texts = [kind for text, kind in cells if text.startswith("resnet")]
+    assert texts
+    assert not any(texts)
+
+
 @pytest.mark.slow
 def test_tables_tell_a_screen_reader_what_they_are(page: str) -> None:
     tags = Elements(page)
@@ -175,7 +190,7 @@ def test_a_difference_is_explained_with_its_records(page: str) -> None:
     rows = {tr[0]: tr[1] for tr in re.findall(r'<tr[^>]*><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)}
     shares = {name: re.findall(r">([+-]\d+\.\d+)<", cells) for name, cells in rows.items()}
     assert shares == {
-        "crop size (geometry.crop)": ["+1.88", "+1.50", "+2.25"],
+        "crop size (geometry.<wbr>crop)": ["+1.88", "+1.50", "+2.25"],
         "epochs": ["+3.38", "+3.75", "+3.00"],
         "whole gap": ["+5.25", "+5.25", "+5.25"],
     }
@@ -261,6 +276,27 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "would read" in capsys.readouterr().out
     assert not out.exists()
     assert main(["report", "--records", str(tmp_path / "none"), "--out", str(out)]) == 2
+
+
+@pytest.mark.slow
+def test_the_report_of_the_committed_records_with_their_images_is_under_three_megabytes(tmp_path: Path) -> None:
+    """Sheets are not committed: each encoder gets one of neighbours and two of masks, as large as those of the demo."""
+    shutil.copytree("results/records", tmp_path / "records")
+    with zipfile.ZipFile("benchmarks/demo/openclipart12.zip") as drawings:
+        files = [name for name in drawings.namelist() if name.endswith(".png")][::8]
+        cells = [Image.open(io.BytesIO(drawings.read(name))).convert("RGB").resize((132, 132)) for name in files]
+    for columns, rows, drawn, pattern in ((7, 12, 7, "knn.demo@1-*.json"), (4, 8, 1, "ade20k_seg_*.demo@1-*.json")):
+        sheet = Image.new("RGB", (145 * columns, 137 * rows), "white")
+        for i, cell in enumerate(cells[: columns * rows]):
+            if i % columns < drawn:  # the others are masks, which take little space
+                sheet.paste(cell, (145 * (i % columns), 137 * (i // columns)))
+        for path in (tmp_path / "records").rglob(pattern):
+            sheet.save(path.with_suffix(".neighbours.png"))
+    out = tmp_path / "report.html"
+    flags = ["--records", str(tmp_path / "records"), "--pretrain", "docs/examples/pretraining", "--out", str(out)]
+    assert main(["report", *flags]) == 0
+    assert out.read_text().count('<img src="data:image/webp') >= 18
+    assert out.stat().st_size < 3_000_000
 
 
 SCRIPT = (
