@@ -183,6 +183,7 @@ MOST_BEYOND = 2.0  # of a line through two solved costs: no further beyond the s
 COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
 NEAR = 10.01  # ratio of two costs, a decade, within which the weights are nearly a parabola in log C
 ABSENT = -1e4  # bias of a class without rows, in place of minus infinity: losses of its held-out rows stay finite
+LEAST_CURVATURE = 1e-3  # of the largest of any class: no step is based on what a class that is certain everywhere has
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
 MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
 
@@ -787,9 +788,10 @@ def _minimise(
 
 def _inverse_hessian(curvature: Tensor, variances: Tensor, decays: Tensor) -> Tensor:
     """(A, width, r + 1): of the mean loss, if its curvature were independent of the features, plus the penalty."""
+    floor = LEAST_CURVATURE * curvature.amax(dim=1, keepdim=True)
+    curvature = torch.maximum(curvature, floor).clamp_min(torch.finfo(curvature.dtype).tiny ** 0.5)
     inner = 1 / (curvature[..., None] * variances + decays)
-    bias = 1 / curvature.clamp_min(torch.finfo(curvature.dtype).tiny ** 0.5)
-    return torch.cat([inner, bias[..., None]], dim=2)
+    return torch.cat([inner, 1 / curvature[..., None]], dim=2)
 
 
 def _two_loops(

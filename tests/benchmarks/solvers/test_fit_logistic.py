@@ -242,3 +242,12 @@ def test_classes_without_rows_are_left_out_as_in_scikit_learn(data: tuple[Array,
     again = fit(x, y, classes=9, start=found)  # a class may have rows here that had none there
     for index, cost in enumerate(COSTS):
         agree((again.weights[index, np.unique(y)], again.bias[index, np.unique(y)]), reference(x, y, cost))
+
+
+def test_classes_that_are_certain_everywhere_do_not_keep_the_others_from_converging() -> None:
+    """Two rows a class are told apart at once; a class without curvature must not take steps without bounds."""
+    rng = np.random.default_rng(0)
+    y = np.resize(rng.permutation(390), 800)
+    x = (rng.standard_normal((390, 256))[y] + rng.standard_normal((800, 256))).astype(np.float32)
+    found = fit_logistic(x, y, 390, [10.0], dtype=torch.float64, tolerance=1e-6)
+    assert found.converged.all()
