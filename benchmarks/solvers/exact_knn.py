@@ -722,23 +722,26 @@ class ScaledRows:
         similarities.
 
         Args:
-            rows, of: (P,) int64.
+            rows, of: (P,) int64; `of` ascends.
             queries: (Q, D) float64, divided.
         """
-        out = torch.empty(len(rows), dtype=torch.float64)
         tile = max(1, _PAIR_BYTES // (8 * self.dim))
         gallery = torch.empty((min(tile, len(self)), self.dim), dtype=torch.float64)
         # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
-        in_tile = rows // tile
-        order = (in_tile * len(queries) + of).argsort()
-        present, counts = in_tile[order].unique_consecutive(return_counts=True)
-        for number, pairs in zip(present.tolist(), order.split(counts.tolist()), strict=True):
+        in_tile, order = (rows // tile).to(torch.int32).sort(stable=True)
+        present, counts = in_tile.unique_consecutive(return_counts=True)
+        sorted_rows, sorted_of, values = rows[order], of[order], torch.empty(len(rows), dtype=torch.float64)
+        last = 0
+        for number, count in zip(present.tolist(), counts.tolist(), strict=True):
+            pairs = slice(last, last := last + count)
             start, stop = number * tile, min((number + 1) * tile, len(self))
             part = gallery[: stop - start]
             np.copyto(part.numpy(), self.features[start:stop])
             starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
-            torch.cumsum(of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
-            out[pairs] = _sampled_product(queries, part, starts, rows[pairs] - start)
+            torch.cumsum(sorted_of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
+            values[pairs] = _sampled_product(queries, part, starts, sorted_rows[pairs] - start)
+        out = torch.empty_like(values)
+        out[order] = values
         return out.mul_(torch.from_numpy(self.inverse)[rows])
 
 
