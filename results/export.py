@@ -25,7 +25,7 @@ from results.errors import InputError
 from results.families import family_of
 from results.formats import Cell, Row, Table, escape_markdown, markdown
 from results.rows import architecture_text, current, data_kind, identity, name_with_init
-from results.schema import EncoderCard, Record, Score
+from results.schema import EncoderCard, Protocol, Record, Score
 from results.store import StoredRecord, measured_column, slug
 
 RecordFormat = Literal["model-index", "eval-results", "every-eval-ever", "model-card"]
@@ -38,7 +38,7 @@ NORMAL = "1.96 standard errors"
 # The task names of the Hub, by the beginning of a benchmark's name. The first that fits counts.
 HUB_TASKS = (
     (("voc0712_det", "voc07_det", "coco", "lvis", "cityscapes_mask_rcnn"), "object-detection", "Object detection"),
-    (("voc12aug_fcn", "cityscapes_fcn", "segmentation", "in_context_seg"), "image-segmentation", "Image segmentation"),
+    (("voc12aug_", "cityscapes_fcn", "cityscapes_seg", "ade20k_"), "image-segmentation", "Image segmentation"),
     (("depth", "nyu"), "depth-estimation", "Depth estimation"),
     (("retrieval", "revisited", "copy", "label_free"), "image-feature-extraction", "Image feature extraction"),
     (("",), "image-classification", "Image classification"),
@@ -193,7 +193,7 @@ def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
                 args |= {"interval_95": [found.low, found.high], "interval_method": found.method}
             metrics.append(
                 {
-                    "type": slug(protocol.metric.lower()).lower(),
+                    "type": _metric_type(protocol, column),
                     "value": score.value,
                     "name": f"{family_of(protocol.benchmark).title}, {column}",
                     "config": record.protocol.id,
@@ -219,6 +219,13 @@ def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
             result["source"] = {"name": hub.source_name or hub.source_url, "url": hub.source_url}
         results.append(result)
     return [{"name": name_with_init(records[0].record.encoder), "results": results}]
+
+
+def _metric_type(protocol: Protocol, column: str) -> str:
+    """The metric without what qualifies it, as `mean_intersection_over_union`; of label-free measures the column."""
+    if protocol.benchmark.startswith("label_free"):
+        return slug(column.lower())
+    return slug(re.split(r"[,(]| over all ", protocol.metric)[0].strip().lower())
 
 
 def eval_results(records: Sequence[StoredRecord], hub: Hub) -> Json:

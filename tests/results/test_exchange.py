@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,19 @@ def test_yaml_is_read_as_it_was_meant() -> None:
     assert yaml.safe_load(yaml_text(value)) == value
 
 
+def test_the_type_of_a_metric_is_its_name_without_what_qualifies_it() -> None:
+    moco = [s for s in read_records(Path("results/records"))[0] if s.record.encoder.name == "raw pixels"]
+    metrics = [metric for result in model_index(moco, Hub())[0]["results"] for metric in result["metrics"]]
+    types = {metric["type"] for metric in metrics}
+    assert {"accuracy", "map", "mean_intersection_over_union", "rankme"} <= types
+    assert not [name for name in types if re.search(r"[,()]", name)]
+
+
 def test_every_family_has_a_task_of_the_hub() -> None:
     kinds = {name: hub_task(name)[0] for name in FAMILIES}
     assert kinds["coco_mask_rcnn"] == kinds["lvis"] == "object-detection"
-    assert kinds["cityscapes_fcn"] == "image-segmentation"
+    segmented = [name for name in FAMILIES if "_seg_" in name or name.endswith(("_fcn", "_upernet", "_linear_vit"))]
+    assert len(segmented) > 15
+    assert {kinds[name] for name in segmented} == {"image-segmentation"}
+    assert kinds["nyu_depth_linear"] == "depth-estimation"
     assert kinds["knn"] == "image-classification"
