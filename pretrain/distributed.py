@@ -316,9 +316,12 @@ class DataLoader(data.DataLoader[T_co]):
         # Blocked while the workers start, which inherit that; this process gets the signal right after.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            return super().__iter__()
+            iterator = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for worker in getattr(iterator, "_workers", ()):
+            worker.terminate = partial(_end_worker, worker)
+        return iterator
 
 
 _CAN_WAIT = hasattr(signal, "sigtimedwait")  # not on macOS, where no cluster sends signals
@@ -330,6 +333,14 @@ def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
         threading.Thread(target=_take_signals, name="signals", daemon=True).start()
     if init is not None:
         init(number)
+
+
+def _end_worker(worker: Any) -> None:
+    """Terminate a worker, or kill it: its SIGTERM merges with one from elsewhere that is pending, and is then lost."""
+    type(worker).terminate(worker)
+    worker.join(2)
+    if worker.is_alive():
+        worker.kill()
 
 
 def _take_signals() -> None:

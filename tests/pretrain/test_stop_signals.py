@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pretrain.checkpoint import load_resume
-from pretrain.distributed import STOP_SIGNALS, DataLoader
+from pretrain.distributed import STOP_SIGNALS, DataLoader, _end_worker
 from tests.pretrain.tiny_runs import FLAGS
 from tests.processes import PRETRAIN, Program, run_two_ranks, two_ranks
 
@@ -171,3 +172,18 @@ def test_every_loader_is_that_of_this_project() -> None:
     plain = re.compile(r"from torch\.utils\.data import .*\bDataLoader\b|\bdata\.DataLoader\(", re.MULTILINE)
     files = [path for package in ("benchmarks", "pretrain") for path in (ROOT / package).rglob("*.py")]
     assert [path.name for path in files if plain.search(path.read_text(encoding="utf-8"))] == []
+
+
+def _block_and_sleep() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    time.sleep(60)
+
+
+def test_a_loader_process_that_loses_the_signal_of_its_owner_is_killed() -> None:
+    """It ended neither at a second signal nor at the end of the program, which waited for it for ever."""
+    worker = multiprocessing.get_context("fork").Process(target=_block_and_sleep)
+    worker.start()
+    time.sleep(0.5)
+    _end_worker(worker)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
