@@ -251,7 +251,12 @@ def process_group(name: str) -> Iterator[torch.device]:
 
 # What clusters send before they take a machine back. Slurm sends it to the processes of a job, or to some of them only.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_asked_to_stop = threading.Event()
+
+
+class _Asked:
+    """Whether a signal has come. Not an Event: one handler that interrupts another would wait for its lock for ever."""
+
+    to_stop = False
 
 
 class Stopped(SystemExit):
@@ -277,20 +282,20 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     """
 
     def handle(number: int, frame: object) -> None:
-        if not _asked_to_stop.is_set():
+        if not _Asked.to_stop:
             log.warning("%s: saving the state after this step", signal.Signals(number).name)
-        _asked_to_stop.set()
+        _Asked.to_stop = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     caught = [s for s in STOP_SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
     if caught:
-        _asked_to_stop.clear()
+        _Asked.to_stop = False
     for number in caught:
         signal.signal(number, handle)
     try:
-        yield _asked_to_stop.is_set
+        yield lambda: _Asked.to_stop
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
@@ -320,7 +325,8 @@ class DataLoader(data.DataLoader[T_co]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for worker in getattr(iterator, "_workers", ()):
-            worker.terminate = partial(_end_worker, worker)
+            process = worker._popen  # whose method torch calls, and multiprocessing at the end of a program
+            process.terminate = partial(_end_worker, process)
         return iterator
 
 
@@ -335,12 +341,11 @@ def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
         init(number)
 
 
-def _end_worker(worker: Any) -> None:
+def _end_worker(process: Any) -> None:
     """Terminate a worker, or kill it: its SIGTERM merges with one from elsewhere that is pending, and is then lost."""
-    type(worker).terminate(worker)
-    worker.join(2)
-    if worker.is_alive():
-        worker.kill()
+    type(process).terminate(process)
+    if process.wait(2) is None:
+        process.kill()
 
 
 def _take_signals() -> None:
@@ -408,10 +413,10 @@ class _Watch(threading.Thread):
 
     def _spread_signal(self) -> None:
         with self.lock, suppress(Exception):
-            if rank() != 0 and _asked_to_stop.is_set():
+            if rank() != 0 and _Asked.to_stop:
                 self.store.set(self.ASKED, "")
             elif rank() == 0 and self.store.check([self.ASKED]):
-                _asked_to_stop.set()
+                _Asked.to_stop = True
 
 
 def wrapped(module: nn.Module, **settings: Any) -> DistributedDataParallel:
