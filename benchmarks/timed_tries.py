@@ -176,7 +176,9 @@ def training_time(run: Run) -> TrainingTime | None:
     except Exception as error:  # a library that is not installed, too few images of a class
         log.debug("%s cannot be tried: %s", run.protocol.id, error)
         return TrainingTime(refusal=" ".join(str(error).split()) or type(error).__name__)
-    trained = max(0.0, many[0] - few[0]) / ((MANY[0] - FEW[0]) * batch)
+    trained = (many[0] - few[0]) / ((MANY[0] - FEW[0]) * batch)
+    if trained <= 0:  # a pause of the machine in the shorter try: the longer one bounds it
+        trained = many[0] / (MANY[0] * batch)
     evaluated = max(0.0, many[1] - few[1]) / (MANY[1] - FEW[1])
     start = max(0.0, few[0] - FEW[0] * batch * trained) + max(0.0, few[1] - FEW[1] * evaluated)
     return TrainingTime(start, trained, evaluated)

@@ -299,6 +299,16 @@ def test_a_training_is_reckoned_from_two_lengths(name: str, monkeypatch: pytest.
     assert (found.start, found.trained, found.evaluated) == pytest.approx((3, 0.25, 0.5))
     assert told == [(1, 2, 2), (1, 2, 2), (4, 2, 8)]
 
+    def paused(self: object, protocol: Protocol, *words: object) -> Outcome:
+        steps = protocol.params.get("iterations") or len(words[1]) // protocol.params["batch_size"]  # type: ignore[arg-type]
+        return Outcome(timing={"train": 5.0 if steps == 1 else 4.0, "test": 0.0})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", paused)
+        found = training_time(run)
+        assert found is not None
+        assert found.trained == 4.0 / (4 * 2)
+
     def refuse(*words: object) -> Outcome:
         raise InputError("detection needs detectron2")
 
