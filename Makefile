@@ -169,7 +169,7 @@ DEMO_MOCO := work/pretrain/$(DEMO_RECIPE)/backbone.safetensors
 DEMO_BENCH := --data work/data $(call encoders,pixels $(DEMO_RANDOM) $(DEMO_MOCO) package:efficientnet-lite0)
 timed = @scripts/timed.sh $(DEMO)/times.tsv
 
-demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm dense label-free robustness) ## pretrain and benchmark on the embedded data: 10 to 15 minutes
+demo: $(addprefix $(DEMO)/,knn probes voc-svm low-shot-svm dense label-free robustness) ## pretrain and benchmark on the embedded data: 10 to 25 minutes
 	@$(MAKE) --no-print-directory tables pictures
 	@scripts/timed.sh $(DEMO)/times.tsv
 demo-seeds: demo ## the demo's pretraining with three seeds, as in the committed records

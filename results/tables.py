@@ -122,7 +122,7 @@ class Section:
                 rows.append(Row(_row_label(entry, first[i], len(entry.cards)), tuple(cells)))
         return [
             Table(
-                title=f"{suite.suite.title}, {suite.label}: change from {suite.title_of(suite.suite.baseline)}",
+                title=f"{suite.suite.title}, {suite.label}: change of {column} from {suite.title_of(suite.suite.baseline)}",
                 lines=(DROP_LINE,),
                 columns=("Encoder", *(suite.title_of(name) for name in others)),
                 rows=tuple(rows),

@@ -99,7 +99,9 @@ def test_an_interval_stands_only_beside_the_change_that_its_outcomes_give(tmp_pa
         scores = {"Top-1": Score(value=value, n=400, selection="fixed")}
         own = outcomes(VAL, NAMES)
         write_record(tmp_path, record(card("one"), made, own, scores=scores), own)
-    (change,) = (t for t in Section(read_records(tmp_path)[0], EMBEDDED).tables() if "change from val" in t.title)
+    (change,) = (
+        t for t in Section(read_records(tmp_path)[0], EMBEDDED).tables() if "change of Top-1 from val" in t.title
+    )
     assert change.rows[0].cells[0].text == f"{12.5 - 100 * VAL.mean():+.1f}"
 
 
@@ -120,7 +122,7 @@ def test_a_suite_is_one_row_per_encoder(tmp_path: Path) -> None:
     by_label = {row.label: row.cells for row in scores.rows}
     assert by_label["one"][1].value == pytest.approx(100 * float((~VAL).mean()))
     assert by_label["two"][1].value is None
-    change = next(table for table in tables if "change from val" in table.title)
+    change = next(table for table in tables if "change of Top-1 from val" in table.title)
     assert [row.label for row in change.rows] == ["one"]
     assert change.rows[0].cells[0].value == pytest.approx(100 * float((~VAL).mean() - VAL.mean()))
     assert "[" in change.rows[0].cells[0].text
