@@ -12,6 +12,18 @@ LOCAL, COMMITTED = Path("work/records"), Path(__file__).with_name("records")
 Format = Literal["markdown", "csv", "latex"]
 A = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
 B = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
+# What several commands take, with its help.
+Records = Annotated[Path, tyro.conf.arg(help="folder of the records.")]
+RecordPaths = Annotated[
+    tyro.conf.Positional[tuple[Path, ...]],
+    tyro.conf.arg(metavar="RECORD", help=".json files of records, or folders of them."),
+]
+Out = Annotated[Path | None, tyro.conf.arg(help="file to write to instead of the terminal.")]
+CellFormat = Annotated[Format, tyro.conf.arg(help="markdown, latex, or csv with one row per cell.")]
+Encoders = Annotated[tuple[str, ...], tyro.conf.arg(help="names of encoders, or patterns; default: all.")]
+Benchmarks = Annotated[
+    tuple[str, ...], tyro.conf.arg(help="names of benchmarks, or protocol ids, or patterns of them.")
+]
 
 
 @dataclass(frozen=True)
@@ -19,24 +31,21 @@ class Tables:
     """Write tables of the records: to the terminal, to a page, or into a README.
 
     Attributes:
-        records: folder of the records.
         out: file to write the page to, instead of the terminal.
         format: markdown and latex are pages; csv has one row per record and column at full precision.
         rows: only embedded, full, or your own data sets. A csv holds one of these kinds.
-        encoder: names of encoders, or patterns; default: all.
-        benchmark: names of benchmarks, or protocol ids, or patterns of them.
         source: origin of the weights as in their cards, or patterns.
         readme: file whose text between the table markers is replaced by the summary.
         check: write nothing; exit with 1 if --out or --readme differs from what the records give.
         dry_run: print what would be read and written, and stop.
     """
 
-    records: Path = LOCAL
+    records: Records = LOCAL
     out: Path | None = None
     format: Format = "markdown"
     rows: Literal["all", "embedded", "full", "own"] = "all"
-    encoder: tuple[str, ...] = ("*",)
-    benchmark: tuple[str, ...] = ("*",)
+    encoder: Encoders = ("*",)
+    benchmark: Benchmarks = ("*",)
     source: tuple[str, ...] = ("*",)
     readme: Path | None = None
     check: bool = False
@@ -49,10 +58,7 @@ class ZooPage:
 
     Attributes:
         encoder: names of encoders, or patterns; several become rows of the same tables.
-        records: folder of the records.
         out: file to write to instead of the terminal; with --published the folder of the pages.
-        format: markdown, latex, or csv with one row per cell.
-        benchmark: names of benchmarks, or protocol ids, or patterns of them.
         published: write the page of every source that --source chooses.
         source: sources of published.csv, or patterns: of the published pages, or of the figures to compare with.
         against: published models, or patterns, to compare with; default: the model that the encoder's card names.
@@ -60,10 +66,10 @@ class ZooPage:
     """
 
     encoder: tuple[str, ...] = ()
-    records: Path = LOCAL
+    records: Records = LOCAL
     out: Path | None = None
-    format: Format = "markdown"
-    benchmark: tuple[str, ...] = ("*",)
+    format: CellFormat = "markdown"
+    benchmark: Benchmarks = ("*",)
     published: bool = False
     source: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
@@ -76,17 +82,15 @@ class PaperTables:
 
     Attributes:
         records: folder of the records; default: only the published figures.
-        encoder: names of encoders, or patterns; default: all.
         source: sources of published.csv, or patterns.
         out: folder for one file per table, instead of the terminal.
-        format: markdown, latex, or csv with one row per cell.
     """
 
     records: Path | None = None
-    encoder: tuple[str, ...] = ("*",)
+    encoder: Encoders = ("*",)
     source: tuple[str, ...] = ("*",)
     out: Path | None = None
-    format: Format = "markdown"
+    format: CellFormat = "markdown"
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,13 @@ class PublishedFigures:
         source: sources of published.csv, or patterns.
         encoder: names of models, or patterns.
         benchmark: names of benchmarks there, or protocol ids, or patterns.
-        out: file to write to instead of the terminal.
         format: markdown, latex, or csv.
     """
 
     source: tuple[str, ...] = ("*",)
     encoder: tuple[str, ...] = ("*",)
     benchmark: tuple[str, ...] = ("*",)
-    out: Path | None = None
+    out: Out = None
     format: Format = "csv"
 
 
@@ -115,13 +118,12 @@ class PublishRecords:
     Attributes:
         records: folder of the local records.
         out: folder of the published records.
-        encoder: names of encoders, or patterns; default: all.
         dry_run: print what would be copied, and stop.
     """
 
     records: Path = LOCAL
     out: Path = COMMITTED
-    encoder: tuple[str, ...] = ("*",)
+    encoder: Encoders = ("*",)
     dry_run: bool = False
 
 
@@ -134,17 +136,14 @@ class Diff:
             count with their mean.
         b: the other encoder, given in the same way.
         records: folders of the records, for example before and after a change.
-        benchmark: names of benchmarks, or protocol ids, or patterns of them.
-        out: file to write to instead of the terminal.
-        format: markdown, latex, or csv with one row per cell.
     """
 
     a: A
     b: B
     records: tuple[Path, ...] = (LOCAL,)
-    benchmark: tuple[str, ...] = ("*",)
-    out: Path | None = None
-    format: Format = "markdown"
+    benchmark: Benchmarks = ("*",)
+    out: Out = None
+    format: CellFormat = "markdown"
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,10 @@ class Lint:
 
     Attributes:
         pages: files with tables in markdown, HTML, or plain text with tabs or blanks between the columns.
-        records: folder of the records.
     """
 
     pages: tyro.conf.Positional[tuple[Path, ...]]
-    records: Path = COMMITTED
+    records: Records = COMMITTED
 
 
 @dataclass(frozen=True)
@@ -168,13 +166,12 @@ class Report:
     """Write all tables and figures of the records as one HTML file that needs no network.
 
     Attributes:
-        records: folder of the records.
         out: the file.
         pretrain: folder with pretraining runs, whose logs become curves.
         dry_run: print what would be read and written, and stop.
     """
 
-    records: Path = LOCAL
+    records: Records = LOCAL
     out: Path = Path("work/report.html")
     pretrain: Path = Path("work/pretrain")
     dry_run: bool = False
@@ -190,24 +187,20 @@ class Explain:
     Attributes:
         a: protocol id, such as knn.mmselfsup@1.
         b: the other protocol id.
-        records: folder of the records.
-        encoder: names of encoders, or patterns; default: all.
         column: one that both protocols have; default: the primary column of A.
         together: fields that were switched together, as iterations,steps; `encoder-bench explain` prints them.
-        out: file to write to instead of the terminal.
         picture: file for the waterfall.
-        format: markdown, latex, or csv with one row per cell.
     """
 
     a: A
     b: B
-    records: Path = LOCAL
-    encoder: tuple[str, ...] = ("*",)
+    records: Records = LOCAL
+    encoder: Encoders = ("*",)
     column: str | None = None
     together: tuple[str, ...] = ()
-    out: Path | None = None
+    out: Out = None
     picture: Path | None = None
-    format: Format = "markdown"
+    format: CellFormat = "markdown"
 
 
 @dataclass(frozen=True)
@@ -215,21 +208,18 @@ class Correlations:
     """Compute rank correlations of all pairs of columns over published.csv and the records.
 
     Attributes:
-        records: folder of the records.
         embedded: use only the records on the embedded data.
         columns: one column of each protocol, or all; cheap sets every label-free measure, kNN and class means against
             one column of each other protocol, cheap-all against all their columns.
-        out: file to write to instead of the terminal.
         picture: file for a heat map of the pairs with five encoders or more.
-        format: markdown, latex, or csv with one row per cell.
     """
 
-    records: Path = COMMITTED
+    records: Records = COMMITTED
     embedded: bool = False
     columns: Literal["headline", "all", "cheap", "cheap-all"] = "headline"
-    out: Path | None = None
+    out: Out = None
     picture: Path | None = None
-    format: Format = "markdown"
+    format: CellFormat = "markdown"
 
 
 @dataclass(frozen=True)
@@ -238,18 +228,12 @@ class Pictures:
 
     Attributes:
         out: folder of the pictures and of per_class.md, with one folder below it for each kind of data.
-        records: folder of the records.
-        encoder: names of encoders, or patterns; default: all.
-        benchmark: names of benchmarks, or protocol ids, or patterns of them.
     """
 
     out: Path
-    records: Path = LOCAL
-    encoder: tuple[str, ...] = ("*",)
-    benchmark: tuple[str, ...] = ("*",)
-
-
-RecordPaths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RECORD")]
+    records: Records = LOCAL
+    encoder: Encoders = ("*",)
+    benchmark: Benchmarks = ("*",)
 
 
 @dataclass(frozen=True)
@@ -257,7 +241,6 @@ class Export:
     """Export records: Hugging Face model-index or .eval_results, Every Eval Ever, or a model card.
 
     Attributes:
-        records: .json files of records, or folders of them.
         to: the format; model-card is a README.md with model-index in its front matter.
         out: folder to write to.
         source_url: where readers find the records, as the address of a pull request.
@@ -284,9 +267,6 @@ class Verify:
     """Recompute scores from the outcomes of records, check all hashes, and refuse records that do not match.
 
     The exit code is 0 if every record is right, and 1 if one is refused.
-
-    Attributes:
-        records: .json files of records, or folders of them.
     """
 
     records: RecordPaths
@@ -298,11 +278,10 @@ class Board:
 
     Attributes:
         out: folder of the site.
-        records: folder of the records.
     """
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    records: Path = COMMITTED
+    records: Records = COMMITTED
 
 
 GROUPS: dict[str, dict[str, type[Any]]] = {
