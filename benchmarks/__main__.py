@@ -12,6 +12,9 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from benchmarks.datasets.registry import find_dataset, is_embedded, is_image_folder
+from benchmarks.encoders.forms import expand, refuse_at_sight
+from benchmarks.evaluate import Attempt, Question, Sweep, bench, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command
@@ -114,15 +117,12 @@ def _bench_command(name: str, arguments: Sequence[str]) -> int:
     kind = load_task(name)
     flags, options, task = parse_flags(name, BenchFlags, _with_flags(arguments) if kind.suite else arguments, kind)
     if kind.suite and flags.protocol is None:
-        return _run(replace(flags, dataset=None), options, _suite_questions(task, flags), summary=True)
-    return _run(flags, options, [_question(task, flags)])
+        return _run(_sweep(replace(flags, dataset=None), options, _suite_questions(task, flags)), flags, summary=True)
+    return _run(_sweep(flags, options, [_question(task, flags)]), flags)
 
 
-def _suite_questions(task: AnyTask, flags: BenchFlags) -> list[Any]:
+def _suite_questions(task: AnyTask, flags: BenchFlags) -> list[Question]:
     """The protocols of every data set of a suite, each skipped where its data is not there."""
-    from benchmarks.datasets.registry import is_embedded
-    from benchmarks.evaluate import Question
-
     variant = task.demo_variant if is_embedded(flags.data) else task.suite_variant()
     found = [p for p in task.protocols if p.variant == variant and flags.dataset in (None, p.dataset)]
     if not found:
@@ -151,11 +151,8 @@ def parse_flags(
     return parsed.flags, options, parsed.task
 
 
-def _question(task: AnyTask, flags: BenchFlags) -> Any:
+def _question(task: AnyTask, flags: BenchFlags) -> Question:
     """The protocol that the flags ask of a task."""
-    from benchmarks.datasets.registry import is_embedded, is_image_folder
-    from benchmarks.evaluate import Question
-
     if flags.protocol is None:
         dataset = flags.dataset or ("imagefolder" if is_image_folder(flags.data) else None)
         embedded = is_embedded(flags.data) and dataset is None
@@ -174,23 +171,24 @@ def _changed(protocol: Protocol, flags: BenchFlags, *, trials_everywhere: bool =
     return with_settings(protocol, settings) if settings else protocol
 
 
+def _all_changed(questions: Sequence[Question], flags: BenchFlags) -> list[Question]:
+    """The questions with the settings of the flags; --trials changes those that have trials."""
+    return [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
+
+
 def _all(arguments: Sequence[str]) -> int:
     """Every benchmark whose data is there, on every encoder; then a summary."""
     flags, options, _ = parse_flags("all", AllFlags, arguments)
     questions = suite(flags.data, flags.only or ((flags.protocol,) if flags.protocol else ()))
-    questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
-    return _run(flags, options, questions, summary=True)
+    return _run(_sweep(flags, options, _all_changed(questions, flags)), flags, summary=True)
 
 
-def suite(data: Path, only: Sequence[str] = ()) -> list[Any]:
+def suite(data: Path, only: Sequence[str] = ()) -> list[Question]:
     """What `all` asks of an encoder: the protocols that match, or of every benchmark the variant that suits the data.
 
     Raises:
         InputError: a pattern that matches no protocol.
     """
-    from benchmarks.datasets.registry import is_embedded, is_image_folder
-    from benchmarks.evaluate import Question
-
     found = matching_protocols(only or ["*"])
     if not only and is_image_folder(data):
         found = [(task, protocol) for task, protocol in found if protocol.dataset == "imagefolder"]
@@ -216,27 +214,21 @@ def _frozen(arguments: Sequence[str]) -> int:
             "frozen takes no --protocol, because it chooses protocols that share their features; "
             f"use `{PROGRAM} knn --protocol` or another benchmark"
         )
-    questions = frozen_suite(flags.data, flags.dataset)
-    questions = [replace(q, protocol=_changed(q.protocol, flags, trials_everywhere=False)) for q in questions]
-    encoders = _encoders(flags, questions)
-    there, how = _started(flags, options)
+    sweep = _sweep(flags, options, _all_changed(frozen_suite(flags.data, flags.dataset), flags))
     from benchmarks.estimate import plan
 
-    for line in plan(encoders, questions, flags.data, there, **how):
+    for line in plan(sweep):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    return 0 if flags.dry_run else _run(flags, options, questions, summary=True)
+    return 0 if flags.dry_run else _run(sweep, flags, summary=True)
 
 
-def frozen_suite(data: Path, dataset: str | None = None) -> list[Any]:
+def frozen_suite(data: Path, dataset: str | None = None) -> list[Question]:
     """What `frozen` asks of an encoder: of each benchmark the protocol that shares its features with kNN's.
 
     Raises:
         InputError: no benchmark has a protocol for the data set.
     """
-    from benchmarks.datasets.registry import is_embedded, is_image_folder
-    from benchmarks.evaluate import Question
-
     embedded = dataset is None and is_embedded(data)
     wanted = dataset or ("imagefolder" if is_image_folder(data) else "imagenet")
     shape: Geometry | None = None
@@ -273,48 +265,49 @@ def _with_flags(arguments: Sequence[str]) -> list[str]:
     return [*given, *arguments[len(given) // 2 :]]
 
 
+DENSE = ("seg-linear-cached", "seg-incontext", "seg-logistic", "seg-knn")
+
+
 def _probes(arguments: Sequence[str]) -> int:
     """The probes of one pass over the images: AvgPool, Feature1–5, and on own or embedded data the attentive one."""
-    from benchmarks.datasets.registry import is_embedded, is_image_folder
 
-    flags, options, _ = parse_flags("probes", BenchFlags, arguments)
-    if flags.protocol:
-        raise InputError("probes takes no --protocol; to choose one, run linear, multihead or attentive instead")
-    # The published attentive probes have views, batches and epochs of their own, so nothing would be shared.
-    small = is_embedded(flags.data) or is_image_folder(flags.data)
-    names = ("linear", "multihead", "attentive") if small else ("linear", "multihead")
-    return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
+    def names(data: Path) -> tuple[str, ...]:
+        # The published attentive probes have views, batches and epochs of their own, so nothing would be shared.
+        small = is_embedded(data) or is_image_folder(data)
+        return ("linear", "multihead", "attentive") if small else ("linear", "multihead")
 
-
-DENSE = ("seg-linear-cached", "seg-incontext", "seg-logistic", "seg-knn")
+    return _together("probes", arguments, names, "linear, multihead or attentive")
 
 
 def _dense(arguments: Sequence[str]) -> int:
     """The segmentations on stored patch features, which are extracted in one pass over the images."""
-    from benchmarks.datasets.registry import is_embedded
-
-    flags, options, _ = parse_flags("dense", BenchFlags, arguments)
-    if flags.protocol:
-        raise InputError(f"dense takes no --protocol; to choose one, run {', '.join(DENSE)} instead")
     # Two are enough for a look at the embedded scenes, and take a minute for eight encoders.
-    names = DENSE[:2] if is_embedded(flags.data) else DENSE
-    return _run(flags, options, [_question(load_task(name)(), flags) for name in names])
+    return _together("dense", arguments, lambda data: DENSE[:2] if is_embedded(data) else DENSE, ", ".join(DENSE))
 
 
-def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, summary: bool = False) -> int:
+def _together(command: str, arguments: Sequence[str], names: Callable[[Path], Sequence[str]], each: str) -> int:
+    """Several benchmarks, each by its default protocol.
+
+    Args:
+        names: the benchmarks for the data in a folder.
+        each: all of them, for a message.
+    """
+    flags, options, _ = parse_flags(command, BenchFlags, arguments)
+    if flags.protocol:
+        raise InputError(f"{command} takes no --protocol; to choose one, run {each} instead")
+    return _run(_sweep(flags, options, [_question(load_task(name)(), flags) for name in names(flags.data)]), flags)
+
+
+def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
     """Measure, or say what would be measured, and report what failed."""
-    encoders = _encoders(flags, questions)
-    options, how = _started(flags, options)
     if flags.dry_run:
         from benchmarks.estimate import dry_run
 
-        for line in dry_run(encoders, questions, flags.data, options, **how):
+        for line in dry_run(sweep):
             sys.stdout.write(line + "\n")
         return 0
-    from benchmarks.evaluate import bench
-
     attempts, started = [], time.monotonic()
-    for attempt in bench(encoders, questions, flags.data, options, **how):
+    for attempt in bench(sweep):
         attempts.append(attempt)
         if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
             continue
@@ -331,27 +324,24 @@ def _run(flags: BenchFlags, options: RunOptions, questions: Sequence[Any], *, su
     return exit_code(attempts)
 
 
-def _started(flags: BenchFlags, options: RunOptions) -> tuple[RunOptions, Any]:
-    """The options with the device that the run has, and the flags that every encoder is loaded and measured with."""
-    from benchmarks.evaluate import resolve_device
+def _sweep(flags: BenchFlags, options: RunOptions, questions: Sequence[Question]) -> Sweep:
+    """What the flags ask, with the device that the run has.
 
+    Raises:
+        InputError: no encoder can be loaded, or no data is there. That is said before torch is imported, which takes
+            seconds.
+    """
+    encoders = _encoders(flags, questions)
     if flags.threads is not None:
         import torch
 
         torch.set_num_threads(flags.threads)
-    how = {"name": flags.name, "dataset": flags.dataset, "facts": flags.facts}
-    return replace(options, device=resolve_device(options.device)), how
+    options = replace(options, device=resolve_device(options.device))
+    return Sweep(encoders, questions, flags.data, options, flags.name, flags.dataset, flags.facts)
 
 
-def _encoders(flags: BenchFlags, questions: Sequence[Any]) -> list[str]:
-    """The encoders, with globs replaced.
-
-    Raises:
-        InputError: none can be loaded, or no data is there. That is said before torch is imported, which takes seconds.
-    """
-    from benchmarks.datasets.registry import find_dataset
-    from benchmarks.encoders.forms import expand, refuse_at_sight
-
+def _encoders(flags: BenchFlags, questions: Sequence[Question]) -> list[str]:
+    """The encoders, with globs replaced; raises what `_sweep` names."""
     encoders = expand(flags.encoder)
     refuse_at_sight(encoders, flags.facts)
     if not flags.dry_run and not flags.data.is_dir():
@@ -372,7 +362,7 @@ def _encoders(flags: BenchFlags, questions: Sequence[Any]) -> list[str]:
     return encoders
 
 
-def exit_code(attempts: Sequence[Any]) -> int:
+def exit_code(attempts: Sequence[Attempt]) -> int:
     """0, or 1 where the program failed, or 2 where the input could not be used or nothing could be measured."""
     failed = [attempt for attempt in attempts if attempt.status == "failed"]
     if failed:
@@ -380,7 +370,7 @@ def exit_code(attempts: Sequence[Any]) -> int:
     return 0 if any(attempt.status in ("done", "cached") for attempt in attempts) else 2
 
 
-def summary_text(attempts: Sequence[Any]) -> str:
+def summary_text(attempts: Sequence[Attempt]) -> str:
     """A line per attempt, grouped by what became of it."""
     lines = []
     for status in ("done", "cached", "skipped", "failed"):
@@ -391,7 +381,7 @@ def summary_text(attempts: Sequence[Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def time_text(attempts: Sequence[Any], elapsed: float) -> str:
+def time_text(attempts: Sequence[Attempt], elapsed: float) -> str:
     """A line with the seconds of each phase over all records that were measured now; nothing without any.
 
     Args:
@@ -478,33 +468,38 @@ class Command:
     run: Callable[[Sequence[str]], int]
 
 
-def _function(name: str, find: Callable[[], Any]) -> Callable[[Sequence[str]], int]:
-    """A command whose function's annotated arguments are the flags; it is imported when it runs."""
-    return lambda arguments: int(_parse(find(), arguments, name))
+def _function(name: str) -> Callable[[Sequence[str]], int]:
+    """A command whose function's annotated arguments are the flags."""
+    return lambda arguments: int(_parse(_imported(name), arguments, name))
 
 
-def _audit() -> Any:
-    from benchmarks.audit import command
+def _imported(name: str) -> Any:
+    """The function of a command; most need torch, so each is imported when it runs."""
+    match name:
+        case "audit":
+            from benchmarks import audit
 
-    return command
+            return audit.command
+        case "check-data":
+            from benchmarks.datasets import check
 
+            return check.command
+        case "demo-data":
+            from benchmarks.demo import compose
 
-def _check_data() -> Any:
-    from benchmarks.datasets.check import command
+            return compose.command
+        case "random-encoder":
+            from benchmarks.encoders import load
 
-    return command
+            return load.random_encoder_command
+        case "features-gc":
+            from benchmarks.features import gc
 
+            return gc.command
+        case _:
+            from benchmarks import explain
 
-def _demo_data() -> Any:
-    from benchmarks.demo.compose import command
-
-    return command
-
-
-def _random_encoder() -> Any:
-    from benchmarks.encoders.load import random_encoder_command
-
-    return random_encoder_command
+            return explain.why_command if name == "why" else explain.explain_command
 
 
 @dataclass(frozen=True)
@@ -537,18 +532,6 @@ def _convert(arguments: Sequence[str]) -> int:
         raise InputError(f"--to must be one of {', '.join(targets)}, got {flags.to}")
     convert(flags.source, flags.out, flags.to, name=flags.name, facts=flags.facts, force=flags.force)
     return 0
-
-
-def _features_gc() -> Any:
-    from benchmarks.features.gc import command
-
-    return command
-
-
-def _explain() -> Any:
-    from benchmarks.explain import explain_command
-
-    return explain_command
 
 
 def _results(name: str) -> Callable[[Sequence[str]], int]:
@@ -591,12 +574,6 @@ def _script(name: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
-def _why() -> Any:
-    from benchmarks.explain import why_command
-
-    return why_command
-
-
 COMMANDS: Mapping[str, Command] = {
     "all": Command("Several benchmarks", "every benchmark whose data is there, then a summary", _all),
     "frozen": Command("Several benchmarks", "kNN, logistic regression, few-shot and SVMs on stored features", _frozen),
@@ -604,22 +581,22 @@ COMMANDS: Mapping[str, Command] = {
     "dense": Command("Several benchmarks", "segmentations on stored patch features, in one pass", _dense),
     "protocols": Command("Protocols", "list protocols, or show one with every number and its source", _protocols),
     "explain": Command("Protocols", "measure the protocols between two, to take their difference apart",
-                       _function("explain", _explain)),
+                       _function("explain")),
     "why": Command("Protocols", "say why a score differs from a published one, setting by setting",
-                   _function("why", _why)),
-    "audit": Command("Encoders and data", "check that an encoder is what its card says", _function("audit", _audit)),
+                   _function("why")),
+    "audit": Command("Encoders and data", "check that an encoder is what its card says", _function("audit")),
     "check-data": Command("Encoders and data", "say which data sets are there, missing or damaged",
-                          _function("check-data", _check_data)),
-    "demo-data": Command("Encoders and data", "compose the embedded data sets", _function("demo-data", _demo_data)),
+                          _function("check-data")),
+    "demo-data": Command("Encoders and data", "compose the embedded data sets", _function("demo-data")),
     "random-encoder": Command("Encoders and data", "write an untrained encoder to a file",
-                              _function("random-encoder", _random_encoder)),
+                              _function("random-encoder")),
     "convert": Command("Encoders and data", "write a checkpoint's backbone for another library", _convert),
     "index-shards": Command("Encoders and data", "count the images of tar shards and write their index",
                             _script("index_shards")),
     "prepare-voc12aug": Command("Encoders and data", "make the masks and lists of VOC 2012 aug from SBD",
                                 _script("prepare_voc12aug")),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
-                           _function("features-gc", _features_gc)),
+                           _function("features-gc")),
     **{name: Command("Results", first_sentence(kind), _results(name))
        for group in RESULT_COMMANDS.values() for name, kind in group.items() if name not in ("explain", "verify")},
     "verify": Command("Results", first_sentence(Verify), _verify),

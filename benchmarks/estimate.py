@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from benchmarks.evaluate import Question, Run, cached_record, feature_requests, load, prepare
+from benchmarks.evaluate import Run, Sweep, cached_record, feature_requests, load
 from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
 from benchmarks.training.params import ViewParams
@@ -316,17 +316,8 @@ def duration(seconds: float) -> str:
     )
 
 
-def dry_run(
-    encoders: Sequence[str],
-    questions: Sequence[Question],
-    data: Path,
-    options: RunOptions,
-    *,
-    name: str | None = None,
-    dataset: str | None = None,
-    facts: Sequence[str] = (),
-) -> Iterator[str]:
-    """Lines that say what `bench` would do with the same arguments, and at last the time of all runs together.
+def dry_run(sweep: Sweep) -> Iterator[str]:
+    """Lines that say what `bench` would do, and at last the time of all runs together.
 
     Every encoder is loaded once. What several runs of one encoder share is counted for the first of them. Under
     torchrun the first process says this for all.
@@ -334,24 +325,24 @@ def dry_run(
     if int(os.environ.get("RANK", "0")):
         return
     seconds, runs, unknown, loading = 0.0, 0, 0, 0.0
-    for number, encoder in enumerate(encoders):
+    for number, encoder in enumerate(sweep.encoders):
         started = time.monotonic()
         try:
-            loaded = load(encoder, name, facts)
+            loaded = load(encoder, sweep.name, sweep.facts)
         except InputError as error:
             yield f"missing    {encoder}: {_one_line(error)}"
             continue
         # Of the first one: what this process has done so far, as a run would.
         loading += time.process_time() if number == 0 else time.monotonic() - started
         prepared: list[tuple[list[str], Run | None]] = []
-        for question in questions:
+        for question in sweep.questions:
             protocol = question.protocol
             lines = [
                 f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip(),
-                f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {data}",
+                f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}",
             ]
             try:
-                run = prepare(question.task, protocol, loaded, data, dataset=dataset, options=options)
+                run = sweep.prepare(question, loaded)
             except InputError as error:
                 prepared.append(([*lines, f"missing    {encoder}: {_one_line(error)}"], None))
             else:
@@ -373,27 +364,18 @@ def dry_run(
 # ---- the frozen suite ------------------------------------------------------------------------------------------------
 
 
-def plan(
-    encoders: Sequence[str],
-    questions: Sequence[Question],
-    data: Path,
-    options: RunOptions,
-    *,
-    name: str | None = None,
-    dataset: str | None = None,
-    facts: Sequence[str] = (),
-) -> Iterator[str]:
+def plan(sweep: Sweep) -> Iterator[str]:
     """Lines that say what several benchmarks on stored features need of each encoder: images, bytes, and time by part.
 
     Runs of one data set and geometry share one pass over each split. Their features are counted once.
     """
-    for encoder in encoders:
-        loaded = load(encoder, name, facts)
+    for encoder in sweep.encoders:
+        loaded = load(encoder, sweep.name, sweep.facts)
         runs: list[Run] = []
         skipped: list[str] = []
-        for question in questions:
+        for question in sweep.questions:
             try:
-                run = prepare(question.task, question.protocol, loaded, data, dataset=dataset, options=options)
+                run = sweep.prepare(question, loaded)
             except InputError as error:
                 skipped.append(f"  skipped  {question.protocol.id}: {_one_line(error)}")
                 continue
@@ -401,8 +383,8 @@ def plan(
                 runs.append(run)
             else:
                 skipped.append(f"  done     {run.protocol.id} has a record")
-        yield f"plan for {loaded.card.name} on {options.device}"
-        loaded.to(options.device)
+        yield f"plan for {loaded.card.name} on {sweep.options.device}"
+        loaded.to(sweep.options.device)
         with _counted() as counted:
             for group in _by_extraction(runs):
                 yield from _planned(group, counted)

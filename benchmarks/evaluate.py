@@ -41,6 +41,7 @@ from benchmarks.task import (
     RunOptions,
     one_bar,
 )
+from results import store
 from results.command_line import log_device
 from results.errors import is_out_of_memory
 from results.files import DISK_FULL, make_folder
@@ -55,18 +56,7 @@ from results.schema import (
     canonical_sha256,
     record_key,
 )
-from results.store import (
-    StoredRecord,
-    commit,
-    find_record,
-    machine,
-    peak_memory_gib,
-    read_record,
-    record_path,
-    refuse_newer,
-    versions,
-    write_record,
-)
+from results.store import StoredRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +83,11 @@ class Run:
     def key(self) -> str:
         """Eight hex digits that identify the question; a record of the same key answers it."""
         return record_key(self.protocol, self.encoder.card, self.dataset.fingerprint, (self.options.seed,))
+
+    @property
+    def address(self) -> tuple[Path, EncoderCard, Protocol, DatasetRef, tuple[int, ...]]:
+        """What `results.store` finds its record by."""
+        return self.options.records, self.encoder.card, self.protocol, self.dataset, (self.options.seed,)
 
     @property
     def workdir(self) -> Path:
@@ -154,17 +149,166 @@ def evaluate(
             return measure([replace(run, options=options)])[0]
 
 
+# ---- many encoders and protocols -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one encoder under one protocol.
+
+    Attributes:
+        encoder: its name, or what the user wrote where it could not be loaded.
+        protocol: its id; empty where the encoder could not be loaded.
+        status: `cached` has a record already; `skipped` cannot be measured, for lack of data or of an output.
+        detail: the headline score, or the reason.
+        user_error: a failure that is the input's and not the program's.
+        timing: seconds by phase of what was measured now, as its record has them.
+    """
+
+    encoder: str
+    protocol: str
+    status: Literal["done", "cached", "skipped", "failed"]
+    detail: str
+    user_error: bool = False
+    timing: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A protocol and its task, as asked of every encoder.
+
+    Attributes:
+        optional: skip it where its data is not there, instead of failing.
+    """
+
+    task: AnyTask
+    protocol: Protocol
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Several encoders, each to be measured under several protocols. `name`, `dataset` and `facts` as in `evaluate`."""
+
+    encoders: Sequence[str]
+    questions: Sequence[Question]
+    data: Path
+    options: RunOptions
+    name: str | None = None
+    dataset: str | None = None
+    facts: Sequence[str] = ()
+
+    def prepare(self, question: Question, encoder: Encoder) -> Run:
+        """See `prepare`."""
+        return prepare(question.task, question.protocol, encoder, self.data, dataset=self.dataset, options=self.options)
+
+
+def bench(sweep: Sweep) -> Iterator[Attempt]:
+    """Measure every encoder under every protocol; what fails does not stop the rest.
+
+    An encoder is loaded once, features that several protocols read are extracted in one pass, and probes that can
+    share a pass over the images do.
+    """
+    options = sweep.options
+    if options.store:
+        require_writable(options)
+    machine = hardware(options.device)
+    log.info(
+        "device %s (%s), precision %s, %d loader processes",
+        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.loaders,
+    )  # fmt: skip
+    names = unique_names(sweep.encoders, sweep.name, sweep.facts)
+    with _folders(options) as options:
+        sweep = replace(sweep, options=options)
+        for number, encoder in enumerate(sweep.encoders, start=1):
+            try:
+                loaded = load(encoder, names.get(encoder), sweep.facts)
+            except InputError as error:
+                yield _refused(encoder, "", error)
+                continue
+            log.info("%d of %d  %s", number, len(sweep.encoders), loaded.card.name)
+            yield from _bench_one(loaded, sweep)
+
+
+def _bench_one(encoder: Encoder, sweep: Sweep) -> Iterator[Attempt]:
+    runs: list[Run] = []
+    name = encoder.card.name
+    for question in sweep.questions:
+        try:
+            run = sweep.prepare(question, encoder)
+            record = cached_record(run)
+        except InputError as error:
+            yield _refused(name, question.protocol.id, error, optional=question.optional)
+            continue
+        except Exception as error:
+            log.exception("%s could not be prepared for %s", name, question.protocol.id)
+            yield Attempt(name, question.protocol.id, "failed", f"{type(error).__name__}: {error}")
+            continue
+        if record is None:
+            runs.append(run)
+        else:
+            yield Attempt(name, run.protocol.id, "cached", primary_score(record))
+    suite = len(runs) > 1 and all(run.task.suite for run in runs)  # other tasks draw bars for their steps and epochs
+    with one_bar(_images(runs), f"measuring {name}", show=sweep.options.progress and suite) as advance:
+        try:
+            extract(runs)
+        except Exception as error:  # runs that read these features fail with the same error; the others can go on
+            log.error("features of %s: %s", name, "out of memory" if is_out_of_memory(error) else error)
+        for group in _by_pass(runs):
+            yield from _measured(group)
+            advance(_images(group))
+
+
+def _refused(encoder: str, protocol: str, error: InputError, *, optional: bool = False) -> Attempt:
+    skipped = optional or isinstance(error, NotApplicableError)
+    return Attempt(encoder, protocol, "skipped" if skipped else "failed", str(error), user_error=True)
+
+
+def _images(runs: Sequence[Run]) -> int:
+    return sum(len(run.train) + len(run.test) for run in runs)
+
+
+def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
+    name, started = runs[0].encoder.card.name, time.monotonic()
+    try:
+        records = measure(runs)
+    except InputError as error:
+        yield from [_refused(name, run.protocol.id, error) for run in runs]
+        return
+    except Exception as error:
+        log.exception("%s failed under %s", name, ", ".join(run.protocol.id for run in runs))
+        yield from [Attempt(name, run.protocol.id, "failed", str(error) or type(error).__name__) for run in runs]
+        return
+    seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
+    for record in records:
+        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}", timing=record.timing)
+
+
+def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that one pass over the images can serve together; the others alone."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for number, run in enumerate(runs):
+        task = run.task
+        shared = task.shared_pass(run.protocol) if isinstance(task, ImageTask) else None
+        groups.setdefault((shared or f"alone {number}", run.dataset.fingerprint), []).append(run)
+    return list(groups.values())
+
+
 # ---- one run, step by step -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _folders(options: RunOptions) -> Iterator[RunOptions]:
-    """The options, with folders that are removed afterwards where nothing is to be stored."""
-    if options.store:
-        yield options
-        return
-    with TemporaryDirectory(prefix="encoder-bench-") as folder:
-        yield replace(options, records=Path(folder, "records"), features=Path(folder, "features"))
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one. Under torchrun each rank takes the GPU of its local rank.
+
+    Raises:
+        InputError: this machine has no such device; the message says why.
+    """
+    if device == "cpu":  # without the seconds that torch takes to import
+        log_device(device)
+        return device
+    from pretrain.distributed import own_device
+
+    return str(own_device(device))
 
 
 def load(encoder: str | Path | nn.Module | Encoder, name: str | None = None, facts: Sequence[str] = ()) -> Encoder:
@@ -217,18 +361,18 @@ def prepare(
     train, test = found.read(protocol.train_split), found.read(protocol.test_split)
     protocol = task.adapted(protocol, train, test)
     task.check(protocol, train, test)
-    reference = DatasetRef(
-        id=protocol.dataset,
-        fingerprint=canonical_sha256([fingerprint(train), fingerprint(test)]),
-        embedded=is_embedded(Path(data)),
-        train_items=len(train),
-        test_items=len(test),
-    )
+    reference = DatasetRef(id=protocol.dataset, embedded=is_embedded(Path(data)), **_items_of(train, test))
     splits = (train, protocol.train_split), (test, protocol.test_split)
     if not reference.embedded and any(is_official(labels, protocol.dataset, name) is False for labels, name in splits):
         folder = Path(data).resolve().name or "data"  # a split is not what the owner of the data set publishes
         reference = reference.model_copy(update={"official": False, "folder": folder})
     return Run(task, protocol, encoder, train, test, reference, options)
+
+
+def _items_of(train: Labels, test: Labels) -> dict[str, Any]:
+    """What a record says of the items of both splits."""
+    lists = canonical_sha256([fingerprint(train), fingerprint(test)])
+    return {"fingerprint": lists, "train_items": len(train), "test_items": len(test)}
 
 
 def _at_size_of(encoder: Encoder, protocol: Protocol) -> Protocol:
@@ -275,9 +419,18 @@ def cached_record(run: Run) -> Record | None:
     Raises:
         InputError: a newer version of this program has written a record of this question.
     """
-    where = run.options.records, run.encoder.card, run.protocol, run.dataset, (run.options.seed,)
-    refuse_newer(record_path(*where))
-    return None if run.options.force else find_record(*where)
+    store.refuse_newer(store.record_path(*run.address))
+    return None if run.options.force else store.find_record(*run.address)
+
+
+@contextmanager
+def _folders(options: RunOptions) -> Iterator[RunOptions]:
+    """The options, with folders that are removed afterwards where nothing is to be stored."""
+    if options.store:
+        yield options
+        return
+    with TemporaryDirectory(prefix="encoder-bench-") as folder:
+        yield replace(options, records=Path(folder, "records"), features=Path(folder, "features"))
 
 
 def require_writable(options: RunOptions) -> None:
@@ -304,6 +457,25 @@ def require_writable(options: RunOptions) -> None:
                     parent.rmdir()
 
 
+def feature_requests(run: Run) -> list[FeatureRequest]:
+    """What a run reads of the feature store: outputs of its train and of its test split."""
+    from benchmarks.features.store import FeatureRequest
+
+    outputs = {key: value for key, value in run.task.outputs(run.protocol).items() if run.encoder.has(value[0])}
+    protocol = run.protocol
+    splits = (
+        (protocol.train_split, run.train, protocol.geometry),
+        (protocol.test_split, run.test, protocol.test_geometry or protocol.geometry),
+    )
+    precision = run.options.precision or "fp32"
+    return [
+        FeatureRequest(
+            run.encoder, labels, geometry, outputs, precision, f"{run.dataset.id} {name}", stored=run.options.stored
+        )
+        for name, labels, geometry in splits
+    ]
+
+
 def extract(runs: Sequence[Run]) -> None:
     """Compute the stored features of several runs of one encoder: one pass over each split for all that is missing.
 
@@ -314,9 +486,48 @@ def extract(runs: Sequence[Run]) -> None:
     if on_features:
         from benchmarks.features.store import FeatureStore
 
-        _warn_of_slow_bf16(on_features)
-        on_features[0].encoder.to(on_features[0].options.device)
+        _move_encoder(on_features)
         FeatureStore(on_features[0].options).fill(request for run in on_features for request in feature_requests(run))
+
+
+def _with_features(run: Run) -> tuple[Run, Any, Any]:
+    """The run with the features of its splits.
+
+    Where images could not be read, it becomes another run: of fewer items, with their own fingerprint, and with a
+    protocol id that says how many are missing, so that its number stands in no published column.
+    """
+    from benchmarks.features.store import FeatureStore
+
+    train, test = FeatureStore(run.options).get(feature_requests(run))
+    missing = len(run.train) - len(train.labels) + len(run.test) - len(test.labels)
+    if missing:
+        run = replace(
+            run,
+            protocol=run.protocol.changed(label=f"unreadable={missing}"),
+            dataset=run.dataset.model_copy(update=_items_of(train.labels, test.labels)),
+            train=train.labels,
+            test=test.labels,
+        )
+    return run, train, test
+
+
+def _move_encoder(runs: Sequence[Run]) -> None:
+    """Move the encoder of these runs to their device."""
+    options = runs[0].options
+    for run in runs:
+        if run.protocol.params.get("precision", options.precision) == "bf16":
+            _warn_of_slow_bf16(options.device, run.protocol.id)
+    runs[0].encoder.to(options.device)
+
+
+@cache
+def _warn_of_slow_bf16(device: str, protocol: str) -> None:
+    """Say that bf16 is slow here. The run keeps it: a protocol at another precision is another protocol."""
+    from pretrain.distributed import has_fast_bf16
+
+    if not has_fast_bf16(device):
+        log.warning("%s runs the encoder in bf16, and %s has no bfloat16 arithmetic: this may take 25 times as long as "
+                    "--precision fp32", protocol, device)  # fmt: skip
 
 
 @contextmanager
@@ -336,23 +547,6 @@ def _measuring() -> Iterator[None]:
         ) from error
 
 
-def _warn_of_slow_bf16(runs: Sequence[Run]) -> None:
-    """Say that a run asks for bf16 where it is slow. It stays: a protocol at another precision is another protocol."""
-    for run in runs:
-        precision = run.protocol.params.get("precision", run.options.precision)
-        if precision == "bf16":
-            _warn_of_slow_bf16_on(run.options.device, run.protocol.id)
-
-
-@cache
-def _warn_of_slow_bf16_on(device: str, protocol: str) -> None:
-    from pretrain.distributed import has_fast_bf16
-
-    if not has_fast_bf16(device):
-        log.warning("%s runs the encoder in bf16, and %s has no bfloat16 arithmetic: this may take 25 times as long as "
-                    "--precision fp32", protocol, device)  # fmt: skip
-
-
 @_measuring()
 def measure(runs: Sequence[Run]) -> list[Record]:
     """Measure runs of one encoder and write their records.
@@ -365,27 +559,21 @@ def measure(runs: Sequence[Run]) -> list[Record]:
     started = time.monotonic()
     run, options = runs[0], runs[0].options
     task = run.task
-    cells = task.cells(run.protocol)
-    if cells:
+    if cells := task.cells(run.protocol):
         return [_measure_grid(run, cells)]
-    _warn_of_slow_bf16(runs)
-    run.encoder.to(options.device)
+    _move_encoder(runs)
     try:
         if isinstance(task, FeatureTask):
             run, train, test = _with_features(run)
-            record = cached_record(run) if run is not runs[0] else None
-            if record is not None:
+            if run is not runs[0] and (record := cached_record(run)) is not None:
                 return [record]
             runs, extracted = [run], time.monotonic() - started
             outcomes = [task.run(run.protocol, train, test, options)]
             outcomes[0].timing["extract"] = extracted
-        elif len(runs) > 1:
+        else:
             assert isinstance(task, ImageTask)
             protocols, workdirs = [each.protocol for each in runs], [each.workdir for each in runs]
             outcomes = task.run_together(protocols, run.encoder, run.train, run.test, workdirs, options)
-        else:
-            assert isinstance(task, ImageTask)
-            outcomes = [task.run(run.protocol, run.encoder, run.train, run.test, run.workdir, options)]
     except InputError:
         raise
     except Exception as error:
@@ -394,7 +582,7 @@ def measure(runs: Sequence[Run]) -> list[Record]:
         if is_out_of_memory(error):  # of this machine today, which says nothing about the encoder
             raise _out_of_memory(run) from error
         for each in runs:
-            write_record(options.records, _record(each, None, f"{type(error).__name__}: {error}", started), None)
+            store.write_record(options.records, _record(each, Outcome(), started, f"{type(error).__name__}: {error}"))
         raise
     records = [write_outcome(each, outcome, started) for each, outcome in zip(runs, outcomes, strict=True)]
     if _is_rank_zero():
@@ -410,9 +598,90 @@ def _out_of_memory(run: Run) -> InputError:
         split = ", split the batch over several GPUs with torchrun" if isinstance(run.task, ImageTask) else ""
         return InputError(f"{subject} on {device}: run it with --device cpu{split}, or take a GPU with more memory")
     return InputError(
-        f"{subject}, with at most {peak_memory_gib():.1f} GiB in this process: end other programs, give --workers 0 or "
-        f"take a machine with more than {hardware(device).memory_gib:.0f} GiB"
+        f"{subject}, with at most {store.peak_memory_gib():.1f} GiB in this process: end other programs, give "
+        f"--workers 0 or take a machine with more than {hardware(device).memory_gib:.0f} GiB"
     )
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+def _is_rank_zero() -> bool:
+    """Under torchrun every rank has the same outcome, and rank 0 writes it."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
+    """Write the record with its heads and pictures."""
+    record = _record(run, outcome, started)
+    if not _is_rank_zero():
+        return record.sealed()
+    options = run.options
+    companions = {f".{name}.png": png for name, png in outcome.pictures.items()}
+    if outcome.tensors:
+        from safetensors.torch import save
+
+        companions[".heads.safetensors"] = save(outcome.tensors)
+    items = None
+    if outcome.items:  # with what paired comparisons need to know of the test items
+        groups = run.test.groups
+        items = {
+            **outcome.items,
+            "targets": run.test.targets,
+            "ids": np.array(run.test.ids),
+            "group_offsets": np.array([0, *accumulate(map(len, groups))], dtype=np.int64),
+            "group_members": np.array([source for sources in groups for source in sources]),
+        }
+    path = store.write_record(options.records, record, items, companions)
+    log.info("wrote %s", path)
+    stored = store.read_record(path)
+    assert isinstance(stored, StoredRecord)  # it was written a moment ago
+    return stored.record  # with standard errors and the name of the outcomes file
+
+
+def _record(run: Run, outcome: Outcome, started: float, error: str | None = None) -> Record:
+    timing = {**outcome.timing, "total": time.monotonic() - started}
+    return Record(
+        status="failed" if error else "ok",
+        error=error,
+        encoder=run.encoder.card,
+        protocol=ProtocolRef(id=run.protocol.id, sha256=run.protocol.content_sha256(), resolved=run.protocol),
+        dataset=run.dataset,
+        scores=outcome.scores,
+        per_class=outcome.per_class,
+        runs=tuple(outcome.runs),
+        seeds=(run.options.seed,),
+        timing={phase: round(seconds, 3) for phase, seconds in timing.items()},
+        peak_memory_gib=store.peak_memory_gib(),
+        versions=store.versions(),
+        commit=store.commit(),
+        parameters=run.encoder.parameters,
+        hardware=hardware(run.options.device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def hardware(device: str) -> Hardware:
+    """This machine's processor, memory, and GPU where the run used one."""
+    if not device.startswith("cuda"):
+        return store.machine()
+    import torch
+
+    from pretrain.distributed import float32_kind
+
+    return store.machine(torch.cuda.get_device_name(device), float32_kind())
+
+
+def primary_score(record: Record) -> str:
+    """The primary column's score, for a log line."""
+    column = record.protocol.resolved.primary
+    score = record.scores.get(column)
+    if score is None or score.value is None:
+        return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
+    return f"{column} {score.value:.2f}{score.unit}"
+
+
+# ---- a grid whose cells have records of their own --------------------------------------------------------------------
 
 
 def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
@@ -422,9 +691,8 @@ def _measure_grid(run: Run, cells: Sequence[Protocol]) -> Record:
     records = [cached_record(each) or measure([each])[0] for each in runs]
 
     def items(cell: int) -> Items:
-        where = run.options.records, run.encoder.card, cells[cell], run.dataset, (run.options.seed,)
-        path = record_path(*where)
-        stored = read_record(path)
+        path = store.record_path(*runs[cell].address)
+        stored = store.read_record(path)
         found = (stored.outcomes() if isinstance(stored, StoredRecord) else None) or {}
         fault = _fault_of_cell(records[cell], found, len(run.test))
         if fault:
@@ -453,301 +721,24 @@ def _fault_of_cell(record: Record, found: Items, count: int) -> str:
     return ""
 
 
-def feature_requests(run: Run) -> list[FeatureRequest]:
-    """What a run reads of the feature store: outputs of its train and of its test split."""
-    from benchmarks.features.store import FeatureRequest
-
-    outputs = {key: value for key, value in run.task.outputs(run.protocol).items() if run.encoder.has(value[0])}
-    protocol = run.protocol
-    splits = (
-        (protocol.train_split, run.train, protocol.geometry),
-        (protocol.test_split, run.test, protocol.test_geometry or protocol.geometry),
-    )
-    precision = run.options.precision or "fp32"
-    return [
-        FeatureRequest(
-            run.encoder, labels, geometry, outputs, precision, f"{run.dataset.id} {name}", stored=run.options.stored
-        )
-        for name, labels, geometry in splits
-    ]
+# ---- names of encoders in tables -------------------------------------------------------------------------------------
 
 
-def _with_features(run: Run) -> tuple[Run, Any, Any]:
-    """The run with the features of its splits.
-
-    Where images could not be read, it becomes another run: of fewer items, with their own fingerprint, and with a
-    protocol id that says how many are missing, so that its number stands in no published column.
-    """
-    from benchmarks.features.store import FeatureStore
-
-    train, test = FeatureStore(run.options).get(feature_requests(run))
-    missing = len(run.train) - len(train.labels) + len(run.test) - len(test.labels)
-    if missing:
-        found = {
-            "fingerprint": canonical_sha256([fingerprint(train.labels), fingerprint(test.labels)]),
-            "train_items": len(train.labels),
-            "test_items": len(test.labels),
-        }
-        run = replace(
-            run,
-            protocol=run.protocol.changed(label=f"unreadable={missing}"),
-            dataset=run.dataset.model_copy(update=found),
-            train=train.labels,
-            test=test.labels,
-        )
-    return run, train, test
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Under torchrun each rank takes the GPU of its local rank.
-
-    Raises:
-        InputError: this machine has no such device; the message says why.
-    """
-    if device == "cpu":  # without the seconds that torch takes to import
-        log_device(device)
-        return device
-    from pretrain.distributed import own_device
-
-    return str(own_device(device))
-
-
-# ---- records ---------------------------------------------------------------------------------------------------------
-
-
-def _is_rank_zero() -> bool:
-    """Under torchrun every rank has the same outcome, and rank 0 writes it."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def write_outcome(run: Run, outcome: Outcome, started: float) -> Record:
-    """Write the record with its heads and pictures."""
-    record = _record(run, outcome, None, started)
-    if not _is_rank_zero():
-        return record.sealed()
-    options = run.options
-    companions = {f".{name}.png": png for name, png in outcome.pictures.items()}
-    if outcome.tensors:
-        from safetensors.torch import save
-
-        companions[".heads.safetensors"] = save(outcome.tensors)
-    items = None
-    if outcome.items:  # with what paired comparisons need to know of the test items
-        groups = run.test.groups
-        items = {
-            **outcome.items,
-            "targets": run.test.targets,
-            "ids": np.array(run.test.ids),
-            "group_offsets": np.array([0, *accumulate(map(len, groups))], dtype=np.int64),
-            "group_members": np.array([source for sources in groups for source in sources]),
-        }
-    path = write_record(options.records, record, items, companions)
-    log.info("wrote %s", path)
-    stored = read_record(path)
-    assert isinstance(stored, StoredRecord)  # it was written a moment ago
-    return stored.record  # with standard errors and the name of the outcomes file
-
-
-def _record(run: Run, outcome: Outcome | None, error: str | None, started: float) -> Record:
-    outcome = outcome or Outcome()
-    timing = {**outcome.timing, "total": time.monotonic() - started}
-    return Record(
-        status="failed" if error else "ok",
-        error=error,
-        encoder=run.encoder.card,
-        protocol=ProtocolRef(id=run.protocol.id, sha256=run.protocol.content_sha256(), resolved=run.protocol),
-        dataset=run.dataset,
-        scores=outcome.scores,
-        per_class=outcome.per_class,
-        runs=tuple(outcome.runs),
-        seeds=(run.options.seed,),
-        timing={phase: round(seconds, 3) for phase, seconds in timing.items()},
-        peak_memory_gib=peak_memory_gib(),
-        versions=versions(),
-        commit=commit(),
-        parameters=run.encoder.parameters,
-        hardware=hardware(run.options.device),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def hardware(device: str) -> Hardware:
-    """This machine's processor, memory, and GPU where the run used one."""
-    if not device.startswith("cuda"):
-        return machine()
-    import torch
-
-    from pretrain.distributed import float32_kind
-
-    return machine(torch.cuda.get_device_name(device), float32_kind())
-
-
-def primary_score(record: Record) -> str:
-    """The primary column's score, for a log line."""
-    column = record.protocol.resolved.primary
-    score = record.scores.get(column)
-    if score is None or score.value is None:
-        return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
-    return f"{column} {score.value:.2f}{score.unit}"
-
-
-# ---- many encoders and protocols -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What became of one encoder under one protocol.
-
-    Attributes:
-        encoder: its name, or what the user wrote where it could not be loaded.
-        protocol: its id; empty where the encoder could not be loaded.
-        status: `cached` has a record already; `skipped` cannot be measured, for lack of data or of an output.
-        detail: the headline score, or the reason.
-        user_error: a failure that is the input's and not the program's.
-        timing: seconds by phase of what was measured now, as its record has them.
-    """
-
-    encoder: str
-    protocol: str
-    status: Literal["done", "cached", "skipped", "failed"]
-    detail: str
-    user_error: bool = False
-    timing: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A protocol and its task, as asked of every encoder.
-
-    Attributes:
-        optional: skip it where its data is not there, instead of failing.
-    """
-
-    task: AnyTask
-    protocol: Protocol
-    optional: bool = False
-
-
-def bench(
-    encoders: Sequence[str],
-    questions: Sequence[Question],
-    data: Path,
-    options: RunOptions,
-    *,
-    name: str | None = None,
-    dataset: str | None = None,
-    facts: Sequence[str] = (),
-) -> Iterator[Attempt]:
-    """Measure every encoder under every protocol; what fails does not stop the rest.
-
-    An encoder is loaded once, features that several protocols read are extracted in one pass, and probes that can
-    share a pass over the images do.
-    """
-    if options.store:
-        require_writable(options)
-    machine = hardware(options.device)
-    log.info(
-        "device %s (%s), precision %s, %d loader processes",
-        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.loaders,
-    )  # fmt: skip
-    names = unique_names(encoders, name, facts)
-    with _folders(options) as options:
-        for number, encoder in enumerate(encoders, start=1):
-            called = names[encoder]
-            if isinstance(called, Attempt):
-                yield called
-                continue
-            try:
-                loaded = load(encoder, called, facts)
-            except InputError as error:
-                yield Attempt(encoder, "", "failed", str(error), user_error=True)
-                continue
-            log.info("%d of %d  %s", number, len(encoders), loaded.card.name)
-            yield from _bench_one(loaded, questions, data, options, dataset)
-
-
-def _bench_one(
-    encoder: Encoder, questions: Sequence[Question], data: Path, options: RunOptions, dataset: str | None
-) -> Iterator[Attempt]:
-    runs: list[Run] = []
-    name = encoder.card.name
-    for question in questions:
-        try:
-            run = prepare(question.task, question.protocol, encoder, data, dataset=dataset, options=options)
-            record = cached_record(run)
-        except InputError as error:
-            skipped = question.optional or isinstance(error, NotApplicableError)
-            status: Literal["skipped", "failed"] = "skipped" if skipped else "failed"
-            yield Attempt(name, question.protocol.id, status, str(error), user_error=True)
-            continue
-        except Exception as error:
-            log.exception("%s could not be prepared for %s", name, question.protocol.id)
-            yield Attempt(name, question.protocol.id, "failed", f"{type(error).__name__}: {error}")
-            continue
-        if record is None:
-            runs.append(run)
-        else:
-            yield Attempt(name, run.protocol.id, "cached", primary_score(record))
-    suite = len(runs) > 1 and all(run.task.suite for run in runs)  # other tasks draw bars for their steps and epochs
-    with one_bar(_images(runs), f"measuring {name}", show=options.progress and suite) as advance:
-        try:
-            extract(runs)
-        except Exception as error:  # runs that read these features fail with the same error; the others can go on
-            log.error("features of %s: %s", name, "out of memory" if is_out_of_memory(error) else error)
-        for group in _by_pass(runs):
-            yield from _measured(group)
-            advance(_images(group))
-
-
-def _images(runs: Sequence[Run]) -> int:
-    return sum(len(run.train) + len(run.test) for run in runs)
-
-
-def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
-    name, started = runs[0].encoder.card.name, time.monotonic()
-    try:
-        records = measure(runs)
-    except Exception as error:
-        wrong_input = isinstance(error, InputError)
-        if not wrong_input:
-            log.exception("%s failed under %s", name, ", ".join(run.protocol.id for run in runs))
-        status: Literal["skipped", "failed"] = "skipped" if isinstance(error, NotApplicableError) else "failed"
-        for run in runs:
-            yield Attempt(name, run.protocol.id, status, str(error) or type(error).__name__, wrong_input)
-        return
-    seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
-    for record in records:
-        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}", timing=record.timing)
-
-
-def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that one pass over the images can serve together; the others alone."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for number, run in enumerate(runs):
-        task = run.task
-        shared = task.shared_pass(run.protocol) if isinstance(task, ImageTask) else None
-        groups.setdefault((shared or f"alone {number}", run.dataset.fingerprint), []).append(run)
-    return list(groups.values())
-
-
-def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]) -> dict[str, str | Attempt | None]:
+def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]) -> dict[str, str | None]:
     """The name of each encoder in tables: its own (None), or with the epoch where one run has several checkpoints.
 
-    Encoders of one name and the same epoch are repetitions, which tables average, and keep their name. An encoder
-    that cannot be loaded gets its failed attempt instead.
+    Encoders of one name and the same epoch are repetitions, which tables average, and keep their name. Of several
+    encoders, one that cannot be loaded is left out.
     """
     if len(encoders) == 1:
         return {encoders[0]: name}
     if name:
         raise InputError(f"--name names one encoder, but there are {len(encoders)}")
-    found: dict[str, str | Attempt | None] = {}
     cards: dict[str, EncoderCard] = {}
     for encoder in encoders:
-        try:
+        with suppress(InputError):  # its measurement says why
             cards[encoder] = load(encoder, None, facts).card  # the weights go: there may be a hundred checkpoints
-        except InputError as error:
-            found[encoder] = Attempt(encoder, "", "failed", str(error), user_error=True)
-    return found | dict(distinct_names(cards))
+    return dict(distinct_names(cards))
 
 
 def distinct_names(cards: Mapping[str, EncoderCard]) -> Iterator[tuple[str, str | None]]:

@@ -264,27 +264,27 @@ def split_up(command: list[str]) -> tuple[list[list[str]], int]:
         return [command], 0
     from benchmarks.__main__ import AllFlags, parse_flags, suite
     from benchmarks.encoders.forms import expand
-    from benchmarks.evaluate import Attempt, load, unique_names
+    from benchmarks.evaluate import load, unique_names
 
     flags = parse_flags("all", AllFlags, command[at + 3 :])[0]
     encoders = expand(flags.encoder)
-    named = unique_names(encoders, flags.name, flags.facts)
-    if len(encoders) == 1:  # a single one is not loaded for its name
+    named, bad = unique_names(encoders, flags.name, flags.facts), 0
+    for encoder in encoders:
+        if encoder in named and len(encoders) > 1:  # a single one was not loaded for its name
+            continue
         try:
-            load(encoders[0], None, flags.facts)
+            load(encoder, None, flags.facts)
         except InputError as error:
-            named = {encoders[0]: Attempt(encoders[0], "", "failed", str(error), user_error=True)}
-    bad = [found for found in named.values() if isinstance(found, Attempt)]
-    for found in bad:
-        sys.stderr.write(f"submit: {found.encoder}: {found.detail}\n")
+            sys.stderr.write(f"submit: {encoder}: {error}\n")
+            named.pop(encoder, None)
+            bad += 1
     # The last of two flags of one name holds.
     commands = [
         [*command, "--encoder", encoder, *(["--name", name] if name else []), "--only", question.protocol.id]
         for encoder, name in named.items()
-        if not isinstance(name, Attempt)
         for question in suite(flags.data, flags.only)
     ]
-    return commands, len(bad)
+    return commands, bad
 
 
 def with_torchrun(command: list[str], nodes: int, gpus: int) -> list[str]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torchvision import models, transforms
 from benchmarks.__main__ import frozen_suite
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.evaluate import bench
+from benchmarks.evaluate import Question, Sweep, bench
 from benchmarks.features.extract import Extract, Reader, default_batch_size, extractor, read_batches
 from benchmarks.features.store import FeatureRequest, FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
@@ -190,10 +189,10 @@ def measure_suite(encoder: str = SUITE_ENCODER, classes: int = CLASSES) -> Speed
     )
 
 
-def measure_all(encoder: str, questions: Sequence[Any], images: Path, root: Path) -> tuple[float, float]:
+def measure_all(encoder: str, questions: Sequence[Question], images: Path, root: Path) -> tuple[float, float]:
     """Seconds of these benchmarks with features of their own, and those of them that the solvers took."""
     options = RunOptions(device="cpu", progress=False, records=root / "records", features=root / "features")
-    seconds, attempts = timed(lambda: list(bench([encoder], questions, images, options)))
+    seconds, attempts = timed(lambda: list(bench(Sweep([encoder], questions, images, options))))
     failed = [attempt for attempt in attempts if attempt.status != "done"]
     if failed:
         raise RuntimeError(f"{failed[0].protocol}: {failed[0].detail}")

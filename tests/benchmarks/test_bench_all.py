@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,8 +76,7 @@ def test_what_is_skipped_is_said_once(
 ) -> None:
     attempts = [Attempt("net", f"p{i}@1", "skipped", f"data set d{i} not found") for i in range(3)]
     attempts.append(Attempt("net", "q@1", "done", "k=20 67.5"))
-    module = import_module("benchmarks.evaluate")  # its name in the package is that of the function
-    monkeypatch.setattr(module, "bench", lambda *_, **__: iter(attempts))
+    monkeypatch.setattr("benchmarks.__main__.bench", lambda _: iter(attempts))
     with caplog.at_level("INFO"):
         assert run(tmp_path, tmp_path) == 0
     shown = caplog.text + capsys.readouterr().out

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.estimate import describe, dry_run, fitting_seconds, training_seconds
-from benchmarks.evaluate import Question, Run, load
+from benchmarks.evaluate import Question, Run, Sweep, load
 from benchmarks.knn import Knn
 from benchmarks.registry import TASK_NAMES, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Labels, Outcome, RunOptions, Split
@@ -95,7 +95,7 @@ def test_a_dry_run_of_many_protocols_loads_each_encoder_once(
     monkeypatch.setattr("benchmarks.estimate.describe", lambda run, _: [f"would run  {run.protocol.id}"])
     questions = [Question(Knn(), Knn().default_protocol(embedded=True).changed(k=(k,))) for k in range(1, 6)]
     options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
-    told = list(dry_run(["pixels", KINDS["maps"]], questions, small_data, options))
+    told = list(dry_run(Sweep(["pixels", KINDS["maps"]], questions, small_data, options)))
     assert sum(line.startswith("would run") for line in told) == 10
     assert loaded == ["pixels", KINDS["maps"]]
 
@@ -113,7 +113,7 @@ def test_ranks_share_passes_and_training_and_the_first_one_says_so(
     options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features", workers=0)
 
     def times() -> list[str]:
-        lines = list(dry_run([KINDS["maps"]], questions, small_data, options))
+        lines = list(dry_run(Sweep([KINDS["maps"]], questions, small_data, options)))
         refused.extend(line for line in lines if line.startswith("missing"))
         return [line.split(",")[0] for line in lines if line.startswith("  time")]
 
@@ -150,7 +150,7 @@ def test_a_dry_run_refuses_what_an_engine_cannot_take(
     task = load_task(name)()
     options = RunOptions(device="cpu", records=tmp_path / "records", features=tmp_path / "features")
     questions = [Question(task, task.default_protocol(embedded=True))]
-    lines = list(dry_run(["package:efficientnet-lite0", KINDS["maps"]], questions, small_data, options))
+    lines = list(dry_run(Sweep(["package:efficientnet-lite0", KINDS["maps"]], questions, small_data, options)))
     told = [line for line in lines if line.split()[0] in ("missing", "would")]
     assert len(told) == 2
     assert "protocols are for ResNets" in told[0]
@@ -341,7 +341,7 @@ def test_what_runs_share_is_counted_once(small_data: Path, tmp_path: Path) -> No
     def parts(*names: str) -> list[str]:
         tasks = [load_task(name)() for name in names]
         questions = [Question(task, task.default_protocol(embedded=True)) for task in tasks]
-        told = list(dry_run([KINDS["maps"]], questions, small_data, options))
+        told = list(dry_run(Sweep([KINDS["maps"]], questions, small_data, options)))
         assert told[-1].startswith("in all     about ")
         assert told[-1].split(" for ")[1].startswith(f"{len(names)} run")
         return [line for line in told if line.startswith(("  time", "  disk"))]

@@ -98,16 +98,16 @@ def test_a_record_of_a_newer_version_is_refused_before_measuring(data: Path, tmp
 
 
 def test_bf16_on_a_cpu_without_it_warns_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from benchmarks.evaluate import _warn_of_slow_bf16_on
+    from benchmarks.evaluate import _warn_of_slow_bf16
 
     for fast, warnings in ((True, 0), (False, 1)):
         monkeypatch.setattr("pretrain.distributed.has_fast_bf16", lambda _, fast=fast: fast)
-        _warn_of_slow_bf16_on.cache_clear()
+        _warn_of_slow_bf16.cache_clear()
         for _ in range(2):
-            _warn_of_slow_bf16_on("cpu", "linear.a@1")
+            _warn_of_slow_bf16("cpu", "linear.a@1")
         assert len(caplog.messages) == warnings
     assert caplog.messages[0].startswith("linear.a@1 runs the encoder in bf16, and cpu has no bfloat16 arithmetic")
-    _warn_of_slow_bf16_on.cache_clear()
+    _warn_of_slow_bf16.cache_clear()
 
 
 @pytest.mark.slow
