@@ -73,10 +73,10 @@ class SuiteGroups:
     groups: Mapping[str, Group]
 
     @property
-    def label(self) -> str:
-        """The variant as `variant_text` says it, and a mark where there is another version of the same data."""
+    def title(self) -> str:
+        """The suite and the variant, with a mark where there is another version of the same data."""
         marks = "'" * (len(self.name) - len(self.name.rstrip("'")))
-        return variant_text(next(iter(self.groups.values())).protocol) + marks
+        return f"{self.suite.title}, {variant_text(next(iter(self.groups.values())).protocol)}{marks}"
 
     def title_of(self, data_set: str) -> str:
         return self.suite.sets.get(data_set, data_set)

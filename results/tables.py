@@ -97,7 +97,7 @@ class Section:
         mean_line = f"Mean: over {len(averaged)} sets, only where an encoder has all of them." if averaged else ""
         lines = [f"{suite.title_of(name)}: {group.line}" for name, group in groups.items()]
         return Table(
-            title=f"{suite.suite.title}, {suite.label}: {column}",
+            title=f"{suite.title}: {column}",
             lines=tuple(line for line in (*lines, mean_line) if line),
             columns=("Encoder", *(suite.title_of(name) for name in groups), *(["Mean"] if averaged else [])),
             rows=tuple(rows),
@@ -122,7 +122,7 @@ class Section:
                 rows.append(Row(_row_label(entry, first[i], len(entry.cards)), tuple(cells)))
         return [
             Table(
-                title=f"{suite.suite.title}, {suite.label}: change of {column} from {suite.title_of(suite.suite.baseline)}",
+                title=f"{suite.title}: change of {column} from {suite.title_of(suite.suite.baseline)}",
                 lines=(DROP_LINE,),
                 columns=("Encoder", *(suite.title_of(name) for name in others)),
                 rows=tuple(rows),
