@@ -28,6 +28,12 @@ import notebook  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docs_pages")
 
+# What a reader of docs/ on GitHub is told, in a line of its own; the site leaves it out.
+NOTE = (
+    "> `{{ … }}` and `:::` stand for tables, pictures and signatures that `make docs` makes from the code. "
+    "It writes the site to `work/site`.\n"
+)
+
 
 class Site:
     """What one build has shown so far."""
@@ -55,7 +61,7 @@ class Site:
 
     def page(self, markdown: str, source: str) -> str:
         """The markdown of a page with everything filled in."""
-        return self.environment.from_string(markdown).render(figure=self.pictures.on_page(source))
+        return self.environment.from_string(markdown.replace(NOTE, "")).render(figure=self.pictures.on_page(source))
 
 
 _site: Site

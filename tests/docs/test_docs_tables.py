@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,15 @@ def room(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PAGES))
         return importlib.import_module(name)
+
+
+def test_a_page_that_the_build_fills_in_says_so_to_who_reads_the_file() -> None:
+    note = room("hook").NOTE
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if "examples" not in path.parts]
+    texts = {path.as_posix(): path.read_text(encoding="utf-8") for path in pages}
+    filled = {name for name, text in texts.items() if re.search(r"\{\{|\{%|^:::", text.replace(note, ""), re.MULTILINE)}
+    assert len(filled) > 20
+    assert filled == {name for name, text in texts.items() if note in text}
 
 
 def test_cells_show_markup_as_it_is_and_keep_code(table_module: ModuleType) -> None:
@@ -79,4 +89,4 @@ def test_the_cost_of_views_is_the_number_of_views_that_are_read() -> None:
     found = {p.variant: costs.encoder_passes(task, p) for p in task.protocols if p.dataset == "imagenet"}
     assert found == {"spt": 100 * 10, "radio": 1000 * 99}
     (row,) = [row for row in costs.rows() if row[0] == "`label-free-views`"]
-    assert row[1:3] == ("`label_free_views.spt@1`", "1 thousand")
+    assert row[1:3] == ("`label_free_views.spt@1`", "1 k")
