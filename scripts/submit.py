@@ -24,15 +24,17 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest.mock import patch
 
 import submitit
 import tyro
 from submitit.core.utils import FailedJobError
 from submitit.helpers import Checkpointable, DelayedSubmission
+from submitit.slurm.slurm import SlurmExecutor
 
 from results.command_line import parse
 from results.errors import InputError, print_error
@@ -53,7 +55,7 @@ class SubmitOptions:
     folder: Path = Path("work/jobs")
     """logs, states and submissions; on a file system that all nodes share"""
     dry_run: bool = False
-    """print what would be submitted (for Slurm: the sbatch script), and stop"""
+    """print what would be submitted (for Slurm: the sbatch script), and stop; works without Slurm"""
     name: str | None = None
     """name of the jobs; by default what they run, as in `encoder, protocol`"""
     minutes: int = 24 * 60
@@ -382,8 +384,10 @@ def _local(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]
 
 
 def _slurm(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]) -> int:
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise InputError(f"no Slurm on {socket.gethostname()}: sbatch and srun are not on PATH; use --cluster local")
+    if not options.dry_run and (shutil.which("sbatch") is None or shutil.which("srun") is None):
+        raise InputError(
+            f"no Slurm on {socket.gethostname()}: sbatch and srun are not on PATH; use --cluster local, or --dry-run"
+        )
     named = {key: getattr(options, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
     where = {f"slurm_{key}": value for key, value in named.items() if value}
     further = dict(option.partition("=")[::2] for option in options.sbatch)
@@ -402,14 +406,16 @@ def _slurm(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]
         "slurm_signal_delay_s": options.grace_seconds,
         "slurm_wckey": "encoder-bench",
     }
-    executor = _executor(
-        options,
-        options.name or (jobs[0].name if len(jobs) == 1 else f"encoder-bench, {len(jobs)} jobs"),
-        slurm_array_parallelism=options.parallel or len(jobs),
-        slurm_additional_parameters={"requeue": True, **extra},
-        **resources,
-        **shared,
-    )
+    # submitit asks for srun before it writes a script; a dry run only prints the script.
+    with patch.object(SlurmExecutor, "affinity", return_value=1) if options.dry_run else nullcontext():
+        executor = _executor(
+            options,
+            options.name or (jobs[0].name if len(jobs) == 1 else f"encoder-bench, {len(jobs)} jobs"),
+            slurm_array_parallelism=options.parallel or len(jobs),
+            slurm_additional_parameters={"requeue": True, **extra},
+            **resources,
+            **shared,
+        )
     page = {"nodes": 1, "tasks_per_node": 1, **shared}
     if options.dry_run:
         sys.stdout.write(_script(executor, len(jobs)))

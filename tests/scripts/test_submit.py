@@ -124,10 +124,10 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "-m benchmarks all" in errors  # what torchrun can start
 
 
-@pytest.mark.usefixtures("slurm")
-def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_prints_the_script_with_every_option_on_a_machine_without_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     code = submit.main([
         "--folder", str(tmp_path / "jobs"), "--cluster", "slurm", "--dry-run",
         "--nodes", "2", "--gpus-per-node", "8", "--gpu-type", "a100",
@@ -147,8 +147,9 @@ def test_a_dry_run_prints_the_script_with_every_option_and_submits_nothing(
     }.items() <= options.items()  # fmt: skip
     assert script.index("module load cuda") < script.index("srun ")
     assert "-m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d" in script
-    assert not list(tmp_path.glob("sent.*"))
     assert not (tmp_path / "jobs").exists()
+    assert submit.main(["--folder", str(tmp_path / "jobs"), "--cluster", "slurm", "--", "true"]) == 2
+    assert "sbatch and srun are not on PATH; use --cluster local, or --dry-run" in capsys.readouterr().err
 
 
 def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
