@@ -24,20 +24,22 @@ SEVERAL = "Several benchmarks"
 INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 
 
-def benchmark_table() -> str:
-    """A row per benchmark: what it measures, its data sets, and how many declared variants it has."""
-    lines = ["| Kind | Command | What it measures | Data sets | Variants |", "|---|---|---|---|---:|"]
+def benchmark_tables() -> str:
+    """A table per kind of benchmark: what each one measures, its data sets, and its number of declared variants."""
+    tables = []
     for heading, sentences in TASKS.items():
+        lines = [f"**{heading}**", "", "| Command | What it measures | Data sets | Variants |", "|---|---|---|---:|"]
         for name, about in sentences.items():
             task, sentence = load_task(name), about.rstrip(".").replace("|", "/")
             protocols = [protocol for protocol in task.protocols if protocol.variant != "demo"]
             data = list(dict.fromkeys(protocol.dataset for protocol in protocols))
             shown = ", ".join(data[:4]) + (f" and {len(data) - 4} more" if len(data) > 4 else "")
-            lines.append(f"| {heading} | `{name}` | {sentence} | {shown} | {len(protocols)} |")
-    for name, command in COMMANDS.items():
-        if command.group == SEVERAL:
-            lines.append(f"| {SEVERAL} | `{name}` | {command.sentence} | those of its benchmarks | theirs |")
-    return "\n".join(lines)
+            lines.append(f"| `{name}` | {sentence} | {shown} | {len(protocols)} |")
+        tables.append("\n".join(lines))
+    several = [(name, command.sentence) for name, command in COMMANDS.items() if command.group == SEVERAL]
+    lines = [f"**{SEVERAL}**", "", "| Command | What it runs |", "|---|---|"]
+    tables.append("\n".join([*lines, *(f"| `{name}` | {sentence} |" for name, sentence in several)]))
+    return "\n\n".join(tables)
 
 
 def with_tables(text: str) -> str:
@@ -45,7 +47,7 @@ def with_tables(text: str) -> str:
     sys.path.insert(0, str(ROOT / "scripts" / "docs_pages"))
     from costs import cost_table
 
-    for name, made in (("benchmarks", benchmark_table()), ("costs", cost_table().strip())):
+    for name, made in (("benchmarks", benchmark_tables()), ("costs", cost_table().strip())):
         before, _, rest = text.partition(f"<!-- {name}:begin -->")
         _, _, after = rest.partition(f"<!-- {name}:end -->")
         text = f"{before}<!-- {name}:begin -->\n\n{made}\n\n<!-- {name}:end -->{after}"

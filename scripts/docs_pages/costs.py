@@ -44,7 +44,7 @@ def rows() -> list[tuple[str, str, str, str, str, str]]:
         protocol = task.protocols[0]
         passes = encoder_passes(task, protocol)
         work = (passes or YOUR_IMAGES) * (VIT_B_OPS / RESNET50_OPS if task.name in FOR_VIT_B else 1)
-        per = "" if passes else f" per {YOUR_IMAGES:,} images"
+        per = "" if passes else f" per {YOUR_IMAGES:,}"
         seconds = measured.get(task.name)
         found.append(
             (
@@ -53,7 +53,7 @@ def rows() -> list[tuple[str, str, str, str, str, str]]:
                 _count(passes) if passes else "1 per image",
                 _time(work / GPU_RATE) + per,
                 _time(work / CORE_RATE / CORES) + per,
-                _time(median(seconds)) if seconds else "not measured",
+                _time(median(seconds)) if seconds else "",
             )
         )
     return found
@@ -61,8 +61,7 @@ def rows() -> list[tuple[str, str, str, str, str, str]]:
 
 def cost_table() -> str:
     """The rows as markdown."""
-    head = ("Command", "Protocol", "Passes", "One GPU, estimate", f"{CORES} CPU cores, estimate",
-            "Embedded data, 2 CPU cores, measured")  # fmt: skip
+    head = ("Command", "Protocol", "Passes", "One GPU", f"{CORES} CPU cores", "Measured")
     return table(head, rows())
 
 
@@ -96,11 +95,11 @@ def _labels(size: int) -> Labels:
 
 
 def _count(passes: float) -> str:
-    return f"{passes / 1e6:.3g} million" if passes >= 1e6 else f"{passes / 1e3:.3g} thousand"
+    return f"{passes / 1e6:.3g} M" if passes >= 1e6 else f"{passes / 1e3:.3g} k"
 
 
 def _time(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{float(f'{seconds / size:.2g}'):g} {unit}"
     return f"{max(1, round(seconds))} s"

@@ -29,14 +29,14 @@ def test_the_table_names_every_benchmark(made: dict[str, Any]) -> None:
 
 def test_a_cost_follows_from_the_protocol_and_the_records() -> None:
     passes = 1_281_167 + 50_000  # of kNN: each image of train and val once
-    rates = f"{passes / 1000 / 60:.2g} minutes | {passes / 160 / 3600:.2g} hours"
-    assert f"| `knn` | `knn.mmselfsup@1` | 1.33 million | {rates} |" in TEXT
+    rates = f"{passes / 1000 / 60:.2g} min | {passes / 160 / 3600:.2g} h"
+    assert f"| `knn` | `knn.mmselfsup@1` | 1.33 M | {rates} |" in TEXT
     trained = (
         20_000 * 16 * 3 * (512 / 224) ** 2
     )  # of segmentation: iterations, batch, and three passes a step at 512 pixels
     evaluated = 1_449 * (512 / 224) ** 2
-    assert f"| `voc-seg` | `voc12aug_fcn.mmselfsup@1` | {(trained + evaluated) / 1e6:.3g} million |" in TEXT
-    assert "| `linear` | `linear_avgpool.moco@1` | 128 million |" in TEXT  # 100 epochs of 1,281,167
+    assert f"| `voc-seg` | `voc12aug_fcn.mmselfsup@1` | {(trained + evaluated) / 1e6:.3g} M |" in TEXT
+    assert "| `linear` | `linear_avgpool.moco@1` | 128 M |" in TEXT  # 100 epochs of 1,281,167
     assert "unknown" not in TEXT.partition("<!-- costs:begin -->")[2].partition("<!-- costs:end -->")[0]
 
 
@@ -46,7 +46,7 @@ def test_a_protocol_for_a_vit_is_counted_with_the_operations_of_one() -> None:
     ratio = ViT_B_16_Weights.IMAGENET1K_V1.meta["_ops"] / ResNet50_Weights.IMAGENET1K_V1.meta["_ops"]
     trained, evaluated = 184_375 * 64 * 3, 5_000  # of ViTDet: iterations, batch, three passes a step; COCO val
     days = ratio * (trained + evaluated) * (1024 / 224) ** 2 / 1000 / 86_400
-    assert re.search(rf"`coco_vitdet.base_100ep@1` \| 740 million \| {days:.2g} days \|", TEXT)
+    assert re.search(rf"`coco_vitdet.base_100ep@1` \| 740 M \| {days:.2g} days \|", TEXT)
 
 
 def test_the_picture_shows_the_records(made: dict[str, Any], tmp_path: Path) -> None:
