@@ -9,6 +9,9 @@ from typing import Protocol
 import pytest
 import torch
 
+from benchmarks.datasets import nvjpeg
+from benchmarks.task import InputError
+from tests.benchmarks.datasets.test_nvjpeg import by_pillow
 from tests.simulated_cuda import simulated_cuda
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,3 +44,16 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[AnyGpu]:
     else:
         with simulated_cuda() as simulated:
             yield simulated
+
+
+@pytest.fixture
+def decoder(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> AnyGpu:
+    """A GPU that decodes: the real one does so itself, and Pillow in place of the simulated one."""
+    if isinstance(gpu, RealGpu):
+        try:
+            nvjpeg.require_nvjpeg(torch.device("cuda"))
+        except InputError as error:
+            pytest.skip(str(error))
+    else:
+        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
+    return gpu

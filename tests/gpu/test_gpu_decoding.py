@@ -8,33 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.datasets import nvjpeg
 from benchmarks.datasets.images import Images
 from benchmarks.evaluate import evaluate
 from benchmarks.features.extract import Reader, read_batches
 from benchmarks.registry import find_protocol
-from benchmarks.task import InputError, RunOptions
+from benchmarks.task import RunOptions
 from results.schema import Geometry
-from tests.benchmarks.datasets.test_nvjpeg import by_pillow, picture
+from tests.benchmarks.datasets.test_nvjpeg import picture
 from tests.gpu.conftest import AnyGpu, RealGpu
 from tests.gpu.tiny import Network
 
 GEOMETRY = Geometry(mode="shorter", resize=40, crop=32, decoder="nvjpeg")
 # Of 255, in the mean over all pixels: the resize rounds once instead of twice; nvJPEG's own arithmetic adds to that.
 SIMULATED, REAL = 0.5, 2.0
-
-
-@pytest.fixture
-def on(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> AnyGpu:
-    """A GPU that decodes: the real one does so itself, and Pillow in place of the simulated one."""
-    if isinstance(gpu, RealGpu):
-        try:
-            nvjpeg.require_nvjpeg(torch.device("cuda"))
-        except InputError as error:
-            pytest.skip(str(error))
-    else:
-        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
-    return gpu
 
 
 @pytest.fixture
@@ -56,8 +42,8 @@ def files(tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_batches_are_those_of_pillow_to_rounding(files: list[Path], on: AnyGpu) -> None:
-    real = isinstance(on, RealGpu)
+def test_batches_are_those_of_pillow_to_rounding(files: list[Path], decoder: AnyGpu) -> None:
+    real = isinstance(decoder, RealGpu)
     requests = [range(start, min(start + 5, 16)) for start in range(0, 16, 5)]
     reader = Reader(files[:16], GEOMETRY)
     batches = list(read_batches(reader, requests, torch.device("cuda"), 2 if real else 0))
@@ -74,7 +60,7 @@ def test_batches_are_those_of_pillow_to_rounding(files: list[Path], on: AnyGpu) 
             assert distance.float().mean() <= (REAL if real else SIMULATED), row
 
 
-def test_a_benchmark_says_how_its_images_were_decoded(files: list[Path], on: AnyGpu, tmp_path: Path) -> None:
+def test_a_benchmark_says_how_its_images_were_decoded(files: list[Path], decoder: AnyGpu, tmp_path: Path) -> None:
     options = RunOptions(
         device="cuda", workers=0, progress=False, records=tmp_path / "records", features=tmp_path / "features"
     )

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from benchmarks.datasets import nvjpeg
-from benchmarks.task import InputError
 from scripts.speed import __main__ as command
 from scripts.speed import gpu as speed
 from scripts.speed.pretrain import moco_v2
-from tests.benchmarks.datasets.test_nvjpeg import by_pillow
 from tests.gpu.conftest import AnyGpu, RealGpu
 
 SMALL = {"architecture": {"name": "resnet18", "width": 8}, "batch_size": 16, "split_bn": 2, "queue_size": 32}
@@ -37,17 +35,10 @@ def test_every_entry_can_be_measured(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_nvjpeg_is_timed_beside_the_decoders_of_the_cpu(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvjpeg_is_timed_beside_the_decoders_of_the_cpu(decoder: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "REPEATS", 1)
     monkeypatch.setattr(speed, "DECODED", 2)
-    if isinstance(gpu, RealGpu):
-        try:
-            nvjpeg.require_nvjpeg(torch.device("cuda"))
-        except InputError as error:
-            pytest.skip(str(error))
-    else:
-        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
-    found = speed.time_gpu_decoding(files=3, workers=2 if isinstance(gpu, RealGpu) else 0)
+    found = speed.time_gpu_decoding(files=3, workers=2 if isinstance(decoder, RealGpu) else 0)
     assert 0 < float(found["limit_s"]) < float(found["ours_s"])
     note = str(found["note"])
     assert all(f"{decoder} " in note for decoder in ("pil", "pil-draft", "nvjpeg"))
