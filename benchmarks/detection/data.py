@@ -28,7 +28,7 @@ from benchmarks.datasets.objects import (
     usable_run_lengths,
 )
 from benchmarks.detection import densepose
-from benchmarks.detection.protocols import DetectionParams, TaskName
+from benchmarks.detection.protocols import DetectionParams, TaskName, VitDetectionParams
 from benchmarks.task import InputError, Labels
 from pretrain.distributed import DataLoader, sent
 
@@ -164,7 +164,7 @@ def _cityscapes(image_id: str, path: Path, file: Path, known: dict[str, int]) ->
     return {"file_name": str(path), "image_id": image_id, "height": height, "width": width, "annotations": annotations}
 
 
-def training_scenes(scenes: list[ImageDict], params: DetectionParams) -> list[ImageDict]:
+def training_scenes(scenes: list[ImageDict], params: DetectionParams | VitDetectionParams) -> list[ImageDict]:
     """The scenes and objects that a detector is trained on.
 
     Images without objects are left out, as in detectron2. Images with difficult objects only are kept.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.cityscapes import LABEL_IDS
 from benchmarks.detection import densepose
-from benchmarks.detection.protocols import DetectionParams
+from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
 from benchmarks.task import Labels
 from benchmarks.training.trials import TrialScores
 from results.files import open_image
@@ -30,7 +30,7 @@ OVERLAPS = np.arange(0.5, 0.951, 0.05)  # of Cityscapes
 VOC_OVERLAPS = range(50, 100, 5)  # percent
 
 
-def evaluator(params: DetectionParams, test: Labels) -> Any:
+def evaluator(params: DetectionParams | VitDetectionParams, test: Labels) -> Any:
     """A detectron2 evaluator whose `evaluate` gives `TrialScores` on the first rank."""
     if params.task == "voc":
         return voc_evaluator(test, params.inclusive_boxes)

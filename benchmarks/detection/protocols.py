@@ -6,7 +6,7 @@ Values: facebookresearch/moco `detection/`; mmselfsup 0.x `configs/benchmarks/{d
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -384,6 +384,12 @@ class VitDetectionParams(Params):
         trials: runs with different seeds; the protocol reports their mean.
         checkpoint_every: iterations between checkpoints, from which a killed run continues.
     """
+
+    task: ClassVar[TaskName] = "coco"
+    masks: ClassVar[bool] = True
+    keypoints: ClassVar[bool] = False
+    inclusive_boxes: ClassVar[bool] = False
+    difficult_in_training: ClassVar[Literal["keep"]] = "keep"
 
     image_size: int = Field(1024, gt=0)
     scales: tuple[float, float] = (0.1, 2.0)

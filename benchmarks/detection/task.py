@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,16 +22,65 @@ from results.files import open_image
 from results.schema import Protocol
 
 if TYPE_CHECKING:
-    from benchmarks.detection.data import ImageDict
+    from benchmarks.detection.train import DetectionTrial
     from benchmarks.encoders.encoder import Encoder
 
 
-@dataclass(frozen=True)
-class Detection(ImageTask[DetectionParams]):
-    """What the detection benchmarks share."""
+ParamsT = TypeVar("ParamsT", bound=DetectionParams | VitDetectionParams)
 
-    fits_image_size: ClassVar[bool] = False  # the engine resizes images
-    half_on_gpu: ClassVar[bool] = True
+
+@dataclass(frozen=True)
+class DetectionTask(ImageTask[ParamsT]):
+    """What all detection benchmarks share."""
+
+    fits_image_size = False  # the engine resizes images
+    half_on_gpu = True
+
+    @abstractmethod
+    def trial(self, params: ParamsT, encoder: Encoder, classes: int) -> type[DetectionTrial]:
+        """The kind of trial, once all that can be checked without images is.
+
+        Raises:
+            InputError: something is not installed, or detectron2's configuration does not have what `params` set.
+        """
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Fine-tune a detector on the encoder in every trial of the protocol and measure it on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: detectron2 or its DensePose project is not installed, or the splits have different classes.
+            NotApplicableError: the engine cannot hold the encoder.
+        """
+        self.check_encoder(protocol, encoder)
+        require_packages("detection", "detectron2")
+        from benchmarks.detection.data import read_scenes
+
+        params = self.params(protocol)
+        if train.classes != test.classes:
+            raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
+        kind = self.trial(params, encoder, len(train.classes))
+        started = time.monotonic()
+        of_train, of_test = (
+            read_scenes(split, params.task, inclusive=params.inclusive_boxes) for split in (train, test)
+        )
+        reading = time.monotonic() - started
+
+        def start(seed: int, folder: Path) -> Trial:
+            return kind(params, encoder, of_train, of_test, test, seed, folder, options)
+
+        sheet = DetectionSheet(test.classes)
+        outcome = run_trials(protocol, encoder, train, test, workdir, options, start=start, sheet=sheet)
+        outcome.timing["read"] = reading
+        return outcome
+
+
+@dataclass(frozen=True)
+class Detection(DetectionTask[DetectionParams]):
+    """Detectors on a ResNet."""
 
     Params = DetectionParams
 
@@ -60,33 +108,17 @@ class Detection(ImageTask[DetectionParams]):
             scaled_batch=0, trials=1,
         )  # fmt: skip
 
-    def run(
-        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
-    ) -> Outcome:
-        """Fine-tune a detector on the encoder in every trial of the protocol and measure it on `test`.
-
-        Under torchrun the protocol's batch is split over the ranks.
-
-        Raises:
-            InputError: detectron2 or its DensePose project is not installed, or the splits have different classes.
-            NotApplicableError: the encoder is not a ResNet.
-        """
-        require_packages("detection", "detectron2")
-        params = self.params(protocol)
+    def trial(self, params: DetectionParams, encoder: Encoder, classes: int) -> type[DetectionTrial]:
         from benchmarks.detection import densepose
-        from benchmarks.detection.data import read_scenes
         from benchmarks.detection.model import configuration
         from benchmarks.detection.train import DetectionTrial
 
         if params.task == "densepose":
             densepose.require_project()
-        require_same_classes(protocol, train, test)
-        configuration(params, encoder.card, len(train.classes))  # raises before anything is written
+        configuration(params, encoder.card, classes)
         if params.task == "densepose":
             densepose.fetch_tables()
-
-        read = partial(read_scenes, task=params.task, inclusive=params.inclusive_boxes)
-        return run_on_scenes(read, DetectionTrial, params, protocol, encoder, train, test, workdir, options)
+        return DetectionTrial
 
 
 @dataclass(frozen=True)
@@ -130,14 +162,12 @@ class CityscapesDetection(Detection):
 
 
 @dataclass(frozen=True)
-class VitDetection(ImageTask[VitDetectionParams]):
+class VitDetection(DetectionTask[VitDetectionParams]):
     """Boxes and instance masks on COCO with a ViT: detectron2's ViTDet, fine-tuned."""
 
     name = "vit-det"
     Params = VitDetectionParams
     protocols = declared.VIT_PROTOCOLS
-    fits_image_size: ClassVar[bool] = False  # the engine resizes images
-    half_on_gpu: ClassVar[bool] = True
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, which the pyramid sits on."""
@@ -153,60 +183,16 @@ class VitDetection(ImageTask[VitDetectionParams]):
         """At a constant rate."""
         return protocol.changed(iterations=steps, steps=(), warmup_iterations=0, batch_size=batch_size, trials=1)
 
-    def run(
-        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
-    ) -> Outcome:
-        """Fine-tune a detector on the encoder in every trial of the protocol and measure it on `test`.
-
-        Under torchrun the protocol's batch is split over the ranks.
-
-        Raises:
-            InputError: detectron2 is not installed, or the splits have different classes.
-            NotApplicableError: detectron2's ViT cannot hold the encoder.
-        """
-        self.check_encoder(protocol, encoder)
-        require_packages("detection", "detectron2")
-        from benchmarks.detection.data import read_scenes
+    def trial(self, params: VitDetectionParams, encoder: Encoder, classes: int) -> type[DetectionTrial]:
         from benchmarks.detection.vit_model import VitDetectionTrial
 
-        params = self.params(protocol)
-        require_same_classes(protocol, train, test)
-
-        read = partial(read_scenes, task="coco")
-        return run_on_scenes(read, VitDetectionTrial, params, protocol, encoder, train, test, workdir, options)
+        return VitDetectionTrial
 
 
-_ALL: tuple[type[Detection | VitDetection], ...] = (
+_ALL: tuple[type[DetectionTask[Any]], ...] = (
     VocDetection, CocoDetection, CocoKeypoints, LvisDetection, CityscapesDetection, VitDetection
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}  # by command
-
-
-def require_same_classes(protocol: Protocol, train: Labels, test: Labels) -> None:
-    """Raises InputError where the splits have different classes."""
-    if train.classes != test.classes:
-        raise InputError(f"the splits of {protocol.dataset} have different classes; unpack the data set again")
-
-
-def run_on_scenes(
-    read: Callable[[Labels], list[ImageDict]], kind: Callable[..., Trial],
-    params: DetectionParams | VitDetectionParams, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels,
-    workdir: Path, options: RunOptions,
-) -> Outcome:  # fmt: skip
-    """Read the scenes of both splits and run the protocol's trials on them, which are of one `kind`."""
-    started = time.monotonic()
-    scenes = read(train), read(test)
-    reading = time.monotonic() - started
-
-    def start(seed: int, folder: Path) -> Trial:
-        return kind(params, encoder, *scenes, test, seed, folder, options)
-
-    outcome = run_trials(
-        protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-        sheet=DetectionSheet(test.classes),
-    )  # fmt: skip
-    outcome.timing["read"] = reading
-    return outcome
 
 
 class DetectionSheet(Sheet):

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.detection.data import ImageDict, inference_loader, on_device, train_loader, training_scenes
 from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.model import build, check_backbone, configuration
-from benchmarks.detection.protocols import DetectionParams
+from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import write_detectron2
 from benchmarks.task import InputError, Labels, RunOptions
@@ -44,23 +44,31 @@ class DetectionTrial(Trial):
     """
 
     def __init__(
-        self, params: DetectionParams, encoder: Encoder, train: list[ImageDict], test: list[ImageDict], labels: Labels,
-        seed: int, folder: Path, options: RunOptions,
+        self, params: DetectionParams | VitDetectionParams, encoder: Encoder, train: list[ImageDict],
+        test: list[ImageDict], labels: Labels, seed: int, folder: Path, options: RunOptions,
     ) -> None:  # fmt: skip
-        super().__init__(encoder, params.solver().batch_size, seed, folder, options)
-        self.params, self.test, self.labels, self.precision = params, test, labels, params.precision
-        self.cfg = configuration(
-            params, encoder.card, len(labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
-        ).clone()
-        self.cfg.defrost()
-        self.cfg.MODEL.DEVICE = str(self.device)
-        self.cfg.freeze()
+        batch = params.solver().batch_size if isinstance(params, DetectionParams) else params.batch_size
+        super().__init__(encoder, batch, seed, folder, options)
+        self.params, self.test, self.labels = params, test, labels
+        self.mappers: tuple[Any, Any] = (None, None)  # of training and of testing; None: those that `cfg` describes
+        self.cfg = self.configure()
         if params.precision == "fp16" and self.device.type != "cuda":
             raise InputError("--set precision=fp16 needs a GPU; use bf16 or fp32")
         if self.ranks > 1:
             tell_detectron2_of_ranks()
         with quiet(*LOGGERS):
             self.train_scenes = training_scenes(train, params)
+
+    def configure(self) -> Any:
+        """What detectron2's loaders, schedule and hooks read, as a CfgNode."""
+        assert isinstance(self.params, DetectionParams)
+        cfg = configuration(
+            self.params, self.encoder.card, len(self.labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
+        ).clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = str(self.device)
+        cfg.freeze()
+        return cfg
 
     @quiet(*LOGGERS)
     def train(self, *, progress: bool = True) -> nn.Module:
@@ -93,10 +101,10 @@ class DetectionTrial(Trial):
             where = {} if device == "cuda" else {"device_ids": None}
             wrapped = create_ddp_model(model, broadcast_buffers=False, **where)
         trainer: Any
-        if self.precision == "fp16":
+        if self.params.precision == "fp16":
             trainer = AMPTrainer(wrapped, (), optimiser, precision=torch.float16)
         else:
-            trainer = (Bf16Trainer if self.precision == "bf16" else SimpleTrainer)(wrapped, (), optimiser)
+            trainer = (Bf16Trainer if self.params.precision == "bf16" else SimpleTrainer)(wrapped, (), optimiser)
         trainer.gather_metric_period = 20
         iterations = cfg.SOLVER.MAX_ITER
         bar = iter(with_progress(range(iterations), f"detection, trial {seed}", show=progress))
@@ -192,16 +200,15 @@ class DetectionTrial(Trial):
 
     def _loader(self, *, seed: int, first: int, workers: int) -> Any:
         return train_loader(
-            self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first
-        )
+            self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first,
+            mapper=self.mappers[0],
+        )  # fmt: skip
 
     def test_loader(self) -> Any:
         """This rank's share of the test images."""
-        return inference_loader(self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers)
-
-    def evaluator(self) -> Any:
-        """Of the test images."""
-        return evaluator(self.params, self.labels)
+        return inference_loader(
+            self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers, mapper=self.mappers[1]
+        )
 
     @quiet()
     @torch.no_grad()
@@ -210,7 +217,7 @@ class DetectionTrial(Trial):
         from detectron2.utils import comm
 
         model.eval()
-        own = self.evaluator()
+        own = evaluator(self.params, self.labels)
         own.reset()
         scenes = {scene["image_id"]: scene for scene in self.test}
         for inputs in with_progress(self.test_loader(), "test", show=progress):

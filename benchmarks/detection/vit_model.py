@@ -12,17 +12,14 @@ positions are those of the whole map in every block, so that a window sees its p
 from __future__ import annotations
 
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.detection.data import ImageDict, inference_loader, train_loader
-from benchmarks.detection.metrics import coco_evaluator
+from benchmarks.detection.data import ImageDict
 from benchmarks.detection.protocols import VitDetectionParams
-from benchmarks.detection.train import LOGGERS, DetectionTrial, tell_detectron2_of_ranks
-from benchmarks.encoders.encoder import Encoder
+from benchmarks.detection.train import DetectionTrial
 from benchmarks.encoders.vit_export import (
     ACTIVATIONS,
     Biases,
@@ -34,8 +31,7 @@ from benchmarks.encoders.vit_export import (
     vit_shape,
     vit_tensors,
 )
-from benchmarks.task import InputError, Labels, RunOptions
-from benchmarks.training.trials import Trial, quiet, require_same_tensors
+from benchmarks.training.trials import require_same_tensors
 from results.schema import EncoderCard
 
 STRIDE = 16  # pixels of the detector's image from one patch to the next, for every encoder
@@ -157,25 +153,12 @@ class VitDetectionTrial(DetectionTrial):
         NotApplicableError: detectron2's ViT cannot hold the encoder.
     """
 
-    def __init__(
-        self, params: VitDetectionParams, encoder: Encoder, train: list[ImageDict], test: list[ImageDict],
-        labels: Labels, seed: int, folder: Path, options: RunOptions,
-    ) -> None:  # fmt: skip
-        Trial.__init__(self, encoder, params.batch_size, seed, folder, options)
-        from detectron2.data.build import filter_images_with_only_crowd_annotations
+    params: VitDetectionParams
 
-        self.vit, self.test, self.labels, self.precision = params, test, labels, params.precision
-        self.shape = vit_shape(encoder, "detectron2")
-        self.cfg = run_config(params, encoder.card, str(self.device))
-        if params.precision == "fp16" and self.device.type != "cuda":
-            raise InputError("--set precision=fp16 needs a GPU; use bf16 or fp32")
-        if self.ranks > 1:
-            tell_detectron2_of_ranks()
-        with quiet(*LOGGERS):
-            self.train_scenes = filter_images_with_only_crowd_annotations(train)
-            self.train_mapper, self.test_mapper = views(params, encoder.card)
-        if not self.train_scenes:
-            raise InputError("no image of the train split shows an object; look at it with `make check-data`")
+    def configure(self) -> Any:
+        self.shape = vit_shape(self.encoder, "detectron2")
+        self.mappers = views(self.params, self.encoder.card)
+        return run_config(self.params, self.encoder.card, str(self.device))
 
     def build(self) -> nn.Module:
         """The model before its first step: heads at random, the encoder's weights in the backbone.
@@ -186,7 +169,7 @@ class VitDetectionTrial(DetectionTrial):
         from detectron2.config import instantiate
 
         torch.manual_seed(self.seed)
-        config = model_config(self.vit, self.encoder.card, self.shape, len(self.labels.classes))
+        config = model_config(self.params, self.encoder.card, self.shape, len(self.labels.classes))
         model: nn.Module = instantiate(config)
         net: Any = model.backbone.net  # type: ignore[union-attr]
         weights = self._tensors()
@@ -201,14 +184,14 @@ class VitDetectionTrial(DetectionTrial):
         require_same_tensors(self.encoder.card.name, loaded, self._tensors())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        kept = self.vit.cls == "kept"
-        return vit_tensors(self.encoder, "detectron2", grid_of(self.vit), class_token=kept)
+        kept = self.params.cls == "kept"
+        return vit_tensors(self.encoder, "detectron2", grid_of(self.params), class_token=kept)
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
         from detectron2.solver.build import get_default_optimizer_params
 
-        params = self.vit
+        params = self.params
         spared = {} if params.positions_decay else {"pos_embed": {"weight_decay": 0.0}, "tokens": {"weight_decay": 0.0}}
         if params.norm_weight_decay is not None:
             spared |= {"gamma": {"weight_decay": params.norm_weight_decay}}
@@ -223,20 +206,6 @@ class VitDetectionTrial(DetectionTrial):
             overrides=spared,
         )
         return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, params.beta2), weight_decay=params.weight_decay)
-
-    def evaluator(self) -> Any:
-        return coco_evaluator(self.labels, ("bbox", "segm"))
-
-    def test_loader(self) -> Any:
-        return inference_loader(
-            self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers, mapper=self.test_mapper
-        )
-
-    def _loader(self, *, seed: int, first: int, workers: int) -> Any:
-        return train_loader(
-            self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first,
-            mapper=self.train_mapper,
-        )  # fmt: skip
 
 
 # ---- detectron2's ViT with LayerScale, a norm before the blocks, registers, and patches of other sizes

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from benchmarks.encoders.encoder import Encoder
-from benchmarks.encoders.export import ResNetShape, backbone_tensors, openmmlab_settings, resnet_shape
+from benchmarks.encoders.export import ResNetShape, openmmlab_settings, resnet_shape
 from benchmarks.segmentation.protocols import SegmentationParams, VitSegmentationParams
 from benchmarks.task import InputError, NotApplicableError
-from benchmarks.training.trials import quiet, require_packages, require_same_tensors
+from benchmarks.training.trials import quiet, require_packages
 from results.schema import EncoderCard
 
 
@@ -178,26 +177,20 @@ def pipelines(params: SegmentationParams | VitSegmentationParams) -> tuple[list[
 def optimisation(params: SegmentationParams) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The optimiser's wrapper and the learning-rate schedule."""
     optimiser = {"type": "SGD", "lr": params.lr, "momentum": params.momentum, "weight_decay": params.weight_decay}
-    wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": optimiser, "clip_grad": None}
-    if params.precision != "fp32":
-        kind = {"bf16": "bfloat16", "fp16": "float16"}[params.precision]
-        wrapper |= {"type": "AmpOptimWrapper", "dtype": kind}
-        if params.precision == "bf16":  # it has float32's range, and a scaler reads a value in every step
-            wrapper["loss_scale"] = {"enabled": False}
     if params.schedule == "poly":
         schedule = {"type": "PolyLR", "eta_min": params.lr_min, "power": params.power, "begin": 0,
                     "end": params.iterations, "by_epoch": False}  # fmt: skip
     else:
         schedule = {"type": "MultiStepLR", "milestones": list(params.drops), "gamma": params.gamma,
                     "by_epoch": False}  # fmt: skip
-    return wrapper, [schedule]
+    return optimiser_wrapper(optimiser, params.precision), [schedule]
 
 
-def transfer(encoder: Encoder, backbone: nn.Module) -> None:
-    """Copy the encoder's weights into a segmentation model's backbone. Each must have every tensor of the other."""
-    backbone.load_state_dict(backbone_tensors(encoder, "mmsegmentation"), strict=True)
-
-
-def check_backbone(encoder: Encoder, backbone: nn.Module) -> None:
-    """Compare every tensor of the backbone with the encoder's; raises as `require_same_tensors`."""
-    require_same_tensors(encoder.card.name, backbone.state_dict(), backbone_tensors(encoder, "mmsegmentation"))
+def optimiser_wrapper(optimiser: dict[str, Any], precision: str) -> dict[str, Any]:
+    """mmengine's wrapper of an optimiser, under autocast where the precision is not float32."""
+    wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": optimiser, "clip_grad": None}
+    if precision != "fp32":
+        wrapper |= {"type": "AmpOptimWrapper", "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}
+    if precision == "bf16":  # it has float32's range, and a scaler reads a value in every step
+        wrapper["loss_scale"] = {"enabled": False}
+    return wrapper

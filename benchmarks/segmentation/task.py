@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,14 +18,52 @@ from results.schema import Protocol
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
+    from benchmarks.segmentation.train import SegmentationTrial
+
+
+ParamsT = TypeVar("ParamsT", bound=SegmentationParams | VitSegmentationParams)
 
 
 @dataclass(frozen=True)
-class Segmentation(ImageTask[SegmentationParams]):
-    """What the segmentation benchmarks share."""
+class SegmentationTask(ImageTask[ParamsT]):
+    """What all segmentation benchmarks share."""
 
-    fits_image_size: ClassVar[bool] = False  # the engine resizes images
-    half_on_gpu: ClassVar[bool] = True
+    fits_image_size = False  # the engine resizes images
+    half_on_gpu = True
+
+    @abstractmethod
+    def trial(self) -> type[SegmentationTrial]:
+        """The kind of trial."""
+
+    def run(
+        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
+    ) -> Outcome:
+        """Train the head, and the encoder where it is not frozen, in every trial and measure the model on `test`.
+
+        Under torchrun the protocol's batch is split over the ranks.
+
+        Raises:
+            InputError: mmsegmentation is not installed, images lack masks, or the number of classes is another.
+            NotApplicableError: the engine cannot hold the encoder.
+        """
+        self.check_encoder(protocol, encoder)
+        from benchmarks.segmentation.model import require_library
+
+        require_library()
+        params = self.params(protocol)
+        require_classes(protocol, train, params.classes)
+        kind = self.trial()
+
+        def start(seed: int, folder: Path) -> Trial:
+            return kind(params, encoder, train, test, seed, folder, options)
+
+        sheet = SegmentationSheet(train.classes, test)
+        return run_trials(protocol, encoder, train, test, workdir, options, start=start, sheet=sheet)
+
+
+@dataclass(frozen=True)
+class Segmentation(SegmentationTask[SegmentationParams]):
+    """FCNs on a ResNet."""
 
     Params = SegmentationParams
 
@@ -43,26 +81,10 @@ class Segmentation(ImageTask[SegmentationParams]):
         """At a rate without drops."""
         return protocol.changed(iterations=steps, schedule="poly", drops=(), batch_size=batch_size, trials=1)
 
-    def run(
-        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
-    ) -> Outcome:
-        """Fine-tune an FCN on the encoder in every trial of the protocol and measure it on `test`.
-
-        Under torchrun the protocol's batch is split over the ranks.
-
-        Raises:
-            InputError: mmsegmentation is not installed, images lack masks, or the number of classes is another.
-            NotApplicableError: the encoder is not a ResNet.
-        """
-        params = self.params(protocol)
-        from benchmarks.segmentation.model import model_config, require_library
-
-        require_library()
-        require_classes(protocol, train, params.classes)
-        model_config(params, encoder.card, synchronised=False)  # raises before anything is written
+    def trial(self) -> type[SegmentationTrial]:
         from benchmarks.segmentation.train import SegmentationTrial
 
-        return run_each_trial(SegmentationTrial, params, protocol, encoder, train, test, workdir, options)
+        return SegmentationTrial
 
 
 @dataclass(frozen=True)
@@ -82,14 +104,12 @@ class CityscapesSegmentation(Segmentation):
 
 
 @dataclass(frozen=True)
-class VitSegmentation(ImageTask[VitSegmentationParams]):
+class VitSegmentation(SegmentationTask[VitSegmentationParams]):
     """Semantic segmentation with a ViT: UPerNet fine-tuned, or a linear head on the frozen encoder."""
 
     name = "vit-seg"
     Params = VitSegmentationParams
     protocols = declared.VIT_PROTOCOLS
-    fits_image_size: ClassVar[bool] = False  # the engine resizes images
-    half_on_gpu: ClassVar[bool] = True
 
     def outputs(self, protocol: Protocol) -> Outputs:
         """The patch tokens, which the head sits on."""
@@ -105,29 +125,13 @@ class VitSegmentation(ImageTask[VitSegmentationParams]):
         """Without warm-up."""
         return protocol.changed(iterations=steps, warmup_iterations=0, batch_size=batch_size, trials=1)
 
-    def run(
-        self, protocol: Protocol, encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions
-    ) -> Outcome:
-        """Train the head, and the encoder where it is not frozen, in every trial and measure the model on `test`.
-
-        Under torchrun the protocol's batch is split over the ranks.
-
-        Raises:
-            InputError: mmsegmentation is not installed, images lack masks, or the number of classes is another.
-            NotApplicableError: mmsegmentation's ViT cannot hold the encoder.
-        """
-        params = self.params(protocol)
-        self.check_encoder(protocol, encoder)
-        from benchmarks.segmentation.model import require_library
-
-        require_library()
-        require_classes(protocol, train, params.classes)
+    def trial(self) -> type[SegmentationTrial]:
         from benchmarks.segmentation.vit_model import VitSegmentationTrial
 
-        return run_each_trial(VitSegmentationTrial, params, protocol, encoder, train, test, workdir, options)
+        return VitSegmentationTrial
 
 
-_ALL: tuple[type[Segmentation | VitSegmentation], ...] = (VocSegmentation, CityscapesSegmentation, VitSegmentation)
+_ALL: tuple[type[SegmentationTask[Any]], ...] = (VocSegmentation, CityscapesSegmentation, VitSegmentation)
 TASKS = {task.name: task for task in _ALL}  # by command
 
 
@@ -139,21 +143,6 @@ def require_classes(protocol: Protocol, train: Labels, classes: int) -> None:
             f"{protocol.dataset} has {len(train.classes)} classes{background}, but {protocol.id} is for "
             f"{classes}; choose the protocol of this data set, or --set classes={len(train.classes)}"
         )
-
-
-def run_each_trial(
-    kind: Callable[..., Trial], params: SegmentationParams | VitSegmentationParams, protocol: Protocol,
-    encoder: Encoder, train: Labels, test: Labels, workdir: Path, options: RunOptions,
-) -> Outcome:  # fmt: skip
-    """Run the protocol's trials, which are of one `kind`, and draw some of their predictions."""
-
-    def start(seed: int, folder: Path) -> Trial:
-        return kind(params, encoder, train, test, seed, folder, options)
-
-    return run_trials(
-        protocol, encoder, train, test, workdir, options, trials=params.trials, start=start,
-        sheet=SegmentationSheet(train.classes, test),
-    )  # fmt: skip
 
 
 class SegmentationSheet(Sheet):

@@ -22,20 +22,21 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.segmentation.model import (
-    check_backbone,
-    model_config,
-    optimisation,
-    pipelines,
-    register,
-    transfer,
-    use_device,
-)
+from benchmarks.encoders.export import backbone_tensors
+from benchmarks.segmentation.model import model_config, optimisation, pipelines, register, use_device
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
-from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
+from benchmarks.training.trials import (
+    KEPT_CHECKPOINTS,
+    Sheet,
+    Trial,
+    TrialScores,
+    last_whole_checkpoint,
+    quiet,
+    require_same_tensors,
+)
 from pretrain import distributed
 from pretrain.distributed import DataLoader
 from pretrain.weight_files import read_pickled
@@ -367,25 +368,25 @@ class SegmentationTrial(Trial):
 
     def model_config(self, *, synchronised: bool) -> dict[str, Any]:
         """The model in the form of mmsegmentation's registry."""
-        return model_config(self.resnet_params, self.encoder.card, synchronised=synchronised)
+        assert isinstance(self.params, SegmentationParams)
+        return model_config(self.params, self.encoder.card, synchronised=synchronised)
 
     def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The optimiser's wrapper and the learning-rate schedule."""
-        return optimisation(self.resnet_params)
+        assert isinstance(self.params, SegmentationParams)
+        return optimisation(self.params)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The encoder's weights by their names in the backbone."""
+        return backbone_tensors(self.encoder, "mmsegmentation")
 
     def transfer(self, backbone: nn.Module) -> None:
-        """Copy the encoder's weights into the backbone."""
-        transfer(self.encoder, backbone)
+        """Copy the encoder's weights into the backbone. Each must have every tensor of the other."""
+        backbone.load_state_dict(self.tensors(), strict=True)
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Raises RuntimeError where a tensor of the backbone is not the encoder's."""
-        check_backbone(self.encoder, backbone)
-
-    @property
-    def resnet_params(self) -> SegmentationParams:
-        """`params`, where they are those of an FCN on a ResNet."""
-        assert isinstance(self.params, SegmentationParams)
-        return self.params
+        """Compare every tensor of the backbone with the encoder's; raises as `require_same_tensors`."""
+        require_same_tensors(self.encoder.card.name, backbone.state_dict(), self.tensors())
 
     @torch.no_grad()
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:

@@ -19,10 +19,10 @@ from benchmarks.encoders.vit_export import (
     vit_shape,
     vit_tensors,
 )
-from benchmarks.segmentation.model import register
+from benchmarks.segmentation.model import optimiser_wrapper, register
 from benchmarks.segmentation.protocols import VitSegmentationParams, blocks_read
 from benchmarks.segmentation.train import SegmentationTrial
-from benchmarks.training.trials import quiet, require_same_tensors
+from benchmarks.training.trials import quiet
 from results.schema import EncoderCard
 
 BACKBONE = "CardVitAsInMAE"
@@ -221,22 +221,15 @@ def model_config(
 
 def optimisation(params: VitSegmentationParams, depth: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The optimiser's wrapper and the learning-rate schedule."""
-    wrapper: dict[str, Any] = {
-        "type": "OptimWrapper",
-        "optimizer": {"type": "AdamW", "lr": params.lr, "betas": (0.9, params.beta2),
-                      "weight_decay": params.weight_decay},
-        "clip_grad": None,
+    optimiser = {
+        "type": "AdamW", "lr": params.lr, "betas": (0.9, params.beta2), "weight_decay": params.weight_decay,
     }  # fmt: skip
+    wrapper = optimiser_wrapper(optimiser, params.precision)
     if params.layer_decay is not None:
         wrapper["constructor"] = "LearningRateDecayOptimizerConstructor"
         wrapper["paramwise_cfg"] = {
             "num_layers": depth, "decay_rate": params.layer_decay, "decay_type": "layer_wise",
         }  # fmt: skip
-    if params.precision != "fp32":
-        kind = {"bf16": "bfloat16", "fp16": "float16"}[params.precision]
-        wrapper |= {"type": "AmpOptimWrapper", "dtype": kind}
-        if params.precision == "bf16":  # it has float32's range, and a scaler reads a value in every step
-            wrapper["loss_scale"] = {"enabled": False}
     schedule: list[dict[str, Any]] = [
         {"type": "PolyLR", "eta_min": 0.0, "power": params.power, "begin": params.warmup_iterations,
          "end": params.iterations, "by_epoch": False}
@@ -273,13 +266,9 @@ class VitSegmentationTrial(SegmentationTrial):
     def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return optimisation(self.params, self.shape.depth)
 
-    def transfer(self, backbone: nn.Module) -> None:
-        positions: Any = rotary_positions(self.encoder)
-        backbone.rope = positions
-        backbone.load_state_dict(self._tensors(), strict=True)
-
-    def check_backbone(self, backbone: nn.Module) -> None:
-        require_same_tensors(self.encoder.card.name, backbone.state_dict(), self._tensors())
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         return vit_tensors(self.encoder, "mmsegmentation", grid_of(self.params, self.shape))
+
+    def transfer(self, backbone: nn.Module) -> None:
+        backbone.rope = rotary_positions(self.encoder)  # type: ignore[assignment]
+        super().transfer(backbone)

@@ -122,11 +122,10 @@ def run_trials(
     workdir: Path,
     options: RunOptions,
     *,
-    trials: int,
     start: Callable[[int, Path], Trial],
     sheet: Sheet,
 ) -> Outcome:
-    """Train and measure with the seeds `options.seed` and following; scores are means over the trials.
+    """Train and measure the protocol's trials, with the seeds `options.seed` and following; scores are their means.
 
     Args:
         start: seed and folder -> the trial.
@@ -139,7 +138,7 @@ def run_trials(
     key = canonical_sha256(
         [protocol.content_sha256(), encoder.card.weights_sha256, fingerprint(train), fingerprint(test)]
     )[:16]
-    seeds = tuple(range(options.seed, options.seed + trials))
+    seeds = tuple(range(options.seed, options.seed + protocol.params["trials"]))
     outcome = Outcome(seeds=seeds, timing={"train": 0.0, "test": 0.0})
     measured: list[TrialScores] = []
     for seed in seeds:

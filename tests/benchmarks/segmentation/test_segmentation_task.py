@@ -18,7 +18,6 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
-from benchmarks.segmentation.model import check_backbone
 from benchmarks.segmentation.protocols import CITYSCAPES_PROTOCOLS, VOC_PROTOCOLS, SegmentationParams
 from benchmarks.segmentation.task import CityscapesSegmentation, VocSegmentation
 from benchmarks.segmentation.train import Draws, MaskedImages, SegmentationTrial
@@ -77,11 +76,11 @@ def test_the_backbone_is_the_checkpoint_and_gives_its_stages(voc: tuple[Labels, 
 def test_bottlenecks_and_groups_transfer_too(architecture: str, voc: tuple[Labels, Labels], tmp_path: Path) -> None:
     of = trial(voc, tmp_path, f"random:{architecture}:0")
     model = of.build()
-    check_backbone(of.encoder, model.backbone)
+    of.check_backbone(model.backbone)
     with torch.no_grad():
         model.backbone.layer3[0].conv1.weight.add_(1)
     with pytest.raises(RuntimeError, match=r"1 of the backbone's tensors are not the checkpoint's: layer3\.0\.conv1"):
-        check_backbone(of.encoder, model.backbone)
+        of.check_backbone(model.backbone)
 
 
 def test_draws_depend_on_seed_and_number_alone(voc: tuple[Labels, Labels], tmp_path: Path) -> None:

@@ -66,9 +66,8 @@ def run(of: list[TrialScores], folder: Path) -> tuple[Outcome, Seeds, list[tuple
         return FixedTrial(of[len(started) - 1], seed, where)
 
     encoder = load_encoder("random:resnet18-w8:0")
-    outcome = run_trials(
-        VOC_PROTOCOLS[0], encoder, empty, empty, folder, OPTIONS, trials=len(of), start=start, sheet=sheet
-    )
+    protocol = VOC_PROTOCOLS[0].changed(trials=len(of))
+    outcome = run_trials(protocol, encoder, empty, empty, folder, OPTIONS, start=start, sheet=sheet)
     return outcome, sheet, started
 
 
