@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.dense.masks import MaskFormat, counts_of, held_out_images
+from benchmarks.dense.masks import MaskFormat, counts_of, held_out_images, mask_protocol, squashed
 from benchmarks.dense.patches import Patches, PatchParams, PatchTask, best_class, mask_sheet
 from benchmarks.dense.scores import add_segmentation, areas, mean_iou
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
 from benchmarks.training.params import NotNegative, Rates
-from results.schema import Geometry, Protocol, Source
+from results.schema import Protocol, Source
 
 if TYPE_CHECKING:
     from benchmarks.solvers.linear_heads import HeadBank
@@ -40,32 +40,23 @@ class CachedLinearParams(PatchParams):
     batch_size: int = Field(4096, gt=0)
 
 
-def _protocol(variant: str, dataset: str, splits: tuple[str, str], side: int, note: str,
-              params: CachedLinearParams) -> Protocol:  # fmt: skip
-    return Protocol.of(
-        params,
-        benchmark=f"{dataset}_seg_linear_cached",
-        variant=variant,
-        harness="seg-linear-cached",
-        dataset=dataset,
-        train_split=splits[0],
-        test_split=splits[1],
-        geometry=Geometry(mode="warp", resize=0, crop=side, interpolation="bicubic"),
-        columns=("mIoU", "mIoU oracle"),
-        primary="mIoU",
+def _protocol(variant: str, dataset: str, side: int, note: str, params: CachedLinearParams) -> Protocol:
+    return mask_protocol(
+        "seg-linear-cached", variant, dataset, squashed(side), params, Source(repository="this project", note=note),
+        columns=("mIoU", "mIoU oracle"), primary="mIoU",
         metric="mean intersection over union at the size of the original masks",
         selection="rate chosen on held-out training images",
-        source=Source(repository="this project", note=note),
-    )
+    )  # fmt: skip
 
 
 _NOTE = "a cheap relative of the linear segmentation of DINOv2 and DINOv3, which augment their images"
+_HALF = CachedLinearParams(storage="float16")
 PROTOCOLS = (
-    _protocol("cached", "ade20k", ("training", "validation"), 448, _NOTE, CachedLinearParams(storage="float16")),
-    _protocol("cached", "voc12aug", ("train_aug", "val"), 448, _NOTE, CachedLinearParams(storage="float16")),
-    _protocol("cached", "cityscapes", ("train", "val"), 896, _NOTE, CachedLinearParams(storage="float16")),
+    _protocol("cached", "ade20k", 448, _NOTE, _HALF),
+    _protocol("cached", "voc12aug", 448, _NOTE, _HALF),
+    _protocol("cached", "cityscapes", 896, _NOTE, _HALF),
     _protocol(
-        "demo", "ade20k", ("training", "validation"), 96, "ade20k_seg_linear_cached.cached@1 on the embedded scenes",
+        "demo", "ade20k", 96, "ade20k_seg_linear_cached.cached@1 on the embedded scenes",
         CachedLinearParams(rates=(1e-4, 1e-3, 1e-2), batch_size=512),
     ),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from benchmarks.dense.masks import VOID, counts_of
+from benchmarks.dense.masks import VOID, counts_of, mask_protocol, squashed
 from benchmarks.dense.patches import Patches, PatchParams, PatchTask, mask_sheet, positive_norms, upsampled
 from benchmarks.dense.scores import add_segmentation, areas_of_confusions, confusions, matched, mean_iou
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
@@ -50,25 +50,15 @@ def column(size: int) -> str:
     return f"mIoU {size:,}".replace(",", " ") if size else "mIoU"
 
 
-def _protocol(variant: str, dataset: str, splits: tuple[str, str], geometry: Geometry, params: InContextParams,
-              source: Source) -> Protocol:  # fmt: skip
-    return Protocol.of(
-        params,
-        benchmark=f"{dataset}_seg_incontext",
-        variant=variant,
-        harness="seg-incontext",
-        dataset=dataset,
-        train_split=splits[0],
-        test_split=splits[1],
-        geometry=geometry,
-        primary=params.columns()[0],
+def _protocol(variant: str, dataset: str, geometry: Geometry, params: InContextParams, source: Source) -> Protocol:
+    return mask_protocol(
+        "seg-incontext", variant, dataset, geometry, params, source, primary=params.columns()[0],
         metric="mean intersection over union over all classes, at the size of the squashed image",
         selection="nothing to choose",
-        source=source,
-    )
+    )  # fmt: skip
 
 
-_SQUASHED = Geometry(mode="warp", resize=0, crop=224, interpolation="bilinear")
+_SQUASHED = squashed(224, "bilinear")
 # Memories of the README's tables, beside the default of all patches.
 _README_SIZES = InContextParams(memory=(0, 1024 * 10**3, 1024 * 10**2))
 _SOURCE = Source(
@@ -81,13 +71,11 @@ _SOURCE = Source(
     "stride 16 for networks with stages is this project's own choice",
 )
 PROTOCOLS = (
-    _protocol("hummingbird", "ade20k", ("training", "validation"), _SQUASHED, _README_SIZES, _SOURCE),
-    _protocol("hummingbird", "voc12aug", ("train_aug", "val"), _SQUASHED, _README_SIZES, _SOURCE),
-    _protocol("hummingbird", "cityscapes", ("train", "val"), _SQUASHED, _README_SIZES, _SOURCE),
+    _protocol("hummingbird", "ade20k", _SQUASHED, _README_SIZES, _SOURCE),
+    _protocol("hummingbird", "voc12aug", _SQUASHED, _README_SIZES, _SOURCE),
+    _protocol("hummingbird", "cityscapes", _SQUASHED, _README_SIZES, _SOURCE),
     _protocol(
-        "demo", "ade20k", ("training", "validation"),
-        Geometry(mode="warp", resize=0, crop=96, interpolation="bicubic"),
-        InContextParams(memory=(0, 2000)),
+        "demo", "ade20k", squashed(96), InContextParams(memory=(0, 2000)),
         Source(repository="this project", note="ade20k_seg_incontext.hummingbird@1 on the embedded scenes"),
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from benchmarks.dense.masks import held_out_images, masks_of
+from benchmarks.dense.masks import held_out_images, mask_protocol, masks_of, squashed
 from benchmarks.dense.patches import (
     Patches,
     PatchParams,
@@ -25,7 +25,7 @@ from benchmarks.dense.patches import (
 )
 from benchmarks.dense.scores import Areas, mean_iou, pixel_accuracy
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
-from results.schema import Geometry, Protocol, Source
+from results.schema import Protocol, Source
 
 Distance = Literal["cosine", "L2"]
 CELLS = 1 << 25  # votes that are counted at a time
@@ -52,22 +52,13 @@ class PatchKnnParams(PatchParams):
         return tuple(sorted(value))
 
 
-def _protocol(variant: str, dataset: str, splits: tuple[str, str], side: int, source: Source) -> Protocol:
-    return Protocol.of(
-        PatchKnnParams(),
-        benchmark=f"{dataset}_seg_knn",
-        variant=variant,
-        harness="seg-knn",
-        dataset=dataset,
-        train_split=splits[0],
-        test_split=splits[1],
-        geometry=Geometry(mode="warp", resize=0, crop=side, interpolation="bicubic"),
-        columns=("mIoU", "accuracy", "mIoU oracle"),
-        primary="mIoU",
+def _protocol(variant: str, dataset: str, side: int, source: Source) -> Protocol:
+    return mask_protocol(
+        "seg-knn", variant, dataset, squashed(side), PatchKnnParams(), source,
+        columns=("mIoU", "accuracy", "mIoU oracle"), primary="mIoU",
         metric="mean intersection over union at the size of the squashed image",
         selection="k and distance chosen on held-out training images",
-        source=source,
-    )
+    )  # fmt: skip
 
 
 _CAPI = Source(
@@ -83,10 +74,10 @@ _VOC_NOTE = Source(
     note="ade20k_seg_knn.capi@1 on VOC 2012; the source says that its own VOC does not reproduce the paper",
 )
 PROTOCOLS = (
-    _protocol("capi", "ade20k", ("training", "validation"), 224, _CAPI),
-    _protocol("capi", "voc12aug", ("train_aug", "val"), 224, _VOC_NOTE),
+    _protocol("capi", "ade20k", 224, _CAPI),
+    _protocol("capi", "voc12aug", 224, _VOC_NOTE),
     _protocol(
-        "demo", "ade20k", ("training", "validation"), 96,
+        "demo", "ade20k", 96,
         Source(repository="this project", note="ade20k_seg_knn.capi@1 at 96 pixels on the embedded scenes"),
     ),
 )  # fmt: skip

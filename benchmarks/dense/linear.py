@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from benchmarks.dense.heads import HeadsTask, ImageHeadParams, SegmentationViews
-from benchmarks.dense.masks import MaskFormat, require_masks
+from benchmarks.dense.masks import MaskFormat, mask_protocol, require_masks
 from benchmarks.dense.scores import add_segmentation
 from benchmarks.task import Labels, Outcome, RunOptions
 from benchmarks.training.params import Positive
@@ -38,7 +38,6 @@ class LinearSegParams(ImageHeadParams, SegmentationViews):
         return ("mIoU", *(("mIoU published",) if self.published in self.rates else ()), "mIoU oracle")
 
 
-SPLITS = {"ade20k": ("training", "validation"), "voc12aug": ("train_aug", "val"), "cityscapes": ("train", "val")}
 _GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DINOV2 = LinearSegParams(
     rates=_GRID, decay=1e-4, warmup=1500, schedule="poly", iterations=40_000, batch_size=16, hue=18 / 180, pad=True,
@@ -85,21 +84,12 @@ _DINOV3_SOURCE = Source(
 
 
 def _protocol(dataset: str, variant: str, params: LinearSegParams, source: Source) -> Protocol:
-    train, test = SPLITS[dataset]
-    return Protocol.of(
-        params,
-        benchmark=f"{dataset}_seg_linear",
-        variant=variant,
-        harness="seg-linear",
-        dataset=dataset,
-        train_split=train,
-        test_split=test,
-        geometry=Geometry(mode="shorter", resize=params.short_side, crop=params.crop),
-        primary="mIoU",
+    geometry = Geometry(mode="shorter", resize=params.short_side, crop=params.crop)
+    return mask_protocol(
+        "seg-linear", variant, dataset, geometry, params, source, primary="mIoU",
         metric="mean intersection over union at the size of the original masks",
         selection="rate chosen on held-out training images, last iteration",
-        source=source,
-    )
+    )  # fmt: skip
 
 
 def _own(dataset: str, variant: str, params: LinearSegParams) -> Protocol:

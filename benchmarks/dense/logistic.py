@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.dense.masks import held_out_images, masks_of
+from benchmarks.dense.masks import held_out_images, mask_protocol, masks_of, squashed
 from benchmarks.dense.patches import Patches, PatchParams, PatchTask, Standardised, add_choice
 from benchmarks.dense.scores import mean_iou, pixel_accuracy
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
 from benchmarks.training.params import Rates
-from results.schema import Geometry, Protocol, Source
+from results.schema import Protocol, Source
 
 CHUNK = 4096  # patches that are classified at a time
 
@@ -36,23 +36,13 @@ class PatchLogisticParams(PatchParams):
     chunk: int = Field(65536, gt=0)
 
 
-def _protocol(variant: str, dataset: str, splits: tuple[str, str], side: int, params: PatchLogisticParams,
-              source: Source) -> Protocol:  # fmt: skip
-    return Protocol.of(
-        params,
-        benchmark=f"{dataset}_seg_logistic",
-        variant=variant,
-        harness="seg-logistic",
-        dataset=dataset,
-        train_split=splits[0],
-        test_split=splits[1],
-        geometry=Geometry(mode="warp", resize=0, crop=side, interpolation="bicubic"),
-        columns=("mIoU", "accuracy", "mIoU oracle"),
-        primary="mIoU",
+def _protocol(variant: str, dataset: str, side: int, params: PatchLogisticParams, source: Source) -> Protocol:
+    return mask_protocol(
+        "seg-logistic", variant, dataset, squashed(side), params, source,
+        columns=("mIoU", "accuracy", "mIoU oracle"), primary="mIoU",
         metric="mean intersection over union at the size of the squashed image",
         selection="C chosen on held-out training images, then fitted on all",
-        source=source,
-    )
+    )  # fmt: skip
 
 
 _CAPI = Source(
@@ -64,13 +54,13 @@ _CAPI = Source(
     "this project's own",
 )
 PROTOCOLS = (
-    _protocol("capi", "ade20k", ("training", "validation"), 224, PatchLogisticParams(), _CAPI),
+    _protocol("capi", "ade20k", 224, PatchLogisticParams(), _CAPI),
     _protocol(
-        "capi", "voc12aug", ("train_aug", "val"), 224, PatchLogisticParams(),
+        "capi", "voc12aug", 224, PatchLogisticParams(),
         Source(repository="this project", note="ade20k_seg_logistic.capi@1 on VOC 2012; not defined by the source"),
     ),
     _protocol(
-        "demo", "ade20k", ("training", "validation"), 96,
+        "demo", "ade20k", 96,
         PatchLogisticParams(costs=(1e-5, 1e-4, 1e-3, 1e-2), max_iterations=100, tolerance=1e-4),
         Source(repository="this project", note="ade20k_seg_logistic.capi@1, quicker, on the embedded scenes"),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,40 @@ from benchmarks.datasets.cityscapes import label_map
 from benchmarks.task import InputError, Labels
 from benchmarks.training.labels import require_images
 from results.files import open_image
-from results.schema import Protocol
+from results.schema import Geometry, Params, Protocol, Source
 
 VOID = 255
+SPLITS = {"ade20k": ("training", "validation"), "voc12aug": ("train_aug", "val"), "cityscapes": ("train", "val")}
 _CHUNK = 1 << 24  # pixels that are counted at a time
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError)
+
+
+def squashed(side: int, interpolation: Literal["bilinear", "bicubic"] = "bicubic") -> Geometry:
+    """Images whose sides are resized to the same length."""
+    return Geometry(mode="warp", resize=0, crop=side, interpolation=interpolation)
+
+
+def mask_protocol(
+    harness: str, variant: str, dataset: str, geometry: Geometry, params: Params, source: Source, **fields: Any
+) -> Protocol:
+    """A protocol on the usual splits of a data set with masks, measured by mean intersection over union.
+
+    Args:
+        fields: the other fields of the protocol.
+    """
+    train, test = SPLITS[dataset]
+    return Protocol.of(
+        params,
+        benchmark=f"{dataset}_{harness.replace('-', '_')}",
+        variant=variant,
+        harness=harness,
+        dataset=dataset,
+        train_split=train,
+        test_split=test,
+        geometry=geometry,
+        source=source,
+        **fields,
+    )
 
 
 @dataclass(frozen=True)

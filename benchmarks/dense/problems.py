@@ -39,18 +39,20 @@ class HeadsProblem(ABC):
     """What a dense task adds to the training of heads.
 
     Attributes:
+        held: the training images that heads are chosen by.
         outputs: numbers per position of the map.
-        images: the training images.
         norm: whether the heads have a batch norm.
         class_token: the output that is appended to every position, if one is.
         pad: whether images are padded to whole patches of a ViT.
     """
 
     outputs: int
-    images: int
     norm: bool = True
     class_token: str | None = None
     pad: bool = False
+
+    def __init__(self, train: Labels, test: Labels, held: NDArray[np.int64], options: RunOptions) -> None:
+        self.train, self.test, self.held, self.options = train, test, train.rows(held), options
 
     @abstractmethod
     def view(self, index: int, rng: np.random.Generator) -> View:
@@ -60,9 +62,16 @@ class HeadsProblem(ABC):
     def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
         """Backpropagate the loss of each head from (heads, N, outputs, h, w), and return the (heads,) losses."""
 
-    @abstractmethod
     def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
-        """What each head does on every image of the held-out or of the test images."""
+        """Of each head, what it does on every image of the held-out or of the test images, stacked."""
+        labels = self.held if held else self.test
+        shown = progress(range(len(labels)), "held-out images" if held else "test", show=self.options.progress)
+        by_image = [self.measure_image(model, labels.paths[row], labels.annotations[row]) for row in shown]
+        return [np.stack(of_head) for of_head in zip(*by_image, strict=True)]
+
+    @abstractmethod
+    def measure_image(self, model: HeadsModel, image: Path, annotation: Path) -> list[NDArray[Any]]:
+        """What each head does on one image."""
 
     @abstractmethod
     def quality(self, found: NDArray[Any]) -> float:
@@ -153,9 +162,9 @@ class LinearSegmentationProblem(HeadsProblem):
         self, params: LinearSegParams, style: MaskFormat, train: Labels, test: Labels, held: NDArray[np.int64],
         options: RunOptions,
     ) -> None:  # fmt: skip
-        self.params, self.style, self.train, self.test, self.options = params, style, train, test, options
-        self.held = train.rows(held)
-        self.outputs, self.images, self.pad = len(style.classes), len(train), params.pad
+        super().__init__(train, test, held, options)
+        self.params, self.style = params, style
+        self.outputs, self.pad = len(style.classes), params.pad
 
     def view(self, index: int, rng: np.random.Generator) -> View:
         mask = self.style.indices(self.style.read(self.train.annotations[index]))
@@ -164,16 +173,10 @@ class LinearSegmentationProblem(HeadsProblem):
     def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
         return backward_pixels(logits, targets.long())
 
-    def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
-        """For each head, (n, 3, C) areas."""
-        labels = self.held if held else self.test
-        found: list[list[NDArray[np.int64]]] = [[] for _ in range(len(model.bank.weight))]
-        shown = progress(range(len(labels)), "held-out images" if held else "test", show=self.options.progress)
-        for row in shown:
-            truth = self.style.read(labels.annotations[row])
-            for head, predicted in enumerate(self.predicted(model, labels.paths[row], truth.shape)):
-                found[head].append(areas(predicted, truth, self.style))
-        return [np.stack(each) for each in found]
+    def measure_image(self, model: HeadsModel, image: Path, annotation: Path) -> list[NDArray[Any]]:
+        """(3, C) areas."""
+        truth = self.style.read(annotation)
+        return [areas(predicted, truth, self.style) for predicted in self.predicted(model, image, truth.shape)]
 
     def quality(self, found: NDArray[Any]) -> float:
         return mean_iou(found)
@@ -244,10 +247,9 @@ class LinearDepthProblem(HeadsProblem):
     def __init__(
         self, params: DepthParams, train: Labels, test: Labels, held: NDArray[np.int64], options: RunOptions
     ) -> None:
-        self.params, self.train, self.test, self.options = params, train, test, options
-        self.held = train.rows(held)
-        self.outputs, self.images = BINS, len(train)
-        self.norm, self.pad = params.norm, params.pad
+        super().__init__(train, test, held, options)
+        self.params = params
+        self.outputs, self.norm, self.pad = BINS, params.norm, params.pad
         self.class_token = LAYERS[params.layers][1] if params.class_token else None
 
     def view(self, index: int, rng: np.random.Generator) -> View:
@@ -265,24 +267,20 @@ class LinearDepthProblem(HeadsProblem):
         losses.sum().backward()
         return losses.detach()
 
-    def measure(self, model: HeadsModel, *, held: bool) -> list[NDArray[Any]]:
-        """For each head, (n, 3) errors of every image."""
-        labels, params = (self.held if held else self.test), self.params
-        found: list[list[list[float]]] = [[] for _ in range(len(model.bank.weight))]
-        shown = progress(range(len(labels)), "held-out images" if held else "test", show=self.options.progress)
-        for row in shown:
-            truth = read_depth(labels.annotations[row])
-            scored = scored_depth(truth, params.scored_low, params.scored_high)
-            x = model.encoder.normalise(TF.pil_to_tensor(decode(labels.paths[row]))[None])
-            both = torch.cat([x, x.flip(3)]) if params.flip_test else x
-            for head, logits in enumerate(model.logits(both)):
-                # Over the padded frame, as the source resizes it; its 480 x 640 images need no padding at 16.
-                depth = depth_of(logits, params)
-                if params.flip_test:
-                    depth = (depth[:1] + depth[1:].flip(2)) / 2
-                predicted = _resized(depth, truth.shape)[0].clamp(params.scored_low, params.scored_high)
-                found[head].append(depth_errors(predicted.cpu().numpy(), truth, scored))
-        return [np.array(each) for each in found]
+    def measure_image(self, model: HeadsModel, image: Path, annotation: Path) -> list[NDArray[Any]]:
+        """(3,) errors."""
+        params, truth = self.params, read_depth(annotation)
+        scored = scored_depth(truth, params.scored_low, params.scored_high)
+        x = model.encoder.normalise(TF.pil_to_tensor(decode(image))[None])
+        found = []
+        for logits in model.logits(torch.cat([x, x.flip(3)]) if params.flip_test else x):
+            # Over the padded frame, as the source resizes it; its 480 x 640 images need no padding at 16.
+            depth = depth_of(logits, params)
+            if params.flip_test:
+                depth = (depth[:1] + depth[1:].flip(2)) / 2
+            predicted = _resized(depth, truth.shape)[0].clamp(params.scored_low, params.scored_high)
+            found.append(np.array(depth_errors(predicted.cpu().numpy(), truth, scored)))
+        return found
 
     def quality(self, found: NDArray[Any]) -> float:
         return -float(np.nanmean(found[:, 0]))
