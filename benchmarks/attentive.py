@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
 from benchmarks.training.params import NotNegative
-from benchmarks.training.probe_task import ProbeTask, WarmupParams
+from benchmarks.training.probe_task import ProbeTask, WarmupParams, probe_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -177,23 +178,7 @@ _IMAGE_FOLDER = AttentiveParams(
 _DEMO = _IMAGE_FOLDER.changed(queries=8, weight_decays=(5e-2,), batch_size=64, epochs=20, warmup=2, heldout=0.2)
 
 
-def _protocol(
-    variant: str, params: AttentiveParams, source: Source, geometry: Geometry = BICUBIC_224, dataset: str = "imagenet"
-) -> Protocol:
-    return Protocol.of(
-        params,
-        benchmark="attentive",
-        variant=variant,
-        harness="attentive",
-        dataset=dataset,
-        train_split="train",
-        test_split="val",
-        geometry=geometry,
-        primary=COLUMN,
-        metric="top-1 accuracy",
-        source=source,
-    )
-
+_protocol = partial(probe_protocol, "attentive", primary=COLUMN)
 
 PROTOCOLS = (
     _protocol(
@@ -206,6 +191,7 @@ PROTOCOLS = (
             "of warm-up, cosine at every step, the crop of util/crop.py; there in float16, batch norms per GPU, the "
             f"last incomplete batch dropped; {HELD_OUT_IS_OWN}",
         ),
+        BICUBIC_224,
     ),
     _protocol(
         "vjepa2",
@@ -230,6 +216,7 @@ PROTOCOLS = (
             "iterations, 1,250 of warm-up; 128 images per GPU there, and the number of GPUs is not stated: a batch of "
             "1024 is this project's; a tenth of train chooses, here of every class",
         ),
+        BICUBIC_224,
     ),
     _protocol(
         "aim",
@@ -240,6 +227,7 @@ PROTOCOLS = (
             note="aim-v1/aim/v1/torch/layers.py, AttentionPoolingClassifier with 12 heads; how it was trained is not "
             "released: the recipe is this project's choice, that of attentive.capi@1, and so is reading the last block",
         ),
+        BICUBIC_224,
     ),
     _protocol(
         "imagefolder",
@@ -276,9 +264,7 @@ class Attentive(ProbeTask[AttentiveParams]):
     protocols = PROTOCOLS
 
     def outputs(self, protocol: Protocol) -> Outputs:
-        names = TOKENS[self.params(protocol).tokens]
-        found: dict[str, Any] = {name: (name, None) for name in names}
-        return found
+        return {name: (name, None) for name in TOKENS[self.params(protocol).tokens]}
 
     def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
         """Raises NotApplicableError where the mean of six blocks is asked of an encoder that does not give it."""

@@ -1,7 +1,8 @@
 """Linear probes on a frozen encoder: the AvgPool probe and the Feature1 … Feature5 probes, trained on augmented views.
 
-Read top to bottom: parameters, protocols with their sources, the two tasks, scores. Heads and their optimisers are in
-`benchmarks.solvers.linear_heads`, the pass over the images in `benchmarks.training.probes`.
+This file says what is trained: the parameters, the protocols with their sources, the heads and their optimisers. All
+probes run alike: `benchmarks.training.probe_task` reads the images, starts the training and makes scores of it, and
+`benchmarks.training.probes` has the pass over the images.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, Outputs
-from benchmarks.training.params import Decays, NotNegative, Positive, Rates
-from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask
+from benchmarks.training.params import NotNegative, Positive
+from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask, probe_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ ORACLE = "AvgPool oracle"
 class ProbeParams(HeadsParams):
     """Linear heads that are trained on augmented views of the images.
 
-    Every output has one head per pair of `lrs` and `weight_decays`. Several heads are trained in one pass over the
-    images and chosen among on the `heldout` fraction of train.
+    Several heads on an output are trained in one pass over the images and chosen among on the `heldout` part of train.
 
     Attributes:
         outputs: outputs of the encoder that carry heads: `embed`, or maps.
@@ -40,8 +40,6 @@ class ProbeParams(HeadsParams):
         batch_norm: over the channels before the linear layer; `plain` has no scale and shift, `affine` has.
         norm_groups: equal parts of the batch with statistics of their own, as on so many unsynchronised devices.
         head_init: `normal` draws the weights from N(0, `init_std`) and sets the bias to 0; `default` is torch's.
-        iterations: length of the run where the schedule counts iterations; `drops` then are iterations too.
-        choose_epoch: which evaluation the primary score is: the last, or the best on test as the field often reports.
         choose_rate: whether the held-out part chooses by accuracy, then by loss, or by loss alone. On few images the
             accuracy hardly tells rates apart, and a rate that diverges is chosen as rounding has it.
     """
@@ -52,11 +50,8 @@ class ProbeParams(HeadsParams):
     norm_groups: int = Field(1, gt=0, exclude_if=lambda groups: groups == 1)
     head_init: Literal["normal", "default"] = Field("normal", exclude_if=lambda init: init == "normal")
     optimiser: Literal["sgd", "lars"] = "sgd"
-    lrs: Rates
-    weight_decays: Decays = (0.0,)
     lars_eta: Positive = 1e-3
     init_std: NotNegative = 0.01
-    iterations: int | None = Field(None, gt=0)
     choose_epoch: Literal["best", "last"] = "last"
     choose_rate: Literal["accuracy", "loss"] = Field("accuracy", exclude_if=lambda by: by == "accuracy")
 
@@ -88,11 +83,6 @@ class ProbeParams(HeadsParams):
         epoch = BEST if self.choose_epoch == "best" else LAST
         by = RATE if self.choose_rate == "accuracy" else RATE_BY_LOSS
         return epoch + (by if len(self.grid) > 1 else "")
-
-    @property
-    def grid(self) -> tuple[tuple[float, float], ...]:
-        """The (rate, weight decay) of every head on an output."""
-        return tuple((lr, decay) for lr in self.lrs for decay in self.weight_decays)
 
     def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
         """Output -> ((output, pooling of its maps or None),)."""
@@ -135,22 +125,9 @@ class ProbeParams(HeadsParams):
         return COLUMN[bank]
 
     @property
-    def reported_epoch(self) -> Literal["best", "last", "heldout"]:
-        """Which evaluation the primary score is."""
-        return self.choose_epoch
-
-    @property
     def chosen_by(self) -> Literal["accuracy", "loss"]:
         """What the held-out part chooses a head by."""
         return self.choose_rate
-
-    @property
-    def length(self) -> int:
-        return self.iterations if self.iterations is not None else self.epochs
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps of the whole run."""
-        return self.iterations if self.iterations is not None else super().total_steps(steps_per_epoch)
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """The factor of every head's rate at `step`."""
@@ -178,24 +155,18 @@ def _protocol(
     geometry: Geometry = RESIZE_256,
     revision: int = 1,
 ) -> Protocol:
-    benchmark, primary = {
-        "linear": ("linear_avgpool", "AvgPool"),
-        "multihead": ("linear_multihead", "Feature5"),
-    }[name]  # fmt: skip
-    own_table = dataset in ("places205", "inat18", "cifar10")
-    return Protocol.of(
+    benchmark, primary = {"linear": ("linear_avgpool", "AvgPool"), "multihead": ("linear_multihead", "Feature5")}[name]
+    return probe_protocol(
+        name,
+        variant,
         params,
-        benchmark=f"{benchmark}_{dataset}" if own_table else benchmark,
-        variant=variant,
-        revision=revision,
-        harness=name,
-        dataset=dataset,
-        train_split="train",
+        source,
+        geometry,
+        dataset,
+        benchmark=f"{benchmark}_{dataset}" if dataset in ("places205", "inat18", "cifar10") else benchmark,
         test_split="test" if dataset == "cifar10" else "val",
-        geometry=geometry,
+        revision=revision,
         primary=primary,
-        metric="top-1 accuracy",
-        source=source,
     )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
 from benchmarks.training.params import NotNegative
-from benchmarks.training.probe_task import ProbeTask, WarmupParams
+from benchmarks.training.probe_task import ProbeTask, WarmupParams, probe_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -128,23 +129,7 @@ _NOTE = (
 )
 
 
-def _protocol(
-    variant: str, params: LinearGridParams, source: Source, geometry: Geometry, dataset: str = "imagenet"
-) -> Protocol:
-    return Protocol.of(
-        params,
-        benchmark="linear_grid",
-        variant=variant,
-        harness="linear-grid",
-        dataset=dataset,
-        train_split="train",
-        test_split="val",
-        geometry=geometry,
-        primary=COLUMN,
-        metric="top-1 accuracy",
-        source=source,
-    )
-
+_protocol = partial(probe_protocol, "linear-grid", primary=COLUMN)
 
 PROTOCOLS = (
     _protocol(
@@ -199,10 +184,7 @@ class LinearGrid(ProbeTask[LinearGridParams]):
     protocols = PROTOCOLS
 
     def outputs(self, protocol: Protocol) -> Outputs:
-        found: dict[str, Any] = {
-            output: (output, None) for outputs in self.params(protocol).banks().values() for output in outputs
-        }
-        return found
+        return {output: (output, None) for outputs in self.params(protocol).banks().values() for output in outputs}
 
     def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
         """Raises NotApplicableError for an encoder without some of the tokens: part of the grid is another grid."""

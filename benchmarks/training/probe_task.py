@@ -28,7 +28,7 @@ from benchmarks.training.labels import (
     with_size_label,
 )
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
-from results.schema import Protocol, Score, canonical_sha256
+from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +50,30 @@ ORACLE = "best head and epoch on test (oracle)"
 
 
 class HeadsParams(TrainingParams):
-    """Interface of the parameters of banks of heads: each bank has one head per (rate, weight decay) of `grid`."""
+    """Parameters of banks of heads: each bank has one head for each pair of `lrs` and `weight_decays`.
+
+    Attributes:
+        iterations: length of the run where the schedule counts iterations; its other lengths are iterations too then.
+        choose_epoch: which evaluation the primary score is: the last, each head's best on the held-out part, or the
+            best on test, as the field often reports.
+    """
+
+    lrs: Rates
+    weight_decays: Decays = (0.0,)
+    iterations: int | None = Field(None, gt=0)
+    choose_epoch: Literal["best", "last", "heldout"]
 
     @property
-    @abstractmethod
     def grid(self) -> tuple[tuple[float, float], ...]:
         """The (rate, weight decay) of every head of a bank."""
+        return tuple((lr, decay) for lr in self.lrs for decay in self.weight_decays)
+
+    @property
+    def length(self) -> int:
+        return self.iterations if self.iterations is not None else self.epochs
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.iterations if self.iterations is not None else super().total_steps(steps_per_epoch)
 
     @abstractmethod
     def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
@@ -82,11 +100,6 @@ class HeadsParams(TrainingParams):
         """The column of a bank's chosen head; banks of one column are chosen among together."""
 
     @property
-    @abstractmethod
-    def reported_epoch(self) -> Literal["best", "last", "heldout"]:
-        """Which evaluation the primary score is."""
-
-    @property
     def chosen_by(self) -> Literal["accuracy", "loss"]:
         """What the held-out part chooses a head by."""
         return "accuracy"
@@ -100,17 +113,12 @@ class WarmupParams(HeadsParams):
     """Heads under a rate that warms up and then falls along a half cosine, changed at every step.
 
     Attributes:
-        iterations: length of the run where the schedule counts iterations.
-        warmup: length of the warm-up, in epochs, or in iterations where the schedule counts those.
+        warmup: length of the warm-up, in epochs or iterations.
         warmup_lr: the rate at its start; 0, or the same for every head.
         clock: the sources count steps differently by one. `before` is MAE's, at the steps done before; `after` is
             V-JEPA's, this step included; `both` is CAPI's, from exactly 0 to exactly 0.
-        choose_epoch: which evaluation the primary score is: the last, or each head's best on the held-out part.
     """
 
-    lrs: Rates
-    weight_decays: Decays = (0.0,)
-    iterations: int | None = Field(None, gt=0)
     warmup: NotNegative = 0.0
     warmup_lr: NotNegative = 0.0
     clock: Literal["before", "after", "both"] = "before"
@@ -122,30 +130,11 @@ class WarmupParams(HeadsParams):
             return HELD_OUT
         return LAST + (RATE if self.heldout else "")
 
-    @property
-    def grid(self) -> tuple[tuple[float, float], ...]:
-        """The (rate, weight decay) of every head of a bank."""
-        return tuple((lr, decay) for lr in self.lrs for decay in self.weight_decays)
-
-    @property
-    def reported_epoch(self) -> Literal["best", "last", "heldout"]:
-        """Which evaluation the primary score is."""
-        return self.choose_epoch
-
     def following(self, after: Self) -> dict[str, Any]:
         """The warm-up stays at the same share of the run."""
         if self.length == after.length:
             return {}
         return super().following(after) | {"warmup": self.warmup * after.length / self.length}
-
-    @property
-    def length(self) -> int:
-        """Of the run, in the unit of `warmup`."""
-        return self.iterations if self.iterations is not None else self.epochs
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps of the whole run."""
-        return self.iterations if self.iterations is not None else super().total_steps(steps_per_epoch)
 
     def head_factor(self, step: int, steps_per_epoch: int) -> Factor:
         """The factor of every head's rate at `step`, or of each head's."""
@@ -292,6 +281,29 @@ def _params(task: ProbeTask[Any], protocol: Protocol) -> HeadsParams:
     return other
 
 
+def probe_protocol(
+    harness: str,
+    variant: str,
+    params: HeadsParams,
+    source: Source,
+    geometry: Geometry,
+    dataset: str = "imagenet",
+    **fields: Any,
+) -> Protocol:
+    """A protocol of a probe on the train and val split of a data set; `fields` are its other fields."""
+    usual = {"benchmark": harness.replace("-", "_"), "train_split": "train", "test_split": "val"}
+    return Protocol.of(
+        params,
+        variant=variant,
+        harness=harness,
+        dataset=dataset,
+        geometry=geometry,
+        metric="top-1 accuracy",
+        source=source,
+        **usual | fields,
+    )
+
+
 def fitted_to(images: int, params: TrainingParams) -> dict[str, Any]:
     """The batch size and epochs that give so many training images enough steps, where the params' own do not.
 
@@ -350,7 +362,7 @@ def _choose(probe: Probe, heads: Sequence[Head]) -> Head:
 def _held_out(probe: Probe, head: Head) -> tuple[float, float]:
     """Accuracy and loss of a head on the held-out part, at the evaluation that it is chosen by."""
     bank, number = head
-    if probe.params.reported_epoch == "heldout":
+    if probe.params.choose_epoch == "heldout":
         _, accuracy, loss = probe.state.kept_at[bank][:, number].tolist()
     else:
         accuracy, loss = probe.state.heldout[bank][-1][:, number].tolist()
@@ -394,11 +406,11 @@ def _add_scores(
     chosen_by = (RATE if params.chosen_by == "accuracy" else RATE_BY_LOSS) if several else ""
     reported = {"best": best, "last": last, "heldout": state.kept[bank][number] if bank in state.kept else last}
     candidates = [
-        (column, reported[params.reported_epoch], params.selection() or ""),
+        (column, reported[params.choose_epoch], params.selection() or ""),
         (f"{column} last", last, LAST + chosen_by),
         (f"{column} best", best, f"{BEST} (oracle){chosen_by}"),
     ]
-    if several or params.reported_epoch == "heldout":
+    if several or params.choose_epoch == "heldout":
         oracle = max(heads, key=lambda head: int((state.best[head[0]][head[1]] < 1).sum()))
         candidates.append((f"{column} oracle", state.best[oracle[0]][oracle[1]], ORACLE))
     for name, ranks, selection in candidates:

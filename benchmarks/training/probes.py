@@ -383,9 +383,9 @@ class Probe:
             epochs = torch.full((len(top1),), epoch)
             state.best_epoch[output] = _where(better, epochs, state.best_epoch.get(output))
             reported = better
-            if self.params.reported_epoch == "heldout":
+            if self.params.choose_epoch == "heldout":
                 reported = self._keep_best_on_heldout(output, epoch, measured.ranks)
-            if self.params.reported_epoch != "last":
+            if self.params.choose_epoch != "last":
                 kept = state.best_tensors.get(output, {})
                 state.best_tensors[output] = {
                     name: _where(reported, now, kept.get(name))
