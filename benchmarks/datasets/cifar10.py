@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import FolderLayout, FolderLayouts, read_groups
+from benchmarks.datasets.lists import FolderLayout, FolderLayouts, labels_below
 from benchmarks.task import InputError, Labels
-from results.files import PathList, require_regular
+from results.files import require_regular
 
 _OWNER = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
 _SIDE = 32
@@ -239,8 +239,7 @@ def _read(folder: Path, split: str, below: str, suffix: str) -> Labels:
         ids += [f"{batch}#{number}" for number in range(len(labels))]
         names += [f"{file.name}#{number}" for number in range(len(labels))]
         targets.append(labels)
-    fixed = tuple(ids)
-    return Labels(fixed, PathList(where, names), _names(where), np.concatenate(targets), read_groups(folder, fixed))
+    return labels_below(where, names, _names(where), np.concatenate(targets), ids=ids, groups_in=folder)
 
 
 def _names(where: Path) -> tuple[str, ...]:
@@ -277,32 +276,18 @@ def read_cifar100(folder: Path, split: str) -> Labels:
         raise InputError(
             f"{folder / 'meta'} names {len(names)} fine classes, expected {_CLASSES_100}; unpack the archive again"
         )
-    ids = tuple(f"{split}#{number}" for number in range(len(labels)))
-    return Labels(ids, PathList(folder, ids), tuple(names), labels, read_groups(folder, ids))
+    return labels_below(folder, [f"{split}#{number}" for number in range(len(labels))], names, labels)
 
 
 CIFAR10 = FolderLayouts(
     _OWNER,
-    (
+    tuple(
         FolderLayout(
-            "cifar-10-batches-py/test_batch",
-            partial(_fits, below="cifar-10-batches-py", suffix=""),
-            partial(_read, below="cifar-10-batches-py", suffix=""),
-        ),
-        FolderLayout(
-            "./test_batch",
-            partial(_fits, below="", suffix=""),
-            partial(_read, below="", suffix=""),
-        ),
-        FolderLayout(
-            "cifar-10-batches-bin/test_batch.bin",
-            partial(_fits, below="cifar-10-batches-bin", suffix=".bin"),
-            partial(_read, below="cifar-10-batches-bin", suffix=".bin"),
-        ),
-        FolderLayout(
-            "./test_batch.bin",
-            partial(_fits, below="", suffix=".bin"),
-            partial(_read, below="", suffix=".bin"),
-        ),
+            f"{below or '.'}/test_batch{suffix}",
+            partial(_fits, below=below, suffix=suffix),
+            partial(_read, below=below, suffix=suffix),
+        )
+        for folder, suffix in (("cifar-10-batches-py", ""), ("cifar-10-batches-bin", ".bin"))
+        for below in (folder, "")
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import class_folders, folder_contents, read_groups, require_files
+from benchmarks.datasets.lists import class_folders, folder_contents, labels_below, require_files
 from benchmarks.task import InputError, Labels
 from results.files import PathList, require_regular
 
@@ -63,9 +63,7 @@ def read_cityscapes(folder: Path, split: str, truth: str = "labels") -> Labels:
     files = [f"{stem}_gtFine_{kind}.png" for stem in stems]
     require_files(masks, files, f"the masks of leftImg8bit/{split}", "unpack gtFine_trainvaltest.zip again")
     classes = THINGS if truth == "instances" else tuple(LABEL_IDS)
-    targets = np.zeros((len(ids), 0), dtype=np.int8)
-    groups = read_groups(folder, ids)
-    return Labels(ids, PathList(images, names), classes, targets, groups, tuple(PathList(masks, files)))
+    return labels_below(images, names, classes, ids=ids, groups_in=folder, annotations=PathList(masks, files))
 
 
 def label_map(labels: Labels) -> dict[int, int] | None:

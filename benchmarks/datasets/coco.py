@@ -13,12 +13,12 @@ from benchmarks.datasets.lists import (
     first_file,
     first_folder,
     folder_contents,
-    read_groups,
+    labels_below,
     require_files,
     require_unique,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList, read_bytes
+from results.files import read_bytes
 
 
 class _Image(NamedTuple):
@@ -150,9 +150,9 @@ def _labels(files: Sequence[Path], folder: Path, name_of: Callable[[_Image], str
     if where:
         targets[tuple(np.array(where).T)] = 1
     require_files(folder, names, file.name, "unpack the images of COCO again")
-    ids = tuple(name.rpartition("/")[2].rpartition(".")[0] for name in names)
-    classes = tuple(category.name for category in sorted(categories))
-    return Labels(ids, PathList(folder, names), classes, targets, read_groups(file.parent.parent, ids), tuple(files))
+    ids = [name.rpartition("/")[2].rpartition(".")[0] for name in names]
+    classes = [category.name for category in sorted(categories)]
+    return labels_below(folder, names, classes, targets, ids=ids, groups_in=file.parent.parent, annotations=files)
 
 
 def _read(file: Path) -> tuple[list[_Image], list[_Category], list[_Annotation]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import folder_contents, read_groups, read_lines, require_files, require_unique
+from benchmarks.datasets.lists import folder_contents, labels_below, read_lines, require_files, require_unique
 from benchmarks.task import InputError, Labels
 from results.files import PathList, open_image
 
@@ -64,9 +64,7 @@ def read_ade20k(folder: Path, split: str) -> Labels:
     classes = tuple(read_lines(own)) if own.is_file() else ADE20K_CLASSES
     if not 0 < len(classes) < 255:
         raise InputError(f"{own} lists {len(classes)} classes, expected 1 to 254; correct the list")
-    targets = np.zeros((len(ids), 0), dtype=np.int8)
-    return Labels(ids, PathList(images, names), classes, targets, read_groups(folder, ids),
-                  tuple(PathList(masks, files)))  # fmt: skip
+    return labels_below(images, names, classes, ids=ids, groups_in=folder, annotations=PathList(masks, files))
 
 
 def read_nyu(folder: Path, split: str) -> Labels:
@@ -100,8 +98,7 @@ def read_nyu(folder: Path, split: str) -> Labels:
     remedy = "unpack NYU Depth v2 as BTS prepares it"
     require_files(folder, images, file.name, remedy)
     require_files(folder, depths, file.name, remedy)
-    targets = np.zeros((len(ids), 0), dtype=np.int8)
-    return Labels(ids, PathList(folder, images), (), targets, read_groups(folder, ids), tuple(PathList(folder, depths)))
+    return labels_below(folder, images, ids=ids, annotations=PathList(folder, depths))
 
 
 def read_depth(file: Path) -> NDArray[np.float32]:

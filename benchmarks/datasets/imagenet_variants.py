@@ -23,7 +23,7 @@ from benchmarks.datasets.lists import (
     class_folders,
     folder_contents,
     images_below,
-    read_groups,
+    labels_below,
     read_image_folder,
 )
 from benchmarks.task import InputError, Labels
@@ -133,10 +133,10 @@ def _from_folders(folder: Path, target_of: Mapping[str, int], classes: tuple[str
         ids += [f"{name}/{image}" for image in images]
         targets += [target] * len(images)
     if not ids:
-        raise InputError(f"{folder} has no class folder with images ({', '.join(SUFFIXES)}): found "
-                         f"{folder_contents(folder)}")  # fmt: skip
-    names = tuple(ids)
-    return Labels(names, PathList(folder, names), classes, np.array(targets, np.int64), read_groups(folder, names))
+        raise InputError(
+            f"{folder} has no class folder with images ({', '.join(SUFFIXES)}): found {folder_contents(folder)}"
+        )
+    return labels_below(folder, ids, classes, np.array(targets, np.int64))
 
 
 # ---- several right classes -------------------------------------------------------------------------------------------
@@ -198,8 +198,7 @@ def read_objectnet(folder: Path, split: str) -> Labels:
     targets = np.zeros((len(ids), len(every)), np.int8)
     for row, classes in enumerate(rows):
         targets[row, classes] = 1
-    names = tuple(ids)
-    return Labels(names, PathList(images, names), every, targets, read_groups(folder, names))
+    return labels_below(images, ids, every, targets, groups_in=folder)
 
 
 def _objectnet_answers(folder: Path) -> dict[str, list[int]]:

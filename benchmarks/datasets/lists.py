@@ -1,4 +1,4 @@
-"""Parts shared by the data set readers: layouts, image folders, lists, source groups and fingerprint."""
+"""Parts shared by the data set readers: their entries, layouts, image folders, lists, source groups and fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ _ARRAY_MEMBER = re.compile(rf"(?:{_ARRAYS})#\d+")
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 
 
-# ---- the layout of a data set's folder -------------------------------------------------------------------------------
+# ---- a data set and the layout of its folder -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,33 @@ class FolderLayouts:
             )
         log.info("%s: %s has the layout %s", folder, split, layout.description.replace("{split}", split))
         return layout.read(folder, split)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set that the project can read.
+
+    Attributes:
+        folder: where it lies below the data root.
+        reader: (folder, split) -> items. Raises InputError if the split is missing, empty or malformed.
+        splits: published number of images of each split; None if no reliable count is known.
+        how_to_get: where it can be downloaded and where to put it, for people.
+        classes: published number of classes.
+        optional: splits that a complete data set may lack.
+        layouts: the layouts in which its folder may be found, if there are several.
+        parts: subfolders that must exist.
+        trains_on: the data set whose train split is this one's too; empty for a data set with its own.
+    """
+
+    folder: str
+    reader: Callable[[Path, str], Labels]
+    splits: Mapping[str, int | None]
+    how_to_get: str
+    classes: int | None = None
+    optional: frozenset[str] = frozenset()
+    layouts: FolderLayouts | None = None
+    parts: tuple[str, ...] = ()
+    trains_on: str = ""
 
 
 def folder_contents(folder: Path) -> str:
@@ -139,8 +166,7 @@ def read_image_folder(root: Path, split: str) -> Labels:
         ids += [prefix + image for image in images]
         counts.append(len(images))
     targets = np.repeat(np.array([index[name] for name in found], dtype=np.int64), counts)
-    names = tuple(ids)
-    return Labels(names, PathList(root, names), tuple(classes), targets, read_groups(root, names))
+    return labels_below(root, ids, classes, targets)
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -353,8 +379,7 @@ def sorted_labels(
         order = sorted(range(len(ids)), key=ids.__getitem__)
         targets = targets[np.array(order)]
         sorted_names = sorted_ids if names is ids else [names[row] for row in order]
-    groups = read_groups(folder, sorted_ids)
-    return Labels(sorted_ids, PathList(folder, sorted_names), tuple(classes), targets, groups)
+    return labels_below(folder, sorted_names, classes, targets, ids=sorted_ids)
 
 
 def require_unique(source: Path, names: Sequence[str]) -> None:
@@ -435,6 +460,34 @@ def read_groups(folder: Path, ids: Sequence[str]) -> tuple[tuple[str, ...], ...]
         raise InputError(f"{file} is nested too deeply; repair or remove it") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is not a JSON object of lists ({error}); repair or remove it") from error
+
+
+def labels_below(
+    folder: Path,
+    names: Sequence[str],
+    classes: Sequence[str] = (),
+    targets: NDArray[Any] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    groups_in: Path | None = None,
+    annotations: Sequence[Path] = (),
+) -> Labels:
+    """The items whose images have these names below `folder`, with the sources that `groups.json` names.
+
+    Args:
+        targets: None where only the annotations hold labels.
+        ids: the names themselves by default.
+        groups_in: the folder of `groups.json` where it is not `folder`.
+
+    Raises:
+        InputError: see `read_groups`.
+    """
+    names = tuple(names)
+    fixed = names if ids is None else tuple(ids)
+    if targets is None:
+        targets = np.zeros((len(names), 0), np.int8)
+    groups = read_groups(groups_in or folder, fixed)
+    return Labels(fixed, PathList(folder, names), tuple(classes), targets, groups, tuple(annotations))
 
 
 def fingerprint(labels: Labels) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.cifar10 import RestrictedUnpickler
 from benchmarks.datasets.imagenet_variants import read_drawings_c
-from benchmarks.datasets.lists import folder_contents, images_below, read_groups, require_files
+from benchmarks.datasets.lists import folder_contents, images_below, labels_below, require_files
 from benchmarks.task import InputError, Labels
-from results.files import PathList, require_regular
+from results.files import require_regular
 
 DATABASE, QUERIES = "database", "queries"
 _MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
@@ -62,9 +62,7 @@ def read_revisited(folder: Path, split: str) -> Labels:
     truth = read_ground_truth(file)
     names = [f"jpg/{name}.jpg" for name in (truth.database if split == DATABASE else truth.queries)]
     require_files(folder, names, file.name, "unpack the images again")
-    ids = tuple(names)
-    none = np.zeros((len(ids), 0), np.int8)
-    return Labels(ids, PathList(folder, ids), (), none, read_groups(folder, ids), (file,))
+    return labels_below(folder, names, annotations=(file,))
 
 
 class _Array:
@@ -208,9 +206,8 @@ def read_copydays(folder: Path, split: str) -> Labels:
     strange = [name for name in files if name[:4] not in index]
     if strange:
         raise InputError(f"{folder / block / strange[0]} has no original; unpack Copydays again")
-    ids = tuple(f"{block}/{name}" for name in files)
     targets = np.array([index[name[:4]] for name in files], np.int64)
-    return Labels(ids, PathList(folder, ids), tuple(photographs), targets, read_groups(folder, ids))
+    return labels_below(folder, [f"{block}/{name}" for name in files], photographs, targets)
 
 
 def _block(folder: Path, name: str) -> list[str]:
@@ -235,9 +232,6 @@ def read_drawing_copies(folder: Path, split: str) -> Labels:
     drawings = tuple(sorted(set(names)))
     index = {name: number for number, name in enumerate(drawings)}
     if split == QUERIES:
-        return Labels(
-            queries.ids, queries.paths, drawings, np.array([index[n] for n in names], np.int64), queries.groups
-        )
-    ids = tuple(f"val/{name}.png" for name in drawings)
-    clean = folder.parent / "drawings"
-    return Labels(ids, PathList(clean, ids), drawings, np.arange(len(ids)), read_groups(clean, ids))
+        return replace(queries, classes=drawings, targets=np.array([index[name] for name in names], np.int64))
+    originals = [f"val/{name}.png" for name in drawings]
+    return labels_below(folder.parent / "drawings", originals, drawings, np.arange(len(originals)))

@@ -7,7 +7,7 @@ owner publishes, so that a benchmark can choose its settings by it and then use 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,21 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.array_sets import ListedImages, pcam, stl10, svhn
 from benchmarks.datasets.lists import (
+    DatasetInfo,
     class_count,
     class_folders,
     first_file,
     folder_contents,
     images_below,
-    read_groups,
+    labels_below,
     read_lines,
 )
 from benchmarks.datasets.mat_files import read_mat
-from benchmarks.datasets.voc import read_voc_classification
+from benchmarks.datasets.voc import joined, read_voc_classification
 from benchmarks.task import InputError, Labels
-from results.files import PathList
 
 TEST = "test"
 SPLIT_SEED = 0  # of splits that no owner publishes
-ReadSplit = Callable[[Path, str], Labels]
 
 _MAX_MAT = 2**25  # bytes of a .mat file, unpacked; those of Stanford Cars have a tenth of it
 _CALTECH_TRAIN = 30  # images of each class
@@ -91,8 +90,7 @@ class _Set:
             raise InputError(
                 f"{folder}: {split} has labels outside its {len(classes)} classes; unpack {self.owner} again"
             )
-        fixed = tuple(ids)
-        return Labels(fixed, PathList(folder, files), tuple(classes), numbers, read_groups(folder, fixed))
+        return labels_below(folder, files, classes, numbers, ids=ids)
 
 
 TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}
@@ -256,127 +254,111 @@ def read_voc2007(folder: Path, split: str) -> Labels:
     found = [read_voc_classification(folder.parent, year, part) for part in parts]
     if any(labels.classes != found[0].classes for labels in found):
         raise InputError(f"{folder}: train and val have different classes; unpack the devkit again")
-    return Labels(
-        tuple(f"{part}/{id}" for part, labels in zip(parts, found, strict=True) for id in labels.ids),
-        tuple(path for labels in found for path in labels.paths),
-        found[0].classes,
-        np.concatenate([labels.targets for labels in found]),
-        tuple(group for labels in found for group in labels.groups),
-    )
+    ids = tuple(f"{part}/{id}" for part, labels in zip(parts, found, strict=True) for id in labels.ids)
+    return replace(joined(found), ids=ids)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TransferSet:
-    """A set of the suite: its folder below the data root, reader, image counts, where to get it, and its classes."""
-
-    folder: str
-    reader: ReadSplit
-    splits: Mapping[str, int | None]
-    how_to_get: str
-    classes: int | None = None
-
-
 # Counts are those of the papers' tables as third parties repeat them.
-TRANSFER_SETS: Mapping[str, TransferSet] = {
-    "food101": TransferSet(
+TRANSFER_SETS: Mapping[str, DatasetInfo] = {
+    "food101": DatasetInfo(
         "food-101", _Set("Food-101", TRAINVAL, partial(_torchvision, "Food101")),
         {"trainval": 75_750, TEST: 25_250},
         "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz", 101,
     ),
-    "birdsnap": TransferSet(
+    "birdsnap": DatasetInfo(
         "birdsnap", _Set("Birdsnap", TRAINVAL, _folders),
         {"trainval": None, TEST: None},
         "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/", 500,
     ),
-    "sun397": TransferSet(
+    "sun397": DatasetInfo(
         "SUN397", _Set("SUN397", TRAINVAL, _sun),
         {"trainval": 19_850, TEST: 19_850},
         "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/", 397,
     ),
-    "cars": TransferSet(
+    "cars": DatasetInfo(
         "stanford_cars", _Set("Stanford Cars", TRAINVAL, _cars),
         {"trainval": 8144, TEST: 8041},
         "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/", 196,
     ),
-    "aircraft": TransferSet(
+    "aircraft": DatasetInfo(
         "fgvc-aircraft-2013b", _Set("FGVC Aircraft", _WITH_VAL, partial(_torchvision, "FGVCAircraft")),
         {"trainval": 6667, TEST: 3333},
         "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", 100,
     ),
-    "dtd": TransferSet(
+    "dtd": DatasetInfo(
         "dtd", _Set("DTD", _WITH_VAL, partial(_torchvision, "DTD", partition=1)),
         {"trainval": 3760, TEST: 1880},
         "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", 47,
     ),
-    "pets": TransferSet(
+    "pets": DatasetInfo(
         "oxford-iiit-pet",
         _Set("Oxford-IIIT Pet", {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}},
              partial(_torchvision, "OxfordIIITPet")),
         {"trainval": 3680, TEST: 3669},
         "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/", 37,
     ),
-    "caltech101": TransferSet(
+    "caltech101": DatasetInfo(
         "caltech101",
         _Set("Caltech-101", TRAINVAL, partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None,
                                               without=_BACKGROUND)),
         {"trainval": 101 * _CALTECH_TRAIN, TEST: None},
         "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/", 101,
     ),
-    "flowers102": TransferSet(
+    "flowers102": DatasetInfo(
         "flowers-102", _Set("Oxford Flowers-102", _WITH_VAL, _flowers),
         {"trainval": 2040, TEST: 6149},
         "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", 102,
     ),
-    "eurosat": TransferSet(
+    "eurosat": DatasetInfo(
         "eurosat",
         _Set("EuroSAT", TRAINVAL, partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1])),
         {"trainval": 10_000, TEST: 5000}, "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/", 10,
     ),
-    "resisc45": TransferSet(
+    "resisc45": DatasetInfo(
         "resisc45", _Set("RESISC45", TRAINVAL, _folders),
         {"trainval": None, TEST: None},
         "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/", 45,
     ),
-    "country211": TransferSet(
+    "country211": DatasetInfo(
         "country211",
         _Set("Country211", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}},
              partial(_torchvision, "Country211")),
         {"trainval": None, TEST: None}, "github.com/openai/CLIP, data/country211.md: country211.tgz", 211,
     ),
-    "rendered_sst2": TransferSet(
+    "rendered_sst2": DatasetInfo(
         "rendered-sst2", _Set("Rendered SST2", _WITH_VAL, partial(_torchvision, "RenderedSST2")),
         {"trainval": None, TEST: None},
         "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", 2,
     ),
-    "gtsrb": TransferSet(
+    "gtsrb": DatasetInfo(
         "gtsrb", _Set("GTSRB", TRAINVAL, partial(_torchvision, "GTSRB")),
         {"trainval": None, TEST: None},
         "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/", 43,
     ),
-    "cub200": TransferSet(
+    "cub200": DatasetInfo(
         "CUB_200_2011", _Set("CUB-200-2011", TRAINVAL, _cub),
         {"trainval": 5994, TEST: 5794},
         "the CUB-200-2011 page (data.caltech.edu/records/20098): CUB_200_2011.tgz", 200,
     ),
-    "stl10": TransferSet(
+    "stl10": DatasetInfo(
         "stl10_binary", _Set("STL-10", TRAINVAL, stl10),
         {"trainval": None, TEST: None},
         "the STL-10 page (cs.stanford.edu/~acoates/stl10): stl10_binary.tar.gz", 10,
     ),
-    "svhn": TransferSet(
+    "svhn": DatasetInfo(
         "svhn", _Set("SVHN", TRAINVAL, svhn),
         {"trainval": None, TEST: None},
         "the SVHN page (ufldl.stanford.edu/housenumbers): train_32x32.mat and test_32x32.mat in svhn/", 10,
     ),
-    "pcam": TransferSet(
+    "pcam": DatasetInfo(
         "pcam", _Set("PatchCamelyon", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}, pcam),
         {"trainval": None, TEST: None},
         "github.com/basveeling/pcam: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 in pcam/; needs h5py", 2,
     ),
-    "voc2007_cls": TransferSet(
+    "voc2007_cls": DatasetInfo(
         "VOCdevkit/VOC2007", read_voc2007, {"trainval": 5011, TEST: 4952},
         "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of 2007", 20,
     ),

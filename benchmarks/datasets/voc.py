@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.datasets.lists import (
     first_file,
     folder_contents,
+    labels_below,
     read_groups,
     read_lines,
     require_files,
@@ -144,15 +146,19 @@ def read_voc_detection(devkit: Path, parts: Sequence[tuple[str, str]]) -> Labels
         names = [f"{id}.xml" for id in labels.ids]
         require_files(folder, names, f"{split}.txt", "unpack the whole devkit")
         annotations += PathList(folder, names)
-    ids = tuple(id for labels in read for id in labels.ids)
-    require_unique(devkit, ids)
+    found = joined(read)
+    require_unique(devkit, found.ids)
+    return replace(found, annotations=tuple(annotations))
+
+
+def joined(parts: Sequence[Labels]) -> Labels:
+    """The items of several splits with the same classes, without annotations."""
     return Labels(
-        ids,
-        tuple(path for labels in read for path in labels.paths),
-        read[0].classes,
-        np.concatenate([labels.targets for labels in read]),
-        tuple(group for labels in read for group in labels.groups),
-        tuple(annotations),
+        tuple(id for labels in parts for id in labels.ids),
+        tuple(path for labels in parts for path in labels.paths),
+        parts[0].classes,
+        np.concatenate([labels.targets for labels in parts]),
+        tuple(group for labels in parts for group in labels.groups),
     )
 
 
@@ -229,10 +235,8 @@ def _with_masks(folder: Path, source: Path, ids: Sequence[str], where: Sequence[
     images = folder / "JPEGImages"
     names = [f"{id}.jpg" for id in ids]
     require_files(images, names, source.name, "unpack the whole devkit")
-    fixed = tuple(ids)
-    masks = tuple(folder / below / f"{id}.png" for below, id in zip(where, ids, strict=True))
-    targets = np.zeros((len(ids), 0), dtype=np.int8)
+    masks = [folder / below / f"{id}.png" for below, id in zip(where, ids, strict=True)]
     # Another data set in VOC's layout has its own classes, in alphabetical order as in VOC's masks.
     listed = _listed_classes(folder / "ImageSets" / "Main", "trainval")
     classes = CLASSES if set(listed) <= set(CLASSES) else ("background", *listed)
-    return Labels(fixed, PathList(images, names), classes, targets, read_groups(folder, fixed), masks)
+    return labels_below(images, names, classes, ids=ids, groups_in=folder, annotations=masks)
