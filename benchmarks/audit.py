@@ -16,27 +16,26 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.audit_vit import alternatives, is_vision_transformer, structure
+from benchmarks.audit_vit import Variation, alternatives, is_vision_transformer, structure
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
 from benchmarks.encoders.forms import expand
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
+from benchmarks.training.labels import families
 from pretrain import distributed
 from results.files import write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple
@@ -171,12 +170,9 @@ def draw_sample(data: Path, size: int, seed: int) -> AuditSample:
 
 
 def _connected_sources(groups: list[tuple[str, ...]]) -> NDArray[np.int64]:
-    """A number per item, equal where items share a source directly or through others."""
-    number = {source: i for i, source in enumerate(dict.fromkeys(s for group in groups for s in group))}
-    pairs = np.array([(number[group[0]], number[s]) for group in groups for s in group])
-    graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(number), len(number)))
-    component = connected_components(graph, directed=False)[1]
-    return np.array([component[number[group[0]]] for group in groups], dtype=np.int64)
+    """A number per item, equal where items share a source directly or through others; ascends by first occurrence."""
+    _, first, number = np.unique(families(groups), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
 
 
 def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,27 +186,6 @@ def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 # ---- variations of the card ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Variation:
-    """A card that differs from the encoder's in one way, or the encoder's own card with batch statistics.
-
-    Attributes:
-        name: what differs.
-        words: completes "scores 2.0 points higher …".
-        conclusion: what a higher score means.
-        within: changes the module for the passes.
-        output: the output that is scored; the card's embedding where None.
-    """
-
-    name: str
-    words: str
-    card: EncoderCard
-    batch_statistics: bool = False
-    conclusion: str = "the card is probably wrong"
-    within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
-    output: str | None = None
 
 
 def variations(card: EncoderCard, batch_norms: bool) -> list[Variation]:
@@ -249,15 +224,9 @@ def variations(card: EncoderCard, batch_norms: bool) -> list[Variation]:
             seen.append(_network_input(variation.card))
             found.append(variation)
     if batch_norms:
-        found.append(
-            Variation(
-                "batch statistics",
-                "with the batch norms on batch statistics",
-                card,
-                batch_statistics=True,
-                conclusion="the running statistics in the file do not fit these images, or are damaged",
-            )
-        )
+        conclusion = "the running statistics in the file do not fit these images, or are damaged"
+        words = "with the batch norms on batch statistics"
+        found.append(Variation("batch statistics", words, card, conclusion, using_batch_statistics))
     return found
 
 
@@ -502,18 +471,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
     """
     started = time.monotonic()
     norms = len(batch_norms(encoder.module))
-    found = variations(encoder.card, batch_norms=norms > 0)
-    found += [
-        Variation(
-            a.name,
-            a.words,
-            encoder.card.model_copy(update=dict(a.pixels)),
-            conclusion=a.conclusion,
-            within=a.within,
-            output=a.output,
-        )
-        for a in alternatives(encoder)
-    ]
+    found = variations(encoder.card, batch_norms=norms > 0) + alternatives(encoder)
     shares = alarm_levels(found)
     runs = _EncoderRuns(encoder, sample, seed)
     affordable = int(seconds / runs.seconds_per_image)
@@ -595,8 +553,7 @@ class _EncoderRuns:
         other = copy.copy(self.encoder)
         other.card = variation.card
         name = variation.output or self.scored_by
-        within = using_batch_statistics if variation.batch_statistics else variation.within
-        with within(other.module) if within else nullcontext():
+        with variation.within(other.module) if variation.within else nullcontext():
             batches = self.sample.images[start:stop].split(BATCH)
             return torch.cat([_vector(other.outputs(other.normalise(b), [name])[name]) for b in batches])
 

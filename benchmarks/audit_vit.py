@@ -9,9 +9,9 @@ audit scores as it scores other cards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.encoder import BackboneWithHead, Encoder
+from results.schema import EncoderCard
 
 NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
 HEADS = (3, 4, 6, 8, 12, 16)  # of the usual sizes
@@ -35,22 +36,23 @@ MAX_GRID = 40  # patches per side at which positions are compared; RADIO has pos
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """Another reading of the same weights.
+class Variation:
+    """Another reading of the same weights: another card, or the encoder's own with a change of the network.
 
     Attributes:
-        name, words, conclusion: as in `benchmarks.audit.Variation`.
+        name: what differs.
+        words: completes "scores 2.0 points higher …".
+        conclusion: what a higher score means.
         within: changes the module inside a context, and changes it back.
         output: the output that is scored; the embedding where None.
-        pixels: fields of the card that differ.
     """
 
     name: str
     words: str
-    conclusion: str
+    card: EncoderCard
+    conclusion: str = "the card is probably wrong"
     within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     output: str | None = None
-    pixels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_vision_transformer(encoder: Encoder) -> bool:
@@ -67,34 +69,35 @@ def _network(encoder: Encoder) -> Any:
 # ---- other readings of the same weights ------------------------------------------------------------------------------
 
 
-def alternatives(encoder: Encoder) -> list[Alternative]:
+def alternatives(encoder: Encoder) -> list[Variation]:
     """Other numbers of heads, the other tokens as the embedding, CLIP's other activation, DINOv3's other pixels."""
-    found: list[Alternative] = []
-    network = _network(encoder)
+    found: list[Variation] = []
+    card, network = encoder.card, _network(encoder)
     if network is not None and getattr(network, "rope", None) is None:  # rotary positions depend on the heads
         width, own = _heads(network)
         for heads in HEADS if own else ():
             if heads != own and width % heads == 0:
                 words, conclusion = f"with {heads} heads instead of {own}", "the number of heads is probably wrong"
-                found.append(Alternative(f"{heads} heads", words, conclusion, partial(with_heads, heads=heads)))
+                within = partial(with_heads, heads=heads)
+                found.append(Variation(f"{heads} heads", words, card, conclusion, within))
     if encoder.has("cls") and encoder.has("patch_mean"):
-        of_class = encoder.card.embed.startswith("class token") and "mean" not in encoder.card.embed
+        of_class = card.embed.startswith("class token") and "mean" not in card.embed
         other = "patch_mean" if of_class else "cls"
         fact, tokens = ("mean", "the mean of its patch tokens") if of_class else ("cls", "its class token")
         conclusion = f"the embedding is probably not the authors'; try --facts embed={fact}"
-        found.append(Alternative(f"embed {fact}", f"by {tokens}", conclusion, output=other))
+        found.append(Variation(f"embed {fact}", f"by {tokens}", card, conclusion, output=other))
     kinds = _activations(network) if network is not None else set()
     if network is not None and kinds and not isinstance(getattr(network, "norm_pre", nn.Identity()), nn.Identity):
         quick = "QuickGELU" in kinds
         words = "with the exact GELU" if quick else "with CLIP's QuickGELU"
         conclusion = f"the activation is probably wrong; try --facts activation={'gelu' if quick else 'quick_gelu'}"
-        found.append(Alternative("activation", words, conclusion, partial(with_activation, quick=not quick)))
+        found.append(Variation("activation", words, card, conclusion, partial(with_activation, quick=not quick)))
     satellite = {name: pixels_of("sat-493m").values[name] for name in ("mean", "std")}
-    if "_dinov3" in encoder.card.architecture.name and encoder.card.mean != satellite["mean"]:
+    if "_dinov3" in card.architecture.name and card.mean != satellite["mean"]:
         facts = " ".join(f"{name}={','.join(f'{v:g}' for v in values)}" for name, values in satellite.items())
         words = "with the mean and std of DINOv3's satellite models"
         conclusion = f"it is probably a satellite model (SAT-493M); try --facts {facts}"
-        found.append(Alternative("SAT-493M", words, conclusion, pixels=satellite))
+        found.append(Variation("SAT-493M", words, card.model_copy(update=satellite), conclusion))
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +30,6 @@ class AttentiveBank(Bank, ABC):
         queries: learned queries of each head; more than one only for `EfficientBank`.
         blocks: self-attention blocks on the tokens before they are pooled; only for `JepaBank`.
     """
-
-    unit: ClassVar[str]
-    """the argument that must divide the width"""
 
     def __init__(
         self,
@@ -132,8 +128,6 @@ class EfficientBank(AttentiveBank):
     No key projection and one head of full width; a batch norm without scale and shift between pooling and linear layer.
     """
 
-    unit = "queries"
-
     def build(self) -> None:
         self._add_normal("query", self.queries, self.dim)
         self._add_uniform("value", self.dim, self.dim, fan_in=self.dim)
@@ -156,8 +150,6 @@ class EfficientBank(AttentiveBank):
 class AimBank(AttentiveBank):
     """AIM's probe (El-Nouby et al. 2024): batch norm over the tokens, one query, linear layers without bias."""
 
-    unit = "attention_heads"
-
     def build(self) -> None:
         self._add_normal("query", self.dim)
         for name in ("key", "value"):
@@ -178,8 +170,6 @@ class AimBank(AttentiveBank):
 class CapiBank(AttentiveBank):
     """CAPI's attentive probe (Darcet et al. 2025): one query on bare tokens, weight decay spares biases."""
 
-    unit = "attention_heads"
-
     def build(self) -> None:
         self._add_normal("query", self.dim)
         for name in ("key", "value"):
@@ -198,8 +188,6 @@ class CapiBank(AttentiveBank):
 
 class JepaBank(AttentiveBank):
     """V-JEPA 2's probe (Assran et al. 2025): self-attention blocks on the tokens, then a cross-attention block."""
-
-    unit = "attention_heads"
 
     def build(self) -> None:
         for block in range(self.blocks):

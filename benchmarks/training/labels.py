@@ -128,7 +128,7 @@ def held_out(labels: Labels, fraction: float, seed: int) -> tuple[NDArray[np.int
         return np.arange(len(labels)), np.array([], dtype=np.int64)
     sizes = np.bincount(labels.targets, minlength=len(labels.classes))
     quota = np.minimum(np.maximum(1, np.round(fraction * sizes).astype(np.int64)), np.maximum(sizes - 1, 0))
-    family = _families(labels)
+    family = families(labels.groups)
     by_family = np.argsort(family, kind="stable")
     members = np.split(by_family, np.cumsum(np.bincount(family))[:-1])
     held: list[int] = []
@@ -141,7 +141,7 @@ def held_out(labels: Labels, fraction: float, seed: int) -> tuple[NDArray[np.int
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def _families(labels: Labels) -> NDArray[np.int64]:
+def families(groups: Sequence[Sequence[str]]) -> NDArray[np.int64]:
     """(N,) numbers that are equal for items which share a source, directly or through other items (union-find)."""
     leader: dict[str, str] = {}
 
@@ -151,7 +151,7 @@ def _families(labels: Labels) -> NDArray[np.int64]:
             source = leader[source]
         return source
 
-    for first, *others in labels.groups:
+    for first, *others in groups:
         for other in others:
             leader[find(other)] = find(first)
-    return np.unique([find(sources[0]) for sources in labels.groups], return_inverse=True)[1].astype(np.int64)
+    return np.unique([find(sources[0]) for sources in groups], return_inverse=True)[1].astype(np.int64)
