@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.task import ImageTask, InputError, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import (
-    check_parts,
-    check_schedule,
-    check_single_label,
-    held_out,
-    split_held_out,
-    with_scaled_rates,
-    with_size_label,
-)
+from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.labels import TrainingTask, held_out, split_held_out
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Score, Source, canonical_sha256
 
@@ -310,21 +302,10 @@ LABELLED_SEED = 0  # chooses the labelled items of train: part of the protocol, 
 
 
 @dataclass(frozen=True)
-class FineTune(ImageTask[FineTuneParams]):
+class FineTune(TrainingTask[FineTuneParams]):
     """Fine-tuning of the whole network with a fresh linear classifier."""
 
-    accumulate: int = 1
-    """parts in which a batch passes through the network, for less memory; the step stays the same, except for batch
-    norms, which see one part: the protocol's id then says so"""
-    scale_lr: bool = False
-    """multiply the rates by --set batch_size over the protocol's own batch; the protocol's id then shows them"""
-
     Params = FineTuneParams
-
-    def resolve(self, protocol: Protocol) -> Protocol:
-        """Scale the rates where --scale-lr asks for it."""
-        check_parts(self.accumulate)
-        return with_scaled_rates(protocol, self.protocols) if self.scale_lr else protocol
 
     def for_encoder(self, protocol: Protocol, encoder: Encoder) -> Protocol:
         """Another id where batch norms have the statistics of a part of the batch."""
@@ -356,15 +337,10 @@ class FineTune(ImageTask[FineTuneParams]):
         """One epoch on all labels at a rate without drops."""
         return protocol.changed(epochs=1, drops=(), batch_size=batch_size, labelled=1.0, heldout=0.0)
 
-    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
-        """The protocol, with a label in its id if the data set has another size."""
-        return with_size_label(protocol, self.protocols, train)
-
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for labels that do not fit, no image to hold out, or drops after the end of the run."""
+        super().check(protocol, train, test)
         params = self.params(protocol)
-        check_single_label(protocol, train, test)
-        check_schedule(protocol, params)
         if params.heldout:
             own = train if params.labelled == 1 else train.rows(labelled_items(train, params))
             split_held_out(protocol, own, params.heldout, 0)

@@ -96,10 +96,6 @@ class _Views(Dataset[View]):
         return self.problem.view(index, view_rng(self.seed, epoch, index))
 
 
-def _listed(views: list[View]) -> list[View]:
-    return views
-
-
 @dataclass(frozen=True)
 class TrainedHeads:
     """The heads after their training; `output` is the map of the encoder that they sit on."""
@@ -148,7 +144,7 @@ def train_heads(
         _Views(problem, options.seed),
         batch_sampler=TrainingBatches(kept, params.batch_size, options.seed, state.steps, params.iterations),
         num_workers=options.loaders if device.type == "cuda" else 0,
-        collate_fn=_listed,
+        collate_fn=list,
     )
     bank.train()
     with distributed.stop_signals() as stop:

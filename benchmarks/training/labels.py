@@ -1,14 +1,16 @@
-"""Checks of single-label splits and of their size, and the part of train that is held out to choose by."""
+"""Checks of single-label splits, what tasks share that train on them, and the part of train held out to choose by."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.task import InputError, Labels
+from benchmarks.task import ImageTask, InputError, Labels
 from benchmarks.training.params import TrainingParams
 from results.schema import Protocol
 
@@ -46,59 +48,67 @@ def check_single_label(protocol: Protocol, train: Labels, test: Labels) -> None:
         )
 
 
-def check_schedule(protocol: Protocol, params: TrainingParams) -> None:
-    """Raises InputError for drops of the rate that the run is too short to reach."""
-    if late := params.late_drops():
-        raise InputError(
-            f"{protocol.id}: the run ends at {params.length}, before the drops of the rate at {late}: set earlier "
-            "drops, or leave them out to scale them with the length of the run"
-        )
+ParamsT = TypeVar("ParamsT", bound=TrainingParams)
 
 
-def with_size_label(protocol: Protocol, declared: Sequence[Protocol], train: Labels) -> Protocol:
-    """The protocol with its number of training images in the id, where it was published for half or twice as many.
+@dataclass(frozen=True)
+class TrainingTask(ImageTask[ParamsT]):
+    """What all tasks share that train a classifier on a single-label set."""
 
-    Args:
-        declared: protocols as published, among them the one that `protocol` is or was derived from.
-    """
-    from benchmarks.datasets.registry import DATASETS
+    accumulate: int = 1
+    """parts in which a batch passes through the network, for less memory; the step stays the same, except for batch
+    norms, which see one part: the protocol's id then says so"""
+    scale_lr: bool = False
+    """multiply the rates by --set batch_size over the protocol's own batch; the protocol's id then shows them"""
 
-    base = protocol.id.partition("+")[0]
-    published = next((p for p in declared if p.id == base), protocol)
-    known = DATASETS.get(published.dataset)
-    images = known.splits.get(published.train_split) if known else None
-    if images is None or images / 2 <= len(train) <= 2 * images:
-        return protocol
-    log.warning(
-        "%s was published for %d training images, and %s has %d: its rate, batch and epochs may be unsuitable, and the "
-        "id says so. linear_avgpool.imagefolder searches for its learning rate",
-        base, images, protocol.dataset, len(train),
-    )  # fmt: skip
-    return protocol.changed(label=f"train_images={len(train)}")
+    def resolve(self, protocol: Protocol) -> Protocol:
+        """With --scale-lr, every rate multiplied by the batch over the declared one (Goyal et al. 2017).
 
+        Raises:
+            InputError: --accumulate is below 1; with --scale-lr the batch is the declared one, or --set changes the
+                rates too.
+        """
+        if self.accumulate < 1:
+            raise InputError(f"--accumulate must be at least 1, got {self.accumulate}")
+        if not self.scale_lr:
+            return protocol
+        own = next(p for p in self.protocols if p.id == protocol.id.partition("+")[0])
+        if any(label.startswith("lrs=") for label in protocol.overrides):
+            raise InputError("--set lrs=… and --scale-lr both set the learning rates; use only one of them")
+        factor = protocol.params["batch_size"] / own.params["batch_size"]
+        if factor == 1:
+            raise InputError(
+                f"--scale-lr changes nothing: {own.id} itself has batches of {own.params['batch_size']} images; give "
+                "another size with --set batch_size=…"
+            )
+        return protocol.changed(lrs=tuple(lr * factor for lr in protocol.params["lrs"]))
 
-def with_scaled_rates(protocol: Protocol, declared: Sequence[Protocol]) -> Protocol:
-    """The protocol with every rate multiplied by its batch over the declared one (Goyal et al. 2017), as its id says.
+    def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
+        """With its number of training images in the id, where it was published for half or twice as many."""
+        from benchmarks.datasets.registry import DATASETS
 
-    Raises:
-        InputError: the batch is the declared one, or --set changes the rates too.
-    """
-    own = next(p for p in declared if p.id == protocol.id.partition("+")[0])
-    if any(label.startswith("lrs=") for label in protocol.overrides):
-        raise InputError("--set lrs=… and --scale-lr both set the learning rates; use only one of them")
-    factor = protocol.params["batch_size"] / own.params["batch_size"]
-    if factor == 1:
-        raise InputError(
-            f"--scale-lr changes nothing: {own.id} itself has batches of {own.params['batch_size']} images; give "
-            "another size with --set batch_size=…"
-        )
-    return protocol.changed(lrs=tuple(lr * factor for lr in protocol.params["lrs"]))
+        base = protocol.id.partition("+")[0]
+        published = next((p for p in self.protocols if p.id == base), protocol)
+        known = DATASETS.get(published.dataset)
+        images = known.splits.get(published.train_split) if known else None
+        if images is None or images / 2 <= len(train) <= 2 * images:
+            return protocol
+        log.warning(
+            "%s was published for %d training images, and %s has %d: its rate, batch and epochs may be unsuitable, and "
+            "the id says so. linear_avgpool.imagefolder searches for its learning rate",
+            base, images, protocol.dataset, len(train),
+        )  # fmt: skip
+        return protocol.changed(label=f"train_images={len(train)}")
 
-
-def check_parts(parts: int) -> None:
-    """Raises InputError for a number of parts that a batch cannot have."""
-    if parts < 1:
-        raise InputError(f"--accumulate must be at least 1, got {parts}")
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        """Raises InputError for labels that do not fit, or drops of the rate that the run is too short to reach."""
+        check_single_label(protocol, train, test)
+        params = self.params(protocol)
+        if late := params.late_drops():
+            raise InputError(
+                f"{protocol.id}: the run ends at {params.length}, before the drops of the rate at {late}: set earlier "
+                "drops, or leave them out to scale them with the length of the run"
+            )
 
 
 def split_held_out(

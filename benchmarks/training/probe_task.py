@@ -18,15 +18,8 @@ from pydantic import Field
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
-from benchmarks.task import ImageTask, InputError, Labels, Outcome, RunOptions
-from benchmarks.training.labels import (
-    check_parts,
-    check_schedule,
-    check_single_label,
-    split_held_out,
-    with_scaled_rates,
-    with_size_label,
-)
+from benchmarks.task import InputError, Labels, Outcome, RunOptions
+from benchmarks.training.labels import TrainingTask, split_held_out
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
 from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
 
@@ -159,26 +152,25 @@ FEWEST_STEPS, MOST_EPOCHS = 2000, 100
 
 
 @dataclass(frozen=True)
-class ProbeTask(ImageTask[ParamsT]):
+class ProbeTask(TrainingTask[ParamsT]):
     """Heads trained on views of the images, the encoder frozen."""
 
     accumulate: int = 1
     """parts in which a batch passes through encoder and heads, for less memory; the step stays the same"""
-    scale_lr: bool = False
-    """multiply the rates by --set batch_size over the protocol's own batch; the protocol's id then shows them"""
 
     passes_per_step = 1
 
-    def resolve(self, protocol: Protocol) -> Protocol:
-        """Scale the rates where --scale-lr asks for it."""
-        check_parts(self.accumulate)
-        return with_scaled_rates(protocol, self.protocols) if self.scale_lr else protocol
+    def params(self, protocol: Protocol) -> ParamsT:
+        """The typed params of a protocol of this task, or of another probe that shares its pass."""
+        if protocol.harness == self.name:
+            return super().params(protocol)
+        return protocol.params_type.model_validate(protocol.params)  # type: ignore[return-value]
 
     def adapted(self, protocol: Protocol, train: Labels, test: Labels) -> Protocol:
         """On the user's own image folder, batch and epochs fit its size; elsewhere the id names another size."""
         params = self.params(protocol)
         if protocol.variant != "imagefolder":
-            return with_size_label(protocol, self.protocols, train)
+            return super().adapted(protocol, train, test)
         changes = fitted_to(round(len(train) * (1 - params.heldout)), params)
         own = {label.partition("=")[0] for label in protocol.overrides}
         changes = {name: value for name, value in changes.items() if name not in own}
@@ -191,9 +183,8 @@ class ProbeTask(ImageTask[ParamsT]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError for labels that do not fit, no image to hold out, or drops or warm-up beyond the run."""
-        params = _params(self, protocol)
-        check_single_label(protocol, train, test)
-        check_schedule(protocol, params)
+        super().check(protocol, train, test)
+        params = self.params(protocol)
         if isinstance(params, WarmupParams) and params.warmup > params.length:
             raise InputError(f"{protocol.id}: warmup={params.warmup:g} is longer than the training of {params.length}")
         counted = protocol.params.get("iterations") is not None
@@ -242,7 +233,7 @@ class ProbeTask(ImageTask[ParamsT]):
 
         for protocol in protocols:
             self.check(protocol, train, test)
-        params = [_params(self, protocol) for protocol in protocols]
+        params: list[HeadsParams] = [self.params(protocol) for protocol in protocols]
         geometry, seed = protocols[0].geometry, options.seed
         before = module_sha256(encoder.module)
         keys = [key for each in params for read in each.reads(encoder.names).values() for key in read]
@@ -269,16 +260,6 @@ class ProbeTask(ImageTask[ParamsT]):
             for outcome in outcomes:
                 outcome.runs = [{**row, "accumulate": self.accumulate} for row in outcome.runs]
         return outcomes
-
-
-def _params(task: ProbeTask[Any], protocol: Protocol) -> HeadsParams:
-    """The typed params of a protocol of this task, or of another probe that shares its pass."""
-    if protocol.harness == task.name:
-        found: HeadsParams = task.params(protocol)
-        return found
-    other = protocol.params_type.model_validate(protocol.params)
-    assert isinstance(other, HeadsParams)
-    return other
 
 
 def probe_protocol(
