@@ -281,13 +281,26 @@ def read_cifar100(folder: Path, split: str) -> Labels:
 
 CIFAR10 = FolderLayouts(
     _OWNER,
-    tuple(
+    (
         FolderLayout(
-            f"{below or '.'}/test_batch{suffix}",
-            partial(_fits, below=below, suffix=suffix),
-            partial(_read, below=below, suffix=suffix),
-        )
-        for folder, suffix in (("cifar-10-batches-py", ""), ("cifar-10-batches-bin", ".bin"))
-        for below in (folder, "")
+            "cifar-10-batches-py/test_batch",
+            partial(_fits, below="cifar-10-batches-py", suffix=""),
+            partial(_read, below="cifar-10-batches-py", suffix=""),
+        ),
+        FolderLayout(
+            "./test_batch",
+            partial(_fits, below="", suffix=""),
+            partial(_read, below="", suffix=""),
+        ),
+        FolderLayout(
+            "cifar-10-batches-bin/test_batch.bin",
+            partial(_fits, below="cifar-10-batches-bin", suffix=".bin"),
+            partial(_read, below="cifar-10-batches-bin", suffix=".bin"),
+        ),
+        FolderLayout(
+            "./test_batch.bin",
+            partial(_fits, below="", suffix=".bin"),
+            partial(_read, below="", suffix=".bin"),
+        ),
     ),
 )
