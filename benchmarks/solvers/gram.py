@@ -72,9 +72,7 @@ class CentredRows:
             yield buffer[: len(block)].copy_(block)
 
 
-def normalised_rows(
-    features: NDArray[np.float32], mean: Tensor | None = None, device: torch.device | str = "cpu"
-) -> CentredRows:
+def normalised_rows(features: NDArray[np.float32], mean: Tensor | None = None) -> CentredRows:
     """(n, d) `features` divided by their L2 norm + 1e-5, centred on `mean`, or on their own mean if there is none.
 
     Reads the features in blocks, so that a memory map never becomes resident in double precision.
@@ -82,16 +80,16 @@ def normalised_rows(
     n, d = features.shape
 
     def block(start: int) -> Tensor:
-        x = torch.from_numpy(np.array(features[start : start + CHUNK_ROWS], dtype=np.float64)).to(device)
+        x = torch.from_numpy(np.array(features[start : start + CHUNK_ROWS], dtype=np.float64))
         return x.div_(torch.linalg.vector_norm(x, dim=1, keepdim=True) + NORM_OFFSET)
 
     starts = range(0, n, CHUNK_ROWS)
     if mean is None:
-        mean = torch.zeros(d, dtype=torch.float64, device=device)
+        mean = torch.zeros(d, dtype=torch.float64)
         for start in starts:
             mean += block(start).sum(0)
         mean /= n
-    centred = torch.empty(n, d, dtype=torch.float32, device=device)
+    centred = torch.empty(n, d, dtype=torch.float32)
     for start in starts:
         centred[start : start + CHUNK_ROWS] = (block(start) - mean).float()
     return CentredRows(centred, mean)
@@ -240,7 +238,7 @@ def _leading_space(gram: Gram) -> LeadingSpace:
     guess = gram.guess
     if guess is None:
         generator = torch.Generator().manual_seed(0)
-        start = torch.randn(len(gram.shift), _rank(gram.size), gram.size, generator=generator).to(gram.shift.device)
+        start = torch.randn(len(gram.shift), _rank(gram.size), gram.size, generator=generator)
         guess = torch.linalg.qr(gram.product(start).mT)[0].mT.contiguous()
     image = gram.product(guess)
     inner, outer = (image @ guess.mT).double(), (image @ image.mT).double()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 
 LARS_EPS = 1e-8
+ADAM_EPS = 1e-8
 MOMENTUM = 0.1  # of the running statistics, as of torch's batch norm
 
 Factor = float | tuple[float, ...]  # of the rates: one for all heads, or one for each
@@ -260,11 +261,10 @@ class BankAdamW:
         weight_decays: Sequence[float],
         *,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
         clip: float = 0.0,
         spare_norms: bool = True,
     ) -> None:
-        self.parameters, self.betas, self.eps, self.clip = list(bank.parameters()), betas, eps, clip
+        self.parameters, self.betas, self.clip = list(bank.parameters()), betas, clip
         steps = torch.zeros(())  # on the CPU: reading it there waits for no GPU
         self.momenta = [steps, *(torch.zeros_like(p) for _ in betas for p in self.parameters)]
         self._rates = [_per_head(rates, p) for p in self.parameters]
@@ -299,7 +299,7 @@ class BankAdamW:
             parameter.mul_(1 - rate * decays)
             first.lerp_(gradient, 1 - beta1)
             second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            spread = (second / (1 - beta2**done)).sqrt_().add_(self.eps)
+            spread = (second / (1 - beta2**done)).sqrt_().add_(ADAM_EPS)
             parameter.sub_(rate / (1 - beta1**done) * first / spread)
 
 

@@ -79,7 +79,7 @@ def solve_costs(
     batches += [[i] for i in ascending[len(joint) :]]
     start: tuple[Tensor, Tensor] | None = None
     for batch in batches:
-        factors = torch.tensor([costs[i] for i in batch], dtype=torch.float64, device=signs.device)
+        factors = torch.tensor([costs[i] for i in batch], dtype=torch.float64)
         repeat = len(batch)
         beta = solve(
             gram,
@@ -119,8 +119,8 @@ def solve(
     y, c = signs.double(), weights.double()
     b, o = (torch.zeros_like(c), torch.zeros_like(c)) if start is None else (start[0].double(), start[1].double())
     beta = torch.zeros_like(c)
-    steps = torch.zeros(c.shape[:2], dtype=torch.int64, device=c.device)
-    columns = torch.arange(c.shape[1], device=c.device)
+    steps = torch.zeros(c.shape[:2], dtype=torch.int64)
+    columns = torch.arange(c.shape[1])
     finished = exact = torch.zeros_like(steps, dtype=torch.bool)  # exact: o is refreshed in double precision
     for iteration in range(MAX_NEWTON):
         slack = 1 - y * o
@@ -315,7 +315,7 @@ def _conjugate_gradients(system: _System) -> _Step:
     """
     gram, scale = system.gram, system.scale
     out = _Step(*(torch.zeros_like(t) for t in (system.residual, system.residual, system.open)))
-    columns = torch.arange(scale.shape[1], device=scale.device)
+    columns = torch.arange(scale.shape[1])
     unit = system.residual.norm(dim=-1, keepdim=True).clamp(min=1e-300)
     d, r = system.curvature.float(), (system.residual / unit).float()
     goal = (system.goal / unit[..., 0]).float() ** 2

@@ -1,8 +1,8 @@
 """The SVMs of the two protocols: `fit_cross_validated` trains one per class on all images, its cost chosen by
 cross-validation; `fit_subsets` trains many on drawn subsets of the images. The optimum of each is `squared_hinge`'s.
 
-Both run on the CPU unless told otherwise. Newton's steps wait for a decision about every problem, thousands of times in
-a protocol: on a GPU each is a stall, and the matrices are small.
+Both run on the CPU. Newton's steps wait for a decision about every problem, thousands of times in a protocol: on a GPU
+each is a stall, and the matrices are small.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ClassModels:
 
     def decisions(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(C, N) decision values of (N, D) features."""
-        return normalised_rows(features, self.mean, self.mean.device).decisions(self.weights).cpu().numpy()
+        return normalised_rows(features, self.mean).decisions(self.weights).numpy()
 
 
 def fit_cross_validated(
@@ -67,7 +67,6 @@ def fit_cross_validated(
     costs: Sequence[float],
     *,
     tolerance: float,
-    device: str = "cpu",
     fold_done: Callable[[], object] = lambda: None,
 ) -> ClassModels:
     """Choose each class's cost by cross-validation on (N, D) features, then train on all images at that cost.
@@ -80,7 +79,7 @@ def fit_cross_validated(
         fold_done: called after each fold and after the final models.
     """
     laps = [time.perf_counter()]
-    rows = normalised_rows(features, device=device)
+    rows = normalised_rows(features)
     kernel = gram(rows)
     _ = kernel.leading  # now, and not in several threads at once
     laps.append(time.perf_counter())
@@ -89,9 +88,9 @@ def fit_cross_validated(
     shape = (len(costs), *folds.shape)
     count = int(folds.max()) + 1
     cv_ap = np.zeros(shape[:2])
-    starts = torch.zeros(shape, device=device)
+    starts = torch.zeros(shape)
     pieces = [(fold, classes) for classes in _halves(shape[1]) for fold in range(count)]
-    for (_, classes), (ap, beta) in zip(pieces, _map_on_cores(work.held_out, pieces, device), strict=True):
+    for (_, classes), (ap, beta) in zip(pieces, _map_on_cores(work.held_out, pieces), strict=True):
         cv_ap[:, classes] += ap / count
         # An image trains in all folds but one, so this is the mean of its coefficients.
         starts[:, classes] += beta / (count - 1)
@@ -101,10 +100,10 @@ def fit_cross_validated(
     laps.append(time.perf_counter())
 
     final = partial(work.final, chosen, starts)
-    solutions = list(_map_on_cores(final, _halves(len(chosen)), device))
+    solutions = list(_map_on_cores(final, _halves(len(chosen))))
     fold_done()
     models = rows.weights(torch.cat([solution.beta[0] for solution in solutions]))
-    steps = torch.cat([solution.newton_steps[0] for solution in solutions]).cpu().numpy()
+    steps = torch.cat([solution.newton_steps[0] for solution in solutions]).numpy()
     laps.append(time.perf_counter())
     phases = zip(("gram", "cross-validation", "refit"), pairwise(laps), strict=True)
     return ClassModels(models, rows.mean, cv_ap, chosen, steps, {name: end - begin for name, (begin, end) in phases})
@@ -117,7 +116,7 @@ def _halves(classes: int) -> list[slice]:
 
 
 class _Work:
-    """The pieces of work that run in parallel, on tensors of one device."""
+    """The pieces of work that run in parallel."""
 
     def __init__(
         self,
@@ -128,10 +127,9 @@ class _Work:
         costs: Sequence[float],
         tolerance: float,
     ) -> None:
-        device = kernel.shift.device
         self._kernel, self._positive, self._folds, self._costs = kernel, positive, folds, costs
-        self._signs = torch.from_numpy(np.where(positive, 1.0, -1.0)).to(device)
-        self._weights = torch.from_numpy(weights * (folds >= 0)).to(device)
+        self._signs = torch.from_numpy(np.where(positive, 1.0, -1.0))
+        self._weights = torch.from_numpy(weights * (folds >= 0))
         self._tolerance = tolerance
 
     def held_out(self, piece: tuple[int, slice]) -> tuple[NDArray[np.float64], Tensor]:
@@ -140,29 +138,28 @@ class _Work:
         The classes' folds differ a little, so it is solved on the images that any of them trains on.
         """
         fold, classes = piece
-        device = self._signs.device
         positive, of_class = self._positive[classes], self._folds[classes]
         member, held_out = (of_class != fold) & (of_class >= 0), of_class == fold
-        images, others = (torch.from_numpy(np.flatnonzero(which.any(0))).to(device) for which in (member, held_out))
+        images, others = (torch.from_numpy(np.flatnonzero(which.any(0))) for which in (member, held_out))
         path = solve_costs(
             self._kernel.select(images[None]),
             self._signs[classes][None, :, images],
-            (self._weights[classes] * torch.from_numpy(member).to(device))[None, :, images],
+            (self._weights[classes] * torch.from_numpy(member))[None, :, images],
             self._costs,
             tolerance=self._tolerance,
         )
-        found = torch.zeros(len(self._costs), len(member), len(images), dtype=torch.float64, device=device)
+        found = torch.zeros(len(self._costs), len(member), len(images), dtype=torch.float64)
         for i, beta in path:
             found[i] = beta[0]
-        coefficients = torch.zeros(len(self._costs), *member.shape, device=device)
+        coefficients = torch.zeros(len(self._costs), *member.shape)
         coefficients[:, :, images] = found.float()
         decisions = self._kernel.across(found.flatten(0, 1), images, others).unflatten(0, found.shape[:2])
-        labels = np.where(held_out, positive, -1).astype(np.int8)[:, others.cpu().numpy()]
-        return average_precisions(decisions.cpu().numpy(), labels).step, coefficients
+        labels = np.where(held_out, positive, -1).astype(np.int8)[:, others.numpy()]
+        return average_precisions(decisions.numpy(), labels).step, coefficients
 
     def final(self, chosen: NDArray[np.int64], starts: Tensor, classes: slice) -> Solution:
         """The models of some classes at their chosen costs, from (costs, C, N) starts."""
-        cost = torch.tensor(self._costs, dtype=torch.float64)[chosen[classes]].to(self._signs.device)
+        cost = torch.tensor(self._costs, dtype=torch.float64)[chosen[classes]]
         start = starts[chosen, np.arange(len(chosen))][classes].double()[None]
         return solve(
             self._kernel,
@@ -216,7 +213,7 @@ class SubsetModels:
         places = [self._part.rows(place) for place in range(self._beta.shape[1])]
         return torch.stack(
             [
-                torch.stack([rows.weights(beta).float().cpu() for rows, beta in zip(places, of_cost, strict=True)])
+                torch.stack([rows.weights(beta).float() for rows, beta in zip(places, of_cost, strict=True)])
                 for of_cost in self._beta
             ]
         )
@@ -232,7 +229,6 @@ def fit_subsets(
     class_weights: tuple[float, float],
     tolerance: float,
     all_pairs: bool,
-    device: str = "cpu",
 ) -> Iterator[Found]:
     """Train on subsets of (N, D) `train` features; yields `score(subset, models)` of every subset, in order.
 
@@ -245,11 +241,11 @@ def fit_subsets(
         all_pairs: keep the inner products of all training images with all images, for many problems on a few thousand
             images. Otherwise only the drawn rows are read, and g must be 1.
     """
-    rows = (_AllPairs if all_pairs else _DrawnRows)(train, test, device)
+    rows = (_AllPairs if all_pairs else _DrawnRows)(train, test)
 
     def models(subset: SubsetT, its_costs: Sequence[float]) -> Iterator[SubsetModels]:
         part = rows.gram(subset.images)
-        positive = torch.from_numpy(subset.positive).to(device)
+        positive = torch.from_numpy(subset.positive)
         signs = torch.where(positive, 1.0, -1.0).double()
         weights = torch.where(positive, *class_weights).double()
         path = solve_costs(part, signs, weights, its_costs, tolerance=tolerance)
@@ -267,25 +263,24 @@ def fit_subsets(
     def work(item: tuple[SubsetT, Sequence[float]]) -> Found:
         return score(item[0], models(*item))
 
-    yield from _map_on_cores(work, list(zip(subsets, costs, strict=True)), device)
+    yield from _map_on_cores(work, list(zip(subsets, costs, strict=True)))
 
 
 class _AllPairs:
     """Keeps the inner products of all training images with all images."""
 
-    def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32], device: str) -> None:
-        rows = normalised_rows(train, device=device)
-        test_rows = normalised_rows(test, rows.mean, device)
+    def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32]) -> None:
+        rows = normalised_rows(train)
+        test_rows = normalised_rows(test, rows.mean)
         self._whole = gram(rows)
         _ = self._whole.leading  # now, and not in several threads at once
         assert self._whole.dense is not None
         self._cross = torch.cat([self._whole.dense[0], rows.centred @ test_rows.centred.T], 1)
         self._shift = torch.cat([self._whole.shift[0], mean_products(test_rows)])
-        self._device = device
 
     def gram(self, images: NDArray[np.int64]) -> Gram:
         """The stack of Gram matrices of (g, n) training images."""
-        return self._whole.select(torch.from_numpy(images).to(self._device))
+        return self._whole.select(torch.from_numpy(images))
 
     def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> _Decisions:
         """(g, m, images) decisions on `compared` and on the test images of (g, m, n) coefficients over `images`."""
@@ -293,22 +288,22 @@ class _AllPairs:
         start = 0 if len(compared) else train_images  # the test images alone are half the work
         cross, shifts = self._cross[:, start:], self._shift[start:]
         found = []
-        for of_place, shift, at in zip(beta, part.shift, torch.from_numpy(images).to(self._device), strict=True):
+        for of_place, shift, at in zip(beta, part.shift, torch.from_numpy(images), strict=True):
             total = of_place.sum(-1, keepdim=True)
             common = (of_place @ shift)[:, None] + part.constant * total
             found.append((of_place.float() @ cross[at]).double() + total * shifts + common)
-        every = torch.stack(found).float().cpu().numpy()
+        every = torch.stack(found).float().numpy()
         return every[..., compared], every[..., train_images - start :]
 
 
 class _DrawnRows:
     """Reads only the drawn rows."""
 
-    def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32], device: str) -> None:
-        self._train, self._test, self._device = train, test, device
+    def __init__(self, train: NDArray[np.float32], test: NDArray[np.float32]) -> None:
+        self._train, self._test = train, test
 
     def gram(self, images: NDArray[np.int64]) -> Gram:
-        return gram(normalised_rows(self._train[images[0]], device=self._device))
+        return gram(normalised_rows(self._train[images[0]]))
 
     def decisions(self, part: Gram, beta: Tensor, images: NDArray[np.int64], compared: NDArray[np.int64]) -> _Decisions:
         rows = part.rows()
@@ -318,9 +313,9 @@ class _DrawnRows:
         def on(features: NDArray[np.float32], which: NDArray[np.int64]) -> NDArray[np.float32]:
             found = [signal.new_zeros(len(signal), 0)]
             for start in range(0, len(which), CHUNK_ROWS):
-                block = normalised_rows(features[which[start : start + CHUNK_ROWS]], rows.mean, self._device)
+                block = normalised_rows(features[which[start : start + CHUNK_ROWS]], rows.mean)
                 found.append(functional.linear(signal, block.centred))
-            return (torch.cat(found, 1) + constant[:, None]).float().cpu().numpy()[None]
+            return (torch.cat(found, 1) + constant[:, None]).float().numpy()[None]
 
         return on(self._train, compared), on(self._test, np.arange(len(self._test)))
 
@@ -328,15 +323,15 @@ class _DrawnRows:
 # ---- threads
 
 
-def _map_on_cores(work: Callable[[Item], Found], items: Sequence[Item], device: str | torch.device) -> Iterator[Found]:
+def _map_on_cores(work: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
     """Yields `work(item)` in order, on as many threads as torch would use for one operation.
 
     The products here are too small to be split well: two operations side by side use two cores better than one
-    operation on both, and do not stall when another process holds one of them. A GPU gets one piece at a time.
+    operation on both, and do not stall when another process holds one of them.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(items))
-    if workers < 2 or torch.device(device).type != "cpu":
+    if workers < 2:
         yield from map(work, items)
         return
     # The number is a thread's own for OpenMP and global for MKL, so every worker sets it and it is set back here.
