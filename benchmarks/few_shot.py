@@ -108,9 +108,7 @@ class Ncm(FeatureTask[NcmParams]):
         ranks = nearest_mean_ranks(means[None], queries, test.labels.targets, starts)[0]
         outcome = Outcome(timing={"classify": time.perf_counter() - began})
         for column, top in zip(NCM_COLUMNS, (1, 5), strict=True):
-            hits = (ranks < top).numpy()
-            outcome.items[f"correct/{column}"] = hits
-            outcome.scores[column] = Score(value=100 * float(hits.mean()), n=len(hits), selection=protocol.selection)
+            outcome.add_accuracy(column, (ranks < top).numpy(), protocol.selection)
         return outcome
 
 

@@ -1,7 +1,8 @@
 """Fine-tuning of the whole network: semi-supervised on 1 % and 10 % of ImageNet's labels, and end to end on all.
 
 Read top to bottom: parameters, protocols with their sources, one cell of a grid, the summary of its cells. The network
-and its training loop are in `benchmarks.training.finetuning`.
+and its training loop are in `benchmarks.training.finetuning`, the flags and the checks of labels that it shares with
+the probes in `benchmarks.training.labels`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
 from benchmarks.training.labels import TrainingTask, held_out, split_held_out
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
-from results.schema import Geometry, Protocol, Record, Score, Source, canonical_sha256
+from results.schema import Geometry, Protocol, Record, Source, canonical_sha256
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
@@ -483,8 +484,7 @@ def _score(outcome: Outcome, state: FineTuneState, row: dict[str, Any]) -> None:
         ("Top-5", state.last, 5, LAST),
         ("Top-1 best", state.best, 1, BEST),
     ):
-        outcome.scores[column] = Score(value=top_k_percent(ranks, k), n=len(ranks), selection=selection)
-        outcome.items[f"correct/{column}"] = (ranks < k).numpy()
+        outcome.add_accuracy(column, (ranks < k).numpy(), selection)
 
 
 def _row_of(record: Record) -> dict[str, Any]:

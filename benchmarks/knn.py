@@ -19,7 +19,7 @@ from pydantic import Field
 from benchmarks.solvers import Engine
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from results.errors import first_few
-from results.schema import Counts, Geometry, Params, Protocol, Score, Source
+from results.schema import Counts, Geometry, Params, Protocol, Source
 
 if TYPE_CHECKING:
     from benchmarks.solvers.exact_knn import Neighbours
@@ -265,10 +265,7 @@ class Knn(FeatureTask[KnnParams]):
         outcome = Outcome(timing={"search": searched - began, "vote": time.perf_counter() - searched})
         for top in params.top:
             for k in params.k:
-                name = column(k, top)
-                hits = ranks[k] < top
-                outcome.items[f"correct/{name}"] = hits
-                outcome.scores[name] = Score(value=100 * float(hits.mean()), n=len(hits), selection=protocol.selection)
+                outcome.add_accuracy(column(k, top), ranks[k] < top, protocol.selection)
         outcome.runs.append(
             {
                 "engine": found.engine,

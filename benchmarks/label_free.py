@@ -84,13 +84,11 @@ class LabelFreeViewParams(ViewParams):
         return LIDAR, ALIGNMENT
 
 
-def _protocol(
-    params: Params, benchmark: str, variant: str, dataset: str, split: str, geometry: Geometry, source: Source
-) -> Protocol:
+def _protocol(params: Params, variant: str, dataset: str, split: str, geometry: Geometry, source: Source) -> Protocol:
     views = isinstance(params, LabelFreeViewParams)
     return Protocol.of(
         params,
-        benchmark=benchmark,
+        benchmark="label_free_views" if views else "label_free",
         variant=variant,
         harness="label-free-views" if views else "label-free",
         dataset=dataset,
@@ -129,10 +127,9 @@ def _like(identifier: str, note: str) -> Source:
 
 
 PROTOCOLS = (
-    _protocol(LabelFreeParams(rankme_eps=1e-5), "label_free", "spt", "imagenet", "val", _IMAGENET, _SPT_SOURCE),
+    _protocol(LabelFreeParams(rankme_eps=1e-5), "spt", "imagenet", "val", _IMAGENET, _SPT_SOURCE),
     _protocol(
         LabelFreeParams(rankme_eps=1e-7),
-        "label_free",
         "spt_jax",
         "imagenet",
         "val",
@@ -141,7 +138,6 @@ PROTOCOLS = (
     ),
     _protocol(
         LabelFreeParams(rankme_eps=0.0, rankme_denominator=1e-7),
-        "label_free",
         "radio",
         "imagenet",
         "val",
@@ -154,7 +150,6 @@ PROTOCOLS = (
     ),
     _protocol(
         LabelFreeParams(rankme_eps=1e-5),
-        "label_free",
         "imagefolder",
         "imagefolder",
         "val",
@@ -163,7 +158,6 @@ PROTOCOLS = (
     ),
     _protocol(
         LabelFreeParams(rankme_eps=1e-5),
-        "label_free",
         "demo",
         "drawings",
         "train",
@@ -174,7 +168,6 @@ PROTOCOLS = (
 VIEW_PROTOCOLS = (
     _protocol(
         LabelFreeViewParams(images=100, views=10, delta=1e-4),
-        "label_free_views",
         "spt",
         "imagenet",
         "val",
@@ -183,7 +176,6 @@ VIEW_PROTOCOLS = (
     ),
     _protocol(
         LabelFreeViewParams(images=1000, views=99, delta=1e-8),
-        "label_free_views",
         "radio",
         "imagenet",
         "val",
@@ -196,7 +188,6 @@ VIEW_PROTOCOLS = (
     ),
     _protocol(
         LabelFreeViewParams(images=100, views=10, delta=1e-4),
-        "label_free_views",
         "imagefolder",
         "imagefolder",
         "val",
@@ -205,7 +196,6 @@ VIEW_PROTOCOLS = (
     ),
     _protocol(
         LabelFreeViewParams(images=100, views=10, delta=1e-4),
-        "label_free_views",
         "demo",
         "drawings",
         "train",

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
 from benchmarks.training.labels import check_single_label, split_held_out
 from benchmarks.training.params import Decays, Positive, Rates
-from results.schema import Geometry, Params, Protocol, Score, Source
+from results.schema import Geometry, Params, Protocol, Source
 
 if TYPE_CHECKING:
     from benchmarks.solvers.logistic import Fit
@@ -170,10 +170,7 @@ class StoredLogistic(FeatureTask[LogisticParams]):
             if not converged[index]:
                 selection += f" (not converged: gradient {fits[index].gradient:.1e})"
             for column, k in ((name, 1), (f"{name} top-5", 5)):
-                correct = ranks[index] < k
-                outcome.scores[column] = Score(value=100 * float(correct.double().mean()), n=len(correct),
-                                               selection=selection)  # fmt: skip
-                outcome.items[f"correct/{column}"] = correct.numpy()
+                outcome.add_accuracy(column, (ranks[index] < k).numpy(), selection)
         weight, bias = fits[chosen].on_raw_features()
         outcome.tensors = {"Stored/weight": weight, "Stored/bias": bias}
         return outcome
@@ -441,10 +438,7 @@ class LogisticRegression(FeatureTask[RegressionParams]):
             if not fits.converged[place]:
                 selection += f" (not converged: gradient {fits.gradient[place]:.1e})"
             for column, k in ((name, 1), (f"{name} top-5", 5)):
-                correct = ranks[place] < k
-                outcome.scores[column] = Score(value=100 * float(correct.double().mean()), n=len(correct),
-                                               selection=selection)  # fmt: skip
-                outcome.items[f"correct/{column}"] = correct.numpy()
+                outcome.add_accuracy(column, (ranks[place] < k).numpy(), selection)
         outcome.tensors = {
             "Logistic/weight": fits.weights[chosen].float().cpu(),
             "Logistic/bias": fits.bias[chosen].float().cpu(),

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,19 +94,18 @@ def _protocol(
     variant: str,
     *,
     like: str | None = None,
-    benchmark: str = "voc07_low_shot_svm",
-    dataset: str = "voc2007",
-    train_split: str = "trainval",
-    test_split: str = "test",
-    source: Source | None = None,
-    geometry: Geometry | None = None,
     outputs: PooledOutputs | None = None,
     index_sets: Literal["seeded", "files"] = "seeded",
     k: tuple[int, ...] = K,
     primary_k: int | None = None,
+    **fields: Any,
 ) -> Protocol:
-    """The low-shot protocol of a variant (or `like` one), with what differs from the full SVM's."""
+    """The low-shot protocol of a variant (or `like` one); `fields` are what else differs from the one on VOC07."""
     shared = VARIANTS[like or variant]
+    usual = {
+        "benchmark": "voc07_low_shot_svm", "dataset": "voc2007", "train_split": "trainval", "test_split": "test",
+        "geometry": shared.geometry, "source": shared.source,
+    }  # fmt: skip
     return Protocol.of(
         LowShotParams(
             costs=shared.costs,
@@ -115,18 +114,13 @@ def _protocol(
             index_sets=index_sets,
             tolerance=shared.tolerance,
         ),
-        benchmark=benchmark,
         variant=variant,
         revision=shared.revision,
         harness="low-shot-svm",
-        dataset=dataset,
-        train_split=train_split,
-        test_split=test_split,
-        geometry=geometry or shared.geometry,
         primary=column(primary_k or k[-1], "oracle"),
         metric="mAP (precision envelope)",
         selection="layer and one cost per k with the best mean mAP on test (oracle); mean over the sets",
-        source=source or shared.source,
+        **usual | fields,
     )
 
 

@@ -240,9 +240,7 @@ class Robustness(FeatureTask[RobustnessParams]):
                 hits[depth][rows] = found
         outcome.timing["score"] = time.perf_counter() - began
         for column, depth in ((TOP1, 1), (TOP5, 5)):
-            outcome.items[f"correct/{column}"] = hits[depth]
-            outcome.scores[column] = Score(value=100 * float(hits[depth].mean()), n=len(hits[depth]),
-                                           selection=protocol.selection)  # fmt: skip
+            outcome.add_accuracy(column, hits[depth], protocol.selection)
         if params.corruption_error or protocol.benchmark.endswith("_c"):
             self._corruptions(params, test.labels, hits[1], outcome, protocol)
         return outcome

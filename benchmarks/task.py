@@ -195,6 +195,11 @@ class Outcome:
     pictures: dict[str, bytes] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
 
+    def add_accuracy(self, column: str, right: NDArray[np.bool_], selection: str) -> None:
+        """Add a column of accuracy, from whether each of the (N,) test items is right."""
+        self.scores[column] = Score(value=100 * float(right.mean()), n=len(right), selection=selection)
+        self.items[f"correct/{column}"] = right
+
 
 SECONDS_BETWEEN_LOG_LINES = 30.0
 

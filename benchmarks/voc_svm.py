@@ -1,6 +1,8 @@
 """VOC07 SVM: one linear SVM per class on all of trainval, its cost by cross-validation, mean average precision on test.
 
-Goyal et al. 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", section 6.1.
+Goyal et al. 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", section 6.1. The costs,
+the poolings and the geometry of each source are the `VARIANTS` of `benchmarks.svm_common`, which the low-shot SVM has
+too; `benchmarks.solvers.svm` trains.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from benchmarks.features.pool import Pooling
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
 from benchmarks.training.labels import TrainingTask, split_held_out
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
-from results.schema import Geometry, Protocol, Score, Source, canonical_sha256
+from results.schema import Geometry, Protocol, Source, canonical_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -378,8 +378,6 @@ def _add_scores(
     outcome: Outcome, protocol: Protocol, probe: Probe, column: str, heads: Sequence[Head], chosen: Head
 ) -> None:
     """Scores and per-item outcomes of those columns of one title that the protocol has."""
-    from benchmarks.solvers.linear_heads import top_k_percent
-
     state, params = probe.state, probe.params
     bank, number = chosen
     last, best = state.last[bank][number], state.best[bank][number]
@@ -397,8 +395,7 @@ def _add_scores(
     for name, ranks, selection in candidates:
         for title, k in ((name, 1), (f"{name} top-5", 5)):
             if title in protocol.columns:
-                outcome.scores[title] = Score(value=top_k_percent(ranks, k), n=len(ranks), selection=selection)
-                outcome.items[f"correct/{title}"] = (ranks < k).numpy()
+                outcome.add_accuracy(title, (ranks < k).numpy(), selection)
 
 
 def _finite(value: Tensor) -> float | None:
