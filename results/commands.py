@@ -359,19 +359,15 @@ def _board(options: Board) -> int:
 
 
 def _export(options: Export) -> int:
-    from results.export import Hub, exported
+    from results.export import exported
 
     if not options.records:
         raise InputError("name a record to export: a .json file, or a folder of records")
     if options.source_name is not None and options.source_url is None and options.to != "every-eval-ever":
         raise InputError("--source-name needs --source-url: the formats of Hugging Face need an address for a source")
-    hub = Hub(
-        options.source_url, options.source_name, options.hub_dataset, options.hub_task, options.developer,
-        options.relationship,
-    )  # fmt: skip
     found = record_files(options.records)
     _name_bad(bad for bad in found if isinstance(bad, BadRecord))
-    files = exported([stored for stored in found if isinstance(stored, StoredRecord)], options.to, hub)
+    files = exported([stored for stored in found if isinstance(stored, StoredRecord)], options)
     for path, text in files.items():
         _write(options.out / path, text)
     return 0

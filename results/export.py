@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +24,15 @@ from results.bootstrap import CONFIDENCE, RESAMPLES, Outcomes, measured_columns,
 from results.errors import InputError
 from results.families import family_of
 from results.formats import Cell, Row, Table, escape_markdown, markdown
+from results.options import Export
 from results.rows import architecture_text, current, data_kind, identity, name_with_init
 from results.schema import EncoderCard, Protocol, Record, Score
 from results.store import StoredRecord, measured_column, slug
 
-RecordFormat = Literal["model-index", "eval-results", "every-eval-ever", "model-card"]
 Json = Any  # a JSON value
 
 EVERY_EVAL_EVER = "0.3.0"
-COLLECTION, UNKNOWN_DEVELOPER = "encoder-bench", "unknown"
+COLLECTION = "encoder-bench"
 BOOTSTRAP = "Bayesian bootstrap over the sources of the test items"
 NORMAL = "1.96 standard errors"
 # The task names of the Hub, by the beginning of a benchmark's name. The first that fits counts.
@@ -46,26 +46,6 @@ HUB_TASKS = (
 
 
 @dataclass(frozen=True)
-class Hub:
-    """What the user says of the places that refer to a result.
-
-    Attributes:
-        source_url: where a reader finds the records, as a pull request or a repository.
-        source_name: its name; default: the address.
-        dataset, task: of the Hub's benchmark that `.eval_results` files belong to.
-        developer: who made the encoder, for Every Eval Ever.
-        relationship: of who measured to who made the encoder.
-    """
-
-    source_url: str | None = None
-    source_name: str | None = None
-    dataset: str | None = None
-    task: str | None = None
-    developer: str = UNKNOWN_DEVELOPER
-    relationship: Literal["first_party", "third_party", "collaborative", "other"] = "third_party"
-
-
-@dataclass(frozen=True)
 class Interval:
     """A 95 % interval in the unit of its score, and how it was computed."""
 
@@ -74,7 +54,7 @@ class Interval:
     method: str
 
 
-def exported(records: Sequence[StoredRecord], target: RecordFormat, hub: Hub) -> dict[Path, str]:
+def exported(records: Sequence[StoredRecord], options: Export) -> dict[Path, str]:
     """The files of an export, by their path below the output folder.
 
     Raises:
@@ -86,20 +66,19 @@ def exported(records: Sequence[StoredRecord], target: RecordFormat, hub: Hub) ->
     records = [stored for stored in current(records)[0] if stored.record.status == "ok" and _shown(stored.record)]
     if not records:
         raise InputError("none of these records has a score to export")
-    if target == "eval-results":
-        _refuse_without_task(hub)
-        return _eval_results_files(records, hub)
-    if target == "every-eval-ever":
-        return _every_eval_ever_files(records, hub)
+    if options.to == "eval-results":
+        return _eval_results_files(records, options)
+    if options.to == "every-eval-ever":
+        return _every_eval_ever_files(records, options)
     files: dict[Path, str] = {}
     for _, own in sorted(_by_encoder(records).items()):
         folder = Path(slug(name_with_init(own[0].record.encoder)))
         if folder / "README.md" in files or folder / "model-index.yaml" in files:
             folder = Path(f"{folder}-{(own[0].record.encoder.weights_sha256 or 'unloaded')[:8]}")
-        if target == "model-index":
-            files[folder / "model-index.yaml"] = yaml_text({"model-index": model_index(own, hub)})
+        if options.to == "model-index":
+            files[folder / "model-index.yaml"] = yaml_text({"model-index": model_index(own, options)})
         else:
-            files[folder / "README.md"] = model_card(own, hub)
+            files[folder / "README.md"] = model_card(own, options)
     return files
 
 
@@ -123,7 +102,27 @@ def intervals(stored: StoredRecord) -> dict[str, Interval]:
         InputError: the outcomes are not those of the scores.
     """
     with _named(stored):
-        return _intervals(stored)
+        record = stored.record
+        outcomes: Outcomes = stored.outcomes() or {}
+        measured = measured_columns(outcomes) if "group_offsets" in outcomes else ()
+        behind = {column: measured_column(record, column, measured) for column in _shown(record)}
+        drawn = (
+            replicates(outcomes, sorted({c for c in behind.values() if c is not None})) if any(behind.values()) else {}
+        )
+        found: dict[str, Interval] = {}
+        for column, score in _shown(record).items():
+            value, source, error = float(score.value or 0.0), behind[column], score.standard_error
+            if source is not None:
+                scale = 100.0 if score.unit == "%" else 1.0
+                tail = (1 - CONFIDENCE) / 2
+                # around the score, because an average over trials need not be the outcomes' own value
+                low, high = np.quantile(drawn[source].resampled - drawn[source].value, [tail, 1 - tail])
+                if not np.isfinite([low, high]).all():
+                    raise ValueError(f"those of {source} are not all finite")
+                found[column] = Interval(value + scale * float(low), value + scale * float(high), BOOTSTRAP)
+            elif error is not None:
+                found[column] = Interval(value - 1.96 * error, value + 1.96 * error, NORMAL)
+        return found
 
 
 @contextmanager
@@ -138,28 +137,6 @@ def _named(stored: StoredRecord) -> Iterator[None]:
         ) from error
 
 
-def _intervals(stored: StoredRecord) -> dict[str, Interval]:
-    record = stored.record
-    outcomes: Outcomes = stored.outcomes() or {}
-    measured = measured_columns(outcomes) if "group_offsets" in outcomes else ()
-    behind = {column: measured_column(record, column, measured) for column in _shown(record)}
-    drawn = replicates(outcomes, sorted({c for c in behind.values() if c is not None})) if any(behind.values()) else {}
-    found: dict[str, Interval] = {}
-    for column, score in _shown(record).items():
-        value, source, error = float(score.value or 0.0), behind[column], score.standard_error
-        if source is not None:
-            scale = 100.0 if score.unit == "%" else 1.0
-            tail = (1 - CONFIDENCE) / 2
-            # around the score, because an average over trials need not be the outcomes' own value
-            low, high = np.quantile(drawn[source].resampled - drawn[source].value, [tail, 1 - tail])
-            if not np.isfinite([low, high]).all():
-                raise ValueError(f"those of {source} are not all finite")
-            found[column] = Interval(value + scale * float(low), value + scale * float(high), BOOTSTRAP)
-        elif error is not None:
-            found[column] = Interval(value - 1.96 * error, value + 1.96 * error, NORMAL)
-    return found
-
-
 def hub_task(benchmark: str) -> tuple[str, str]:
     """The Hub's identifier and name of the task that a benchmark belongs to."""
     return next((kind, name) for starts, kind, name in HUB_TASKS if benchmark.startswith(starts))
@@ -170,10 +147,14 @@ def _protocol_source(record: Record) -> str:
     return " ".join(text for text in (source.repository, source.revision, source.note) if text)
 
 
+def _known(**values: Json) -> dict[str, Json]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 # ---- Hugging Face
 
 
-def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
+def model_index(records: Sequence[StoredRecord], options: Export) -> Json:
     """The `model-index` entry of one encoder: a result per record, a metric per column.
 
     `metrics[].args` hold n, the interval and how the score was selected, and `dataset.args` what identifies protocol,
@@ -186,9 +167,8 @@ def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
         own = intervals(stored)
         metrics = []
         for column, score in _shown(record).items():
-            args: dict[str, Json] = {"column": column, "unit": score.unit, "selection": score.selection}
-            args |= {"n": score.n} if score.n is not None else {}
-            args |= {"standard_error": score.standard_error} if score.standard_error is not None else {}
+            args = _known(column=column, unit=score.unit, selection=score.selection, n=score.n,
+                          standard_error=score.standard_error)  # fmt: skip
             if (found := own.get(column)) is not None:
                 args |= {"interval_95": [found.low, found.high], "interval_method": found.method}
             metrics.append(
@@ -201,7 +181,7 @@ def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
                 }
             )
         dataset = {
-            "type": hub.dataset or record.dataset.id,
+            "type": options.hub_dataset or record.dataset.id,
             "name": record.dataset.shown_name,
             "split": protocol.test_split,
             "args": {
@@ -215,8 +195,8 @@ def model_index(records: Sequence[StoredRecord], hub: Hub) -> Json:
             },
         }
         result = {"task": {"type": kind, "name": name}, "dataset": dataset, "metrics": metrics}
-        if hub.source_url is not None:
-            result["source"] = {"name": hub.source_name or hub.source_url, "url": hub.source_url}
+        if options.source_url is not None:
+            result["source"] = {"name": options.source_name or options.source_url, "url": options.source_url}
         results.append(result)
     return [{"name": name_with_init(records[0].record.encoder), "results": results}]
 
@@ -228,15 +208,11 @@ def _metric_type(protocol: Protocol, column: str) -> str:
     return slug(re.split(r"[,(]| over all ", protocol.metric)[0].strip().lower())
 
 
-def eval_results(records: Sequence[StoredRecord], hub: Hub) -> Json:
+def eval_results(records: Sequence[StoredRecord], options: Export) -> Json:
     """Entries of a `.eval_results` file: the primary column of each record.
 
     The format has no field for a metric's name, n or an interval: the task fixes the metric, and `notes` hold the rest.
-
-    Raises:
-        InputError: the Hub's benchmark and task are not given.
     """
-    _refuse_without_task(hub)
     entries = []
     for stored in records:
         record, column = stored.record, stored.record.protocol.resolved.primary
@@ -249,26 +225,23 @@ def eval_results(records: Sequence[StoredRecord], hub: Hub) -> Json:
         parts += [f"95% interval {found.low:.2f} to {found.high:.2f} ({found.method})"] if found else []
         parts += [f"selection: {score.selection}", f"record sha256 {record.sha256}"]
         entry = {
-            "dataset": {"id": hub.dataset, "task_id": hub.task},
+            "dataset": {"id": options.hub_dataset, "task_id": options.hub_task},
             "value": score.value,
             "date": record.created,
             "notes": "; ".join(parts),
         }
-        if hub.source_url is not None:
-            entry["source"] = {"url": hub.source_url, "name": hub.source_name or hub.source_url}
+        if options.source_url is not None:
+            entry["source"] = {"url": options.source_url, "name": options.source_name or options.source_url}
         entries.append(entry)
     return entries
 
 
-def _refuse_without_task(hub: Hub) -> None:
-    if hub.dataset is None or hub.task is None:
+def _eval_results_files(records: Sequence[StoredRecord], options: Export) -> dict[Path, str]:
+    if options.hub_dataset is None or options.hub_task is None:
         raise InputError(
             "--to eval-results needs --hub-dataset and --hub-task: the Hub shows such a file only on the page of a "
             "data set that is registered there as a benchmark"
         )
-
-
-def _eval_results_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path, str]:
     files = {}
     for _, own in sorted(_by_encoder(records).items()):
         protocols = {stored.record.protocol.id for stored in own}
@@ -277,21 +250,21 @@ def _eval_results_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path,
                 f"a task of the Hub has one metric, but these records have {len(protocols)} protocols "
                 f"({', '.join(sorted(protocols))}); export them one at a time"
             )
-        card, task = own[0].record.encoder, slug(str(hub.task))
+        card, task = own[0].record.encoder, slug(options.hub_task)
         weights = (card.weights_sha256 or "unloaded")[:8]
         path = Path(f"{slug(name_with_init(card))}-{weights}") / ".eval_results" / f"{task}.yaml"
-        files[path] = yaml_text(eval_results(own, hub))
+        files[path] = yaml_text(eval_results(own, options))
     return files
 
 
 # ---- a model card
 
 
-def model_card(records: Sequence[StoredRecord], hub: Hub) -> str:
+def model_card(records: Sequence[StoredRecord], options: Export) -> str:
     """A model card in markdown, its front matter with `model-index`: what the encoder is and what was measured."""
     card = records[0].record.encoder
     metadata: dict[str, Json] = {**_licence(card), "tags": ["encoder-bench", "image-feature-extraction"]}
-    metadata["model-index"] = model_index(records, hub)
+    metadata["model-index"] = model_index(records, options)
     facts = {
         "Architecture": architecture_text(card.architecture),
         "Pretraining": ", ".join(text for text in (card.method or "", card.pretrain_data or "", _epochs(card)) if text),
@@ -363,7 +336,7 @@ def _triple(values: Sequence[float]) -> str:
 # ---- Every Eval Ever
 
 
-def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = None) -> Json:
+def every_eval_ever(stored: StoredRecord, options: Export, samples: Samples | None = None) -> Json:
     """One record in the schema of Every Eval Ever; every `additional_details` value is a string, as it demands."""
     record, card = stored.record, stored.record.encoder
     protocol, dataset, own = record.protocol.resolved, record.dataset, intervals(stored)
@@ -377,13 +350,12 @@ def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = No
             interval = {"lower": found.low, "upper": found.high, "confidence_level": CONFIDENCE}
             uncertainty["confidence_interval"] = {**interval, "method": found.method}
             uncertainty |= {"num_bootstrap_samples": RESAMPLES} if found.method == BOOTSTRAP else {}
-        uncertainty |= {"standard_deviation": score.std} if score.std is not None else {}
-        uncertainty |= {"num_samples": score.n} if score.n is not None else {}
+        uncertainty |= _known(standard_deviation=score.std, num_samples=score.n)
         results.append(
             {
                 "evaluation_result_id": f"{record.sha256[:16]}/{column}",
                 "evaluation_name": f"{record.protocol.id}: {column}",
-                "source_data": _source_data(record, hub),
+                "source_data": _source_data(record, options),
                 "evaluation_timestamp": record.created,
                 "metric_config": {
                     "evaluation_description": f"{family_of(protocol.benchmark).title}, {column}",
@@ -400,18 +372,18 @@ def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = No
             }
         )
     moment = datetime.fromisoformat(record.created)
-    organisation = hub.source_name or "not stated"
+    organisation = options.source_name or "not stated"
     found_json: dict[str, Json] = {
         "schema_version": EVERY_EVAL_EVER,
-        "evaluation_id": _evaluation_id(record, hub),
+        "evaluation_id": _evaluation_id(record, options),
         "evaluation_timestamp": record.created,
         "retrieved_timestamp": f"{moment.timestamp():.0f}",
         "source_metadata": {
             "source_name": "encoder-bench record",
             "source_type": "evaluation_run",
             "source_organization_name": organisation,
-            **({"source_organization_url": hub.source_url} if hub.source_url else {}),
-            "evaluator_relationship": hub.relationship,
+            **({"source_organization_url": options.source_url} if options.source_url else {}),
+            "evaluator_relationship": options.relationship,
             "additional_details": {"record_sha256": record.sha256, "commit": record.commit or "not known"},
         },
         "eval_library": {
@@ -421,21 +393,19 @@ def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = No
         },
         "model_info": {
             "name": name_with_init(card),
-            "id": _model_id(card, hub),
-            "developer": hub.developer,
+            "id": _model_id(card, options),
+            "developer": options.developer,
             "additional_details": _strings(
-                {
-                    "deployment_type": "self_deployed",
-                    "model_availability": "unknown",
-                    "architecture": architecture_text(card.architecture),
-                    "weights_sha256": card.weights_sha256,
-                    "source": card.source,
-                    "method": card.method,
-                    "pretrain_data": card.pretrain_data,
-                    "epochs": card.epochs,
-                    "licence": card.licence,
-                    "embed": card.embed,
-                }
+                deployment_type="self_deployed",
+                model_availability="unknown",
+                architecture=architecture_text(card.architecture),
+                weights_sha256=card.weights_sha256,
+                source=card.source,
+                method=card.method,
+                pretrain_data=card.pretrain_data,
+                epochs=card.epochs,
+                licence=card.licence,
+                embed=card.embed,
             ),
         },
         "evaluation_results": results,
@@ -454,24 +424,22 @@ def every_eval_ever(stored: StoredRecord, hub: Hub, samples: Samples | None = No
     return found_json
 
 
-def _source_data(record: Record, hub: Hub) -> Json:
+def _source_data(record: Record, options: Export) -> Json:
     protocol, dataset = record.protocol.resolved, record.dataset
     details = _strings(
-        {
-            "protocol": record.protocol.id,
-            "protocol_sha256": record.protocol.sha256,
-            "protocol_source": _protocol_source(record),
-            "fingerprint": dataset.fingerprint,
-            "train_split": protocol.train_split,
-            "test_split": protocol.test_split,
-            "train_items": dataset.train_items,
-            "test_items": dataset.test_items,
-        }
+        protocol=record.protocol.id,
+        protocol_sha256=record.protocol.sha256,
+        protocol_source=_protocol_source(record),
+        fingerprint=dataset.fingerprint,
+        train_split=protocol.train_split,
+        test_split=protocol.test_split,
+        train_items=dataset.train_items,
+        test_items=dataset.test_items,
     )
     about = {"dataset_name": dataset.shown_name, "additional_details": details}
-    if hub.dataset is None:
+    if options.hub_dataset is None:
         return {**about, "source_type": "other"}
-    return {**about, "source_type": "hf_dataset", "hf_repo": hub.dataset, "samples_number": dataset.test_items}
+    return {**about, "source_type": "hf_dataset", "hf_repo": options.hub_dataset, "samples_number": dataset.test_items}
 
 
 def _range(metric: str, bound: float) -> dict[str, Json]:
@@ -489,7 +457,7 @@ class Samples:
     text: str
 
 
-def samples(stored: StoredRecord, hub: Hub) -> Samples | None:
+def samples(stored: StoredRecord, options: Export) -> Samples | None:
     """A line per test item and column of right or wrong answers; None where the record holds none.
 
     A record keeps whether each item was right, not what was answered, so `output` is empty.
@@ -498,46 +466,42 @@ def samples(stored: StoredRecord, hub: Hub) -> Samples | None:
         InputError: the outcomes are not those of the scores.
     """
     with _named(stored):
-        return _samples(stored, hub)
-
-
-def _samples(stored: StoredRecord, hub: Hub) -> Samples | None:
-    record, outcomes = stored.record, stored.outcomes() or {}
-    columns = [c for c in _shown(record) if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
-    if not columns or outcomes[f"correct/{columns[0]}"].dtype != np.bool_:
-        return None
-    lines = []
-    for column in columns:
-        common = {
-            "schema_version": EVERY_EVAL_EVER,
-            "evaluation_id": _evaluation_id(record, hub),
-            "model_id": _model_id(record.encoder, hub),
-            "evaluation_name": f"{record.protocol.id}: {column}",
-            "evaluation_result_id": f"{record.sha256[:16]}/{column}",
-            "interaction_type": "single_turn",
-            "output": {"raw": []},
-            "answer_attribution": [],
-        }
-        truths, right = outcomes["targets"].tolist(), outcomes[f"correct/{column}"].tolist()
-        for name, truth, hit in zip(outcomes["ids"].tolist(), truths, right, strict=True):
-            item = {
-                "sample_id": str(name),
-                "input": {"raw": str(name), "reference": [str(truth)]},
-                "evaluation": {"score": float(hit), "is_correct": bool(hit)},
+        record, outcomes = stored.record, stored.outcomes() or {}
+        columns = [c for c in _shown(record) if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
+        if not columns or outcomes[f"correct/{columns[0]}"].dtype != np.bool_:
+            return None
+        lines = []
+        for column in columns:
+            common = {
+                "schema_version": EVERY_EVAL_EVER,
+                "evaluation_id": _evaluation_id(record, options),
+                "model_id": _model_id(record.encoder, options),
+                "evaluation_name": f"{record.protocol.id}: {column}",
+                "evaluation_result_id": f"{record.sha256[:16]}/{column}",
+                "interaction_type": "single_turn",
+                "output": {"raw": []},
+                "answer_attribution": [],
             }
-            lines.append(json.dumps({**common, **item}, ensure_ascii=False, sort_keys=True) + "\n")
-    return Samples(_place(record, hub, "_samples.jsonl"), "".join(lines))
+            truths, right = outcomes["targets"].tolist(), outcomes[f"correct/{column}"].tolist()
+            for name, truth, hit in zip(outcomes["ids"].tolist(), truths, right, strict=True):
+                item = {
+                    "sample_id": str(name),
+                    "input": {"raw": str(name), "reference": [str(truth)]},
+                    "evaluation": {"score": float(hit), "is_correct": bool(hit)},
+                }
+                lines.append(json.dumps({**common, **item}, ensure_ascii=False, sort_keys=True) + "\n")
+        return Samples(_place(record, options, "_samples.jsonl"), "".join(lines))
 
 
-def _every_eval_ever_files(records: Sequence[StoredRecord], hub: Hub) -> dict[Path, str]:
+def _every_eval_ever_files(records: Sequence[StoredRecord], options: Export) -> dict[Path, str]:
     files: dict[Path, str] = {}
     for stored in records:
         _refuse_without_date(stored)
-        detail = samples(stored, hub)
+        detail = samples(stored, options)
         if detail is not None:
             files[detail.path] = detail.text
-        text = json.dumps(every_eval_ever(stored, hub, detail), indent=2, ensure_ascii=False, allow_nan=False)
-        files[_place(stored.record, hub, ".json")] = text + "\n"
+        text = json.dumps(every_eval_ever(stored, options, detail), indent=2, ensure_ascii=False, allow_nan=False)
+        files[_place(stored.record, options, ".json")] = text + "\n"
     return files
 
 
@@ -552,24 +516,24 @@ def _refuse_without_date(stored: StoredRecord) -> None:
         ) from None
 
 
-def _place(record: Record, hub: Hub, ending: str) -> Path:
+def _place(record: Record, options: Export, ending: str) -> Path:
     """`data/COLLECTION/DEVELOPER/MODEL/UUID…`, the UUID of the form of version 4 and made of the record's hash."""
     name = uuid.UUID(bytes=bytes.fromhex(record.sha256)[:16], version=4)
-    folder = Path("data") / COLLECTION / slug(hub.developer) / slug(name_with_init(record.encoder))
+    folder = Path("data") / COLLECTION / slug(options.developer) / slug(name_with_init(record.encoder))
     return folder / f"{name}{ending}"
 
 
-def _model_id(card: EncoderCard, hub: Hub) -> str:
-    return f"{slug(hub.developer)}/{slug(name_with_init(card))}"
+def _model_id(card: EncoderCard, options: Export) -> str:
+    return f"{slug(options.developer)}/{slug(name_with_init(card))}"
 
 
-def _evaluation_id(record: Record, hub: Hub) -> str:
+def _evaluation_id(record: Record, options: Export) -> str:
     seconds = datetime.fromisoformat(record.created).timestamp()
-    return f"{record.protocol.id}/{_model_id(record.encoder, hub)}/{seconds:.0f}-{record.sha256[:8]}"
+    return f"{record.protocol.id}/{_model_id(record.encoder, options)}/{seconds:.0f}-{record.sha256[:8]}"
 
 
-def _strings(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items() if value is not None}
+def _strings(**values: object) -> dict[str, str]:
+    return {name: str(value) for name, value in _known(**values).items()}
 
 
 # ---- YAML

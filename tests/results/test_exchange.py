@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import yaml
 
 from results.__main__ import main
 from results.bootstrap import replicates
-from results.export import Hub, every_eval_ever, exported, hub_task, intervals, model_index, yaml_text
+from results.export import every_eval_ever, exported, hub_task, intervals, model_index, yaml_text
 from results.families import FAMILIES
+from results.options import Export
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record
 from tests.reference.json_schema import faults
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, decision_outcomes, moco_card, record
 
 SCHEMAS = Path(__file__).parents[1] / "expected" / "every_eval_ever"
-HUB = Hub(source_url="https://example.org/pull/1", source_name="a pull request", developer="us")
+HUB = Export((), source_url="https://example.org/pull/1", source_name="a pull request", developer="us")
 NAME = 'tricky: "name" #1 é\n- [x]'
 
 
@@ -68,7 +70,7 @@ def test_the_validator_agrees_with_what_the_schema_says(records: list[StoredReco
 
 
 def test_every_eval_ever_files_fit_both_schemas(records: list[StoredRecord]) -> None:
-    files = exported(records, "every-eval-ever", HUB)
+    files = exported(records, replace(HUB, to="every-eval-ever"))
     whole, row = (json.loads((SCHEMAS / f"{name}.schema.json").read_text()) for name in ("eval", "instance_level_eval"))
     summaries = {path: json.loads(text) for path, text in files.items() if path.suffix == ".json"}
     assert len(summaries) == 3
@@ -112,7 +114,7 @@ def test_values_n_and_intervals_arrive_unchanged(records: list[StoredRecord]) ->
 
 def test_model_index_is_read_by_huggingface_hub(records: list[StoredRecord]) -> None:
     hub = pytest.importorskip("huggingface_hub.repocard_data")
-    for path, text in exported(records, "model-index", HUB).items():
+    for path, text in exported(records, replace(HUB, to="model-index")).items():
         loaded = yaml.safe_load(text)["model-index"]
         name, found = hub.model_index_to_eval_results(loaded)
         assert name in (NAME, f"{MOCO} (seed 0)"), path
@@ -125,7 +127,7 @@ def test_model_index_is_read_by_huggingface_hub(records: list[StoredRecord]) -> 
 
 def test_the_model_card_is_read_by_huggingface_hub(records: list[StoredRecord]) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    files = exported(records, "model-card", HUB)
+    files = exported(records, replace(HUB, to="model-card"))
     cards = {text.split("\n# ")[1].split("\n")[0]: hub.ModelCard(text) for text in files.values()}
     assert len(cards) == 2
     moco = cards[f"{MOCO} (seed 0)"]
@@ -142,8 +144,8 @@ def test_the_model_card_is_read_by_huggingface_hub(records: list[StoredRecord]) 
 def test_eval_results_are_read_by_huggingface_hub(records: list[StoredRecord]) -> None:
     hub = pytest.importorskip("huggingface_hub")
     stored = of(records, MOCO, "knn")
-    given = Hub(HUB.source_url, HUB.source_name, dataset="owner/benchmark", task="top1")
-    ((path, text),) = exported([stored], "eval-results", given).items()
+    given = replace(HUB, to="eval-results", hub_dataset="owner/benchmark", hub_task="top1")
+    ((path, text),) = exported([stored], given).items()
     assert path.parts[1:] == (".eval_results", "top1.yaml")
     loaded = yaml.safe_load(text)
     (entry,) = hub.parse_eval_result_entries(loaded)
@@ -182,7 +184,7 @@ def test_yaml_is_read_as_it_was_meant() -> None:
 
 def test_the_type_of_a_metric_is_its_name_without_what_qualifies_it() -> None:
     moco = [s for s in read_records(Path("results/records"))[0] if s.record.encoder.name == "raw pixels"]
-    metrics = [metric for result in model_index(moco, Hub())[0]["results"] for metric in result["metrics"]]
+    metrics = [metric for result in model_index(moco, Export(()))[0]["results"] for metric in result["metrics"]]
     types = {metric["type"] for metric in metrics}
     assert {"accuracy", "map", "mean_intersection_over_union", "rankme"} <= types
     assert not [name for name in types if re.search(r"[,()]", name)]
