@@ -120,9 +120,14 @@ def mean_replicates(encoders: Sequence[Replicates]) -> Replicates:
 
 def gain_of(a: Replicates, b: Replicates, size: tuple[int, int]) -> Gain:
     """The paired gain of two replicates with the same weights; `size` is the number of items and of sources."""
+    return Gain(a.value - b.value, *percentile_interval(a.resampled - b.resampled), *size)
+
+
+def percentile_interval(values: NDArray[Any]) -> tuple[float, float]:
+    """The ends of the 95 % interval of resampled values."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(a.resampled - b.resampled, [tail, 1 - tail])
-    return Gain(a.value - b.value, float(low), float(high), *size)
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def size_of(outcomes: Outcomes) -> tuple[int, int]:

@@ -132,8 +132,7 @@ def _zoo_page(options: ZooPage) -> int:
         known = sorted({of[-1] for of in encoder_names(read_records(options.records)[0]).values()})
         holds = f"\nencoders in {options.records}: {', '.join(known)}" if known else ""
         raise InputError(f"name the encoder with --encoder, or give --published for the published pages{holds}")
-    found, bad = _read(options.records)
-    _name_bad(bad)
+    found = _records(options.records)
     records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
     refuse_ambiguous(found, options.encoder)
     page = measured_page(records, _beside(options, records), options.weights)
@@ -167,9 +166,7 @@ def _paper_tables(options: PaperTables) -> int:
 
     records: list[StoredRecord] = []
     if options.records is not None:
-        found, bad = _read(options.records)
-        _name_bad(bad)
-        records = _chosen_records(found, options.records, encoder=options.encoder)
+        records = _chosen_records(_records(options.records), options.records, encoder=options.encoder)
     elif options.encoder != ("*",):
         raise InputError("--encoder chooses among records: name their folder with --records")
     tables = paper_tables(chosen(figures(), source=options.source), records)
@@ -230,11 +227,7 @@ def _diff(options: Diff) -> int:
 
     if not (options.a and options.b):
         raise InputError("name two encoders to compare, as in: python -m results diff 'my encoder' 'another encoder'")
-    records: list[StoredRecord] = []
-    for root in options.records:
-        found, bad = _read(root)
-        records += found
-        _name_bad(bad)
+    records = [stored for root in options.records for stored in _records(root)]
     tables = diff(side(records, options.a), side(records, options.b), options.benchmark)
     if not tables:
         raise InputError(f"{options.a} and {options.b} have no protocol and data in common")
@@ -249,8 +242,7 @@ def _diff(options: Diff) -> int:
 def _pictures(options: Pictures) -> int:
     from results.plots import write_figures
 
-    found, bad = _read(options.records)
-    _name_bad(bad)
+    found = _records(options.records)
     records = _chosen_records(found, options.records, encoder=options.encoder, benchmark=options.benchmark)
     written, left_out = write_figures(records, options.out)
     for path, reason in left_out.items():
@@ -295,8 +287,7 @@ def _correlations(options: Correlations) -> int:
 
     if options.picture is not None:
         _check_picture_file(options.picture)
-    records, bad = _read(options.records)
-    _name_bad(bad)
+    records = _records(options.records)
     values = correlation.measured_values(records, embedded=options.embedded)
     if not options.embedded:
         values = correlation.together(correlation.published_values(figures()), values)
@@ -326,8 +317,7 @@ def _explain(options: Explain) -> int:
 
     if options.picture is not None:
         _check_picture_file(options.picture)
-    records, bad = _read(options.records)
-    _name_bad(bad)
+    records = _records(options.records)
     refuse_ambiguous(records, options.encoder)
     own = matching(records, encoder=options.encoder)
     found = explanations(own, options.a, options.b, options.column, options.together)
@@ -392,8 +382,7 @@ def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -
 def _lint(options: Lint) -> int:
     from results.lint import lint, verdict_text
 
-    records, bad = _read(options.records)
-    _name_bad(bad)
+    records = _records(options.records)
     if not options.pages:
         raise InputError("name at least one page to check, for example results/MODEL_ZOO.md")
     verdicts = [(page, lint(page, records)) for page in options.pages]
@@ -486,6 +475,13 @@ def _check_picture_file(path: Path) -> None:
 def _name_bad(bad: Iterable[BadRecord]) -> None:
     for found in bad:
         sys.stderr.write(without_control(f"results: left out {found.name()}: {found.reason}") + "\n")
+
+
+def _records(root: Path) -> list[StoredRecord]:
+    """The records of a folder; what is none is named on stderr."""
+    records, bad = _read(root)
+    _name_bad(bad)
+    return records
 
 
 def _read(root: Path) -> tuple[list[StoredRecord], list[BadRecord]]:

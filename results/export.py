@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from results.bootstrap import CONFIDENCE, RESAMPLES, Outcomes, measured_columns, replicates
+from results.bootstrap import CONFIDENCE, RESAMPLES, Outcomes, measured_columns, percentile_interval, replicates
 from results.errors import InputError
 from results.families import family_of
 from results.formats import Cell, Row, Table, escape_markdown, markdown
@@ -114,12 +114,11 @@ def intervals(stored: StoredRecord) -> dict[str, Interval]:
             value, source, error = float(score.value or 0.0), behind[column], score.standard_error
             if source is not None:
                 scale = 100.0 if score.unit == "%" else 1.0
-                tail = (1 - CONFIDENCE) / 2
                 # around the score, because an average over trials need not be the outcomes' own value
-                low, high = np.quantile(drawn[source].resampled - drawn[source].value, [tail, 1 - tail])
+                low, high = percentile_interval(drawn[source].resampled - drawn[source].value)
                 if not np.isfinite([low, high]).all():
                     raise ValueError(f"those of {source} are not all finite")
-                found[column] = Interval(value + scale * float(low), value + scale * float(high), BOOTSTRAP)
+                found[column] = Interval(value + scale * low, value + scale * high, BOOTSTRAP)
             elif error is not None:
                 found[column] = Interval(value - 1.96 * error, value + 1.96 * error, NORMAL)
         return found

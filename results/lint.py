@@ -468,17 +468,13 @@ class PublishedClaims:
 
 
 def _belongs(figure: Figure, meaning: ColumnMeaning) -> bool:
-    place = figure.place
-    if place is None or (place.benchmark, place.column) != (meaning.benchmark, meaning.column):
+    if figure.place is None or (meaning.protocol and meaning.protocol not in figure.place.protocols):
         return False
-    if meaning.protocol and meaning.protocol not in (place.protocol, *place.same_as):
-        return False
-    return place.statistic == "layer" if meaning.layer else place.statistic in ("value", "mean")
+    return figure.fills(meaning.benchmark, meaning.column, layer=meaning.layer)
 
 
 def _published_claim(figure: Figure, about: str = "") -> Claim:
-    place = figure.place
-    protocols = frozenset((place.protocol, *place.same_as)) if place else frozenset()
+    protocols = frozenset(figure.place.protocols) if figure.place else frozenset()
     return Claim(f"{figure.source}{about}", figure.text, protocols, figure.decimals)
 
 

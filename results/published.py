@@ -48,6 +48,15 @@ class Place:
         """The protocol's id without variant and revision."""
         return self.protocol.partition(".")[0]
 
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocol's id, and those that differ only in name and source."""
+        return self.protocol, *self.same_as
+
+    @property
+    def is_score(self) -> bool:
+        return self.statistic in ("value", "mean")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -79,14 +88,16 @@ class Figure:
         """Decimals as printed."""
         return len(self.text.partition(".")[2])
 
+    def fills(self, benchmark: str, column: str, *, layer: bool = False) -> bool:
+        """Whether it is the score of a column, or with `layer` names the layer that gave it."""
+        place = self.place
+        if place is None or (place.benchmark, place.column) != (benchmark, column):
+            return False
+        return place.statistic == "layer" if layer else place.is_score
+
     def comparable(self, protocol_id: str) -> bool:
         """Whether a measurement under this protocol may be compared with it; never one under an override."""
-        place = self.place
-        return (
-            place is not None
-            and place.statistic in ("value", "mean")
-            and protocol_id in (place.protocol, *place.same_as)
-        )
+        return self.place is not None and self.place.is_score and protocol_id in self.place.protocols
 
 
 @cache

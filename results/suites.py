@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.bootstrap import CONFIDENCE, RESAMPLES, SPREAD, BootstrapWeights, Gain, Outcomes
+from results.bootstrap import RESAMPLES, SPREAD, BootstrapWeights, Gain, Outcomes, percentile_interval
 from results.rows import Group, variant_text
 from results.schema import Protocol
 
@@ -142,9 +142,7 @@ def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
     value = float(difference(np.ones((len(keys), 1)))[0])
     _, blocks = BootstrapWeights().of(joint, RESAMPLES, 0)
     resampled = value + (np.concatenate([difference(block) for block in blocks]) - value) / SPREAD
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Gain(value, float(low), float(high), len(other[name]), len(keys))
+    return Gain(value, *percentile_interval(resampled), len(other[name]), len(keys))
 
 
 def _right_or_wrong(outcomes: Outcomes, right: NDArray[Any]) -> bool:

@@ -126,7 +126,7 @@ def published_rows(layout: TableLayout, figures: Sequence[Figure]) -> list[Publi
     found: dict[tuple[str, str, float | None], dict[str, Figure]] = {}
     for figure in figures:
         for column in layout.columns:
-            if _belongs(figure, column):
+            if figure.fills(column.benchmark, column.column, layer=column.layer):
                 found.setdefault((figure.source, figure.model, figure.epochs), {}).setdefault(column.title, figure)
     rows: dict[tuple[object, ...], PublishedRow] = {}
     for (source, model, epochs), own in found.items():
@@ -134,13 +134,6 @@ def published_rows(layout: TableLayout, figures: Sequence[Figure]) -> list[Publi
         before = rows.get(printed)
         rows[printed] = PublishedRow(model, epochs, own, (*(before.sources if before else ()), source))
     return list(rows.values())
-
-
-def _belongs(figure: Figure, column: LayoutColumn) -> bool:
-    place = figure.place
-    if place is None or place.benchmark != column.benchmark or place.column != column.column:
-        return False
-    return place.statistic == "layer" if column.layer else place.statistic in ("value", "mean")
 
 
 def filled_columns(layout: TableLayout, rows: Sequence[PublishedRow]) -> list[LayoutColumn]:

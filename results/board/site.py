@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from results.errors import InputError
-from results.formats import Cell, Row, Table, without_control
+from results.formats import Cell, Row, Table
 from results.noise import NOISE_LINE
 from results.plot_style import EncoderStyles
 from results.published import Figure
-from results.report.parts import TableMaker
+from results.report.parts import TableMaker, rendered, script_hash
 from results.rows import DataKind, Entry, Group, architecture_text, data_kinds, records_by_row
 from results.store import BadRecord, StoredRecord, slug
 from results.tables import SPREAD_LINE, Section, headline, score_cell
@@ -231,18 +230,14 @@ def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, 
         scripts.append((FOLDER / "board.js").read_text(encoding="utf-8").strip())
         # "</script" would end the element, and "<!--<script" would hide its end; a JSON text may write "<" as an escape
         values["data"] = json.dumps(values["boards"], ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    environment = Environment(
-        loader=FileSystemLoader([FOLDER, report]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     styles = (report / "style.css", FOLDER / "board.css")
-    page = environment.get_template(template).render(
+    return rendered(
+        template,
+        [FOLDER, report],
         title=title,
         links=links or {},
         style="".join(path.read_text(encoding="utf-8") for path in styles),
         scripts=scripts,
-        policy=" ".join(f"'sha256-{digest}'" for digest in digests),
+        policy=" ".join(f"'{script_hash(script)}'" for script in scripts),
         **values,
     )
-    return without_control(page)

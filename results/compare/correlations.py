@@ -98,9 +98,9 @@ def published_values(figures: Iterable[Figure]) -> Values:
     found: dict[Column, dict[str, list[float]]] = {}
     for figure in figures:
         place, number = figure.place, figure.number
-        if place is None or number is None or place.statistic not in ("value", "mean"):
+        if place is None or number is None or not place.is_score:
             continue
-        column = Column(min((place.protocol, *place.same_as)), place.column)
+        column = Column(min(place.protocols), place.column)
         found.setdefault(column, {}).setdefault(_model(figure), []).append(number)
     return _means(found)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from results.bootstrap import CONFIDENCE
+from results.bootstrap import CONFIDENCE, percentile_interval
 from results.errors import InputError, did_you_mean
 from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
@@ -261,9 +261,8 @@ def _interval(
     drawn = [cache.mean([stored], column) for stored in own]
     total = sum(w * one.resampled for w, one in zip(weights.values(), drawn, strict=True) if one is not None)
     centre = sum(w * one.value for w, one in zip(weights.values(), drawn, strict=True) if one is not None)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(scale * (np.asarray(total) - centre), [tail, 1 - tail])
-    return share + float(low), share + float(high)
+    low, high = percentile_interval(scale * (np.asarray(total) - centre))
+    return share + low, share + high
 
 
 # ---- in words, and as a table

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from results.compare.correlations import (
     MIN_ENCODERS,
@@ -25,7 +21,7 @@ from results.compare.correlations import (
 )
 from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
-from results.formats import Cell, Row, Table, cell_text, without_control
+from results.formats import Cell, Row, Table, cell_text
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
 from results.plot_style import EncoderStyles, encoder_key
 from results.plots import (
@@ -39,7 +35,17 @@ from results.plots import (
     record_figures,
 )
 from results.published import Figure
-from results.report.parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, VerdictCard, chart, saved_images
+from results.report.parts import (
+    SCORE_COLUMNS,
+    Chart,
+    ReportPart,
+    TableMaker,
+    VerdictCard,
+    chart,
+    rendered,
+    saved_images,
+    script_hash,
+)
 from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row, variant_text
 from results.store import BadRecord, StoredRecord
 from results.suites import suite_groups, suite_of
@@ -91,14 +97,9 @@ def report_html(
     filled = [part for part in parts if not part.empty]
     names = ("sortable.min.js", "wide.js", "report.js")
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8").strip() for name in names)
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
+        [FOLDER],
         title=TITLE,
         lines=(SPREAD_LINE, NOISE_LINE, ORIGIN_LINE),
         tabs=[(name, title, own) for name, title in TABS.items() if (own := [p for p in filled if p.tab == name])],
@@ -108,9 +109,8 @@ def report_html(
         score_columns=SCORE_COLUMNS,
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=script,
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=script_hash(script),
     )
-    return without_control(page)
 
 
 def _choices(sections: Sequence[Section]) -> list[tuple[str, str]]:

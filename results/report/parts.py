@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import glob
+import hashlib
 import io
 import logging
 import re
@@ -14,6 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from results import formats
 from results.compare.explain import Explanation, explanation_table
 from results.errors import without_control
 from results.families import family_of
@@ -69,6 +73,23 @@ class VerdictCard:
     about: str
     scores: tuple[tuple[str, str, str, bool], ...]
     cost: str
+
+
+# ---- the page
+
+
+def rendered(template: str, folders: Sequence[Path], **values: Any) -> str:
+    """A page from a Jinja template: all text is escaped, and no control character is left."""
+    environment = Environment(
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return formats.without_control(environment.get_template(template).render(**values))
+
+
+def script_hash(script: str) -> str:
+    """By which a page's Content-Security-Policy allows a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 # ---- tables
