@@ -200,11 +200,14 @@ def model_index(records: Sequence[StoredRecord], options: Export) -> Json:
     return [{"name": name_with_init(records[0].record.encoder), "results": results}]
 
 
+def _metric_name(protocol: Protocol, column: str) -> str:
+    """The protocol's metric; of label-free measures the column, because their protocol's describes all of them."""
+    return column if protocol.benchmark.startswith("label_free") else protocol.metric
+
+
 def _metric_type(protocol: Protocol, column: str) -> str:
-    """The metric without what qualifies it, as `mean_intersection_over_union`; of label-free measures the column."""
-    if protocol.benchmark.startswith("label_free"):
-        return slug(column.lower())
-    return slug(re.split(r"[,(]| over all ", protocol.metric)[0].strip().lower())
+    """The metric without what qualifies it, as `mean_intersection_over_union`."""
+    return slug(re.split(r"[,(]| over all ", _metric_name(protocol, column))[0].strip().lower())
 
 
 def eval_results(records: Sequence[StoredRecord], options: Export) -> Json:
@@ -219,7 +222,7 @@ def eval_results(records: Sequence[StoredRecord], options: Export) -> Json:
         if score is None:
             continue
         found = intervals(stored).get(column)
-        parts = [f"{record.protocol.id}, {column}", f"{record.protocol.resolved.metric} in {score.unit}"]
+        parts = [f"{record.protocol.id}, {column}", f"{_metric_name(record.protocol.resolved, column)} in {score.unit}"]
         parts += [f"n = {score.n:,}"] if score.n is not None else []
         parts += [f"95% interval {found.low:.2f} to {found.high:.2f} ({found.method})"] if found else []
         parts += [f"selection: {score.selection}", f"record sha256 {record.sha256}"]
@@ -308,7 +311,7 @@ def _results_table(records: Sequence[StoredRecord]) -> Table:
                 record.protocol.id,
                 record.dataset.shown_name,
             )
-            title = f"{family_of(protocol.benchmark).title} ({protocol.metric})"
+            title = f"{family_of(protocol.benchmark).title} ({_metric_name(protocol, column)})"
             rows.append(Row(title, tuple(Cell(text=text) for text in texts)))
     columns = ("Benchmark", "Column", "Score", "95% interval", "Test items", "Selection", "Protocol", "Data")
     return Table("", (), columns, tuple(rows))
@@ -339,7 +342,7 @@ def every_eval_ever(stored: StoredRecord, options: Export, samples: Samples | No
     """One record in the schema of Every Eval Ever; every `additional_details` value is a string, as it demands."""
     record, card = stored.record, stored.record.encoder
     protocol, dataset, own = record.protocol.resolved, record.dataset, intervals(stored)
-    bound = 100.0 if protocol.unit == "%" else 1.0
+    family, bound = family_of(protocol.benchmark), 100.0 if protocol.unit == "%" else 1.0
     results = []
     for column, score in _shown(record).items():
         uncertainty: dict[str, Json] = {}
@@ -357,10 +360,10 @@ def every_eval_ever(stored: StoredRecord, options: Export, samples: Samples | No
                 "source_data": _source_data(record, options),
                 "evaluation_timestamp": record.created,
                 "metric_config": {
-                    "evaluation_description": f"{family_of(protocol.benchmark).title}, {column}",
-                    "metric_name": protocol.metric,
+                    "evaluation_description": f"{family.title}, {column}",
+                    "metric_name": _metric_name(protocol, column),
                     "metric_unit": "percent" if score.unit == "%" else "ratio",
-                    "lower_is_better": not protocol.higher_is_better,
+                    "lower_is_better": protocol.higher_is_better == (column in family.opposite),
                     **_range(protocol.metric, bound),
                 },
                 "score_details": {

@@ -198,3 +198,14 @@ def test_every_family_has_a_task_of_the_hub() -> None:
     assert {kinds[name] for name in segmented} == {"image-segmentation"}
     assert kinds["nyu_depth_linear"] == "depth-estimation"
     assert kinds["knn"] == "image-classification"
+
+
+def test_label_free_measures_are_named_one_by_one_and_each_has_its_own_direction() -> None:
+    raw = [s for s in read_records(Path("results/records"))[0] if s.record.encoder.name == "raw pixels"]
+    free = next(s for s in raw if s.record.protocol.resolved.benchmark == "label_free")
+    results = every_eval_ever(free, HUB)["evaluation_results"]
+    configs = {each["evaluation_name"].partition(": ")[2]: each["metric_config"] for each in results}
+    assert all(config["metric_name"] == column for column, config in configs.items())
+    assert [column for column, config in configs.items() if config["lower_is_better"]] == ["Uniformity", "Dead share"]
+    (card,) = exported([free], replace(HUB, to="model-card")).values()
+    assert "| Label-free measures (RankMe) " in card
