@@ -36,28 +36,9 @@ def canonical_sha256(value: Any) -> Sha256:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-def _is_empty(value: object) -> bool:
-    return value == ()
-
-
-def _is_false(value: object) -> bool:
-    return value is False
-
-
-def _is_zero(value: object) -> bool:
-    return value == 0
-
-
-def _is_pil(value: object) -> bool:
-    return value == "pil"
-
-
-def _is_torch_eps(value: object) -> bool:
-    return value == 1e-5
+def _omitted_at(default: Any, **more: Any) -> Any:
+    """A field that is left out of the JSON at its default, so that older records and features keep their hashes."""
+    return Field(default, exclude_if=lambda value: value == default, **more)
 
 
 class Architecture(Frozen):
@@ -72,22 +53,21 @@ class Architecture(Frozen):
     stem_kernel: int = 7
     stem_stride: int = 2
     max_pool: bool = True
-    # Left out of the JSON where they are as they always were, so that older records and features keep their hashes.
-    stem_padding: int | None = Field(None, exclude_if=_is_none, description="half the kernel where it is None")
-    stride_in_1x1: bool = Field(False, exclude_if=_is_false, description="of a bottleneck, not in its 3x3")
-    bn_eps: float = Field(1e-5, exclude_if=_is_torch_eps)
-    num_heads: int | None = Field(None, exclude_if=_is_none, description="of a ViT; timm's for the model where None")
+    stem_padding: int | None = _omitted_at(None, description="half the kernel where it is None")
+    stride_in_1x1: bool = _omitted_at(False, description="of a bottleneck, not in its 3x3")
+    bn_eps: float = _omitted_at(1e-5)
+    num_heads: int | None = _omitted_at(None, description="of a ViT; timm's for the model where None")
     # At other image sizes: offset as in DINO's code, bilinear as in PE's, square as in RADIO's. bfloat16: rotary
     # periods as in DINOv3's files.
-    positions: Literal["offset", "bfloat16", "bilinear", "square"] | None = Field(
-        None, exclude_if=_is_none, description="of a ViT; as in timm where None"
+    positions: Literal["offset", "bfloat16", "bilinear", "square"] | None = _omitted_at(
+        None, description="of a ViT; as in timm where None"
     )
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = Field(
-        None, exclude_if=_is_none, description="of a ViT; timm's for the model where None"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = _omitted_at(
+        None, description="of a ViT; timm's for the model where None"
     )
-    norm_eps: float | None = Field(None, gt=0, exclude_if=_is_none, description="of a ViT's layer norms")
-    pooling: Literal["cls", "mean", "cls+mean", "mean6"] | None = Field(
-        None, exclude_if=_is_none, description="tokens that make embed; timm's for the model where None"
+    norm_eps: float | None = _omitted_at(None, gt=0, description="of a ViT's layer norms")
+    pooling: Literal["cls", "mean", "cls+mean", "mean6"] | None = _omitted_at(
+        None, description="tokens that make embed; timm's for the model where None"
     )
 
 
@@ -129,10 +109,10 @@ class EncoderCard(Frozen):
     value_range: float = 1.0
     channels: Literal["RGB", "BGR"] = "RGB"
     embed: str = "global average of the last stage"
-    head: str | None = Field(None, exclude_if=_is_none)
-    patch_size: int | None = Field(None, exclude_if=_is_none)
-    input_size: int | None = Field(None, exclude_if=_is_none)
-    interpolation: str | None = Field(None, exclude_if=_is_none)
+    head: str | None = _omitted_at(None)
+    patch_size: int | None = _omitted_at(None)
+    input_size: int | None = _omitted_at(None)
+    interpolation: str | None = _omitted_at(None)
     method: str | None = None
     epochs: float | None = None
     pretrain_data: str | None = None
@@ -141,7 +121,7 @@ class EncoderCard(Frozen):
     licence: str | None = None
     published_as: str | None = None
     assumed: tuple[str, ...] = ()
-    not_shown: tuple[str, ...] = Field((), exclude_if=_is_empty)
+    not_shown: tuple[str, ...] = _omitted_at(())
 
 
 class Source(Frozen):
@@ -169,8 +149,8 @@ class Geometry(Frozen):
     resize: int = Field(ge=0)
     crop: int = Field(ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    border: int = Field(0, ge=0, exclude_if=_is_zero)
-    decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled", "nvjpeg"] = Field("pil", exclude_if=_is_pil)
+    border: int = _omitted_at(0, ge=0)
+    decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled", "nvjpeg"] = _omitted_at("pil")
 
 
 def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -232,7 +212,7 @@ class Protocol(Frozen):
     train_split: str
     test_split: str
     geometry: Geometry
-    test_geometry: Geometry | None = Field(None, exclude_if=_is_none)
+    test_geometry: Geometry | None = _omitted_at(None)
     columns: tuple[str, ...]
     primary: str
     metric: str
@@ -455,8 +435,8 @@ class DatasetRef(Frozen):
     embedded: bool = Field(description="composed from the project's own drawings: never in a table with full data sets")
     train_items: int
     test_items: int
-    official: bool | None = Field(None, exclude_if=_is_none)
-    folder: str | None = Field(None, exclude_if=_is_none)
+    official: bool | None = _omitted_at(None)
+    folder: str | None = _omitted_at(None)
 
     @property
     def own(self) -> bool:
@@ -483,8 +463,8 @@ class Hardware(Frozen):
     cores: int
     memory_gib: float
     gpu: str | None = None
-    float32: Literal["ieee", "tf32"] | None = Field(
-        None, exclude_if=_is_none, description="what float32 was on the GPU: TF32 rounds factors to 10 bits"
+    float32: Literal["ieee", "tf32"] | None = _omitted_at(
+        None, description="what float32 was on the GPU: TF32 rounds factors to 10 bits"
     )
 
 
@@ -509,7 +489,7 @@ class Record(Frozen):
     peak_memory_gib: float | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
-    parameters: int | None = Field(None, exclude_if=_is_none, description="of the network whose outputs were measured")
+    parameters: int | None = _omitted_at(None, description="of the network whose outputs were measured")
     hardware: Hardware
     created: str
     outcomes_file: str | None = None
