@@ -101,30 +101,21 @@ def write_pair(path: Path, text: bytes, side_name: str | None, side: bytes | Non
         OSError: see `replacing`.
     """
     side_path = None if side_name is None else path.with_name(side_name)
-    with _naming(path):
-        make_folder(path.parent)
-        side_existed = side_path is not None and side_path.exists()
-        temporary, side_temporary = _temporary(path), _temporary(path)
-        try:
-            if side_path is not None and side is not None:
-                side_temporary.write_bytes(side)
-                _sync(side_temporary)
+    side_existed = side_path is not None and side_path.exists()
+    try:
+        with replacing(path) as temporary:
             temporary.write_bytes(text)
-            _sync(temporary)
             if side_path is not None and side is not None:
-                os.replace(side_temporary, side_path)  # noqa: PTH105 - as in `replacing`
-            os.replace(temporary, path)  # noqa: PTH105
-        except BaseException:
-            if side_path is not None and not side_existed:
-                side_path.unlink(missing_ok=True)
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
-            side_temporary.unlink(missing_ok=True)
+                write_file(side_path, side)  # in its place before the file that names it
+    except BaseException:
+        if side_path is not None and not side_existed:
+            side_path.unlink(missing_ok=True)
+        raise
     for old in path.parent.glob(f"{path.stem}.*.npz"):
         if old != side_path:
             old.unlink(missing_ok=True)
-    remove_partials(path.parent, path)
+    for each in (path, side_path or path):
+        remove_partials(path.parent, each)
     if os.name == "posix":  # the new names are on disk, too
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
