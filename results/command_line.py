@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher
 from functools import cache
@@ -135,6 +135,16 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
         if type(refusal).__name__ == "ValidationError":
             raise InputError(validation_message(refusal)) from refusal
     raise InputError(f"{_message(box.getvalue())}\n{program} --help shows what it takes")
+
+
+def run_script(
+    kind: type[Options], work: Callable[[Options], int], name: str, arguments: list[str] | None = None
+) -> int:
+    """Do the work of `encoder-bench NAME`; 2 and a message on stderr where its flags or its input cannot be used."""
+    try:
+        return work(parse(kind, sys.argv[1:] if arguments is None else arguments, f"encoder-bench {name}"))
+    except (InputError, OSError) as error:
+        return print_error(name, error)
 
 
 def _refuse_flags_as_values(options: object, arguments: list[str], kind: type[Any], program: str, default: Any) -> None:

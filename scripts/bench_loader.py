@@ -11,8 +11,8 @@ from typing import Literal
 
 from pretrain.data import find_images
 from pretrain.recipe import load_recipe
-from results.command_line import parse
-from results.errors import InputError, print_error
+from results.command_line import run_script
+from results.errors import InputError
 
 
 @dataclass
@@ -34,17 +34,8 @@ class BenchLoader:
     """auto, cpu, cuda, cuda:1, …"""
 
 
-def main() -> int:
-    """Print one line; exit code 2 and a message on stderr when the input cannot be used."""
-    try:
-        options = parse(BenchLoader, sys.argv[1:], "encoder-bench bench-loader")
-        sys.stdout.write(_measure(options))
-    except (InputError, OSError) as error:
-        return print_error("bench-loader", error)
-    return 0
-
-
-def _measure(options: BenchLoader) -> str:
+def measure(options: BenchLoader) -> int:
+    """Print one line."""
     if options.batches < 1:
         raise InputError(f"--batches must be at least 1, got {options.batches}")
     recipe = load_recipe(options.recipe)
@@ -75,12 +66,13 @@ def _measure(options: BenchLoader) -> str:
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    return (
+    sys.stdout.write(
         f"{count / seconds:.1f} images/s, {recipe.views * count / seconds:.1f} views/s: engine {engine}, "
         f"{recipe.augmentation.crop} pixels, batch {options.batch}, {options.workers} workers, {count} images, "
         "including the start of the workers\n"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(BenchLoader, measure, "bench-loader"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pretrain.recipe import Recipe, load_recipe
-from results.command_line import parse
-from results.errors import InputError, print_error
+from results.command_line import run_script
+from results.errors import InputError
 from results.schema import DatasetRef, EncoderCard, Geometry, Protocol, ProtocolRef, Record, Score, Source
 from results.schema import canonical_sha256 as sha256
 from results.store import commit, versions, write_record
@@ -38,32 +38,28 @@ class CostTable:
     records: Path = Path("work/records")
 
 
-def main() -> int:
-    """Measure each mechanism in a process of its own; exit code 2 and a message when the input cannot be used."""
-    try:
-        options = parse(CostTable, sys.argv[1:], "encoder-bench cost-table")
-        if options.steps < 1:
-            raise InputError(f"--steps must be at least 1, got {options.steps}")
-        if not options.mechanisms:
-            raise InputError("--mechanisms needs at least one mechanism")
-        base = load_recipe(options.recipe)
-        recipes = [
-            base.changed(batch_size=options.batch, split_bn=1, accumulate=1, mechanism=mechanism)
-            for mechanism in options.mechanisms
-        ]
+def measure(options: CostTable) -> int:
+    """Measure each mechanism in a process of its own."""
+    if options.steps < 1:
+        raise InputError(f"--steps must be at least 1, got {options.steps}")
+    if not options.mechanisms:
+        raise InputError("--mechanisms needs at least one mechanism")
+    base = load_recipe(options.recipe)
+    recipes = [
+        base.changed(batch_size=options.batch, split_bn=1, accumulate=1, mechanism=mechanism)
+        for mechanism in options.mechanisms
+    ]
 
-        from pretrain.cost import measure_cost  # imports torch, after everything that can be refused without it
-        from pretrain.distributed import full_float32, has_fast_bf16, own_device
+    from pretrain.cost import measure_cost  # imports torch, after everything that can be refused without it
+    from pretrain.distributed import full_float32, has_fast_bf16, own_device
 
-        options.device = str(own_device(options.device))
-        options.precision = options.precision or ("bf16" if has_fast_bf16(options.device) else "fp32")
-        recipes = [recipe.changed(precision=options.precision) for recipe in recipes]
-        costs = [measure_cost(recipe, options.device, options.steps) for recipe in recipes]
-        sys.stdout.write(_table(costs))
-        with full_float32():  # as in `measure_cost`, for the record's hardware
-            path = write_record(options.records, _record(recipes[0], costs, options))
-    except (InputError, OSError) as error:
-        return print_error("cost-table", error)
+    options.device = str(own_device(options.device))
+    options.precision = options.precision or ("bf16" if has_fast_bf16(options.device) else "fp32")
+    recipes = [recipe.changed(precision=options.precision) for recipe in recipes]
+    costs = [measure_cost(recipe, options.device, options.steps) for recipe in recipes]
+    sys.stdout.write(_table(costs))
+    with full_float32():  # as in `measure_cost`, for the record's hardware
+        path = write_record(options.records, _record(recipes[0], costs, options))
     sys.stdout.write(f"wrote {path}\n")
     return 0
 
@@ -133,4 +129,4 @@ def _record(recipe: Recipe, costs: list[Cost], options: CostTable) -> Record:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(CostTable, measure, "cost-table"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import tyro
 
 from pretrain.data import SHARD_INDEX, count_images
-from results.command_line import parse
-from results.errors import InputError, print_error
+from results.command_line import run_script
+from results.errors import InputError
 from results.files import write_file
 
 
@@ -23,22 +23,18 @@ class IndexShards:
     """folder of .tar files"""
 
 
-def main() -> int:
+def index(options: IndexShards) -> int:
     """Read the headers of every shard once."""
-    try:
-        folder = parse(IndexShards, sys.argv[1:], "encoder-bench index-shards").folder
-        shards = sorted(folder.glob("*.tar"))
-        if not shards:
-            raise InputError(f"no .tar file in {folder}")
-        counts = {shard.name: count_images(shard) for shard in shards}
-        entries = [{"url": name, "nsamples": count} for name, count in counts.items()]
-        path = folder / SHARD_INDEX
-        write_file(path, json.dumps({"wids_version": 1, "shardlist": entries}, indent=1) + "\n")
-    except (InputError, OSError) as error:
-        return print_error("index-shards", error)
+    shards = sorted(options.folder.glob("*.tar"))
+    if not shards:
+        raise InputError(f"no .tar file in {options.folder}")
+    counts = {shard.name: count_images(shard) for shard in shards}
+    entries = [{"url": name, "nsamples": count} for name, count in counts.items()]
+    path = options.folder / SHARD_INDEX
+    write_file(path, json.dumps({"wids_version": 1, "shardlist": entries}, indent=1) + "\n")
     sys.stdout.write(f"wrote {path}: {sum(counts.values()):,} images\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(IndexShards, index, "index-shards"))

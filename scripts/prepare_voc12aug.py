@@ -15,8 +15,8 @@ from PIL import Image
 from benchmarks.datasets.lists import read_lines
 from benchmarks.datasets.mat_files import read_mat
 from benchmarks.task import progress
-from results.command_line import parse
-from results.errors import InputError, print_error
+from results.command_line import run_script
+from results.errors import InputError
 from results.files import open_image, replacing, write_file
 
 log = logging.getLogger("prepare_voc12aug")
@@ -42,7 +42,7 @@ class Prepare:
 
 
 def prepare(options: Prepare) -> int:
-    """Write masks and lists; return the number of masks written.
+    """Write masks and lists.
 
     Raises:
         InputError: a list or a mask is missing or malformed, or the lists have another number of images.
@@ -65,7 +65,8 @@ def prepare(options: Prepare) -> int:
         _write_mask(_read_mask(sbd / "cls" / f"{id}.mat", voc / "JPEGImages" / f"{id}.jpg"), masks / f"{id}.png")
     _write_list(lists / "aug.txt", sorted(added))
     _write_list(lists / "trainaug.txt", sorted(train | added))
-    return len(todo)
+    log.info("wrote %d masks to %s, and the lists", len(todo), masks)
+    return 0
 
 
 def _read_mask(file: Path, image: Path) -> NDArray[np.uint8]:
@@ -113,13 +114,7 @@ def _write_list(file: Path, lines: Iterable[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        options = parse(Prepare, sys.argv[1:] if arguments is None else arguments, "encoder-bench prepare-voc12aug")
-        written = prepare(options)
-    except (InputError, OSError) as error:
-        return print_error("prepare-voc12aug", error)
-    log.info("wrote %d masks to %s, and the lists", written, options.data / "VOCdevkit/VOC2012/SegmentationClassAug")
-    return 0
+    return run_script(Prepare, prepare, "prepare-voc12aug", arguments)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from .measurement import (
     entry,
     fast_precision,
     limit_of,
+    one_thread,
     rounds,
     seconds_of,
 )
@@ -235,8 +236,6 @@ class _StandIn(nn.Module):
 
 def measure_augmentation() -> SpeedEntry:
     """Views of decoded pictures on one core: the PIL list, and crops by PIL with the rest on batches."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     recipe = moco_v2()
     with tempfile.TemporaryDirectory() as folder:
         pictures = [read_rgb(path) for path in photographs(Path(folder), BATCH).paths]
@@ -250,13 +249,11 @@ def measure_augmentation() -> SpeedEntry:
     def theirs() -> None:
         torch.stack([pil(picture)[0] for picture in pictures])
 
-    try:
+    with one_thread():
         ours()
         theirs()
         times = [(cpu_seconds_of(ours), cpu_seconds_of(theirs)) for _ in range(7)]
         crop = statistics.median(cpu_seconds_of(lambda: [crops(picture) for picture in pictures]) for _ in range(5))
-    finally:
-        torch.set_num_threads(threads)
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
     return entry(
         "augment",
