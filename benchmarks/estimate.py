@@ -334,24 +334,21 @@ def dry_run(sweep: Sweep) -> Iterator[str]:
             continue
         # Of the first one: what this process has done so far, as a run would.
         loading += time.process_time() if number == 0 else time.monotonic() - started
-        prepared: list[tuple[list[str], Run | None]] = []
+        prepared: list[Run | InputError] = []
         for question in sweep.questions:
-            protocol = question.protocol
-            lines = [
-                f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip(),
-                f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}",
-            ]
             try:
-                run = sweep.prepare(question, loaded)
+                prepared.append(sweep.prepare(question, loaded))
             except InputError as error:
-                prepared.append(([*lines, f"missing    {encoder}: {_one_line(error)}"], None))
-            else:
-                prepared.append((lines, run))
+                prepared.append(error)
         with _counted() as counted:
-            for lines, ready in prepared:
-                yield from lines
-                if ready is not None:
-                    yield from describe(ready, counted)
+            for question, found in zip(sweep.questions, prepared, strict=True):
+                protocol = question.protocol
+                yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
+                yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
+                if isinstance(found, InputError):
+                    yield f"missing    {encoder}: {_one_line(found)}"
+                else:
+                    yield from describe(found, counted)
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
     if runs:
         yield (
