@@ -146,11 +146,6 @@ def search(
     return out
 
 
-def _kept(k: int, gallery: ScaledRows) -> int:
-    """Candidates that a proposal keeps of each query."""
-    return min(len(gallery), 2 * k + _SPARE)
-
-
 def vote_ranks(
     similarities: NDArray[np.floating],
     neighbour_classes: NDArray[np.integer],
@@ -218,42 +213,32 @@ class _Block:
 
     def __post_init__(self) -> None:
         self.k = self.indices.shape[1]
+        self.kept = min(len(self.gallery), 2 * self.k + _SPARE)  # candidates that a proposal keeps of each query
         self.open = torch.arange(len(self.queries))
 
     def certify(self, engine: str, dtype: torch.dtype, tiles: Tiles | None = None) -> None:
         """Settle the open queries whose candidates provably hold their k nearest rows."""
         if not len(self.open):
             return
-        kept = _kept(self.k, self.gallery)
-        queries, excluded = self.queries[self.open], self.excluded[self.open]
+        queries = self.queries if len(self.open) == len(self.queries) else self.queries[self.open]
         if engine == "faiss":
-            found = propose_faiss(
-                self.gallery, queries.float(), kept, excluded=excluded, track=self.track, label=self.label
-            )
+            found = propose_faiss(self.gallery, queries, self.kept, track=self.track, label=self.label)
         else:
-            found = propose_torch(
-                self.gallery,
-                queries.float(),
-                self.k,
-                kept,
-                excluded=excluded,
-                dtype=dtype,
-                device=self.device,
-                tiles=tiles,
-                track=self.track,
-                label=self.label,
-            )
-        kth, everything = found.kth(self.k), kept == len(self.gallery)
-        if everything:
-            floor, listed = torch.full_like(kth, -torch.inf), torch.ones_like(kth, dtype=torch.bool)
+            tiles = tiles or Tiles(self.gallery, dtype, self.device)
+            found = propose_torch(tiles, queries, self.kept, track=self.track, label=self.label)
+        found.values[found.indices == self.excluded[self.open, None]] = -torch.inf
+        kth = found.values.topk(self.k, dim=1, sorted=False).values.amin(dim=1)
+        if self.kept == len(self.gallery):
+            floor = limit = torch.full_like(kth, -torch.inf)
         else:
-            floor = torch.maximum(kth - found.slack - found.drift, found.cut)
-            listed = found.cut < kth - found.slack
-        indices, scores = self._score(self.open, found.indices, (found.values > floor[:, None]) & listed[:, None])
-        # A row that is no candidate is no nearer than floor + slack. That the k-th moved by no more than its drift is
-        # likely but not certain, hence the test.
-        kth_score = scores[:, self.k - 1] - queries @ self.gallery.centre.double()
-        certified = listed & (kth_score > floor + found.slack)
+            # Rounding errors of D components cancel: they are mostly below a bound / sqrt(D) on them, times 3.
+            drift = 3 / self.gallery.dim**0.5 * found.slack + 2 * found.rounding * kth.abs()
+            floor = torch.maximum(kth - found.slack - drift, found.cut)
+            # Only candidates have values above the floor, so that no other row is nearer than the limit.
+            limit = floor + found.slack + found.rounding * floor.abs()
+        candidates = (found.values > floor[:, None]) & (kth > limit)[:, None]
+        indices, scores = self._score(self.open, found.indices, candidates)
+        certified = scores[:, -1] - queries @ self.gallery.centre.double() > limit
         self._write(self.open[certified], indices[certified], scores[certified])
         self.open = self.open[~certified]
 
@@ -286,13 +271,13 @@ class _Block:
         return indices.cpu()
 
     def _score(self, rows: Tensor, indices: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Sort the candidates among `indices` (R, any) of the queries in `rows` by float64 similarity, descending.
+        """Of the candidates among `indices` (R, any), the k that float64 finds nearest to each query of `rows`.
 
         Args:
             indices: gallery rows, ascending where they are candidates.
 
         Returns:
-            Gallery rows and similarities, both (R, k or more), with -inf behind the candidates.
+            Gallery rows and similarities, both (R, k), nearest first, with -inf behind the candidates.
         """
         positions, starts = _true_positions(candidates)
         counts = starts.diff()
@@ -303,11 +288,11 @@ class _Block:
         out.view(-1)[place] = chosen
         scores.view(-1)[place] = self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts))
         scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties by smaller row, as they ascend
-        return out.gather(1, order), scores
+        return out.gather(1, order[:, : self.k]), scores[:, : self.k]
 
     def _write(self, rows: Tensor, indices: Tensor, scores: Tensor) -> None:
-        self.indices[rows.numpy()] = indices[:, : self.k].numpy()
-        self.similarities[rows.numpy()] = scores[:, : self.k].numpy()
+        self.indices[rows.numpy()] = indices.numpy()
+        self.similarities[rows.numpy()] = scores.numpy()
 
 
 @dataclass(frozen=True)
@@ -318,20 +303,15 @@ class Proposal:
         values: (Q, k or more) float32; -inf where there is no candidate.
         indices: (Q, k or more) int64 gallery rows, ascending where there are candidates.
         cut: (Q,) float32: no unlisted row has a larger value.
-        slack: (Q,) float32: no value is further than this from what it approximates, those of unlisted rows included.
-        drift: (Q,) float32: how far the values mostly are from it at the furthest. Rounding errors of D components
-            cancel and stay near their bound / sqrt(D); the rounding of the sum has nothing to cancel with.
+        slack: (Q,) float32: how far what a value approximates may be from the value before its last rounding.
+        rounding: the error of the last rounding, relative to the value.
     """
 
     values: Tensor
     indices: Tensor
     cut: Tensor
     slack: Tensor
-    drift: Tensor
-
-    def kth(self, k: int) -> Tensor:
-        """(Q,) k-th largest value; -inf where there are fewer."""
-        return self.values.topk(k, dim=1, sorted=False).values.amin(dim=1)
+    rounding: float = 0.0
 
 
 def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss", "torch"], torch.dtype]:
@@ -351,61 +331,33 @@ def choose_engine(engine: Engine, device: torch.device) -> tuple[Literal["faiss"
     return engine, fastest if engine == "torch" else torch.float32
 
 
-def propose_torch(
-    gallery: ScaledRows,
-    queries: Tensor,
-    k: int,
-    kept: int,
-    *,
-    excluded: Tensor,
-    dtype: torch.dtype,
-    device: torch.device,
-    tiles: Tiles | None = None,
-    track: Track = untracked,
-    label: str = "",
-) -> Proposal:
-    """Products tile by tile in `dtype`, with a running top `kept`, or fewer where none can be among the first `k`.
+def propose_torch(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = untracked, label: str = "") -> Proposal:
+    """Products in the precision of the tiles, with a running top `kept`, or a few more.
 
     Args:
-        queries: (Q, D) float32, divided.
-        excluded: (Q,) int64 gallery row that is no neighbour of the query, or -1.
-        tiles: of the gallery, where other queries read them too.
+        queries: (Q, D) float64 or float32, divided.
         track, label: report progress over tiles.
     """
-    q = queries.to(device)
-    q_low = q.to(dtype)
-    q_error, q_norm = _norm(q - q_low), _norm(q_low)
-    tiles = tiles or Tiles(gallery, dtype, device)
-    rows = QUERY_ROWS if device.type == "cuda" else CPU_QUERY_ROWS
-    products = torch.empty(rows * tiles.longest, dtype=_product_dtype(dtype, device), device=device)
+    gallery, dtype, device = tiles.gallery, tiles.dtype, tiles.device
+    q = torch.empty(queries.shape, dtype=dtype, device=device)
+    q_sizes = [_round(queries[i:j].to(device, torch.float32), q[i:j]) for i, j in _steps(0, len(q), gallery.dim)]
     best: _Best | _Survivors
     if device.type == "cuda":
+        rows, products = QUERY_ROWS, torch.empty(QUERY_ROWS * tiles.longest, device=device)
         best = _Best(len(q), kept, device)
     else:
-        best = _Survivors(len(q), k, kept, gallery.dim, products)
-        best.cut = _first_cut(gallery, q_low, kept, products)
+        rows, products = CPU_QUERY_ROWS, torch.empty(CPU_QUERY_ROWS * tiles.longest, dtype=dtype)
+        best = _Survivors(kept, _first_cut(gallery, q, kept, products), products)
     with _full_precision():
         for start, stop in track(tiles.ranges, label):
             g = tiles.rows(start, stop)
-            slack = _slack(q_error, q_norm, tiles.sizes[0], tiles.sizes[1], gallery.dim)
-            for part in torch.arange(len(q)).split(rows):
-                first, last = int(part[0]), int(part[-1]) + 1
-                tile = products[: (last - first) * len(g)].view(last - first, len(g))
-                multiply(q_low[first:last], g, tile)
-                own = ((excluded[part] >= start) & (excluded[part] < stop)).nonzero()[:, 0]
-                if len(own):
-                    tile[own.to(device), (excluded[part][own] - start).to(device)] = -torch.inf
-                best.update(first, tile, start, slack)
-    values, indices, cut = best.found()
-    # Where the sum is rounded too, it is so in proportion to its size; unlisted values that are larger are negative.
-    largest = torch.stack([values.amax(dim=1), cut]).abs().nan_to_num(posinf=0).amax(dim=0)
-    rounding = torch.finfo(products.dtype).eps / 2 * largest
-    drift = _drift(slack, gallery.dim) + rounding
-    return Proposal(*(found.cpu() for found in (values, indices, cut, slack + rounding, drift)))
-
-
-def _drift(slack: Tensor, dim: int) -> Tensor:
-    return 3 / dim**0.5 * slack
+            for first in range(0, len(q), rows):
+                part = q[first : first + rows]
+                tile = products[: len(part) * len(g)].view(len(part), len(g))
+                multiply(part, g, tile)
+                best.update(first, tile, start)
+    slack = _slack(torch.cat(q_sizes, dim=1), tiles.sizes, gallery.dim)
+    return Proposal(*best.found(), slack.cpu(), torch.finfo(products.dtype).eps / 2)
 
 
 class Tiles:
@@ -420,12 +372,12 @@ class Tiles:
     Attributes:
         ranges: [start, stop) of each tile.
         longest: rows of the longest tile.
-        sizes: the largest (error, norm) of a row so far.
+        sizes: the largest (rounding error, norm) of a row so far.
         resident: the tiles that stay on the device; None where they do not.
     """
 
     def __init__(self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, *, again: bool = False) -> None:
-        self.gallery = gallery
+        self.gallery, self.dtype, self.device = gallery, dtype, device
         rows = TILE_ROWS if device.type == "cuda" else CPU_TILE_ROWS
         self.ranges = list(gallery.tiles(rows))
         self.longest = min(rows, len(gallery))
@@ -450,27 +402,22 @@ class Tiles:
 
 
 def propose_faiss(
-    gallery: ScaledRows, queries: Tensor, kept: int, *, excluded: Tensor, track: Track = untracked, label: str = ""
+    gallery: ScaledRows, queries: Tensor, kept: int, *, track: Track = untracked, label: str = ""
 ) -> Proposal:
     """`propose_torch` by faiss's exact inner-product search in float32."""
     import faiss
 
-    q = queries.numpy()
+    q = queries.float()
     best = _Best(len(q), kept, torch.device("cpu"))
     low = torch.empty((min(TILE_ROWS, len(gallery)), gallery.dim))
     sizes = torch.zeros(2)
-    tiles = list(gallery.tiles(TILE_ROWS))
-    for start, stop in track(tiles, label):
+    for start, stop in track(list(gallery.tiles(TILE_ROWS)), label):
         g = low[: stop - start]
         sizes = torch.maximum(sizes, _convert(gallery, start, stop, g))
-        # One more than is kept, as the query's own row may be among them.
-        count = min(kept + 1, stop - start)
-        found = faiss.knn(q, g.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-        values, rows = torch.from_numpy(found[0]), torch.from_numpy(found[1]) + start
-        values[rows == excluded[:, None]] = -torch.inf
-        best.merge(slice(0, len(q)), values, rows)
-    slack = _slack(torch.zeros(len(q)), _norm(queries), sizes[0], sizes[1], gallery.dim)
-    return Proposal(*best.found(), slack, _drift(slack, gallery.dim))
+        values, rows = faiss.knn(q.numpy(), g.numpy(), min(kept, len(g)), metric=faiss.METRIC_INNER_PRODUCT)
+        best.merge(slice(0, len(q)), torch.from_numpy(values), torch.from_numpy(rows) + start)
+    q_sizes = torch.stack([torch.zeros(len(q)), torch.linalg.vector_norm(q, dim=1)])
+    return Proposal(*best.found(), _slack(q_sizes, sizes, gallery.dim))
 
 
 class _Best:
@@ -480,7 +427,7 @@ class _Best:
         self.values = torch.full((queries, kept), -torch.inf, device=device)
         self.indices = torch.full((queries, kept), -1, dtype=torch.int64, device=device)
 
-    def update(self, first: int, products: Tensor, start: int, slack: Tensor) -> None:
+    def update(self, first: int, products: Tensor, start: int) -> None:
         """Take in products (queries from `first` on, gallery rows from `start` on)."""
         values, columns = products.topk(min(self.values.shape[1], products.shape[1]), dim=1, sorted=False)
         self.merge(slice(first, first + len(products)), values, columns + start)
@@ -494,7 +441,8 @@ class _Best:
     def found(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, their gallery rows, ascending, and what no unlisted row exceeds."""
         indices, order = self.indices.sort(dim=1)
-        return self.values.gather(1, order), indices, self.values.amin(dim=1)
+        values = self.values.gather(1, order)
+        return values.cpu(), indices.cpu(), values.amin(dim=1).cpu()
 
 
 def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> Tensor:
@@ -523,74 +471,59 @@ def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> T
 
 
 class _Survivors:
-    """On a CPU: the products of each query that beat its running cut, in the order of the gallery's rows.
+    """On a CPU: the products of each query that beat its cut, in the order of the gallery's rows.
 
-    Few do after the first tile, and to compare all products with a cut is a fraction of the time that a selection
-    takes. The cut rises to the `kept`-th largest product so far, or to what lies so far below the k-th that it cannot
-    be one of the k nearest.
+    Few do, and to compare all products with a cut is a fraction of the time that a selection takes. Where more than
+    `kept` of a tile beat it, or twice as many in all, the cut rises to the `kept`-th largest of them.
 
     Attributes:
         cut: (Q, 1): no product that was left out is larger.
         filled: (Q,) columns of `values` and `indices` that are in use.
     """
 
-    def __init__(self, queries: int, k: int, kept: int, dim: int, products: Tensor) -> None:
-        self.k, self.kept, self.dim = k, kept, dim
-        self.values = torch.full((queries, 2 * kept), -torch.inf)
-        self.indices = torch.zeros((queries, 2 * kept), dtype=torch.int64)
-        self.filled = torch.zeros(queries, dtype=torch.int64)
-        self.cut = torch.full((queries, 1), -torch.inf, dtype=products.dtype)
+    def __init__(self, kept: int, cut: Tensor, products: Tensor) -> None:
+        self.kept, self.cut = kept, cut
+        self.values = torch.full((len(cut), 2 * kept), -torch.inf)
+        self.indices = torch.zeros((len(cut), 2 * kept), dtype=torch.int64)
+        self.filled = torch.zeros(len(cut), dtype=torch.int64)
         self._beats = torch.empty_like(products)
 
-    def update(self, first: int, products: Tensor, start: int, slack: Tensor) -> None:
+    def update(self, first: int, products: Tensor, start: int) -> None:
         """Take in products (queries from `first` on, gallery rows from `start` on)."""
         part = slice(first, first + len(products))
+        cut, values, indices, filled = self.cut[part], self.values[part], self.indices[part], self.filled[part]
         # A comparison into the type of the products is several times as fast as one into bool.
-        beats = torch.gt(products, self.cut[part], out=self._beats[: products.numel()].view_as(products))
+        beats = torch.gt(products, cut, out=self._beats[: products.numel()].view_as(products))
         positions, starts = _true_positions(beats)
         if int(starts.diff().max()) > self.kept:
-            self._raise(part, products, slack)
-            positions, starts = _true_positions(torch.gt(products, self.cut[part], out=beats))
-        if int((self.filled[part] + starts.diff()).max()) > self.values.shape[1]:
-            self._thin(part, slack)
-        offsets = torch.arange(len(products)) * products.shape[1] - start
-        rows = positions - offsets.repeat_interleave(starts.diff())
-        self._append(part, positions, starts, products, rows)
+            torch.maximum(cut, self._last_kept(products.float()).to(cut.dtype), out=cut)
+            positions, starts = _true_positions(torch.gt(products, cut, out=beats))
+        counts = starts.diff()
+        full = (filled + counts > values.shape[1]).nonzero()[:, 0]
+        if len(full):
+            self._thin(full + first)
+        place = _places(starts, values.shape[1], filled)
+        values.view(-1)[place] = products.view(-1)[positions].float()
+        indices.view(-1)[place] = positions % products.shape[1] + start
+        filled += counts
 
-    def _raise(self, part: slice, values: Tensor, slack: Tensor) -> None:
-        """Raise the cut as far as these values (n, any), or some of a query's values, allow."""
-        top = values.float().topk(min(self.kept, values.shape[1]), dim=1, sorted=False).values
-        if top.shape[1] < self.k:
-            return
-        kth, largest = top.topk(self.k, dim=1, sorted=False).values.amin(dim=1), top.amax(dim=1)
-        # As the floor of `_Block.certify`, lower by as much as the conversion of the cut may raise it, and by a tenth
-        # of the slack, which later tiles may find to be larger.
-        rounding = torch.finfo(self.cut.dtype).eps * (largest.abs() + kth.abs())
-        cut = kth - 1.1 * slack[part] - _drift(slack[part], self.dim) - rounding
-        self.cut[part] = torch.maximum(self.cut[part], cut[:, None].to(self.cut.dtype))
-        if top.shape[1] == self.kept:
-            self.cut[part] = torch.maximum(self.cut[part], top.amin(dim=1, keepdim=True).to(self.cut.dtype))
+    def _last_kept(self, values: Tensor) -> Tensor:
+        """(n, 1) `kept`-th largest of each row."""
+        return values.topk(self.kept, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
 
-    def _thin(self, part: slice, slack: Tensor) -> None:
-        """Raise the cut and drop what it leaves out."""
-        values, indices = self.values[part].clone(), self.indices[part].clone()
-        self._raise(part, values, slack)
-        positions, starts = _true_positions(values > self.cut[part])
-        self.values[part] = -torch.inf
-        self.filled[part] = 0
-        self._append(part, positions, starts, values, indices.view(-1)[positions])
-
-    def _append(self, part: slice, positions: Tensor, starts: Tensor, values: Tensor, rows: Tensor) -> None:
-        width = self.values.shape[1]
-        place = _places(starts, width, self.filled[part])
-        self.values[part].view(-1)[place] = values.view(-1)[positions].float()
-        self.indices[part].view(-1)[place] = rows
-        self.filled[part] += starts.diff()
+    def _thin(self, queries: Tensor) -> None:
+        """Raise the cut of these queries and drop what it leaves out."""
+        values = self.values[queries]
+        cut = self._last_kept(values)
+        dropped, order = (values <= cut).sort(dim=1, stable=True)
+        self.values[queries] = values.gather(1, order).masked_fill_(dropped, -torch.inf)
+        self.indices[queries] = self.indices[queries].gather(1, order)
+        self.filled[queries] = (~dropped).sum(dim=1)
+        self.cut[queries] = cut.to(self.cut.dtype)
 
     def found(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, their gallery rows, ascending, and what no unlisted row exceeds."""
-        width = max(self.k, int(self.filled.max()))
-        return self.values[:, :width], self.indices[:, :width], self.cut[:, 0].float()
+        return self.values, self.indices, self.cut[:, 0].float()
 
 
 def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -615,15 +548,25 @@ def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
 
 
 def _convert(gallery: ScaledRows, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write the centred rows into `out` and give the largest (error, norm) of a written row."""
-    centre = gallery.centre.to(out.device)
-    sizes = torch.zeros(2, device=out.device)
-    steps = [(start, stop)] if out.is_cuda else gallery.chunks(start, stop)
-    for first, last in steps:
+    """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
+    centre, sizes = gallery.centre.to(out.device), torch.zeros(2, device=out.device)
+    for first, last in [(start, stop)] if out.is_cuda else _steps(start, stop, gallery.dim):
         rows = gallery.divided(first, last, torch.float32, out.device).sub_(centre)
-        low = out[first - start : last - start].copy_(rows)
-        sizes = torch.maximum(sizes, torch.stack([_norm(rows - low).max(), _norm(low).max()]))
+        sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start]).amax(dim=1))
     return sizes
+
+
+def _round(rows: Tensor, out: Tensor) -> Tensor:
+    """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows."""
+    out.copy_(rows)
+    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (rows - out, rows)])
+
+
+def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
+    """The range of rows in steps that fit a core's cache."""
+    step = max(1, _CACHE_BYTES // (4 * dim))
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
 
 
 def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
@@ -633,23 +576,20 @@ def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
         torch.mm(q, g.T, out=out)
 
 
-def _product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cuda" else dtype
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.float(), dim=1)
-
-
-def _slack(q_error: Tensor, q_norm: Tensor, g_error: Tensor, g_norm: Tensor, dim: int) -> Tensor:
+def _slack(q_sizes: Tensor, g_sizes: Tensor, dim: int) -> Tensor:
     """How far a product of rounded vectors may be from that of the unrounded ones, by Cauchy-Schwarz.
 
     A float32 sum of `dim` products errs by at most dim * 2^-23 of the sum of their sizes, in any order, even where the
     hardware truncates (Higham 2002, section 4.2). The per mille covers the measured norms' own error, and 3e-6 the
     rounding of the divided and centred rows to float32.
+
+    Args:
+        q_sizes: (2, Q) norms of the queries' rounding errors and of the queries.
+        g_sizes: (2,) the same of gallery rows, the largest.
     """
-    conversion = q_error * (g_norm + g_error) + q_norm * g_error
-    return 1.001 * (conversion + dim * 2.0**-23 * q_norm * g_norm) + 3e-6
+    (q_error, q_norm), (g_error, g_norm) = q_sizes, g_sizes
+    sums = dim * 2.0**-23 * (q_norm + q_error) * (g_norm + g_error)
+    return 1.001 * (q_error * g_norm + (q_norm + q_error) * g_error + sums) + 3e-6
 
 
 @contextmanager
@@ -699,16 +639,10 @@ class ScaledRows:
             yield start, stop
             start = stop
 
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The range in steps that fit a core's cache."""
-        step = max(1, _CACHE_BYTES // (4 * self.dim))
-        for first in range(start, stop, step):
-            yield first, min(first + step, stop)
-
     def divided(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Rows [start, stop), divided, as a fresh tensor."""
-        raw = torch.from_numpy(np.array(self.features[start:stop])).to(device, dtype)
-        return raw.mul_(torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype))
+        raw = np.array(self.features[start:stop], np.float64 if dtype == torch.float64 else np.float32)
+        return torch.from_numpy(raw).to(device).mul_(torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype))
 
     def sampled(self, rows: Tensor) -> Tensor:
         """(R, D) float32 of these rows, divided."""
@@ -757,8 +691,7 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, columns: Tenso
 def norms(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) L2 norms; NaN or inf where a row holds such a value."""
     out = np.empty(len(features))
-    step = max(1, _CACHE_BYTES // (4 * features.shape[1]))
-    for start in range(0, len(features), step):
-        chunk = torch.from_numpy(features[start : start + step].astype(np.float64))
-        out[start : start + step] = chunk.square_().sum(dim=1).sqrt_().numpy()
+    for start, stop in _steps(0, *features.shape):
+        chunk = torch.from_numpy(features[start:stop].astype(np.float64))
+        out[start:stop] = chunk.square_().sum(dim=1).sqrt_().numpy()
     return out
