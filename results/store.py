@@ -296,8 +296,11 @@ def is_copied(stored: StoredRecord, source_root: Path, target_root: Path) -> boo
 
 
 def slug(name: str) -> str:
-    """A file name that every system accepts. A long one is cut: the record's key tells long ids apart."""
-    return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).strip("._")[:120] or "unnamed"
+    """A file name that every system accepts, and no shell or command takes for a flag or a hidden file.
+
+    A long one is cut: the record's key tells long ids apart.
+    """
+    return re.sub(r"[^\w.@+=,-]+", "_", name, flags=re.ASCII).rstrip("._").lstrip("._-")[:120] or "unnamed"
 
 
 def _outcomes_name(path: Path, payload: bytes) -> str:

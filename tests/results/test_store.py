@@ -24,6 +24,7 @@ from results.store import (
     packed,
     read_record,
     read_records,
+    slug,
     unpacked,
     write_record,
 )
@@ -50,6 +51,17 @@ def test_a_record_lies_where_its_encoder_weights_data_and_protocol_say(tmp_path:
     assert path.name == f"knn.demo@1-{stored(path).record.key}.json"
     side = [p for p in path.parent.iterdir() if p.suffix == ".npz"]
     assert [p.name for p in side] == [stored(path).record.outcomes_file]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("--force", "force"), ("-.hidden-", "hidden-"), ("../up", "up"), ("a b/c", "a_b_c"), ("...", "unnamed"),
+        ("moco_v2@200,w=64+", "moco_v2@200,w=64+"),
+    ],
+)  # fmt: skip
+def test_no_name_becomes_a_folder_that_looks_like_a_flag_or_is_hidden(name: str, folder: str) -> None:
+    assert slug(name) == folder
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
