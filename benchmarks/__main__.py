@@ -17,7 +17,7 @@ from benchmarks.encoders.forms import expand, refuse_at_sight
 from benchmarks.evaluate import Attempt, Question, Sweep, bench, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
-from results.command_line import first_sentence, missing_extra, parse, split_command
+from results.command_line import first_sentence, missing_extra, parse, split_command, start_program
 from results.errors import is_out_of_memory, print_error
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
@@ -80,7 +80,7 @@ class FrozenFlags(BenchFlags):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 and a message on stderr where the input cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_program()
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells of builds that it tries and does not find
     try:
         if words[:1] and words[0] in TASK_NAMES:

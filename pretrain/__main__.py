@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pretrain.data import Files, Shards, find_images, require_batch, require_cv2
 from pretrain.recipe import Recipe, load_recipe
-from results.command_line import parse
+from results.command_line import parse, start_program
 from results.errors import InputError, is_out_of_memory, print_error
 from results.files import locked_folder
 
@@ -84,7 +84,7 @@ class PretrainFlags:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; exit code 2 and a message on stderr when the input cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_program()
     try:
         # The recipe's name comes first: its values are the defaults of all the other flags.
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

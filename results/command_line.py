@@ -41,6 +41,16 @@ def encoder_bench() -> int:
     return int(main())
 
 
+def start_program() -> None:
+    """Set up a command before it imports torch: lines of the log with their time, and OpenMP threads that wait asleep.
+
+    By default a waiting thread spins, and takes from everything else that runs on the same cores. The results are the
+    same bits. OpenMP reads the variable once, when torch is imported; loader processes inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
 @cache
 def log_device(name: str) -> None:
     """Log the device that a command runs on, once; under torchrun only rank 0 does."""
