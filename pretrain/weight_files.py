@@ -280,10 +280,13 @@ def _weight_file(path: Path, root: Any) -> WeightFile:
     for where, mapping in found.items():
         tensors[where] = {}
         for key, value in mapping.items():
-            left -= _size(value, f"{path}: {key}", limit)
+            plain = _plain(value, f"{path}: {key}", limit)
+            left -= plain.nbytes
             if left < 0:
                 raise InputError(f"{path} declares more than {_SHARING} times the numbers that it holds; it is damaged")
-            tensors[where][key] = _tensor(value)
+            if not isinstance(plain, Tensor):  # a copy, which may be written to
+                plain = torch.from_numpy(plain.astype(plain.dtype.newbyteorder("=")))
+            tensors[where][key] = plain
     values = {key: value for key, value in root.items() if isinstance(key, str)}
     keys = frozenset(values)
     args = values.get("args")
@@ -291,6 +294,19 @@ def _weight_file(path: Path, root: Any) -> WeightFile:
         values = {**{k: v for k, v in args.attributes.items() if isinstance(k, str)}, **values}
     simple = _simple(values) | {k: [_simple(each) for each in v] for k, v in values.items() if _is_table(v)}
     return WeightFile(path, tensors, simple, keys)
+
+
+def _plain(value: Tensor | NumpyArray | OtherTensor, subject: str, limit: int) -> Tensor | NDArray[Any]:
+    """The tensor or array, which must be of plain numbers and have no more bytes than the file."""
+    if isinstance(value, OtherTensor):
+        raise InputError(f"{subject} is not a plain tensor ({value.kind}); save it dense and in floating point")
+    if isinstance(value, NumpyArray):
+        if value.value.dtype.kind not in "biuf":
+            raise InputError(f"{subject} is text, not numbers; it is not a weight file")
+        return value.value
+    if value.nbytes > limit:
+        raise InputError(f"{subject} declares {value.numel():,} numbers, more than the file holds; the file is damaged")
+    return value
 
 
 def _simple(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -324,30 +340,6 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
 
 def _too_many_tensors(path: Path) -> InputError:
     return InputError(f"{path} has more than {MAX_TENSORS:,} tensors; save its state dict alone")
-
-
-def _size(value: Tensor | NumpyArray | OtherTensor, subject: str, limit: int) -> int:
-    """Bytes of a plain tensor or array.
-
-    Raises:
-        InputError: it is not one, or declares more bytes than the file holds.
-    """
-    if isinstance(value, OtherTensor):
-        raise InputError(f"{subject} is not a plain tensor ({value.kind}); save it dense and in floating point")
-    if isinstance(value, NumpyArray):
-        if value.value.dtype.kind not in "biuf":
-            raise InputError(f"{subject} is text, not numbers; it is not a weight file")
-        return value.value.nbytes
-    if value.numel() * value.element_size() > limit:
-        raise InputError(f"{subject} declares {value.numel():,} numbers, more than the file holds; the file is damaged")
-    return value.numel() * value.element_size()
-
-
-def _tensor(value: Tensor | NumpyArray) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    array = value.value
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy that may be written to
 
 
 # ---- the unpickler ---------------------------------------------------------------------------------------------------
@@ -663,10 +655,6 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: An
     return OtherTensor("conjugated") if more and more[0] else _dense(storage, offset, size, stride, dtype)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 def _typed(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor of a class of its own, or with attributes."""
     if not any(function is each for each in _REBUILT.values()):
@@ -674,27 +662,11 @@ def _typed(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     return function(*arguments)
 
 
-def _other(kind: str) -> Callable[..., OtherTensor]:
-    return lambda *_: OtherTensor(kind)
-
-
 def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
     """`_codecs.encode` as pickle protocol 2 uses it for bytes."""
     if encoding != "latin1":
         raise UnpicklingError(f"text encoded as {encoding!r}")
     return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""  # pickle protocol 2 writes it as a call of `bytes`
-
-
-def _no_items(*_: object) -> dict[Any, Any]:
-    return {}
-
-
-def _items(items: Iterable[Any] = ()) -> tuple[Any, ...]:
-    return tuple(items)
 
 
 def _ordered_dict(items: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
@@ -709,37 +681,50 @@ def _text(value: str | bytes) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
+def _first(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _other(kind: str) -> Callable[..., OtherTensor]:
+    return lambda *_: OtherTensor(kind)
+
+
 _REBUILT: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor_v2,
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
     "torch._utils._rebuild_qtensor": _other("quantised"),
     "torch._utils._rebuild_sparse_tensor": _other("sparse"),
     "torch._utils._rebuild_nested_tensor": _other("nested"),
     "torch._utils._rebuild_meta_tensor_no_storage": _other("without numbers"),
     "torch._utils._rebuild_wrapper_subclass": _other("of a class of its own"),
     "torch._utils._rebuild_device_tensor_from_numpy": _other("of another device"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _parameter,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
 }
 
 _CALLED_NAMES: dict[str, Callable[..., Any]] = {
     **_REBUILT,
     "torch._tensor._rebuild_from_type_v2": _typed,
-    "torch.Size": _items,
+    "torch.Size": lambda items=(): tuple(items),
     "numpy.dtype": NumpyDtype,
     "numpy.ndarray": NumpyArray,
     **{f"numpy.{core}.multiarray._reconstruct": NumpyArray for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
     "_codecs.encode": _latin1_bytes,
-    "builtins.bytes": _no_bytes,
+    "builtins.bytes": lambda: b"",  # pickle protocol 2 writes it as a call
     "collections.OrderedDict": _ordered_dict,
-    "collections.defaultdict": _no_items,
-    "collections.Counter": _no_items,
-    "pytorch_lightning.utilities.parsing.AttributeDict": _no_items,
-    "lightning_fabric.utilities.data.AttributeDict": _no_items,
+    **dict.fromkeys(
+        (
+            "collections.defaultdict",
+            "collections.Counter",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+        ),
+        lambda *_: {},
+    ),
     "argparse.Namespace": Namespace,
 }
 
