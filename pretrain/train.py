@@ -26,7 +26,6 @@ from pretrain.moco import MoCo
 from pretrain.monitor import (
     CURVES,
     EVENTS,
-    KNN,
     LOG,
     ONLINE_TRAIN,
     Events,
@@ -62,8 +61,7 @@ class PretrainRun:
         workers: loader processes of this rank.
         warm_start: see `Trainer`.
         max_unreadable: share of the images that may be unreadable.
-        monitor: accuracy of kNN in percent of a backbone, or several columns of the log; run by all ranks every
-            `monitor_every` epochs and after the last.
+        monitor: columns of the log for a backbone; run by all ranks every `monitor_every` epochs and after the last.
         probe: learns from the features of every batch, without any effect on the encoder.
 
     Attributes:
@@ -84,7 +82,7 @@ class PretrainRun:
         workers: int = 2,
         warm_start: Path | None = None,
         max_unreadable: float = 0.01,
-        monitor: Callable[[nn.Module], float | MonitorRow] | None = None,
+        monitor: Callable[[nn.Module], MonitorRow] | None = None,
         monitor_every: int = 10,
         probe: OnlineProbe | None = None,
     ) -> None:
@@ -167,7 +165,7 @@ class PretrainRun:
             self.seconds += time.monotonic() - asked
             bar.update()
             if trainer.step % trainer.epoch_steps:
-                self._tell(bar, lambda: f"step {trainer.step}: loss {self._mean_loss():.4g}")
+                self._tell(bar, lambda: f"step {trainer.step}: loss {(trainer.sums[0] / trainer.sums[3]).item():.4g}")
                 if stop() and self.first:
                     self._save_and_stop()
                 if self._save_is_due():
@@ -185,8 +183,7 @@ class PretrainRun:
         trainer.loader.count_unreadable(distributed.union(trainer.loader.unreadable))
         last = epoch + 1 == self.recipe.epochs
         if self.monitor and (last or (epoch + 1) % self.monitor_every == 0):
-            found = self.monitor(trainer.encoder.backbone)
-            row |= found if isinstance(found, dict) else {KNN: found}
+            row |= self.monitor(trainer.encoder.backbone)
         return row
 
     def _row(self, epoch: int) -> MonitorRow:
@@ -203,9 +200,6 @@ class PretrainRun:
             "spread": spread / steps,
             "queue_fill": trainer.model.fill(trainer.step * self.recipe.batch_size),
         }
-
-    def _mean_loss(self) -> float:
-        return (self.trainer.sums[0] / self.trainer.sums[3]).item()
 
     def _require_finite(self, sums: torch.Tensor) -> None:
         if not sums[0].isfinite():
@@ -396,7 +390,9 @@ class Trainer:
         if warm_start:
             self._start_from(warm_start)
         if recipe.sync_bn and distributed.world_size() > 1:
-            self._join_batch_norms()
+            if device.type != "cuda":
+                raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(device).to(memory_format=torch.channels_last)
         self.loader = Loader(recipe, images, device, self.view_generator, workers, max_unreadable)
         self.epoch_steps = recipe.epoch_steps or self.loader.steps
@@ -535,11 +531,6 @@ class Trainer:
                         f"tensors do not fit, the first is {differ[0]}"
                     )
                 encoder.backbone.load_state_dict(tensors)
-
-    def _join_batch_norms(self) -> None:
-        if self.device.type != "cuda":
-            raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
-        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
 
 
 def backward(
