@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import pixels_of
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder
+from benchmarks.encoders.encoder import Encoder
 from results.schema import EncoderCard
 
 NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
@@ -62,7 +62,7 @@ def is_vision_transformer(encoder: Encoder) -> bool:
 
 def _network(encoder: Encoder) -> Any:
     """The module with `blocks` and `patch_embed`, as timm's, DINO's and DINOv2's have; None where there is none."""
-    module = encoder.module.backbone if isinstance(encoder.module, BackboneWithHead) else encoder.module
+    module = encoder.backbone
     return module if hasattr(module, "blocks") and hasattr(module, "patch_embed") else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.encoders.encoder import Encoder, fill, fitting, image_sizes
+from benchmarks.encoders.encoder import Encoder, filled, image_sizes
 from benchmarks.task import InputError
 from pretrain.resnet import weights_sha256
 from results.schema import EncoderCard
@@ -89,11 +89,7 @@ class _Residual(nn.Module):
 
 
 class CapiVit(nn.Module):
-    """The encoder.
-
-    Args:
-        size: channels of one attention head.
-    """
+    """The encoder, with attention heads of `size` channels."""
 
     def __init__(self, width: int, depth: int, size: int, hidden: int, side: int, registers: int) -> None:
         super().__init__()
@@ -138,11 +134,7 @@ class CapiVit(nn.Module):
 
 
 def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) -> Encoder:
-    """A strictly filled encoder; embed is the mean of its patch tokens.
-
-    Raises:
-        InputError: a tensor is missing, left over or of another shape.
-    """
+    """A strictly filled encoder (see `filled`); embed is the mean of its patch tokens."""
     if card.architecture.pooling not in (None, "mean"):
         raise InputError(f"{source} is CAPI's encoder, which has no class token; choose --facts embed=mean")
     module = _build(tensors, source)
@@ -152,11 +144,10 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         maps = module.maps(images, LAST_BLOCKS if "patches4" in names else 1)
         mean = maps[-1].mean((2, 3))
-        outputs = {"patches": maps[-1], "patches4": torch.cat(maps, 1), "patch_mean": mean, "embed": mean}
-        return {name: outputs[name] for name in names}
+        return {"patches": maps[-1], "patches4": torch.cat(maps, 1), "patch_mean": mean, "embed": mean}
 
     update = {
-        "keys_matched": fill(module, tensors, source),
+        "keys_matched": len(tensors),
         "weights_sha256": weights_sha256(module.state_dict()),
         "architecture": card.architecture.model_copy(update={"name": NAME, "pooling": None}),
         "embed": f"mean of the patch tokens after the last norm ({module.registers.shape[2]}-d)",
@@ -166,7 +157,7 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
 
 
 def _build(tensors: Mapping[str, Tensor], source: str) -> CapiVit:
-    """The unfilled network of the sizes that the tensors have; the rotations show the size of a head."""
+    """The network, filled, of the sizes that the tensors have; the rotations show the size of a head."""
     names = ("patch_embed.weight", "registers", "encoder.blocks.0.residual1.fn.rope.freqs",
              "encoder.blocks.0.residual2.fn.fc1.weight")  # fmt: skip
     shapes = [tuple(tensors[name].shape) if name in tensors else () for name in names]
@@ -181,4 +172,4 @@ def _build(tensors: Mapping[str, Tensor], source: str) -> CapiVit:
         )
     if len(blocks) <= max(blocks) or len(blocks) > MAX_BLOCKS:
         raise InputError(f"{source} has {len(blocks)} blocks, one of them number {max(blocks)}; the file is damaged")
-    return fitting(lambda: CapiVit(width, len(blocks), size, hidden, side, registers), tensors, source)
+    return filled(lambda: CapiVit(width, len(blocks), size, hidden, side, registers), tensors, source)

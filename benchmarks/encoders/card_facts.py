@@ -206,23 +206,18 @@ def pixels_of(name: str) -> CardOverrides:
     return CardOverrides({**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
-def overrides_of_release(
-    layout: str, architecture: Architecture, keys: Sequence[str], author: object, stem_kernel: int | None
-) -> CardOverrides:
-    """The values of all matching rows of releases.toml, later rows over earlier ones.
+def overrides_of_release(layout: str, architecture: Architecture, keys: Sequence[str], author: object) -> CardOverrides:
+    """The values of all rows of releases.toml that match the layout's name, the network, the file's keys and author.
 
-    Args:
-        layout: name of the checkpoint's layout.
-        keys: all keys of the file's mapping.
-        author: `__author__` in the file.
-        stem_kernel: of a ResNet; None for other networks.
+    Later rows are over earlier ones.
     """
     table = _releases()
+    kernel = None if architecture.name.startswith("timm:") else architecture.stem_kernel
     values: dict[str, Any] = {}
     for row in table["release"]:
         matches = (
             layout in row["layout"]
-            and stem_kernel == row.get("stem_kernel", stem_kernel)
+            and kernel == row.get("stem_kernel", kernel)
             and architecture.name in row.get("architecture", [architecture.name])
             and author in row.get("author", [author])
             and ("has" not in row or any(fnmatchcase(key, row["has"]) for key in keys))

@@ -1,18 +1,23 @@
-"""From a weight file of any layout to an `Encoder`: recognise the layout by the keys, infer the network, fill it."""
+"""From a weight file of any layout to an `Encoder` with its card, in the order in which this file is written.
+
+`pretrain.weight_files` reads the tensors and runs nothing that is in the file. `recognise` finds the layout by the keys
+(`layouts`). Then the network is inferred from names and shapes, or the user names it; what these do not show comes from
+the layout, releases.toml, the config of a hub folder and the user, each over the one before; and the network is filled
+strictly (`encoder.filled`). A file of this project has a card that says all this.
+"""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.encoders import vit_families
 from benchmarks.encoders.capi import NAME, capi_encoder, is_capi
 from benchmarks.encoders.card_facts import (
     NOT_SHOWN_BY_VIT_KEYS,
@@ -26,27 +31,19 @@ from benchmarks.encoders.card_facts import (
     overrides_of_release,
     pixels_of,
 )
-from benchmarks.encoders.encoder import Encoder, fill, fitting, head_summary, projection_head
+from benchmarks.encoders.encoder import Encoder, filled, head_summary, projection_head
 from benchmarks.encoders.forms import parse_architecture
-from benchmarks.encoders.hf_configs import OPEN_CLIP
-from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, stage_names
-from benchmarks.encoders.resnet import (
-    infer_resnet,
-    is_resnet,
-    resnet_encoder,
-    torchvision_encoder,
-    torchvision_keys,
-)
+from benchmarks.encoders.hf_configs import WEIGHTS, read_config
+from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, matches, renamed, stage_names
+from benchmarks.encoders.resnet import infer_resnet, is_resnet, resnet_encoder, torchvision_encoder, torchvision_keys
+from benchmarks.encoders.timm_models import heads_are_known, timm_encoder, timm_keys, vit_architecture
+from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
 from pretrain.resnet import STAGES, ResNet, weights_sha256
 from pretrain.weight_files import WeightFile, read_weights
 from results.errors import is_out_of_memory
 from results.schema import Architecture, EncoderCard
-
-if TYPE_CHECKING:
-    from benchmarks.encoders.hf_configs import HubConfig
-    from benchmarks.encoders.vit_families import VitFamily
 
 log = logging.getLogger(__name__)
 
@@ -104,55 +101,34 @@ def _load(file: WeightFile, overrides: CardOverrides) -> Encoder:
     path = file.path
     if file.card is not None:
         return _with_own_card(file, file.card, overrides)
-    if not overrides.architecture and not _may_be_resnet(file):
-        _refuse_unsupported(file)
-    config = _config_beside(path)
-    if config is not None and "architecture" in config.values.values and not overrides.architecture:
-        overrides = config.values.then(overrides)
-    if overrides.architecture and overrides.architecture.startswith("torchvision:"):
-        encoder = _named_torchvision(file, overrides.architecture, overrides)
-    elif overrides.architecture and overrides.architecture.startswith("timm:"):
-        encoder = _named_timm(file, overrides.architecture, overrides)
+    may_be_resnet = any("layer1.0." in name for tensors in file.tensors.values() for name in tensors)
+    if not overrides.architecture and not may_be_resnet:
+        vit_families.refuse_unsupported(file.tensors, str(path))
+    config = read_config(path) if path.name in WEIGHTS else CardOverrides()
+    named = overrides.architecture or config.architecture or ""
+    if named.startswith("torchvision:"):
+        encoder = _named_torchvision(file, named, overrides)
+    elif named.startswith("timm:"):
+        encoder = _named_timm(file, named, config, overrides)
     else:
         found = recognise(file, overrides.pick)
-        resnet = is_resnet(found.backbone)
-        of_capi = not resnet and is_capi(found.backbone)
-        if overrides.architecture and not resnet:
+        if is_resnet(found.backbone):
+            encoder = _resnet(file, found, overrides)
+        elif named:
             raise InputError(
-                f"{path} has the layout {found.name}, which is not a {overrides.architecture}; give another file, or "
+                f"{path} has the layout {found.name}, which is not a {named}; give another file, or "
                 "--facts architecture=timm:NAME"
             )
-        encoder = (_resnet if resnet else _capi if of_capi else _vit)(file, found, overrides)
+        elif is_capi(found.backbone):
+            encoder = _capi(file, found, overrides)
+        else:
+            encoder = _vit(file, found, config, overrides)
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
     assumed += f"; not shown by the keys: {', '.join(card.not_shown)}" if card.not_shown else ""
     log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
              card.keys_matched, card.keys_unused, assumed)  # fmt: skip
     return encoder
-
-
-def _may_be_resnet(file: WeightFile) -> bool:
-    return any("layer1.0." in name for tensors in file.tensors.values() for name in tensors)
-
-
-def _refuse_unsupported(file: WeightFile) -> None:
-    """Raises InputError for a model that is known by its keys, and that nothing here computes."""
-    from benchmarks.encoders.vit_families import unsupported_model
-
-    found = unsupported_model(file.tensors)
-    if found is not None:
-        title, reason = found
-        raise InputError(
-            f"{file.path} is {title}, which is not supported: {reason}; wrap the model as my_package.my_module:build"
-        )
-
-
-def _config_beside(path: Path) -> HubConfig | None:
-    if not any((path.parent / name).is_file() for name in ("config.json", OPEN_CLIP)):
-        return None
-    from benchmarks.encoders.hf_configs import read_config
-
-    return read_config(path)
 
 
 # ---- recognise the layout --------------------------------------------------------------------------------------------
@@ -167,15 +143,17 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
     Raises:
         InputError: no layout matches, the file has no such encoder, or two keys mean the same tensor.
     """
-    mappings = {where: _without_wrapper_prefix(tensors) for where, tensors in file.tensors.items()}
+    mappings = _without_wrapper_prefixes(file)
+    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
+    preferred = {place: mappings[place] for place in sorted(mappings, key=lambda place: order.get(place, len(order)))}
     for layout in LAYOUTS:
-        options = _encoders_of(layout, mappings, file.keys)
+        options = _encoders_of(layout, preferred, file.keys)
         if options:
             break
     else:
-        layout, options = _vit_under_any_prefix(mappings)
+        layout, options = _vit_under_any_prefix(preferred)
+    total = sum(len(tensors) for tensors in mappings.values())
     if not options:
-        total = sum(len(tensors) for tensors in mappings.values())
         names = [f"{where}/{key}".lstrip("/") for where, tensors in mappings.items() for key in tensors]
         raise InputError(
             f"{file.path} has no backbone in a known layout: {total} tensors, the first are "
@@ -189,66 +167,30 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
         )
     place = options[chosen]
     tensors = mappings[place.mapping]
-    head_prefixes = tuple(place.head.split("|")) if place.head else ()
-    head = {key.removeprefix(h): t for h in head_prefixes for key, t in tensors.items() if key.startswith(h)}
+    heads = tuple(place.head.split("|")) if place.head else ()
+    head = {key.removeprefix(h): tensor for h in heads for key, tensor in tensors.items() if key.startswith(h)}
     backbone: dict[str, Tensor] = {}
-    for key, name in _backbone_names(layout, place, tensors, head_prefixes):
+    for key, tensor in tensors.items():
+        name = key.removeprefix(place.prefix)
+        if not key.startswith(place.prefix) or key.startswith(heads) or matches(name, layout.ignore):
+            continue
+        name = renamed(name, NAMING_SCHEMES[layout.names])
         if name in backbone:
             raise InputError(f"{file.path}: two keys mean {name}, one of them is {key}; the file is damaged")
-        backbone[name] = tensors[key]
-    total = sum(len(tensors) for tensors in mappings.values())
+        backbone[name] = tensor
     label = layout.name if len(options) == 1 else f"{layout.name}: {chosen}"
     return RecognisedCheckpoint(layout, label, backbone, head, total - len(backbone) - len(head), tuple(tensors))
 
 
-def _vit_under_any_prefix(mappings: Mapping[str, Mapping[str, Tensor]]) -> tuple[CheckpointLayout, dict[str, Pick]]:
-    """The vision transformers of a file whose layout is not in the table, by the path of their keys.
-
-    A teacher comes first and a student last, as methods with both evaluate the teacher.
-    """
-    from benchmarks.encoders.vit_families import find_naming, tower_prefixes
-
-    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
-    found: dict[str, Pick] = {}
-    names = "a vision transformer"
-    for place in sorted(mappings, key=lambda place: order.get(place, len(order))):
-        for prefix in tower_prefixes(mappings[place]):
-            naming = find_naming([k.removeprefix(prefix) for k in mappings[place] if k.startswith(prefix)])
-            if naming is not None and not found:
-                names = naming.name
-            found["/".join(part for part in (place, prefix.rstrip(".")) if part) or "model"] = Pick(place, prefix)
-
-    def rank(name: str) -> int:
-        words = ("teacher", "target"), ("student", "momentum", "ema", "predictor", "decoder")
-        return 0 if any(w in name for w in words[0]) else 2 if any(w in name for w in words[1]) else 1
-
-    ordered = {name: found[name] for name in sorted(found, key=rank)}
-    return CheckpointLayout(names, "", (), {}), ordered
-
-
-def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
-    """The mapping of the file that has most of a network's tensor names, where its layout is not in the table.
-
-    Args:
-        pick: path of another mapping.
-    """
-    mappings = {where: _without_wrapper_prefix(tensors) for where, tensors in file.tensors.items()} or {"": {}}
-    best = pick if pick is not None else max(mappings, key=lambda where: len(set(mappings[where]) & set(names)))
-    if best not in mappings:
-        raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(mappings)}")
-    total = sum(len(tensors) for tensors in mappings.values())
-    layout = CheckpointLayout("the network's own names", "", (), {})
-    unused = total - len(mappings[best])
-    return RecognisedCheckpoint(layout, layout.name, mappings[best], {}, unused, tuple(mappings[best]))
-
-
-def _without_wrapper_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that DistributedDataParallel and torch.compile put in front of every key."""
-    bare = dict(tensors)
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if bare and all(key.startswith(prefix) for key in bare):
-            bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
-    return bare
+def _without_wrapper_prefixes(file: WeightFile) -> dict[str, dict[str, Tensor]]:
+    """The file's mappings without what DistributedDataParallel and torch.compile put in front of every key."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for where, bare in file.tensors.items():
+        for prefix in ("module.", "_orig_mod.", "module."):
+            if bare and all(key.startswith(prefix) for key in bare):
+                bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
+        found[where] = bare
+    return found
 
 
 def _encoders_of(
@@ -263,9 +205,7 @@ def _encoders_of(
         return any(fnmatchcase(key, pattern) for key in mappings.get(place if where == "*" else where, ()))
 
     any_mapping = any(mark.startswith("*/") for mark in layout.marks)
-    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
-    places = sorted(mappings, key=lambda place: order.get(place, len(order))) if any_mapping else [""]
-    places = [place for place in places if all(present(mark, place) for mark in layout.marks)]
+    places = [p for p in (mappings if any_mapping else [""]) if all(present(mark, p) for mark in layout.marks)]
     options: dict[str, Pick] = {}
     for place in places:
         for name, pick in layout.picks.items():
@@ -273,23 +213,45 @@ def _encoders_of(
             if any(key.startswith(pick.prefix) for key in mappings.get(mapping, ())):
                 if len(places) > 1:
                     name = place or name if len(layout.picks) == 1 else f"{place}.{name}"
-                options[name] = Pick(mapping, pick.prefix, pick.head)
+                options[name] = replace(pick, mapping=mapping)
     return options
 
 
-def _backbone_names(
-    layout: CheckpointLayout, place: Pick, tensors: Collection[str], head_prefixes: tuple[str, ...]
-) -> Iterator[tuple[str, str]]:
-    """The file's key and torchvision's or timm's name of each tensor of the backbone."""
-    for key in tensors:
-        if not key.startswith(place.prefix) or (head_prefixes and key.startswith(head_prefixes)):
-            continue
-        name = key.removeprefix(place.prefix)
-        if any(fnmatchcase(name, pattern) for pattern in layout.ignore):
-            continue
-        for pattern, replacement in NAMING_SCHEMES[layout.names]:
-            name = re.sub(pattern, replacement, name)
-        yield key, name
+def _vit_under_any_prefix(mappings: Mapping[str, Mapping[str, Tensor]]) -> tuple[CheckpointLayout, dict[str, Pick]]:
+    """The vision transformers of a file whose layout is not in the table, by the path of their keys.
+
+    A teacher comes first and a student last, as methods with both evaluate the teacher.
+    """
+    found: dict[str, Pick] = {}
+    names = "a vision transformer"
+    for place, tensors in mappings.items():
+        for prefix in vit_families.tower_prefixes(tensors):
+            naming = vit_families.find_naming([k.removeprefix(prefix) for k in tensors if k.startswith(prefix)])
+            if naming is not None and not found:
+                names = naming.name
+            found["/".join(part for part in (place, prefix.rstrip(".")) if part) or "model"] = Pick(place, prefix)
+
+    def rank(name: str) -> int:
+        if any(word in name for word in ("teacher", "target")):
+            return 0
+        return 2 if any(word in name for word in ("student", "momentum", "ema", "predictor", "decoder")) else 1
+
+    return CheckpointLayout(names, "", (), {}), {name: found[name] for name in sorted(found, key=rank)}
+
+
+def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
+    """The mapping of the file that has most of a network's tensor names, where its layout is not in the table.
+
+    Args:
+        pick: path of another mapping.
+    """
+    mappings = _without_wrapper_prefixes(file) or {"": {}}
+    best = pick if pick is not None else max(mappings, key=lambda where: len(set(mappings[where]) & set(names)))
+    if best not in mappings:
+        raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(mappings)}")
+    unused = sum(len(tensors) for tensors in mappings.values()) - len(mappings[best])
+    layout = CheckpointLayout("the network's own names", "", (), {})
+    return RecognisedCheckpoint(layout, layout.name, mappings[best], {}, unused, tuple(mappings[best]))
 
 
 # ---- build and fill the network --------------------------------------------------------------------------------------
@@ -310,12 +272,8 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     if card.architecture.name == NAME:
         return capi_encoder(card, tensors, source)
     if card.architecture.name not in STAGES:
-        from benchmarks.encoders.timm_models import timm_encoder
-
         return timm_encoder(card, tensors, source)
-    backbone = fitting(lambda: ResNet(card.architecture), tensors, source)
-    fill(backbone, tensors, source)
-    return resnet_encoder(card, backbone)
+    return resnet_encoder(card, filled(lambda: ResNet(card.architecture), tensors, source))
 
 
 def _refuse_fields_of_other_networks(overrides: CardOverrides, architecture: str, source: str) -> None:
@@ -324,14 +282,11 @@ def _refuse_fields_of_other_networks(overrides: CardOverrides, architecture: str
     overrides.refuse(others, f"{source} is a {architecture}, which has no such setting")
 
 
-def _known_without_user(
-    file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture, stem_kernel: int | None
-) -> CardOverrides:
+def _known_without_user(file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture) -> CardOverrides:
     """The values that the layout, the table of releases and the file's own metadata fix."""
-    author = file.values.get("__author__")
-    known = overrides_of_release(found.layout.name, architecture, found.keys, author, stem_kernel)
-    if found.layout.method:
-        known = CardOverrides({"method": found.layout.method}).then(known)
+    of_release = overrides_of_release(found.layout.name, architecture, found.keys, file.values.get("__author__"))
+    values = {"method": found.layout.method} if found.layout.method else {}
+    known = CardOverrides(values).then(of_release)
     epochs = file.values.get(found.layout.epochs or "")
     if isinstance(epochs, int):
         known = known.then(CardOverrides({"epochs": epochs}))
@@ -339,6 +294,17 @@ def _known_without_user(
     if isinstance(recipe, str) and found.layout.name == "encoder-bench run":
         known = known.then(overrides_of_recipe(recipe))
     return known
+
+
+def _card(file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture) -> EncoderCard:
+    """What the file's name and layout say; its network fills in the rest."""
+    return EncoderCard(
+        name=file.path.name.partition(".")[0],
+        source=f"checkpoint {file.path.name}",
+        architecture=architecture,
+        layout=found.name,
+        keys_unused=found.unused,
+    )
 
 
 def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
@@ -351,7 +317,7 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
         architecture = infer_resnet(tensors, source)
     _refuse_fields_of_other_networks(overrides, architecture.name, source)
     own = _embedded_card(file)
-    known = _known_without_user(file, found, architecture, architecture.stem_kernel)
+    known = _known_without_user(file, found, architecture)
     if own is not None:
         known = known.then(overrides_of_card(own, assumed=True))
     of_file = known.values
@@ -365,29 +331,24 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
         required += ["stem_stride", "max_pool"]
     known.require(required, subject)
     architecture = known.apply_to_network(architecture)
-    layout = found.name
     if found.layout.names == "caffe2" and unfold_statistics(tensors, architecture.bn_eps):
-        layout += ", statistics folded into the norms"
-    backbone = fitting(lambda: ResNet(architecture), tensors, source)
-    matched = fill(backbone, tensors, source)
+        found = replace(found, name=f"{found.name}, statistics folded into the norms")
+    backbone = filled(lambda: ResNet(architecture), tensors, source)
     head = projection_head(found.head, backbone.channels)
-    card = EncoderCard(
-        name=file.path.name.partition(".")[0],
-        source=f"checkpoint {file.path.name}",
-        architecture=architecture,
-        weights_sha256=weights_sha256(backbone.state_dict()),
-        layout=layout,
-        keys_matched=matched,
-        keys_unused=found.unused + (0 if head else len(found.head)),
-        head=head_summary(head),
-    )
+    seen = {
+        "weights_sha256": weights_sha256(backbone.state_dict()),
+        "keys_matched": len(tensors),
+        "keys_unused": found.unused + (0 if head else len(found.head)),
+        "head": head_summary(head),
+    }
+    card = _card(file, found, architecture).model_copy(update=seen)
     if own is not None:
         if own.weights_sha256 not in (None, card.weights_sha256):
             raise InputError(
                 f"{source}: the weights are not those that its card describes; write or copy the file again"
             )
-        seen = ("architecture", "weights_sha256", "layout", "keys_matched", "keys_unused", "head")
-        card = known.apply_to_card(own.model_copy(update={name: getattr(card, name) for name in seen}), ())
+        own_card = own.model_copy(update={**seen, "architecture": architecture, "layout": found.name})
+        card = known.apply_to_card(own_card, ())
         assumed = tuple(name for name in own.assumed if name not in overrides.values)
         return resnet_encoder(card.model_copy(update={"assumed": assumed}), backbone, head)
     needed = [*PIXELS, "stem_stride", "max_pool", "bn_eps"]
@@ -429,110 +390,77 @@ def _embedded_card(file: WeightFile) -> EncoderCard | None:
         raise InputError(f"{file.path} has a card that cannot be read ({reason}); write the file again") from error
 
 
-def _vit(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
+def _vit(file: WeightFile, found: RecognisedCheckpoint, config: CardOverrides, overrides: CardOverrides) -> Encoder:
     """A vision transformer of any family (see `benchmarks.encoders.vit_families`)."""
-    from benchmarks.encoders.timm_models import heads_are_known, vit_architecture
-    from benchmarks.encoders.vit_families import family_named, find_family
-
     source = str(file.path)
-    found, of_file = _with_radios_summary(file, _tower(found, source))
-    config = _config_beside(file.path)
-    name = overrides.family or (config.family if config else None)
-    family = family_named(name) if name else find_family(found.backbone, found.keys, found.layout.name)
+    found, of_radio, ending = _tower(file, found)
+    family = _family(found, overrides.family or config.family)
     architecture = vit_architecture(family, found.backbone, source)
-    architecture = architecture.model_copy(update={"name": f"{architecture.name}{of_file.get('ending', '')}"})
+    architecture = architecture.model_copy(update={"name": f"{architecture.name}{ending}"})
     _refuse_fields_of_other_networks(overrides, architecture.name, source)
-    known = _known_of_family(family, architecture, found)
-    known = known.then(_known_without_user(file, found, architecture, None))
-    known = known.then(CardOverrides({name: of_file[name] for name in PIXELS if name in of_file}))
-    known = known.then(config.values if config else CardOverrides()).then(overrides)
-    asked = list(family.asks)
-    if not heads_are_known(architecture, family):
-        asked.append("num_heads")
+    known = _known_of_family(family, architecture, found).then(_known_without_user(file, found, architecture))
+    known = known.then(of_radio).then(config).then(overrides)
     if "input_resolution" in found.keys:  # OpenAI's own files keep it
         known = CardOverrides({"activation": "quick_gelu"}).then(known)
-    known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", _family_remedy(family))
-    needed = [*PIXELS] if family.pixels else [*PIXELS, "positions"]
-    return _timm(file, architecture, found, known, needed)
+    asked = [*family.asks, *([] if heads_are_known(architecture, family) else ["num_heads"])]
+    names = ", ".join(vit_families.FAMILY_NAMES)  # to name the family is another way to say what keys do not show
+    remedy = "" if family.pixels else f", or its family where it has the usual sizes, as --facts family=dino ({names})"
+    known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", remedy)
+    return _timm(file, architecture, found, known, nothing_names_it=not family.pixels)
+
+
+def _family(found: RecognisedCheckpoint, name: str | None = None) -> VitFamily:
+    if name:
+        return vit_families.family_named(name)
+    return vit_families.find_family(found.backbone, found.keys, found.layout.name)
 
 
 def _capi(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverrides) -> Encoder:
     """CAPI's encoder, whose keys and shapes show everything but the pixels, which its code fixes."""
-    source = str(file.path)
-    overrides.refuse([*OF_RESNETS, *(n for n in OF_VITS if n != "pooling")], f"{source} is CAPI's encoder, whose code "
-                     "fixes them")  # fmt: skip
+    fixed = [*OF_RESNETS, *(name for name in OF_VITS if name != "pooling")]
+    overrides.refuse(fixed, f"{file.path} is CAPI's encoder, whose code fixes them")
     known = CardOverrides({"method": "CAPI"}).then(pixels_of("imagenet")).then(overrides)
-    card = EncoderCard(
-        name=file.path.name.partition(".")[0],
-        source=f"checkpoint {file.path.name}",
-        architecture=known.apply_to_network(Architecture(name=NAME)),
-        layout=found.name,
-        keys_unused=found.unused + len(found.head),
-    )
-    return capi_encoder(known.apply_to_card(card, PIXELS), found.backbone, source)
+    card = known.apply_to_card(_card(file, found, known.apply_to_network(Architecture(name=NAME))), PIXELS)
+    card = card.model_copy(update={"keys_unused": found.unused + len(found.head)})
+    return capi_encoder(card, found.backbone, str(file.path))
 
 
-def _with_radios_summary(file: WeightFile, found: RecognisedCheckpoint) -> tuple[RecognisedCheckpoint, dict[str, Any]]:
-    """For RADIO, the class tokens of the summary in front, and what the file says beside its network.
+def _tower(file: WeightFile, found: RecognisedCheckpoint) -> tuple[RecognisedCheckpoint, CardOverrides, str]:
+    """The vision transformer in the backbone, by timm's names. Other tensors are counted as unused.
 
-    Its tokens have no positions, so that their order changes nothing but what `embed` takes.
+    Returns:
+        it, what the file says of the pixels, and the ending of the architecture's name; both only of RADIO, whose class
+        tokens of the summary come first. They have no positions, so that their order changes nothing but `embed`.
 
     Raises:
-        InputError: the file does not say which tokens make the summary, or holds what is not applied here.
+        InputError: the names are not those of a vision transformer; or for RADIO, the file does not say which tokens
+            make the summary, or holds what is not applied here.
     """
-    from benchmarks.encoders.vit_families import find_family, radio_facts
-
-    if find_family(found.backbone, found.keys, found.layout.name).name != "radio":
-        return found, {}
-    first, facts = radio_facts(file.tensors, file.values, str(file.path))
-    own = [found.backbone[n] for n in ("cls_token", "reg_token") if n in found.backbone]
-    if not own:
-        raise InputError(f"{file.path} is a RADIO without class tokens; give another version")
-    tokens = torch.cat(own, 1)
-    count = tokens.shape[1]
-    if not first or max(first) >= count or min(first) < 0:
-        raise InputError(f"{file.path} has {count} tokens, of which its summary takes {first}; the file is damaged")
-    order = [*first, *(place for place in range(count) if place not in first)]
-    backbone = {n: t for n, t in found.backbone.items() if n != "reg_token"}
-    backbone |= {"cls_token": tokens[:, order[:1]]} | ({"reg_token": tokens[:, order[1:]]} if count > 1 else {})
-    return replace(found, backbone=backbone), facts | ({"ending": f"-s{len(first)}"} if len(first) > 1 else {})
-
-
-def _family_remedy(family: VitFamily) -> str:
-    """Naming the family is another way to say what keys do not show."""
-    from benchmarks.encoders.vit_families import FAMILY_NAMES
-
-    if family.pixels:
-        return ""
-    return f", or its family where it has the usual sizes, as --facts family=dino ({', '.join(FAMILY_NAMES)})"
-
-
-def _tower(found: RecognisedCheckpoint, source: str) -> RecognisedCheckpoint:
-    """The vision transformer below the found prefix, by timm's names. Other tensors are counted as unused."""
-    from benchmarks.encoders.vit_families import as_timm, tower_prefixes
-
-    prefixes = tower_prefixes(found.backbone)
-    prefix = prefixes[0] if prefixes else ""
+    source = str(file.path)
+    prefix = next(iter(vit_families.tower_prefixes(found.backbone)), "")
     below = {key.removeprefix(prefix): t for key, t in found.backbone.items() if key.startswith(prefix)}
-    outside = len(found.backbone) - len(below)
-    head = found.head
+    outside, head = len(found.backbone) - len(below), found.head
     if "proj" in below and not head:  # CLIP's projection, as a matrix from the left
         head = {"weight": below.pop("proj").mT.contiguous()}
-    tensors, left_out = as_timm(below, source)
-    return replace(found, backbone=tensors, head=head, unused=found.unused + outside + left_out)
+    tensors, left_out = vit_families.as_timm(below, source)
+    found = replace(found, backbone=tensors, head=head, unused=found.unused + outside + left_out)
+    if _family(found).name != "radio":
+        return found, CardOverrides(), ""
+    summary, pixels = vit_families.radio_facts(file.tensors, file.values, source)
+    backbone = vit_families.with_summary_first(found.backbone, summary, source)
+    ending = f"-s{len(summary)}" if len(summary) > 1 else ""
+    return replace(found, backbone=backbone), CardOverrides(pixels), ending
 
 
 def _known_of_family(family: VitFamily, architecture: Architecture, found: RecognisedCheckpoint) -> CardOverrides:
     """What the family's own code fixes."""
-    from benchmarks.encoders.vit_families import family_pixels
-
     values: dict[str, object] = {"num_heads": architecture.num_heads, "positions": architecture.positions}
     values = {name: value for name, value in values.items() if value is not None}
     if family.embed in ("cls", "mean") and not architecture.name.endswith("-avg"):
         values["pooling"] = family.embed
     if family.name not in ("plain", "deit", "beit", "clip"):
         values["method"] = family.title
-    pixels = family_pixels(family, found.backbone["patch_embed.proj.weight"].shape[0], found.keys)
+    pixels = vit_families.family_pixels(family, found.backbone["patch_embed.proj.weight"].shape[0], found.keys)
     if pixels is None and family.pixels:
         values |= {"value_range": 1.0, "channels": "RGB"}  # only mean and std are in doubt
     return CardOverrides(values).then(pixels_of(pixels) if pixels else CardOverrides())
@@ -542,44 +470,31 @@ def _named_torchvision(file: WeightFile, name: str, overrides: CardOverrides) ->
     """A file of a network of torchvision that is no ResNet, with torchvision's tensor names."""
     overrides.refuse([*OF_RESNETS, *OF_VITS, "family"], f"{file.path} is a {name}, which has no such setting")
     found = best_mapping(file, torchvision_keys(name), overrides.pick)
-    card = EncoderCard(
-        name=file.path.name.partition(".")[0], source=f"checkpoint {file.path.name}",
-        architecture=Architecture(name=name), layout=found.name, keys_unused=found.unused,
-    )  # fmt: skip
-    encoder = torchvision_encoder(card, found.backbone, str(file.path))
+    encoder = torchvision_encoder(_card(file, found, Architecture(name=name)), found.backbone, str(file.path))
     encoder.card = overrides.apply_to_card(encoder.card, PIXELS)
     return encoder
 
 
-def _named_timm(file: WeightFile, name: str, overrides: CardOverrides) -> Encoder:
+def _named_timm(file: WeightFile, name: str, config: CardOverrides, overrides: CardOverrides) -> Encoder:
     """A file of a timm model that the user names: in a known layout, or with the model's own tensor names."""
-    from benchmarks.encoders.timm_models import timm_keys
-    from benchmarks.encoders.vit_families import family_named, find_family, tower_prefixes
-
     _refuse_fields_of_other_networks(overrides, name, str(file.path))
     try:
         found = recognise(file, overrides.pick)
     except InputError:
         found = best_mapping(file, timm_keys(name), overrides.pick)
-    known = _config_beside(file.path)
-    overrides = (known.values if known else CardOverrides()).then(overrides)
+    known, architecture = config.then(overrides), Architecture(name=name)
     named = stage_names(found.backbone)
     if named.keys() != found.backbone.keys():
-        left_out = len(found.backbone) - len(named)
-        found = replace(found, backbone=named, unused=found.unused + left_out)
-        return _timm(file, Architecture(name=name), found, overrides, PIXELS)
-    if not tower_prefixes(found.backbone):
-        return _timm(file, Architecture(name=name), found, overrides, PIXELS)
-    found, of_file = _with_radios_summary(file, _tower(found, str(file.path)))
-    family = find_family(found.backbone, found.keys, found.layout.name)
-    family = family_named(overrides.family) if overrides.family else family
-    name += of_file.get("ending", "")
-    overrides = CardOverrides({field: of_file[field] for field in PIXELS if field in of_file}).then(overrides)
-    if family.pixels:
-        width = found.backbone["patch_embed.proj.weight"].shape[0]
-        fixed = Architecture(name=name, num_heads=(family.heads or {}).get(width), positions=family.positions)
-        overrides = _known_of_family(family, fixed, found).then(overrides)
-    return _timm(file, Architecture(name=name), found, overrides, PIXELS)
+        found = replace(found, backbone=named, unused=found.unused + len(found.backbone) - len(named))
+    elif vit_families.tower_prefixes(found.backbone):
+        found, of_radio, ending = _tower(file, found)
+        family = _family(found, overrides.family)
+        architecture, known = Architecture(name=f"{name}{ending}"), of_radio.then(known)
+        if family.pixels:
+            heads = (family.heads or {}).get(found.backbone["patch_embed.proj.weight"].shape[0])
+            fixed = architecture.model_copy(update={"num_heads": heads, "positions": family.positions})
+            known = _known_of_family(family, fixed, found).then(known)
+    return _timm(file, architecture, found, known)
 
 
 def _timm(
@@ -587,21 +502,19 @@ def _timm(
     architecture: Architecture,
     found: RecognisedCheckpoint,
     known: CardOverrides,
-    needed: Sequence[str],
+    *,
+    nothing_names_it: bool = False,
 ) -> Encoder:
-    card = EncoderCard(
-        name=file.path.name.partition(".")[0],
-        source=f"checkpoint {file.path.name}",
-        architecture=known.apply_to_network(architecture),
-        layout=found.name,
-        keys_unused=found.unused,
-    )
-    from benchmarks.encoders.timm_models import timm_encoder
+    """A model of timm.
 
-    # A file of an unknown family may have been trained with any pixels: ImageNet's are the most frequent.
-    named_by_user = "positions" not in needed
-    encoder = timm_encoder(card, found.backbone, str(file.path), head=found.head, pixels_are_known=not named_by_user)
-    encoder.card = known.apply_to_card(encoder.card, needed)
-    if "positions" in needed:  # of a family that nothing names
+    Args:
+        nothing_names_it: neither the user nor the keys say what it is. It may have been trained with any pixels:
+            ImageNet's are the most frequent.
+    """
+    card = _card(file, found, known.apply_to_network(architecture))
+    source = str(file.path)
+    encoder = timm_encoder(card, found.backbone, source, head=found.head, pixels_are_known=nothing_names_it)
+    encoder.card = known.apply_to_card(encoder.card, (*PIXELS, "positions") if nothing_names_it else PIXELS)
+    if nothing_names_it:
         encoder.card = encoder.card.model_copy(update={"not_shown": NOT_SHOWN_BY_VIT_KEYS})
     return encoder

@@ -19,7 +19,6 @@ from pretrain.resnet import weights_sha256
 from results.errors import first_few
 from results.schema import EncoderCard
 
-_DEEPEST_HEAD = 100  # layers; the deepest published heads have ten
 _SPARE_NUMBERS = 1 << 24  # that a network computes beside its weights: indices of relative positions, rotary tables
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 Forward = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
@@ -31,7 +30,7 @@ class Encoder:
     Args:
         card: describes the encoder; its mean, std, range and channel order are applied by `normalise`.
         module: holds every weight; moved by `to`, never trained.
-        forward: maps normalised (N, 3, H, W) images and output names to tensors.
+        forward: maps normalised (N, 3, H, W) images and output names to those tensors, or more.
         names: the outputs that exist. feature1 … feature5 are maps (N, C, H, W): the last ones at 1/2 to 1/32 of the
             image in a network of stride 32, otherwise the stem and the four stages. embed is (N, D), head the
             projection of it. A ViT has, each after its final norm, if it has one, and without class and register
@@ -40,6 +39,7 @@ class Encoder:
             (N, 4D). Those of timm also have patches_raw and cls_raw, of the last block without the norm, and
             patches_even4 and cls_even4, of the last block of each quarter of the depth without it, and patches_mean6,
             the mean of the last six blocks without it.
+        head: the projection head, which maps embed to the output head.
         freeze: put the module into eval mode for good. Without it, the module is the caller's: it is frozen only
             inside `borrowed`.
     """
@@ -51,12 +51,20 @@ class Encoder:
         forward: Forward,
         names: Collection[str],
         *,
+        head: nn.Module | None = None,
         freeze: bool = True,
     ) -> None:
-        self.card, self.module, self._forward, self.names = card, module, forward, frozenset(names)
+        self.card, self._forward, self._head = card, forward, head
+        self.module = module if head is None else BackboneWithHead(module, head)
+        self.names = frozenset(names) if head is None else frozenset({*names, "head"})
         self.device, self.dtype = device_and_dtype(module)
         if freeze:
-            module.eval().requires_grad_(False)
+            self.module.eval().requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The module without its projection head."""
+        return self.module.backbone if isinstance(self.module, BackboneWithHead) else self.module
 
     @contextmanager
     def borrowed(self) -> Iterator[Self]:
@@ -113,7 +121,12 @@ class Encoder:
         if missing:
             raise KeyError(f"{self.card.name} has no {', '.join(missing)}; it has {', '.join(sorted(self.names))}")
         self.module.eval()
-        return self._forward(images, names)
+        if self._head is None or "head" not in names:
+            found = self._forward(images, names)
+        else:
+            found = self._forward(images, {*names, "embed"} - {"head"})
+            found["head"] = self._head(found["embed"])
+        return {name: found[name] for name in names}
 
 
 def fitted_size(card: EncoderCard, size: int) -> int:
@@ -246,43 +259,19 @@ class BackboneWithHead(nn.Module):
         self.backbone, self.head = backbone, head
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> int:
-    """Load all tensors of `module`, and return how many. Only `num_batches_tracked` may be missing.
+def filled(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source: str) -> NetworkT:
+    """The network that `build` makes, with all tensors loaded. Only `num_batches_tracked` may be missing.
+
+    What a file claims of its network (in names, shapes and its card) may be anything; its bytes are what they are. So
+    the tensors are compared with a plan of the network that takes no memory, before it is built.
 
     Raises:
-        InputError: as `require_fit`. Nothing is loaded then.
-    """
-    require_fit(module, tensors, source)
-    module.load_state_dict(dict(tensors), strict=False)
-    return len(tensors)
-
-
-def fitting(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source: str) -> NetworkT:
-    """The network that `build` makes, once a plan of it without memory has shown that the tensors fill it.
-
-    What a file claims of its network (in names, shapes and its card) may be anything; its bytes are what they are.
-
-    Raises:
-        InputError: as `require_fit`, or the network has far more numbers than the file.
+        InputError: names and shapes do not agree one to one (with counts and the first few names), a weight is not a
+            floating-point number, or the network has far more numbers than the file.
     """
     with torch.device("meta"):
         plan = build()
-    require_fit(plan, tensors, source)
-    needed = sum(tensor.numel() for tensor in chain(plan.parameters(), plan.buffers()))
-    there = sum(tensor.numel() for tensor in tensors.values())
-    if needed > 2 * there + _SPARE_NUMBERS:
-        raise InputError(f"{source} has {there:,} numbers, and its network would need {needed:,}; the file is damaged")
-    return build()
-
-
-def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors that do not fill a network.
-
-    Raises:
-        InputError: names and shapes do not agree one to one (with counts and the first few names), or a weight is not
-            a floating-point number.
-    """
-    own = module.state_dict()
+    own = plan.state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     missing = sorted(needed - set(tensors))
     unused = sorted(set(tensors) - set(own))
@@ -293,9 +282,9 @@ def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             for names, fault in ((missing, "missing"), (unused, "left over"), (misshapen, "of another shape"))
             if names
         ]
-        filled = len(needed) - len(missing) - len([n for n in misshapen if n in needed])
+        fitting = len(needed - set(missing) - set(misshapen))
         raise InputError(
-            f"{source} fills {filled} of the backbone's {len(needed)} tensors: {'; '.join(faults)}; "
+            f"{source} fills {fitting} of the backbone's {len(needed)} tensors: {'; '.join(faults)}; "
             "it is a checkpoint of another architecture"
         )
     integers = [n for n in sorted(needed) if own[n].is_floating_point() and not tensors[n].is_floating_point()]
@@ -304,6 +293,13 @@ def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} holds integers in {len(integers)} tensors ({', '.join(integers[:3])}); it is quantised, give "
             "the floating-point checkpoint"
         )
+    numbers = sum(tensor.numel() for tensor in chain(plan.parameters(), plan.buffers()))
+    there = sum(tensor.numel() for tensor in tensors.values())
+    if numbers > 2 * there + _SPARE_NUMBERS:
+        raise InputError(f"{source} has {there:,} numbers, and its network would need {numbers:,}; the file is damaged")
+    network = build()
+    network.load_state_dict(dict(tensors), strict=False)
+    return network
 
 
 def projection_head(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential | None:
@@ -313,29 +309,20 @@ def projection_head(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential 
     the heads of MoCo v1 to v3, SimCLR, SimSiam, SwAV, Barlow Twins, VICReg and solo-learn. DINO's head, with GELU and
     a weight-normalised last layer, is not, and neither is a head whose input is not the backbone's output.
     """
-    keys = {key: re.fullmatch(r"(?:(\d+)\.)?(weight|bias|running_mean|running_var|num_batches_tracked)", key)
-            for key in tensors}  # fmt: skip
-    if not tensors or not all(keys.values()):
-        return None
-    indices = sorted({int(match[1] or 0) for match in keys.values() if match})
-    if indices[-1] > _DEEPEST_HEAD:
-        return None
-    layers: list[nn.Module] = []
-    for index in range(indices[0], indices[-1] + 1):
-        prefix = f"{index}." if any(match and match[1] for match in keys.values()) else ""
-        layer = _head_layer(
-            {
-                key.removeprefix(prefix): tensors[key]
-                for key, match in keys.items()
-                if match and int(match[1] or 0) == index
-            }
-        )
-        if layer is None:
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"(?:(\d{1,2})\.)?(weight|bias|running_mean|running_var|num_batches_tracked)", key)
+        if match is None:
             return None
-        layers.append(layer)
-    if not isinstance(layers[0], nn.Linear) or layers[0].in_features != width:
+        parts.setdefault(int(match[1] or 0), {})[match[2]] = tensor
+    if not parts:
         return None
-    return nn.Sequential(*layers).eval().requires_grad_(False)
+    layers = [_head_layer(parts.get(index, {})) for index in range(min(parts), max(parts) + 1)]
+    built = [layer for layer in layers if layer is not None]
+    first = built[0] if len(built) == len(layers) else None
+    if not isinstance(first, nn.Linear) or first.in_features != width:
+        return None
+    return nn.Sequential(*built).eval().requires_grad_(False)
 
 
 def _head_layer(own: Mapping[str, Tensor]) -> nn.Module | None:

@@ -1,6 +1,8 @@
 """Write encoders for other libraries: detectron2, OpenMMLab, torchvision, and this project's own safetensors file.
 
-The weights stay as they are. The functions `…_settings` return what else the other library must be told.
+The weights stay as they are. The functions `…_settings` return what else the other library must be told, as the first
+convolution keeps the card's order of channels. All refuse an encoder that is not a ResNet of this project with an
+`InputError`; the functions `write_…` also raise an `OSError` that names a file which cannot be written.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder
+from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY, write_backbone
@@ -87,18 +89,13 @@ def convert(
 
 
 def backbone_tensors(encoder: Encoder, target: str) -> dict[str, Tensor]:
-    """The backbone by torchvision's names, on the CPU and contiguous, without the projection head.
-
-    Raises:
-        InputError: the encoder is not a ResNet of this project.
-    """
-    module = encoder.module.backbone if isinstance(encoder.module, BackboneWithHead) else encoder.module
-    if not isinstance(module, ResNet):
+    """The backbone by torchvision's names, on the CPU and contiguous, without the projection head."""
+    if not isinstance(encoder.backbone, ResNet):
         raise InputError(
             f"{encoder.card.name} is {encoder.card.architecture.name}, but {target} needs a ResNet "
             f"({', '.join(STAGES)}); give a checkpoint of one"
         )
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
 
 
 def _backbone_card(encoder: Encoder) -> EncoderCard:
@@ -116,7 +113,7 @@ class ResNetShape:
 
 
 def resnet_shape(architecture: Architecture) -> ResNetShape:
-    """Raises InputError where it is not a ResNet."""
+    """The numbers of one of `STAGES`."""
     depth = re.search(r"\d+", architecture.name)
     if architecture.name not in STAGES or depth is None:
         raise InputError(f"{architecture.name} is not a ResNet; give one of {', '.join(STAGES)}")
@@ -150,14 +147,7 @@ def _differences(architecture: Architecture, allowed: Collection[str] = ()) -> l
 
 
 def write_detectron2(encoder: Encoder, path: Path) -> None:
-    """Write a .pkl for `MODEL.WEIGHTS`: numpy arrays by the names of `build_resnet_backbone`, and the card as JSON.
-
-    The first convolution keeps the card's order of channels; see `detectron2_settings`.
-
-    Raises:
-        InputError: the encoder is not a ResNet.
-        OSError: the file cannot be written.
-    """
+    """Write a .pkl for `MODEL.WEIGHTS`: numpy arrays by the names of `build_resnet_backbone`, and the card as JSON."""
     contents = {
         "model": {detectron2_name(n): t.numpy() for n, t in backbone_tensors(encoder, "detectron2").items()},
         "__author__": "encoder-bench",
@@ -184,11 +174,7 @@ def detectron2_name(name: str) -> str:
 
 
 def detectron2_settings(card: EncoderCard) -> dict[str, Any]:
-    """The card as keys of detectron2's config. Mean and std are in the order of `INPUT.FORMAT`.
-
-    Raises:
-        InputError: the encoder is not a ResNet.
-    """
+    """The card as keys of detectron2's config. Mean and std are in the order of `INPUT.FORMAT`."""
     shape, width = resnet_shape(card.architecture), card.architecture.width
     mean, std = _pixels255(card)
     return {
@@ -214,20 +200,9 @@ def unsupported_by_detectron2(card: EncoderCard) -> list[str]:
 
 
 def write_openmmlab(encoder: Encoder, path: Path) -> None:
-    """Write a .pth for `init_cfg=dict(type="Pretrained", checkpoint=…)` of a backbone, with the card as JSON.
-
-    The first convolution keeps the card's order of channels; see `openmmlab_settings`.
-
-    Raises:
-        InputError: the encoder is not a ResNet.
-        OSError: the file cannot be written.
-    """
-    contents = {
-        "meta": {},
-        "state_dict": backbone_tensors(encoder, "OpenMMLab"),
-        CARD_KEY: _backbone_card(encoder).model_dump_json(),
-    }
-    _save_torch(contents, path)
+    """Write a .pth for `init_cfg=dict(type="Pretrained", checkpoint=…)` of a backbone, with the card as JSON."""
+    tensors, card = backbone_tensors(encoder, "OpenMMLab"), _backbone_card(encoder)
+    _save_torch({"meta": {}, "state_dict": tensors, CARD_KEY: card.model_dump_json()}, path)
 
 
 def _save_torch(contents: object, path: Path) -> None:
@@ -240,9 +215,6 @@ def openmmlab_settings(card: EncoderCard) -> dict[str, dict[str, Any]]:
     """The card as arguments of the backbone, of its norms and of the data preprocessor.
 
     OpenMMLab's loaders give BGR, so RGB encoders need `bgr_to_rgb`; mean and std are then in RGB order.
-
-    Raises:
-        InputError: the encoder is not a ResNet.
     """
     shape, architecture = resnet_shape(card.architecture), card.architecture
     mean, std = _pixels255(card)
@@ -279,8 +251,7 @@ def write_torchvision(encoder: Encoder, path: Path) -> None:
     A state dict has no place for a card, so mean, std, range and channel order must be passed on in another way.
 
     Raises:
-        InputError: the encoder is not a ResNet, or torchvision would load it and run it differently.
-        OSError: the file cannot be written.
+        InputError: also where torchvision would load it and run it differently.
     """
     tensors = backbone_tensors(encoder, "torchvision")
     differences = _differences(encoder.card.architecture)
@@ -293,12 +264,7 @@ def write_torchvision(encoder: Encoder, path: Path) -> None:
 
 
 def write_safetensors(encoder: Encoder, path: Path) -> None:
-    """Write the backbone and its card.
-
-    Raises:
-        InputError: the encoder is not a ResNet.
-        OSError: the file cannot be written.
-    """
+    """Write the backbone and its card."""
     write_backbone(path, backbone_tensors(encoder, "this project's file"), _backbone_card(encoder))
 
 

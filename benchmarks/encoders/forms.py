@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.encoders.card_facts import parse_card_overrides
 from benchmarks.encoders.hf_configs import hub_weights
@@ -45,18 +47,17 @@ TORCHVISION_NETWORKS = (
 
 
 def refuse_at_sight(encoders: Sequence[str], facts: Sequence[str] = ()) -> None:
-    """Refuse wrong facts, and encoders of which none can be loaded, where their names alone show it.
+    """Raise what `load_encoder` would say of wrong facts, and of encoders whose names show that none can be loaded.
 
     Where one of several can be loaded, the others are reported when their turn comes.
-
-    Raises:
-        InputError: what `load_encoder` would say of the first of them.
     """
     parse_card_overrides(facts)
     errors = []
     for encoder in encoders:
         try:
-            check_form(encoder)
+            if encoder.startswith("timm:"):
+                require_timm_name(encoder.split(":")[1])
+            parse_form(encoder)
             return
         except InputError as error:
             errors.append(error)
@@ -64,24 +65,33 @@ def refuse_at_sight(encoders: Sequence[str], facts: Sequence[str] = ()) -> None:
         raise errors[0]
 
 
-def check_form(encoder: str) -> None:
+@dataclass(frozen=True)
+class Form:
+    """What stands after `--encoder`: its kind, a name or text, and the existing file of a checkpoint."""
+
+    kind: Literal["checkpoint", "torchvision", "timm", "random", "named", "function"]
+    text: str
+    file: Path | None = None
+
+
+def parse_form(encoder: str) -> Form:
     """Raises InputError for a missing file and for an unknown architecture."""
     kind, _, rest = encoder.partition(":")
     if encoder in NAMES:
-        return
+        return Form("named", encoder)
     if kind == "random":
         random_form(rest)
-    elif kind == "torchvision":
-        torchvision_form(rest)
-    elif kind == "timm":
-        name, named, file = rest.partition(":")
-        require_timm_name(name)
-        if named and file:
-            existing_file(file)
-    elif kind == "hf":
-        hub_weights(rest)
-    elif not is_function(encoder):
-        existing_file(encoder)
+        return Form("random", rest)
+    if kind == "torchvision":
+        return Form("torchvision", *torchvision_form(rest))
+    if kind == "timm":
+        name, _, file = rest.partition(":")
+        return Form("timm", name, existing_file(file) if file else None)
+    if kind == "hf":
+        return Form("checkpoint", encoder, hub_weights(rest))
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder):  # my_package.my_module:build
+        return Form("function", encoder)
+    return Form("checkpoint", encoder, existing_file(encoder))
 
 
 def existing_file(text: str) -> Path:
@@ -96,7 +106,8 @@ def existing_file(text: str) -> Path:
 def require_timm_name(name: str) -> None:
     """Raises InputError for a model that timm's source does not name; importing timm to ask it takes seconds."""
     names = timm_names()
-    bare = name.partition(".")[0]  # without the tag of its weights
+    # Without the tag of its weights, and the sizes in which a file's network differs from it, as cards name them.
+    bare = re.sub(r"(-([dlmprs]\d+|avg|swiglu))+$", "", name).partition(".")[0]
     if not names or bare in names:
         return
     meant = did_you_mean(bare, names) or "; timm.list_models() lists them"
@@ -118,11 +129,6 @@ def timm_names() -> frozenset[str]:
         ):
             found.update(re.findall(r"^\s*['\"](\w+)['\"]:", renamed, re.MULTILINE))
     return frozenset(found)
-
-
-def is_function(text: str) -> bool:
-    """Whether the text has the form `my_package.my_module:build`."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
 
 
 def random_form(text: str) -> tuple[Architecture, int]:

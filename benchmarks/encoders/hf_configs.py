@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,12 @@ _FAMILIES: dict[str, str | None] = {
     "ijepa": "ijepa", "clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip",
     "aimv2_vision_model": "aimv2", "aimv2": "aimv2",
 }  # fmt: skip
-_ACTIVATIONS = {"gelu": None, "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
                 "silu": None}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class HubConfig:
-    """What the configuration files next to the weights say.
-
-    Attributes:
-        family: of the vision transformer, where the model type fixes it.
-        values: number of heads, epsilon, activation, mean and std, and `architecture` for a model of timm.
-    """
-
-    family: str | None
-    values: CardOverrides
-
-
 def hub_weights(text: str) -> Path:
-    """The weight file of `hf:FOLDER`.
-
-    Raises:
-        InputError: there is no such folder, or it holds no config or no weights.
-    """
+    """The weight file of `hf:FOLDER`, which must have a config beside it."""
     folder = Path(text).expanduser()
     if not folder.is_dir():
         remedy = f"hf download {text} --local-dir FOLDER" if text.count("/") == 1 else "hf download NAME"
@@ -65,35 +47,40 @@ def hub_weights(text: str) -> Path:
     raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; download the whole model")
 
 
-def read_config(weights: Path) -> HubConfig | None:
-    """What the config next to a weight file says; None without a config, or without a model type in it.
+def read_config(weights: Path) -> CardOverrides:
+    """What the configuration next to one of `WEIGHTS` says; nothing without one, or without a model type in it.
 
-    open_clip's own weights are read by open_clip's own config, where both configs are there.
+    That is the family of the vision transformer where the model type fixes it, number of heads, epsilon, activation,
+    mean and std, and `architecture` for a model of timm. open_clip's own weights are read by open_clip's own config,
+    where both configs are there.
 
     Raises:
         InputError: it is damaged, or of a model that is no vision transformer known here.
     """
     path, of_open_clip = weights.parent / "config.json", weights.parent / OPEN_CLIP
-    if weights.name not in WEIGHTS:
-        return None
     if of_open_clip.is_file() and (weights.name.startswith("open_clip_") or not path.is_file()):
-        return _of_open_clip(_read(of_open_clip), of_open_clip)
+        return CardOverrides(_of_open_clip(_read(of_open_clip), of_open_clip))
     if not path.is_file():
-        return None
+        return CardOverrides()
     config = _read(path)
     if "architecture" in config and "pretrained_cfg" in config:
-        return _of_timm(config)
+        of_timm = {"architecture": f"timm:{config['architecture']}"}
+        return CardOverrides(of_timm | _pixels(config["pretrained_cfg"], "mean", "std"))
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:  # RADIO's code on the hub has no type
-        return None
+        return CardOverrides()
     if kind not in _FAMILIES:
         raise InputError(
             f"{path} describes a {kind[:60]!a}, which is not a supported vision transformer ({', '.join(_FAMILIES)}); "
             "wrap it as my_package.my_module:build"
         )
-    vision = config.get("vision_config")
-    return HubConfig(_FAMILIES[kind], CardOverrides({**_network(vision if isinstance(vision, dict) else config, path),
-                                                     **_pixels(weights.parent)}))  # fmt: skip
+    vision, family = config.get("vision_config"), _FAMILIES[kind]
+    values = _network(vision if isinstance(vision, dict) else config, path) | ({"family": family} if family else {})
+    images = weights.parent / "preprocessor_config.json"
+    pixels = _read(images) if images.is_file() else {}
+    if pixels.get("do_normalize") is not False:
+        values |= _pixels(pixels, "image_mean", "image_std")
+    return CardOverrides(values)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -123,19 +110,15 @@ def _network(config: dict[str, Any], path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path} has the activation {activation[:60]!a}, which is not one of {', '.join(_ACTIVATIONS)}"
             )
-        found["activation"] = _ACTIVATIONS[activation] or ("gelu" if activation == "gelu" else None)
-    return {name: value for name, value in found.items() if value is not None}
+        if _ACTIVATIONS[activation]:
+            found["activation"] = _ACTIVATIONS[activation]
+    return found
 
 
-def _pixels(folder: Path) -> dict[str, Any]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    config = _read(path)
-    mean, std = (_three(config.get(name)) for name in ("image_mean", "image_std"))
-    if mean is None or std is None or config.get("do_normalize") is False:
-        return {}
-    return {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
+def _pixels(config: object, mean: str, std: str) -> dict[str, Any]:
+    """Mean and std of images from 0 to 1, where the config has three numbers of each by these names."""
+    found = [_three(config.get(name)) if isinstance(config, dict) else None for name in (mean, std)]
+    return {} if None in found else {"mean": found[0], "std": found[1], "value_range": 1.0, "channels": "RGB"}
 
 
 def _three(value: object) -> tuple[float, ...] | None:
@@ -143,15 +126,6 @@ def _three(value: object) -> tuple[float, ...] | None:
     if len(numbers) != 3 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
         return None
     return tuple(map(float, numbers))
-
-
-def _of_timm(config: dict[str, Any]) -> HubConfig:
-    cfg = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
-    values: dict[str, Any] = {"architecture": f"timm:{config['architecture']}"}
-    mean, std = _three(cfg.get("mean")), _three(cfg.get("std"))
-    if mean is not None and std is not None:
-        values |= {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
-    return HubConfig(None, CardOverrides(values))
 
 
 # What open_clip's vision_cfg may say that makes another network than timm's CLIP, with the value that changes nothing.
@@ -162,24 +136,16 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-def _of_open_clip(config: dict[str, Any], path: Path) -> HubConfig:
-    """open_clip's own ViT, or a model of timm as the vision tower.
-
-    Raises:
-        InputError: the tower is another one.
-    """
+def _of_open_clip(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """open_clip's own ViT, or a model of timm as the vision tower; other towers are refused."""
     model = config.get("model_cfg")
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(vision, dict):
         raise InputError(f"{path} has no model_cfg with a vision_cfg; download it again")
-    values: dict[str, Any] = {}
-    pixels = config.get("preprocess_cfg")
-    mean, std = (_three(pixels.get(name)) if isinstance(pixels, dict) else None for name in ("mean", "std"))
-    if mean is not None and std is not None:
-        values |= {"mean": mean, "std": std, "value_range": 1.0, "channels": "RGB"}
+    pixels = _pixels(config.get("preprocess_cfg"), "mean", "std")
     of_timm = vision.get("timm_model_name")
     if isinstance(of_timm, str):
-        return HubConfig(None, CardOverrides({"architecture": f"timm:{of_timm}", **values}))
+        return {"architecture": f"timm:{of_timm}", **pixels}
     for name, plain in _ELSEWHERE.items():
         if vision.get(name) not in (plain, None):
             raise InputError(
@@ -194,5 +160,5 @@ def _of_open_clip(config: dict[str, Any], path: Path) -> HubConfig:
         )
     if not 0 < head_width <= width or width % head_width:
         raise InputError(f"{path} has heads of {head_width} channels for tokens of {width}; download it again")
-    values |= {"num_heads": width // head_width, "activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-    return HubConfig("clip", CardOverrides(values))
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return {"family": "clip", "num_heads": width // head_width, "activation": activation, **pixels}

@@ -11,8 +11,9 @@ are tried in order.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
 
 # (pattern, replacement) pairs, applied in turn to a key without its prefix. A key that no pattern matches keeps its
 # name, and counts as left over if the network has no tensor of this name.
-Rules = Sequence[tuple[str, str]]
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+def renamed(name: str, rules: Rules) -> str:
+    """The name after all rules."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, with `*` for anything, is that of the whole name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
 
 NAMING_SCHEMES: dict[str, Rules] = {
     "torchvision": [],
@@ -96,7 +110,6 @@ class CheckpointLayout:
 
 
 _CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
-_ANY_SCRIPT = "any training script or Lightning module with this attribute"
 _LIGHTLY = "state_dict/projection_head.layers.*", "@pytorch-lightning_version"
 _VISSL = "classy_state_dict/base_model/model/trunk"
 _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
@@ -371,29 +384,12 @@ LAYOUTS = (
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=_CLASSIFIER,
     ),
-    CheckpointLayout(
-        "backbone.*", _ANY_SCRIPT, ("*/backbone.conv1.weight", "*/backbone.layer1.*"),
-        {"backbone": Pick("*", "backbone.")}, ignore=_CLASSIFIER,
-    ),
-    CheckpointLayout(
-        "encoder.*", _ANY_SCRIPT, ("*/encoder.conv1.weight", "*/encoder.layer1.*"),
-        {"encoder": Pick("*", "encoder.")}, ignore=_CLASSIFIER,
-    ),
-    CheckpointLayout(
-        "model.*", _ANY_SCRIPT, ("*/model.conv1.weight", "*/model.layer1.*"),
-        {"model": Pick("*", "model.")}, ignore=_CLASSIFIER,
-    ),
-    CheckpointLayout(
-        "net.*", _ANY_SCRIPT, ("*/net.conv1.weight", "*/net.layer1.*"),
-        {"net": Pick("*", "net.")}, ignore=_CLASSIFIER,
-    ),
-    CheckpointLayout(
-        "network.*", _ANY_SCRIPT, ("*/network.conv1.weight", "*/network.layer1.*"),
-        {"network": Pick("*", "network.")}, ignore=_CLASSIFIER,
-    ),
-    CheckpointLayout(
-        "resnet.*", _ANY_SCRIPT, ("*/resnet.conv1.weight", "*/resnet.layer1.*"),
-        {"resnet": Pick("*", "resnet.")}, ignore=_CLASSIFIER,
+    *(
+        CheckpointLayout(
+            f"{name}.*", "any training script or Lightning module with this attribute",
+            (f"*/{name}.conv1.weight", f"*/{name}.layer1.*"), {name: Pick("*", f"{name}.")}, ignore=_CLASSIFIER,
+        )
+        for name in ("backbone", "encoder", "model", "net", "network", "resnet")
     ),
     CheckpointLayout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",
@@ -449,24 +445,11 @@ def stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The classifier of either, and the norms of single stages in DINOv3's ConvNeXt, are left out.
     """
     if _CONVNEXT_MARK in tensors:
-        found = {}
-        for key, tensor in tensors.items():
-            name = key
-            for pattern, replacement in _CONVNEXT:
-                name = re.sub(pattern, replacement, name)
-            if not key.startswith(("head.", "norms.")):
-                found[name] = tensor.flatten() if ".grn." in name else tensor
-        return found
-    if any(name.endswith(".relative_position_bias_table") and name.startswith("layers.") for name in tensors):
-        own = _SWIN_MARK in tensors
-        later = {name: re.sub(r"^layers\.(\d+)\.downsample\.", _in_the_next, name) if own else name for name in tensors}
-        return {
-            later[name]: tensor
-            for name, tensor in tensors.items()
-            if not name.endswith(_SWIN_BUFFERS) and not name.startswith("head.")
-        }
+        later = {key: renamed(key, _CONVNEXT) for key in tensors if not key.startswith(("head.", "norms."))}
+        return {name: tensors[key].flatten() if ".grn." in name else tensors[key] for key, name in later.items()}
+    if any(key.endswith(".relative_position_bias_table") and key.startswith("layers.") for key in tensors):
+        kept = [key for key in tensors if not key.endswith(_SWIN_BUFFERS) and not key.startswith("head.")]
+        in_the_next: Rules = [(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")]
+        rules = in_the_next if _SWIN_MARK in tensors else []
+        return {renamed(key, rules): tensors[key] for key in kept}
     return dict(tensors)
-
-
-def _in_the_next(match: re.Match[str]) -> str:
-    return f"layers.{int(match[1]) + 1}.downsample."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -17,17 +17,10 @@ from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved
-from benchmarks.encoders.forms import (
-    NAMES,
-    TORCHVISION_NETWORKS,
-    existing_file,
-    is_function,
-    parse_architecture,
-    random_form,
-    torchvision_form,
-)
+from benchmarks.encoders.forms import TORCHVISION_NETWORKS, parse_architecture, parse_form, random_form
 from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
+from benchmarks.encoders.timm_models import efficientnet_lite0, pretrained_timm
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.backbone import write_backbone
 from pretrain.distributed import DataLoader
@@ -72,52 +65,32 @@ def _load(encoder: str | Path | nn.Module | Encoder, overrides: CardOverrides) -
     if isinstance(encoder, Encoder):
         return encoder
     if isinstance(encoder, nn.Module):
-        overrides.refuse(["architecture", "pick", *NETWORK], "a module is not a checkpoint")
-        built = module_encoder(encoder)
-        built.card = overrides.apply_to_card(built.card, built.card.assumed)
-        return built
-    text = str(encoder)
-    kind, _, rest = text.partition(":")
-    if kind == "torchvision":
-        return _torchvision(rest, overrides)
-    if kind == "timm":
-        model, _, file = rest.partition(":")
-        if not file:
-            from benchmarks.encoders.timm_models import pretrained_timm
-
-            return pretrained_timm(model, overrides)
-        return load_checkpoint(existing_file(file), overrides.then(CardOverrides({"architecture": f"timm:{model}"})))
-    if kind == "hf":
-        from benchmarks.encoders.hf_configs import hub_weights
-
-        return load_checkpoint(hub_weights(rest), overrides)
-    if kind == "random" or text in NAMES:
-        overrides.refuse(list(overrides.values), f"only a checkpoint has them, and {text} is not one")
-        if kind == "random":
-            return random_resnet(*random_form(rest))
-        if text == "pixels":
-            return raw_pixels()
-        from benchmarks.encoders.timm_models import efficientnet_lite0
-
-        return efficientnet_lite0()
-    if is_function(text):
-        overrides.refuse(["architecture", "pick", *NETWORK], f"{text} is not a checkpoint")
-        built = built_encoder(text)
-        built.card = overrides.apply_to_card(built.card, built.card.assumed)
-        return built
-    return load_checkpoint(existing_file(text), overrides)
+        return _with_overrides(lambda: module_encoder(encoder), "a module", overrides)
+    form = parse_form(str(encoder))
+    if form.kind == "function":
+        return _with_overrides(lambda: built_encoder(form.text), form.text, overrides)
+    if form.kind in ("random", "named"):
+        overrides.refuse(list(overrides.values), f"only a checkpoint has them, and {encoder} is not one")
+        if form.kind == "random":
+            return random_resnet(*random_form(form.text))
+        return raw_pixels() if form.text == "pixels" else efficientnet_lite0()
+    if form.file is None:
+        return (pretrained_timm if form.kind == "timm" else pretrained_torchvision)(form.text, overrides)
+    if form.kind == "torchvision" and form.text not in TORCHVISION_NETWORKS:
+        # Fixed in torchvision's code, so none of it is assumed.
+        network = {"stem_stride": 2, "max_pool": True, "stride_in_1x1": False, "bn_eps": 1e-5}
+        return load_checkpoint(form.file, CardOverrides({**network, "architecture": form.text}).then(overrides))
+    if form.kind != "checkpoint":
+        overrides = overrides.then(CardOverrides({"architecture": f"{form.kind}:{form.text}"}))
+    return load_checkpoint(form.file, overrides)
 
 
-def _torchvision(text: str, overrides: CardOverrides) -> Encoder:
-    """`resnet50` or `resnet50:FILE`. The file must hold this architecture, in any layout."""
-    name, file = torchvision_form(text)
-    if file is None:
-        return pretrained_torchvision(name, overrides)
-    if name in TORCHVISION_NETWORKS:
-        return load_checkpoint(file, overrides.then(CardOverrides({"architecture": f"torchvision:{name}"})))
-    # Fixed in torchvision's code, so none of it is assumed.
-    network = {"stem_stride": 2, "max_pool": True, "stride_in_1x1": False, "bn_eps": 1e-5, "architecture": name}
-    return load_checkpoint(file, CardOverrides(network).then(overrides))
+def _with_overrides(build: Callable[[], Encoder], subject: str, overrides: CardOverrides) -> Encoder:
+    """An encoder that is not made from a checkpoint, with what the user knows of its input and its training."""
+    overrides.refuse(["architecture", "pick", *NETWORK], f"{subject} is not a checkpoint")
+    built = build()
+    built.card = overrides.apply_to_card(built.card, built.card.assumed)
+    return built
 
 
 # ---- encoders without a checkpoint -----------------------------------------------------------------------------------
@@ -158,7 +131,14 @@ def module_encoder(module: nn.Module, card: EncoderCard | None = None, name: str
         raise InputError(
             f"{kind} returns {returned}; return (N, D), or a dict with keys of {', '.join(_MODULE_OUTPUTS)}"
         )
-    _warn_of_logits(_named_outputs(kind, probe, _PROBE_IMAGES), kind)
+    outputs = _named_outputs(kind, probe, _PROBE_IMAGES)
+    width = outputs["embed"].shape[1] if "embed" in outputs else 0
+    if width in CLASSIFIER_WIDTHS:  # a classifier is easily mistaken for a backbone
+        log.warning(
+            "%s returns %d numbers per image, the number of classes of %s: if they are logits, return the features "
+            "before the classifier instead",
+            kind, width, CLASSIFIER_WIDTHS[width],
+        )  # fmt: skip
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         try:
@@ -218,17 +198,6 @@ def _named_outputs(kind: str, output: object, images: int) -> dict[str, Tensor]:
         if value.is_complex():
             raise InputError(f"{kind} returns complex {name}; return real numbers, such as its absolute value")
     return {name: value.float() for name, value in found.items()}
-
-
-def _warn_of_logits(outputs: Mapping[str, Tensor], kind: str) -> None:
-    """A classifier is easily mistaken for a backbone; its logits make weaker features than what they are made of."""
-    width = outputs["embed"].shape[1] if "embed" in outputs else 0
-    if width in CLASSIFIER_WIDTHS:
-        log.warning(
-            "%s returns %d numbers per image, the number of classes of %s: if they are logits, return the features "
-            "before the classifier instead",
-            kind, width, CLASSIFIER_WIDTHS[width],
-        )  # fmt: skip
 
 
 def built_encoder(spec: str) -> Encoder:

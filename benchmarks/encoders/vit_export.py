@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.encoder import BackboneWithHead, Encoder
+from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import NotApplicableError
 
 VitEngine = Literal["mmsegmentation", "detectron2"]
@@ -109,12 +109,9 @@ _RELATIVE: dict[VitEngine, str] = {
 
 
 def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
-    """The shape of an encoder that the engine's own ViT can hold.
-
-    Raises:
-        NotApplicableError: it is not a ViT, or has parts that the engine's does not have.
-    """
-    name, module = encoder.card.name, _module(encoder)
+    """The shape of an encoder; NotApplicableError where it has parts that the engine's own ViT does not have."""
+    name: str = encoder.card.name
+    module: Any = encoder.backbone
     parts = ("blocks", "patch_embed", "pos_embed", "num_prefix_tokens")
     if not encoder.has("patches") or not all(hasattr(module, part) for part in parts):
         raise NotApplicableError(
@@ -208,7 +205,7 @@ def _rotary(module: Any) -> Rotary | None:
 
 def rotary_positions(encoder: Encoder) -> nn.Module | None:
     """A copy of what computes the encoder's rotary positions; its `get_embed(shape=…)` gives the table of `rotated`."""
-    rope = getattr(_module(encoder), "rope", None)
+    rope = getattr(encoder.backbone, "rope", None)
     return None if rope is None else copy.deepcopy(rope)
 
 
@@ -219,7 +216,7 @@ def vit_tensors(encoder: Encoder, engine: VitEngine, grid: int, *, class_token: 
         grid: patches per side that the positions are for.
         class_token: detectron2's ViT keeps it, where the encoder has one; mmsegmentation's always does.
     """
-    module = _module(encoder)
+    module: Any = encoder.backbone
     own = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     prefix, positions = _positions(module, grid)
     found = {name: own[name] for name in own if name.startswith(("patch_embed.proj.", "blocks.", "norm_pre."))}
@@ -257,10 +254,6 @@ def _as_two_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)] = tensor
     return found
-
-
-def _module(encoder: Encoder) -> Any:
-    return encoder.module.backbone if isinstance(encoder.module, BackboneWithHead) else encoder.module
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.encoders.layouts import Rules, matches, renamed
 from benchmarks.task import InputError
 from results.errors import did_you_mean
 
@@ -32,13 +33,13 @@ class VitNaming:
     Attributes:
         patch: the name of the patch convolution's weight. What stands before it in a file is the prefix of the tower.
         rules: (pattern, replacement) pairs, applied in turn.
-        ignore: patterns of names that belong to training or to a head.
+        ignore: patterns of names that belong to training or to a head, beyond those of `_OF_TRAINING`.
         finish: what renaming alone cannot do, such as joining queries, keys and values.
     """
 
     name: str
     patch: str
-    rules: tuple[tuple[str, str], ...]
+    rules: Rules
     ignore: tuple[str, ...] = ()
     finish: Callable[[Tensors], Tensors] = dict
 
@@ -53,13 +54,8 @@ def _timm_names(tensors: Tensors) -> Tensors:
     return class_position_folded(_renamed(tensors, rules))
 
 
-def _renamed(tensors: Tensors, rules: Sequence[tuple[str, str]]) -> Tensors:
-    found: Tensors = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
-    return found
+def _renamed(tensors: Tensors, rules: Rules) -> Tensors:
+    return {renamed(name, rules): tensor for name, tensor in tensors.items()}
 
 
 def _dinov3_names(tensors: Tensors) -> Tensors:
@@ -106,10 +102,6 @@ def _joined(tensors: Tensors) -> Tensors:
         else:
             found |= {f"{block}{part}_bias": bias for part, bias in biases.items()}
     return found
-
-
-def _transformers_names(tensors: Tensors) -> Tensors:
-    return class_position_folded(_joined(tensors))
 
 
 def _clip_names(tensors: Tensors) -> Tensors:
@@ -186,6 +178,20 @@ def radio_facts(
     return sorted(places.values()), facts
 
 
+def with_summary_first(tensors: Tensors, summary: Sequence[int], source: str) -> Tensors:
+    """RADIO's tensors by timm's names, with the class tokens of its summary before its other ones."""
+    own = [tensors[name] for name in ("cls_token", "reg_token") if name in tensors]
+    if not own:
+        raise InputError(f"{source} is a RADIO without class tokens; give another version")
+    tokens = torch.cat(own, 1)
+    count = tokens.shape[1]
+    if not summary or max(summary) >= count or min(summary) < 0:
+        raise InputError(f"{source} has {count} tokens, of which its summary takes {summary}; the file is damaged")
+    order = [*summary, *(place for place in range(count) if place not in summary)]
+    found = {name: tensor for name, tensor in tensors.items() if name != "reg_token"}
+    return found | {"cls_token": tokens[:, order[:1]]} | ({"reg_token": tokens[:, order[1:]]} if count > 1 else {})
+
+
 _MAX_SUMMARY = 64  # tokens; releases have up to four
 _OF_TRAINING = ("mask_token", "masked_embed", "decoder_*", "local_cls_norm.*", "*relative_position_index", "lm_head.*",
                 "fc.*", "head.*", "head_dist.*", "classifier.*", "pos_embed_cached")  # fmt: skip
@@ -194,7 +200,7 @@ NAMINGS = (
     VitNaming(
         "timm's names", "patch_embed.proj.weight",
         ((r"^(register_tokens|storage_tokens)$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")),
-        _OF_TRAINING, _timm_names,
+        finish=_timm_names,
     ),
     VitNaming(
         "transformers' ViT names", "embeddings.patch_embeddings.projection.weight",
@@ -219,7 +225,7 @@ NAMINGS = (
             (r"^layernorm\.", "norm."),
             (r"^pooler\.layernorm\.", "fc_norm."),
         ),
-        (*_OF_TRAINING, "pooler.dense.*", "decoder.*"), _transformers_names,
+        ("pooler.dense.*", "decoder.*"), lambda tensors: class_position_folded(_joined(tensors)),
     ),
     VitNaming(
         "transformers' DINOv3 names", "embeddings.patch_embeddings.weight",
@@ -234,7 +240,7 @@ NAMINGS = (
             (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
             (r"\.mlp\.down_proj\.", ".mlp.fc2."),
         ),
-        (*_OF_TRAINING, "rope_embeddings.*"), lambda tensors: _gated(_joined(tensors)),
+        ("rope_embeddings.*",), lambda tensors: _gated(_joined(tensors)),
     ),
     VitNaming(
         "transformers' CLIP names", "embeddings.patch_embedding.weight",
@@ -296,7 +302,7 @@ NAMINGS = (
             (r"\.mlp\.w12\.", ".mlp.fc1."),
             (r"\.mlp\.w3\.", ".mlp.fc2."),
         ),
-        _OF_TRAINING, _radio_names,
+        finish=_radio_names,
     ),
     VitNaming(
         "CLIP's names", "conv1.weight",
@@ -350,24 +356,13 @@ def tower_prefixes(names: Collection[str]) -> list[str]:
 
 
 def as_timm(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, int]:
-    """The tensors under timm's names, and how many were left out because they belong to training or to a head.
-
-    Raises:
-        InputError: the names are not those of a vision transformer.
-    """
+    """The tensors under timm's names, and how many were left out because they belong to training or to a head."""
     naming = find_naming(tensors)
     if naming is None:
         raise InputError(f"{source} is neither a ResNet nor a ViT; give --facts architecture=timm:NAME")
-    found: Tensors = {}
-    for name, tensor in tensors.items():
-        if any(fnmatchcase(name, pattern) for pattern in naming.ignore):
-            continue
-        for pattern, replacement in naming.rules:
-            name = re.sub(pattern, replacement, name)
-        if not any(fnmatchcase(name, pattern) for pattern in _OF_TRAINING):
-            found[name] = tensor
-    left_out = len(tensors) - len(found)
-    return naming.finish(found), left_out
+    kept = {renamed(name, naming.rules): t for name, t in tensors.items() if not matches(name, naming.ignore)}
+    found = {name: tensor for name, tensor in kept.items() if not matches(name, _OF_TRAINING)}
+    return naming.finish(found), len(tensors) - len(found)
 
 
 # ---- families --------------------------------------------------------------------------------------------------------
@@ -534,7 +529,7 @@ FAMILIES = (
         assumed="mean, std, range, channels and positions; the number of heads has to be given",
     ),
 )  # fmt: skip
-FAMILY_NAMES = tuple(family.name for family in FAMILIES)
+FAMILY_NAMES = tuple(map(attrgetter("name"), FAMILIES))
 
 _OF_LAYOUT = {
     "facebookresearch/dino": "dino", "bytedance/ibot": "ibot", "facebookresearch/moco-v3": "mocov3",
@@ -543,14 +538,9 @@ _OF_LAYOUT = {
 
 
 def family_named(name: str) -> VitFamily:
-    """The family of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    for family in FAMILIES:
-        if family.name == name:
-            return family
+    """The family of this name."""
+    if name in FAMILY_NAMES:
+        return FAMILIES[FAMILY_NAMES.index(name)]
     raise InputError(
         f"--facts family={name}: no such family{did_you_mean(name, FAMILY_NAMES)}\nfamilies: {', '.join(FAMILY_NAMES)}"
     )
@@ -580,13 +570,7 @@ def is_swiglu(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: str) -> VitFamily:
-    """The family of a vision transformer.
-
-    Args:
-        tensors: by timm's names.
-        keys: all keys of the file's mapping.
-        layout: name of the checkpoint's layout.
-    """
+    """The family of a vision transformer, by its tensors under timm's names, the file's own keys and its layout."""
 
     def has(ending: str, among: Collection[str]) -> bool:
         return any(key.endswith(ending) for key in among)
@@ -625,12 +609,18 @@ def find_family(tensors: Mapping[str, Tensor], keys: Collection[str], layout: st
     return family_named(named)
 
 
-def unsupported_model(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, str] | None:
-    """Name of a model that no family here computes, by its keys, and why it is not supported; None for others.
+def refuse_unsupported(tensors: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+    """Raises InputError for a model that is known by its keys, in any mapping of a file, and that nothing computes."""
+    found = _unsupported(tensors)
+    if found is not None:
+        title, reason = found
+        raise InputError(
+            f"{source} is {title}, which is not supported: {reason}; wrap the model as my_package.my_module:build"
+        )
 
-    Args:
-        tensors: path of a mapping in the file -> its tensors.
-    """
+
+def _unsupported(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, str] | None:
+    """Such a model's name, and why it is not supported; None for others."""
     found = {key: tensor for mapping in tensors.values() for key, tensor in mapping.items()}
 
     def has(ending: str) -> bool:

@@ -55,6 +55,13 @@ def test_a_wrong_encoder_or_data_root_is_refused_before_torch_is_imported(small_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_a_timm_model_of_other_sizes_is_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").touch()
+    refuse_at_sight([f"timm:vit_tiny_patch16_224-d48-l2-swiglu:{tmp_path / 'w.pth'}"])  # as cards name it
+    with pytest.raises(InputError, match="has no model 'vit_tiny_patch16_224-small'"):
+        refuse_at_sight([f"timm:vit_tiny_patch16_224-small:{tmp_path / 'w.pth'}"])
+
+
 def test_one_good_encoder_among_several_is_not_kept_from_its_turn() -> None:
     refuse_at_sight(["none.pth", "pixels"])
     with pytest.raises(InputError, match=r"'none\.pth'"):
