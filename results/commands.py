@@ -12,7 +12,6 @@ from results.errors import InputError, did_you_mean, without_control
 from results.files import MAX_TEXT, read_text, write_file
 from results.formats import (
     Cell,
-    Row,
     Table,
     csv_text,
     escape_markdown,
@@ -20,6 +19,7 @@ from results.formats import (
     frame,
     latex,
     markdown,
+    sourced_table,
     tables_frame,
 )
 from results.options import (
@@ -187,20 +187,17 @@ def _figures(options: PublishedFigures) -> int:
     if options.format == "csv":
         _put(options.out, csv_text(figures_frame(found)))
         return 0
-    sources = list(dict.fromkeys(figure.source for figure in found))
-    rows = [_figure_row(figure, sources.index(figure.source) + 1) for figure in found]
     columns = ("Model", "Epochs", "Benchmark", "Data", "Metric", "Value", "Protocol", "Column")
-    _put(options.out, _formatted([Table("Published figures", (), columns, tuple(rows), sources=tuple(sources))],
-                                 options.format))  # fmt: skip
+    rows = [(figure.model, _figure_cells(figure), [figure.source]) for figure in found]
+    _put(options.out, _formatted([sourced_table("Published figures", columns, rows)], options.format))
     return 0
 
 
-def _figure_row(figure: Figure, source: int) -> Row:
-    epochs = "" if figure.epochs is None else f"{figure.epochs:g}"
+def _figure_cells(figure: Figure) -> tuple[Cell, ...]:
     place = (figure.place.protocol, figure.place.column) if figure.place else (f"none: {figure.reason}", "")
-    about = (epochs, figure.benchmark, figure.dataset, figure.metric)
+    about = (figure.epochs_text, figure.benchmark, figure.dataset, figure.metric)
     value = Cell(figure.number, text=figure.text)
-    return Row(figure.model, (*(Cell(text=t) for t in about), value, *(Cell(text=t) for t in place)), (source,))
+    return (*(Cell(text=t) for t in about), value, *(Cell(text=t) for t in place))
 
 
 def _publish(options: PublishRecords) -> int:

@@ -84,6 +84,25 @@ def cell_text(cell: Cell, decimals: int) -> str:
     return f"{cell.value:.{decimals}f}{error}" + ("" if cell.std is None else f" (std {cell.std:.{decimals}f})")
 
 
+def with_interval(value: float, low: float | None, high: float | None, decimals: int) -> str:
+    """As `+15.9 [+9.5, +23.3]`, or without the interval where it is not known."""
+    form = f"+.{decimals}f"
+    return f"{value:{form}}" + ("" if low is None or high is None else f" [{low:{form}}, {high:{form}}]")
+
+
+def sourced_table(
+    title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, tuple[Cell, ...], Iterable[str]]], *,
+    lines: tuple[str, ...] = (), decimals: int = 2,
+) -> Table:  # fmt: skip
+    """A table of (label, cells, sources): the sources become footnotes, numbered as they come."""
+    numbers: dict[str, int] = {}
+    numbered = [
+        Row(label, cells, tuple(numbers.setdefault(source, len(numbers) + 1) for source in own))
+        for label, cells, own in rows
+    ]
+    return Table(title, lines, columns, tuple(numbered), decimals, sources=tuple(numbers))
+
+
 def markdown(table: Table, *, level: int = 3) -> str:
     """A title, the lines about it, the table with aligned columns, then notes and sources as a list."""
     rows = _texts(table, escape_markdown, lambda text: f"**{text}**", lambda numbers: f"<sup>{numbers}</sup>")

@@ -84,6 +84,10 @@ class Figure:
             return None
 
     @property
+    def epochs_text(self) -> str:
+        return "" if self.epochs is None else f"{self.epochs:g}"
+
+    @property
     def decimals(self) -> int:
         """Decimals as printed."""
         return len(self.text.partition(".")[2])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from results.bootstrap import CONFIDENCE, Gain
 from results.errors import InputError
 from results.families import SUMMARY, family_of
-from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
+from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown, with_interval
 from results.noise import NOISE_LINE, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.rows import (
     DataKind,
@@ -267,12 +267,12 @@ def _drop_cell(first: Sequence[StoredRecord], second: Sequence[StoredRecord], co
     if cells[0] is None or cells[1] is None:
         return Cell()
     value = cells[1] - cells[0]
-    text = f"{value:+.{group.decimals}f}"
+    low = high = None
     outcomes = [records[0].outcomes() if len(records) == 1 else None for records in (first, second)]
     gain = drop(outcomes[0], outcomes[1], column) if outcomes[0] is not None and outcomes[1] is not None else None
     if gain is not None and abs(100 * gain.value - value) < TOLERANCE:  # else they are not the outcomes of the scores
-        text += f" [{100 * gain.low:+.{group.decimals}f}, {100 * gain.high:+.{group.decimals}f}]"
-    return Cell(value, text=text)
+        low, high = 100 * gain.low, 100 * gain.high
+    return Cell(value, text=with_interval(value, low, high, group.decimals))
 
 
 def best_layer_cell(layers: Sequence[str], cells: Mapping[str, Cell]) -> Cell:
@@ -343,8 +343,7 @@ def _gain_text(gain: Gain | None, group: Group) -> str:
     if gain is None:
         return ""
     scale = 100.0 if group.protocol.unit == "%" else 1.0
-    value, low, high = (f"{scale * number:+.{group.decimals}f}" for number in (gain.value, gain.low, gain.high))
-    return f"{value} [{low}, {high}]"
+    return with_interval(scale * gain.value, scale * gain.low, scale * gain.high, group.decimals)
 
 
 def per_class_tables(

@@ -15,7 +15,7 @@ from pathlib import Path
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.families import family_of
-from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown
+from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.published import Figure
 from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, table_rows
@@ -423,21 +423,12 @@ def _costs(figures: Sequence[Figure]) -> Table | None:
     found = [figure for figure in figures if figure.benchmark.startswith(prefix)]
     if not found:
         return None
-    sources = list(dict.fromkeys(figure.source for figure in found))
-    rows = [
-        Row(
-            figure.model,
-            (
-                Cell(text=figure.benchmark.removeprefix(f"{prefix}_")),
-                Cell(text=figure.metric.replace("_", " ")),
-                Cell(figure.number, text=figure.text),
-            ),
-            (sources.index(figure.source) + 1,),
-        )
-        for figure in found
-    ]
-    columns = ("Model", "Hardware", "Cost", "Value")
-    return Table("Published pretraining cost", (), columns, tuple(rows), sources=tuple(sources))
+    rows = []
+    for figure in found:
+        texts = (figure.benchmark.removeprefix(f"{prefix}_"), figure.metric.replace("_", " "))
+        cells = (*(Cell(text=text) for text in texts), Cell(figure.number, text=figure.text))
+        rows.append((figure.model, cells, [figure.source]))
+    return sourced_table("Published pretraining cost", ("Model", "Hardware", "Cost", "Value"), rows)
 
 
 # ---- as a file

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.errors import InputError
-from results.formats import Cell, Row, Table
+from results.formats import Cell, Table, sourced_table
 from results.noise import NOISE_LINE
 from results.plot_style import EncoderStyles
 from results.published import Figure
@@ -209,15 +209,12 @@ def _of_benchmark(section: Section, group: Group, figures: Sequence[Figure]) -> 
 
 
 def _published(figures: Sequence[Figure]) -> Table:
-    sources = list(dict.fromkeys(figure.source for figure in figures))
     rows = []
     for figure in figures:
-        place = figure.place
-        column = "" if place is None else place.column
-        epochs = "" if figure.epochs is None else f"{figure.epochs:g}"
-        cells = (Cell(text=epochs), Cell(text=column), Cell(figure.number, text=figure.text))
-        rows.append(Row(figure.model, cells, (sources.index(figure.source) + 1,)))
-    return Table("Published", (), ("Model", "Epochs", "Column", "Value"), tuple(rows), sources=tuple(sources))
+        texts = (figure.epochs_text, figure.place.column if figure.place else "")
+        cells = (*(Cell(text=text) for text in texts), Cell(figure.number, text=figure.text))
+        rows.append((figure.model, cells, [figure.source]))
+    return sourced_table("Published", ("Model", "Epochs", "Column", "Value"), rows)
 
 
 # ---- HTML

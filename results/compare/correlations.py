@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE
 from results.families import column_words, family_key, family_of, place_of
-from results.formats import Cell, Row, Table
+from results.formats import Cell, Row, Table, with_interval
 from results.published import Figure, bare_config
 from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
 from results.store import StoredRecord
@@ -268,10 +268,9 @@ def correlation_table(found: Sequence[Correlation], title: str = "Rank correlati
     """A row for each pair of columns."""
     rows = []
     for one in found:
-        interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
         cells = (
             Cell(text=one.b.words),
-            Cell(one.spearman, text=f"{one.spearman:+.2f}{interval}"),
+            Cell(one.spearman, text=with_interval(one.spearman, one.low, one.high, 2)),
             Cell(one.kendall, text=f"{one.kendall:+.2f}"),
             Cell(len(one.encoders), text=_encoders(one)),
             Cell(len(one.discordant), text=f"{len(one.discordant)} of {one.pairs}"),
@@ -312,7 +311,7 @@ def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:
     text = (
         "The MoCo v2 note (arXiv:2003.04297) says that linear accuracy is not monotonically related to detection. "
         f"Over {len(best.encoders)} encoders, {best.a.words} and {best.b.words} {verdict}: Spearman "
-        f"{best.spearman:+.2f} [{best.low:+.2f}, {best.high:+.2f}], Kendall {best.kendall:+.2f}, and "
+        f"{with_interval(best.spearman, best.low, best.high, 2)}, Kendall {best.kendall:+.2f}, and "
         f"{len(best.discordant)} of {best.pairs} pairs of encoders are ranked in opposite orders."
     )
     if best.discordant:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
 from results.families import family_of
-from results.formats import Cell, Row, Table
+from results.formats import Cell, Row, Table, with_interval
 from results.noise import Difference, ReplicateCache, difference
 from results.rows import (
     DataKind,
@@ -134,7 +134,8 @@ def _rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
         if a is None or b is None:
             continue
         found = difference(cache, ours.records, theirs.records, column)
-        gap = f"{a - b:+.{decimals}f}" if found is None else _interval_text(found, decimals)
+        low, high = (None, None) if found is None else (found.low, found.high)
+        gap = with_interval(a - b if found is None else found.value, low, high, decimals)
         cells = (
             Cell(text=ours.example.dataset.shown_name),
             Cell(text=column),
@@ -156,9 +157,3 @@ def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
     if not found.beyond_noise:
         return "within the noise"
     return "A is better" if (found.value > 0) == higher_is_better else "B is better"
-
-
-def _interval_text(found: Difference, decimals: int) -> str:
-    """As `+15.9 [+9.5, +23.3]`."""
-    value, low, high = (f"{number:+.{decimals}f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"

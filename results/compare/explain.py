@@ -25,7 +25,7 @@ from results.bootstrap import CONFIDENCE, percentile_interval
 from results.errors import InputError, did_you_mean
 from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
-from results.formats import Cell, Row, Table
+from results.formats import Cell, Row, Table, with_interval
 from results.noise import TWO_SIDED, ReplicateCache
 from results.published import Figure, figures
 from results.rows import current, encoder_names, identity
@@ -305,8 +305,7 @@ def explanation_table(one: Explanation) -> Table:
     form = f"+.{one.decimals}f"
     rows = []
     for switch in one.switches:
-        interval = "" if switch.low is None or switch.high is None else f" [{switch.low:{form}}, {switch.high:{form}}]"
-        share = Cell(switch.share, text=f"{switch.share:{form}}{interval}")
+        share = Cell(switch.share, text=with_interval(switch.share, switch.low, switch.high, one.decimals))
         steps = (Cell(step, text=f"{step:{form}}") for step in (switch.forward, switch.backward))
         words = in_words(switch.field)
         label = words if words == switch.field else f"{words} ({switch.field})"

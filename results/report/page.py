@@ -21,7 +21,7 @@ from results.compare.correlations import (
 )
 from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
-from results.formats import Cell, Row, Table, cell_text
+from results.formats import Cell, Row, Table, cell_text, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
 from results.plot_style import EncoderStyles, encoder_key
 from results.plots import (
@@ -191,8 +191,7 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
         "told from it by the paired interval of their difference, which is narrower than the two lines."
     )
     draw = partial(draw_dots, panels, styles=styles, x_label="score (%); line: 95% interval of the test sample")
-    drawn = chart(f"{part.id}-headlines", "Headline scores", description, draw)
-    part.charts = [] if drawn is None or not panels else [drawn]
+    part.charts = chart(f"{part.id}-headlines", "Headline scores", description, draw)
     part.tables = maker.summary(section)
     if leaders:
         part.lines += (f"{leading(leaders)} {BEHIND_LINE}",)
@@ -282,8 +281,7 @@ def _noise(section: Section, maker: TableMaker, styles: EncoderStyles) -> Report
     )
     part = ReportPart(f"{_id(section)}-noise", section.kind.title, (), "noise")
     draw = partial(draw_dots, panels, styles=styles, x_label="points behind the best; line: 95% interval", zero=True)
-    drawn = chart(f"{part.id}-differences", "Differences from the best", description, draw)
-    part.charts = [] if drawn is None or not panels else [drawn]
+    part.charts = chart(f"{part.id}-differences", "Differences from the best", description, draw)
     if rows:
         lines = (
             "A difference smaller than the last column could be chance: it is half the width of the 95% interval of a "
@@ -308,11 +306,13 @@ def _encoders(section: Section, maker: TableMaker) -> ReportPart:
 
 
 def _charts(records: Sequence[StoredRecord], part: str, styles: EncoderStyles) -> list[Chart]:
-    made = [
-        chart(f"{part}-{re.sub(r'[^a-z0-9]+', '-', one.name)}", one.title, f"{one.caption} {LEGEND}".strip(), one.draw)
+    return [
+        made
         for one in record_figures(records, styles)
+        for made in chart(
+            f"{part}-{re.sub(r'[^a-z0-9]+', '-', one.name)}", one.title, f"{one.caption} {LEGEND}".strip(), one.draw
+        )
     ]
-    return [one for one in made if one is not None]
 
 
 # ---- explained differences
@@ -351,8 +351,8 @@ def _differences(explained: Sequence[Explanation], maker: TableMaker) -> ReportP
             f"{one.encoder}, {one.column} on {one.dataset}: from {one.score_a:{form}} by {steps} to "
             f"{one.score_b:{form}}. Bars of settings that lower the score are hatched."
         )
-        drawn = chart(f"difference-{i}", f"{heading(one)}, step by step", description, partial(draw_waterfall, [one]))
-        part.charts += [] if drawn is None else [drawn]
+        draw = partial(draw_waterfall, [one])
+        part.charts += chart(f"difference-{i}", f"{heading(one)}, step by step", description, draw)
     return part
 
 
@@ -377,8 +377,7 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
         said = remark(values)
         part = ReportPart(name, title, (said,) if said else (), "correlations", folded=len(found) > FOLD_FROM)
         drawn = [one for one in found if len(one.encoders) >= MIN_ENCODERS]
-        heat_map = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
-        part.charts = [] if heat_map is None else [heat_map]
+        part.charts = chart(f"{name}-heat", "Rank correlations", description, partial(draw_heat_map, drawn))
         part.tables = [maker.plain(correlation_table(found))] if found else []
         parts.append(part)
     return parts
@@ -393,8 +392,8 @@ def _pretraining(logs: Sequence[PretrainingLog], styles: EncoderStyles) -> Repor
     )
     description = f"One line per run. Dotted: the loss at chance.{watched} {LEGEND}"
     draw = partial(draw_pretraining, logs, styles=styles)
-    drawn = chart("pretraining-curves", "Pretraining curves", description, draw)
-    return ReportPart("pretraining", "Pretraining", charts=[] if drawn is None else [drawn])
+    charts = chart("pretraining-curves", "Pretraining curves", description, draw)
+    return ReportPart("pretraining", "Pretraining", charts=charts)
 
 
 def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:
@@ -406,22 +405,12 @@ def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:
         if not found:
             continue
         columns = filled_columns(layout, found)
-        sources = list(dict.fromkeys(source for row in found for source in row.sources))
-        rows = [
-            Row(
-                row.name,
-                tuple(row.cell(column, figures) for column in columns),
-                tuple(sources.index(source) + 1 for source in row.sources),
-            )
-            for row in found
-        ]
-        table = Table(
+        table = sourced_table(
             layout.title,
-            (layout.line,) if layout.line else (),
             (CONFIG, *(column.title for column in columns)),
-            tuple(rows),
-            layout.decimals,
-            sources=tuple(sources),
+            [(row.name, tuple(row.cell(column, figures) for column in columns), row.sources) for row in found],
+            lines=(layout.line,) if layout.line else (),
+            decimals=layout.decimals,
         )
         part.tables.append(maker.plain(table))
     return part

@@ -278,8 +278,8 @@ class Chart:
     pdf: str
 
 
-def chart(identifier: str, title: str, description: str, draw: Callable[[Path], None]) -> Chart | None:
-    """The figure that `draw` writes to the given file, as a chart; None if it raises `NothingToDrawError`."""
+def chart(identifier: str, title: str, description: str, draw: Callable[[Path], None]) -> list[Chart]:
+    """The figure that `draw` writes to the given file, as a chart; none if it raises `NothingToDrawError`."""
     from matplotlib import rc_context
 
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": identifier, "font.size": 9.5}
@@ -290,9 +290,9 @@ def chart(identifier: str, title: str, description: str, draw: Callable[[Path], 
             for path in (svg, pdf):
                 draw(path)
         except NothingToDrawError:
-            return None
+            return []
         inline = inline_svg(svg.read_text(encoding="utf-8"), identifier)
-        return Chart(identifier, title, description, inline, base64.b64encode(pdf.read_bytes()).decode())
+        return [Chart(identifier, title, description, inline, base64.b64encode(pdf.read_bytes()).decode())]
 
 
 def inline_svg(text: str, prefix: str) -> str:

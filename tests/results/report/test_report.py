@@ -221,7 +221,7 @@ def test_a_chart_without_anything_to_draw() -> None:
     def nothing(out: Path) -> None:
         raise NothingToDrawError("nothing")
 
-    assert chart("c", "t", "s", nothing) is None
+    assert chart("c", "t", "s", nothing) == []
     text = '<?xml?><!DOCTYPE x><svg id="a"><metadata>m</metadata><use href="#b" clip-path="url(#b)"/></svg>'
     assert inline_svg(text, "p").endswith('id="p-a"><use href="#p-b" clip-path="url(#p-b)"/></svg>')
 
