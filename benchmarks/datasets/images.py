@@ -66,7 +66,8 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
             raise BadImage(str(error)) from error
     try:
         with open_image(path) as image:
-            if geometry is not None and geometry.decoder not in ("pil", "nvjpeg") and _is_rgb_jpeg(image):
+            is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
+            if is_rgb_jpeg and geometry is not None and geometry.decoder not in ("pil", "nvjpeg"):
                 return _jpeg(path, image, geometry)
             image.load()
         return _rgb(path, image)
@@ -74,10 +75,6 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
         raise BadImage(f"{path} does not exist; restore it or leave it out of the lists") from error
     except DAMAGED as error:
         raise BadImage(f"{path} cannot be decoded as an image ({_fault(path, error)}); replace or remove it") from error
-
-
-def _is_rgb_jpeg(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode == "RGB"
 
 
 def _jpeg(path: Path, image: Image.Image, geometry: Geometry) -> Image.Image:

@@ -505,7 +505,7 @@ def fingerprint(labels: Labels) -> str:
         try:
             digest.update("\n".join(names).encode())
         except UnicodeEncodeError as error:
-            strange = next(name for name in names if not name.isascii() and not _is_utf8(name))
+            strange = next(name for name in names if escape_non_utf8(name) != name)
             raise InputError(
                 f"the name {escape_non_utf8(strange)} is not UTF-8; rename the file or folder, and correct its "
                 "list if there is one"
@@ -593,7 +593,3 @@ def _sizes_by_asking(paths: Sequence[str], batches: dict[str, int]) -> NDArray[n
 def escape_non_utf8(text: str) -> str:
     """The text with what is not UTF-8 (in a file name, or half a character in JSON) as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_utf8(name: str) -> bool:
-    return escape_non_utf8(name) == name

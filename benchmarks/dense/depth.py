@@ -180,10 +180,11 @@ class LinearDepth(HeadsTask[DepthParams]):
             params, params.crop[0], protocol, encoder, train, test, workdir, options,
         )  # fmt: skip
         found = choices(trained, params, best=False)
-        outcome = outcome_of(trained, found, options.seed)
+        chosen = found[""][0]
+        outcome = outcome_of(trained, chosen, options.seed)
         final = trained.state.evaluations[-1]
         outcome.runs = [
-            {"output": trained.output, "lr": rate, "chosen": head == found[""].head,
+            {"output": trained.output, "lr": rate, "chosen": head == chosen,
              "heldout_RMSE": -final["held"][head], "RMSE": -final["test"][head]}
             for head, rate in enumerate(params.rates)
         ]  # fmt: skip
@@ -192,6 +193,6 @@ class LinearDepth(HeadsTask[DepthParams]):
             " published": f"rate {params.published:g}, last iteration",
             " oracle": "best rate and evaluation by RMSE on test (oracle)",
         }
-        for ending, choice in found.items():
-            add_depth(outcome, choice.found, ending, selections[ending])
+        for ending, (_, measured) in found.items():
+            add_depth(outcome, measured, ending, selections[ending])
         return outcome

@@ -108,17 +108,12 @@ class HeadsTask(ImageTask[HeadsParamsT]):
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
         """Raises InputError where torchrun started several processes."""
-        refuse_ranks()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("dense heads train in a single process: start the command without torchrun")
 
     def shortened(self, protocol: Protocol, steps: int, batch_size: int) -> Protocol:
         """Without warm-up, and evaluated once."""
         return protocol.changed(iterations=steps, warmup=0, evaluate_every=steps, batch_size=batch_size)
-
-
-def refuse_ranks() -> None:
-    """Raises InputError where torchrun started several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("dense heads train in a single process: start the command without torchrun")
 
 
 class SegmentationViews(Params):

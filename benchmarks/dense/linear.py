@@ -140,13 +140,14 @@ class LinearSegmentation(HeadsTask[LinearSegParams]):
             params, params.crop, protocol, encoder, train, test, workdir, options,
         )  # fmt: skip
         found = choices(trained, params, best=params.best_on_test)
-        outcome = outcome_of(trained, found, options.seed)
+        chosen = found[""][0]
+        outcome = outcome_of(trained, chosen, options.seed)
         final = trained.state.evaluations[-1]
         outcome.runs = [
             {
                 "output": trained.output,
                 "lr": rate,
-                "chosen": head == found[""].head,
+                "chosen": head == chosen,
                 "heldout_mIoU": final["held"][head],
             }
             | {f"mIoU@{row['iteration']}": row["test"][head] for row in trained.state.evaluations}
@@ -158,6 +159,6 @@ class LinearSegmentation(HeadsTask[LinearSegParams]):
             " published": f"rate {params.published:g}, "
             + ("best evaluation on test (oracle)" if params.best_on_test else "last iteration"),
         }
-        for ending, choice in found.items():
-            add_segmentation(outcome, f"mIoU{ending}", choice.found, style.classes, selections[ending])
+        for ending, (_, measured) in found.items():
+            add_segmentation(outcome, f"mIoU{ending}", measured, style.classes, selections[ending])
         return outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.dense.heads import ImageHeadParams, first_moment, rate_factor, refuse_ranks
+from benchmarks.dense.heads import ImageHeadParams, first_moment, rate_factor
 from benchmarks.dense.masks import held_out_images
 from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
@@ -76,7 +76,7 @@ class HeadsState(TrainingState):
         momenta: the optimiser's buffers.
         evaluations: iteration, and for each head the quality on the test and on the held-out images.
         last: what each head does on every test image, at the last evaluation.
-        best, best_at: the same at the evaluation that was best on the test images, and its iteration.
+        best: the same at the evaluation that was best on the test images.
     """
 
     bank: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +84,6 @@ class HeadsState(TrainingState):
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
     best: list[Tensor] = field(default_factory=list)
-    best_at: list[int] = field(default_factory=list)
 
 
 class _Views(Dataset[View]):
@@ -116,11 +115,10 @@ def train_heads(
         side: of a training view.
 
     Raises:
-        InputError: torchrun started several processes, or the encoder has no suitable map or class token.
+        InputError: the encoder has no suitable map or class token.
         FloatingPointError: every head has diverged.
         RuntimeError: the encoder changed, although it should be frozen.
     """
-    refuse_ranks()
     kept, held = held_out_images(len(train), params.heldout, options.seed)
     problem = problem_of(held)
     output, channels = choose_map(encoder, side, params.stride, pad=problem.pad, layers=params.layers)
@@ -224,50 +222,38 @@ def _evaluate(model: HeadsModel, state: HeadsState, done: int, *, last: bool) ->
         row["held"] = [problem.quality(each) for each in problem.measure(model, held=True)]
     state.last = [torch.from_numpy(each) for each in found]
     if not state.best:
-        state.best, state.best_at = list(state.last), [done] * len(found)
+        state.best = list(state.last)
     for head, value in enumerate(qualities):
         if value > max((each["test"][head] for each in state.evaluations), default=-np.inf):
-            state.best[head], state.best_at[head] = state.last[head], done
+            state.best[head] = state.last[head]
     state.evaluations.append(row)
     log.info("after %d iterations: %s", done, ", ".join(f"{value:.2f}" for value in qualities))
 
 
-@dataclass(frozen=True)
-class ChosenHead:
-    """A head at an evaluation: what it does on every test image, and how it was chosen."""
+def choices(trained: TrainedHeads, params: ImageHeadParams, *, best: bool) -> dict[str, tuple[int, NDArray[Any]]]:
+    """By the ending of their columns, a head and what it does on every test image.
 
-    head: int
-    found: NDArray[Any]
-    iteration: int
-
-
-def choices(trained: TrainedHeads, params: ImageHeadParams, *, best: bool) -> dict[str, ChosenHead]:
-    """By the ending of their columns: the head chosen on held-out images at the last iteration, the published rate's,
-    and the best on test.
+    Endings: none for the head chosen on held-out images at the last iteration, ` published` for the published rate's,
+    ` oracle` for the best on test.
 
     Args:
         best: the source reports its best evaluation on the test images instead of the last.
     """
-    state, final = trained.state, trained.state.evaluations[-1]
-    held = int(np.argmax(final["held"]))
+    state = trained.state
+    held = int(np.argmax(state.evaluations[-1]["held"]))
     peaks = [max(row["test"][head] for row in state.evaluations) for head in range(len(params.rates))]
     oracle = int(np.argmax(peaks))
     last, peak = [each.numpy() for each in state.last], [each.numpy() for each in state.best]
-    found = {
-        "": ChosenHead(held, last[held], final["iteration"]),
-        " oracle": ChosenHead(oracle, peak[oracle], state.best_at[oracle]),
-    }
+    found = {"": (held, last[held]), " oracle": (oracle, peak[oracle])}
     if params.published in params.rates:
         own = params.rates.index(params.published)
-        found[" published"] = (
-            ChosenHead(own, peak[own], state.best_at[own]) if best else ChosenHead(own, last[own], final["iteration"])
-        )
+        found[" published"] = own, (peak if best else last)[own]
     return found
 
 
-def outcome_of(trained: TrainedHeads, found: Mapping[str, ChosenHead], seed: int) -> Outcome:
+def outcome_of(trained: TrainedHeads, head: int, seed: int) -> Outcome:
     """Seed, timing, and the chosen head's tensors and pictures; scores and runs are the task's."""
-    model, head = trained.model, found[""].head
+    model = trained.model
     return Outcome(
         seeds=(seed,),
         timing=dict(trained.state.timing),

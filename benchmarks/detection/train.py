@@ -55,7 +55,10 @@ class DetectionTrial(Trial):
         if params.precision == "fp16" and self.device.type != "cuda":
             raise InputError("--set precision=fp16 needs a GPU; use bf16 or fp32")
         if self.ranks > 1:
-            tell_detectron2_of_ranks()
+            from detectron2.utils import comm
+
+            if comm._LOCAL_PROCESS_GROUP is None:  # detectron2 did not start the ranks itself
+                comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks)))
         with quiet(*LOGGERS):
             self.train_scenes = training_scenes(train, params)
 
@@ -72,11 +75,6 @@ class DetectionTrial(Trial):
 
     @quiet(*LOGGERS)
     def train(self, *, progress: bool = True) -> nn.Module:
-        """The trained model. A killed run continues from its last whole checkpoint.
-
-        Raises:
-            Stopped: a signal asked for it; the state is saved.
-        """
         with distributed.stop_signals() as stop:
             return self._train(progress, stop)
 
@@ -174,7 +172,6 @@ class DetectionTrial(Trial):
         return model
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        """For the model before its first step."""
         from detectron2.solver import build_optimizer
 
         found: torch.optim.Optimizer = build_optimizer(self.cfg, model)
@@ -213,7 +210,6 @@ class DetectionTrial(Trial):
     @quiet()
     @torch.no_grad()
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
-        """Scores on the test images, the same on every rank. `sheet` collects some of the predictions."""
         from detectron2.utils import comm
 
         model.eval()
@@ -227,11 +223,3 @@ class DetectionTrial(Trial):
             own.process(inputs, outputs)
         scores: TrialScores = comm.all_gather(own.evaluate())[0]
         return scores
-
-
-def tell_detectron2_of_ranks() -> None:
-    """Tell detectron2, which did not start the ranks itself, how many of them are on this machine."""
-    from detectron2.utils import comm
-
-    if comm._LOCAL_PROCESS_GROUP is None:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))

@@ -161,11 +161,6 @@ class VitDetectionTrial(DetectionTrial):
         return run_config(self.params, self.encoder.card, str(self.device))
 
     def build(self) -> nn.Module:
-        """The model before its first step: heads at random, the encoder's weights in the backbone.
-
-        Raises:
-            RuntimeError: a tensor of the backbone is not the encoder's.
-        """
         from detectron2.config import instantiate
 
         torch.manual_seed(self.seed)

@@ -234,12 +234,6 @@ class SegmentationTrial(Trial):
 
     @quiet()
     def train(self, *, progress: bool = True) -> nn.Module:
-        """The trained model. A killed run continues from its last whole checkpoint.
-
-        Raises:
-            FloatingPointError: the loss is no longer finite.
-            Stopped: a signal asked for it; the state is saved.
-        """
         newest_first = sorted(checkpoints(self.folder), key=_iterations, reverse=True)
         last = last_whole_checkpoint(newest_first, partial(read_pickled, verify=True))
         with distributed.stop_signals() as stop:
@@ -390,7 +384,6 @@ class SegmentationTrial(Trial):
 
     @torch.no_grad()
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
-        """Scores on the test images, the same on every rank. `sheet` collects some of the predictions."""
         model.eval()
         found = torch.zeros(len(self.test), 3, self.params.classes, dtype=torch.int64)
         shown = with_progress(self.test_loader, "test", show=progress and self.rank == 0)

@@ -104,10 +104,12 @@ class TrainingTask(ImageTask[ParamsT]):
         """Raises InputError for labels that do not fit, or drops of the rate that the run is too short to reach."""
         check_single_label(protocol, train, test)
         params = self.params(protocol)
-        if late := params.late_drops():
+        late = [drop for drop in params.drops if drop > params.length]  # one at the end is usual
+        if late and params.schedule == "step":
             raise InputError(
-                f"{protocol.id}: the run ends at {params.length}, before the drops of the rate at {late}: set earlier "
-                "drops, or leave them out to scale them with the length of the run"
+                f"{protocol.id}: the run ends at {params.length}, before the drops of the rate at "
+                f"{', '.join(map(str, late))}: set earlier drops, or leave them out to scale them with the length of "
+                "the run"
             )
 
 

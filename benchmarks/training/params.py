@@ -85,11 +85,6 @@ class TrainingParams(ViewParams):
             return {}
         return {"drops": tuple(max(1, round(drop * after.length / self.length)) for drop in self.drops)}
 
-    def late_drops(self) -> str:
-        """The drops that the run is too short to reach, listed; empty where there are none. One at its end is usual."""
-        late = [drop for drop in self.drops if drop > self.length] if self.schedule == "step" else []
-        return ", ".join(map(str, late))
-
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
         return self.epochs * steps_per_epoch

@@ -85,11 +85,6 @@ class FrozenFeatures:
             self.channels = {key: maps[key[0]].shape[1] for key in self.keys}
             self.shapes = {key: tuple(values.shape[1:]) for key, values in self._pooled(maps).items()}
 
-    @property
-    def dims(self) -> dict[FeatureKey, int]:
-        """Of each output, its numbers per image."""
-        return {key: math.prod(shape) for key, shape in self.shapes.items()}
-
     @torch.no_grad()
     def __call__(
         self, images: Tensor, lighting: Tensor | None = None, change: Callable[[Tensor], None] | None = None
@@ -146,7 +141,7 @@ class EvaluationSet:
     def __init__(self, views: Views, items: NDArray[np.int64], frozen: FrozenFeatures, workers: int) -> None:
         self.views, self.items, self.frozen, self.workers = views, items, frozen, workers
         own = distributed.own_slice(len(items))
-        self._keep = 4 * sum(frozen.dims.values()) * (own.stop - own.start) <= KEPT_BYTES
+        self._keep = 4 * sum(map(math.prod, frozen.shapes.values())) * (own.stop - own.start) <= KEPT_BYTES
         self._kept: list[tuple[dict[FeatureKey, Tensor], Tensor]] | None = None
 
     @torch.no_grad()
@@ -164,11 +159,9 @@ class EvaluationSet:
                 losses[output] += bank_loss(logits, targets, n)
             start += len(targets)
         return {
-            output: Evaluation(
-                distributed.sum_(ranks[output]).short().cpu(), distributed.sum_(losses[output]).cpu()
-            )
+            output: Evaluation(distributed.sum_(ranks[output]).short().cpu(), distributed.sum_(losses[output]).cpu())
             for output in trainer.banks
-        }  # fmt: skip
+        }
 
     def _features(self) -> Iterator[tuple[dict[FeatureKey, Tensor], Tensor]]:
         if self._kept is not None:
@@ -214,10 +207,6 @@ class ImageStream:
         self.test = EvaluationSet(tested, np.arange(len(test)), frozen, workers)
         self.steps_per_epoch = -(-len(kept) // params.batch_size)
         self.total_steps = params.total_steps(self.steps_per_epoch)
-
-    def batches(self, first_step: int) -> TrainingBatches:
-        """The batches from `first_step` to the end."""
-        return TrainingBatches(self.items, self.params.batch_size, self.seed, first_step, self.total_steps)
 
 
 @dataclass
@@ -428,7 +417,8 @@ def train_probes(probes: Sequence[Probe], images: ImageStream, *, show: bool = T
 
 
 def _train_probes(probes: Sequence[Probe], images: ImageStream, show: bool, stop: Callable[[], bool]) -> None:
-    sampler = images.batches(min(probe.state.steps for probe in probes))
+    first = min(probe.state.steps for probe in probes)
+    sampler = TrainingBatches(images.items, images.params.batch_size, images.seed, first, images.total_steps)
     loader = batch_loader(images.views, sampler, images.workers, images.frozen.device)
     shown = progress(loader, "linear heads", total=len(sampler), show=show and distributed.rank() == 0)
     started = waiting = time.perf_counter()

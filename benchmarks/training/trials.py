@@ -107,7 +107,12 @@ class Trial(ABC):
 
     @abstractmethod
     def train(self, *, progress: bool = True) -> nn.Module:
-        """The trained model. A killed run continues from its last whole checkpoint."""
+        """The trained model. A killed run continues from its last whole checkpoint.
+
+        Raises:
+            FloatingPointError: the loss is no longer finite.
+            Stopped: a signal asked for it; the state is saved.
+        """
 
     @abstractmethod
     def measure(self, model: nn.Module, *, progress: bool = True, sheet: Sheet | None = None) -> TrialScores:
