@@ -168,13 +168,14 @@ class LinearDepth(HeadsTask[DepthParams]):
         """Train a head per rate in one pass over the images, choose one on held-out images, and measure it on `test`.
 
         Raises:
-            InputError: the encoder has no suitable map or class token, or a depth map cannot be read.
+            InputError: see `check`; also an encoder without a suitable map or class token, or a depth map that cannot
+                be read.
         """
         from benchmarks.dense.problems import LinearDepthProblem
         from benchmarks.dense.training import choices, outcome_of, train_heads
 
+        self.check(protocol, train, test)
         params = self.params(protocol)
-
         trained = train_heads(
             lambda held: LinearDepthProblem(params, train, test, held, options),
             params, params.crop[0], protocol, encoder, train, test, workdir, options,

@@ -128,13 +128,13 @@ class LinearSegmentation(HeadsTask[LinearSegParams]):
         """Train a head per rate in one pass over the images, choose one on held-out images, and measure it on `test`.
 
         Raises:
-            InputError: the encoder has no suitable map, or a mask cannot be read.
+            InputError: see `check`; also an encoder without a suitable map, or a mask that cannot be read.
         """
         from benchmarks.dense.problems import LinearSegmentationProblem
         from benchmarks.dense.training import choices, outcome_of, train_heads
 
+        self.check(protocol, train, test)
         params, style = self.params(protocol), MaskFormat.of(protocol.dataset, train)
-
         trained = train_heads(
             lambda held: LinearSegmentationProblem(params, style, train, test, held, options),
             params, params.crop, protocol, encoder, train, test, workdir, options,
