@@ -6,7 +6,7 @@ owner publishes, so that a benchmark can choose its settings by it and then use 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,10 +95,7 @@ class _Set:
 
 TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}
 _WITH_VAL = {"trainval": {"train": "train", "val": "val"}, TEST: {TEST: TEST}}
-
-
-def _relative(folder: Path, files: Sequence[str | Path]) -> list[str]:
-    return [Path(file).relative_to(folder).as_posix() for file in files]
+_WITH_VALID = {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}
 
 
 # ---- torchvision's readers; their lists are private, and a test holds them to what these give -----------------------
@@ -116,39 +113,41 @@ def _torchvision(name: str, folder: Path, part: str, **options: Any) -> ListedIm
     else:
         labels = own["_labels"]
     classes = own.get("classes") or [str(n) for n in range(class_count(folder, np.array(labels, np.int64)))]
-    return _relative(folder, files), [int(label) for label in labels], list(classes)
+    names = [Path(file).relative_to(folder).as_posix() for file in files]
+    return names, [int(label) for label in labels], list(classes)
 
 
 # ---- sets that torchvision has no reader for, or checks by the md5 of whole archives ---------------------------------
 
 
-def _folders(folder: Path, part: str) -> ListedImages:
-    """`<part>/<class>/<image>`."""
-    names = class_folders(folder / part)
-    if not names:
-        raise InputError(f"{folder / part} has no class folders: expected {part}/<class>/<image>")
-    files, targets = [], []
-    for number, name in enumerate(names):
-        found = images_below(folder / part / name)
-        files += [f"{part}/{name}/{image}" for image in found]
-        targets += [number] * len(found)
-    return files, targets, names
-
-
-def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None, without: str = "") -> ListedImages:
-    """Class folders without a published split: so many images of each class, drawn by this project's seed."""
+def _chosen(folder: Path, below: str, choose: Callable[[int, list[str]], list[str]], without: str = "") -> ListedImages:
+    """The images of `below/<class>/<image>` that `choose` takes of each class, from its number and its images."""
     names = [name for name in class_folders(folder / below) if name != without]
     if not names:
         raise InputError(f"{folder / below} has no class folders: expected {below}/<class>/<image>")
     files: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(names):
-        images = images_below(folder / below / name)
-        order = np.random.default_rng((SPLIT_SEED, number)).permutation(len(images))
-        chosen = order[:train] if part == "train" else order[train : None if test is None else train + test]
-        files += [f"{below}/{name}/{images[row]}" for row in chosen]
+        chosen = choose(number, images_below(folder / below / name))
+        files += [f"{below}/{name}/{image}" for image in chosen]
         targets += [number] * len(chosen)
     return files, targets, names
+
+
+def _folders(folder: Path, part: str) -> ListedImages:
+    """`<part>/<class>/<image>`."""
+    return _chosen(folder, part, lambda _, images: images)
+
+
+def _drawn(folder: Path, part: str, *, below: str, train: int, test: int | None, without: str = "") -> ListedImages:
+    """Class folders without a published split: so many images of each class, drawn by this project's seed."""
+
+    def choose(number: int, images: list[str]) -> list[str]:
+        order = np.random.default_rng((SPLIT_SEED, number)).permutation(len(images))
+        rows = order[:train] if part == "train" else order[train : None if test is None else train + test]
+        return [images[row] for row in rows]
+
+    return _chosen(folder, below, choose, without)
 
 
 def _flowers(folder: Path, part: str) -> ListedImages:
@@ -261,102 +260,92 @@ def read_voc2007(folder: Path, split: str) -> Labels:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
+def _info(
+    folder: str, owner: str, items: Callable[[Path, str], ListedImages], images: tuple[int | None, int | None],
+    classes: int, how_to_get: str, parts: Mapping[str, Mapping[str, str]] = TRAINVAL,
+) -> DatasetInfo:  # fmt: skip
+    """An entry: `images` are the published counts of trainval and test."""
+    counts = dict(zip(("trainval", TEST), images, strict=True))
+    return DatasetInfo(folder, _Set(owner, parts, items), counts, how_to_get, classes)
+
+
 # Counts are those of the papers' tables as third parties repeat them.
 TRANSFER_SETS: Mapping[str, DatasetInfo] = {
-    "food101": DatasetInfo(
-        "food-101", _Set("Food-101", TRAINVAL, partial(_torchvision, "Food101")),
-        {"trainval": 75_750, TEST: 25_250},
-        "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz", 101,
+    "food101": _info(
+        "food-101", "Food-101", partial(_torchvision, "Food101"), (75_750, 25_250), 101,
+        "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz",
     ),
-    "birdsnap": DatasetInfo(
-        "birdsnap", _Set("Birdsnap", TRAINVAL, _folders),
-        {"trainval": None, TEST: None},
-        "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/", 500,
+    "birdsnap": _info(
+        "birdsnap", "Birdsnap", _folders, (None, None), 500,
+        "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/",
     ),
-    "sun397": DatasetInfo(
-        "SUN397", _Set("SUN397", TRAINVAL, _sun),
-        {"trainval": 19_850, TEST: 19_850},
-        "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/", 397,
+    "sun397": _info(
+        "SUN397", "SUN397", _sun, (19_850, 19_850), 397,
+        "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/",
     ),
-    "cars": DatasetInfo(
-        "stanford_cars", _Set("Stanford Cars", TRAINVAL, _cars),
-        {"trainval": 8144, TEST: 8041},
-        "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/", 196,
+    "cars": _info(
+        "stanford_cars", "Stanford Cars", _cars, (8144, 8041), 196,
+        "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/",
     ),
-    "aircraft": DatasetInfo(
-        "fgvc-aircraft-2013b", _Set("FGVC Aircraft", _WITH_VAL, partial(_torchvision, "FGVCAircraft")),
-        {"trainval": 6667, TEST: 3333},
-        "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", 100,
+    "aircraft": _info(
+        "fgvc-aircraft-2013b", "FGVC Aircraft", partial(_torchvision, "FGVCAircraft"), (6667, 3333), 100,
+        "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", _WITH_VAL,
     ),
-    "dtd": DatasetInfo(
-        "dtd", _Set("DTD", _WITH_VAL, partial(_torchvision, "DTD", partition=1)),
-        {"trainval": 3760, TEST: 1880},
-        "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", 47,
+    "dtd": _info(
+        "dtd", "DTD", partial(_torchvision, "DTD", partition=1), (3760, 1880), 47,
+        "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", _WITH_VAL,
     ),
-    "pets": DatasetInfo(
-        "oxford-iiit-pet",
-        _Set("Oxford-IIIT Pet", {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}},
-             partial(_torchvision, "OxfordIIITPet")),
-        {"trainval": 3680, TEST: 3669},
-        "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/", 37,
+    "pets": _info(
+        "oxford-iiit-pet", "Oxford-IIIT Pet", partial(_torchvision, "OxfordIIITPet"), (3680, 3669), 37,
+        "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/",
+        {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}},
     ),
-    "caltech101": DatasetInfo(
-        "caltech101",
-        _Set("Caltech-101", TRAINVAL, partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None,
-                                              without=_BACKGROUND)),
-        {"trainval": 101 * _CALTECH_TRAIN, TEST: None},
-        "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/", 101,
+    "caltech101": _info(
+        "caltech101", "Caltech-101",
+        partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None, without=_BACKGROUND),
+        (101 * _CALTECH_TRAIN, None), 101,
+        "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/",
     ),
-    "flowers102": DatasetInfo(
-        "flowers-102", _Set("Oxford Flowers-102", _WITH_VAL, _flowers),
-        {"trainval": 2040, TEST: 6149},
-        "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", 102,
+    "flowers102": _info(
+        "flowers-102", "Oxford Flowers-102", _flowers, (2040, 6149), 102,
+        "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", _WITH_VAL,
     ),
-    "eurosat": DatasetInfo(
-        "eurosat",
-        _Set("EuroSAT", TRAINVAL, partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1])),
-        {"trainval": 10_000, TEST: 5000}, "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/", 10,
+    "eurosat": _info(
+        "eurosat", "EuroSAT", partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1]), (10_000, 5000), 10,
+        "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/",
     ),
-    "resisc45": DatasetInfo(
-        "resisc45", _Set("RESISC45", TRAINVAL, _folders),
-        {"trainval": None, TEST: None},
-        "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/", 45,
+    "resisc45": _info(
+        "resisc45", "RESISC45", _folders, (None, None), 45,
+        "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/",
     ),
-    "country211": DatasetInfo(
-        "country211",
-        _Set("Country211", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}},
-             partial(_torchvision, "Country211")),
-        {"trainval": None, TEST: None}, "github.com/openai/CLIP, data/country211.md: country211.tgz", 211,
+    "country211": _info(
+        "country211", "Country211", partial(_torchvision, "Country211"), (None, None), 211,
+        "github.com/openai/CLIP, data/country211.md: country211.tgz", _WITH_VALID,
     ),
-    "rendered_sst2": DatasetInfo(
-        "rendered-sst2", _Set("Rendered SST2", _WITH_VAL, partial(_torchvision, "RenderedSST2")),
-        {"trainval": None, TEST: None},
-        "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", 2,
+    "rendered_sst2": _info(
+        "rendered-sst2", "Rendered SST2", partial(_torchvision, "RenderedSST2"), (None, None), 2,
+        "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", _WITH_VAL,
     ),
-    "gtsrb": DatasetInfo(
-        "gtsrb", _Set("GTSRB", TRAINVAL, partial(_torchvision, "GTSRB")),
-        {"trainval": None, TEST: None},
-        "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/", 43,
+    "gtsrb": _info(
+        "gtsrb", "GTSRB", partial(_torchvision, "GTSRB"), (None, None), 43,
+        "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/",
     ),
-    "cub200": DatasetInfo(
-        "CUB_200_2011", _Set("CUB-200-2011", TRAINVAL, _cub),
-        {"trainval": 5994, TEST: 5794},
-        "the CUB-200-2011 page (data.caltech.edu/records/20098): CUB_200_2011.tgz", 200,
+    "cub200": _info(
+        "CUB_200_2011", "CUB-200-2011", _cub, (5994, 5794), 200,
+        "the CUB-200-2011 page (data.caltech.edu/records/20098): CUB_200_2011.tgz",
     ),
-    "stl10": DatasetInfo(
-        "stl10_binary", _Set("STL-10", TRAINVAL, stl10),
-        {"trainval": None, TEST: None},
-        "the STL-10 page (cs.stanford.edu/~acoates/stl10): stl10_binary.tar.gz", 10,
+    "stl10": _info(
+        "stl10_binary", "STL-10", stl10, (None, None), 10,
+        "the STL-10 page (cs.stanford.edu/~acoates/stl10): stl10_binary.tar.gz",
     ),
-    "svhn": DatasetInfo(
-        "svhn", _Set("SVHN", TRAINVAL, svhn),
-        {"trainval": None, TEST: None},
-        "the SVHN page (ufldl.stanford.edu/housenumbers): train_32x32.mat and test_32x32.mat in svhn/", 10,
+    "svhn": _info(
+        "svhn", "SVHN", svhn, (None, None), 10,
+        "the SVHN page (ufldl.stanford.edu/housenumbers): train_32x32.mat and test_32x32.mat in svhn/",
     ),
-    "pcam": DatasetInfo(
-        "pcam", _Set("PatchCamelyon", {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}, pcam),
-        {"trainval": None, TEST: None},
-        "github.com/basveeling/pcam: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 in pcam/; needs h5py", 2,
+    "pcam": _info(
+        "pcam", "PatchCamelyon", pcam, (None, None), 2,
+        "github.com/basveeling/pcam: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 in pcam/; needs h5py",
+        _WITH_VALID,
     ),
     "voc2007_cls": DatasetInfo(
         "VOCdevkit/VOC2007", read_voc2007, {"trainval": 5011, TEST: 4952},
