@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
+from benchmarks.training.labels import classification_protocol
 from benchmarks.training.params import NotNegative
-from benchmarks.training.probe_task import ProbeTask, WarmupParams, probe_protocol
+from benchmarks.training.probe_task import ProbeTask, WarmupParams
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ _IMAGE_FOLDER = AttentiveParams(
 _DEMO = _IMAGE_FOLDER.changed(queries=8, weight_decays=(5e-2,), batch_size=64, epochs=20, warmup=2, heldout=0.2)
 
 
-_protocol = partial(probe_protocol, "attentive", primary=COLUMN)
+_protocol = partial(classification_protocol, "attentive", primary=COLUMN)
 
 PROTOCOLS = (
     _protocol(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.labels import check_single_label
+from benchmarks.training.labels import check_single_label, classification_protocol
 from benchmarks.training.params import Positive
 from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
@@ -32,16 +32,6 @@ _PLACES = (
 )
 
 
-def _protocol(
-    params: Params, benchmark: str, harness: str, place: tuple[str, str, Geometry], source: Source, **fields: object
-) -> Protocol:
-    variant, dataset, geometry = place
-    return Protocol.of(
-        params, benchmark=benchmark, variant=variant, harness=harness, dataset=dataset, train_split="train",
-        test_split="val", geometry=geometry, metric="top-1 accuracy", source=source, **fields,
-    )  # fmt: skip
-
-
 # ---- nearest class mean ----------------------------------------------------------------------------------------------
 
 NCM_COLUMNS = ("NCM", "NCM top-5")
@@ -58,15 +48,15 @@ class NcmParams(Params):
 
 
 NCM_PROTOCOLS = tuple(
-    _protocol(
-        NcmParams(), "ncm", "ncm", place,
+    classification_protocol(
+        "ncm", variant, NcmParams(),
         Source(
             repository="Mensink et al., ECCV 2012 (nearest class mean)",
             note="Our own: rows of length one before they are averaged, as in kNN, and the geometry of knn.mmselfsup",
         ),
-        columns=NCM_COLUMNS, primary="NCM", selection="nothing to choose",
+        geometry, dataset, columns=NCM_COLUMNS, primary="NCM", selection="nothing to choose",
     )
-    for place in _PLACES
+    for variant, dataset, geometry in _PLACES
 )  # fmt: skip
 
 
@@ -148,16 +138,16 @@ class FewShotParams(Params):
 
 
 FEW_SHOT_PROTOCOLS = tuple(
-    _protocol(
-        FewShotParams(), "few_shot", "few-shot", place,
+    classification_protocol(
+        "few-shot", variant, FewShotParams(),
         Source(
             repository="this project",
             note="n images of each class in five seeded draws; unit rows; kNN with k = n and the weights of "
             "knn.mmselfsup, the nearest class mean, and multinomial logistic regression with C = 10",
         ),
-        primary="Logistic n=16",
+        geometry, dataset, primary="Logistic n=16",
     )
-    for place in _PLACES
+    for variant, dataset, geometry in _PLACES
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import TrainingTask, held_out, split_held_out
+from benchmarks.training.labels import TrainingTask, classification_protocol, held_out, split_held_out
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Source, canonical_sha256
 
@@ -129,30 +130,7 @@ RESIZE_256 = Geometry(mode="shorter", resize=256, crop=224)
 SMALL = Geometry(mode="shorter", resize=48, crop=48)  # uncropped: a drawing may lie anywhere in its picture
 
 
-def _protocol(
-    name: str,
-    benchmark: str,
-    variant: str,
-    params: FineTuneParams,
-    source: Source,
-    *,
-    dataset: str = "imagenet",
-    train_split: str = "train",
-    geometry: Geometry = RESIZE_256,
-) -> Protocol:
-    return Protocol.of(
-        params,
-        benchmark=benchmark,
-        variant=variant,
-        harness=name,
-        dataset=dataset,
-        train_split=train_split,
-        test_split="val",
-        geometry=geometry,
-        primary="Top-1",
-        metric="top-1 accuracy",
-        source=source,
-    )
+_protocol = partial(classification_protocol, primary="Top-1")
 
 
 def _semi_supervised(percent: int, weight_decay: float, small_fraction: float) -> tuple[Protocol, Protocol]:
@@ -170,7 +148,6 @@ def _semi_supervised(percent: int, weight_decay: float, small_fraction: float) -
     )
     published = _protocol(
         name,
-        benchmark,
         "mmselfsup",
         grid,
         Source(
@@ -180,11 +157,12 @@ def _semi_supervised(percent: int, weight_decay: float, small_fraction: float) -
             f"of 20 epochs, decay {weight_decay:g}; the published figure is the best of the nine on val (oracle). "
             "Held-out part and the interval of evaluation are this project's",
         ),
+        RESIZE_256,
+        benchmark=benchmark,
         train_split=f"train-{percent}pct",
     )
     small = _protocol(
         name,
-        benchmark,
         "demo",
         grid.changed(
             lrs=(0.01, 0.1),
@@ -199,8 +177,9 @@ def _semi_supervised(percent: int, weight_decay: float, small_fraction: float) -
             note=f"{benchmark}.mmselfsup@1 made small: {small_fraction:.0%} of each class of the embedded drawings are "
             "labelled, four cells, batches of 32",
         ),
-        dataset="drawings",
-        geometry=SMALL,
+        SMALL,
+        "drawings",
+        benchmark=benchmark,
     )
     return published, small
 
@@ -238,7 +217,6 @@ MAE_PROTOCOLS = (
     *(
         _protocol(
             "finetune",
-            "finetune_imagenet",
             variant,
             params,
             Source(
@@ -247,7 +225,8 @@ MAE_PROTOCOLS = (
                 note=f"FINETUNE.md, {model}; main_finetune.py, util/lr_decay.py, util/lr_sched.py; there in float16, "
                 "and the last incomplete batch of an epoch is dropped",
             ),
-            geometry=_BICUBIC,
+            _BICUBIC,
+            benchmark="finetune_imagenet",
         )
         for variant, params, model in (
             ("mae_base", _MAE, "ViT-Base"),
@@ -257,12 +236,12 @@ MAE_PROTOCOLS = (
     ),
     _protocol(
         "finetune",
-        "finetune_imagenet",
         "mae_demo",
         _MAE.changed(lrs=(5e-4,), epochs=20, batch_size=32, evaluate_every=10),
         Source(repository=OWN, note="finetune_imagenet.mae_base@1 made small, on the embedded drawings"),
-        dataset="drawings",
-        geometry=SMALL,
+        SMALL,
+        "drawings",
+        benchmark="finetune_imagenet",
     ),
 )
 
@@ -270,14 +249,15 @@ END_TO_END_PROTOCOLS = (
     *(
         _protocol(
             "finetune",
-            f"finetune_{dataset}",
             variant,
             _TYPICAL.changed(lrs=(lr,)),
             Source(
                 repository="arXiv:1911.05722 (MoCo v1)",
                 note=f"{note.format(rate)}; batch norms over the whole batch, whatever the ranks",
             ),
-            dataset=dataset,
+            RESIZE_256,
+            dataset,
+            benchmark=f"finetune_{dataset}",
         )
         for dataset, variant, lr, note, rate in (
             ("imagenet", "mocov1", 0.03, _IMAGENET, "0.03"),
@@ -288,12 +268,12 @@ END_TO_END_PROTOCOLS = (
     ),
     _protocol(
         "finetune",
-        "finetune_imagenet",
         "demo",
         _TYPICAL.changed(epochs=20, drops=(14, 18), batch_size=32),
         Source(repository=OWN, note="finetune_imagenet.mocov1@1 made small, on the embedded drawings"),
-        dataset="drawings",
-        geometry=SMALL,
+        SMALL,
+        "drawings",
+        benchmark="finetune_imagenet",
     ),
 )
 

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, Outputs
+from benchmarks.training.labels import classification_protocol
 from benchmarks.training.params import NotNegative, Positive
-from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask, probe_protocol
+from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _protocol(
     revision: int = 1,
 ) -> Protocol:
     benchmark, primary = {"linear": ("linear_avgpool", "AvgPool"), "multihead": ("linear_multihead", "Feature5")}[name]
-    return probe_protocol(
+    return classification_protocol(
         name,
         variant,
         params,

@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
+from benchmarks.training.labels import classification_protocol
 from benchmarks.training.params import NotNegative
-from benchmarks.training.probe_task import ProbeTask, WarmupParams, probe_protocol
+from benchmarks.training.probe_task import ProbeTask, WarmupParams
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ _NOTE = (
 )
 
 
-_protocol = partial(probe_protocol, "linear-grid", primary=COLUMN)
+_protocol = partial(classification_protocol, "linear-grid", primary=COLUMN)
 
 PROTOCOLS = (
     _protocol(

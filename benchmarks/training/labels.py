@@ -1,20 +1,48 @@
-"""Checks of single-label splits, what tasks share that train on them, and the part of train held out to choose by."""
+"""What classification on single-label sets shares: protocols, checks of splits, tasks that train, the held-out part."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import ImageTask, InputError, Labels
 from benchmarks.training.params import TrainingParams
-from results.schema import Protocol
+from results.schema import Geometry, Params, Protocol, Source
 
 log = logging.getLogger("benchmarks")
+
+
+def classification_protocol(
+    harness: str,
+    variant: str,
+    params: Params,
+    source: Source,
+    geometry: Geometry,
+    dataset: str = "imagenet",
+    **fields: Any,
+) -> Protocol:
+    """A protocol on train and val of a single-label set.
+
+    Args:
+        fields: its other fields, and those that differ from the usual ones.
+    """
+    usual = {
+        "benchmark": harness.replace("-", "_"), "train_split": "train", "test_split": "val", "metric": "top-1 accuracy",
+    }  # fmt: skip
+    return Protocol.of(
+        params,
+        variant=variant,
+        harness=harness,
+        dataset=dataset,
+        geometry=geometry,
+        source=source,
+        **usual | fields,
+    )
 
 
 def require_images(protocol: Protocol, train: Labels, test: Labels) -> None:

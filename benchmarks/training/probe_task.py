@@ -21,7 +21,7 @@ from benchmarks.features.pool import Pooling
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
 from benchmarks.training.labels import TrainingTask, split_held_out
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
-from results.schema import Geometry, Protocol, Source, canonical_sha256
+from results.schema import Protocol, canonical_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -260,29 +260,6 @@ class ProbeTask(TrainingTask[ParamsT]):
             for outcome in outcomes:
                 outcome.runs = [{**row, "accumulate": self.accumulate} for row in outcome.runs]
         return outcomes
-
-
-def probe_protocol(
-    harness: str,
-    variant: str,
-    params: HeadsParams,
-    source: Source,
-    geometry: Geometry,
-    dataset: str = "imagenet",
-    **fields: Any,
-) -> Protocol:
-    """A protocol of a probe on the train and val split of a data set; `fields` are its other fields."""
-    usual = {"benchmark": harness.replace("-", "_"), "train_split": "train", "test_split": "val"}
-    return Protocol.of(
-        params,
-        variant=variant,
-        harness=harness,
-        dataset=dataset,
-        geometry=geometry,
-        metric="top-1 accuracy",
-        source=source,
-        **usual | fields,
-    )
 
 
 def fitted_to(images: int, params: TrainingParams) -> dict[str, Any]:
