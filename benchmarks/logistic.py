@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.labels import check_single_label, split_held_out
+from benchmarks.training.labels import check_single_label, classification_protocol, split_held_out
 from benchmarks.training.params import Decays, Positive, Rates
 from results.schema import Geometry, Params, Protocol, Source
 
@@ -58,20 +58,16 @@ class LogisticParams(Params):
 
 
 def _protocol(variant: str, params: LogisticParams, note: str, dataset: str, geometry: Geometry) -> Protocol:
-    return Protocol.of(
+    return classification_protocol(
+        "linear-stored",
+        variant,
         params,
-        benchmark="linear_stored",
-        variant=variant,
-        harness="linear-stored",
-        dataset=dataset,
-        train_split="train",
-        test_split="val",
-        geometry=geometry,
+        Source(repository="this project", note=note),
+        geometry,
+        dataset,
         columns=COLUMNS,
         primary="Stored",
-        metric="top-1 accuracy",
         selection="penalty chosen on a held-out part of train, then fitted on all of it",
-        source=Source(repository="this project", note=note),
     )
 
 
@@ -233,28 +229,28 @@ def _decades(low: int, high: int, count: int) -> tuple[float, ...]:
     return tuple(float(f"{10 ** (low + (high - low) * place / (count - 1)):.12g}") for place in range(count))
 
 
+_BICUBIC_224 = Geometry(mode="shorter", resize=224, crop=224, interpolation="bicubic")
+
+
 def _regression(
     variant: str,
     params: RegressionParams,
     source: Source,
     dataset: str = "imagenet",
-    geometry: Geometry | None = None,
+    geometry: Geometry = _BICUBIC_224,
     revision: int = 1,
 ) -> Protocol:
-    return Protocol.of(
+    return classification_protocol(
+        "logistic",
+        variant,
         params,
-        benchmark="logistic",
-        variant=variant,
+        source,
+        geometry,
+        dataset,
         revision=revision,
-        harness="logistic",
-        dataset=dataset,
-        train_split="train",
         test_split="test" if dataset == "cifar10" else "val",
-        geometry=geometry or Geometry(mode="shorter", resize=224, crop=224, interpolation="bicubic"),
         columns=REGRESSION_COLUMNS,
         primary="Logistic",
-        metric="top-1 accuracy",
-        source=source,
     )
 
 
