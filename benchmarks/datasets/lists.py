@@ -1,4 +1,4 @@
-"""Parts shared by the data set readers: their entries, layouts, image folders, lists, source groups and fingerprint."""
+"""Parts shared by the data set readers: layouts, image folders, lists, source groups and fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ _ARRAY_MEMBER = re.compile(rf"(?:{_ARRAYS})#\d+")
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 
 
-# ---- a data set and the layout of its folder -------------------------------------------------------------------------
+# ---- the layout of a data set's folder -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,33 +88,6 @@ class FolderLayouts:
             )
         log.info("%s: %s has the layout %s", folder, split, layout.description.replace("{split}", split))
         return layout.read(folder, split)
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """A data set that the project can read.
-
-    Attributes:
-        folder: where it lies below the data root.
-        reader: (folder, split) -> items. Raises InputError if the split is missing, empty or malformed.
-        splits: published number of images of each split; None if no reliable count is known.
-        how_to_get: where it can be downloaded and where to put it, for people.
-        classes: published number of classes.
-        optional: splits that a complete data set may lack.
-        layouts: the layouts in which its folder may be found, if there are several.
-        parts: subfolders that must exist.
-        trains_on: the data set whose train split is this one's too; empty for a data set with its own.
-    """
-
-    folder: str
-    reader: Callable[[Path, str], Labels]
-    splits: Mapping[str, int | None]
-    how_to_get: str
-    classes: int | None = None
-    optional: frozenset[str] = frozenset()
-    layouts: FolderLayouts | None = None
-    parts: tuple[str, ...] = ()
-    trains_on: str = ""
 
 
 def folder_contents(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from benchmarks.datasets import classification, coco, imagenet_variants, retriev
 from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.cityscapes import read_cityscapes
 from benchmarks.datasets.dense_sets import read_ade20k, read_nyu
-from benchmarks.datasets.lists import DatasetInfo, read_image_folder
-from benchmarks.datasets.transfer_sets import TRANSFER_SETS
+from benchmarks.datasets.lists import FolderLayouts, read_image_folder
+from benchmarks.datasets.transfer_sets import TRANSFER_SETS, read_voc2007
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean
 
@@ -23,6 +23,33 @@ log = logging.getLogger(__name__)
 
 # Written into the root of data composed from the project's own drawings.
 EMBEDDED_STAMP = "embedded.json"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set that the project can read.
+
+    Attributes:
+        folder: where it lies below the data root.
+        reader: (folder, split) -> items. Raises InputError if the split is missing, empty or malformed.
+        splits: published number of images of each split; None if no reliable count is known.
+        how_to_get: where it can be downloaded and where to put it, for people.
+        classes: published number of classes.
+        optional: splits that a complete data set may lack.
+        layouts: the layouts in which its folder may be found, if there are several.
+        parts: subfolders that must exist.
+        trains_on: the data set whose train split is this one's too; empty for a data set with its own.
+    """
+
+    folder: str
+    reader: Callable[[Path, str], Labels]
+    splits: Mapping[str, int | None]
+    how_to_get: str
+    classes: int | None = None
+    optional: frozenset[str] = frozenset()
+    layouts: FolderLayouts | None = None
+    parts: tuple[str, ...] = ()
+    trains_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -285,7 +312,19 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "the CIFAR page of Alex Krizhevsky (cs.toronto.edu): CIFAR-100, the Python version, as cifar-100-python/",
         100,
     ),
-    **TRANSFER_SETS,
+    **{
+        name: DatasetInfo(
+            one.folder, one.read, dict(zip(one.parts, one.images, strict=True)), one.how_to_get, one.classes
+        )
+        for name, one in TRANSFER_SETS.items()
+    },
+    "voc2007_cls": DatasetInfo(
+        "VOCdevkit/VOC2007",
+        read_voc2007,
+        {"trainval": 5011, "test": 4952},
+        "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of 2007",
+        20,
+    ),
     **{
         name: DatasetInfo(
             name,

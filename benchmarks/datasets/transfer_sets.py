@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from benchmarks.datasets.array_sets import ListedImages, pcam, stl10, svhn
 from benchmarks.datasets.lists import (
-    DatasetInfo,
     class_count,
     class_folders,
     first_file,
@@ -39,21 +38,35 @@ _EUROSAT = (1000, 500)  # images of each class in train and in test, as in CLIP'
 _BACKGROUND = "BACKGROUND_Google"
 
 
+TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}
+_WITH_VAL = {"trainval": {"train": "train", "val": "val"}, TEST: {TEST: TEST}}
+_AS_TRAINVAL = {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}}
+_WITH_VALID = {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}
+
+
 @dataclass(frozen=True)
-class _Set:
-    """A reader of one data set.
+class TransferSet:
+    """A set of the suite.
 
     Attributes:
+        folder: below the data root.
         owner: for error messages.
         parts: split -> parts of the owner that it holds, as ids begin -> the owner's name for it.
         items: (folder, the owner's name of a part) -> its items.
+        images: published counts of trainval and test.
+        classes: published number of them.
+        how_to_get: for people.
     """
 
+    folder: str
     owner: str
     parts: Mapping[str, Mapping[str, str]]
     items: Callable[[Path, str], ListedImages]
+    images: tuple[int | None, int | None]
+    classes: int
+    how_to_get: str
 
-    def __call__(self, folder: Path, split: str) -> Labels:
+    def read(self, folder: Path, split: str) -> Labels:
         """The items of a split in the order of the parts and their files.
 
         Raises:
@@ -91,11 +104,6 @@ class _Set:
                 f"{folder}: {split} has labels outside its {len(classes)} classes; unpack {self.owner} again"
             )
         return labels_below(folder, files, classes, numbers, ids=ids)
-
-
-TRAINVAL = {"trainval": {"train": "train"}, TEST: {TEST: TEST}}
-_WITH_VAL = {"trainval": {"train": "train", "val": "val"}, TEST: {TEST: TEST}}
-_WITH_VALID = {"trainval": {"train": "train", "val": "valid"}, TEST: {TEST: TEST}}
 
 
 # ---- torchvision's readers; their lists are private, and a test holds them to what these give -----------------------
@@ -260,95 +268,80 @@ def read_voc2007(folder: Path, split: str) -> Labels:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _info(
-    folder: str, owner: str, items: Callable[[Path, str], ListedImages], images: tuple[int | None, int | None],
-    classes: int, how_to_get: str, parts: Mapping[str, Mapping[str, str]] = TRAINVAL,
-) -> DatasetInfo:  # fmt: skip
-    """An entry: `images` are the published counts of trainval and test."""
-    counts = dict(zip(("trainval", TEST), images, strict=True))
-    return DatasetInfo(folder, _Set(owner, parts, items), counts, how_to_get, classes)
-
-
 # Counts are those of the papers' tables as third parties repeat them.
-TRANSFER_SETS: Mapping[str, DatasetInfo] = {
-    "food101": _info(
-        "food-101", "Food-101", partial(_torchvision, "Food101"), (75_750, 25_250), 101,
+TRANSFER_SETS: Mapping[str, TransferSet] = {
+    "food101": TransferSet(
+        "food-101", "Food-101", TRAINVAL, partial(_torchvision, "Food101"), (75_750, 25_250), 101,
         "the Food-101 page (data.vision.ee.ethz.ch/cvl): food-101.tar.gz",
     ),
-    "birdsnap": _info(
-        "birdsnap", "Birdsnap", _folders, (None, None), 500,
+    "birdsnap": TransferSet(
+        "birdsnap", "Birdsnap", TRAINVAL, _folders, (None, None), 500,
         "the Birdsnap page (thomasberg.org): its images as birdsnap/{train,test}/<class>/",
     ),
-    "sun397": _info(
-        "SUN397", "SUN397", _sun, (19_850, 19_850), 397,
+    "sun397": TransferSet(
+        "SUN397", "SUN397", TRAINVAL, _sun, (19_850, 19_850), 397,
         "the SUN page (vision.princeton.edu/projects/2010/SUN): SUN397.tar.gz, and Partitions.zip in SUN397/",
     ),
-    "cars": _info(
-        "stanford_cars", "Stanford Cars", _cars, (8144, 8041), 196,
+    "cars": TransferSet(
+        "stanford_cars", "Stanford Cars", TRAINVAL, _cars, (8144, 8041), 196,
         "copies of Stanford Cars: devkit/, cars_{train,test}/, cars_test_annos_withlabels.mat in stanford_cars/",
     ),
-    "aircraft": _info(
-        "fgvc-aircraft-2013b", "FGVC Aircraft", partial(_torchvision, "FGVCAircraft"), (6667, 3333), 100,
-        "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz", _WITH_VAL,
+    "aircraft": TransferSet(
+        "fgvc-aircraft-2013b", "FGVC Aircraft", _WITH_VAL, partial(_torchvision, "FGVCAircraft"), (6667, 3333), 100,
+        "the FGVC Aircraft page (robots.ox.ac.uk/~vgg/data/fgvc-aircraft): fgvc-aircraft-2013b.tar.gz",
     ),
-    "dtd": _info(
-        "dtd", "DTD", partial(_torchvision, "DTD", partition=1), (3760, 1880), 47,
-        "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/", _WITH_VAL,
+    "dtd": TransferSet(
+        "dtd", "DTD", _WITH_VAL, partial(_torchvision, "DTD", partition=1), (3760, 1880), 47,
+        "the DTD page (robots.ox.ac.uk/~vgg/data/dtd): dtd-r1.0.1.tar.gz, unpacked in dtd/",
     ),
-    "pets": _info(
-        "oxford-iiit-pet", "Oxford-IIIT Pet", partial(_torchvision, "OxfordIIITPet"), (3680, 3669), 37,
+    "pets": TransferSet(
+        "oxford-iiit-pet", "Oxford-IIIT Pet", _AS_TRAINVAL, partial(_torchvision, "OxfordIIITPet"), (3680, 3669), 37,
         "the Oxford-IIIT Pet page (robots.ox.ac.uk/~vgg/data/pets): images/ and annotations/ in oxford-iiit-pet/",
-        {"trainval": {"train": "trainval"}, TEST: {TEST: TEST}},
     ),
-    "caltech101": _info(
-        "caltech101", "Caltech-101",
+    "caltech101": TransferSet(
+        "caltech101", "Caltech-101", TRAINVAL,
         partial(_drawn, below="101_ObjectCategories", train=_CALTECH_TRAIN, test=None, without=_BACKGROUND),
         (101 * _CALTECH_TRAIN, None), 101,
         "the Caltech-101 page (data.caltech.edu): 101_ObjectCategories in caltech101/",
     ),
-    "flowers102": _info(
-        "flowers-102", "Oxford Flowers-102", _flowers, (2040, 6149), 102,
-        "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat", _WITH_VAL,
+    "flowers102": TransferSet(
+        "flowers-102", "Oxford Flowers-102", _WITH_VAL, _flowers, (2040, 6149), 102,
+        "the Flowers-102 page (robots.ox.ac.uk/~vgg/data/flowers/102): jpg/, imagelabels.mat, setid.mat",
     ),
-    "eurosat": _info(
-        "eurosat", "EuroSAT", partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1]), (10_000, 5000), 10,
-        "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/",
+    "eurosat": TransferSet(
+        "eurosat", "EuroSAT", TRAINVAL, partial(_drawn, below="2750", train=_EUROSAT[0], test=_EUROSAT[1]),
+        (10_000, 5000), 10, "github.com/phelber/EuroSAT: the RGB images, 2750/ in eurosat/",
     ),
-    "resisc45": _info(
-        "resisc45", "RESISC45", _folders, (None, None), 45,
+    "resisc45": TransferSet(
+        "resisc45", "RESISC45", TRAINVAL, _folders, (None, None), 45,
         "the RESISC45 page (gcheng-nwpu.github.io): its images as resisc45/{train,test}/<class>/",
     ),
-    "country211": _info(
-        "country211", "Country211", partial(_torchvision, "Country211"), (None, None), 211,
-        "github.com/openai/CLIP, data/country211.md: country211.tgz", _WITH_VALID,
+    "country211": TransferSet(
+        "country211", "Country211", _WITH_VALID, partial(_torchvision, "Country211"), (None, None), 211,
+        "github.com/openai/CLIP, data/country211.md: country211.tgz",
     ),
-    "rendered_sst2": _info(
-        "rendered-sst2", "Rendered SST2", partial(_torchvision, "RenderedSST2"), (None, None), 2,
-        "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz", _WITH_VAL,
+    "rendered_sst2": TransferSet(
+        "rendered-sst2", "Rendered SST2", _WITH_VAL, partial(_torchvision, "RenderedSST2"), (None, None), 2,
+        "github.com/openai/CLIP, data/rendered-sst2.md: rendered-sst2.tgz",
     ),
-    "gtsrb": _info(
-        "gtsrb", "GTSRB", partial(_torchvision, "GTSRB"), (None, None), 43,
+    "gtsrb": TransferSet(
+        "gtsrb", "GTSRB", TRAINVAL, partial(_torchvision, "GTSRB"), (None, None), 43,
         "the GTSRB page (benchmark.ini.rub.de): GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv in gtsrb/",
     ),
-    "cub200": _info(
-        "CUB_200_2011", "CUB-200-2011", _cub, (5994, 5794), 200,
+    "cub200": TransferSet(
+        "CUB_200_2011", "CUB-200-2011", TRAINVAL, _cub, (5994, 5794), 200,
         "the CUB-200-2011 page (data.caltech.edu/records/20098): CUB_200_2011.tgz",
     ),
-    "stl10": _info(
-        "stl10_binary", "STL-10", stl10, (None, None), 10,
+    "stl10": TransferSet(
+        "stl10_binary", "STL-10", TRAINVAL, stl10, (None, None), 10,
         "the STL-10 page (cs.stanford.edu/~acoates/stl10): stl10_binary.tar.gz",
     ),
-    "svhn": _info(
-        "svhn", "SVHN", svhn, (None, None), 10,
+    "svhn": TransferSet(
+        "svhn", "SVHN", TRAINVAL, svhn, (None, None), 10,
         "the SVHN page (ufldl.stanford.edu/housenumbers): train_32x32.mat and test_32x32.mat in svhn/",
     ),
-    "pcam": _info(
-        "pcam", "PatchCamelyon", pcam, (None, None), 2,
+    "pcam": TransferSet(
+        "pcam", "PatchCamelyon", _WITH_VALID, pcam, (None, None), 2,
         "github.com/basveeling/pcam: camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 in pcam/; needs h5py",
-        _WITH_VALID,
-    ),
-    "voc2007_cls": DatasetInfo(
-        "VOCdevkit/VOC2007", read_voc2007, {"trainval": 5011, TEST: 4952},
-        "the Pascal VOC page (host.robots.ox.ac.uk/pascal/VOC): trainval and test archives of 2007", 20,
     ),
 }  # fmt: skip

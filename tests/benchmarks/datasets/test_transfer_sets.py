@@ -218,7 +218,7 @@ TORCHVISION: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFER_SETS)
+@pytest.mark.parametrize("name", [*TRANSFER_SETS, "voc2007_cls"])
 def test_a_tiny_copy_is_read(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path)
     train, held, test = COUNTS.get(name, (4, 2, 2))
