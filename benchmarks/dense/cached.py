@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from benchmarks.solvers.linear_heads import HeadBank
 
 
+KEPT_MASKS = 10_000  # of larger test sets the predicted masks are not kept, and there is no picture of them
+
+
 class CachedLinearParams(PatchParams):
     """Batch norm and a linear layer per rate, on patches of images without augmentation.
 
@@ -102,10 +105,9 @@ class CachedLinear(PatchTask):
         add_segmentation(outcome, "mIoU", on_test[chosen][0], queries.style.classes, protocol.selection)
         add_segmentation(outcome, "mIoU oracle", on_test[best][0], queries.style.classes, "best rate on test (oracle)")
         outcome.tensors = {name: tensor[chosen].clone() for name, tensor in bank.tensors().items()}
-        truth = [queries.style.read(file) for file in test.labels.annotations] if len(test.labels) < 10_000 else []
-        sheet = mask_sheet(test.labels, queries.style, truth, on_test[chosen][1]) if truth else None
-        if sheet:
-            outcome.pictures["masks"] = sheet
+        if len(test.labels) < KEPT_MASKS:
+            truth = [queries.style.read(file) for file in test.labels.annotations]
+            outcome.pictures = mask_sheet(test.labels, queries.style, truth, on_test[chosen][1])
         return outcome
 
 
@@ -189,5 +191,5 @@ def measure_heads(
                 best = best_class(F.interpolate(maps, truth.shape, mode="bilinear", align_corners=False))[0]
                 predicted = (best.cpu().numpy() + style.first).astype(np.uint8)
                 found[head].append(areas(predicted, truth, style))
-                masks[head].append(predicted if len(images) < 10_000 else predicted[:0])
+                masks[head].append(predicted if len(images) < KEPT_MASKS else predicted[:0])
     return [(np.stack(each), shown) for each, shown in zip(found, masks, strict=True)]

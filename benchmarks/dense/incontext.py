@@ -135,8 +135,8 @@ class InContext(PatchTask):
                  "mIoU": mean_iou(areas_of_confusions(confusion), "every")}
             )  # fmt: skip
             outcome.timing[column(size)] = time.perf_counter() - began
-            if size == params.memory[0] and (sheet := mask_sheet(test.labels, style, list(queries.masks), list(masks))):
-                outcome.pictures["masks"] = sheet
+            if size == params.memory[0]:
+                outcome.pictures = mask_sheet(test.labels, style, queries.masks, masks)
         return outcome
 
 

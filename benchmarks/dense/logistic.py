@@ -110,7 +110,7 @@ class PatchLogistic(PatchTask):
             for index, cost in enumerate(params.costs)
         ]  # fmt: skip
         oracle = measured[int(np.argmax(scores))], "best C on test (oracle)"
-        add_choice(outcome, queries, list(masks[chosen]), (measured[chosen], protocol.selection), oracle)
+        add_choice(outcome, queries, masks[chosen], (measured[chosen], protocol.selection), oracle)
         return outcome
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, modes_of, read_masks, require_masks
+from benchmarks.dense.masks import MaskFormat, blocks_of, modes_of, read_masks, require_masks
 from benchmarks.dense.scores import Areas, add_segmentation, areas_of_each, pixel_accuracy
 from benchmarks.features.pool import GlobalAverage, PatchRows
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, Split
+from benchmarks.training.trials import mask_figure
 from results.files import open_image
 from results.schema import Params, Protocol, Score
 
@@ -226,64 +227,35 @@ def best_class(maps: Tensor) -> Tensor:
 # ---- picture ---------------------------------------------------------------------------------------------------------
 
 SHEET_IMAGES = 6
+Masks = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # of all images
 
 
-def mask_sheet(
-    labels: Labels, style: MaskFormat, truth: Sequence[NDArray[np.uint8]], predicted: Sequence[NDArray[np.uint8]]
-) -> bytes | None:
-    """A PNG of test images, their true masks and the predicted ones, evenly spread over the split.
+def mask_sheet(labels: Labels, style: MaskFormat, truth: Masks, predicted: Masks) -> dict[str, bytes]:
+    """A PNG named `masks` of test images, their true masks and the predicted ones, evenly spread over the split.
 
     Args:
         truth, predicted: (H, W) mask values of each image of the split.
 
     Returns:
-        None where an image cannot be opened: the numbers do not depend on the picture.
+        Nothing where an image cannot be opened: the numbers do not depend on the picture.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(SHEET_IMAGES, len(labels))).round().astype(int)).tolist()
-    pictures = []
+    shown = []
     for row in chosen:
         try:
             with open_image(labels.paths[row]) as image:
-                pictures.append(np.asarray(image.convert("RGB").resize(truth[row].shape[::-1])))
+                pixels = np.asarray(image.convert("RGB").resize(truth[row].shape[::-1]))
         except (OSError, ValueError, SyntaxError):
-            return None
-    shown = [[style.indices(truth[row]), style.indices(predicted[row])] for row in chosen]
-    occurring = sorted({int(v) for pair in shown for mask in pair for v in np.unique(mask)} - {VOID})
-    tab = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    vivid = [*tab[:14], *tab[16:]]  # without the greys, which look like a background
-    colours = [
-        (0.92, 0.92, 0.92) if style.classes[index] == "background" else vivid[place % len(vivid)]
-        for place, index in enumerate(occurring)
-    ]
-    place = np.full(256, len(occurring))
-    place[occurring] = np.arange(len(occurring))
-    palette = ListedColormap([*colours, (0.0, 0.0, 0.0)])
-    figure = Figure(figsize=(6.0, 1.7 * len(chosen) + 0.2 * (len(occurring) // 4 + 2)), layout="constrained", dpi=100)
-    grid = figure.subplots(len(chosen), 3, squeeze=False)
-    for axes, picture, masks in zip(grid, pictures, shown, strict=True):
-        axes[0].imshow(picture)
-        for axis, mask in zip(axes[1:], masks, strict=True):
-            axis.imshow(place[mask], cmap=palette, vmin=-0.5, vmax=len(occurring) + 0.5, interpolation="nearest")
-        for axis in axes:
-            axis.set_axis_off()
-    for axis, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
-        axis.set_title(title)
-    handles = [Patch(color=c, label=style.classes[i]) for c, i in zip(colours, occurring, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+            return {}
+        shown.append((pixels, style.indices(truth[row]), style.indices(predicted[row])))
     png = BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    mask_figure(shown, style.classes).savefig(png, format="png")
+    return {"masks": png.getvalue()}
 
 
 def add_choice(
-    outcome: Outcome, queries: Patches, masks: Sequence[NDArray[np.uint8]], chosen: tuple[Areas, str],
-    oracle: tuple[Areas, str],
-) -> None:  # fmt: skip
+    outcome: Outcome, queries: Patches, masks: Masks, chosen: tuple[Areas, str], oracle: tuple[Areas, str]
+) -> None:
     """Add the columns of CAPI's classifiers and a picture: mean IoU and accuracy as chosen, and the best mean IoU.
 
     Args:
@@ -294,6 +266,4 @@ def add_choice(
     add_segmentation(outcome, "mIoU", areas, queries.style.classes, selection)
     add_segmentation(outcome, "mIoU oracle", oracle[0], queries.style.classes, oracle[1])
     outcome.scores["accuracy"] = Score(value=pixel_accuracy(areas), n=len(queries.labels), selection=selection)
-    sheet = mask_sheet(queries.labels, queries.style, list(queries.masks), list(masks))
-    if sheet:
-        outcome.pictures["masks"] = sheet
+    outcome.pictures |= mask_sheet(queries.labels, queries.style, queries.masks, masks)

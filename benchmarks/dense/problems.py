@@ -230,8 +230,7 @@ class LinearSegmentationProblem(HeadsProblem):
         few = self.test.rows(rows)
         truth = [self.style.read(file) for file in few.annotations]
         masks = [self.predicted(model, path, mask.shape)[head] for path, mask in zip(few.paths, truth, strict=True)]
-        png = mask_sheet(few, self.style, truth, masks)
-        return {"masks": png} if png else {}
+        return mask_sheet(few, self.style, truth, masks)
 
 
 # ---- depth -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.segmentation import protocols as declared
 from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams, blocks_read
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.trials import Sheet, Trial, run_trials
+from benchmarks.training.trials import Sheet, Trial, mask_figure, run_trials
 from results.files import open_image
 from results.schema import Protocol
 
@@ -162,37 +162,4 @@ class SegmentationSheet(Sheet):
             self.chosen.append((np.asarray(image.convert("RGB")), truth, mask))
 
     def draw(self, plt: Any) -> Any:
-        """One line per image."""
-        from matplotlib.colors import ListedColormap
-        from matplotlib.patches import Patch
-
-        paired = plt.get_cmap("tab20").colors
-        # Without tab20's two greys, which look like the background.
-        vivid = [*paired[:14], *paired[16:], (0.0, 0.3, 0.25), (0.2, 0.1, 0.4)]
-        others = len(self.classes) - (self.classes[0] == "background")
-        colours = [(0.92, 0.92, 0.92)] * (len(self.classes) - others) + [vivid[i % len(vivid)] for i in range(others)]
-        palette = ListedColormap(colours).with_extremes(bad="black")
-        width = 2.2  # inches of a picture
-        heights = [width * min(1.0, image.shape[0] / image.shape[1]) for image, _, _ in self.chosen]
-        legend = 0.2 * (len(self.classes) // 3 + 2)
-        figure, axes = plt.subplots(
-            len(self.chosen), 3, figsize=(3 * width, sum(heights) + legend), squeeze=False, layout="constrained",
-            height_ratios=heights, dpi=110,
-        )  # fmt: skip
-        for row, (image, truth, predicted) in zip(axes, self.chosen, strict=True):
-            row[0].imshow(image)
-            for axis, mask in zip(row[1:], (truth, predicted), strict=True):
-                shown = np.ma.masked_equal(mask, IGNORED)
-                axis.imshow(shown, cmap=palette, vmin=-0.5, vmax=len(self.classes) - 0.5, interpolation="nearest")
-            for axis in row:
-                axis.set_axis_off()
-        for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
-            axis.set_title(title)
-        figure.legend(
-            handles=[
-                Patch(color=colour, label=name)
-                for colour, name in zip([*colours, "black"], [*self.classes, "ignored"], strict=True)
-            ],
-            loc="outside lower center", ncols=3, fontsize=8, frameon=False,
-        )  # fmt: skip
-        return figure
+        return mask_figure(self.chosen, self.classes)

@@ -1,4 +1,4 @@
-"""What detection and segmentation share: trials, their mean scores, checks of a library, a sheet of predictions."""
+"""What detection and segmentation share: trials, their mean scores, checks of a library, sheets of predictions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from results.files import locked_folder
 from results.schema import Protocol, Score, canonical_sha256
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from benchmarks.encoders.encoder import Encoder
@@ -244,3 +245,47 @@ class Sheet(ABC):
     @abstractmethod
     def draw(self, plt: Any) -> Any:
         """A matplotlib figure of `self.chosen`."""
+
+
+IGNORED = 255  # in masks of class indices
+
+
+def mask_figure(
+    shown: Sequence[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]], classes: Sequence[str]
+) -> Figure:
+    """Images with their true and predicted masks side by side, and a legend of the classes that occur.
+
+    Args:
+        shown: (H, W, 3) pixels and two (H, W) masks of class indices, of each image.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    occurring = sorted({int(v) for _, *masks in shown for mask in masks for v in np.unique(mask)} - {IGNORED})
+    paired = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    vivid = [*paired[:14], *paired[16:]]  # without the greys, which look like a background
+    colours = [
+        (0.92, 0.92, 0.92) if classes[index] == "background" else vivid[place % len(vivid)]
+        for place, index in enumerate(occurring)
+    ]
+    place = np.full(256, len(occurring))
+    place[occurring] = np.arange(len(occurring))
+    palette = ListedColormap([*colours, (0.0, 0.0, 0.0)])
+    side = 2.0  # inches of a picture
+    heights = [side * min(1.0, pixels.shape[0] / pixels.shape[1]) for pixels, _, _ in shown]
+    legend = 0.2 * (len(occurring) // 4 + 2)
+    figure = Figure(figsize=(3 * side, sum(heights) + legend), layout="constrained", dpi=100)
+    grid = figure.subplots(len(shown), 3, squeeze=False, height_ratios=heights)
+    for axes, (pixels, *masks) in zip(grid, shown, strict=True):
+        axes[0].imshow(pixels)
+        for axis, mask in zip(axes[1:], masks, strict=True):
+            axis.imshow(place[mask], cmap=palette, vmin=-0.5, vmax=len(occurring) + 0.5, interpolation="nearest")
+        for axis in axes:
+            axis.set_axis_off()
+    for axis, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axis.set_title(title)
+    handles = [Patch(color=c, label=classes[i]) for c, i in zip(colours, occurring, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    return figure
