@@ -248,25 +248,36 @@ class Batches(Sampler[list[tuple[int, int]]]):
                 bucket.clear()
 
 
+def mappers(cfg: Any) -> tuple[Any, Any]:
+    """What turns a scene into an input in training and in testing, as `cfg` describes it."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data.detection_utils import build_augmentation
+
+    testing = DatasetMapper(
+        is_train=False, augmentations=build_augmentation(cfg, is_train=False), image_format=cfg.INPUT.FORMAT
+    )
+    if densepose.is_on(cfg):
+        return densepose.train_mapper(cfg), testing
+    training = DatasetMapper(
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=True),
+        image_format=cfg.INPUT.FORMAT,
+        use_instance_mask=cfg.MODEL.MASK_ON,
+        instance_mask_format=cfg.INPUT.MASK_FORMAT,
+        use_keypoint=cfg.MODEL.KEYPOINT_ON,
+        keypoint_hflip_indices=_flipped_keypoints() if cfg.MODEL.KEYPOINT_ON else None,
+    )
+    return training, testing
+
+
 def train_loader(
-    scenes: list[ImageDict],
-    cfg: Any,
-    *,
-    seed: int,
-    rank: int,
-    ranks: int,
-    workers: int,
-    first: int,
-    mapper: Any = None,
+    scenes: list[ImageDict], cfg: Any, mapper: Any, *, seed: int, rank: int, ranks: int, workers: int, first: int
 ) -> DataLoader[Any]:
     """Endless batches (lists of dicts) for one rank.
 
     Args:
         first: batches to skip, which the run was trained on before.
-        mapper: of detectron2, in place of the one that follows from `cfg`.
     """
-    from detectron2.data import DatasetMapper
-    from detectron2.data.detection_utils import build_augmentation
     from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 
     order: Any
@@ -277,18 +288,6 @@ def train_loader(
         order = RepeatFactorTrainingSampler(factors, seed=seed)
     else:
         order = TrainingSampler(len(scenes), seed=seed)
-    if mapper is None and densepose.is_on(cfg):
-        mapper = densepose.train_mapper(cfg)
-    elif mapper is None:
-        mapper = DatasetMapper(
-            is_train=True,
-            augmentations=build_augmentation(cfg, is_train=True),
-            image_format=cfg.INPUT.FORMAT,
-            use_instance_mask=cfg.MODEL.MASK_ON,
-            instance_mask_format=cfg.INPUT.MASK_FORMAT,
-            use_keypoint=cfg.MODEL.KEYPOINT_ON,
-            keypoint_hflip_indices=_flipped_keypoints() if cfg.MODEL.KEYPOINT_ON else None,
-        )
     batches = Batches(scenes, order, cfg.SOLVER.IMS_PER_BATCH // ranks, rank=rank, ranks=ranks, first=first)
     return DataLoader(
         # Its own generator: starting an iterator draws a number, and a resumed run starts it at another time.
@@ -325,16 +324,9 @@ def on_device(inputs: list[ImageDict], device: torch.device) -> list[ImageDict]:
 
 
 def inference_loader(
-    scenes: list[ImageDict], cfg: Any, *, rank: int, ranks: int, workers: int, mapper: Any = None
+    scenes: list[ImageDict], cfg: Any, mapper: Any, *, rank: int, ranks: int, workers: int
 ) -> DataLoader[Any]:
-    """This rank's share of the scenes, one image at a time; `mapper` as for `train_loader`."""
-    from detectron2.data import DatasetMapper
-    from detectron2.data.detection_utils import build_augmentation
-
-    if mapper is None:
-        mapper = DatasetMapper(
-            is_train=False, augmentations=build_augmentation(cfg, is_train=False), image_format=cfg.INPUT.FORMAT
-        )
+    """This rank's share of the scenes, one image at a time."""
     return DataLoader(
         SceneDataset(scenes[rank::ranks], mapper), batch_size=1, num_workers=workers, collate_fn=list,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.detection.data import ImageDict, inference_loader, on_device, train_loader, training_scenes
+from benchmarks.detection.data import ImageDict, inference_loader, mappers, on_device, train_loader, training_scenes
 from benchmarks.detection.metrics import evaluator
 from benchmarks.detection.model import build, check_backbone, configuration
 from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
@@ -50,8 +50,9 @@ class DetectionTrial(Trial):
         batch = params.solver().batch_size if isinstance(params, DetectionParams) else params.batch_size
         super().__init__(encoder, batch, seed, folder, options)
         self.params, self.test, self.labels = params, test, labels
-        self.mappers: tuple[Any, Any] = (None, None)  # of training and of testing; None: those that `cfg` describes
-        self.cfg = self.configure()
+        with quiet(*LOGGERS):
+            self.cfg, self.mappers = self.configure()
+            self.train_scenes = training_scenes(train, params)
         if params.precision == "fp16" and self.device.type != "cuda":
             raise InputError("--set precision=fp16 needs a GPU; use bf16 or fp32")
         if self.ranks > 1:
@@ -59,11 +60,9 @@ class DetectionTrial(Trial):
 
             if comm._LOCAL_PROCESS_GROUP is None:  # detectron2 did not start the ranks itself
                 comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks)))
-        with quiet(*LOGGERS):
-            self.train_scenes = training_scenes(train, params)
 
-    def configure(self) -> Any:
-        """What detectron2's loaders, schedule and hooks read, as a CfgNode."""
+    def configure(self) -> tuple[Any, tuple[Any, Any]]:
+        """What detectron2's loaders, schedule and hooks read, as a CfgNode; the mappers of training and of testing."""
         assert isinstance(self.params, DetectionParams)
         cfg = configuration(
             self.params, self.encoder.card, len(self.labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
@@ -71,7 +70,7 @@ class DetectionTrial(Trial):
         cfg.defrost()
         cfg.MODEL.DEVICE = str(self.device)
         cfg.freeze()
-        return cfg
+        return cfg, mappers(cfg)
 
     @quiet(*LOGGERS)
     def train(self, *, progress: bool = True) -> nn.Module:
@@ -197,14 +196,14 @@ class DetectionTrial(Trial):
 
     def _loader(self, *, seed: int, first: int, workers: int) -> Any:
         return train_loader(
-            self.train_scenes, self.cfg, seed=seed, rank=self.rank, ranks=self.ranks, workers=workers, first=first,
-            mapper=self.mappers[0],
+            self.train_scenes, self.cfg, self.mappers[0], seed=seed, rank=self.rank, ranks=self.ranks, workers=workers,
+            first=first,
         )  # fmt: skip
 
     def test_loader(self) -> Any:
         """This rank's share of the test images."""
         return inference_loader(
-            self.test, self.cfg, rank=self.rank, ranks=self.ranks, workers=self.workers, mapper=self.mappers[1]
+            self.test, self.cfg, self.mappers[1], rank=self.rank, ranks=self.ranks, workers=self.workers
         )
 
     @quiet()

@@ -155,10 +155,10 @@ class VitDetectionTrial(DetectionTrial):
 
     params: VitDetectionParams
 
-    def configure(self) -> Any:
+    def configure(self) -> tuple[Any, tuple[Any, Any]]:
         self.shape = vit_shape(self.encoder, "detectron2")
-        self.mappers = views(self.params, self.encoder.card)
-        return run_config(self.params, self.encoder.card, str(self.device))
+        card = self.encoder.card
+        return run_config(self.params, card, str(self.device)), views(self.params, card)
 
     def build(self) -> nn.Module:
         from detectron2.config import instantiate
