@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
-from benchmarks.training.labels import classification_protocol
+from benchmarks.training.classification import classification_protocol
 from benchmarks.training.params import NotNegative
 from benchmarks.training.probe_task import ProbeTask, WarmupParams
 from results.schema import Geometry, Protocol, Source

@@ -2,7 +2,7 @@
 
 Read top to bottom: parameters, protocols with their sources, one cell of a grid, the summary of its cells. The network
 and its training loop are in `benchmarks.training.finetuning`, the flags and the checks of labels that it shares with
-the probes in `benchmarks.training.labels`.
+the probes in `benchmarks.training.classification`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.labels import TrainingTask, classification_protocol, held_out, split_held_out
+from benchmarks.training.classification import TrainingTask, classification_protocol, held_out, split_held_out
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Source, canonical_sha256
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, Outputs
-from benchmarks.training.labels import classification_protocol
+from benchmarks.training.classification import classification_protocol
 from benchmarks.training.params import NotNegative, Positive
 from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask
 from results.schema import Geometry, Protocol, Source

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.labels import check_single_label, classification_protocol, split_held_out
+from benchmarks.training.classification import check_single_label, classification_protocol, split_held_out
 from benchmarks.training.params import Decays, Positive, Rates
 from results.schema import Geometry, Params, Protocol, Source
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from benchmarks.solvers.average_precision import average_precisions
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.labels import require_images
+from benchmarks.training.classification import require_images
 from benchmarks.training.params import Positive
 from results.schema import Geometry, Params, Protocol, Score, Source
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from benchmarks.dense.heads import HeadsTask, ImageHeadParams
 from benchmarks.dense.scores import DEPTH_COLUMNS, add_depth
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
-from benchmarks.training.labels import require_images
+from benchmarks.training.classification import require_images
 from benchmarks.training.params import NotNegative, Positive
 from results.schema import Geometry, Protocol, Source
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.datasets.cityscapes import label_map
 from benchmarks.task import InputError, Labels
-from benchmarks.training.labels import require_images
+from benchmarks.training.classification import require_images
 from results.files import open_image
 from results.schema import Geometry, Params, Protocol, Source
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
-from benchmarks.training.labels import TrainingTask, split_held_out
+from benchmarks.training.classification import TrainingTask, split_held_out
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
 from results.schema import Protocol, canonical_sha256
 
