@@ -247,23 +247,21 @@ class Sheet(ABC):
         """A matplotlib figure of `self.chosen`."""
 
 
-IGNORED = 255  # in masks of class indices
-
-
 def mask_figure(
     shown: Sequence[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]], classes: Sequence[str]
 ) -> Figure:
     """Images with their true and predicted masks side by side, and a legend of the classes that occur.
 
     Args:
-        shown: (H, W, 3) pixels and two (H, W) masks of class indices, of each image.
+        shown: (H, W, 3) pixels and two (H, W) masks of class indices (255: ignored), of each image.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    occurring = sorted({int(v) for _, *masks in shown for mask in masks for v in np.unique(mask)} - {IGNORED})
+    values = {int(value) for _, *masks in shown for mask in masks for value in np.unique(mask)}
+    occurring = sorted(values - {255})
     paired = colormaps["tab20"].colors  # type: ignore[attr-defined]
     vivid = [*paired[:14], *paired[16:]]  # without the greys, which look like a background
     colours = [
@@ -287,5 +285,6 @@ def mask_figure(
     for axis, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title)
     handles = [Patch(color=c, label=classes[i]) for c, i in zip(colours, occurring, strict=True)]
+    handles += [Patch(color="black", label="ignored")] if 255 in values else []
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return figure
