@@ -85,17 +85,15 @@ class Ncm(FeatureTask[NcmParams]):
         Raises:
             InputError: a feature has no direction.
         """
-        from benchmarks.solvers.class_means import chunk_starts, class_means, nearest_mean_ranks
+        from benchmarks.solvers.class_means import class_means, nearest_mean_ranks
 
         self.check(protocol, train.labels, test.labels)
         name = self.params(protocol).features
-        show = partial(progress, show=options.progress)
+        targets, classes = train.labels.targets, len(train.labels.classes)
+        track = partial(progress, show=options.progress)
         began = time.perf_counter()
-        rows, queries = train.features[name], test.features[name]
-        starts = show(chunk_starts(len(rows)), "class means")
-        means = class_means(rows, train.labels.targets, len(train.labels.classes), device=options.device, track=starts)
-        starts = show(chunk_starts(len(queries)), "nearest mean")
-        ranks = nearest_mean_ranks(means[None], queries, test.labels.targets, starts)[0]
+        means = class_means(train.features[name], targets, classes, device=options.device, track=track)
+        ranks = nearest_mean_ranks(means[None], test.features[name], test.labels.targets, track=track)[0]
         outcome = Outcome(timing={"classify": time.perf_counter() - began})
         for column, top in zip(NCM_COLUMNS, (1, 5), strict=True):
             outcome.add_accuracy(column, (ranks < top).numpy(), protocol.selection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from benchmarks.solvers.logistic import as_tensor
 from results.errors import InputError
 
 CHUNK_ROWS = 16_384
+Track = Callable[[Iterable[int], str], Iterable[int]]  # yields the items, maybe within a progress bar of this label
 LOGITS_BYTES = 2**26
 
 
@@ -37,16 +38,15 @@ def class_means(
     classes: int,
     *,
     device: str | torch.device = "cpu",
-    track: Iterable[int] | None = None,
+    track: Track = lambda items, _: items,
 ) -> Tensor:
     """(classes, dim) means of the unit rows of each class, NaN for a class without rows.
 
     Args:
         features: (N, dim), maybe memory-mapped; read once, in order.
-        track: the first rows of the chunks, `chunk_starts(N)`, maybe within a progress bar.
     """
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=device)
-    for start in chunk_starts(len(features)) if track is None else track:
+    for start in track(chunk_starts(len(features)), "class means"):
         rows = unit_rows(features[start : start + CHUNK_ROWS], device)
         own = torch.from_numpy(targets[start : start + CHUNK_ROWS]).to(device)
         sums.index_add_(0, own, rows.double())
@@ -60,13 +60,16 @@ def chunk_starts(rows: int) -> range:
 
 
 def nearest_mean_ranks(
-    means: Tensor, features: NDArray[np.floating], targets: NDArray[np.int64], track: Iterable[int] | None = None
+    means: Tensor,
+    features: NDArray[np.floating],
+    targets: NDArray[np.int64],
+    *,
+    track: Track = lambda items, _: items,
 ) -> Tensor:
     """(sets, N) how many classes have a mean nearer to a unit row than the true class has, on the CPU.
 
     Args:
         means: (sets, classes, dim): one product serves every set. A class without a mean (NaN) is the furthest.
-        track: as of `class_means`, over the rows of `features`.
     """
     sets, classes, dim = means.shape
     means = means.nan_to_num(nan=torch.inf)
@@ -76,7 +79,7 @@ def nearest_mean_ranks(
     offset = (-means.square().sum(dim=2) / 2).masked_fill(absent, -torch.inf).flatten()
     size = max(1, LOGITS_BYTES // (sets * classes * 4))
     found = []
-    for start in chunk_starts(len(features)) if track is None else track:
+    for start in track(chunk_starts(len(features)), "nearest mean"):
         rows = unit_rows(features[start : start + CHUNK_ROWS], means.device)
         own = torch.from_numpy(targets[start : start + CHUNK_ROWS]).to(means.device)
         for part, truth in zip(rows.split(size), own.split(size), strict=True):
