@@ -222,12 +222,12 @@ def test_the_head_of_a_linear_classifier_is_read_from_its_file(tmp_path: Path) -
 
 def test_a_classifier_is_scored_on_every_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("benchmarks.__main__._run", lambda _, __, questions, **___: asked.extend(
-        question.protocol.id for question in questions) or 0)  # fmt: skip
-    assert main(["robustness", "net.pth", str(tmp_path), "--classifier", "net.pth"]) == 0
+    monkeypatch.setattr("benchmarks.__main__._run", lambda sweep, *_, **__: asked.extend(
+        question.protocol.id for question in sweep.questions) or 0)  # fmt: skip
+    assert main(["robustness", "pixels", str(tmp_path), "--classifier", "net.pth"]) == 0
     assert asked == [f"robustness_{name}.own@1" for name in ("val", "real", "v2", "a", "r", "sketch", "objectnet", "c")]
     asked.clear()
-    assert main(["robustness", "net.pth", str(tmp_path)]) == 0
+    assert main(["robustness", "pixels", str(tmp_path)]) == 0
     assert asked[0] == "robustness_val.logistic@1"
     assert len(asked) == 8
 
