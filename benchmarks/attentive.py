@@ -3,6 +3,7 @@
 They read a ViT's patch tokens after its final norm, without class and register tokens, and of a ResNet the map of the
 last stage. Rate and epoch are chosen on a held-out part of train; the choice on test, which the sources publish, stands
 beside it as the oracle. The forms of pooling are in `benchmarks.solvers.attentive_heads`.
+`benchmarks.training.probe_task` runs all probes.
 """
 
 from __future__ import annotations

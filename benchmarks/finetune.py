@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.classification import TrainingTask, classification_protocol, held_out, split_held_out
+from benchmarks.training.classification import TrainingTask, classification_protocol, finite, held_out, split_held_out
 from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
 from results.schema import Geometry, Protocol, Record, Source, canonical_sha256
 
@@ -382,7 +382,7 @@ class FineTune(TrainingTask[FineTuneParams]):
             row |= {
                 "heldout_items": len(held),
                 "heldout_top1": 100 * state.top1[-1],
-                "heldout_loss": _finite(state.loss[-1]),
+                "heldout_loss": finite(state.loss[-1]),
             }
             outcome.timing |= {f"{phase} for the choice": seconds for phase, seconds in state.timing.items()}
         test_views = Views(TrainingImages(test.paths), test.targets, protocol.geometry, None, seed)
@@ -458,7 +458,7 @@ def _score(outcome: Outcome, state: FineTuneState, row: dict[str, Any]) -> None:
     assert state.best is not None
     row |= {f"last_top{k}": top_k_percent(state.last, k) for k in (1, 5)}
     row |= {f"best_top{k}": top_k_percent(state.best, k) for k in (1, 5)}
-    outcome.runs.append(row | {"best_epoch": state.best_epoch, "train_loss": _finite(state.train_loss)})
+    outcome.runs.append(row | {"best_epoch": state.best_epoch, "train_loss": finite(state.train_loss)})
     for column, ranks, k, selection in (
         ("Top-1", state.last, 1, LAST),
         ("Top-5", state.last, 5, LAST),
@@ -492,7 +492,3 @@ def _copy_cell(outcome: Outcome, protocol: Protocol, record: Record, items: Item
             outcome.scores[column] = score.model_copy(update={"selection": score.selection + chosen_by})
             if f"correct/{name}" in items:
                 outcome.items[f"correct/{column}"] = items[f"correct/{name}"]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 A head reads the class tokens of the last or of the last four blocks, each after the final norm, with or without the
 mean patch token of the last block. The sources choose the head on ImageNet's validation set and report it there; here a
 held-out part of train chooses, and the published choice stands beside it as the oracle.
+`benchmarks.training.probe_task` runs all probes.
 """
 
 from __future__ import annotations

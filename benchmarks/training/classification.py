@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -139,6 +140,11 @@ class TrainingTask(ImageTask[ParamsT]):
                 f"{', '.join(map(str, late))}: set earlier drops, or leave them out to scale them with the length of "
                 "the run"
             )
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
 
 
 def split_held_out(

@@ -96,9 +96,10 @@ class Classifier(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.name = encoder.card.name
         self.backbone = deepcopy(encoder.module)
         if not any(True for _ in self.backbone.parameters()):
-            raise NotApplicableError(f"{encoder.card.name} has no weights, so there is nothing to fine-tune")
+            raise NotApplicableError(f"{self.name} has no weights, so there is nothing to fine-tune")
         noise = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (_TRIAL_IMAGES, 3, crop, crop), dtype=torch.uint8, generator=noise)
         x = encoder.normalise(images)
@@ -106,12 +107,9 @@ class Classifier(nn.Module):
         self.memory_format = safe_memory_format(self.backbone, encoder.device)
         self.backbone.to(memory_format=self.memory_format)
         x = x.contiguous(memory_format=self.memory_format)
-        if mean_pool:
-            self._call = self._mean_of_patches(encoder.card.name)
-        else:
-            self._call = self._find_call(x, expected, encoder.card.name)
+        self._call = self._mean_of_patches() if mean_pool else self._find_call(x, expected)
         if drop_path:
-            _add_drop_path(self.vit(encoder.card.name), drop_path)
+            _add_drop_path(self.vit, drop_path)
         self._unfreeze(x)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -137,7 +135,7 @@ class Classifier(nn.Module):
         Layer 0 are patches, positions and class token, layer i + 1 is block i, and everything after the blocks comes
         last. Weight decay spares vectors, and what the model itself exempts.
         """
-        vit, last = self.vit("the encoder"), len(self.vit("the encoder").blocks) + 1
+        vit, last = self.vit, len(self.vit.blocks) + 1
         exempt = vit.no_weight_decay()
         found: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
         own = [(name, p) for name, p in vit.named_parameters() if p.requires_grad]
@@ -156,7 +154,8 @@ class Classifier(nn.Module):
             for (layer, decayed), named in found.items()
         ]
 
-    def vit(self, name: str) -> Any:
+    @property
+    def vit(self) -> Any:
         """The backbone as a plain vision transformer.
 
         Raises:
@@ -164,11 +163,11 @@ class Classifier(nn.Module):
         """
         module: Any = self.backbone.backbone if isinstance(self.backbone, BackboneWithHead) else self.backbone
         if not all(hasattr(module, part) for part in ("blocks", "norm", "num_prefix_tokens", "no_weight_decay")):
-            raise NotApplicableError(f"{name} is not a plain vision transformer, whose layers this recipe needs")
+            raise NotApplicableError(f"{self.name} is not a plain vision transformer, whose layers this recipe needs")
         return module
 
-    def _mean_of_patches(self, name: str) -> Call:
-        vit = self.vit(name)
+    def _mean_of_patches(self) -> Call:
+        vit = self.vit
         vit.norm, vit.fc_norm = nn.Identity(), nn.Identity()
         norm = nn.LayerNorm(vit.embed_dim, eps=1e-6).to(next(vit.parameters()).device)
         self.fc_norm = norm
@@ -179,7 +178,7 @@ class Classifier(nn.Module):
         return embed
 
     @torch.no_grad()
-    def _find_call(self, x: Tensor, expected: Tensor, name: str) -> Call:
+    def _find_call(self, x: Tensor, expected: Tensor) -> Call:
         """The way to call the module that gives the encoder's embedding."""
         self.backbone.eval()
         for call in _CALLS:
@@ -191,7 +190,8 @@ class Classifier(nn.Module):
             if alike and torch.allclose(embedding, expected, rtol=1e-3, atol=1e-5):
                 return call
         raise NotApplicableError(
-            f"{name} cannot be fine-tuned: calling its module does not give its embedding; give one whose forward does"
+            f"{self.name} cannot be fine-tuned: calling its module does not give its embedding; give one whose forward "
+            "does"
         )
 
     def _unfreeze(self, x: Tensor) -> None:
@@ -235,31 +235,24 @@ class FineTuneState(TrainingState):
     images_seen: int = 0
 
 
-def soft_cross_entropy(
-    logits: Tensor, targets: Tensor, share: float, smoothing: float, partners: Tensor | None = None
-) -> Tensor:
-    """The summed cross-entropy of images that are `share` of their own class and else of the batch in reverse order.
+def soft_cross_entropy(logits: Tensor, targets: Tensor, partners: Tensor, share: float, smoothing: float) -> Tensor:
+    """The summed cross-entropy of images that are `share` of their own class and else of their partner's.
 
     Args:
         logits: (N, classes).
-        targets: (N,).
+        targets, partners: (N,) classes of the images, and of those that they are mixed with.
         smoothing: share of the truth that is spread over all classes (Szegedy et al. 2016).
-        partners: (N,) targets of the images that these are mixed with; by default those of the reverse order.
     """
-    other = targets.flip(0) if partners is None else partners
 
     def against(truth: Tensor) -> Tensor:
         return F.cross_entropy(logits, truth, reduction="sum", label_smoothing=smoothing)
 
-    return against(targets) if share == 1 else share * against(targets) + (1 - share) * against(other)
+    return against(targets) if share == 1 else share * against(targets) + (1 - share) * against(partners)
 
 
 @contextmanager
-def _seeded(seed: int, step: int, device: torch.device, *, seeded: bool) -> Iterator[None]:
+def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Draw what torch draws inside from the seed, the step and the rank, so that a restart needs no random state."""
-    if not seeded:
-        yield
-        return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(hash((seed, step, distributed.rank())) % 2**63)
         yield
@@ -394,7 +387,7 @@ class FineTuning:
             erase(x, params.erasing, erase_rng(self.seed, step), distributed.own_slice(length), length)
         x, share = mix(x, params.mixup, params.cutmix, mix_rng(self.seed, step, distributed.rank()))
         self.optimiser.zero_grad(set_to_none=True)
-        with _seeded(self.seed, step, self.device, seeded=params.drop_path > 0):
+        with _seeded(self.seed, step, self.device) if params.drop_path else nullcontext():
             loss = self._backward(x, targets, share, length)
         self.optimiser.step()
         return loss
@@ -409,7 +402,7 @@ class FineTuning:
             alone = isinstance(self.network, DistributedDataParallel) and number < parts
             with self.network.no_sync() if alone else nullcontext():  # type: ignore[operator]  # of DDP
                 logits = self._logits(self.network, images)
-                loss = soft_cross_entropy(logits, own, share, self.params.smoothing, partners) / length
+                loss = soft_cross_entropy(logits, own, partners, share, self.params.smoothing) / length
                 # Gradients are averaged over ranks, and the loss of the whole batch is the sum of their shares.
                 (loss * ranks).backward()
             losses.append(loss.detach())

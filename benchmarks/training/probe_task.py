@@ -19,13 +19,11 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
-from benchmarks.training.classification import TrainingTask, split_held_out
+from benchmarks.training.classification import TrainingTask, finite, split_held_out
 from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
 from results.schema import Protocol, canonical_sha256
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks.encoders.encoder import Encoder
     from benchmarks.solvers.linear_heads import Bank, BankAdamW, BankOptimiser, Factor
     from benchmarks.training.probes import Probe
@@ -338,7 +336,7 @@ def _row(probe: Probe, head: Head, chosen: bool) -> dict[str, Any]:
     row |= {f"best_top{k}": top_k_percent(best, k) for k in (1, 5)}
     row |= {
         "best_epoch": int(state.best_epoch[bank][number]),
-        "train_loss": _finite(state.train_loss[bank][number]),
+        "train_loss": finite(float(state.train_loss[bank][number])),
     }
     if bank in state.kept:
         row |= {
@@ -347,7 +345,7 @@ def _row(probe: Probe, head: Head, chosen: bool) -> dict[str, Any]:
         }
     if bank in state.heldout:
         accuracy, loss = _held_out(probe, head)
-        row |= {"heldout_top1": 100 * accuracy, "heldout_loss": loss if math.isfinite(loss) else None}
+        row |= {"heldout_top1": 100 * accuracy, "heldout_loss": finite(loss)}
     return row
 
 
@@ -373,7 +371,3 @@ def _add_scores(
         for title, k in ((name, 1), (f"{name} top-5", 5)):
             if title in protocol.columns:
                 outcome.add_accuracy(title, (ranks < k).numpy(), selection)
-
-
-def _finite(value: Tensor) -> float | None:
-    return float(value) if math.isfinite(value) else None
