@@ -675,10 +675,10 @@ def hardware(device: str) -> Hardware:
 def primary_score(record: Record) -> str:
     """The primary column's score, for a log line."""
     column = record.protocol.resolved.primary
-    score = record.scores.get(column)
-    if score is None or score.value is None:
+    value = record.value(column)
+    if value is None:
         return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
-    return f"{column} {score.value:.2f}{score.unit}"
+    return f"{column} {value:.2f}{record.scores[column].unit}"
 
 
 # ---- a grid whose cells have records of their own --------------------------------------------------------------------

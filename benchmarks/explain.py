@@ -152,8 +152,7 @@ def why_command(
     records = measure_protocols(encoder, protocols, flags.data, flags.dataset, options)
     ends = (records[0], records[-1])
     for record, wanted in ((ends[0], column), (ends[1], column), (ends[1], mine_column)):
-        score = record.scores.get(wanted)
-        if score is None or score.value is None:
+        if record.value(wanted) is None:
             raise InputError(f"{encoder.card.name} has no score in the column {wanted} of {record.protocol.id}")
     explained = None
     if len(records) > 1:

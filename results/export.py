@@ -26,7 +26,7 @@ from results.families import family_of
 from results.formats import Cell, Row, Table, escape_markdown, markdown
 from results.options import Export
 from results.rows import architecture_text, current, data_kind, identity, name_with_init
-from results.schema import EncoderCard, Protocol, Record, Score
+from results.schema import EncoderCard, Protocol, Record
 from results.store import StoredRecord, measured_column, slug
 
 Json = Any  # a JSON value
@@ -63,7 +63,7 @@ def exported(records: Sequence[StoredRecord], options: Export) -> dict[Path, str
     for stored in records:
         if not stored.intact:
             raise InputError(f"{stored.path}: {'; '.join(stored.faults)}; a damaged record is not exported")
-    records = [stored for stored in current(records)[0] if stored.record.status == "ok" and _shown(stored.record)]
+    records = [stored for stored in current(records)[0] if stored.record.status == "ok" and stored.record.filled_scores]
     if not records:
         raise InputError("none of these records has a score to export")
     if options.to == "eval-results":
@@ -90,11 +90,6 @@ def _by_encoder(records: Sequence[StoredRecord]) -> dict[tuple[str, str], list[S
     return groups
 
 
-def _shown(record: Record) -> dict[str, Score]:
-    """The columns that have a number."""
-    return {column: score for column, score in record.scores.items() if score.value is not None}
-
-
 def intervals(stored: StoredRecord) -> dict[str, Interval]:
     """The 95 % interval of each score: from its outcomes, or else from its standard error; the rest have none.
 
@@ -105,12 +100,12 @@ def intervals(stored: StoredRecord) -> dict[str, Interval]:
         record = stored.record
         outcomes: Outcomes = stored.outcomes() or {}
         measured = measured_columns(outcomes) if "group_offsets" in outcomes else ()
-        behind = {column: measured_column(record, column, measured) for column in _shown(record)}
+        behind = {column: measured_column(record, column, measured) for column in record.filled_scores}
         drawn = (
             replicates(outcomes, sorted({c for c in behind.values() if c is not None})) if any(behind.values()) else {}
         )
         found: dict[str, Interval] = {}
-        for column, score in _shown(record).items():
+        for column, score in record.filled_scores.items():
             value, source, error = float(score.value or 0.0), behind[column], score.standard_error
             if source is not None:
                 scale = 100.0 if score.unit == "%" else 1.0
@@ -165,7 +160,7 @@ def model_index(records: Sequence[StoredRecord], options: Export) -> Json:
         kind, name = hub_task(protocol.benchmark)
         own = intervals(stored)
         metrics = []
-        for column, score in _shown(record).items():
+        for column, score in record.filled_scores.items():
             args = _known(column=column, unit=score.unit, selection=score.selection, n=score.n,
                           standard_error=score.standard_error)  # fmt: skip
             if (found := own.get(column)) is not None:
@@ -218,7 +213,7 @@ def eval_results(records: Sequence[StoredRecord], options: Export) -> Json:
     entries = []
     for stored in records:
         record, column = stored.record, stored.record.protocol.resolved.primary
-        score = _shown(record).get(column)
+        score = record.filled_scores.get(column)
         if score is None:
             continue
         found = intervals(stored).get(column)
@@ -300,7 +295,7 @@ def _results_table(records: Sequence[StoredRecord]) -> Table:
         record, own = stored.record, intervals(stored)
         protocol = record.protocol.resolved
         decimals = 3 if protocol.unit == "1" else 2
-        for column, score in _shown(record).items():
+        for column, score in record.filled_scores.items():
             found = own.get(column)
             texts = (
                 column,
@@ -344,7 +339,7 @@ def every_eval_ever(stored: StoredRecord, options: Export, samples: Samples | No
     protocol, dataset, own = record.protocol.resolved, record.dataset, intervals(stored)
     family, bound = family_of(protocol.benchmark), 100.0 if protocol.unit == "%" else 1.0
     results = []
-    for column, score in _shown(record).items():
+    for column, score in record.filled_scores.items():
         uncertainty: dict[str, Json] = {}
         if score.standard_error is not None:
             uncertainty["standard_error"] = {"value": score.standard_error, "method": BOOTSTRAP}
@@ -469,7 +464,7 @@ def samples(stored: StoredRecord, options: Export) -> Samples | None:
     """
     with _named(stored):
         record, outcomes = stored.record, stored.outcomes() or {}
-        columns = [c for c in _shown(record) if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
+        columns = [c for c in record.filled_scores if f"correct/{c}" in outcomes and outcomes["targets"].ndim == 1]
         if not columns or outcomes[f"correct/{columns[0]}"].dtype != np.bool_:
             return None
         lines = []

@@ -506,8 +506,7 @@ class RecordClaims:
             if meaning.dataset not in ("", data) or meaning.protocol not in ("", example.protocol.id):
                 continue
             own = [stored for stored in entry.records(group.records) if stored.intact]
-            scores = [stored.record.scores.get(meaning.column) for stored in own]
-            values = [score.value for score in scores if score is not None and score.value is not None]
+            values = [value for stored in own if (value := stored.record.value(meaning.column)) is not None]
             if not values or len(values) < len(own):
                 continue
             files = own[0].path.name if len(own) == 1 else f"{len(own)} records"

@@ -87,8 +87,7 @@ def runs_of(records: Sequence[StoredRecord], column: str) -> list[float]:
     the key `drawn` is not a run of its own, see `sets_of`.
     """
     if len(records) > 1:
-        scores = [stored.record.scores.get(column) for stored in records]
-        return [score.value for score in scores if score is not None and score.value is not None]
+        return [value for stored in records if (value := stored.record.value(column)) is not None]
     trials = [run[column] for stored in records for run in stored.record.runs if "trial" in run and column in run
               and "drawn" not in run]  # fmt: skip
     return [float(value) for value in trials if isinstance(value, int | float)]

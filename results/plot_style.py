@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from results.files import write_file
-from results.rows import current, data_kind, data_kinds, identity, table_rows
+from results.rows import data_kind, data_kinds, identity, newest, table_rows
 from results.store import StoredRecord
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class EncoderStyles:
         families: dict[str, int] = {}
         members: dict[str, int] = {}
         controls = 0
-        self.entries = table_rows(stored for stored in current(records)[0] if stored.intact)
+        self.entries = table_rows(newest(records))
         for entry in self.entries:
             name = entry.training
             if entry.random or entry.architecture.name == "pixels":

@@ -32,7 +32,7 @@ from results.plot_style import (
     save_figure,
     stacked_panels,
 )
-from results.rows import current, data_kind, data_kinds, records_by_row, table_rows, variant_text
+from results.rows import data_kind, data_kinds, newest, records_by_row, table_rows, variant_text
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
@@ -120,10 +120,6 @@ def _by_protocol_and_data(records: Sequence[StoredRecord]) -> dict[tuple[str, st
     return groups
 
 
-def _intact(records: Sequence[StoredRecord]) -> list[StoredRecord]:
-    return [stored for stored in current(records)[0] if stored.intact]
-
-
 # ---- curves: scores against layer, neighbours or epochs
 
 
@@ -206,10 +202,10 @@ def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], floa
     Args:
         position: the place of a column on the horizontal axis; None for a column that the figure does not show.
     """
-    newest = _intact(records)
-    entries = table_rows(newest)
+    shown = newest(records)
+    entries = table_rows(shown)
     found = []
-    for _, group in sorted(_by_protocol_and_data(newest).items()):
+    for _, group in sorted(_by_protocol_and_data(shown).items()):
         protocol = group[0].record.protocol.resolved
         places = {column: x for column in protocol.columns if (x := position(column)) is not None}
         rows: dict[str, list[StoredRecord]] = {}
@@ -225,11 +221,10 @@ def curve_panels(records: Sequence[StoredRecord], position: Callable[[str], floa
 def _curve(label: str, records: Sequence[StoredRecord], places: Mapping[str, float]) -> Curve:
     points = []
     for column, x in places.items():
-        scores = [stored.record.scores.get(column) for stored in records]
-        values = [score.value for score in scores if score is not None and score.value is not None]
+        values = [value for stored in records if (value := stored.record.value(column)) is not None]
         if len(values) < len(records):
             continue
-        of_test_set = scores[0].standard_error if scores[0] is not None else None
+        of_test_set = records[0].record.scores[column].standard_error
         spread = statistics.stdev(values) if len(values) > 1 else of_test_set
         points.append(Point(x, statistics.fmean(values), spread))
     return Curve(label, len(records), tuple(sorted(points, key=lambda point: point.x)))
@@ -241,16 +236,17 @@ def epoch_panels(records: Sequence[StoredRecord]) -> list[Panel]:
     Checkpoints belong to one run if their names differ only in `, epoch N`, as `bench-all` names them. An untrained
     network has no place on the logarithmic axis.
     """
-    trained = [stored for stored in _intact(records) if stored.record.encoder.epochs]
+    trained = [stored for stored in newest(records) if stored.record.encoder.epochs]
     found = []
     for _, group in sorted(_by_protocol_and_data(trained).items()):
         protocol = group[0].record.protocol.resolved
         runs: dict[str, dict[float, Point]] = {}
         for stored in group:
-            card, score = stored.record.encoder, stored.record.scores.get(protocol.primary)
-            if card.epochs and score is not None and score.value is not None:
+            card, value = stored.record.encoder, stored.record.value(protocol.primary)
+            if card.epochs and value is not None:
+                error = stored.record.scores[protocol.primary].standard_error
                 run = re.sub(r", epoch [\d.e+]+$", "", card.name)
-                runs.setdefault(run, {})[card.epochs] = Point(card.epochs, score.value, score.standard_error)
+                runs.setdefault(run, {})[card.epochs] = Point(card.epochs, value, error)
         curves = tuple(
             Curve(name, 1, tuple(point for _, point in sorted(points.items())))
             for name, points in sorted(runs.items())
@@ -365,7 +361,7 @@ def draw_low_shot(records: Sequence[StoredRecord], out: Path, styles: EncoderSty
     A line is the mean over the drawn sets; its band reaches from the lowest to the highest set. Random initialisations
     of one architecture share a line, and their band covers all of their sets.
     """
-    groups = low_shot_groups(_intact(records))
+    groups = low_shot_groups(newest(records))
     if len(groups) != 1:
         found = ", ".join(sorted(name for name, _, _ in groups)) or "none"
         raise NothingToDrawError(f"the low-shot figure needs records of one protocol on one data set, found: {found}")

@@ -86,7 +86,7 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
 
 def _rescored(path: Path, record: Record, outcomes: Outcomes) -> Verification:
     measured = measured_columns(outcomes)
-    shown = {column: score for column, score in record.scores.items() if score.value is not None}
+    shown = record.filled_scores
     # A column that was chosen from others (a best layer) has the outcomes of the one with its value.
     behind = {column: measured_column(record, column, measured) for column in shown}
     scored = tuple(column for column in shown if behind[column] is not None)

@@ -190,6 +190,11 @@ def current(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], list[S
     return sorted(newest.values(), key=lambda s: s.path), sorted(left, key=lambda s: s.path)
 
 
+def newest(records: Sequence[StoredRecord]) -> list[StoredRecord]:
+    """The newest successful record of each encoder, data set and protocol, where it is intact."""
+    return [stored for stored in current(records)[0] if stored.intact]
+
+
 def table_rows(records: Iterable[StoredRecord]) -> list[Entry]:
     """The rows, in the order of every table: raw pixels, random initialisations, then the others by name."""
     return _rows({identity(stored.record.encoder): stored.record.encoder for stored in records}.values())

@@ -495,6 +495,15 @@ class Record(Frozen):
     outcomes_file: str | None = None
     sha256: Sha256 = ""
 
+    def value(self, column: str) -> float | None:
+        """The number in a column; None where there is none."""
+        return self.scores[column].value if column in self.scores else None
+
+    @property
+    def filled_scores(self) -> dict[str, Score]:
+        """The columns that have a number."""
+        return {column: score for column, score in self.scores.items() if score.value is not None}
+
     def sealed(self) -> Record:
         """A copy with its own hash filled in."""
         return self.model_copy(update={"sha256": self.content_sha256(exclude={"sha256"})})

@@ -365,10 +365,8 @@ def measured_column(record: Record, column: str, measured: Sequence[str]) -> str
     """The column whose outcomes belong to `column`: itself, or the one that it was chosen from (a best layer)."""
     if column in measured:
         return column
-    score = record.scores.get(column)
-    if score is None or score.value is None:
-        return None
-    return next((name for name in measured if name in record.scores and record.scores[name].value == score.value), None)
+    value = record.value(column)
+    return None if value is None else next((name for name in measured if record.value(name) == value), None)
 
 
 def with_standard_errors(record: Record, outcomes: Mapping[str, NDArray[Any]]) -> Record:
@@ -376,10 +374,8 @@ def with_standard_errors(record: Record, outcomes: Mapping[str, NDArray[Any]]) -
     measured = measured_columns(outcomes)
     behind = {
         column: source
-        for column, score in record.scores.items()
-        if score.value is not None
-        and score.standard_error is None
-        and (source := measured_column(record, column, measured)) is not None
+        for column, score in record.filled_scores.items()
+        if score.standard_error is None and (source := measured_column(record, column, measured)) is not None
     }
     if not behind or "group_offsets" not in outcomes:
         return record

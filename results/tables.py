@@ -26,6 +26,7 @@ from results.rows import (
     data_kind,
     data_kinds,
     grouped,
+    newest,
     records_by_row,
     table_rows,
     without_cells,
@@ -245,8 +246,7 @@ def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:
 
 def score_cell(cache: ReplicateCache, records: Sequence[StoredRecord], column: str) -> Cell:
     """One record's score, or the mean over initialisations; empty unless all of them have the column."""
-    scores = [stored.record.scores.get(column) for stored in records]
-    values = [score.value for score in scores if score is not None and score.value is not None]
+    values = [value for stored in records if (value := stored.record.value(column)) is not None]
     if not values or len(values) < len(records):
         return Cell()
     if len(records) == 1:
@@ -357,14 +357,14 @@ def per_class_tables(
         column: the protocol's column to show; its primary one where this is None.
         entries: rows of the page around the table, for encoders to have the names that they have there.
     """
-    newest = [stored for stored in current(records)[0] if stored.intact]
+    among = newest(records)
     tables = []
-    for group in grouped(newest, []):
+    for group in grouped(among, []):
         shown = column or group.protocol.primary
         own = [stored for stored in group.records if shown in stored.record.per_class]
         if not own:
             continue
-        named = table_rows(newest) if entries is None else entries
+        named = table_rows(among) if entries is None else entries
         filled = [(e, found) for e, found in zip(named, records_by_row(named, own), strict=True) if found]
         classes = tuple(own[0].record.per_class[shown])
         positives = _positives([s for s in own if tuple(s.record.per_class[shown]) == classes], shown, len(classes))

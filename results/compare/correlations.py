@@ -20,7 +20,7 @@ from results.bootstrap import CONFIDENCE
 from results.families import column_words, family_key, family_of, place_of
 from results.formats import Cell, Row, Table, with_interval
 from results.published import Figure, bare_config
-from results.rows import EMBEDDED, FULL, current, data_kind, records_by_row, table_rows
+from results.rows import EMBEDDED, FULL, data_kind, newest, records_by_row, table_rows
 from results.store import StoredRecord
 
 RESAMPLES = 2000
@@ -117,7 +117,7 @@ def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Value
     Leaves out the user's own data, protocols with overrides, and columns in which lower is better.
     """
     kind = EMBEDDED if embedded else FULL
-    chosen = [s for s in current(records)[0] if s.intact and data_kind(s.record) == kind]
+    chosen = [stored for stored in newest(records) if data_kind(stored.record) == kind]
     found: dict[Column, dict[str, list[float]]] = {}
     entries = table_rows(chosen)
     for entry, own in zip(entries, records_by_row(entries, chosen), strict=True):
@@ -126,10 +126,9 @@ def measured_values(records: Sequence[StoredRecord], *, embedded: bool) -> Value
             if protocol.overrides or not protocol.higher_is_better:
                 continue
             dataset = record.dataset.id if embedded else ""
-            for name, score in record.scores.items():
-                if score.value is not None:
-                    column = Column(protocol.id, name, dataset)
-                    found.setdefault(column, {}).setdefault(entry.label, []).append(score.value)
+            for name in record.filled_scores:
+                column = Column(protocol.id, name, dataset)
+                found.setdefault(column, {}).setdefault(entry.label, []).append(float(record.scores[name].value or 0.0))
     return _means(found)
 
 
@@ -140,7 +139,7 @@ def checkpoint_runs(records: Sequence[StoredRecord]) -> Runs:
     weights.
     """
     runs: dict[str, str] = {}
-    for entry in table_rows([s for s in current(records)[0] if s.intact]):
+    for entry in table_rows(newest(records)):
         if not entry.random:
             card = entry.cards[0]
             name = card.name if card.epochs is None else card.name.removesuffix(f", epoch {card.epochs:g}")

@@ -28,7 +28,7 @@ from results.files import MAX_TEXT, read_text, write_file
 from results.formats import Cell, Row, Table, with_interval
 from results.noise import TWO_SIDED, ReplicateCache
 from results.published import Figure, figures
-from results.rows import current, encoder_names, identity
+from results.rows import encoder_names, identity, newest
 from results.schema import Protocol, Record
 from results.store import StoredRecord
 
@@ -118,27 +118,22 @@ def explanations(
     Raises:
         InputError: no encoder has both, A and B belong to different benchmarks, or a record in between is missing.
     """
-    newest = [stored for stored in current(records)[0] if stored.intact]
+    among = newest(records)
     groups: dict[tuple[object, ...], list[StoredRecord]] = {}
-    for stored in newest:
+    for stored in among:
         record = stored.record
         key = identity(record.encoder), record.dataset.id, record.dataset.fingerprint, record.seeds
         groups.setdefault(key, []).append(stored)
-    found, names = [], encoder_names(newest)
+    found, names = [], encoder_names(among)
     for group in groups.values():
         ends = [[s for s in group if s.record.protocol.id == name] for name in (a, b)]
         if all(ends):
             one = _explanation(group, ends[0][-1], ends[1][-1], column, together)
             found.append(replace(one, encoder=names[identity(group[0].record.encoder)][:2][-1]))
     if not found:
-        known = ", ".join(sorted({stored.record.protocol.id for stored in newest})) or "none"
+        known = ", ".join(sorted({stored.record.protocol.id for stored in among})) or "none"
         raise InputError(f"no encoder has records of both {a} and {b} on the same data; the records hold {known}")
     return found
-
-
-def _has_value(stored: StoredRecord, column: str) -> bool:
-    score = stored.record.scores.get(column)
-    return score is not None and score.value is not None
 
 
 def _explanation(
@@ -148,7 +143,7 @@ def _explanation(
     if first.benchmark != second.benchmark:
         raise InputError(f"{first.id} and {second.id} belong to different benchmarks; choose two of one benchmark")
     shown = column or next((c for c in (first.primary, *first.columns) if c in second.columns), None)
-    if shown is None or not all(_has_value(stored, shown) for stored in (a, b)):
+    if shown is None or any(stored.record.value(shown) is None for stored in (a, b)):
         which = f"column {column}" if column else "column"
         raise InputError(f"{first.id} and {second.id} have no {which} in common with a score in both records")
     fields = differing(first, second)
@@ -212,8 +207,7 @@ def _corners(
     found: dict[Corner, StoredRecord] = {}
     for stored in group:
         protocol = stored.record.protocol.resolved
-        score = stored.record.scores.get(column)
-        if protocol.benchmark != a.benchmark or score is None or score.value is None:
+        if protocol.benchmark != a.benchmark or stored.record.value(column) is None:
             continue
         own = fields_of(protocol)
         sides = {step: {own.get(n) == fields[n][1] for n in of} for step, of in steps.items()}
