@@ -137,7 +137,7 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
     """A strictly filled encoder (see `filled`); embed is the mean of its patch tokens."""
     if card.architecture.pooling not in (None, "mean"):
         raise InputError(f"{source} is CAPI's encoder, which has no class token; choose --facts embed=mean")
-    module = _build(tensors, source)
+    module, matched = _build(tensors, source)
     four = len(module.encoder["blocks"]) >= LAST_BLOCKS  # type: ignore[arg-type]
     names = tuple(name for name in ("patches", "patches4", "patch_mean", "embed") if four or name != "patches4")
 
@@ -147,7 +147,7 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
         return {"patches": maps[-1], "patches4": torch.cat(maps, 1), "patch_mean": mean, "embed": mean}
 
     update = {
-        "keys_matched": len(tensors),
+        "keys_matched": matched,
         "weights_sha256": weights_sha256(module.state_dict()),
         "architecture": card.architecture.model_copy(update={"name": NAME, "pooling": None}),
         "embed": f"mean of the patch tokens after the last norm ({module.registers.shape[2]}-d)",
@@ -156,7 +156,7 @@ def capi_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) 
     return Encoder(card.model_copy(update=update), module, forward, names)
 
 
-def _build(tensors: Mapping[str, Tensor], source: str) -> CapiVit:
+def _build(tensors: Mapping[str, Tensor], source: str) -> tuple[CapiVit, int]:
     """The network, filled, of the sizes that the tensors have; the rotations show the size of a head."""
     names = ("patch_embed.weight", "registers", "encoder.blocks.0.residual1.fn.rope.freqs",
              "encoder.blocks.0.residual2.fn.fc1.weight")  # fmt: skip

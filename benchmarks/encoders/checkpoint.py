@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.encoders import vit_families
@@ -35,7 +34,14 @@ from benchmarks.encoders.encoder import Encoder, filled, head_summary, projectio
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.hf_configs import WEIGHTS, read_config
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, matches, renamed, stage_names
-from benchmarks.encoders.resnet import infer_resnet, is_resnet, resnet_encoder, torchvision_encoder, torchvision_keys
+from benchmarks.encoders.resnet import (
+    infer_resnet,
+    is_resnet,
+    resnet_encoder,
+    torchvision_encoder,
+    torchvision_keys,
+    unfold_statistics,
+)
 from benchmarks.encoders.timm_models import heads_are_known, timm_encoder, timm_keys, vit_architecture
 from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import InputError
@@ -236,7 +242,7 @@ def _vit_under_any_prefix(mappings: Mapping[str, Mapping[str, Tensor]]) -> tuple
             return 0
         return 2 if any(word in name for word in ("student", "momentum", "ema", "predictor", "decoder")) else 1
 
-    return CheckpointLayout(names, "", (), {}), {name: found[name] for name in sorted(found, key=rank)}
+    return CheckpointLayout(names, "", ()), {name: found[name] for name in sorted(found, key=rank)}
 
 
 def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
@@ -250,7 +256,7 @@ def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = No
     if best not in mappings:
         raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(mappings)}")
     unused = sum(len(tensors) for tensors in mappings.values()) - len(mappings[best])
-    layout = CheckpointLayout("the network's own names", "", (), {})
+    layout = CheckpointLayout("the network's own names", "", ())
     return RecognisedCheckpoint(layout, layout.name, mappings[best], {}, unused, tuple(mappings[best]))
 
 
@@ -273,7 +279,7 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
         return capi_encoder(card, tensors, source)
     if card.architecture.name not in STAGES:
         return timm_encoder(card, tensors, source)
-    return resnet_encoder(card, filled(lambda: ResNet(card.architecture), tensors, source))
+    return resnet_encoder(card, filled(lambda: ResNet(card.architecture), tensors, source)[0])
 
 
 def _refuse_fields_of_other_networks(overrides: CardOverrides, architecture: str, source: str) -> None:
@@ -333,11 +339,11 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
     architecture = known.apply_to_network(architecture)
     if found.layout.names == "caffe2" and unfold_statistics(tensors, architecture.bn_eps):
         found = replace(found, name=f"{found.name}, statistics folded into the norms")
-    backbone = filled(lambda: ResNet(architecture), tensors, source)
+    backbone, matched = filled(lambda: ResNet(architecture), tensors, source)
     head = projection_head(found.head, backbone.channels)
     seen = {
         "weights_sha256": weights_sha256(backbone.state_dict()),
-        "keys_matched": len(tensors),
+        "keys_matched": matched,
         "keys_unused": found.unused + (0 if head else len(found.head)),
         "head": head_summary(head),
     }
@@ -358,26 +364,6 @@ def _resnet(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverri
     not_shown = () if confirmed else not_shown_by_resnet_keys(architecture.name)
     card = card.model_copy(update={"not_shown": not_shown})
     return resnet_encoder(known.apply_to_card(card, needed), backbone, head)
-
-
-def unfold_statistics(backbone: dict[str, Tensor], eps: float) -> bool:
-    """Make Caffe2's tensors those of a ResNet, and return whether batch-norm statistics were folded.
-
-    The zero biases of convolutions are removed. Batch norms that were folded into scale and bias get neutral
-    statistics: (x - 0) / sqrt(1 - eps + eps) is x, as in detectron2's frozen batch norm.
-    """
-    biases = [name for name in backbone if name.endswith(".bias")]
-    norms = [name for name in biases if "bn" in name or "downsample.1" in name]
-    for name in set(biases) - set(norms):
-        if not backbone[name].any():
-            del backbone[name]
-    folded = not any(name.endswith("running_mean") for name in backbone)
-    if folded:
-        for name in norms:
-            zeros = torch.zeros_like(backbone[name])
-            norm = name.removesuffix("bias")
-            backbone[f"{norm}running_mean"], backbone[f"{norm}running_var"] = zeros, zeros + (1 - eps)
-    return folded
 
 
 def _embedded_card(file: WeightFile) -> EncoderCard | None:

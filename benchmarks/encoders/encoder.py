@@ -259,8 +259,13 @@ class BackboneWithHead(nn.Module):
         self.backbone, self.head = backbone, head
 
 
-def filled(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source: str) -> NetworkT:
-    """The network that `build` makes, with all tensors loaded. Only `num_batches_tracked` may be missing.
+def filled(
+    build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source: str, surplus: tuple[str, ...] = ()
+) -> tuple[NetworkT, int]:
+    """The network that `build` makes, with all tensors loaded, and their number.
+
+    Only `num_batches_tracked` may be missing. Tensors that the network lacks are left out where their names begin with
+    one of `surplus`, such as a classifier's.
 
     What a file claims of its network (in names, shapes and its card) may be anything; its bytes are what they are. So
     the tensors are compared with a plan of the network that takes no memory, before it is built.
@@ -272,6 +277,7 @@ def filled(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source:
     with torch.device("meta"):
         plan = build()
     own = plan.state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if name in own or not name.startswith(surplus)}
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     missing = sorted(needed - set(tensors))
     unused = sorted(set(tensors) - set(own))
@@ -298,8 +304,8 @@ def filled(build: Callable[[], NetworkT], tensors: Mapping[str, Tensor], source:
     if numbers > 2 * there + _SPARE_NUMBERS:
         raise InputError(f"{source} has {there:,} numbers, and its network would need {numbers:,}; the file is damaged")
     network = build()
-    network.load_state_dict(dict(tensors), strict=False)
-    return network
+    network.load_state_dict(tensors, strict=False)
+    return network, len(tensors)
 
 
 def projection_head(tensors: Mapping[str, Tensor], width: int) -> nn.Sequential | None:

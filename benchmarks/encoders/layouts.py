@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ class CheckpointLayout:
     """A row of the table.
 
     Attributes:
+        picks: by name, the default first; an encoder without a prefix where they are not given.
         ignore: patterns of keys below the prefix that do not belong to the backbone, such as a classifier's.
         epochs: the file's key with the number of finished epochs.
         required: fields of the card that the user must give where no release says them, because a wrong guess would
@@ -101,7 +102,7 @@ class CheckpointLayout:
     name: str
     source: str
     marks: tuple[str, ...]
-    picks: Mapping[str, Pick]
+    picks: Mapping[str, Pick] = field(default_factory=lambda: {"model": Pick("*")})
     names: str = "torchvision"
     ignore: tuple[str, ...] = ()
     epochs: str | None = None
@@ -300,7 +301,6 @@ LAYOUTS = (
     CheckpointLayout(
         "CAPI", "facebookresearch/capi 98b4fa1 model.py: EncoderDecoder",
         ("*/registers", "*/encoder.blocks.0.residual1.fn.q_proj.weight"),
-        {"model": Pick("*")},
         ignore=("mask_token", "decoder.*"), method="CAPI",
     ),
     CheckpointLayout(
@@ -333,7 +333,6 @@ LAYOUTS = (
     CheckpointLayout(
         "detectron2", "facebookresearch/detectron2 02b5c4e tools/convert-torchvision-to-d2.py",
         ("*/stem.conv1.weight", "*/res2.0.conv1.weight"),
-        {"model": Pick("*")},
         names="detectron2", ignore=("stem.fc.*", "linear.*"), required=_D2_REQUIRED,
     ),
     CheckpointLayout(
@@ -399,22 +398,21 @@ LAYOUTS = (
     CheckpointLayout(
         "torchvision names", "torchvision models/resnet.py; timm's ResNets, the releases of Barlow Twins, VICReg, DINO",
         ("*/conv1.weight", "*/layer1.0.conv1.weight"),
-        {"model": Pick("*")}, ignore=("fc.*",),
+        ignore=("fc.*",),
     ),
     CheckpointLayout(
         "DINOv3", "facebookresearch/dinov3 models/vision_transformer.py",
         ("*/storage_tokens", "*/rope_embed.periods", "*/blocks.0.norm1.weight"),
-        {"model": Pick("*")}, method="DINOv3",
+        method="DINOv3",
     ),
     CheckpointLayout(
         "DINOv2", "facebookresearch/dinov2 models/vision_transformer.py",
         ("*/cls_token", "*/blocks.0.norm1.weight", "*/mask_token", "*/blocks.0.ls1.gamma"),
-        {"model": Pick("*")}, ignore=("mask_token",), method="DINOv2",
+        ignore=("mask_token",), method="DINOv2",
     ),
     CheckpointLayout(
         "ViT of timm's names", "timm models/vision_transformer.py; facebookresearch/dino vision_transformer.py, mae",
         ("*/patch_embed.proj.weight", "*/blocks.0.norm1.weight"),
-        {"model": Pick("*")},
         ignore=(*_CLASSIFIER, "mask_token", "decoder_*"),
     ),
 )  # fmt: skip

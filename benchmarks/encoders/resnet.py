@@ -65,6 +65,26 @@ def infer_resnet(tensors: Mapping[str, Tensor], source: str) -> Architecture:
     )
 
 
+def unfold_statistics(backbone: dict[str, Tensor], eps: float) -> bool:
+    """Make Caffe2's tensors those of a ResNet, and return whether batch-norm statistics were folded.
+
+    The zero biases of convolutions are removed. Batch norms that were folded into scale and bias get neutral
+    statistics: (x - 0) / sqrt(1 - eps + eps) is x, as in detectron2's frozen batch norm.
+    """
+    biases = [name for name in backbone if name.endswith(".bias")]
+    norms = [name for name in biases if "bn" in name or "downsample.1" in name]
+    for name in set(biases) - set(norms):
+        if not backbone[name].any():
+            del backbone[name]
+    folded = not any(name.endswith("running_mean") for name in backbone)
+    if folded:
+        for name in norms:
+            zeros = torch.zeros_like(backbone[name])
+            norm = name.removesuffix("bias")
+            backbone[f"{norm}running_mean"], backbone[f"{norm}running_var"] = zeros, zeros + (1 - eps)
+    return folded
+
+
 def random_resnet(architecture: Architecture, seed: int) -> Encoder:
     """The network as a MoCo run with this seed has it before its first step, batch norms at their initial values."""
     with torch.random.fork_rng(devices=[]):
@@ -121,13 +141,12 @@ def pretrained_torchvision(name: str, overrides: CardOverrides) -> Encoder:
             f"torchvision cannot load its weights of {name} ({' '.join(str(error).split())[:120]}); connect to the "
             f"network once, or give a file: torchvision:{name}:FILE"
         ) from error
-    tensors = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
-    backbone = filled(lambda: ResNet(Architecture(name=name)), tensors, str(weights))
+    backbone, matched = filled(lambda: ResNet(Architecture(name=name)), state, str(weights), ("fc.",))
     transform = weights.transforms()
     card = EncoderCard(
         name=f"torchvision {weights}", source=f"torchvision {torchvision.__version__}, {weights}",
         architecture=Architecture(name=name), weights_sha256=weights_sha256(backbone.state_dict()),
-        layout="torchvision", keys_matched=len(tensors), keys_unused=len(state) - len(tensors),
+        layout="torchvision", keys_matched=matched, keys_unused=len(state) - matched,
         mean=tuple(transform.mean), std=tuple(transform.std), interpolation=transform.interpolation.value,
         method="supervised", pretrain_data="ImageNet-1k",
     )  # fmt: skip
@@ -148,11 +167,11 @@ def torchvision_keys(architecture: str) -> set[str]:
 
 def torchvision_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source: str) -> Encoder:
     """A strictly filled network (see `filled`). A classifier in the file is left out."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
     if card.architecture.name.removeprefix(_TORCHVISION) not in TORCHVISION_NETWORKS:
         raise InputError(f"{source} is of {card.architecture.name[:60]!a}, which is not one of "
                          f"{', '.join(TORCHVISION_NETWORKS)}")  # fmt: skip
-    module: Any = filled(lambda: _torchvision_network(card.architecture.name), kept, source).eval()
+    module, matched = filled(lambda: _torchvision_network(card.architecture.name), tensors, source, ("classifier.",))
+    module.eval()
     with torch.no_grad():
         stages, width = _maps_by_stride(module["features"], torch.zeros(1, 3, 64, 64))
 
@@ -167,8 +186,8 @@ def torchvision_encoder(card: EncoderCard, tensors: Mapping[str, Tensor], source
 
     update = {
         "weights_sha256": weights_sha256(module.state_dict()),
-        "keys_matched": len(kept),
-        "keys_unused": card.keys_unused + len(tensors) - len(kept),
+        "keys_matched": matched,
+        "keys_unused": card.keys_unused + len(tensors) - matched,
         "embed": f"global average of the last features ({width}-d)",
     }
     return Encoder(card.model_copy(update=update), module, forward, (*stages.values(), "embed"))

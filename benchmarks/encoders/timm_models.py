@@ -52,16 +52,13 @@ def timm_encoder(
         pixels_are_known: keep the card's mean and std.
     """
     card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
-    with torch.device("meta"):
-        plan = _build(card.architecture, tensors, source)
-    classifier, own = _classifier(plan), plan.state_dict()
-    kept = {n: t for n, t in tensors.items() if n in own or not n.startswith((*classifier, PERIODS))}
-    model: Any = filled(lambda: _build(card.architecture, tensors, source), kept, source)
+    surplus = (*_classifier(_plan(_bare(card.architecture))), PERIODS)
+    model, matched = filled(lambda: _build(card.architecture, tensors, source), tensors, source, surplus)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
         "weights_sha256": weights_sha256(model.state_dict()),
-        "keys_matched": len(kept),
-        "keys_unused": card.keys_unused + len(tensors) - len(kept) + (0 if projection else len(head or {})),
+        "keys_matched": matched,
+        "keys_unused": card.keys_unused + len(tensors) - matched + (0 if projection else len(head or {})),
         "head": head_summary(projection),
     }
     if card.weights_sha256 is None:
@@ -130,6 +127,11 @@ def _reachable(url: str) -> bool:
 def timm_keys(name: str) -> set[str]:
     """The tensor names of a timm model."""
     return set(_plan(name.removeprefix("timm:")).state_dict())
+
+
+def _bare(architecture: Architecture) -> str:
+    """timm's name, without the sizes in which a network differs from it."""
+    return architecture.name.removeprefix("timm:").partition("-")[0]
 
 
 def _require(bare: str) -> None:
@@ -219,7 +221,7 @@ def heads_are_known(architecture: Architecture, family: VitFamily) -> bool:
 
 def _without_defaults(architecture: Architecture) -> Architecture:
     """None for what is as in timm's model: equal networks must have equal architectures."""
-    plan = _plan(architecture.name.removeprefix("timm:").partition("-")[0])
+    plan = _plan(_bare(architecture))
     if not token_outputs(plan):
         return architecture
     block = plan.blocks[0]

@@ -119,7 +119,8 @@ def vit_shape(encoder: Encoder, engine: VitEngine) -> VitShape:
             "or coco-det"
         )
     block, attention = module.blocks[0], module.blocks[0].attn
-    activation = {"GELU": "GELU", "QuickGELU": "QuickGELU"}.get(type(getattr(block.mlp, "act", None)).__name__)
+    act = type(getattr(block.mlp, "act", None)).__name__
+    activation = act if act in ACTIVATIONS else None
     tensors = module.state_dict()
     gated = _is_gated(block.mlp)
     of_block = {name.removeprefix("blocks.0.") for name in tensors if name.startswith("blocks.0.")}
