@@ -199,7 +199,6 @@ class Sweep:
     facts: Sequence[str] = ()
 
     def prepare(self, question: Question, encoder: Encoder) -> Run:
-        """See `prepare`."""
         return prepare(question.task, question.protocol, encoder, self.data, dataset=self.dataset, options=self.options)
 
 

@@ -81,16 +81,10 @@ class Difference:
 
 
 def runs_of(records: Sequence[StoredRecord], column: str) -> list[float]:
-    """A column's value in each run: of several encoders that share a row, or of the trials within one record.
-
-    A trial is an entry of `Record.runs` with the key `trial` and the values under the names of the columns. One with
-    the key `drawn` is not a run of its own, see `sets_of`.
-    """
+    """A column's value in each run: of several encoders that share a row, or of the trials within one record."""
     if len(records) > 1:
         return [value for stored in records if (value := stored.record.value(column)) is not None]
-    trials = [run[column] for stored in records for run in stored.record.runs if "trial" in run and column in run
-              and "drawn" not in run]  # fmt: skip
-    return [float(value) for value in trials if isinstance(value, int | float)]
+    return [value for stored in records for value in stored.record.trials(column)]
 
 
 def sets_of(records: Sequence[StoredRecord], column: str) -> dict[str, float]:
@@ -379,7 +373,6 @@ class ReplicateCache:
         return mean_replicates(whole) if fit else None
 
     def screened(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> float | None:
-        """See `_screened`."""
         return self._screened.get((_paths(a), _paths(b), column), lambda: _screened(self, a, b, column))
 
     def gain(self, a: Sequence[StoredRecord], b: Sequence[StoredRecord], column: str) -> Gain | None:

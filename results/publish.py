@@ -41,7 +41,6 @@ class Verification:
 
     @property
     def text(self) -> str:
-        """One line."""
         if self.faults:
             return f"refused  {self.path}: {'; '.join(self.faults)}"
         if not self.scored:
@@ -108,7 +107,7 @@ def _differences(record: Record, outcomes: Outcomes, behind: Mapping[str, str]) 
         scale = 100.0 if score.unit == "%" else 1.0
         value, error = scale * drawn[source].value, scale * drawn[source].standard_error
         stated = float(score.value if score.value is not None else math.nan)
-        trials = runs_of_record(record, column) if f"iou/{source}" in outcomes else []
+        trials = record.trials(column) if f"iou/{source}" in outcomes else []
         # The areas of all trials lie in one sum, whose ratio is near the mean of the trials' and not equal to it.
         allowed = max(trials) - min(trials) if len(trials) > 1 else VALUE_TOLERANCE * scale / 100
         if len(trials) > 1 and not abs(sum(trials) / len(trials) - stated) <= VALUE_TOLERANCE * scale / 100:
@@ -121,12 +120,6 @@ def _differences(record: Record, outcomes: Outcomes, behind: Mapping[str, str]) 
             score.standard_error, error, rel_tol=ERROR_TOLERANCE, abs_tol=ERROR_TOLERANCE
         ):
             yield f"the standard error of {column} is {score.standard_error:.4f}, but its outcomes give {error:.4f}"
-
-
-def runs_of_record(record: Record, column: str) -> list[float]:
-    """A column's value in each trial of a record."""
-    values = (run[column] for run in record.runs if "trial" in run and column in run)
-    return [float(value) for value in values if isinstance(value, int | float)]
 
 
 # ---- publish-records

@@ -89,7 +89,6 @@ class Figure:
 
     @property
     def decimals(self) -> int:
-        """Decimals as printed."""
         return len(self.text.partition(".")[2])
 
     def fills(self, benchmark: str, column: str, *, layer: bool = False) -> bool:

@@ -37,7 +37,6 @@ class Entry:
         return self.cards[0].architecture
 
     def records(self, among: Iterable[StoredRecord]) -> list[StoredRecord]:
-        """The records of this row's encoders."""
         return records_by_row([self], among)[0]
 
 

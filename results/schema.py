@@ -499,6 +499,11 @@ class Record(Frozen):
         """The number in a column; None where there is none."""
         return self.scores[column].value if column in self.scores else None
 
+    def trials(self, column: str) -> list[float]:
+        """A column's number in each run with the key `trial`; one with the key `drawn` is of a drawn set of labels."""
+        values = (run[column] for run in self.runs if "trial" in run and column in run and "drawn" not in run)
+        return [float(value) for value in values if isinstance(value, int | float)]
+
     @property
     def filled_scores(self) -> dict[str, Score]:
         """The columns that have a number."""

@@ -98,12 +98,10 @@ class PublishedRow:
 
     @property
     def name(self) -> str:
-        """The model's name and epochs."""
         return self.model + (f", {self.epochs:g} epochs" if self.epochs else "")
 
     @property
     def protocols(self) -> str:
-        """Their ids."""
         return ", ".join(dict.fromkeys(f.place.protocol for f in self.figures.values() if f.place))
 
     @property

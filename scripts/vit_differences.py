@@ -213,7 +213,6 @@ def measurable(families: Sequence[str] = (), codes: Iterable[str] = PACKAGES) ->
 
 
 def rows() -> list[dict[str, Any]]:
-    """As committed."""
     found: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 

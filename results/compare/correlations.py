@@ -264,7 +264,6 @@ def spearman(x: NDArray[np.float64], y: NDArray[np.float64], times: NDArray[Any]
 
 
 def correlation_table(found: Sequence[Correlation], title: str = "Rank correlations") -> Table:
-    """A row for each pair of columns."""
     rows = []
     for one in found:
         cells = (

@@ -221,8 +221,6 @@ def bare_passes(stepper: Stepper) -> float:
 
 
 class _StandIn(nn.Module):
-    """An encoder without work."""
-
     def __init__(self, n: int, dim: int) -> None:
         super().__init__()
         self.embeddings = nn.Parameter(F.normalize(torch.randn(n, dim), dim=1))
