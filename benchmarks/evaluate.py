@@ -1,9 +1,11 @@
 """Measure encoders: the one path from an encoder, a protocol and a data root to a record.
 
-    prepare         resolve the protocol, load the encoder, list the data, refuse what cannot work
+    load            read the encoder
+    prepare         resolve the protocol, list the data, refuse what cannot work
     cached_record   look for a record of exactly this question
     extract         compute the stored features that are missing, in one pass per encoder and split
-    measure         run the task and write its record
+    measure         run the task
+    write_outcome   write its record
 
 `evaluate` does this for one encoder and one protocol; `bench` for many of both, where one failure does not stop the
 others. `benchmarks.estimate` says what they would cost.
