@@ -368,6 +368,10 @@ def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -
         raise InputError("name a record to verify: a .json file, or a folder of records")
     refused = 0
     found = record_files(options.records)
+    outcomes = (path for folder in options.records if folder.is_dir() for path in sorted(folder.rglob("*.npz")))
+    for path in outcomes:  # NAME.HASH.npz belongs to NAME.json
+        if not path.with_name(f"{path.name.rsplit('.', 2)[0]}.json").exists():
+            found.append(BadRecord(path, "the record of these outcomes is missing; add its .json file"))
     for stored in found:
         verdict = verify(stored, declared)
         refused += bool(verdict.faults)

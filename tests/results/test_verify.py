@@ -118,6 +118,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "1 of 2 records hold" in said
     assert "refused" in said
     assert main(["verify", str(tmp_path / "none")]) == 2
-    assert len(record_files([tmp_path])) == 2
+    (tmp_path / "records" / "broken.json").unlink()
+    path.with_name("other-1.0123456789abcdef.npz").write_bytes(b"")
+    assert main(["verify", str(tmp_path / "records")]) == 1
+    assert "abcdef.npz: the record of these outcomes is missing" in capsys.readouterr().out
+    assert len(record_files([tmp_path])) == 1
     assert isinstance(read_record(path), StoredRecord)
     assert read_records(tmp_path / "records")[0][0].intact
