@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from results.files import write_file
-from results.rows import data_kind, data_kinds, identity, newest, table_rows
+from results.rows import data_kind, identity, newest, table_rows
 from results.store import StoredRecord
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class EncoderStyles:
                     self.by_training.setdefault((card.source, card.epochs), entry.label)
         # A part of the records may need fewer words to tell two encoders apart; the shorter label is the same encoder.
         styles = {identity(card): self._styles[entry.label] for entry in self.entries for card in entry.cards}
-        for kind in data_kinds(records):
-            for entry in table_rows(stored for stored in records if data_kind(stored.record) == kind and stored.intact):
+        for own in _parts(records):
+            for entry in table_rows(own):
                 if (known := styles.get(identity(entry.cards[0]))) is not None:
                     self._styles.setdefault(entry.label, known)
         self._families = len(families)
@@ -110,6 +110,17 @@ class EncoderStyles:
             self._styles[label] = line_style(self._families)
             self._families += 1
         return self._styles[label]
+
+
+def _parts(records: Sequence[StoredRecord]) -> Iterable[list[StoredRecord]]:
+    """The records that a page or a figure shows together: of each kind of data, and of each protocol on a data set."""
+    parts: dict[Any, list[StoredRecord]] = {}
+    for stored in records:
+        if stored.intact:
+            record = stored.record
+            parts.setdefault(data_kind(record), []).append(stored)
+            parts.setdefault((record.protocol.sha256, record.dataset.fingerprint), []).append(stored)
+    return parts.values()
 
 
 def stacked_panels(heights: Sequence[float], *, width: float = 6.5, extra: float = 0.0) -> tuple[Figure, list[Axes]]:

@@ -29,7 +29,8 @@ from results.plots import (
     neighbours_of,
     read_pretraining_logs,
 )
-from results.schema import Protocol, Score
+from results.rows import table_rows
+from results.schema import Protocol, Score, canonical_sha256
 from results.store import StoredRecord, read_records, write_record
 from results.tables import per_class_tables
 from tests.results.factory_records import (
@@ -38,6 +39,7 @@ from tests.results.factory_records import (
     SVM,
     card,
     decision_outcomes,
+    moco_card,
     protocol,
     random_card,
     record,
@@ -139,6 +141,22 @@ def test_a_figure_of_a_part_of_the_records_keeps_names_and_colours(tmp_path: Pat
     assert {colour for colour in COLOURS if f"FILL: {colour.upper()}" in drawn} == {
         styles.of(label)["color"] for label in labels[:2]
     }
+
+
+def test_a_label_that_is_shorter_in_one_benchmark_is_the_same_encoder(tmp_path: Path) -> None:
+    cards = [moco_card(seed, epochs=epochs) for seed, epochs in ((0, 250.0), (1, 250.0), (0, 400.0))]
+    score = {"SVM": Score(value=40.0, selection="cv"), "k=20": Score(value=40.0, selection="fixed")}
+    for each, asked in zip((*cards, *cards[:2]), (KNN, KNN, KNN, SVM, SVM), strict=True):
+        own = each.model_copy(update={"weights_sha256": canonical_sha256([each.epochs, each.init])})
+        write_record(tmp_path, record(own, asked, scores={asked.primary: score[asked.primary]}))
+    records, _ = read_records(tmp_path)
+    styles = EncoderStyles(records)
+    longer = [entry.label for entry in styles.entries if "250" in entry.label]
+    part = [stored for stored in records if stored.record.protocol.resolved.benchmark == SVM.benchmark]
+    shorter = [entry.label for entry in table_rows(part)]
+    assert len(longer) == 2
+    assert not set(shorter) & set(longer)
+    assert [styles.of(label) for label in shorter] == [styles.of(label) for label in longer]
 
 
 def test_a_name_that_no_record_has_gets_the_next_look_and_keeps_it() -> None:
