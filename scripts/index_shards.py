@@ -27,6 +27,8 @@ def index(options: IndexShards) -> int:
     """Read the headers of every shard once."""
     shards = sorted(options.folder.glob("*.tar"))
     if not shards:
+        if not options.folder.is_dir():
+            raise InputError(f"folder not found: {options.folder}; name the folder of the .tar files")
         raise InputError(f"no .tar file in {options.folder}")
     counts = {shard.name: count_images(shard) for shard in shards}
     entries = [{"url": name, "nsamples": count} for name, count in counts.items()]
