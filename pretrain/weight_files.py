@@ -8,6 +8,7 @@ other name is refused. Operations and copied bytes are bounded, so that a small 
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 import re
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.backbone import read_backbone
-from results.errors import InputError
+from results.errors import InputError, first_few
 from results.schema import EncoderCard
 
 # A file of torch before 1.6 starts with a pickle of this number (torch.serialization.MAGIC_NUMBER).
@@ -38,6 +39,7 @@ MAX_OPERATIONS = 1_000_000
 MAX_TENSORS = 20_000
 MAX_ENTRIES = 1_000_000  # of all mappings together
 MAX_HEADER = 8 << 20  # bytes of a safetensors header or a zip file's list of members
+SHARD_INDEX = ".index.json"  # end of the name of an index of several files, as the Hugging Face hub has it
 MAX_NAME = 1000  # characters of a tensor's name
 MAX_MARKS = 10_000  # open at once; Python's own pickler nests 1,000 objects at most
 
@@ -70,7 +72,7 @@ class WeightFile:
 
 
 def read_weights(path: Path) -> WeightFile:
-    """Read a torch (zip or legacy), safetensors or numpy-pickle file.
+    """Read a torch (zip or legacy), safetensors or numpy-pickle file, or the files that an index of the hub names.
 
     Raises:
         InputError: the file is of another kind or damaged, names anything but tensors and harmless metadata, or
@@ -81,6 +83,8 @@ def read_weights(path: Path) -> WeightFile:
             start = file.read(len(LEGACY_TORCH))
     except OSError as error:
         raise _cannot_open(path, error) from error
+    if path.name.endswith(SHARD_INDEX):
+        return _read_shards(path)
     if start[8:9] == b"{":  # after the header's length
         header = struct.unpack("<Q", start[:8])[0]
         if header > min(MAX_HEADER, path.stat().st_size):
@@ -100,7 +104,35 @@ def read_weights(path: Path) -> WeightFile:
     raise InputError(f"{path} is neither a torch, a safetensors nor a pickle file: {_other_kind(start)}")
 
 
+def _read_shards(path: Path) -> WeightFile:
+    """The tensors of all files that a `model.safetensors.index.json` names, which lie in its folder."""
+    damaged = f"{path} is not an index of weight files"
+    try:
+        if path.stat().st_size > MAX_HEADER:
+            raise InputError(f"{damaged}: it is larger than {MAX_HEADER >> 20} MB; download it again")
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({str(name) for name in places.values()})
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{damaged} ({type(error).__name__}: {reason}); download it again") from error
+    _check_names(path, places)
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        if Path(name).name != name or name.endswith(".json"):
+            raise InputError(f"{damaged}: it names {name[:60]!a}, and files must lie next to it; download it again")
+        if not (path.parent / name).is_file():
+            raise InputError(f"{path} names {name}, which is not there; download the whole model")
+        tensors |= {key: t for key, t in read_weights(path.parent / name).tensors.get("", {}).items() if key in places}
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise InputError(f"{path} names {len(missing)} tensors that its files lack ({first_few(missing)}); download "
+                         "the whole model again")  # fmt: skip
+    return WeightFile(path, {"": tensors})
+
+
 def _cannot_open(path: Path, error: OSError) -> InputError:
+    if (path / "config.json").is_file():
+        return InputError(f"{path} is a folder of the Hugging Face hub; write hf:{path}")
     if path.is_dir():
         return InputError(f"{path} is a folder; give a file in it, or several files as '{path / '*.pth'}'")
     if path.is_symlink() and not path.exists():

@@ -9,6 +9,7 @@ strictly (`encoder.filled`). A file of this project has a card that says all thi
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -32,7 +33,7 @@ from benchmarks.encoders.card_facts import (
 )
 from benchmarks.encoders.encoder import Encoder, filled, head_summary, projection_head
 from benchmarks.encoders.forms import parse_architecture
-from benchmarks.encoders.hf_configs import WEIGHTS, read_config
+from benchmarks.encoders.hf_configs import WEIGHTS, model_name, read_config
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, matches, renamed, stage_names
 from benchmarks.encoders.resnet import (
     infer_resnet,
@@ -88,6 +89,12 @@ def load_checkpoint(path: Path, overrides: CardOverrides) -> Encoder:
         InputError: the file is unsafe or damaged, has no known layout, does not fill its network, or does not show
             something that only the user can say.
     """
+    part = re.search(r"-\d{5}-of-(\d{5})\.", path.name)
+    if part and int(part[1]) > 1:
+        raise InputError(
+            f"{path} is one of {int(part[1])} files that hold the model together; give their folder as "
+            f"hf:{path.parent}, or their index, which ends in .index.json"
+        )
     file = read_weights(path)
     try:
         return _load(file, overrides)
@@ -176,6 +183,8 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
     heads = tuple(place.head.split("|")) if place.head else ()
     head = {key.removeprefix(h): tensor for h in heads for key, tensor in tensors.items() if key.startswith(h)}
     backbone: dict[str, Tensor] = {}
+    if place.prefix == "beit.":  # transformers' masked BEiT has its norm next to the tower
+        backbone |= {key: tensor for key, tensor in tensors.items() if key.startswith("layernorm.")}
     for key, tensor in tensors.items():
         name = key.removeprefix(place.prefix)
         if not key.startswith(place.prefix) or key.startswith(heads) or matches(name, layout.ignore):
@@ -305,7 +314,7 @@ def _known_without_user(file: WeightFile, found: RecognisedCheckpoint, architect
 def _card(file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture) -> EncoderCard:
     """What the file's name and layout say; its network fills in the rest."""
     return EncoderCard(
-        name=file.path.name.partition(".")[0],
+        name=model_name(file.path),
         source=f"checkpoint {file.path.name}",
         architecture=architecture,
         layout=found.name,
@@ -392,7 +401,7 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, config: CardOverrides, o
     names = ", ".join(vit_families.FAMILY_NAMES)  # to name the family is another way to say what keys do not show
     remedy = "" if family.pixels else f", or its family where it has the usual sizes, as --facts family=dino ({names})"
     known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", remedy)
-    return _timm(file, architecture, found, known, nothing_names_it=not family.pixels)
+    return _timm(file, architecture, found, known, family.assumes, nothing_names_it=not family.pixels)
 
 
 def _family(found: RecognisedCheckpoint, name: str | None = None) -> VitFamily:
@@ -446,6 +455,8 @@ def _known_of_family(family: VitFamily, architecture: Architecture, found: Recog
         values["pooling"] = family.embed
     if family.name not in ("plain", "deit", "beit", "clip"):
         values["method"] = family.title
+    if family.name == "siglip" and found.layout.name == "transformers' CLIP names":
+        values["activation"] = "gelu_tanh"  # transformers' default
     pixels = vit_families.family_pixels(family, found.backbone["patch_embed.proj.weight"].shape[0], found.keys)
     if pixels is None and family.pixels:
         values |= {"value_range": 1.0, "channels": "RGB"}  # only mean and std are in doubt
@@ -488,19 +499,21 @@ def _timm(
     architecture: Architecture,
     found: RecognisedCheckpoint,
     known: CardOverrides,
+    assumes: tuple[str, ...] = (),
     *,
     nothing_names_it: bool = False,
 ) -> Encoder:
     """A model of timm.
 
     Args:
+        assumes: fields of the network that are listed as assumed where nothing is known of them.
         nothing_names_it: neither the user nor the keys say what it is. It may have been trained with any pixels:
             ImageNet's are the most frequent.
     """
     card = _card(file, found, known.apply_to_network(architecture))
     source = str(file.path)
     encoder = timm_encoder(card, found.backbone, source, head=found.head, pixels_are_known=nothing_names_it)
-    encoder.card = known.apply_to_card(encoder.card, (*PIXELS, "positions") if nothing_names_it else PIXELS)
+    encoder.card = known.apply_to_card(encoder.card, (*PIXELS, *assumes, *(("positions",) if nothing_names_it else ())))
     if nothing_names_it:
         encoder.card = encoder.card.model_copy(update={"not_shown": NOT_SHOWN_BY_VIT_KEYS})
     return encoder

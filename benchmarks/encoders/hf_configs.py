@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.encoders.card_facts import CardOverrides
 from benchmarks.task import InputError
 
-WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors", "pytorch_model.bin",
+           "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")  # fmt: skip
 OPEN_CLIP = "open_clip_config.json"
 MAX_BYTES = 1_000_000  # of a config, which has a few thousand
 
@@ -19,6 +20,13 @@ _FAMILIES: dict[str, str | None] = {
     "dinov2_with_registers": "dinov2-registers", "dinov3_vit": "dinov3", "beit": "beit", "data2vec-vision": "beit",
     "ijepa": "ijepa", "clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip",
     "aimv2_vision_model": "aimv2", "aimv2": "aimv2",
+}  # fmt: skip
+# What transformers takes for an entry that a config leaves out: older versions wrote only what differs from it.
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12}
+_CLIP = {"hidden_act": "quick_gelu", "num_attention_heads": 12}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip": _SIGLIP, "siglip_vision_model": _SIGLIP, "clip": _CLIP, "clip_vision_model": _CLIP,
+    "aimv2": {"num_attention_heads": 8}, "aimv2_vision_model": {"num_attention_heads": 8},
 }  # fmt: skip
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
                 "silu": None}  # fmt: skip
@@ -39,12 +47,20 @@ def hub_weights(text: str) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    if list(folder.glob("*.index.json")):
-        raise InputError(f"{folder} holds the weights in several files; save them as one model.safetensors")
     others = sorted(file for file in folder.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
     if others:
         raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; give its file itself, as --encoder {others[0]}")
     raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; download the whole model")
+
+
+def model_name(weights: Path) -> str:
+    """How tables call the encoder of a file: as the file, or as the hub's model where every file has the same name."""
+    if weights.name not in WEIGHTS:
+        return weights.name.partition(".")[0]
+    folder = weights.absolute().parent
+    if folder.parent.name == "snapshots":  # of the hub's cache: models--ORG--NAME/snapshots/REVISION
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def read_config(weights: Path) -> CardOverrides:
@@ -75,7 +91,8 @@ def read_config(weights: Path) -> CardOverrides:
             "wrap it as my_package.my_module:build"
         )
     vision, family = config.get("vision_config"), _FAMILIES[kind]
-    values = _network(vision if isinstance(vision, dict) else config, path) | ({"family": family} if family else {})
+    network = _DEFAULTS.get(kind, {}) | (vision if isinstance(vision, dict) else config)
+    values = _network(network, path) | ({"family": family} if family else {})
     images = weights.parent / "preprocessor_config.json"
     pixels = _read(images) if images.is_file() else {}
     if pixels.get("do_normalize") is not False:

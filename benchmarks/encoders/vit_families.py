@@ -211,6 +211,7 @@ NAMINGS = (
             (r"^embeddings\.distillation_token$", "dist_token"),
             (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
             (r"^encoder\.layer\.", "blocks."),
+            (r"^encoder\.relative_position_bias\.", "rel_pos_bias."),
             (r"\.attention\.attention\.relative_position_bias\.", ".attn."),
             (r"\.attention\.attention\.([qkv])(uery|ey|alue)\.", r".attn.\1."),
             (r"\.attention\.output\.dense\.", ".attn.proj."),
@@ -387,6 +388,7 @@ class VitFamily:
             that count patches, as PE; `square` bilinearly to a square of the longer side, of which the upper left part
             is used, as RADIO. DINOv3's files decide by themselves.
         asks: fields that the user must give, because files of this family differ in them and keys do not show it.
+        assumes: fields that the card lists as assumed where neither the file nor the user says them.
         assumed: what the family's own code leaves open, in words.
         source: where this was read.
     """
@@ -403,6 +405,7 @@ class VitFamily:
     embed: str | None = None
     positions: str | None = None
     asks: tuple[str, ...] = ()
+    assumes: tuple[str, ...] = ()
     assumed: str = "nothing"
 
 
@@ -487,7 +490,9 @@ FAMILIES = (
     VitFamily(
         "siglip", "SigLIP", "`attn_pool.latent`, or transformers' `head.probe`",
         {768: "base", 1024: "large", 1152: "so400m"}, "vit_{size}_patch{patch}_siglip_224",
-        "timm 1.0.31 models/vision_transformer.py", pixels="half", embed="map", assumed=_ONE_SIZE,
+        "timm 1.0.31 models/vision_transformer.py; transformers 5.24.0 models/siglip", pixels="half", embed="map",
+        assumes=("activation",), assumed=f"{_ONE_SIZE}. Activation: transformers' files have GELU's tanh form, and so "
+        "have some of timm's, whose keys do not show it: as `timm:MODEL:FILE` or from a config.json it is known",
     ),
     VitFamily(
         "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,7 @@ class Case:
         content: what torch.save writes, from the weights.
         embed: what the embedding is.
         config: config.json, for a folder of the hub.
+        change: what the file's weights share that the plain network has one by one.
     """
 
     family: str
@@ -205,7 +206,10 @@ class Case:
     config: dict[str, Any] | None = None
     fixed_size: bool = False
     assumed: tuple[str, ...] = ()
-    also: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.change(self.net.weights())
 
 
 SMALL = PlainVit()
@@ -224,6 +228,31 @@ RADIO = replace(SMALL, positions="patches", registers=4, away="square", final_no
 SUMMARY = [0, 2]  # of RADIO's tokens
 STUDENT = {"student": {"module.backbone.cls_token": torch.zeros(1)}}
 HUB = {"hidden_act": "gelu", "num_attention_heads": 3, "layer_norm_eps": 1e-6}
+
+
+def shared_table(w: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's pretraining form has one table of biases, and a norm after the last block."""
+    return {name: w["0.table"] if name.endswith(".table") else tensor for name, tensor in w.items()}
+
+
+def beit_pretrained(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    found = beit(w, net)
+    table = found["blocks.0.attn.relative_position_bias_table"]
+    found = {name: tensor for name, tensor in found.items() if "relative_position" not in name}
+    return {**found, "rel_pos_bias.relative_position_bias_table": table,
+            "rel_pos_bias.relative_position_index": torch.zeros(10, 10, dtype=torch.long),
+            "mask_token": torch.zeros(1, 1, net.width), "lm_head.weight": torch.zeros(2, net.width)}  # fmt: skip
+
+
+def hub_beit_pretrained(w: dict[str, Tensor], net: PlainVit) -> dict[str, Tensor]:
+    """transformers' BeitForMaskedImageModeling, whose norm is next to its tower."""
+    found = keys(TRANSFORMERS, w, **VIT_BLOCKS, scale1="lambda_1", scale2="lambda_2")
+    (table, *_) = (found[name] for name in found if name.endswith("relative_position_bias_table"))
+    found = {name: tensor for name, tensor in found.items() if "relative_position" not in name}
+    norm = {name: found.pop(name) for name in ("layernorm.weight", "layernorm.bias")}
+    found["encoder.relative_position_bias.relative_position_bias_table"] = table
+    return {**prefixed("beit.", found), **norm, "lm_head.bias": torch.zeros(2)}
+
 
 CASES = {
     "dino": Case("dino", OFFSET, lambda w, n: {"teacher": prefixed("backbone.", keys(TIMM, w)), **STUDENT, "epoch": 3},
@@ -257,6 +286,10 @@ CASES = {
     "deit3": Case("deit3", replace(SMALL, positions="patches", scale=True),
                   lambda w, n: {"model": keys(TIMM, w, scale1="gamma_1", scale2="gamma_2")}, "ViT of timm's names"),
     "beit": Case("beit", BEIT, lambda w, n: {"model": beit(w, n)}, "ViT of timm's names", "mean", 0.5, fixed_size=True),
+    "beit pretrained": Case("beit", BEIT, lambda w, n: {"model": beit_pretrained(w, n)}, "ViT of timm's names", "mean",
+                            0.5, fixed_size=True, change=shared_table),
+    "hub beit pretrained": Case("beit", BEIT, hub_beit_pretrained, "transformers' ViT names", "mean", 0.5, (),
+                                {**HUB, "model_type": "beit"}, fixed_size=True, change=shared_table),
     "ijepa": Case(
         "ijepa", GAP,
         lambda w, n: {"encoder": prefixed("module.", keys(TIMM, n.weights(1))),
@@ -339,7 +372,7 @@ def as_map(tokens: Tensor, prefix: int, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_file_of_the_family_gives_the_plain_forward_pass(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    net, w = case.net, case.net.weights()
+    net, w = case.net, case.weights()
     encoder = load_encoder(written(case, w, tmp_path), facts=case.facts)
     prefix = net.class_token + net.registers
     torch.manual_seed(0)
@@ -664,6 +697,74 @@ def test_folders_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     (tmp_path / "a" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"cannot read .*config\.json"):
         load_encoder(f"hf:{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_what_a_config_leaves_out_is_transformers_default(kind: str, tmp_path: Path) -> None:
+    """As older versions of transformers wrote the configs of SigLIP and CLIP: only what differs from its defaults."""
+    activation, net = ("gelu_tanh", SIGLIP) if kind == "siglip" else ("quick_gelu", replace(CLIP, eps=1e-5))
+    net = replace(net, width=60, heads=12, activation=activation)
+    w = net.weights()
+    tensors = {name: tensor.contiguous() for name, tensor in of_transformers_clip(w, net).items()}
+    folder = tmp_path / "models--google--siglip2" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": kind, "vision_config": {"model_type": f"{kind}_vision_model"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    encoder = load_encoder(f"hf:{folder}")
+    images = torch.randn(2, 3, 48, 48)
+    tokens = net.blocks(w, images)[-1]
+    expected = net.pooled(w, tokens) if kind == "siglip" else tokens[:, 0]
+    assert torch.allclose(encoder.outputs(images, ["embed"])["embed"], expected, rtol=0, atol=2e-5)
+    assert encoder.card.architecture.activation == activation
+    assert (encoder.card.name, encoder.card.assumed) == ("siglip2", ())
+    save_file(tensors, tmp_path / "renamed.safetensors")
+    if kind == "siglip":
+        renamed = load_encoder(tmp_path / "renamed.safetensors", facts=["heads=12"])
+        assert (renamed.card.architecture.activation, renamed.card.assumed) == ("gelu_tanh", ())
+
+
+def test_the_activation_of_timms_siglip_is_assumed(tmp_path: Path) -> None:
+    import timm
+
+    net: Any = timm.create_model("vit_base_patch16_siglip_224", depth=1, img_size=32, num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "siglip.pth")
+    assert load_encoder(tmp_path / "siglip.pth").card.assumed == ("activation",)
+    assert load_encoder(tmp_path / "siglip.pth", facts=["activation=gelu_tanh"]).card.assumed == ()
+    assert load_encoder(f"timm:vit_base_patch16_siglip_224-l1:{tmp_path / 'siglip.pth'}").card.assumed == ()
+
+
+def test_a_model_in_several_files_is_read_by_its_index(tmp_path: Path) -> None:
+    case = CASES["hub dinov2"]
+    whole = load_encoder(written(case, case.net.weights(), tmp_path))
+    tensors = case.content(case.net.weights(), case.net)
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for file, part in files.items():
+        save_file({name: tensors[name].contiguous() for name in part}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    places = {name: file for file, part in files.items() for name in part}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}), encoding="utf-8")
+    for spec in (f"hf:{tmp_path}", str(index)):
+        encoder = load_encoder(spec)
+        assert encoder.card.model_copy(update={"source": whole.card.source}) == whole.card
+        assert encoder.card.name == tmp_path.name
+    first = next(iter(files))
+    with pytest.raises(InputError, match=r"is one of 2 files that hold the model together; give their folder as hf:"):
+        load_encoder(tmp_path / first)
+    for changed, said in (
+        ({**places, "more": first}, r"names 1 tensors that its files lack \(more\); download the whole model"),
+        ({**places, names[0]: "../a.safetensors"}, r"names '\.\./a\.safetensors', and files must lie next to it"),
+        ({**places, names[0]: index.name}, r"names 'model\.safetensors\.index\.json', and files must"),
+        ({**places, names[0]: "gone.bin"}, r"names gone\.bin, which is not there; download the whole model"),
+        ([], r"is not an index of weight files \(AttributeError"),
+    ):
+        index.write_text(json.dumps({"weight_map": changed}), encoding="utf-8")
+        with pytest.raises(InputError, match=said):
+            load_encoder(index)
+    with pytest.raises(InputError, match=rf"is a folder of the Hugging Face hub; write hf:{tmp_path}$"):
+        load_encoder(tmp_path)
 
 
 def test_a_timm_folder_of_the_hub_names_its_model_and_pixels(tmp_path: Path) -> None:
