@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.encoders.layouts import Rules, matches, renamed
 from benchmarks.task import InputError
 from results.errors import did_you_mean
+from results.schema import EncoderCard
 
 Tensors = dict[str, Tensor]
 
@@ -377,12 +378,16 @@ class VitFamily:
         name: as in --facts family=.
         recognised: by what a file is recognised, in words.
         sizes: width -> word for the size in timm's names.
-        base: timm's name, with {size}, {patch} and {registers}.
+        base: timm's name, with {size} and {patch}.
         heads: width -> heads, where they are not those of timm's model of this name. None: nothing fixes them, and the
             user has to say.
         pixels: table of releases.toml with mean and std; None where nothing fixes them.
         embed: tokens that make the embedding in the authors' own evaluation: cls, mean, cls+mean, or map for an
             attention pooling; None for timm's choice.
+        embed_too: other tokens that they also evaluate.
+        last_norm: what norms the tokens after the last block: `norm`; `fc_norm` where some files have that in its
+            place, for the mean of the patch tokens; `optional` where some files have none; `none`.
+        one_size: the network takes one image size only.
         positions: how positions are interpolated where the authors' code differs from timm's: `offset` by a scale
             factor with 0.1 added and no antialiasing, as DINO; `bilinear` without antialiasing, and rotary coordinates
             that count patches, as PE; `square` bilinearly to a square of the longer side, of which the upper left part
@@ -403,6 +408,9 @@ class VitFamily:
     fixed_heads: bool = True
     pixels: str | None = "imagenet"
     embed: str | None = None
+    embed_too: tuple[str, ...] = ()
+    last_norm: Literal["norm", "fc_norm", "optional", "none"] = "norm"
+    one_size: bool = False
     positions: str | None = None
     asks: tuple[str, ...] = ()
     assumes: tuple[str, ...] = ()
@@ -416,27 +424,30 @@ FAMILIES = (
     VitFamily(
         "dino", "DINO", "`teacher` and `student` with `backbone.` (training file)",
         _COMMON, "vit_{size}_patch{patch}_224",
-        "facebookresearch/dino 7c446df vision_transformer.py, eval_knn.py", embed="cls", positions="offset",
+        "facebookresearch/dino 7c446df vision_transformer.py, eval_knn.py, eval_linear.py", embed="cls",
+        embed_too=("cls+mean",), positions="offset",
     ),
     VitFamily(
         "ibot", "iBOT", "`masked_embed`", _COMMON, "vit_{size}_patch{patch}_224",
-        "bytedance/ibot c24f870 models/vision_transformer.py", embed="cls", positions="offset",
+        "bytedance/ibot c24f870 models/vision_transformer.py", embed="cls", embed_too=("cls+mean",), positions="offset",
     ),
     VitFamily(
         "dinov2", "DINOv2", "`ls1.gamma`, and a position for the class token",
         {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_dinov2",
         "facebookresearch/dinov2 b8931f7 models/vision_transformer.py, hub/backbones.py",
-        embed="cls", positions="offset",
+        embed="cls", embed_too=("cls+mean",), positions="offset",
     ),
     VitFamily(
         "dinov2-registers", "DINOv2 with registers", "`register_tokens` and `ls1.gamma`",
         {**_COMMON, 1536: "giant"}, "vit_{size}_patch{patch}_reg4_dinov2",
         "facebookresearch/dinov2 b8931f7 hub/backbones.py: no offset, antialiased", embed="cls",
+        embed_too=("cls+mean",),
     ),
     VitFamily(
         "dinov3", "DINOv3", "`storage_tokens` and `rope_embed.periods`",
         {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge_plus", 4096: "7b"},
         "vit_{size}_patch{patch}_dinov3", "facebookresearch/dinov3 6876159 models/vision_transformer.py", embed="cls",
+        embed_too=("cls+mean",),
         assumed="the satellite models (SAT-493M) have another mean and std. Its own files of width 1024 show which "
         "they are by `local_cls_norm`; in other files of width 1024 or 4096 the web models' are listed as assumed",
     ),
@@ -451,7 +462,7 @@ FAMILIES = (
     VitFamily(
         "mae", "MAE", "`decoder_embed` (training file), or transformers' `vit_mae`", _COMMON,
         "vit_{size}_patch{patch}_224", "facebookresearch/mae efb2a80 models_vit.py, main_linprobe.py", embed="cls",
-        assumed=_ONE_SIZE,
+        last_norm="fc_norm", assumed=_ONE_SIZE,
     ),
     VitFamily(
         "mocov3", "MoCo v3", "`base_encoder.` and `momentum_encoder.`", _COMMON, "vit_{size}_patch{patch}_224",
@@ -473,7 +484,7 @@ FAMILIES = (
     VitFamily(
         "beit", "BEiT, BEiT v2", "`relative_position_bias_table`", {768: "base", 1024: "large"},
         "beit_{size}_patch{patch}_224", "timm 1.0.31 models/beit.py", pixels="half", embed="mean",
-        assumed="one image size, that of the file",
+        last_norm="fc_norm", one_size=True,
     ),
     VitFamily(
         "ijepa", "I-JEPA", "`target_encoder` without a class token",
@@ -485,7 +496,8 @@ FAMILIES = (
         "clip", "CLIP, OpenCLIP", "`ln_pre` and `class_embedding`",
         {384: "xsmall", 768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1664: "gigantic"},
         "vit_{size}_patch{patch}_clip_224", "timm 1.0.31 models/vision_transformer.py; open_clip_torch 3.3.0",
-        pixels="clip", embed="cls", asks=("activation",), assumed=_ONE_SIZE,
+        pixels="clip", embed="cls", asks=("activation",),
+        assumed=f"`embed` is before the projection to text (`head`); {_ONE_SIZE}",
     ),
     VitFamily(
         "siglip", "SigLIP", "`attn_pool.latent`, or transformers' `head.probe`",
@@ -497,8 +509,9 @@ FAMILIES = (
     VitFamily(
         "aimv2", "AIMv2", "`preprocessor.patchifier`", {1024: "large", 1536: "huge", 2048: "1b", 3072: "3b"},
         "aimv2_{size}_patch{patch}_224", "apple/ml-aim bd9e068; timm 1.0.31 models/vision_transformer.py",
-        pixels="clip", embed="mean", assumed=f"{_ONE_SIZE}. AIM's probes read the mean of the last six blocks: add "
-        "--facts embed=mean6, or --set tokens=mean6 to the attentive probe",
+        pixels="clip", embed="mean", embed_too=("mean6",),
+        assumed=f"{_ONE_SIZE}. AIM's probes read the mean of the last six blocks: add --facts embed=mean6, or "
+        "--set tokens=mean6 to the attentive probe",
     ),
     VitFamily(
         "pe", "PE Core", "`ln_pre` and `attn_pool.probe`; timm's names with `norm_pre` and `attn_pool.latent`",
@@ -512,14 +525,14 @@ FAMILIES = (
         {192: "tiny_patch16_512", 384: "small_patch16_512", 768: "base_patch16_512", 1024: "large_patch14_448",
          1536: "gigantic_patch14_448"}, "vit_pe_spatial_{size}",
         "facebookresearch/perception_models 3e352cc core/vision_encoder", pixels="half", embed="mean",
-        positions="bilinear", assumed="the authors pool nothing: `embed` is this project's choice",
+        last_norm="none", positions="bilinear", assumed="the authors pool nothing: `embed` is this project's choice",
     ),
     VitFamily(
         "radio", "RADIO, C-RADIO", "`patch_generator.embedder`",
         {768: "base_patch16_radio_v3", 1024: "large_patch16_radio_v3", 1152: "so400m_patch16_radio_v4",
          1280: "huge_patch16_radio_v3", 1536: "giant_patch16_radio_v3"}, "vit_{size}",
         "NVlabs/RADIO c0f3701 radio/radio_model.py, vit_patch_generator.py", pixels="clip", embed="cls",
-        positions="square",
+        last_norm="optional", positions="square",
         assumed="`embed` and `cls` are the summary, all of its class tokens; positions with align_corners=False, as in "
         "its code today (its first C-RADIOv3 code had True); no adaptor is applied",
     ),
@@ -531,6 +544,7 @@ FAMILIES = (
     VitFamily(
         "plain", "any other ViT of timm's names", "`patch_embed.proj.weight`", _COMMON, "vit_{size}_patch{patch}_224",
         "timm 1.0.31 models/vision_transformer.py", fixed_heads=False, pixels=None,
+        last_norm="fc_norm",
         assumed="mean, std, range, channels and positions; the number of heads has to be given",
     ),
 )  # fmt: skip
@@ -549,6 +563,21 @@ def family_named(name: str) -> VitFamily:
     raise InputError(
         f"--facts family={name}: no such family{did_you_mean(name, FAMILY_NAMES)}\nfamilies: {', '.join(FAMILY_NAMES)}"
     )
+
+
+def family_of_card(card: EncoderCard) -> VitFamily | None:
+    """The family that a loaded encoder's network belongs to, or the method where several families share the network."""
+    base = card.architecture.name.removeprefix("timm:").partition("-")[0]
+    found = [family for family in FAMILIES if family.base and re.fullmatch(_pattern(family), base)]
+    named = [family for family in found if family.title == card.method]
+    return next(iter(named or (found if len(found) == 1 else ())), None)
+
+
+def _pattern(family: VitFamily) -> str:
+    """Of timm's names for its models, at any image size."""
+    sizes = "|".join(family.sizes.values())
+    name = family.base.format(size="SIZE", patch="PATCH").replace("_224", "_SIDE")
+    return name.replace("SIZE", f"(?:{sizes})(?:_plus)?").replace("PATCH", r"\d+").replace("SIDE", r"\d+") + "(_qkvb)?"
 
 
 _WITH_SATELLITE_MODELS = (1024, 4096)  # widths of which DINOv3 has web and satellite models

@@ -24,7 +24,7 @@ from markdown_table import table
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.encoders.card_facts import RELEASES
 from benchmarks.encoders.layouts import LAYOUTS
-from benchmarks.encoders.vit_families import FAMILIES
+from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture
 
@@ -69,39 +69,53 @@ def layouts() -> str:
     return table(columns, rows)
 
 
+_EMBED = {"cls": "class token", "mean": "mean of patches", "map": "attention pooling", None: "as timm's model",
+          "cls+mean": "class token and mean of patches", "mean6": "mean of the last six blocks"}  # fmt: skip
+_PATCHES = {
+    "norm": "after `norm`",
+    "fc_norm": "after `norm`; in files with `fc_norm` instead, before any norm",
+    "optional": "after `norm`, where the file has one",
+    "none": "before any norm, as the network has none there",
+}
+_POSITIONS = {
+    "offset": "bicubic, by a scale factor with 0.1 added",
+    "bilinear": "bilinear; rotary ones count patches",
+    "square": "bilinear to a square, cut to the image",
+    None: "as timm's",
+}
+_PIXELS = {"imagenet": "ImageNet's", "half": "0.5 and 0.5", "clip": "CLIP's", None: "assumed to be ImageNet's"}
+
+
 def vit_families() -> str:
     """The families of vision transformers, in the order in which they are tried."""
-    words = {"cls": "class token", "mean": "mean of patches", "map": "attention pooling", None: "as timm's model"}
-    positions = {
-        "offset": "bicubic, by a scale factor with 0.1 added",
-        "bilinear": "bilinear; rotary ones count patches",
-        "square": "bilinear to a square, cut to the image",
-        None: "as timm's",
-    }
-    rotary = ("dinov3", "capi")
     differences = vit_differences()
-    rows = [
-        (
-            f"{family.title} (`{family.name}`)",
-            family.recognised,
-            words[family.embed],
-            "last block, before a norm"
-            if family.name == "radio"
-            else "last block, no final norm in the network"
-            if family.name == "pe-spatial"
-            else "last block, after the final norm",
-            positions[family.positions] if family.name not in rotary else "rotary",
-            family.pixels or "none known",
-            "asked for" if not family.fixed_heads else "known for its usual widths",
-            differences[family.name],
-            family.assumed,
-            family.source,
-        )
-        for family in FAMILIES
-    ]
-    columns = ("Family", "Recognised by", "embed", "patches", "Positions at other sizes", "Mean and std", "Heads",
-               "Difference to another forward pass", "Assumed or open", "Source")  # fmt: skip
-    return table(columns, rows)
+    columns = ("Family", "Recognised by", "`embed`", "`patches`: the last block's", "Other image sizes", "Mean and std",
+               "Heads", "Difference to another forward pass", "Assumed or open", "Source")  # fmt: skip
+    return table(columns, [vit_family(family, differences[family.name]) for family in FAMILIES])
+
+
+def vit_family(family: VitFamily, difference: str) -> tuple[str, ...]:
+    """A row of `vit_families`."""
+    embed = "summary: the class tokens that the file names" if family.name == "radio" else _EMBED[family.embed]
+    if family.last_norm == "fc_norm":
+        embed += ", then `fc_norm` where the file has it" if family.embed == "mean" else ""
+        embed += "; mean of patches, then `fc_norm`, in files with that" if family.embed != "mean" else ""
+    if family.embed_too:
+        embed += f" (the authors also use: {', '.join(_EMBED[each] for each in family.embed_too)})"
+    sizes = "none: that of the file only" if family.one_size else _POSITIONS[family.positions]
+    heads = "known for its usual widths" if family.fixed_heads else "asked for"
+    return (
+        f"{family.title} (`{family.name}`)",
+        family.recognised,
+        embed,
+        _PATCHES[family.last_norm],
+        "rotary" if family.name in ("dinov3", "capi") else sizes,
+        "the file's, otherwise CLIP's" if family.name == "radio" else _PIXELS[family.pixels],
+        "shown by the keys" if family.name == "capi" else heads,
+        difference,
+        family.assumed,
+        family.source,
+    )
 
 
 def vit_differences() -> dict[str, str]:

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Identity
 
+from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.vit_families import FAMILIES
+from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from benchmarks.task import InputError
 from pretrain.backbone import write_backbone
 from tests.reference.vit_plain import PlainVit, plain_capi
@@ -408,6 +410,47 @@ def test_a_file_of_the_family_gives_the_plain_forward_pass(name: str, tmp_path: 
 def test_every_family_is_tested() -> None:
     assert {case.family for case in CASES.values()} | UNTESTED_HERE == {family.name for family in FAMILIES}
     assert all(family.source and family.recognised for family in FAMILIES)
+
+
+def with_fc_norm(content: Any) -> Any:
+    """As a file fine-tuned on the mean of its patch tokens: the same norm, after the mean."""
+    if not isinstance(content, dict):
+        return content
+    names = {"norm.": "fc_norm.", "layernorm.": "pooler.layernorm."}
+    return {re.sub(r"^(layer)?norm\.", lambda found: names[found[0]], name): with_fc_norm(value)
+            for name, value in content.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.name not in UNTESTED_HERE], ids=lambda f: f.name
+)
+def test_the_docs_table_says_what_the_familys_files_get(family: VitFamily, tmp_path: Path) -> None:
+    """`scripts/docs_pages` makes the table of these fields."""
+    own = [case for case in CASES.values() if case.family == family.name]
+    if family.last_norm == "fc_norm":
+        own += [replace(case, content=lambda w, n, c=case: with_fc_norm(c.content(w, n))) for case in own
+                if case.config is None or family.name == "plain"]  # fmt: skip
+    seen = set()
+    for case in own:
+        encoder = load_encoder(written(case, case.weights(), tmp_path), facts=case.facts)
+        module: Any = encoder.module
+        names = {name for name in ("norm", "fc_norm") if not isinstance(getattr(module, name, Identity()), Identity)}
+        seen |= names or {"none"}
+        assert (encoder.card.input_size is not None) is family.one_size
+        if family.pixels and not (family.name == "radio" and case.mean == 0.25):
+            known = pixels_of(family.pixels).values
+            assert {name: getattr(encoder.card, name) for name in known} == known
+        outputs = encoder.outputs(torch.randn(2, 3, 48, 48), encoder.names)
+        mean = outputs["patches"].mean((2, 3))
+        if "fc_norm" in names:
+            assert torch.allclose(outputs["embed"], module.fc_norm(mean), atol=1e-5)
+        elif family.embed in ("cls", "mean") and family.name != "radio":
+            expected = outputs["cls"] if family.embed == "cls" else mean
+            assert torch.allclose(outputs["embed"], expected, atol=1e-5)
+        for kind in {"cls", "mean", "cls+mean"} & set(family.embed_too):
+            load_encoder(written(case, case.weights(), tmp_path), facts=(*case.facts, f"embed={kind}"))
+    of_files = {"norm": {"norm"}, "none": {"none"}, "optional": {"norm", "none"}, "fc_norm": {"norm", "fc_norm"}}
+    assert seen == of_files[family.last_norm]
 
 
 WRITTEN = ("dinov2", "dinov3", "clip of OpenAI", "aimv2", "franca", "pe-spatial", "radio")
