@@ -501,7 +501,7 @@ def draw_dots(
                 mark(line, dot.label)
             (point,) = axes.plot(
                 [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
-                markerfacecolor=colour if dot.tied else "white",
+                markerfacecolor=colour if dot.tied else "none",  # white would look filled on a dark page
             )  # fmt: skip
             mark(point, dot.label)
         if zero:
