@@ -125,7 +125,9 @@ def search(
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
     blocks = list(source.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
-    tiles = Tiles(target, dtype, device, again=len(blocks) > 1) if chosen == "torch" else None
+    propose, on = (propose_torch, device) if chosen == "torch" else (propose_faiss, torch.device("cpu"))
+    tile_rows = CPU_TILE_ROWS if chosen == "torch" and device.type == "cpu" else TILE_ROWS
+    tiles = Tiles(target, dtype, on, tile_rows, again=len(blocks) > 1)
     for start, stop in blocks:
         block = _Block(
             target,
@@ -137,10 +139,10 @@ def search(
             f"neighbours of {start:,} to {stop:,} of {len(source):,}",
             track,
         )
-        block.certify(chosen, dtype, tiles)
+        block.certify(propose, tiles)
         if dtype != torch.float32:
             out.fallbacks["float32"] += len(block.open)
-            block.certify(chosen, torch.float32)
+            block.certify(propose, Tiles(target, torch.float32, on, tile_rows))
         out.fallbacks["float64"] += len(block.open)
         block.exhaust()
     return out
@@ -216,16 +218,12 @@ class _Block:
         self.kept = min(len(self.gallery), 2 * self.k + _SPARE)  # candidates that a proposal keeps of each query
         self.open = torch.arange(len(self.queries))
 
-    def certify(self, engine: str, dtype: torch.dtype, tiles: Tiles | None = None) -> None:
+    def certify(self, propose: Callable[..., Proposal], tiles: Tiles) -> None:
         """Settle the open queries whose candidates provably hold their k nearest rows."""
         if not len(self.open):
             return
         queries = self.queries if len(self.open) == len(self.queries) else self.queries[self.open]
-        if engine == "faiss":
-            found = propose_faiss(self.gallery, queries, self.kept, track=self.track, label=self.label)
-        else:
-            tiles = tiles or Tiles(self.gallery, dtype, self.device)
-            found = propose_torch(tiles, queries, self.kept, track=self.track, label=self.label)
+        found = propose(tiles, queries, self.kept, track=self.track, label=self.label)
         found.values[found.indices == self.excluded[self.open, None]] = -torch.inf
         kth = found.values.topk(self.k, dim=1, sorted=False).values.amin(dim=1)
         if self.kept == len(self.gallery):
@@ -367,6 +365,7 @@ class Tiles:
     converted into the same memory, however long the gallery is. Neither changes a result: the rows only propose.
 
     Args:
+        rows: of a tile.
         again: whether the tiles are read more than once.
 
     Attributes:
@@ -376,9 +375,10 @@ class Tiles:
         resident: the tiles that stay on the device; None where they do not.
     """
 
-    def __init__(self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, *, again: bool = False) -> None:
+    def __init__(
+        self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, rows: int, *, again: bool = False
+    ) -> None:
         self.gallery, self.dtype, self.device = gallery, dtype, device
-        rows = TILE_ROWS if device.type == "cuda" else CPU_TILE_ROWS
         self.ranges = list(gallery.tiles(rows))
         self.longest = min(rows, len(gallery))
         self.sizes = torch.zeros(2, device=device)
@@ -401,23 +401,18 @@ class Tiles:
         return tile
 
 
-def propose_faiss(
-    gallery: ScaledRows, queries: Tensor, kept: int, *, track: Track = untracked, label: str = ""
-) -> Proposal:
+def propose_faiss(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = untracked, label: str = "") -> Proposal:
     """`propose_torch` by faiss's exact inner-product search in float32."""
     import faiss
 
     q = queries.float()
     best = _Best(len(q), kept, torch.device("cpu"))
-    low = torch.empty((min(TILE_ROWS, len(gallery)), gallery.dim))
-    sizes = torch.zeros(2)
-    for start, stop in track(list(gallery.tiles(TILE_ROWS)), label):
-        g = low[: stop - start]
-        sizes = torch.maximum(sizes, _convert(gallery, start, stop, g))
+    for start, stop in track(tiles.ranges, label):
+        g = tiles.rows(start, stop)
         values, rows = faiss.knn(q.numpy(), g.numpy(), min(kept, len(g)), metric=faiss.METRIC_INNER_PRODUCT)
         best.merge(slice(0, len(q)), torch.from_numpy(values), torch.from_numpy(rows) + start)
     q_sizes = torch.stack([torch.zeros(len(q)), torch.linalg.vector_norm(q, dim=1)])
-    return Proposal(*best.found(), _slack(q_sizes, sizes, gallery.dim))
+    return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, tiles.gallery.dim))
 
 
 class _Best:
@@ -618,10 +613,10 @@ class ScaledRows:
             on the error of a product is tighter, and every query's order of rows stays what it was.
     """
 
-    def __init__(self, features: NDArray[np.float32], inverse: NDArray[np.float64], *, sample: int = 1024) -> None:
+    def __init__(self, features: NDArray[np.float32], inverse: NDArray[np.float64]) -> None:
         self.features = features
         self.inverse = inverse
-        some = np.unique(np.linspace(0, len(features) - 1, sample).astype(np.int64))
+        some = np.unique(np.linspace(0, len(features) - 1, 1024).astype(np.int64))
         self.centre = torch.from_numpy((features[some] * inverse[some, None]).mean(axis=0).astype(np.float32))
 
     def __len__(self) -> int:
@@ -631,13 +626,9 @@ class ScaledRows:
     def dim(self) -> int:
         return int(self.features.shape[1])
 
-    def tiles(self, rows: int, *, first: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges [start, stop) of at most `rows` that cover all rows; from `first` on each as long as all before."""
-        start = 0
-        while start < len(self):
-            stop = min(start + min(rows, start or first or rows), len(self))
-            yield start, stop
-            start = stop
+    def tiles(self, rows: int) -> Iterator[tuple[int, int]]:
+        """Ranges [start, stop) of at most `rows` that cover all rows."""
+        return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def divided(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Rows [start, stop), divided, as a fresh tensor."""

@@ -185,7 +185,7 @@ def test_slack_bounds_the_error_of_every_product(dtype, make):
     gallery, queries = make(700, 300, 11), make(40, 300, 12)
     rows = ScaledRows(gallery, 1 / norms(gallery))
     q = torch.from_numpy((queries / norms(queries)[:, None]).astype(np.float32))
-    found = propose_torch(Tiles(rows, dtype, CPU), q, 700)
+    found = propose_torch(Tiles(rows, dtype, CPU, 512), q, 700)
     check_slack(found, rows, q)
 
 
@@ -209,7 +209,7 @@ def test_errors_as_large_as_the_slack_are_noticed(unlisted, monkeypatch):
     slack = 0.01
 
     def adversary(tiles, queries, kept, **others):
-        honest = propose_torch(Tiles(tiles.gallery, torch.float32, CPU), queries, kept, **others)
+        honest = propose_torch(Tiles(tiles.gallery, torch.float32, CPU, 2048), queries, kept, **others)
         if tiles.dtype == torch.float32:
             return honest
         tenth = honest.indices == 9
@@ -232,7 +232,7 @@ def test_slack_bounds_faiss():
     gallery, queries = pooled(700, 300, 11), pooled(40, 300, 12)
     rows = ScaledRows(gallery, 1 / norms(gallery))
     q = torch.from_numpy((queries / norms(queries)[:, None]).astype(np.float32))
-    check_slack(propose_faiss(rows, q, 700), rows, q)
+    check_slack(propose_faiss(Tiles(rows, torch.float32, CPU, 512), q, 700), rows, q)
 
 
 def check_slack(found, rows, q):
