@@ -34,7 +34,7 @@ TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
 CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 QUERY_ROWS = 512  # of one product on a GPU
 CPU_QUERY_ROWS = 1024
-_CACHE_BYTES = 1 << 20  # what one step over rows touches: it stays in a core's own cache
+_CACHE_BYTES = 4 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
 _SAMPLED = 48  # one gallery row of so many shows what a query's nearest rows are like
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
@@ -558,7 +558,7 @@ def _round(rows: Tensor, out: Tensor) -> Tensor:
 
 
 def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
-    """The range of rows in steps that fit a core's cache."""
+    """The range of rows in steps that fit the cache."""
     step = max(1, _CACHE_BYTES // (4 * dim))
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
