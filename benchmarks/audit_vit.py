@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.timm_models import timm_plan
+from benchmarks.encoders.vit_families import family_of_card
 from results.schema import EncoderCard
 
 NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
@@ -160,7 +162,7 @@ def structure(encoder: Encoder, images: Tensor) -> tuple[str, ...]:
     Args:
         images: (N, 3, size, size) uint8; the first four are used.
     """
-    found = [*_never_loaded(encoder), *_missing_norms(encoder)]
+    found = [*_unlike_family(encoder), *_never_loaded(encoder), *_missing_norms(encoder)]
     batch = encoder.normalise(images[:4])
     name = "patches" if encoder.has("patches") else "embed"
     first, second = (encoder.outputs(batch, [name])[name] for _ in range(2))
@@ -175,6 +177,39 @@ def structure(encoder: Encoder, images: Tensor) -> tuple[str, ...]:
                 "patches"
             )
     return (*found, *_wrong_positions(encoder))
+
+
+def _unlike_family(encoder: Encoder) -> Iterator[str]:
+    """Where the encoder is read in another way than its family's own code reads its models."""
+    card, network = encoder.card, _network(encoder)
+    family = family_of_card(card)
+    if family is None or network is None:
+        return
+    own, architecture = f"in the authors' code ({family.title})", card.architecture
+    of_timm = timm_plan(architecture.name.removeprefix("timm:").partition("-")[0])
+    width, heads = _heads(network)
+    usual = (family.heads or {}).get(width) or (of_timm.blocks[0].attn.num_heads if of_timm.embed_dim == width else 0)
+    if heads and usual and heads != usual:
+        yield f"it has {heads} heads, and {usual} {own}: the number of heads is probably wrong"
+    eps, of_family = (net.blocks[0].norm1.eps for net in (network, of_timm))
+    if eps != of_family:
+        yield f"the epsilon of its norms is {eps:g}, and {of_family:g} {own}; outputs differ slightly"
+    if family.name == "dinov3":  # its files decide on positions, and web and satellite models differ in the pixels
+        known: dict[str, Any] = {}
+    else:
+        known = dict(pixels_of(family.pixels).values) if family.pixels else {}
+        if architecture.positions != family.positions:
+            yield f"positions at other image sizes are not interpolated as {own}; omit --facts positions="
+    if any(getattr(card, name) != value for name, value in known.items()):
+        yield (
+            f"mean, std, range or channels are not those of {family.title} (mean {known['mean']}, std {known['std']}): "
+            "keep them only if the model's authors state them"
+        )
+    pooled = getattr(network, "global_pool", None)
+    embed = architecture.pooling or {"token": "cls", "avg": "mean"}.get(str(pooled), pooled)
+    of_mean = isinstance(getattr(network, "fc_norm", None), nn.LayerNorm)
+    if family.embed and not of_mean and embed not in (family.embed, *family.embed_too):
+        yield f"embed is {embed}, and its authors evaluate {family.embed}"
 
 
 def _never_loaded(encoder: Encoder) -> Iterator[str]:

@@ -52,7 +52,7 @@ def timm_encoder(
         pixels_are_known: keep the card's mean and std.
     """
     card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
-    surplus = (*_classifier(_plan(_bare(card.architecture))), PERIODS)
+    surplus = (*_classifier(timm_plan(_bare(card.architecture))), PERIODS)
     model, matched = filled(lambda: _build(card.architecture, tensors, source), tensors, source, surplus)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
@@ -126,7 +126,7 @@ def _reachable(url: str) -> bool:
 
 def timm_keys(name: str) -> set[str]:
     """The tensor names of a timm model."""
-    return set(_plan(name.removeprefix("timm:")).state_dict())
+    return set(timm_plan(name.removeprefix("timm:")).state_dict())
 
 
 def _bare(architecture: Architecture) -> str:
@@ -150,7 +150,7 @@ def _create(bare: str, **kwargs: Any) -> Any:
 
 
 @cache
-def _plan(bare: str) -> Any:
+def timm_plan(bare: str) -> Any:
     """A timm model without memory for its weights."""
     with torch.device("meta"):
         return _create(bare)
@@ -189,7 +189,7 @@ def vit_architecture(family: VitFamily, tensors: Mapping[str, Tensor], source: s
     name = next((name for name in names if timm.is_model(name)), None)
     if name is None:
         raise InputError(f"timm {timm.__version__} has no {family.title}; give --facts architecture=timm:NAME")
-    plan = _plan(name)
+    plan = timm_plan(name)
     of_timm = _sizes_of(plan.state_dict(), name)
     differing = [f"{letter}{value}" for letter, value in sizes.items() if value != of_timm[letter]]
     if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in plan.state_dict():
@@ -221,7 +221,7 @@ def heads_are_known(architecture: Architecture, family: VitFamily) -> bool:
 
 def _without_defaults(architecture: Architecture) -> Architecture:
     """None for what is as in timm's model: equal networks must have equal architectures."""
-    plan = _plan(_bare(architecture))
+    plan = timm_plan(_bare(architecture))
     if not token_outputs(plan):
         return architecture
     block = plan.blocks[0]
@@ -259,7 +259,7 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
     from timm.models.vision_transformer import VisionTransformer
 
     bare, *differing = architecture.name.removeprefix("timm:").split("-")
-    plan = _plan(bare)
+    plan = timm_plan(bare)
     if not isinstance(plan, VisionTransformer | Eva | Beit):
         return _create(bare)
     kwargs: dict[str, Any] = {}

@@ -272,3 +272,59 @@ def test_the_wrong_one_of_clips_activations_is_found() -> None:
     (found,) = [finding for finding in wrong.findings if "activation" in finding]
     assert "points higher with CLIP's QuickGELU" in found
     assert found.endswith("the activation is probably wrong; try --facts activation=quick_gelu")
+
+
+# ---- another reading than that of the family's own code --------------------------------------------------------------
+
+OF_ONE_FAMILY = (
+    "dino",
+    "ibot",
+    "dinov2",
+    "dinov2-registers",
+    "mae",
+    "mocov3",
+    "deit3",
+    "beit",
+    "ijepa",
+    "clip",
+    "siglip",
+    "aimv2",
+    "franca",
+    "pe",
+    "radio",
+)
+WITH_ONE_EMBEDDING = ("beit", "ijepa", "aimv2")  # no class token, or none after a norm
+
+
+@pytest.mark.parametrize("name", OF_ONE_FAMILY)
+def test_another_reading_than_the_familys_is_found(name: str, tmp_path: Path) -> None:
+    """Pixels, interpolation, epsilon and tokens of the embedding are compared with the family's own code."""
+    case = CASES[name]
+    path, images = written(case, case.weights(), tmp_path), torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
+    encoder = load_encoder(path, facts=(*case.facts, "mean=0.1,0.2,0.3"))
+    (found,) = structure(encoder, images)
+    assert found.startswith(
+        f"mean, std, range or channels are not those of {family_named(case.family).title} (mean (0."
+    )
+    encoder = load_encoder(path, facts=case.facts)
+    assert structure(encoder, images) == ()
+    positions = None if encoder.card.architecture.positions else "offset"
+    other = encoder.card.architecture.model_copy(update={"positions": positions})
+    encoder.card = encoder.card.model_copy(update={"architecture": other})
+    module: Any = encoder.module
+    module.blocks[0].norm1.eps = 1e-4
+    epsilon, interpolated = structure(encoder, images)
+    assert interpolated.startswith("positions at other image sizes are not interpolated as in ")
+    assert epsilon.startswith("the epsilon of its norms is 0.0001, and 1e-0")
+    if name not in WITH_ONE_EMBEDDING:
+        (found,) = structure(load_encoder(path, facts=(*case.facts, "embed=mean")), images)
+        assert found == f"embed is mean, and its authors evaluate {family_named(case.family).embed}"
+
+
+def test_heads_of_another_family_are_found(tmp_path: Path) -> None:
+    """MoCo v3's small model has 12 heads; the 6 that its width suggests run silently."""
+    case = CASES["mocov3"]
+    path = written(case, case.weights(), tmp_path)
+    images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
+    (found,) = structure(load_encoder(path, facts=["heads=6"]), images)
+    assert found == "it has 6 heads, and 12 in the authors' code (MoCo v3): the number of heads is probably wrong"
