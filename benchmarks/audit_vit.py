@@ -32,7 +32,15 @@ SHIFT_GAIN = 0.05  # in correlation: shifted positions must fit clearly better
 MIN_CORRELATION = 0.5  # of positions at the file's grid and at twice that: over 0.9 even where they are white noise
 
 _SCALES = ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1", "lambda_2")
-_TOKENS = ("cls_token", "reg_token", "register_tokens", "storage_tokens", "class_embedding", "registers")
+_TOKENS = (
+    "cls_token",
+    "reg_token",
+    "register_tokens",
+    "storage_tokens",
+    "class_embedding",
+    "registers",
+    "relative_position_bias_table",
+)
 _WITHOUT_FINAL_NORM = ("_radio_", "_pe_spatial_", "_pe_lang_")  # parts of timm's names of these networks
 MAX_GRID = 40  # patches per side at which positions are compared; RADIO has positions for 128
 
@@ -230,13 +238,8 @@ def _missing_norms(encoder: Encoder) -> Iterator[str]:
     before, after, pooled = (getattr(network, name, None) for name in ("norm_pre", "norm", "fc_norm"))
     if getattr(convolution, "bias", None) is None and (before is None or isinstance(before, nn.Identity)):
         yield "patches have no bias and no norm before the blocks, as CLIP's have: its ln_pre is probably missing"
-    rotary = getattr(network, "rope", None) is not None
     has_none = any(part in encoder.card.architecture.name for part in _WITHOUT_FINAL_NORM)
-    if (
-        not (rotary or has_none)
-        and isinstance(after, nn.Identity)
-        and (pooled is None or isinstance(pooled, nn.Identity))
-    ):
+    if not has_none and isinstance(after, nn.Identity) and (pooled is None or isinstance(pooled, nn.Identity)):
         yield "there is no norm after the last block: the final norm is probably missing"
     if isinstance(after, nn.Identity) and isinstance(pooled, nn.LayerNorm) and encoder.card.architecture.pooling:
         yield (

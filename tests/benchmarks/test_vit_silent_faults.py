@@ -328,3 +328,23 @@ def test_heads_of_another_family_are_found(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
     (found,) = structure(load_encoder(path, facts=["heads=6"]), images)
     assert found == "it has 6 heads, and 12 in the authors' code (MoCo v3): the number of heads is probably wrong"
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov3", "dinov3 gated", "clip", "siglip", "aimv2", "ijepa", "pe", "franca"])
+def test_a_missing_final_norm_is_found_in_the_family(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    encoder = load_encoder(written(case, case.weights(), tmp_path), facts=case.facts)
+    images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
+    assert structure(encoder, images) == ()
+    module: Any = encoder.module
+    module.norm = nn.Identity()
+    assert "there is no norm after the last block: the final norm is probably missing" in structure(encoder, images)
+
+
+def test_a_table_of_beits_biases_that_was_not_loaded_is_found(tmp_path: Path) -> None:
+    case = CASES["beit"]
+    encoder = load_encoder(written(case, case.weights(), tmp_path), facts=case.facts)
+    module: Any = encoder.module
+    module.blocks[0].attn.relative_position_bias_table.zero_()
+    (found,) = structure(encoder, torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8))
+    assert found.startswith("blocks.0.attn.relative_position_bias_table is nearly constant: it was probably not loaded")
