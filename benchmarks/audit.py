@@ -32,7 +32,7 @@ from benchmarks.audit_vit import Variation, alternatives, is_vision_transformer,
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
-from benchmarks.encoders.forms import expand
+from benchmarks.encoders.forms import RESNETS, expand
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from benchmarks.training.classification import families
@@ -412,11 +412,14 @@ def findings(audit: Audit) -> tuple[str, ...]:
 def text(audit: Audit) -> str:
     """The report as a page of text."""
     card = audit.encoder
+    of_resnet = card.architecture.name in RESNETS  # whose defaults say something: other networks have no stem of theirs
+    network = card.architecture.model_dump(exclude_defaults=not of_resnet)
     lines = [
         card.name,
         "",
         f"layout        {card.layout}",
-        f"architecture  {' '.join(f'{k}={v}' for k, v in card.architecture.model_dump().items())}",
+        f"architecture  {' '.join(f'{k}={v}' for k, v in network.items())}",
+        f"embed         {card.embed}",
         f"keys          {card.keys_matched} matched, {card.keys_unused} unused",
         f"pixels        {card.channels}, 0 to {card.value_range:g}, mean {_triple(card.mean)}, std {_triple(card.std)}",
         f"assumed       {', '.join(card.assumed) or 'nothing'}",
