@@ -47,7 +47,7 @@ _FREE_TEXT = ("method", "pretrain_data", "licence", "published_as")  # values th
 _MAY_BE_ZERO = ("mean", "stem_padding", "epochs")
 _EXAMPLES = {
     "channels": "BGR", "mean": "103.53,116.28,123.675", "std": "1,1,1", "value_range": "255", "stride_in_1x1": "true",
-    "max_pool": "false", "stem_stride": "1", "num_heads": "12", "activation": "quick_gelu",
+    "max_pool": "false", "stem_stride": "1", "num_heads": "N", "activation": "quick_gelu",
 }  # fmt: skip
 
 

@@ -643,7 +643,7 @@ def test_embed_is_chosen_by_a_fact(tmp_path: Path) -> None:
 def test_what_keys_do_not_show_is_asked_for(tmp_path: Path) -> None:
     for name in ("dino", "dinov2", "clip of OpenAI"):
         case = CASES[name]  # of a width that none of the family's models has
-        with pytest.raises(InputError, match=r"do not show num_heads; add --facts num_heads=12"):
+        with pytest.raises(InputError, match=r"do not show num_heads; add --facts num_heads=N"):
             load_encoder(written(case, case.net.weights(), tmp_path))
     with pytest.raises(InputError, match=r"do not show activation; add --facts activation=quick_gelu"):
         load_encoder(written(CASES["clip"], CLIP.weights(), tmp_path), facts=["heads=3"])
