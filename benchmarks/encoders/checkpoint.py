@@ -31,10 +31,10 @@ from benchmarks.encoders.card_facts import (
     overrides_of_release,
     pixels_of,
 )
-from benchmarks.encoders.encoder import Encoder, filled, head_summary, projection_head
+from benchmarks.encoders.encoder import Encoder, filled, head_summary, matches, projection_head, renamed
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.hf_configs import WEIGHTS, model_name, read_config
-from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick, matches, renamed, stage_names
+from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.resnet import (
     infer_resnet,
     is_resnet,
@@ -43,7 +43,7 @@ from benchmarks.encoders.resnet import (
     torchvision_keys,
     unfold_statistics,
 )
-from benchmarks.encoders.timm_models import heads_are_known, timm_encoder, timm_keys, vit_architecture
+from benchmarks.encoders.timm_models import heads_are_known, stage_names, timm_encoder, timm_keys, vit_architecture
 from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import InputError
 from pretrain.backbone import CARD_KEY
@@ -314,7 +314,7 @@ def _known_without_user(file: WeightFile, found: RecognisedCheckpoint, architect
 def _card(file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture) -> EncoderCard:
     """What the file's name and layout say; its network fills in the rest."""
     return EncoderCard(
-        name=model_name(file.path),
+        name=model_name(file.path) if file.path.name in WEIGHTS else file.path.name.partition(".")[0],
         source=f"checkpoint {file.path.name}",
         architecture=architecture,
         layout=found.name,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Self, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.encoders.layouts import Rules
 from benchmarks.task import InputError
 from pretrain.distributed import sent
 from pretrain.resnet import weights_sha256
@@ -361,3 +363,15 @@ def head_summary(head: nn.Sequential | None) -> str | None:
     kinds = {nn.BatchNorm1d: "batch norm", nn.ReLU: "ReLU"}
     present = [text for kind, text in kinds.items() if any(isinstance(layer, kind) for layer in head)]
     return f"{widths}{' with ' + ' and '.join(present) if present else ''} ({weights_sha256(head.state_dict())[:8]})"
+
+
+def renamed(name: str, rules: Rules) -> str:
+    """The name after all rules."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, with `*` for anything, is that of the whole name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

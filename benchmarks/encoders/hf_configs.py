@@ -54,9 +54,7 @@ def hub_weights(text: str) -> Path:
 
 
 def model_name(weights: Path) -> str:
-    """How tables call the encoder of a file: as the file, or as the hub's model where every file has the same name."""
-    if weights.name not in WEIGHTS:
-        return weights.name.partition(".")[0]
+    """How the hub calls the model of one of `WEIGHTS`, which are named alike in every folder."""
     folder = weights.absolute().parent
     if folder.parent.name == "snapshots":  # of the hub's cache: models--ORG--NAME/snapshots/REVISION
         return folder.parent.parent.name.rpartition("--")[2]

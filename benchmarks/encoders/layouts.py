@@ -1,4 +1,4 @@
-"""The table of checkpoint layouts, and how each naming scheme maps to the names of torchvision and timm.
+"""The table of checkpoint layouts, and how each naming scheme maps to the names of torchvision.
 
 To add a layout: (1) write a row with its name and the repository and file that write it, so that it can be checked;
 (2) `marks` are keys that it always has, chosen so that no row above has all of them in the file: `mapping/key` with `*`
@@ -11,30 +11,13 @@ are tried in order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from functools import partial
 
 # (pattern, replacement) pairs, applied in turn to a key without its prefix. A key that no pattern matches keeps its
 # name, and counts as left over if the network has no tensor of this name.
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
-
-
-def renamed(name: str, rules: Rules) -> str:
-    """The name after all rules."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns, with `*` for anything, is that of the whole name."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
 
 NAMING_SCHEMES: dict[str, Rules] = {
     "torchvision": [],
@@ -102,7 +85,7 @@ class CheckpointLayout:
     name: str
     source: str
     marks: tuple[str, ...]
-    picks: Mapping[str, Pick] = field(default_factory=lambda: {"model": Pick("*")})
+    picks: Mapping[str, Pick] = field(default_factory=partial(dict, model=Pick("*")))
     names: str = "torchvision"
     ignore: tuple[str, ...] = ()
     epochs: str | None = None
@@ -111,6 +94,7 @@ class CheckpointLayout:
 
 
 _CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
+_ANY_SCRIPT = "any training script or Lightning module with this attribute"
 _LIGHTLY = "state_dict/projection_head.layers.*", "@pytorch-lightning_version"
 _VISSL = "classy_state_dict/base_model/model/trunk"
 _D2_REQUIRED = ("channels", "mean", "std", "value_range", "stride_in_1x1")
@@ -383,12 +367,29 @@ LAYOUTS = (
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=_CLASSIFIER,
     ),
-    *(
-        CheckpointLayout(
-            f"{name}.*", "any training script or Lightning module with this attribute",
-            (f"*/{name}.conv1.weight", f"*/{name}.layer1.*"), {name: Pick("*", f"{name}.")}, ignore=_CLASSIFIER,
-        )
-        for name in ("backbone", "encoder", "model", "net", "network", "resnet")
+    CheckpointLayout(
+        "backbone.*", _ANY_SCRIPT, ("*/backbone.conv1.weight", "*/backbone.layer1.*"),
+        {"backbone": Pick("*", "backbone.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "encoder.*", _ANY_SCRIPT, ("*/encoder.conv1.weight", "*/encoder.layer1.*"),
+        {"encoder": Pick("*", "encoder.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "model.*", _ANY_SCRIPT, ("*/model.conv1.weight", "*/model.layer1.*"),
+        {"model": Pick("*", "model.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "net.*", _ANY_SCRIPT, ("*/net.conv1.weight", "*/net.layer1.*"),
+        {"net": Pick("*", "net.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "network.*", _ANY_SCRIPT, ("*/network.conv1.weight", "*/network.layer1.*"),
+        {"network": Pick("*", "network.")}, ignore=_CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "resnet.*", _ANY_SCRIPT, ("*/resnet.conv1.weight", "*/resnet.layer1.*"),
+        {"resnet": Pick("*", "resnet.")}, ignore=_CLASSIFIER,
     ),
     CheckpointLayout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",
@@ -420,34 +421,3 @@ LAYOUTS = (
 
 # ---- ConvNeXt and Swin: the same networks as timm's under other names ------------------------------------------------
 #
-# timm's stages begin with the downsampling that Swin's own stages end with. Nothing is resized: a file for another
-# image size or window is refused when the network is filled.
-
-_CONVNEXT = (
-    (r"^downsample_layers\.0\.", "stem."),
-    (r"^downsample_layers\.(\d+)\.(\d+)\.", r"stages.\1.downsample.\2."),
-    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.dwconv\.", ".conv_dw."),
-    (r"\.pwconv([12])\.", r".mlp.fc\1."),
-    (r"\.grn\.gamma$", ".mlp.grn.weight"),
-    (r"\.grn\.beta$", ".mlp.grn.bias"),
-    (r"^norm\.", "head.norm."),
-)
-_CONVNEXT_MARK, _SWIN_MARK = "downsample_layers.0.0.weight", "layers.0.downsample.reduction.weight"
-_SWIN_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")  # timm computes them
-
-
-def stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ConvNeXt or a Swin by timm's names where they have those of its own code, or as they are.
-
-    The classifier of either, and the norms of single stages in DINOv3's ConvNeXt, are left out.
-    """
-    if _CONVNEXT_MARK in tensors:
-        later = {key: renamed(key, _CONVNEXT) for key in tensors if not key.startswith(("head.", "norms."))}
-        return {name: tensors[key].flatten() if ".grn." in name else tensors[key] for key, name in later.items()}
-    if any(key.endswith(".relative_position_bias_table") and key.startswith("layers.") for key in tensors):
-        kept = [key for key in tensors if not key.endswith(_SWIN_BUFFERS) and not key.startswith("head.")]
-        in_the_next: Rules = [(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")]
-        rules = in_the_next if _SWIN_MARK in tensors else []
-        return {renamed(key, rules): tensors[key] for key in kept}
-    return dict(tensors)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.card_facts import PIXELS, CardOverrides
-from benchmarks.encoders.encoder import Encoder, filled, head_summary, image_sizes, projection_head
+from benchmarks.encoders.encoder import Encoder, filled, head_summary, image_sizes, projection_head, renamed
+from benchmarks.encoders.layouts import Rules
 from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.resnet import weights_sha256
@@ -584,3 +585,36 @@ def efficientnet_lite0() -> Encoder:
         licence="Apache-2.0",
     )
     return Encoder(card, model, forward, (*FEATURE_MAPS, "embed"))
+
+
+# timm's stages begin with the downsampling that Swin's own stages end with. Nothing is resized: a file for another
+# image size or window is refused when the network is filled.
+
+_CONVNEXT = (
+    (r"^downsample_layers\.0\.", "stem."),
+    (r"^downsample_layers\.(\d+)\.(\d+)\.", r"stages.\1.downsample.\2."),
+    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.grn\.gamma$", ".mlp.grn.weight"),
+    (r"\.grn\.beta$", ".mlp.grn.bias"),
+    (r"^norm\.", "head.norm."),
+)
+_CONVNEXT_MARK, _SWIN_MARK = "downsample_layers.0.0.weight", "layers.0.downsample.reduction.weight"
+_SWIN_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")  # timm computes them
+
+
+def stage_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ConvNeXt or a Swin by timm's names where they have those of its own code, or as they are.
+
+    The classifier of either, and the norms of single stages in DINOv3's ConvNeXt, are left out.
+    """
+    if _CONVNEXT_MARK in tensors:
+        later = {key: renamed(key, _CONVNEXT) for key in tensors if not key.startswith(("head.", "norms."))}
+        return {name: tensors[key].flatten() if ".grn." in name else tensors[key] for key, name in later.items()}
+    if any(key.endswith(".relative_position_bias_table") and key.startswith("layers.") for key in tensors):
+        kept = [key for key in tensors if not key.endswith(_SWIN_BUFFERS) and not key.startswith("head.")]
+        in_the_next: Rules = [(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")]
+        rules = in_the_next if _SWIN_MARK in tensors else []
+        return {renamed(key, rules): tensors[key] for key in kept}
+    return dict(tensors)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.encoders.layouts import Rules, matches, renamed
+from benchmarks.encoders.encoder import matches, renamed
+from benchmarks.encoders.layouts import Rules
 from benchmarks.task import InputError
 from results.errors import did_you_mean
 from results.schema import EncoderCard
