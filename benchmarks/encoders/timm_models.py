@@ -254,7 +254,6 @@ def _sizes_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
 def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: str) -> Any:
     """The unfilled model. A ViT has the image size of its positions, and interpolates them for other sizes."""
     from timm.layers.mlp import SwiGLUPacked
-    from timm.layers.norm import LayerNorm
     from timm.models.beit import Beit
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
@@ -296,7 +295,8 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
     if architecture.activation:
         kwargs["act_layer"] = architecture.activation
     if architecture.norm_eps is not None:
-        kwargs["norm_layer"] = partial(LayerNorm, eps=architecture.norm_eps)
+        norm: type[nn.Module] = type(plan.blocks[0].norm1)
+        kwargs["norm_layer"] = partial(norm, eps=architecture.norm_eps)
     if not isinstance(plan, Beit):
         kwargs["dynamic_img_size"] = True
     side = _image_side(plan, tensors)
@@ -310,6 +310,7 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
             "use_fc_norm": "fc_norm.weight" in tensors,
         }
     model = _create(bare, **kwargs)
+    _require_positions(architecture, model, source)
     if architecture.positions == "bfloat16":
         model.rope.periods.copy_(model.rope.periods.bfloat16())
     interpolated = {"offset": _offset_positions, "bilinear": _bilinear_positions, "square": _square_positions}
@@ -319,6 +320,24 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
         model.rope.ref_feat_shape = None  # rotary coordinates count patches whatever the image size
     model.summary_tokens = sizes.get("s", 1)
     return model
+
+
+def _require_positions(architecture: Architecture, model: Any, source: str) -> None:
+    """Raises InputError where the positions are those of another kind of network."""
+    rope, own = getattr(model, "rope", None), model.pos_embed
+    rows = None if own is None else own.shape[1] - model.patch_embed.num_patches
+    fits = {
+        "bfloat16": ("rotary positions", rope is not None),
+        "bilinear": ("rotary and learned positions", rope is not None and rows is not None),
+        "offset": ("one token before the patches, with a position", rows == model.num_prefix_tokens == 1),
+        "square": ("learned positions of the patches only", rows == 0),
+    }
+    needed, has = fits.get(architecture.positions or "", ("", True))
+    if not has:
+        raise InputError(
+            f"positions={architecture.positions} is for a network with {needed}, and {source} has none of that kind; "
+            "leave it out of --facts"
+        )
 
 
 def _image_side(plan: Any, tensors: Mapping[str, Tensor]) -> int | None:

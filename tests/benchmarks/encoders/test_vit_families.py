@@ -640,6 +640,25 @@ def test_embed_is_chosen_by_a_fact(tmp_path: Path) -> None:
         load_encoder(written(CASES["aimv2"], AIM.weights(), tmp_path), facts=["heads=3", "embed=cls"])
 
 
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("siglip", "offset"), ("dino", "square"), ("mae", "bilinear"), ("dino", "bfloat16"), ("dinov3", "offset"),
+     ("beit", "square")],
+)  # fmt: skip
+def test_positions_of_another_kind_of_network_are_refused(name: str, positions: str, tmp_path: Path) -> None:
+    """They ended in an error about shapes at the first image of another size."""
+    file = written(CASES[name], CASES[name].net.weights(), tmp_path)
+    with pytest.raises(InputError, match=f"positions={positions} is for a network with .*; leave it out of --facts"):
+        load_encoder(file, facts=[*CASES[name].facts, f"positions={positions}"])
+
+
+def test_another_epsilon_keeps_the_kind_of_norm(tmp_path: Path) -> None:
+    """AIMv2 has RMS norms; with layer norms in their place its file did not fit."""
+    encoder = load_encoder(written(CASES["aimv2"], AIM.weights(), tmp_path), facts=["heads=3", "norm_eps=0.5"])
+    norms = [module for name, module in encoder.module.named_modules() if name.endswith("norm1")]
+    assert {(isinstance(norm, torch.nn.LayerNorm), norm.eps) for norm in norms} == {(False, 0.5)}
+
+
 def test_what_keys_do_not_show_is_asked_for(tmp_path: Path) -> None:
     for name in ("dino", "dinov2", "clip of OpenAI"):
         case = CASES[name]  # of a width that none of the family's models has
