@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -175,17 +176,15 @@ CACHED_BYTES = 2**21  # of logits on a CPU while fitting: exponentials and sums 
 LEAST_ROWS = 1024  # of one product, so that it runs at full speed; fewer fits share it where their logits are many
 STATE_BYTES = 4 * 2**30  # of L-BFGS's memory; on a GPU it is half of what is free
 MAX_ROTATED_DIM = 4096  # up to which the principal axes are computed: their time grows with the cube
-SMALL_WORK = 10**8  # rows x dim x classes below which a better start saves little
-FLOAT32_TOLERANCE = 1e-5  # a tighter fit of a large problem in float64 has a part in float32
-FLOAT32_SHARE = 0.9  # of the tolerance, to which that part goes: float64 then has little but the check to do
-FLOAT32_FLOOR = 3e-7  # but no further
+SMALL_WORK = 10**8  # rows x dim x classes, above which products are made in float32 as far as that goes
+FLOAT32_SHARE = 0.9  # of the tolerance, to which fits go in float32: the rest is for its rounding
+FLOAT32_FLOOR = 3e-7  # but no further: float64 goes on from there
 MOST_BEYOND = 2.0  # of a line through two solved costs: no further beyond the second than the first is before it
-COARSEST = 2  # costs that start from zero, at least; few, as the largest costs then start from a neighbour
 NEAR = 10.01  # ratio of two costs, a decade, within which the weights are nearly a parabola in log C
 ABSENT = -1e4  # bias of a class without rows, in place of minus infinity: losses of its held-out rows stay finite
 LEAST_CURVATURE = 1e-3  # of the largest of any class: no step is based on what a class that is certain everywhere has
 MAX_REJECTED = 25  # trial steps in a row, after which a fit has reached the rounding of its dtype
-MAX_REJECTED_FLOAT32 = 4  # in the part in float32 of a fit in float64, which goes on from there
+MAX_REJECTED_FLOAT32 = 4  # where float64 can go on
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ class Fits:
             before serve as well.
         converged: (fits,) whether it is at most the tolerance.
         passes: over the rows, summed over the fits, in the dtype of the weights; each makes two products.
-        single_passes: the same of the part in float32 that a fit in float64 started from.
+        single_passes: the same in float32, where the fits are in float64.
     """
 
     costs: tuple[float, ...]
@@ -290,18 +289,15 @@ def fit_logistic(
     chunk: int = 65536,
     tolerance: float = 1e-5,
     max_iterations: int = 1000,
-    max_rejected: int = MAX_REJECTED,
     float32_first: bool | None = None,
     resident_bytes: int | None = None,
     track: Track | None = None,
 ) -> Fits:
-    """Logistic regression with an L2 penalty, as scikit-learn's `LogisticRegression(C=…)`, for every C at once.
+    """Logistic regression with an L2 penalty, as scikit-learn's `LogisticRegression(C=…)`, for every C.
 
-    Minimises C times the summed loss plus |W|² / 2; biases are not penalised. The weights of all C are stacked, so that
-    one product with the features serves every fit; a fit that has converged drops out. L-BFGS works along the principal
-    axes of the features, about the mean of the rows that a class is uncertain of, where a diagonal matrix is near the
-    inverse Hessian: the scale and the correlations of the features do not slow it down. Large problems go up the costs
-    one by one, each from the weights and the memory of those before; small ones go from coarse to fine, together.
+    Minimises C times the summed loss plus |W|² / 2; biases are not penalised. Costs that share their rows are solved
+    one after the other, each from the weights and the memory of those before. Fits with rows or starts of their own
+    are solved together, and share the products with the features; one that has converged drops out.
 
     Args:
         features: (N, dim), maybe memory-mapped.
@@ -316,8 +312,8 @@ def fit_logistic(
         tolerance: a fit has converged when no component of the gradient of the mean loss + |W|² / (2 C n) is larger;
             it is scikit-learn's `tol`.
         max_iterations: steps of L-BFGS for each fit.
-        max_rejected: trial steps in a row that bring nothing, after which a fit ends without having converged.
-        float32_first: start float64 from the solution in float32; by default where the problem is large.
+        float32_first: multiply in float32 as long as its rounding allows, where `dtype` is float64; by default where
+            the problem is large.
         track: wraps the passes over the rows.
 
     Raises:
@@ -340,39 +336,48 @@ def fit_logistic(
                 features, np.searchsorted(present, targets), len(present), costs, sample_rows=blocks,
                 standardise=standardise, start=None if start is None else start.of_classes(present), device=device,
                 dtype=dtype, chunk=chunk, tolerance=tolerance, max_iterations=max_iterations,
-                max_rejected=max_rejected, float32_first=float32_first, resident_bytes=resident_bytes, track=track,
+                float32_first=float32_first, resident_bytes=resident_bytes, track=track,
             )  # fmt: skip
             return found.with_classes(present, classes)
-    large = sum(len(block.rows) for block in blocks) * features.shape[1] * classes > SMALL_WORK
-    path = large and len(blocks) == 1 and start is None
-    parts = [(dtype, _Stopping(tolerance, max_iterations, max_rejected))]
-    if dtype == torch.float64 and tolerance < FLOAT32_TOLERANCE and (large if float32_first is None else float32_first):
-        rough = max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance)
-        parts.insert(0, (torch.float32, _Stopping(rough, max_iterations, MAX_REJECTED_FLOAT32)))
-    iterations, passes = np.zeros(len(costs), np.int64), 0.0
-    principal: tuple[Tensor, Tensor] | None = None
-    for precision, stopping in parts:
-        data = _Data(features, targets, blocks, standardise, device, precision, chunk, resident_bytes, principal)
-        problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
-        stages = [list(range(len(costs)))]
-        if path:
-            stages = [[place] for place in stages[0]]
-        elif len(blocks) == 1 and start is None:
-            stages = _stages(len(costs))
-        solving = _solve(problems, start, stages, stopping, path=path)
-        for _ in solving if track is None else track(solving, "logistic regression, passes over the rows"):
+    if float32_first is None:
+        float32_first = sum(len(block.rows) for block in blocks) * features.shape[1] * classes > SMALL_WORK
+    first = torch.float32 if float32_first else dtype
+    data = _Data(features, targets, blocks, standardise, device, first, chunk, resident_bytes)
+    problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
+    stopping = _Stopping(tolerance, max_iterations, MAX_REJECTED)
+    track = track or (lambda passes, _: passes)
+
+    def run(passes: Iterable[None]) -> None:
+        for _ in track(passes, "logistic regression, passes over the rows"):
             pass
-        before, principal = passes, data.principal
-        start, passes = problems.fits(tolerance), problems.evaluated / problems.per_fit
-        iterations += start.iterations
-        del data, problems, solving  # before the rows are loaded in another precision
-    assert start is not None
-    return replace(start, iterations=iterations, passes=passes, single_passes=before)
+
+    rough = _Stopping(max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance), max_iterations, MAX_REJECTED_FLOAT32)
+    goal = stopping if first == dtype else rough
+    if start is not None:
+        problems.begin_from(start)
+    if start is None and len(blocks) == 1:
+        run(_solve_path(problems, goal))
+    else:
+        run(_solve_together(problems, goal, problems.numbers))
+    if first == dtype:
+        return problems.fits(tolerance)
+    exact = problems.in_float64()
+    exact.gradient = problems.gradient + _rounding(problems, exact)
+    run(_solve_together(exact, stopping, exact.numbers[exact.gradient > tolerance]))
+    return replace(exact.fits(tolerance), single_passes=problems.evaluated / problems.per_fit)
+
+
+def _rounding(single: _Problems, double: _Problems) -> float:
+    """The largest difference of a gradient's component in float32 from float64, at the least and the greatest cost."""
+    ends = [int(single.costs.argmin()), int(single.costs.argmax())]
+    which = single.numbers.view(-1, single.per_fit)[ends].flatten()
+    gradients = [problems.evaluate(problems.weights[which], which).given for problems in (single, double)]
+    return float((gradients[0] - gradients[1]).abs().max())
 
 
 @dataclass(frozen=True)
 class _Stopping:
-    """When a fit ends: see the arguments of `fit_logistic`."""
+    """When a fit ends: at a gradient, after so many steps, or so many trial steps in a row that bring nothing."""
 
     tolerance: float
     max_iterations: int
@@ -380,18 +385,14 @@ class _Stopping:
 
 
 class _Data:
-    """The rows on the device, centred, with their principal axes.
+    """The rows on the device, centred, and their principal axes.
 
     Attributes:
         mean, scale: (dim,) by which rows are centred and divided.
         axes: (dim, r) orthonormal directions in which weights are expressed; None for the given dimensions.
         variances: (r,) of the rows along them.
-        principal: both in float64, for the same rows in another precision.
-        applied: rows are stored as (m, r) already. Otherwise weights are turned for each product: where the rows are
-            not kept, or hardly anything is left to do.
+        resident: the chunks of each block, where they fit in memory.
     """
-
-    principal: tuple[Tensor, Tensor] | None
 
     def __init__(
         self,
@@ -403,66 +404,73 @@ class _Data:
         dtype: torch.dtype,
         chunk: int,
         resident_bytes: int | None,
-        principal: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.features, self.targets, self.blocks = features, targets, blocks
-        self.device, self.dtype, self.chunk, self.standardise = device, dtype, chunk, standardise
+        self.device, self.chunk, self.standardise = device, chunk, standardise
         every = np.unique(np.concatenate([block.rows for block in blocks]))
         mean = _mean(features, every, chunk)
         deviation = _deviation(features, every, chunk, mean) if standardise else np.ones_like(mean)
-        self.mean, self.scale = (torch.from_numpy(array).to(device, dtype) for array in (mean, deviation))
+        self._mean, self._scale = torch.from_numpy(mean).to(device), torch.from_numpy(deviation).to(device)
+        self._axes: Tensor | None = None
+        self._variances = torch.zeros(len(mean), dtype=torch.float64, device=device)
+        self.resident: list[list[Tensor]] | None = None
+        self._cast(dtype)
         if resident_bytes is None:
             resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else RESIDENT_BYTES
-        dim, count = features.shape[1], sum(len(block.rows) for block in blocks)
-        fits_in_memory = count * dim * self.mean.element_size() <= resident_bytes
-        if principal is not None:
-            axes, variances = principal
-        elif 2 * len(every) <= dim and fits_in_memory:
-            # The weights lie in the span of the rows, which is small: an exact reduction.
+        dim, count = len(mean), sum(len(block.rows) for block in blocks)
+        fits_in_memory = count * dim * dtype.itemsize <= resident_bytes
+        if fits_in_memory:
+            self.resident = [[self._load(part) for part in _parts(block.rows, chunk)] for block in blocks]
+        if 2 * len(every) <= dim and fits_in_memory:  # weights lie in the span of the rows, which is small
             span, coordinates = torch.linalg.qr(self._load(every).double().T)
-            variances, turn = torch.linalg.eigh(coordinates @ coordinates.T / len(every))
-            axes = span @ turn
+            self._variances, turn = torch.linalg.eigh(coordinates @ coordinates.T / len(every))
+            self._axes = span @ turn
         elif dim <= MAX_ROTATED_DIM:
             gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
             for part in _parts(every, min(chunk, 8192)):
-                x = self._load(part)
-                gram += x.T @ x
-            variances, axes = torch.linalg.eigh(gram / len(every))
+                x = self._load(part).T
+                gram += product(x, x)
+            self._variances, self._axes = torch.linalg.eigh(gram / len(every))
         else:
-            variances = torch.zeros(dim, dtype=torch.float64, device=device)
             for part in _parts(every, chunk):
-                variances += self._load(part).square().sum(dim=0).double() / len(every)
-            axes = None
-        self.principal = None if axes is None else (axes, variances)
-        self.axes = None if axes is None else axes.to(dtype)
-        self.applied = axes is not None and fits_in_memory and (principal is None or len(variances) < dim)
+                self._variances += self._load(part).square().sum(dim=0).double() / len(every)
+        self._cast(dtype)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.mean, self.scale = self._mean.to(dtype), self._scale.to(dtype)
+        self.axes = None if self._axes is None else self._axes.to(dtype)
         # Rounding leaves nothing meaningful in directions of next to no variance: do not amplify it.
         least = 1e-8 if dtype == torch.float32 else 1e-13
-        self.variances = variances.clamp_min(float(variances.max()) * least + 1e-300).to(dtype)
-        self.resident: list[list[Tensor]] | None = None
-        if fits_in_memory:
-            self.resident = [[self._stored(part) for part in _parts(block.rows, chunk)] for block in blocks]
+        self.variances = self._variances.clamp_min(float(self._variances.max()) * least + 1e-300).to(dtype)
+
+    def in_float64(self) -> _Data:
+        """The same for a few passes in float64: its rows are not kept."""
+        other = copy(self)
+        other._cast(torch.float64)
+        other.resident = None
+        return other
 
     def _load(self, rows: NDArray[np.int64]) -> Tensor:
         return _standardised(_rows_of(self.features, rows), self.mean, self.scale)
 
-    def _stored(self, rows: NDArray[np.int64]) -> Tensor:
-        x = self._load(rows)
-        return x @ self.axes if self.applied and self.axes is not None else x
-
     def chunks(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, targets) of a block on the device, at most `chunk` rows at a time."""
         for index, part in enumerate(_parts(self.blocks[number].rows, self.chunk)):
-            x = self._stored(part) if self.resident is None else self.resident[number][index]
+            x = self._load(part) if self.resident is None else self.resident[number][index]
             yield x, torch.from_numpy(self.targets[part]).to(self.device)
 
     def outwards(self, weights: Tensor) -> Tensor:
-        """Weights along the axes to weights of the centred, scaled dimensions."""
-        return weights if self.axes is None else weights @ self.axes.T
+        """Weights (A, width, r) along the axes to weights of the centred, scaled dimensions."""
+        return weights if self.axes is None else _turned(weights, self.axes)
 
     def inwards(self, weights: Tensor) -> Tensor:
         """The inverse of `outwards`, within the span of the axes; also for gradients."""
-        return weights if self.axes is None else weights @ self.axes
+        return weights if self.axes is None else _turned(weights, self.axes.T)
+
+
+def _turned(weights: Tensor, axes: Tensor) -> Tensor:
+    return product(weights.flatten(0, 1), axes).view(*weights.shape[:2], len(axes))
 
 
 class _Problems:
@@ -471,7 +479,9 @@ class _Problems:
     A problem has `width` logits: all classes, or the one class that it tells from the rest.
 
     Attributes:
+        numbers: (problems,) 0, 1, …, those of a cost together.
         weights: (problems, width, r + 1) along the axes of the data, the bias of the centred rows last.
+        evaluated: passes over the rows so far, summed over the problems.
     """
 
     def __init__(self, data: _Data, classes: int, costs: NDArray[np.float64], loss: Loss) -> None:
@@ -480,6 +490,7 @@ class _Problems:
         self.width = classes if self.multinomial else 1
         self.per_fit = 1 if self.multinomial else classes
         count = len(costs) * self.per_fit
+        self.numbers = torch.arange(count, device=data.device)
         self.members = [
             torch.tensor([fit * self.per_fit + k for fit in block.fits for k in range(self.per_fit)])
             for block in data.blocks
@@ -511,6 +522,14 @@ class _Problems:
         self.weights[..., :-1] = inside.view(len(self.weights), self.width, -1)
         self.weights[..., -1] = bias.to(self.data.dtype).view(len(self.weights), self.width)
 
+    def in_float64(self) -> _Problems:
+        """The same problems, to go on with where these are."""
+        other = copy(self)
+        other.data, other.evaluated = self.data.in_float64(), 0.0
+        outer = self.data.outwards(self.weights[..., :-1]).double()
+        other.weights = torch.cat([other.data.inwards(outer), self.weights[..., -1:].double()], dim=2)
+        return other
+
     def fits(self, tolerance: float) -> Fits:
         data, count = self.data, len(self.costs)
         weights = data.outwards(self.weights[..., :-1]).view(count, self.classes, -1) / data.scale
@@ -531,45 +550,42 @@ class _Problems:
         """
         data = self.data
         self.evaluated += len(which) * (1.5 if centred else 1.0)
-        inner, bias = weights[..., :-1], weights[..., -1]
-        outer = inner if data.applied else data.outwards(inner)
+        outer, bias = data.outwards(weights[..., :-1]), weights[..., -1]
         value = torch.zeros(len(which), dtype=torch.float64, device=data.device)
-        slope, slope_bias, curvature = torch.zeros_like(outer), torch.zeros_like(bias), torch.zeros_like(bias)
-        centre = torch.zeros_like(outer) if centred else None
+        # The rounding of a product of some rows is next to nothing; that of a sum of many such would not be.
+        slope, centre = (torch.zeros_like(outer, dtype=torch.float64) for _ in range(2))
+        slope_bias, curvature = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
         cells = (CACHED_BYTES if data.device.type == "cpu" else LOGITS_BYTES) // bias.element_size()
         for number, members in enumerate(self.members):
             own = torch.isin(which, members.to(which.device)).nonzero()[:, 0]
             for x, labels in data.chunks(number) if len(own) else ():
                 for fits in own.split(max(1, cells // (LEAST_ROWS * self.width))):
                     stacked, offset = outer[fits].flatten(0, 1), bias[fits].flatten()
-                    total, pull = torch.zeros_like(stacked), torch.zeros_like(stacked)
+                    total, pull = (torch.zeros_like(stacked, dtype=torch.float64) for _ in range(2))
                     size = max(1, cells // len(stacked))
                     for rows, truth in zip(x.split(size), labels.split(size), strict=True):
-                        logits = torch.addmm(offset, rows, stacked.T).view(len(rows), -1, self.width)
+                        logits = product(rows, stacked).add_(offset).view(len(rows), -1, self.width)
                         losses, gradient, spread = self._pointwise(logits, truth, which[fits])
                         value[fits] += losses
                         curvature[fits] += spread.sum(dim=0)
                         slope_bias[fits] += gradient.sum(dim=0)
-                        total.addmm_(gradient.flatten(1).T, rows)
+                        total += product(gradient.flatten(1).T, rows.T)
                         if centred:
-                            pull.addmm_(spread.flatten(1).T, rows)
+                            pull += product(spread.flatten(1).T, rows.T)
                     slope[fits] += total.view(len(fits), self.width, -1)
-                    if centre is not None:
-                        centre[fits] += pull.view(len(fits), self.width, -1)
-        if centre is not None:
-            centre /= curvature.clamp_min(torch.finfo(curvature.dtype).tiny)[..., None]
-            centre = centre if data.applied else data.inwards(centre)
-        count = self.counts[which].to(data.dtype)[:, None]
-        decay = self.decays[which].to(data.dtype)[:, None, None]
-        slope, slope_bias, curvature = slope / count[..., None], slope_bias / count, curvature / count
-        value = value / self.counts[which] + self.decays[which] / 2 * inner.double().square().sum(dim=(1, 2))
-        turned = slope if data.applied else data.inwards(slope)
-        turned = turned + decay * inner
-        given = data.outwards(turned)  # the gradient of the penalty lies in the span, as the weights do
+                    centre[fits] += pull.view(len(fits), self.width, -1)
+        count = self.counts[which, None]
+        decay = self.decays[which, None, None]
+        slope, slope_bias = slope / count[..., None] + decay * outer, (slope_bias / count)[..., None]
+        value = value / self.counts[which] + self.decays[which] / 2 * outer.double().square().sum(dim=(1, 2))
+        inner = torch.cat([data.inwards(slope.to(data.dtype)), slope_bias.to(data.dtype)], dim=2)
         if not data.standardise:
-            given = given + slope_bias[..., None] * data.mean  # of features that are not centred
-        largest = torch.maximum(given.abs().amax(dim=(1, 2)), slope_bias.abs().amax(dim=1)).double()
-        return _Evaluation(value, torch.cat([turned, slope_bias[..., None]], dim=2), largest, curvature, centre)
+            slope = slope + slope_bias * data.mean  # of features that are not centred
+        found = _Evaluation(value, inner, torch.cat([slope, slope_bias], dim=2), (curvature / count).to(data.dtype))
+        if centred:
+            centre /= curvature.clamp_min(torch.finfo(data.dtype).tiny)[..., None]
+            found = found._replace(centre=data.inwards(centre.to(data.dtype)))
+        return found
 
     def _pointwise(self, logits: Tensor, labels: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed losses (a,), their gradient and p (1 - p), both (m, a, width); overwrites the (m, a, width) logits."""
@@ -596,17 +612,17 @@ class _Evaluation(NamedTuple):
 
     Attributes:
         value: (A,) float64.
-        gradient: (A, width, r + 1).
-        largest: (A,) float64, component of the gradient in the dimensions of the features.
+        gradient: (A, width, r + 1), along the axes.
+        given: (A, width, dim + 1), float64, in the dimensions of the features.
         curvature: (A, width), mean p (1 - p) of the loss.
         centre: (A, width, r), mean of the rows weighted by it.
     """
 
     value: Tensor
     gradient: Tensor
-    largest: Tensor
+    given: Tensor
     curvature: Tensor
-    centre: Tensor | None
+    centre: Tensor | None = None
 
 
 class _Memory:
@@ -632,28 +648,26 @@ class _Memory:
         self.decays = decays
 
 
-def _solve(
-    problems: _Problems, start: Fits | None, stages: list[list[int]], stopping: _Stopping, *, path: bool
-) -> Iterator[None]:
-    """Minimise every problem, in stages; yields after each pass over the rows."""
+def _solve_path(problems: _Problems, stopping: _Stopping) -> Iterator[None]:
+    """Solve the costs in ascending order, each from those before; yields after each pass over the rows."""
     order = np.argsort(problems.costs, kind="stable")
-    if start is not None:
-        problems.begin_from(start)
+    fits = problems.numbers.view(-1, problems.per_fit)
+    memory: _Memory | None = None
+    for place, fit in enumerate(order):
+        if place:
+            _begin_beyond(problems, order[: place + 1])
+            if _served(problems, fit, order[place - 1], stopping):
+                continue
+        memory = yield from _minimise(problems, fits[fit], stopping, memory, path=True)
+
+
+def _solve_together(problems: _Problems, stopping: _Stopping, which: Tensor) -> Iterator[None]:
+    """Solve problems from their weights, as many at a time as memory holds; yields after each pass over the rows."""
     device = problems.weights.device
     free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
     group = max(1, free // (problems.weights[0].numel() * problems.weights.element_size() * (2 * HISTORY + 10)))
-    done: list[int] = []
-    memory: _Memory | None = None
-    for stage in stages:
-        for place in stage if done and start is None else ():
-            _begin_near(problems, order, place, done)
-        if path and done and _served(problems, order[stage[0]], order[done[-1]], stopping):
-            done = sorted({*done, *stage})
-            continue
-        which = np.concatenate([order[place] * problems.per_fit + np.arange(problems.per_fit) for place in stage])
-        for part in _parts(np.sort(which), group):
-            memory = yield from _minimise(problems, torch.from_numpy(part).to(device), stopping, memory, path=path)
-        done = sorted({*done, *stage})
+    for part in which.split(group) if len(which) else ():
+        yield from _minimise(problems, part, stopping, None, path=False)
 
 
 def _served(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> bool:
@@ -663,7 +677,7 @@ def _served(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> 
     """
     if problems.per_fit > 1:
         return False
-    largest = problems.data.outwards(problems.weights[solved, :, :-1]).abs().max()
+    largest = problems.data.outwards(problems.weights[[solved], :, :-1]).abs().max()
     bound = problems.gradient[solved] + (problems.decays[fit] - problems.decays[solved]).abs() * largest
     if not bound <= stopping.tolerance:
         return False
@@ -671,39 +685,21 @@ def _served(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> 
     return True
 
 
-def _stages(count: int) -> list[list[int]]:
-    """Places in the sorted costs: some spread over all, then those halfway between, and so on."""
-    step = 1
-    while count // (2 * step) >= COARSEST:
-        step *= 2
-    stages = [sorted({*range(0, count, step), count - 1})]
-    while step > 1:
-        step //= 2
-        seen = {place for stage in stages for place in stage}
-        stages.append([place for place in range(0, count, step) if place not in seen])
-    return stages
-
-
-def _begin_near(problems: _Problems, order: NDArray[np.int64], place: int, done: Sequence[int]) -> None:
-    """Start a fit from its solved neighbours, in log C: on the line between two, or on a parabola beyond the last."""
-    weights = problems.weights.view(len(order), -1)
-    at = np.log(problems.costs[order])
-    below, above = [other for other in done if other < place], [other for other in done if other > place]
-    if above:
-        places = [below[-1], above[0]]
-    else:
-        places = below[-3:]
-        if len(places) == 3 and at[place] - at[places[0]] > 3 * np.log(NEAR):
-            places = below[-2:]
+def _begin_beyond(problems: _Problems, order: NDArray[np.int64]) -> None:
+    """Start the last of these fits on a parabola, or a line, in log C through those before it."""
+    weights, at = problems.weights.view(len(problems.costs), -1), np.log(problems.costs[order])
+    places = list(range(len(order) - 1))[-3:]
+    if len(places) == 3 and at[-1] - at[places[0]] > 3 * np.log(NEAR):
+        places = places[1:]
     if len(np.unique(at[places])) < len(places):
         places = places[-1:]
-    own = at[place]
+    own = at[-1]
     if len(places) == 2:
         own = min(own, at[places[0]] + MOST_BEYOND * (at[places[1]] - at[places[0]]))
-    weights[order[place]] = 0.0
+    weights[order[-1]] = 0.0
     for one in places:
         share = np.prod([(own - at[other]) / (at[one] - at[other]) for other in places if other != one])
-        weights[order[place]] += float(share) * weights[order[one]]
+        weights[order[-1]] += float(share) * weights[order[one]]
 
 
 def _minimise(
@@ -717,12 +713,14 @@ def _minimise(
     rounding = 10 * torch.finfo(data.dtype).eps
     began = problems.evaluate(problems.weights[which], which)
     yield
-    problems.gradient[which] = began.largest
-    begun = (began.largest > tolerance).nonzero()[:, 0]
+    largest = began.given.abs().amax(dim=(1, 2))
+    problems.gradient[which] = largest
+    begun = (largest > tolerance).nonzero()[:, 0]
     if not len(begun) or limit == 0:
         return earlier
     which = which[begun]
-    value, gradient, largest, curvature = (part[begun] for part in began[:4])
+    value, gradient = began.value[begun], began.gradient[begun]
+    largest, curvature = largest[begun], began.curvature[begun]
     x = problems.weights[which]
     decays = problems.decays[which].to(data.dtype)[:, None, None]
     memory = _Memory(x, decays) if earlier is None or not path or problems.per_fit > 1 else earlier
@@ -750,7 +748,7 @@ def _minimise(
         slope = _dot(gradient[active], d)
         trial = x[active] + length[active, None, None].to(x.dtype) * d
         unsettled = path and bool((iterations[active] == 0).any())
-        found, turned, component, bend, centre = problems.evaluate(trial, which[active], centred=unsettled)
+        found, turned, given, bend, centre = problems.evaluate(trial, which[active], centred=unsettled)
         yield
         ahead = _dot(turned, d)
         before = value[active]
@@ -765,7 +763,7 @@ def _minimise(
             memory.steps[slot, accepted], memory.changes[slot, accepted] = step, change
             memory.products[slot, accepted] = product.clamp_min(0).to(x.dtype)
             x[accepted], value[accepted], gradient[accepted] = trial[enough], found[enough], turned[enough]
-            largest[accepted], curvature[accepted] = component[enough], bend[enough]
+            largest[accepted], curvature[accepted] = given[enough].abs().amax(dim=(1, 2)), bend[enough]
             if centre is not None:
                 memory.centre[accepted] = centre[enough]
             ratio = product / _dot(precondition(change, accepted), change)
@@ -824,6 +822,14 @@ def _shorter(length: Tensor, before: Tensor, slope: Tensor, found: Tensor, ahead
     root = (inner.square() - slope * ahead).clamp_min(0).sqrt()
     factor = 1 - (ahead + root - inner) / (ahead - slope + 2 * root)
     return torch.where(torch.isfinite(factor), factor, 0.1).clamp(0.1, 0.6)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T of matrices. Of float32 on a CPU by oneDNN: on AMD's, PyTorch's MKL makes no use of AVX-512."""
+    if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return found
+    return a @ b.T
 
 
 def _rows_of(features: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
