@@ -82,7 +82,7 @@ def test_the_gradient_that_it_states_is_that_of_the_objective(data: tuple[Array,
     assert fits.gradient[0] == pytest.approx(largest_gradient(*data, fits, 0), rel=1e-6)
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 3e-6])  # in float64 alone, and from float32
+@pytest.mark.parametrize("tolerance", [1e-3, 3e-6])
 def test_weights_that_serve_the_next_cost_too_meet_the_tolerance(
     tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
