@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pretrain.distributed import row_products
+
 NORM_OFFSET = 1e-5  # added to the L2 norm before the division, as in every published script
 CHUNK_ROWS = 1024
 DENSE_ROWS = 8192  # largest Gram matrix that is always kept (268 MB); a sub-matrix then costs a copy, not a product
@@ -148,10 +150,11 @@ class Gram:
         """vectors @ K for (g, m, n) vectors: C in single precision, the rest in the precision of the vectors."""
         single, dtype = vectors.float(), vectors.dtype
         if self.dense is not None:
-            centred = single @ self.dense.mT  # C is symmetric, and its transpose is read in memory order
+            # C is symmetric: its rows are its columns.
+            centred = torch.stack([row_products(*pair) for pair in zip(single, self.dense, strict=True)])
         else:
             rows = self.rows().centred
-            centred = single @ rows @ rows.T
+            centred = row_products(row_products(single[0], rows.T), rows)[None]
         shift, total = self.shift.to(dtype)[:, None], vectors.sum(-1, keepdim=True)
         common = (vectors * shift).sum(-1, keepdim=True) + self.constant.to(dtype) * total
         return torch.addcmul(centred.to(dtype), total, shift).add_(common)
@@ -181,7 +184,7 @@ class Gram:
             centred = _pick(self.dense[place], images, images)
         else:
             rows = self.rows().centred[images]
-            centred = rows @ rows.T
+            centred = row_products(rows, rows)
         shift = self.shift[place, images].float()
         return centred.add_((shift + self.constant.float())[:, None]).add_(shift)
 
@@ -202,7 +205,7 @@ def _symmetric_product(rows: Tensor) -> Tensor:
     product = rows.new_empty(len(rows), len(rows))
     for start in range(0, len(rows), _SYMMETRIC_ROWS):
         block = slice(start, start + _SYMMETRIC_ROWS)
-        product[block, : block.stop] = rows[block] @ rows[: block.stop].T
+        product[block, : block.stop] = row_products(rows[block], rows[: block.stop])
         product[:start, block] = product[block, :start].T
     return product
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers.linear_heads import target_ranks
+from pretrain.distributed import row_products
 from results.errors import InputError
 
 RESIDENT_BYTES = 2 * 2**30  # standardised rows that are kept in main memory; on a GPU it is half of what is free
@@ -429,7 +430,7 @@ class _Data:
             gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
             for part in _parts(every, min(chunk, 8192)):
                 x = self._load(part).T
-                gram += product(x, x)
+                gram += row_products(x, x)
             self._variances, self._axes = torch.linalg.eigh(gram / len(every))
         else:
             for part in _parts(every, chunk):
@@ -470,7 +471,7 @@ class _Data:
 
 
 def _turned(weights: Tensor, axes: Tensor) -> Tensor:
-    return product(weights.flatten(0, 1), axes).view(*weights.shape[:2], len(axes))
+    return row_products(weights.flatten(0, 1), axes).view(*weights.shape[:2], len(axes))
 
 
 class _Problems:
@@ -564,14 +565,14 @@ class _Problems:
                     total, pull = (torch.zeros_like(stacked, dtype=torch.float64) for _ in range(2))
                     size = max(1, cells // len(stacked))
                     for rows, truth in zip(x.split(size), labels.split(size), strict=True):
-                        logits = product(rows, stacked).add_(offset).view(len(rows), -1, self.width)
+                        logits = row_products(rows, stacked).add_(offset).view(len(rows), -1, self.width)
                         losses, gradient, spread = self._pointwise(logits, truth, which[fits])
                         value[fits] += losses
                         curvature[fits] += spread.sum(dim=0)
                         slope_bias[fits] += gradient.sum(dim=0)
-                        total += product(gradient.flatten(1).T, rows.T)
+                        total += row_products(gradient.flatten(1).T, rows.T)
                         if centred:
-                            pull += product(spread.flatten(1).T, rows.T)
+                            pull += row_products(spread.flatten(1).T, rows.T)
                     slope[fits] += total.view(len(fits), self.width, -1)
                     centre[fits] += pull.view(len(fits), self.width, -1)
         count = self.counts[which, None]
@@ -822,14 +823,6 @@ def _shorter(length: Tensor, before: Tensor, slope: Tensor, found: Tensor, ahead
     root = (inner.square() - slope * ahead).clamp_min(0).sqrt()
     factor = 1 - (ahead + root - inner) / (ahead - slope + 2 * root)
     return torch.where(torch.isfinite(factor), factor, 0.1).clamp(0.1, 0.6)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T of matrices. Of float32 on a CPU by oneDNN: on AMD's, PyTorch's MKL makes no use of AVX-512."""
-    if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return found
-    return a @ b.T
 
 
 def _rows_of(features: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from benchmarks.few_shot import FewShot, FewShotParams
 from benchmarks.logistic import LogisticRegression, RegressionParams
 from benchmarks.registry import find_protocol
-from benchmarks.solvers.logistic import Fits, fit_logistic, product
+from benchmarks.solvers.logistic import Fits, fit_logistic
 from benchmarks.task import Labels, RunOptions, Split
+from pretrain.distributed import row_products
 
 from .measurement import Entries, SpeedEntry, count_products, entry, limit_of, seconds_of, timed
 
@@ -165,7 +166,9 @@ def _product_rate(data: LogisticProblem, dtype: torch.dtype) -> float:
             torch.randn(size, data.classes, dtype=dtype),
         )
         for a, b in ((x, weights), (slopes.T, x.T)):
-            rates.append(2.0 * x.numel() * data.classes / min(seconds_of(partial(product, a, b)) for _ in range(9)))
+            rates.append(
+                2.0 * x.numel() * data.classes / min(seconds_of(partial(row_products, a, b)) for _ in range(9))
+            )
     return max(rates)
 
 

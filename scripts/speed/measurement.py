@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.evaluate import hardware
 from benchmarks.task import Precision
-from pretrain.distributed import has_fast_bf16
+from pretrain.distributed import has_fast_bf16, row_products
 
 Result = TypeVar("Result")
 SpeedEntry = dict[str, str | float]
@@ -157,6 +158,7 @@ MOST_SHAPES = 24
 REPEATS = 5
 LONG_S = 0.1  # a product that takes longer is repeated twice only
 _FIRST_MATRIX = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}  # argument, by operation
+ROW_PRODUCTS = "_linear_pointwise"  # what `row_products` calls
 
 
 class Shape(NamedTuple):
@@ -184,7 +186,7 @@ class ProductCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func._overloadpacket.__name__
-        if name not in _FIRST_MATRIX and name != "convolution":
+        if name not in _FIRST_MATRIX and name not in ("convolution", ROW_PRODUCTS):
             with self:
                 found = func.decompose(*args, **(kwargs or {}))  # into the products that it is made of
             if found is not NotImplemented:
@@ -194,6 +196,8 @@ class ProductCounter(TorchDispatchMode):
             first, second = args[_FIRST_MATRIX[name] : _FIRST_MATRIX[name] + 2]
             batch = first.shape[0] if first.ndim == 3 else 1
             self.calls[Shape(batch, first.shape[-2], first.shape[-1], second.shape[-1], first.dtype)] += 1
+        elif name == ROW_PRODUCTS:
+            self.calls[Shape(1, len(args[0]), args[0].shape[1], len(args[1]), args[0].dtype)] += 1
         elif name == "convolution":
             weight, groups = args[1], args[8]
             places = found.shape[0] * found[0, 0].numel()
@@ -233,19 +237,27 @@ def product_rate(shape: Shape) -> float:
     out = torch.empty(shape.batch, shape.m, shape.n, dtype=shape.dtype)
     if shape.batch == 1:
         a, b, out = a[0], b[0], out[0]
-    together = shape.flops / _fastest(lambda: _multiply(a, b, out))
+    ways: list[Callable[..., Any]] = [partial(torch.bmm if shape.batch > 1 else torch.mm, a, b)]
+    if shape.batch == 1:
+        ways.append(partial(_by_rows, a, b.T.contiguous()))
+    together = shape.flops / min(_fastest(partial(way, out=out)) for way in ways)
     threads = torch.get_num_threads()
     if threads == 1:
         return together
     outs = [torch.empty_like(out) for _ in range(threads)]
     # As solvers of many small problems do: one on every core. The number of threads is global for MKL.
     with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        apart = threads * shape.flops / _fastest(lambda: list(pool.map(lambda own: _multiply(a, b, own), outs)))
+        apart = threads * shape.flops / min(_fastest(partial(_on_every_core, pool, way, outs)) for way in ways)
     return max(together, apart)
 
 
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    (torch.bmm if a.ndim == 3 else torch.mm)(a, b, out=out)
+def _on_every_core(pool: ThreadPoolExecutor, way: Callable[..., Any], outs: list[Tensor]) -> None:
+    for done in [pool.submit(way, out=out) for out in outs]:
+        done.result()
+
+
+def _by_rows(a: Tensor, b: Tensor, out: Tensor) -> None:
+    row_products(a, b)  # which has its own memory
 
 
 def _fastest(work: Callable[[], Any]) -> float:
