@@ -55,6 +55,8 @@ def timm_encoder(
     card = card.model_copy(update={"architecture": _without_defaults(card.architecture)})
     surplus = (*_classifier(timm_plan(_bare(card.architecture))), PERIODS)
     model, matched = filled(lambda: _build(card.architecture, tensors, source), tensors, source, surplus)
+    if card.architecture.positions:
+        _set_positions(card.architecture.positions, model, source)
     projection = projection_head(head or {}, model.head_hidden_size or model.num_features)
     update: dict[str, object] = {
         "weights_sha256": weights_sha256(model.state_dict()),
@@ -310,34 +312,32 @@ def _build(architecture: Architecture, tensors: Mapping[str, Tensor], source: st
             "use_fc_norm": "fc_norm.weight" in tensors,
         }
     model = _create(bare, **kwargs)
-    _require_positions(architecture, model, source)
-    if architecture.positions == "bfloat16":
-        model.rope.periods.copy_(model.rope.periods.bfloat16())
-    interpolated = {"offset": _offset_positions, "bilinear": _bilinear_positions, "square": _square_positions}
-    if architecture.positions in interpolated:
-        model._pos_embed = partial(interpolated[architecture.positions], model)
-    if architecture.positions == "bilinear":
-        model.rope.ref_feat_shape = None  # rotary coordinates count patches whatever the image size
     model.summary_tokens = sizes.get("s", 1)
     return model
 
 
-def _require_positions(architecture: Architecture, model: Any, source: str) -> None:
-    """Raises InputError where the positions are those of another kind of network."""
-    rope, own = getattr(model, "rope", None), model.pos_embed
+def _set_positions(positions: str, model: Any, source: str) -> None:
+    """Give a filled network the positions of its family. Raises InputError where it has none of that kind."""
+    rope, own = getattr(model, "rope", None), getattr(model, "pos_embed", None)
     rows = None if own is None else own.shape[1] - model.patch_embed.num_patches
-    fits = {
+    needed, has = {
         "bfloat16": ("rotary positions", rope is not None),
         "bilinear": ("rotary and learned positions", rope is not None and rows is not None),
-        "offset": ("one token before the patches, with a position", rows == model.num_prefix_tokens == 1),
+        "offset": ("one token before the patches, with a position", rows == 1 == model.num_prefix_tokens),
         "square": ("learned positions of the patches only", rows == 0),
-    }
-    needed, has = fits.get(architecture.positions or "", ("", True))
+    }[positions]
     if not has:
         raise InputError(
-            f"positions={architecture.positions} is for a network with {needed}, and {source} has none of that kind; "
-            "leave it out of --facts"
+            f"positions={positions} is for a network with {needed}, and {source} has none of that kind; leave it out "
+            "of --facts"
         )
+    if positions == "bfloat16":
+        model.rope.periods.copy_(model.rope.periods.bfloat16())
+    interpolated = {"offset": _offset_positions, "bilinear": _bilinear_positions, "square": _square_positions}
+    if positions in interpolated:
+        model._pos_embed = partial(interpolated[positions], model)
+    if positions == "bilinear":
+        model.rope.ref_feat_shape = None  # rotary coordinates count patches whatever the image size
 
 
 def _image_side(plan: Any, tensors: Mapping[str, Tensor]) -> int | None:
