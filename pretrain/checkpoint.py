@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pretrain.weight_files import read_pickled
+from pretrain.safe_pickle import read_pickled
 from results.errors import InputError
 from results.files import replacing
 

@@ -6,8 +6,7 @@ encoders (3x3 stem, no max-pool, as in the authors' CIFAR notebook) need both to
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -122,18 +121,3 @@ class SplitBatchNorm(nn.BatchNorm2d):
         self.running_var.copy_(variances.mean(0))
         self.num_batches_tracked += 1
         return torch.cat(parts)
-
-
-def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over sorted name, dtype, shape and bytes: the same for the same weights in every file layout.
-
-    `num_batches_tracked` is left out: old files lack it and no output depends on it.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.endswith("num_batches_tracked"):
-            continue
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pretrain import distributed
-from pretrain.backbone import read_backbone, write_backbone
 from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
 from pretrain.checkpoint import RESUME, keep, load_resume, numbered, save_resume, unusable_resume
 from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
@@ -37,6 +36,7 @@ from pretrain.monitor import (
     write_log,
 )
 from pretrain.recipe import Recipe
+from pretrain.weight_files import read_backbone, write_backbone
 from results.errors import InputError
 from results.files import remove_partials, write_file
 from results.schema import EncoderCard

@@ -24,7 +24,7 @@ from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import safe_memory_format
 from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
 from pretrain import distributed
-from pretrain.weight_files import read_pickled
+from pretrain.safe_pickle import read_pickled
 from results.files import replacing
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.encoders.encoder import Encoder, filled, image_sizes
 from benchmarks.task import InputError
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256
 from results.schema import EncoderCard
 
 NAME = "capi"  # of the architecture

@@ -46,9 +46,8 @@ from benchmarks.encoders.resnet import (
 from benchmarks.encoders.timm_models import heads_are_known, stage_names, timm_encoder, timm_keys, vit_architecture
 from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import InputError
-from pretrain.backbone import CARD_KEY
-from pretrain.resnet import STAGES, ResNet, weights_sha256
-from pretrain.weight_files import WeightFile, read_weights
+from pretrain.resnet import STAGES, ResNet
+from pretrain.weight_files import CARD_KEY, WeightFile, read_weights, weights_sha256
 from results.errors import is_out_of_memory
 from results.schema import Architecture, EncoderCard
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.encoders.layouts import Rules
 from benchmarks.task import InputError
 from pretrain.distributed import sent
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256
 from results.errors import first_few
 from results.schema import EncoderCard
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
-from pretrain.backbone import CARD_KEY, write_backbone
 from pretrain.resnet import STAGES, ResNet
+from pretrain.weight_files import CARD_KEY, write_backbone
 from results.files import replacing, write_file
 from results.schema import Architecture, EncoderCard
 

@@ -22,9 +22,8 @@ from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.encoders.timm_models import efficientnet_lite0, pretrained_timm
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
-from pretrain.backbone import write_backbone
 from pretrain.distributed import DataLoader
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard, Geometry
 
 log = logging.getLogger(__name__)

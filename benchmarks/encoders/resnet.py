@@ -15,7 +15,8 @@ from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import Encoder, filled
 from benchmarks.encoders.forms import TORCHVISION_NETWORKS
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.resnet import STAGES, ResNet, weights_sha256
+from pretrain.resnet import STAGES, ResNet
+from pretrain.weight_files import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 

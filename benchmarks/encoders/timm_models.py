@@ -20,7 +20,7 @@ from benchmarks.encoders.encoder import Encoder, filled, head_summary, image_siz
 from benchmarks.encoders.layouts import Rules
 from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256
 from results.errors import did_you_mean
 from results.schema import Architecture, EncoderCard
 

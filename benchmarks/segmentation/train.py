@@ -39,7 +39,7 @@ from benchmarks.training.trials import (
 )
 from pretrain import distributed
 from pretrain.distributed import DataLoader
-from pretrain.weight_files import read_pickled
+from pretrain.safe_pickle import read_pickled
 from results.files import open_image, replacing
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from benchmarks.task import InputError
-from pretrain.weight_files import read_pickled
+from pretrain.safe_pickle import read_pickled
 from results.files import replacing
 
 log = logging.getLogger(__name__)

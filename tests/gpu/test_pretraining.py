@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.data import Files
 from pretrain.recipe import Recipe
 from pretrain.train import Trainer
+from pretrain.weight_files import read_backbone
 from results.schema import Architecture
 from tests.gpu.conftest import AnyGpu
 from tests.pretrain.tiny_runs import run

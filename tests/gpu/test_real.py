@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.cost import Stepper
 from pretrain.distributed import full_float32
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import Recipe
+from pretrain.weight_files import read_backbone
 from scripts.speed.pretrain import moco_v2
 from tests.gpu.conftest import needs_gpu
 from tests.pretrain.tiny_runs import FLAGS

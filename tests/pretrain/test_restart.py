@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.backbone import read_backbone, write_backbone
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.loader import Batch
 from pretrain.recipe import load_recipe
 from pretrain.train import PretrainRun, Trainer
+from pretrain.weight_files import read_backbone, write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.pretrain.tiny_runs import CPU, FLAGS, assert_same_end, run
 from tests.processes import Program

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume, save_resume
+from pretrain.weight_files import read_backbone
 from results.errors import InputError
 from results.files import locked_folder
 from tests.pretrain.tiny_runs import FLAGS, assert_same_end, run

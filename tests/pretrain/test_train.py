@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import load_recipe
-from pretrain.resnet import weights_sha256
 from pretrain.train import DataWait, PretrainRun
+from pretrain.weight_files import read_backbone, weights_sha256
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 

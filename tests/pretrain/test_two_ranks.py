@@ -16,13 +16,13 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pretrain import distributed
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.mechanism import Batch, Mechanism, batch_norm_parts
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
-from pretrain.resnet import SplitBatchNorm, weights_sha256
+from pretrain.resnet import SplitBatchNorm
 from pretrain.train import backward, build_mechanism
+from pretrain.weight_files import read_backbone, weights_sha256
 from results.errors import InputError
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import FLAGS

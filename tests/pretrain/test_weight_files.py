@@ -25,7 +25,8 @@ import pytest
 import torch
 
 from benchmarks.task import InputError
-from pretrain.weight_files import LEGACY_TORCH, read_weights
+from pretrain.safe_pickle import LEGACY_TORCH
+from pretrain.weight_files import read_weights
 
 TENSORS = {"conv1.weight": torch.arange(8.0), "bn1.weight": torch.ones(2)}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from pretrain.__main__ import main
-from pretrain.backbone import read_backbone
 from pretrain.checkpoint import load_resume
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import read_backbone, weights_sha256
 
 CPU = torch.device("cpu")
 FLAGS = [

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS
-from pretrain.resnet import ResNet, weights_sha256
+from pretrain.resnet import ResNet
+from pretrain.weight_files import weights_sha256
 from results.schema import EncoderCard
 from tests.reference.checkpoint_tables import NARROW, network
 

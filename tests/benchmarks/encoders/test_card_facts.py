@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.encoders.card_facts import not_shown_by_resnet_keys
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256
 from results.schema import Architecture, EncoderCard
 from tests.benchmarks.encoders.same_forward import D2, assert_same_forward, strided_in_1x1
 from tests.reference.checkpoint_tables import NARROW, named, network, table

@@ -18,8 +18,7 @@ from benchmarks.encoders.card_facts import RELEASES
 from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
-from pretrain.backbone import write_backbone
-from pretrain.resnet import weights_sha256
+from pretrain.weight_files import weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.benchmarks.encoders.same_forward import D2, assert_same_forward, strided_in_1x1
 from tests.reference.checkpoint_tables import NARROW, named, network, table

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
-from pretrain.backbone import write_backbone
+from pretrain.weight_files import write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.reference.checkpoint_tables import NARROW, named, network, table
 

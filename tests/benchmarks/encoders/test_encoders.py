@@ -17,8 +17,8 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder, random_encoder_command
 from benchmarks.encoders.resnet import random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.backbone import read_backbone, write_backbone
-from pretrain.resnet import ResNet, weights_sha256
+from pretrain.resnet import ResNet
+from pretrain.weight_files import read_backbone, weights_sha256, write_backbone
 from results.schema import Architecture, EncoderCard
 
 TINY = Architecture(name="resnet18", width=8, stem_kernel=3, max_pool=False)

@@ -29,7 +29,8 @@ from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.resnet import random_resnet, resnet_encoder
 from benchmarks.task import InputError
-from pretrain.resnet import ResNet, weights_sha256
+from pretrain.resnet import ResNet
+from pretrain.weight_files import weights_sha256
 from results.schema import Architecture, EncoderCard
 from tests.reference.detectron2_names import renamed
 
@@ -128,7 +129,7 @@ def test_a_killed_write_leaves_the_old_file(
 
     monkeypatch.setattr(pickle, "dump", broken)
     monkeypatch.setattr(torch, "save", broken)
-    monkeypatch.setattr("pretrain.backbone.save_file", broken)
+    monkeypatch.setattr("pretrain.weight_files.save_file", broken)
     with pytest.raises(KeyboardInterrupt):
         write(encoder, out)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.bin", "old")]

@@ -24,7 +24,8 @@ from benchmarks.encoders.export import (
     write_torchvision,
 )
 from benchmarks.encoders.resnet import resnet_encoder
-from pretrain.resnet import ResNet, weights_sha256
+from pretrain.resnet import ResNet
+from pretrain.weight_files import weights_sha256
 from results.schema import Architecture, EncoderCard
 
 needs_detectron2 = pytest.mark.skipif(not find_spec("detectron2"), reason="no detectron2: make setup-transfer")

@@ -16,7 +16,7 @@ from benchmarks.encoders.card_facts import NOT_SHOWN_BY_VIT_KEYS, PIXELS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder, token_outputs
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.backbone import write_backbone
+from pretrain.weight_files import write_backbone
 from results.schema import Architecture, EncoderCard
 
 KEYS = Path(__file__).parent / "keys"

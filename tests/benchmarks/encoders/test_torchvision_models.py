@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError
-from pretrain.backbone import write_backbone
+from pretrain.weight_files import write_backbone
 
 
 def test_a_mobilenet_from_a_file_is_torchvisions_own(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from benchmarks.task import InputError
-from pretrain.backbone import write_backbone
+from pretrain.weight_files import write_backbone
 from tests.reference.vit_plain import PlainVit, plain_capi
 
 TIMM = """patch.w patch_embed.proj.weight
