@@ -103,7 +103,7 @@ TRANSFERRED := voc-det coco-det coco-keypoints lvis-det cityscapes-det vit-det v
 
 .PHONY: bench-all pages
 bench-all: $(CORE) ## every benchmark whose data is there, then tables, zoo page and pictures
-	$(PY) -m benchmarks all $(common_flags); code=$$?; $(if $(DRY_RUN),,$(pages);) exit $$code
+	$(PY) -m benchmarks all $(common_flags); code=$$?; $(if $(DRY_RUN),,if [ -d work/records ]; then $(pages); fi;) exit $$code
 pages: $(CORE) ## tables, zoo page and pictures of what this machine measured, in work/
 	$(pages)
 # bench-NAME ## one benchmark: knn voc-svm low-shot-svm linear multihead linear-grid attentive linear-stored logistic ncm few-shot semi-1pct semi-10pct finetune
