@@ -1,17 +1,22 @@
-"""Image files: decoding to RGB, the protocol's resize and crop, and `Images`, the torch data set of both.
+"""Image files: decoding to RGB, the protocol's resize and crop, `Images` (the torch data set of both), and nvJPEG.
 
-Normalisation is left to the encoder.
+Normalisation is left to the encoder. The decoder `nvjpeg` of a geometry decodes, resizes and crops JPEG files on a CUDA
+device. Its pixels differ from Pillow's by rounding: nvJPEG has an inverse DCT and an upsampling of colours of its own,
+and on the device an image is resized in float32 and rounded once, where Pillow rounds after each direction.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,6 +37,10 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # What Pillow's decoders raise for damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+CHUNK_PIXELS = 2**26  # that nvJPEG decodes at a time: 0.2 GB, and up to 0.8 GB in float32 while they are resized
+_END = b"\xff\xd9"  # of a JPEG file
+
+ImageT = TypeVar("ImageT", Image.Image, Tensor)
 
 
 class BadImage(InputError):  # noqa: N818 - the image is bad, not the program
@@ -53,7 +62,7 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
     Args:
         path: a file, or an image in a batch file as `data_batch_1#17` of CIFAR-10.
         geometry: names the decoder of JPEG files, and the size that a scaled one may decode to. Without it, and with
-            nvjpeg, which decodes batches (see `benchmarks.datasets.nvjpeg`), Pillow decodes at full size.
+            nvjpeg, which decodes batches (see `decode_cropped`), Pillow decodes at full size.
 
     Raises:
         BadImage: the file is missing, damaged or not an image, or has 32-bit pixels, whose range is unknown.
@@ -131,12 +140,17 @@ def _fault(path: Path, error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def apply_geometry(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """The image at `geometry.crop` squared, with torchvision's rounding and Pillow's antialiased resampling."""
+def apply_geometry(image: ImageT, geometry: Geometry) -> ImageT:
+    """The image at `geometry.crop` squared, with torchvision's rounding and Pillow's antialiased resampling.
+
+    Args:
+        image: one of Pillow, or (N, 3, H, W) uint8 of one size, whose pixels come out as Pillow's but for rounding.
+    """
     interpolation = INTERPOLATION[geometry.interpolation]
     if geometry.border:
-        edge = min(geometry.border, (min(image.size) - 1) // 2)  # something must be left
-        image = image.crop((edge, edge, image.width - edge, image.height - edge))
+        width, height = TF.get_image_size(image)
+        edge = min(geometry.border, (min(width, height) - 1) // 2)  # something must be left
+        image = TF.crop(image, edge, edge, height - 2 * edge, width - 2 * edge)
     if geometry.resize:
         image = TF.resize(image, [geometry.resize], interpolation)
     if geometry.mode == "warp":
@@ -161,3 +175,108 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return TF.pil_to_tensor(apply_geometry(decode(self.paths[index], self.geometry), self.geometry)), index
+
+
+# ---- nvJPEG ----------------------------------------------------------------------------------------------------------
+
+
+class EncodedImage(NamedTuple):
+    """A JPEG file that has not been decoded.
+
+    Attributes:
+        data: the file, (bytes,) uint8.
+        pixels: width times height.
+    """
+
+    data: Tensor
+    pixels: int
+
+
+def require_nvjpeg(device: torch.device) -> None:
+    """Raises InputError where JPEG files cannot be decoded on the device; the message says why."""
+    if device.type != "cuda":
+        raise InputError(
+            f"geometry.decoder=nvjpeg needs a CUDA device, and this runs on {device}; choose another decoder"
+        )
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "jpeg")
+    try:
+        decode_jpegs([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).splitlines()[0].split())[:160]
+        raise InputError(
+            f"geometry.decoder=nvjpeg needs a torchvision that is built with nvJPEG ({reason}); install one, or choose "
+            "another decoder"
+        ) from error
+
+
+def read_encoded(path: Path) -> EncodedImage | None:
+    """A whole RGB JPEG file, not decoded; None for any other file, which is left to Pillow."""
+    try:
+        with open_image(path) as image:
+            if image.format != "JPEG" or image.mode != "RGB" or _is_untransformed(image):
+                return None
+            size = image.width * image.height
+        data = path.read_bytes()
+    except DAMAGED:
+        return None
+    if not data.endswith(_END):
+        return None  # cut off, which Pillow refuses
+    return EncodedImage(torch.frombuffer(bytearray(data), dtype=torch.uint8), size)
+
+
+def _is_untransformed(image: Image.Image) -> bool:
+    """Whether a JPEG file stores red, green and blue instead of YCbCr, which nvJPEG does not look at."""
+    layers: list[tuple[int, ...]] = getattr(image, "layer", [])
+    return image.info.get("adobe_transform") == 0 or [layer[0] for layer in layers] == list(b"RGB")
+
+
+def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    """(3, H, W) uint8 of each file, on the device.
+
+    Raises:
+        RuntimeError: at least one of them cannot be decoded.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision means to move it into another package
+        found: list[Tensor] = decode_jpeg(files, ImageReadMode.RGB, device=device)
+    return found
+
+
+def decode_cropped(files: Sequence[EncodedImage], geometry: Geometry, device: torch.device) -> list[Tensor | None]:
+    """(3, crop, crop) uint8 of each file, on the device; None for one that nvJPEG cannot decode."""
+    found: list[Tensor | None] = []
+    chunk: list[EncodedImage] = []
+    for number, file in enumerate(files, start=1):
+        chunk.append(file)
+        if number == len(files) or sum(each.pixels for each in chunk) + files[number].pixels > CHUNK_PIXELS:
+            found += _cropped(_decoded([each.data for each in chunk], device), geometry)
+            chunk = []
+    return found
+
+
+def _decoded(files: list[Tensor], device: torch.device) -> list[Tensor | None]:
+    """As `decode_jpegs`, which gives nothing where one file is bad: then each half alone."""
+    try:
+        return [*decode_jpegs(files, device)]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        half = len(files) // 2
+        return [*_decoded(files[:half], device), *_decoded(files[half:], device)] if half else [None]
+
+
+def _cropped(images: Sequence[Tensor | None], geometry: Geometry) -> list[Tensor | None]:
+    """Images of one size are resized together."""
+    found: list[Tensor | None] = [None] * len(images)
+    by_size: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, image in enumerate(images):
+        if image is not None:
+            by_size[image.shape].append(number)
+    for numbers in by_size.values():
+        same = torch.stack([image for number in numbers if (image := images[number]) is not None])
+        for number, crop in zip(numbers, apply_geometry(same, geometry), strict=True):
+            found[number] = crop
+    return found

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 
-from benchmarks.datasets import nvjpeg
-from benchmarks.datasets.images import BadImage, Images
+from benchmarks.datasets.images import BadImage, EncodedImage, Images, decode_cropped, read_encoded
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import Outputs, Precision
 from pretrain.distributed import DataLoader, full_float32, sent
@@ -64,7 +63,7 @@ class Reader(Dataset[ImageBatch]):
 
     def __init__(self, paths: Sequence[Path], geometry: Geometry, *, strict: bool = False) -> None:
         self.images, self.strict, self.geometry = Images(paths, geometry), strict, geometry
-        self.crop, self.on_device = geometry.crop, geometry.decoder == nvjpeg.NAME
+        self.crop, self.on_device = geometry.crop, geometry.decoder == "nvjpeg"
 
     def read(self, rows: Sequence[int], map_rows: Map = map) -> ImageBatch:
         """Read consecutive rows; `map_rows` may read several at a time."""
@@ -76,7 +75,7 @@ class Reader(Dataset[ImageBatch]):
         if images:
             torch.stack(list(images.values()), out=stacked)
         unreadable = {row: reason for row, reason in found.items() if isinstance(reason, str)}
-        encoded = {row: file for row, file in found.items() if isinstance(file, nvjpeg.EncodedImage)}
+        encoded = {row: file for row, file in found.items() if isinstance(file, EncodedImage)}
         # One tensor, because each one takes a file descriptor on its way from a loader process.
         joined = torch.cat([file.data for file in encoded.values()]) if encoded else torch.empty(0, dtype=torch.uint8)
         sizes = {row: (len(file.data), file.pixels) for row, file in encoded.items()}
@@ -85,9 +84,9 @@ class Reader(Dataset[ImageBatch]):
     def __getitems__(self, rows: list[int]) -> ImageBatch:
         return self.read(rows)
 
-    def read_encoded(self, row: int) -> nvjpeg.EncodedImage | Tensor | str:
+    def read_encoded(self, row: int) -> EncodedImage | Tensor | str:
         """The image's file, where the device can be expected to decode it; else as `read_one`."""
-        return nvjpeg.read_encoded(self.images.paths[row]) or self.read_one(row)
+        return read_encoded(self.images.paths[row]) or self.read_one(row)
 
     def read_one(self, row: int) -> Tensor | str:
         """The image, or why it cannot be decoded."""
@@ -135,10 +134,10 @@ def decode_batch(batch: ImageBatch, reader: Reader, device: torch.device) -> Ima
     """The batch with all its images on the device. What that cannot decode, this process reads."""
     sizes = batch.encoded_sizes.values()
     parts = batch.encoded.split([length for length, _ in sizes]) if sizes else ()
-    files = [nvjpeg.EncodedImage(part, pixels) for part, (_, pixels) in zip(parts, sizes, strict=True)]
+    files = [EncodedImage(part, pixels) for part, (_, pixels) in zip(parts, sizes, strict=True)]
     images: dict[int, Tensor] = dict(zip(batch.readable, sent(batch.images, device), strict=True))
     unreadable = dict(batch.unreadable)
-    for row, image in zip(batch.encoded_sizes, nvjpeg.decode_cropped(files, reader.geometry, device), strict=True):
+    for row, image in zip(batch.encoded_sizes, decode_cropped(files, reader.geometry, device), strict=True):
         found = reader.read_one(row) if image is None else image
         if isinstance(found, str):
             unreadable[row] = found

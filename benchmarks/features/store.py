@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from benchmarks.datasets import nvjpeg
+from benchmarks.datasets.images import require_nvjpeg
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.extract import Extract, ImageBatch, Reader, default_batch_size, extractor, read_batches, widths
@@ -174,8 +174,8 @@ class FeatureStore:
         if not passes:
             return
         for each in passes:
-            if each.request.geometry.decoder == nvjpeg.NAME:
-                nvjpeg.require_nvjpeg(each.request.encoder.device)
+            if each.request.geometry.decoder == "nvjpeg":
+                require_nvjpeg(each.request.encoder.device)
         needed = sum(part.bytes_to_write() for each in passes for part in each.parts.values())
         try:
             self.root.mkdir(parents=True, exist_ok=True)

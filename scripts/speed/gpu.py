@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.datasets import nvjpeg
+from benchmarks.datasets import images
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.extract import Reader, extractor, read_batches
 from benchmarks.solvers.exact_knn import exact_knn
@@ -159,7 +159,7 @@ def time_gpu_decoding(files: int = FILES, workers: int | None = None) -> SpeedEn
     Raises:
         InputError: this torchvision cannot decode on the GPU.
     """
-    nvjpeg.require_nvjpeg(CUDA)
+    images.require_nvjpeg(CUDA)
     workers = default_workers(CUDA) if workers is None else workers
     names: list[Decoder] = ["pil", "pil-draft"]
     names += ["simplejpeg", "simplejpeg-scaled"] if find_spec("simplejpeg") else []
@@ -177,7 +177,7 @@ def time_gpu_decoding(files: int = FILES, workers: int | None = None) -> SpeedEn
         seconds = {name: gpu_seconds(partial(read, name), repeats) for name in (*names, "nvjpeg")}
         encoded = [[torch.frombuffer(bytearray(paths[row].read_bytes()), dtype=torch.uint8) for row in part]
                    for part in parts]  # fmt: skip
-        bare = gpu_seconds(lambda: [nvjpeg.decode_jpegs(part, CUDA) for part in encoded], repeats)
+        bare = gpu_seconds(lambda: [images.decode_jpegs(part, CUDA) for part in encoded], repeats)
     rates = ", ".join(f"{name} {files / taken:.0f}" for name, taken in seconds.items())
     return entry(
         "gpu-decode",

@@ -9,9 +9,9 @@ from typing import Protocol
 import pytest
 import torch
 
-from benchmarks.datasets import nvjpeg
+from benchmarks.datasets import images
 from benchmarks.task import InputError
-from tests.benchmarks.datasets.test_nvjpeg import by_pillow
+from tests.benchmarks.datasets.test_images import by_pillow
 from tests.simulated_cuda import simulated_cuda
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -51,9 +51,9 @@ def decoder(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> AnyGpu:
     """A GPU that decodes: the real one does so itself, and Pillow in place of the simulated one."""
     if isinstance(gpu, RealGpu):
         try:
-            nvjpeg.require_nvjpeg(torch.device("cuda"))
+            images.require_nvjpeg(torch.device("cuda"))
         except InputError as error:
             pytest.skip(str(error))
     else:
-        monkeypatch.setattr(nvjpeg, "decode_jpegs", by_pillow)
+        monkeypatch.setattr(images, "decode_jpegs", by_pillow)
     return gpu

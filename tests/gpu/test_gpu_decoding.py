@@ -14,7 +14,7 @@ from benchmarks.features.extract import Reader, read_batches
 from benchmarks.registry import find_protocol
 from benchmarks.task import RunOptions
 from results.schema import Geometry
-from tests.benchmarks.datasets.test_nvjpeg import picture
+from tests.benchmarks.datasets.test_images import picture
 from tests.gpu.conftest import AnyGpu, RealGpu
 from tests.gpu.tiny import Network
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.datasets import nvjpeg
+from benchmarks.datasets import images
 from scripts.speed import __main__ as command
 from scripts.speed import gpu as speed
 from scripts.speed.pretrain import moco_v2
@@ -51,7 +51,7 @@ def test_a_torchvision_without_nvjpeg_skips_the_entry(
     def refused(*_: object) -> None:
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
 
-    monkeypatch.setattr(nvjpeg, "decode_jpegs", refused)
+    monkeypatch.setattr(images, "decode_jpegs", refused)
     monkeypatch.setattr(speed, "entries", lambda: {"gpu-decode": speed.time_gpu_decoding})
     monkeypatch.setattr(sys, "argv", ["speed", "gpu-decode", "--out", f"{tmp_path}/speed.json"])
     assert command.main() == 0
