@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.datasets.coco import coco_box_faults
 from benchmarks.datasets.lists import batch_file, escape_non_utf8, path_strings
-from benchmarks.datasets.objects import coco_box_faults, read_voc_objects
 from benchmarks.datasets.registry import DATASETS, Dataset, find_dataset, is_official
+from benchmarks.datasets.voc import read_voc_objects
 from benchmarks.task import InputError, Labels, progress
 from results.files import open_image
 

@@ -177,9 +177,6 @@ class Images(Dataset[tuple[Tensor, int]]):
         return TF.pil_to_tensor(apply_geometry(decode(self.paths[index], self.geometry), self.geometry)), index
 
 
-# ---- nvJPEG ----------------------------------------------------------------------------------------------------------
-
-
 class EncodedImage(NamedTuple):
     """A JPEG file that has not been decoded.
 

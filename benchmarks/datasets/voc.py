@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.datasets.coco import REMEDY, read_box, require_in_image
 from benchmarks.datasets.lists import (
     first_file,
     folder_contents,
@@ -19,7 +21,7 @@ from benchmarks.datasets.lists import (
     require_unique,
 )
 from benchmarks.task import InputError, Labels
-from results.files import PathList, read_text
+from results.files import PathList, read_text, require_regular
 
 # In the order of the label images: 0 is the background, 255 ignored.
 CLASSES = (
@@ -32,9 +34,6 @@ _VALUES = {"1": 1, "-1": 0, "0": -1}
 # The parts of the joint detection set (MoCo's detection/: trainval07+12, test07).
 _JOINT = {"trainval": (("2007", "trainval"), ("2012", "trainval")), "test": (("2007", "test"),)}
 _TRAIN_AUG = ("train_aug", "train")
-
-
-# ---- classification --------------------------------------------------------------------------------------------------
 
 
 def read_voc_classification(devkit: Path, year: str, split: str) -> Labels:
@@ -123,9 +122,6 @@ def _read_class(file: Path, ids: list[str]) -> NDArray[np.int8]:
     return np.array([values[id] for id in ids], dtype=np.int8)
 
 
-# ---- detection -------------------------------------------------------------------------------------------------------
-
-
 def read_voc_detection(devkit: Path, parts: Sequence[tuple[str, str]]) -> Labels:
     """Images of one or several (year, split) with their xml files as annotations, part by part, each ordered by id.
 
@@ -169,7 +165,43 @@ def read_voc_joint(devkit: Path, split: str) -> Labels:
     return read_voc_detection(devkit, _JOINT[split])
 
 
-# ---- segmentation ----------------------------------------------------------------------------------------------------
+VocObject = tuple[str, int, list[float]]  # class, whether it is difficult, box
+
+
+def read_voc_objects(file: Path, *, inclusive: bool = False) -> tuple[tuple[int, int], list[VocObject]]:
+    """Width and height of an image of VOC, and its objects.
+
+    Args:
+        inclusive: take VOC's right and bottom edges as inside, so that a width is right - left.
+
+    Raises:
+        InputError: the file is no annotation of VOC, or a box cannot be one of its image.
+    """
+    try:
+        require_regular(file)
+        root = ElementTree.parse(file).getroot()  # noqa: S314 - expat stops at entity bombs
+        width, height = (int(_text(root, f"size/{part}")) for part in ("width", "height"))
+        objects = []
+        for number, found in enumerate(root.iter("object"), start=1):
+            corners = read_box(_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
+            # The devkit counts pixels from 1 and has both edges inside.
+            box = [corners[0] - 1, corners[1] - 1, *corners[2:]]
+            try:
+                require_in_image(box, width, height)
+            except ValueError as error:
+                raise InputError(f"{file}: object {number} has {error}; {REMEDY}") from error
+            box = [*box[:2], box[2] - inclusive, box[3] - inclusive]
+            objects.append((_text(found, "name"), int(found.findtext("difficult") or 0), box))
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise InputError(f"{file} is not a VOC annotation ({error}); unpack the devkit again") from error
+    return (width, height), objects
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"no {path}")
+    return text
 
 
 def read_voc_segmentation(folder: Path, split: str) -> Labels:

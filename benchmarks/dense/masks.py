@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.datasets.cityscapes import label_map
+from benchmarks.datasets.dense_sets import label_map
 from benchmarks.task import InputError, Labels
 from benchmarks.training.classification import require_images
 from results.files import open_image

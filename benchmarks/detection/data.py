@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from benchmarks.datasets.cityscapes import read_visible_objects
-from benchmarks.datasets.objects import (
+from benchmarks.datasets.coco import (
     REMEDY,
     reaches_outside,
     read_coco_box,
-    read_voc_objects,
     require_finite,
     require_size,
     usable_run_lengths,
 )
+from benchmarks.datasets.dense_sets import read_visible_objects
+from benchmarks.datasets.voc import read_voc_objects
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName, VitDetectionParams
 from benchmarks.task import InputError, Labels

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.datasets.objects import require_finite, usable_run_lengths
+from benchmarks.datasets.coco import require_finite, usable_run_lengths
 from benchmarks.task import InputError, Labels
 from benchmarks.training.trials import TrialScores
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.cityscapes import LABEL_IDS
+from benchmarks.datasets.dense_sets import CITYSCAPES_LABEL_IDS
 from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
 from benchmarks.task import Labels
@@ -230,7 +230,7 @@ def cityscapes_evaluator(test: Labels) -> Any:
 
 
 SMALLEST = 100  # pixels
-VOID = [label for label in range(34) if label not in LABEL_IDS.values()]
+VOID = [label for label in range(34) if label not in CITYSCAPES_LABEL_IDS.values()]
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class CityscapesPrecision:
             instances = np.asarray(image)
         self.images.append(
             [
-                _match(instances, LABEL_IDS[name], masks[classes == index], scores[classes == index])
+                _match(instances, CITYSCAPES_LABEL_IDS[name], masks[classes == index], scores[classes == index])
                 for index, name in enumerate(self.classes)
             ]
         )

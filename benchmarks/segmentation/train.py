@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Sampler, Subset
 
-from benchmarks.datasets.cityscapes import label_map
+from benchmarks.datasets.dense_sets import label_map
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import backbone_tensors
 from benchmarks.segmentation.model import model_config, optimisation, pipelines, register, use_device

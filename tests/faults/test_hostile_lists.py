@@ -21,7 +21,7 @@ from scipy.io import savemat
 
 from benchmarks.__main__ import main
 from benchmarks.datasets.array_sets import read_array_image
-from benchmarks.datasets.cityscapes import read_visible_objects
+from benchmarks.datasets.dense_sets import read_visible_objects
 from benchmarks.datasets.lists import read_list
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.datasets.retrieval import read_ground_truth

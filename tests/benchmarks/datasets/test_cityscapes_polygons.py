@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks.datasets.cityscapes import read_visible_objects
+from benchmarks.datasets.dense_sets import read_visible_objects
 from benchmarks.task import InputError
 
 pytest.importorskip("cv2")

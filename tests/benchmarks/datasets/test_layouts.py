@@ -182,7 +182,7 @@ def test_lvis_finds_images_of_both_folders_of_coco(tmp_path: Path) -> None:
 def test_cityscapes_without_derived_masks_says_how_to_map_the_owners(tmp_path: Path) -> None:
     from PIL import Image
 
-    from benchmarks.datasets.cityscapes import label_map
+    from benchmarks.datasets.dense_sets import label_map
 
     write_cityscapes(tmp_path / "derived")
     write_cityscapes(tmp_path / "own", train_ids=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from benchmarks.datasets.objects import unpacked_run_lengths, usable_run_lengths
+from benchmarks.datasets.coco import unpacked_run_lengths, usable_run_lengths
 
 
 def masks() -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
