@@ -149,6 +149,67 @@ def in_order_of_ids(outcomes: Outcomes) -> list[NDArray[Any]]:
     return [outcomes["ids"][order], outcomes["targets"][order], ordered, members[rows]]
 
 
+def drop(baseline: Outcomes, other: Outcomes, column: str) -> Gain | None:
+    """Accuracy on another test set minus that on the baseline, with its interval; None without outcomes of both.
+
+    None as well where the outcomes are not right or wrong for each of some items.
+
+    Images that come from the same file (val, ReaL and C) get the same weight in a resample, so they are paired; the
+    others are independent. Paths and suffixes do not count: `n01440764/ILSVRC2012_val_00000293.JPEG` is
+    `ILSVRC2012_val_00000293` in every set.
+    """
+    name = f"correct/{column}"
+    if name not in baseline or name not in other:
+        return None
+    if not all(_right_or_wrong(outcomes, outcomes[name]) for outcomes in (baseline, other)):
+        return None
+    sides = [_by_source(outcomes, outcomes[name]) for outcomes in (baseline, other)]
+    keys = sorted({*sides[0], *sides[1]})
+    sums = np.array([[side.get(key, (0.0, 0.0)) for key in keys] for side in sides])  # (2, keys, right and count)
+    members = [member for key in keys for member in key]
+    joint: dict[str, NDArray[Any]] = {
+        "group_offsets": np.cumsum([0, *(len(key) for key in keys)]),
+        "group_members": np.array(members),
+    }
+
+    def difference(weights: Floats) -> Floats:
+        of_side = (sums[..., 0] @ weights) / (sums[..., 1] @ weights)
+        return np.asarray(of_side[1] - of_side[0])
+
+    value = float(difference(np.ones((len(keys), 1)))[0])
+    _, blocks = BootstrapWeights().of(joint, RESAMPLES, 0)
+    resampled = value + (np.concatenate([difference(block) for block in blocks]) - value) / SPREAD
+    return Gain(value, *percentile_interval(resampled), len(other[name]), len(keys))
+
+
+def _right_or_wrong(outcomes: Outcomes, right: NDArray[Any]) -> bool:
+    """Whether these are (N,) of one or zero with the sources of as many items. Others may have written the file."""
+    offsets, members = outcomes.get("group_offsets"), outcomes.get("group_members")
+    if offsets is None or members is None or right.ndim != 1 or not len(right) or len(offsets) != len(right) + 1:
+        return False
+    return right.dtype.kind in "biuf" and bool(((right == 0) | (right == 1)).all())
+
+
+def _by_source(outcomes: Outcomes, right: NDArray[Any]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """Sources of items -> how many of these items are right, and how many there are."""
+    names, index = np.unique(outcomes["group_members"], return_inverse=True)
+    stems = [str(name).rpartition("/")[2].partition(".")[0] for name in names]
+    offsets = outcomes["group_offsets"]
+    if len(index) == len(right):  # one source each
+        counts, sums = np.bincount(index), np.bincount(index, right)
+        found: dict[tuple[str, ...], tuple[float, float]] = {}
+        for stem, total, count in zip(stems, sums.tolist(), counts.tolist(), strict=True):
+            before = found.get((stem,), (0.0, 0.0))
+            found[stem,] = (before[0] + total, before[1] + count)
+        return found
+    found = {}
+    for start, stop, hit in zip(offsets[:-1], offsets[1:], right.tolist(), strict=True):
+        key = tuple(sorted({stems[member] for member in index[start:stop]}))
+        before = found.get(key, (0.0, 0.0))
+        found[key] = (before[0] + hit, before[1] + 1)
+    return found
+
+
 @dataclass(frozen=True)
 class _Groups:
     """The sources of each item: those of item i stand in `members` (M,), source indices, from `starts[i]` on."""

@@ -1,10 +1,11 @@
-"""Title, order and number format of each benchmark's tables, kept outside protocols and so outside their hashes.
+"""How tables show each benchmark and suite: titles, order, decimals. Kept outside protocols and so outside their hashes.
 
 A benchmark without an entry here gets a title from its name and stands after the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -156,3 +157,56 @@ def place_of(benchmark: str) -> int:
     """Where a benchmark stands on a page, from 0; one without an entry stands last."""
     key = family_key(benchmark)
     return len(FAMILIES) if key is None else list(FAMILIES).index(key)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How a table shows a suite.
+
+    Attributes:
+        sets: data set -> column title, in the order of the table; others follow.
+        baseline: the data set that the drop of the others is measured against; empty for none.
+        mean_over: data sets whose mean is a column, where all of them are there.
+    """
+
+    title: str
+    sets: Mapping[str, str]
+    baseline: str = ""
+    mean_over: tuple[str, ...] = ()
+
+
+# The sets of SimCLR's and BYOL's tables.
+_TWELVE = (
+    "food101", "cifar10", "cifar100", "birdsnap", "sun397", "cars", "aircraft", "voc2007", "dtd", "pets", "caltech101",
+    "flowers102",
+)  # fmt: skip
+SUITES = {
+    "transfer": Suite(
+        "Transfer",
+        {
+            "food101": "Food-101", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "birdsnap": "Birdsnap",
+            "sun397": "SUN397", "cars": "Cars", "aircraft": "Aircraft", "voc2007": "VOC2007", "dtd": "DTD",
+            "pets": "Pets", "caltech101": "Caltech-101", "flowers102": "Flowers", "eurosat": "EuroSAT",
+            "resisc45": "RESISC45", "country211": "Country211", "rendered_sst2": "SST2", "gtsrb": "GTSRB",
+            "cub200": "CUB-200", "stl10": "STL-10", "svhn": "SVHN", "pcam": "PCAM",
+        },
+        mean_over=_TWELVE,
+    ),
+    "retrieval": Suite(
+        "Retrieval", {"roxford5k": "ROxford", "rparis6k": "RParis", "copydays": "Copydays", "drawings": "drawings"}
+    ),
+    "robustness": Suite(
+        "Robustness",
+        {
+            "val": "val", "real": "ReaL", "v2": "V2", "a": "A", "r": "R", "sketch": "Sketch", "objectnet": "ObjectNet",
+            "c": "C",
+        },
+        baseline="val",
+    ),
+}  # fmt: skip
+
+
+def suite_of(benchmark: str) -> tuple[str, str] | None:
+    """The suite of a benchmark and its data set; None for a benchmark of its own."""
+    name, _, data_set = benchmark.partition("_")
+    return (name, data_set) if name in SUITES and data_set else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from results.errors import InputError
-from results.families import Family, family_of, place_of
+from results.families import SUITES, Family, Suite, family_of, place_of, suite_of
 from results.schema import Architecture, EncoderCard, Protocol, Record
 from results.store import StoredRecord
 
@@ -437,3 +437,48 @@ def _group_key(record: Record) -> tuple[str, ...]:
     """What the records of one table share. An edited protocol has another hash, and so its own table."""
     resolved, dataset = record.protocol.resolved, record.dataset
     return resolved.benchmark, dataset.shown_name, resolved.id, dataset.fingerprint, resolved.content_sha256()
+
+
+# ---- suites: groups that share a table with a column per data set
+
+
+@dataclass(frozen=True)
+class SuiteGroups:
+    """The tables of one suite under one variant, revision and set of overrides, by data set in the order of columns."""
+
+    suite: Suite
+    name: str
+    groups: Mapping[str, Group]
+
+    @property
+    def title(self) -> str:
+        """The suite and the variant, with a mark where there is another version of the same data."""
+        marks = "'" * (len(self.name) - len(self.name.rstrip("'")))
+        return f"{self.suite.title}, {variant_text(next(iter(self.groups.values())).protocol)}{marks}"
+
+    def title_of(self, data_set: str) -> str:
+        return self.suite.sets.get(data_set, data_set)
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the protocols, each of which gets a table; top-5 is only in the records."""
+        return tuple(dict.fromkeys(column for group in self.groups.values() for column in group.columns))
+
+
+def suite_groups(groups: Sequence[Group]) -> list[SuiteGroups]:
+    """The groups of each suite, one entry per variant."""
+    found: dict[str, dict[str, Group]] = {}
+    for group in groups:
+        place = suite_of(group.protocol.benchmark)
+        if place is None or not group.records:
+            continue
+        kind, data_set = place
+        name = f"{kind}.{group.protocol.id.partition('.')[2]}"
+        while data_set in found.setdefault(name, {}):  # another version of the same data
+            name += "'"
+        found[name][data_set] = group
+    entries = []
+    for name, of in found.items():
+        suite = SUITES[name.partition(".")[0]]
+        order = [*(each for each in suite.sets if each in of), *sorted(of.keys() - suite.sets.keys())]
+        entries.append(SuiteGroups(suite, name, {each: of[each] for each in order}))
+    return entries

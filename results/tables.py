@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from results.bootstrap import CONFIDENCE, Gain
+from results.bootstrap import CONFIDENCE, Gain, drop
 from results.errors import InputError
-from results.families import SUMMARY, family_of
+from results.families import SUMMARY, family_of, suite_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown, with_interval
 from results.noise import NOISE_LINE, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.rows import (
     DataKind,
     Entry,
     Group,
+    SuiteGroups,
     architecture_text,
     current,
     data_kind,
@@ -28,12 +29,12 @@ from results.rows import (
     grouped,
     newest,
     records_by_row,
+    suite_groups,
     table_rows,
     without_cells,
 )
 from results.schema import EncoderCard
 from results.store import BadRecord, StoredRecord
-from results.suites import SuiteGroups, drop, suite_groups, suite_of
 
 MARK = "†"
 SPREAD_LINE = (
@@ -69,7 +70,7 @@ class Section:
 
     def tables(self) -> list[Table]:
         """One per protocol and data, those of the suites, then one of the encoders."""
-        alone = [self.group_table(group) for group in self.groups if suite_of(group.protocol) is None]
+        alone = [self.group_table(group) for group in self.groups if suite_of(group.protocol.benchmark) is None]
         together = [table for suite in suite_groups(self.groups) for table in self.suite_tables(suite)]
         return alone + together + self.encoder_table()
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from results.bootstrap import CONFIDENCE
 from results.errors import InputError
-from results.families import family_of
+from results.families import family_of, suite_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.published import Figure
-from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, table_rows
+from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, suite_groups, table_rows
 from results.schema import EncoderCard
 from results.store import StoredRecord
-from results.suites import suite_groups, suite_of
 from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 from results.zoo_layout import (
     CONFIG,
@@ -144,7 +143,7 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
         section.group_table(group)
         for group in section.groups
         if group.records
-        and suite_of(group.protocol) is None
+        and suite_of(group.protocol.benchmark) is None
         and not any(_belongs(layout, stored) for stored in group.records for layout in PAGE_TABLES)
     ]
     others += [table for suite in suite_groups(section.groups) for table in section.suite_tables(suite)]

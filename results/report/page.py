@@ -21,6 +21,7 @@ from results.compare.correlations import (
 )
 from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
+from results.families import suite_of
 from results.formats import Cell, Row, Table, cell_text, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
 from results.plot_style import EncoderStyles, encoder_key
@@ -46,9 +47,18 @@ from results.report.parts import (
     saved_images,
     script_hash,
 )
-from results.rows import FULL, Entry, Group, architecture_text, data_kinds, matching, records_by_row, variant_text
+from results.rows import (
+    FULL,
+    Entry,
+    Group,
+    architecture_text,
+    data_kinds,
+    matching,
+    records_by_row,
+    suite_groups,
+    variant_text,
+)
 from results.store import BadRecord, StoredRecord
-from results.suites import suite_groups, suite_of
 from results.tables import SPREAD_LINE, Section, duration, headline, per_class_tables, score_cell
 from results.zoo_layout import CONFIG, PAGE_TABLES, filled_columns, published_rows
 
@@ -235,7 +245,7 @@ def _cost(section: Section, entry: Entry) -> str:
 def _benchmarks(section: Section, maker: TableMaker, styles: EncoderStyles) -> list[ReportPart]:
     """A part per protocol and data set: its table, its figures and its scores per class."""
     parts = []
-    alone = [group for group in section.groups if suite_of(group.protocol) is None]
+    alone = [group for group in section.groups if suite_of(group.protocol.benchmark) is None]
     for number, group in enumerate(alone):
         identifier = f"{_id(section)}-{number}"
         title = f"{group.title} ({section.kind.title}, {variant_text(group.protocol)})"

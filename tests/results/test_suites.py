@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from results.bootstrap import RESAMPLES, SPREAD
-from results.rows import EMBEDDED
+from results.bootstrap import RESAMPLES, SPREAD, drop
+from results.rows import EMBEDDED, suite_groups
 from results.schema import Score
 from results.store import read_records, write_record
-from results.suites import drop, suite_groups
 from results.tables import Section
 from tests.results.factory_records import card, protocol, record
 
