@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, RunOptions
-from results.compare.explain import differing
+from results.explain import differing
 from results.schema import Protocol, Record
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def why_command(
     flags: Annotated[WhyFlags, tyro.conf.arg(name="")], options: Annotated[RunOptions, tyro.conf.arg(name="")]
 ) -> int:
     """Explain why a score differs from a published one: how much each setting contributes, and what remains."""
-    from results.compare.explain import published_figure
+    from results.explain import published_figure
 
     figure = published_figure(flags.published, flags.protocol, flags.source, flags.column)
     assert figure.place is not None
@@ -144,7 +144,7 @@ def why_command(
         sys.stdout.write("".join(f"would run  {protocol.id}\n" for protocol in protocols))
         return 0
     from benchmarks.evaluate import load
-    from results.compare.explain import advice, explanation_table, explanations, gap, sentence
+    from results.explain import advice, explanation_table, explanations, gap, sentence
     from results.formats import markdown
     from results.store import read_records
 

@@ -220,7 +220,7 @@ def _publish(options: PublishRecords) -> int:
 
 
 def _diff(options: Diff) -> int:
-    from results.compare.diff import diff, side
+    from results.compare import diff, side
 
     if not (options.a and options.b):
         raise InputError("name two encoders to compare, as in: python -m results diff 'my encoder' 'another encoder'")
@@ -261,7 +261,7 @@ def _formatted_page(page: Page, form: Format) -> str:
 
 
 def _report(options: Report) -> int:
-    from results.compare.explain import remembered
+    from results.explain import remembered
     from results.plots import read_pretraining_logs
     from results.report.page import report_html
 
@@ -279,37 +279,36 @@ def _report(options: Report) -> int:
 
 
 def _correlations(options: Correlations) -> int:
-    from results.compare import correlations as correlation
-    from results.plots import draw_heat_map
+    from results import compare
 
     if options.picture is not None:
         _check_picture_file(options.picture)
     records = _records(options.records)
-    values = correlation.measured_values(records, embedded=options.embedded)
+    values = compare.measured_values(records, embedded=options.embedded)
     if not options.embedded:
-        values = correlation.together(correlation.published_values(figures()), values)
-    runs = correlation.checkpoint_runs(records)
+        values = compare.together(compare.published_values(figures()), values)
+    runs = compare.checkpoint_runs(records)
     if options.columns in ("cheap", "cheap-all"):
-        found = correlation.cheap_correlations(values, runs, every_column=options.columns == "cheap-all")
+        found = compare.cheap_correlations(values, runs, every_column=options.columns == "cheap-all")
     else:
-        columns = correlation.headlines(values) if options.columns == "headline" else sorted(values)
-        found = correlation.correlations(values, columns, runs)
+        columns = compare.headlines(values) if options.columns == "headline" else sorted(values)
+        found = compare.correlations(values, columns, runs)
     if not found:
         raise InputError("no two columns have three encoders in common")
-    _put(options.out, _formatted([correlation.correlation_table(found)], options.format))
-    if (said := correlation.remark(values)) is not None:
+    _put(options.out, _formatted([compare.correlation_table(found)], options.format))
+    if (said := compare.remark(values)) is not None:
         sys.stderr.write(f"results: {said}\n")
     if options.picture is not None:
-        drawn = [one for one in found if len(one.encoders) >= correlation.MIN_ENCODERS]
+        drawn = [one for one in found if len(one.encoders) >= compare.MIN_ENCODERS]
         if not drawn:
-            fewest = correlation.MIN_ENCODERS
+            fewest = compare.MIN_ENCODERS
             raise InputError(f"no two columns have {fewest} encoders in common, so there is no heat map")
-        draw_heat_map(drawn, options.picture)
+        compare.draw_heat_map(drawn, options.picture)
     return 0
 
 
 def _explain(options: Explain) -> int:
-    from results.compare.explain import AskedPair, explanation_table, explanations, remember
+    from results.explain import AskedPair, explanation_table, explanations, remember
     from results.plots import draw_waterfall
 
     if options.picture is not None:

@@ -1,4 +1,4 @@
-"""How tables show each benchmark and suite: titles, order, decimals. Kept outside protocols and so outside their hashes.
+"""How tables show each benchmark and suite: title, order, decimals. Outside protocols, and so outside their hashes.
 
 A benchmark without an entry here gets a title from its name and stands after the others.
 """

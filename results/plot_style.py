@@ -23,6 +23,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
 CONTROLS = ("#6e6e6e", "#a3a3a3")  # untrained networks and raw pixels, which other encoders are compared with
+LABEL_WIDTH = 38  # characters of a label before it goes on in the next line
 _TITLED: ContextVar[bool] = ContextVar("titled", default=True)
 
 

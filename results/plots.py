@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results.compare.correlations import Correlation, page_order
-from results.compare.explain import Explanation, in_words
 from results.errors import InputError
+from results.explain import Explanation, in_words
 from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
 from results.plot_style import (
+    LABEL_WIDTH,
     EncoderStyles,
     NothingToDrawError,
     encoder_key,
@@ -518,41 +518,7 @@ def draw_dots(
 
 # ---- comparisons
 
-WHITE_TEXT_FROM = 0.72  # correlation beyond which the cell is too dark for black text
-LABEL_WIDTH = 38  # characters
 ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # distinct for colour-blind readers; the sign is printed too
-
-
-def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
-    """Rank correlations of pairs of columns; each cell prints its coefficient and the number of encoders."""
-    if not found:
-        raise NothingToDrawError("no two columns have three encoders in common")
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    columns = sorted({column for one in found for column in (one.a, one.b)}, key=page_order)
-    size = len(columns)
-    values = np.full((size, size), np.nan)
-    figure = Figure(figsize=(3.4 + 0.68 * size, 2.6 + 0.56 * size), layout="constrained")
-    axes = figure.subplots()
-    for one in found:
-        j, i = sorted((columns.index(one.a), columns.index(one.b)))
-        values[i, j] = one.spearman
-        axes.text(
-            j, i, f"{one.spearman:+.2f}\nn={len(one.encoders)}", ha="center", va="center", fontsize=8,
-            color="white" if abs(one.spearman) > WHITE_TEXT_FROM else "#222222"
-        )  # fmt: skip
-    # Orange to purple through white is safe for colour-blind readers, and the sign is printed in the cell.
-    edges = np.arange(size) - 0.5
-    mesh = axes.pcolormesh(edges, edges + 1, values[1:, :-1], cmap="PuOr_r", vmin=-1, vmax=1)
-    axes.invert_yaxis()
-    names = [textwrap.fill(column.words, LABEL_WIDTH) for column in columns]
-    axes.set_xticks(range(size - 1), names[:-1], rotation=45, ha="right", fontsize=9)
-    axes.set_yticks(range(1, size), names[1:], fontsize=9)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    figure.colorbar(mesh, ax=axes, label="Spearman rank correlation", shrink=0.6)
-    save_figure(figure, out)
 
 
 def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 
 from benchmarks.__main__ import COMMANDS
 from benchmarks.registry import TASKS, load_task
-from results.compare.explain import explanations, remembered
+from results.explain import explanations, remembered
 from results.plot_style import without_title
 from results.plots import draw_waterfall
 from results.store import read_records

@@ -8,19 +8,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from results.compare.correlations import (
+from results.compare import (
     MIN_ENCODERS,
     checkpoint_runs,
     correlation_table,
     correlations,
+    draw_heat_map,
     headlines,
     measured_values,
     published_values,
     remark,
     together,
 )
-from results.compare.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.errors import InputError
+from results.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.families import suite_of
 from results.formats import Cell, Row, Table, cell_text, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
@@ -30,7 +31,6 @@ from results.plots import (
     DotPanel,
     PretrainingLog,
     draw_dots,
-    draw_heat_map,
     draw_pretraining,
     draw_waterfall,
     record_figures,

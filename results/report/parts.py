@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from results import formats
-from results.compare.explain import Explanation, explanation_table
 from results.errors import without_control
+from results.explain import Explanation, explanation_table
 from results.families import family_of
 from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns

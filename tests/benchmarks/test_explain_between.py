@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.explain import ALL_SETS_UP_TO, between, switching_steps
 from benchmarks.registry import find_protocol, tasks, with_settings
 from results.__main__ import main as results_main
-from results.compare.explain import differing, explanations
+from results.explain import differing, explanations
 from results.schema import Protocol, Record, Score
 from results.store import read_records, write_record
 from tests.results.factory_records import card, record

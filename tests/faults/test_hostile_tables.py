@@ -20,7 +20,7 @@ import pytest
 from benchmarks.__main__ import main
 from results.__main__ import main as results_main
 from results.commands import PUBLISHED_PAGES
-from results.compare.explain import QUESTIONS_FILE
+from results.explain import QUESTIONS_FILE
 from results.schema import Score
 from results.store import StoredRecord, packed, read_record, read_records, write_record
 from results.tables import markdown_page
@@ -234,8 +234,7 @@ def imported() -> None:
     """What the commands import, once for all children, whose seconds are counted."""
 
     import results.board.site
-    import results.compare.correlations
-    import results.compare.diff
+    import results.compare
     import results.export
     import results.lint
     import results.plots
@@ -336,7 +335,7 @@ def test_why_measures_again_what_it_cannot_use(
 
     assert FIGURE.place is not None
     small = replace(FIGURE, place=replace(FIGURE.place, protocol="knn.demo@1", column="k=10"))
-    monkeypatch.setattr("results.compare.explain.published_figure", lambda *_: small)
+    monkeypatch.setattr("results.explain.published_figure", lambda *_: small)
     folder = tmp_path / "work"
     (folder / R).mkdir(parents=True)
     monkeypatch.setitem(COMMANDS, "why", [

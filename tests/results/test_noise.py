@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from results.bootstrap import SPREAD, gain_of, replicates
-from results.compare.diff import diff, side
+from results.compare import diff, side
 from results.formats import Cell
 from results.noise import (
     Difference,

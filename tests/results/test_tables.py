@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from results.__main__ import main
-from results.compare.correlations import Column, measured_values
+from results.compare import Column, measured_values
 from results.formats import Cell, Table
 from results.plots import curve_panels, draw_per_class, neighbours_of, write_figures
 from results.report.parts import origin

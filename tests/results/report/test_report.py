@@ -18,8 +18,8 @@ from benchmarks.label_free import MONITORED, MONITORED_VIEWS
 from pretrain.monitor import KNN as KNN_COLUMN
 from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
-from results.compare.explain import AskedPair, remember, remembered
 from results.errors import InputError
+from results.explain import AskedPair, remember, remembered
 from results.plot_style import EncoderStyles, NothingToDrawError, encoder_key
 from results.plots import LOG_PANELS, draw_pretraining, read_pretraining_logs, run_labels
 from results.published import chosen, figures

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from results.__main__ import main
-from results.compare.explain import (
+from results.errors import InputError
+from results.explain import (
     QUESTIONS_FILE,
     AskedPair,
     Explanation,
@@ -23,7 +24,6 @@ from results.compare.explain import (
     remember,
     remembered,
 )
-from results.errors import InputError
 from results.plot_style import NothingToDrawError
 from results.plots import draw_waterfall
 from results.schema import Geometry, Protocol, Score

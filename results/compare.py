@@ -1,15 +1,19 @@
-"""Rank correlations of every two columns over encoders, to find which cheap number predicts transfer.
+"""Compare two encoders in every column that both have, and every two columns over all encoders that have both.
 
-The intervals come from resampling trainings: an encoder is one, and the checkpoints of one run are one together, as
-they are not independent. They say how far the coefficient would move with other encoders of this kind, not with other
-test images.
+`diff` gives differences with paired intervals of the test sample and the runs. `correlations` gives rank correlations,
+to find which cheap number predicts transfer. Their intervals come from resampling trainings: an encoder is one, and the
+checkpoints of one run are one together, as they are not independent. They say how far the coefficient would move with
+other encoders of this kind, not with other test images.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,11 +21,151 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results.bootstrap import CONFIDENCE
+from results.errors import InputError
 from results.families import column_words, family_key, family_of, place_of
 from results.formats import Cell, Row, Table, with_interval
+from results.noise import Difference, ReplicateCache, difference
+from results.plot_style import LABEL_WIDTH, NothingToDrawError, save_figure
 from results.published import Figure, bare_config
-from results.rows import EMBEDDED, FULL, data_kind, newest, records_by_row, table_rows
+from results.rows import (
+    EMBEDDED,
+    FULL,
+    DataKind,
+    Group,
+    architecture_text,
+    current,
+    data_kind,
+    data_kinds,
+    encoder_names,
+    grouped,
+    matching,
+    newest,
+    records_by_row,
+    refuse_ambiguous,
+    table_rows,
+)
 from results.store import StoredRecord
+from results.tables import score_cell
+
+# ---- two encoders
+
+DIFF_LINE = (
+    f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
+    "sides are compared on the same resamples. Where both sides have several runs or drawn sets of labels, the "
+    "interval includes their spread. Several encoders on one side are averaged."
+)
+DIFF_COLUMNS = ("Protocol", "Data", "Column", "A", "B", "A - B", "Verdict", "Items", "Sources")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The records that `NAME` or `NAME@COMMIT` stands for: the newest of each encoder, protocol and data set."""
+
+    text: str
+    records: tuple[StoredRecord, ...]
+
+
+def side(records: Sequence[StoredRecord], text: str) -> Side:
+    """Select the successful records of the encoders that match a name, a row label or a pattern.
+
+    Args:
+        text: `NAME`, or `NAME@COMMIT` for the records of one commit only.
+
+    Raises:
+        InputError: no record matches, or those that match are of encoders that must not be averaged.
+    """
+    successes = [stored for stored in records if stored.record.status == "ok"]
+    name, commit = _split(text, successes)
+    among = [stored for stored in successes if (stored.record.commit or "").startswith(commit)]
+    chosen = current(matching(among, encoder=[name]))[0]
+    if not chosen:
+        known = ", ".join(sorted({of[-1] for of in encoder_names(successes).values()})) or "none"
+        at = f" at commit {commit}" if commit else ""
+        raise InputError(f"no encoder matches {name!r}{at}; the records hold {known}")
+    refuse_ambiguous(among, [name])
+    found = {stored.record.encoder.architecture for stored in chosen}
+    if len(found) > 1:
+        texts = ", ".join(sorted(map(architecture_text, found)))
+        raise InputError(f"{name!r} matches encoders of several architectures, which are never averaged: {texts}")
+    return Side(text, tuple(chosen))
+
+
+def _split(text: str, records: Iterable[StoredRecord]) -> tuple[str, str]:
+    """Split `NAME@COMMIT` where a record has this commit; elsewhere the @ belongs to the name."""
+    name, at, commit = text.rpartition("@")
+    known = any((stored.record.commit or "").startswith(commit) for stored in records)
+    if at and re.fullmatch(r"[0-9a-f]{4,40}", commit) and known:
+        return name, commit
+    return text, ""
+
+
+def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[DataKind, Table]]:
+    """One table for each kind of data on which both sides share a protocol.
+
+    Scores are compared only under the same protocol on the same version of the data.
+
+    Args:
+        benchmarks: patterns of benchmark names or protocol ids.
+    """
+    tables = []
+    for kind in data_kinds([*a.records, *b.records]):
+        ours, theirs = (_groups(one.records, kind, benchmarks) for one in (a, b))
+        cache = ReplicateCache()
+        rows = [row for key in ours if key in theirs for row in _diff_rows(cache, ours[key], theirs[key])]
+        notes = [
+            f"Only {text}: {one[key].example.protocol.id} on {one[key].example.dataset.shown_name}"
+            for text, one, other in ((a.text, ours, theirs), (b.text, theirs, ours))
+            for key in one
+            if key not in other
+        ]
+        if rows:
+            title = f"A: {a.text}, B: {b.text}"
+            tables.append((kind, Table(title, (DIFF_LINE,), DIFF_COLUMNS, tuple(rows), notes=tuple(notes))))
+    return tables
+
+
+def _groups(records: Sequence[StoredRecord], kind: DataKind, benchmarks: Sequence[str]) -> dict[tuple[str, ...], Group]:
+    selected = [stored for stored in matching(records, benchmark=benchmarks) if data_kind(stored.record) == kind]
+    return {
+        (g.example.protocol.id, g.protocol.content_sha256(), g.example.dataset.fingerprint): g
+        for g in grouped(selected, [])
+    }
+
+
+def _diff_rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
+    rows, decimals = [], ours.decimals
+    opposite = family_of(ours.protocol.benchmark).opposite
+    for column in ours.columns:
+        a, b = (score_cell(cache, group.records, column).value for group in (ours, theirs))
+        if a is None or b is None:
+            continue
+        found = difference(cache, ours.records, theirs.records, column)
+        low, high = (None, None) if found is None else (found.low, found.high)
+        gap = with_interval(a - b if found is None else found.value, low, high, decimals)
+        cells = (
+            Cell(text=ours.example.dataset.shown_name),
+            Cell(text=column),
+            Cell(a, text=f"{a:.{decimals}f}"),
+            Cell(b, text=f"{b:.{decimals}f}"),
+            Cell(a - b, text=gap),
+            Cell(text=verdict(found, higher_is_better=ours.protocol.higher_is_better != (column in opposite))),
+            Cell(text=f"{found.items:,}" if found and found.items else ""),
+            Cell(text=f"{found.sources:,}" if found and found.sources else ""),
+        )
+        rows.append(Row(ours.example.protocol.id, cells))
+    return rows
+
+
+def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
+    """Which side is better beyond the noise, in words."""
+    if found is None:
+        return "unknown: no outcomes per item in common, and no repeated runs"
+    if not found.beyond_noise:
+        return "within the noise"
+    return "A is better" if (found.value > 0) == higher_is_better else "B is better"
+
+
+# ---- two columns
 
 RESAMPLES = 2000
 MIN_ENCODERS = 5  # trainings; with fewer an interval would be meaningless
@@ -35,6 +179,7 @@ CHEAP = ("label_free", "label_free_views", "knn", "ncm")
 # The columns of the MoCo v2 note's remark: linear accuracy and VOC detection, by benchmark.
 REMARK_COLUMNS = (("linear_avgpool", "AvgPool"), ("voc0712_det", "AP"))
 
+WHITE_TEXT_FROM = 0.72  # correlation beyond which the cell is too dark for black text
 MEASURED = " (measured)"  # behind the label of an encoder that stands among published models
 
 Values = dict["Column", dict[str, float]]
@@ -85,9 +230,6 @@ class Correlation:
     discordant: tuple[tuple[str, str], ...]
     pairs: int
     trainings: int
-
-
-# ---- the values
 
 
 def published_values(figures: Iterable[Figure]) -> Values:
@@ -178,9 +320,6 @@ def page_order(column: Column) -> tuple[int, Column]:
     return place_of(column.protocol.partition(".")[0]), column
 
 
-# ---- the coefficients
-
-
 def correlations(
     values: Mapping[Column, Mapping[str, float]], columns: Sequence[Column], runs: Runs = NO_RUNS
 ) -> list[Correlation]:
@@ -260,9 +399,6 @@ def spearman(x: NDArray[np.float64], y: NDArray[np.float64], times: NDArray[Any]
         return np.where(spreads > 0, (weights * first * second).sum(1) / np.sqrt(spreads), np.nan)
 
 
-# ---- as a table and as a sentence
-
-
 def correlation_table(found: Sequence[Correlation], title: str = "Rank correlations") -> Table:
     rows = []
     for one in found:
@@ -293,6 +429,37 @@ def _encoders(one: Correlation) -> str:
     """Their number, and that of the trainings if some are checkpoints of one."""
     count = str(len(one.encoders))
     return count if one.trainings == len(one.encoders) else f"{count} from {one.trainings} trainings"
+
+
+def draw_heat_map(found: Sequence[Correlation], out: Path) -> None:
+    """Rank correlations of pairs of columns; each cell prints its coefficient and the number of encoders."""
+    if not found:
+        raise NothingToDrawError("no two columns have three encoders in common")
+    from matplotlib.figure import Figure
+
+    columns = sorted({column for one in found for column in (one.a, one.b)}, key=page_order)
+    size = len(columns)
+    values = np.full((size, size), np.nan)
+    figure = Figure(figsize=(3.4 + 0.68 * size, 2.6 + 0.56 * size), layout="constrained")
+    axes = figure.subplots()
+    for one in found:
+        j, i = sorted((columns.index(one.a), columns.index(one.b)))
+        values[i, j] = one.spearman
+        axes.text(
+            j, i, f"{one.spearman:+.2f}\nn={len(one.encoders)}", ha="center", va="center", fontsize=8,
+            color="white" if abs(one.spearman) > WHITE_TEXT_FROM else "#222222"
+        )  # fmt: skip
+    # Orange to purple through white is safe for colour-blind readers, and the sign is printed in the cell.
+    edges = np.arange(size) - 0.5
+    mesh = axes.pcolormesh(edges, edges + 1, values[1:, :-1], cmap="PuOr_r", vmin=-1, vmax=1)
+    axes.invert_yaxis()
+    names = [textwrap.fill(column.words, LABEL_WIDTH) for column in columns]
+    axes.set_xticks(range(size - 1), names[:-1], rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(range(1, size), names[1:], fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(mesh, ax=axes, label="Spearman rank correlation", shrink=0.6)
+    save_figure(figure, out)
 
 
 def remark(values: Mapping[Column, Mapping[str, float]]) -> str | None:

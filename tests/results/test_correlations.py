@@ -11,13 +11,14 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from results.__main__ import main
-from results.compare.correlations import (
+from results.compare import (
     MIN_ENCODERS,
     Column,
     cheap_correlations,
     checkpoint_runs,
     correlation_table,
     correlations,
+    draw_heat_map,
     headlines,
     measured_values,
     published_values,
@@ -25,7 +26,6 @@ from results.compare.correlations import (
     spearman,
     together,
 )
-from results.plots import draw_heat_map
 from results.published import figures
 from results.schema import Score, canonical_sha256
 from results.store import read_records, write_record
@@ -213,7 +213,7 @@ def test_the_command_works_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The published figures and the committed records are found beside the program."""
-    monkeypatch.setattr("results.compare.correlations.RESAMPLES", 20)
+    monkeypatch.setattr("results.compare.RESAMPLES", 20)
     monkeypatch.chdir(tmp_path)
     for words, printed in (([], "| VOC07+12 detection (moco), AP"), (["--embedded"], "label_free.demo@1")):
         assert main(["correlations", *words]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from results.__main__ import main
-from results.compare.diff import diff, side
+from results.compare import diff, side
 from results.errors import InputError
 from results.schema import EncoderCard
 from results.store import StoredRecord, read_records, write_record

@@ -1,1 +1,0 @@
-"""Comparisons of records: two encoders, two protocols, or every two columns of the tables."""
