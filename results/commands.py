@@ -263,7 +263,7 @@ def _formatted_page(page: Page, form: Format) -> str:
 def _report(options: Report) -> int:
     from results.explain import remembered
     from results.plots import read_pretraining_logs
-    from results.report.page import report_html
+    from results.report import report_html
 
     records, bad = _read(options.records)
     logs, asked = read_pretraining_logs(options.pretrain), remembered(options.records)
@@ -330,7 +330,7 @@ def _explain(options: Explain) -> int:
 
 
 def _board(options: Board) -> int:
-    from results.board.site import site
+    from results.board import site
 
     records, bad = _read(options.records)
     _name_bad(bad)

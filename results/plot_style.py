@@ -15,6 +15,7 @@ from results.rows import data_kind, identity, newest, table_rows
 from results.store import StoredRecord
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -40,6 +41,15 @@ def without_title() -> Iterator[None]:
 def encoder_key(label: str) -> str:
     """Eight hex digits by which a page finds an encoder's lines in its figures."""
     return hashlib.sha256(label.encode()).hexdigest()[:8]
+
+
+def mark(artist: Artist, label: str) -> None:
+    """Name an artist after its encoder, so that a page can dim the others."""
+    axes = artist.axes
+    assert axes is not None
+    panel = next(i for i, each in enumerate(axes.figure.axes) if each is axes)
+    place = f"{panel}-{axes.get_children().index(artist)}"
+    artist.set_gid(f"encoder-{encoder_key(label)}-{place}")
 
 
 class NothingToDrawError(ValueError):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from results.errors import InputError
 from results.explain import Explanation, in_words
@@ -25,9 +24,9 @@ from results.plot_style import (
     LABEL_WIDTH,
     EncoderStyles,
     NothingToDrawError,
-    encoder_key,
     legend_below,
     line_style,
+    mark,
     plain_axes,
     save_figure,
     stacked_panels,
@@ -36,9 +35,6 @@ from results.rows import data_kind, data_kinds, newest, records_by_row, table_ro
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
 
 # ---- every figure of a folder of records
 
@@ -301,15 +297,6 @@ def draw_curves(
     save_figure(figure, out)
 
 
-def mark(artist: Artist, label: str) -> None:
-    """Name an artist after its encoder, so that a page can dim the others."""
-    axes = artist.axes
-    assert axes is not None
-    panel = next(i for i, each in enumerate(axes.figure.axes) if each is axes)
-    place = f"{panel}-{axes.get_children().index(artist)}"
-    artist.set_gid(f"encoder-{encoder_key(label)}-{place}")
-
-
 def panel_title(protocol: Protocol, dataset: str) -> str:
     """Benchmark and data in words, with what its user changed; the protocol's id is in the tables."""
     changed = f" ({', '.join(protocol.overrides)})" if protocol.overrides else ""
@@ -453,66 +440,6 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderSt
         plain_axes(axes, textwrap.fill(table.title, TITLE_WIDTH))
         axes.spines["left"].set_visible(False)
         legend_below(axes, 0.55 / (0.3 * len(table.rows) + 0.3))  # 0.55 inches, below the axis and its label
-    save_figure(figure, out)
-
-
-# ---- headline scores, and how far each is behind the best
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One encoder in one panel: a value with its 95 % interval; `tied` where it is the best or tied with it."""
-
-    label: str
-    value: float
-    low: float | None
-    high: float | None
-    tied: bool = False
-
-
-@dataclass(frozen=True)
-class DotPanel:
-    """A column's title and its dots, in the order of the rows."""
-
-    title: str
-    dots: tuple[Dot, ...]
-
-
-def draw_dots(
-    panels: Sequence[DotPanel], out: Path, styles: EncoderStyles, *, x_label: str, zero: bool = False
-) -> None:
-    """A row per encoder, a panel per column: dots with 95 % intervals, filled where tied with the best.
-
-    Args:
-        zero: draw a line at zero, for differences.
-    """
-    labels = list(dict.fromkeys(dot.label for panel in panels for dot in panel.dots))
-    if not labels:
-        raise NothingToDrawError("no encoder has a headline score")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for dot in panel.dots:
-            colour, row = styles.of(dot.label)["color"], labels.index(dot.label)
-            if dot.low is not None and dot.high is not None:
-                (line,) = axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=1.6)
-                mark(line, dot.label)
-            (point,) = axes.plot(
-                [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
-                markerfacecolor=colour if dot.tied else "none",  # white would look filled on a dark page
-            )  # fmt: skip
-            mark(point, dot.label)
-        if zero:
-            axes.axvline(0, color="#7a7a7a", linewidth=0.8)
-        axes.set_title(textwrap.fill(panel.title, 26), fontsize="medium", loc="left")
-        plain_axes(axes, grid="x")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    all_axes[0].set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_WIDTH) for label in labels])
-    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.supxlabel(x_label, fontsize="small")
     save_figure(figure, out)
 
 

@@ -233,12 +233,12 @@ QUICK = ("texts in place of right and wrong", "markup as an encoder", "markup ev
 def imported() -> None:
     """What the commands import, once for all children, whose seconds are counted."""
 
-    import results.board.site
+    import results.board
     import results.compare
     import results.export
     import results.lint
     import results.plots
-    import results.report.page
+    import results.report
     import results.zoo_page  # noqa: F401
 
 

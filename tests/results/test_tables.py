@@ -12,8 +12,8 @@ import pytest
 from results.__main__ import main
 from results.compare import Column, measured_values
 from results.formats import Cell, Table
+from results.html_parts import origin
 from results.plots import curve_panels, draw_per_class, neighbours_of, write_figures
-from results.report.parts import origin
 from results.rows import architecture_text, data_kinds
 from results.schema import Architecture, DatasetRef, EncoderCard, Score
 from results.store import StoredRecord, packed, read_records, write_record

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from results.__main__ import main
-from results.board.site import site
+from results.board import site
 from results.published import figures
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record

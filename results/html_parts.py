@@ -1,4 +1,4 @@
-"""What the report is made of: tables whose cells tell where they come from, inline SVG charts, and images."""
+"""What the report and the board are made of: tables whose cells tell where they come from, SVG charts, and images."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from results.store import StoredRecord
 from results.tables import MARK, MEAN_OF, Section, gain_over_random
 
 log = logging.getLogger(__name__)
+
+WEB = Path(__file__).with_name("web")
 
 
 @dataclass
@@ -78,18 +80,23 @@ class VerdictCard:
 # ---- the page
 
 
-def rendered(template: str, folders: Sequence[Path], **values: Any) -> str:
-    """A page from a Jinja template: all text is escaped, and no control character is left."""
+def rendered(template: str, scripts: Sequence[str], styles: Sequence[str], **values: Any) -> str:
+    """A page from a template in `web/`: all text is escaped, and no control character is left.
+
+    Args:
+        scripts, styles: files of `web/` that become part of the page. It allows no other script, and loads nothing.
+    """
     environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return formats.without_control(environment.get_template(template).render(**values))
-
-
-def script_hash(script: str) -> str:
-    """By which a page's Content-Security-Policy allows a script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        loader=FileSystemLoader(WEB), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = "\n".join((WEB / name).read_text(encoding="utf-8").strip() for name in scripts)
+    page = environment.get_template(template).render(
+        style="".join((WEB / name).read_text(encoding="utf-8") for name in styles),
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        **values,
+    )
+    return formats.without_control(page)
 
 
 # ---- tables

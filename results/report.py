@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,29 +25,19 @@ from results.errors import InputError
 from results.explain import AskedPair, Explanation, explanations, heading, in_words
 from results.families import suite_of
 from results.formats import Cell, Row, Table, cell_text, sourced_table
+from results.html_parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, VerdictCard, chart, rendered, saved_images
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
-from results.plot_style import EncoderStyles, encoder_key
-from results.plots import (
-    Dot,
-    DotPanel,
-    PretrainingLog,
-    draw_dots,
-    draw_pretraining,
-    draw_waterfall,
-    record_figures,
+from results.plot_style import (
+    LABEL_WIDTH,
+    EncoderStyles,
+    NothingToDrawError,
+    encoder_key,
+    mark,
+    plain_axes,
+    save_figure,
 )
+from results.plots import PretrainingLog, draw_pretraining, draw_waterfall, record_figures
 from results.published import Figure
-from results.report.parts import (
-    SCORE_COLUMNS,
-    Chart,
-    ReportPart,
-    TableMaker,
-    VerdictCard,
-    chart,
-    rendered,
-    saved_images,
-    script_hash,
-)
 from results.rows import (
     FULL,
     Entry,
@@ -63,7 +54,6 @@ from results.tables import SPREAD_LINE, Section, duration, headline, per_class_t
 from results.zoo_layout import CONFIG, PAGE_TABLES, filled_columns, published_rows
 
 TITLE = "Benchmark report"
-FOLDER = Path(__file__).parent
 ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."
 BEHIND_LINE = "±: standard error of the test sample. Behind the best by: 95% interval of the difference."
 LEGEND = "The legend gives the colour, marker and dashes of each line; the tables hold the numbers."
@@ -105,11 +95,10 @@ def report_html(
         _left_out(bad, unanswered, maker),
     ]
     filled = [part for part in parts if not part.empty]
-    names = ("sortable.min.js", "wide.js", "report.js")
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8").strip() for name in names)
     return rendered(
-        "page.html",
-        [FOLDER],
+        "report.html",
+        ["sortable.min.js", "wide.js", "report.js"],
+        ["style.css"],
         title=TITLE,
         lines=(SPREAD_LINE, NOISE_LINE, ORIGIN_LINE),
         tabs=[(name, title, own) for name, title in TABS.items() if (own := [p for p in filled if p.tab == name])],
@@ -117,9 +106,6 @@ def report_html(
         benchmarks=list(dict.fromkeys(part.benchmark for part in filled if part.benchmark)),
         origins=maker.origins,
         score_columns=SCORE_COLUMNS,
-        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=script_hash(script),
     )
 
 
@@ -300,6 +286,63 @@ def _noise(section: Section, maker: TableMaker, styles: EncoderStyles) -> Report
         columns = ("Column", "Best", "Test items", "Smallest difference to be told apart")
         part.tables = [maker.plain(Table("What these test sets can tell apart", lines, columns, tuple(rows), 1))]
     return part
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One encoder in one panel: a value with its 95 % interval; `tied` where it is the best or tied with it."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """A column's title and its dots, in the order of the rows."""
+
+    title: str
+    dots: tuple[Dot, ...]
+
+
+def draw_dots(
+    panels: Sequence[DotPanel], out: Path, styles: EncoderStyles, *, x_label: str, zero: bool = False
+) -> None:
+    """A row per encoder, a panel per column: dots with 95 % intervals, filled where tied with the best.
+
+    Args:
+        zero: draw a line at zero, for differences.
+    """
+    labels = list(dict.fromkeys(dot.label for panel in panels for dot in panel.dots))
+    if not labels:
+        raise NothingToDrawError("no encoder has a headline score")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for dot in panel.dots:
+            colour, row = styles.of(dot.label)["color"], labels.index(dot.label)
+            if dot.low is not None and dot.high is not None:
+                (line,) = axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=1.6)
+                mark(line, dot.label)
+            (point,) = axes.plot(
+                [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
+                markerfacecolor=colour if dot.tied else "none",  # white would look filled on a dark page
+            )  # fmt: skip
+            mark(point, dot.label)
+        if zero:
+            axes.axvline(0, color="#7a7a7a", linewidth=0.8)
+        axes.set_title(textwrap.fill(panel.title, 26), fontsize="medium", loc="left")
+        plain_axes(axes, grid="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[0].set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_WIDTH) for label in labels])
+    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.supxlabel(x_label, fontsize="small")
+    save_figure(figure, out)
 
 
 def _images(section: Section) -> ReportPart:

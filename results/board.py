@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 
 from results.errors import InputError
 from results.formats import Cell, Table, sourced_table
+from results.html_parts import TableMaker, rendered
 from results.noise import NOISE_LINE
 from results.plot_style import EncoderStyles
 from results.published import Figure
-from results.report.parts import TableMaker, rendered, script_hash
 from results.rows import DataKind, Entry, Group, architecture_text, data_kinds, records_by_row
 from results.store import BadRecord, StoredRecord, slug
 from results.tables import SPREAD_LINE, Section, headline, score_cell
 from results.zoo_page import measured_page
 
-FOLDER = Path(__file__).parent
 RESAMPLES_SHOWN = 400  # of the bootstrap's 1000, to keep a page small
 STEP = 0.01  # points of a score in one unit of the whole numbers
 NOT_RECORDED = "not recorded"
@@ -79,7 +78,11 @@ def site(records: Sequence[StoredRecord], bad: Sequence[BadRecord], figures: Seq
     for entry in cards.values():
         pages[Path(_encoder_page(entry))] = _of_encoder(entry, records, figures)
     left_out = [f"{found.name(found.path.parent)}: {found.reason}" for found in bad]
-    pages[Path("index.html")] = _page("index.html", title="Encoder board", about=ABOUT, boards=shown, left_out=left_out)
+    # "</script" would end the element, and "<!--<script" would hide its end; a JSON text may write "<" as an escape
+    data = json.dumps(shown, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    pages[Path("index.html")] = _page(
+        "board.html", title="Encoder board", about=ABOUT, boards=shown, data=data, left_out=left_out
+    )
     return pages
 
 
@@ -189,7 +192,7 @@ def _of_encoder(entry: Entry, records: Sequence[StoredRecord], figures: Sequence
         {"title": part.title, "lines": part.lines, "tables": [maker.plain(table) for table in part.tables]}
         for part in page.parts
     ]
-    return _page("page.html", title=entry.label, lines=page.lines, parts=parts)
+    return _page("board_page.html", title=entry.label, lines=page.lines, parts=parts)
 
 
 def _of_benchmark(section: Section, group: Group, figures: Sequence[Figure]) -> str:
@@ -203,7 +206,7 @@ def _of_benchmark(section: Section, group: Group, figures: Sequence[Figure]) -> 
         line = "Figures as their sources print them, of the same protocol. This project did not measure them."
         parts.append({"title": "Published", "lines": (line,), "tables": [maker.plain(_published(published))]})
     return _page(
-        "page.html", title=f"{group.title} ({section.kind.title})", lines=(SPREAD_LINE, NOISE_LINE), parts=parts,
+        "board_page.html", title=f"{group.title} ({section.kind.title})", lines=(SPREAD_LINE, NOISE_LINE), parts=parts,
         links=links,
     )  # fmt: skip
 
@@ -217,24 +220,6 @@ def _published(figures: Sequence[Figure]) -> Table:
     return sourced_table("Published", ("Model", "Epochs", "Column", "Value"), rows)
 
 
-# ---- HTML
-
-
 def _page(template: str, *, title: str, links: Mapping[str, str] | None = None, **values: Any) -> str:
-    report = FOLDER.parent / "report"
-    scripts = [(report / name).read_text(encoding="utf-8").strip() for name in ("sortable.min.js", "wide.js")]
-    if template == "index.html":
-        scripts.append((FOLDER / "board.js").read_text(encoding="utf-8").strip())
-        # "</script" would end the element, and "<!--<script" would hide its end; a JSON text may write "<" as an escape
-        values["data"] = json.dumps(values["boards"], ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    styles = (report / "style.css", FOLDER / "board.css")
-    return rendered(
-        template,
-        [FOLDER, report],
-        title=title,
-        links=links or {},
-        style="".join(path.read_text(encoding="utf-8") for path in styles),
-        scripts=scripts,
-        policy=" ".join(f"'{script_hash(script)}'" for script in scripts),
-        **values,
-    )
+    scripts = ["sortable.min.js", "wide.js", *(["board.js"] if template == "board.html" else [])]
+    return rendered(template, scripts, ["style.css", "board.css"], title=title, links=links or {}, **values)

@@ -20,11 +20,11 @@ from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
 from results.errors import InputError
 from results.explain import AskedPair, remember, remembered
+from results.html_parts import chart, inline_svg
 from results.plot_style import EncoderStyles, NothingToDrawError, encoder_key
 from results.plots import LOG_PANELS, draw_pretraining, read_pretraining_logs, run_labels
 from results.published import chosen, figures
-from results.report.page import leading, report_html
-from results.report.parts import chart, inline_svg
+from results.report import leading, report_html
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.browser import LAYOUT_FAULTS, TELL, browse, looked_at

@@ -1,1 +1,0 @@
-"""The board: a static site of the encoders and benchmarks in a folder of records."""
