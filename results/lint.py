@@ -92,6 +92,8 @@ def lint(page: Path, records: Sequence[StoredRecord]) -> Verdict:
     """
     try:
         tables = page_tables(read_text(page, MAX_PAGE))
+    except FileNotFoundError as error:
+        raise InputError(f"page not found: {page}; name a file with tables in markdown, HTML or plain text") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{page} is not UTF-8 text; give the page as markdown, HTML or plain text") from error
     if not tables:

@@ -146,6 +146,9 @@ def test_what_cannot_be_checked_is_named(tmp_path: Path, capsys: pytest.CaptureF
     page.write_text("no table")
     assert main(["lint", str(page), *records]) == 2
     assert "has no table\n  tables are read from" in capsys.readouterr().err
+    assert main(["lint", str(tmp_path / "missing.md")]) == 2
+    said = capsys.readouterr().err
+    assert f"page not found: {tmp_path / 'missing.md'}; name a file with tables in markdown, HTML or plain text" in said
     page.write_bytes(b"\xff\xfe")
     assert main(["lint", str(page), *records]) == 2
     assert main(["lint", str(tmp_path / "none.md"), *records]) == 2
