@@ -204,7 +204,7 @@ def _publish(options: PublishRecords) -> int:
     from results.publish import publish
 
     _chosen_records(_read(options.records)[0], options.records, encoder=options.encoder)
-    done = publish(options.records, options.out, options.encoder, dry_run=options.dry_run)
+    done = publish(options.records, options.out, options.encoder, overrides=options.overrides, dry_run=options.dry_run)
     for path in done.replaced:
         sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
     for path, reason in done.left_out:

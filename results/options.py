@@ -118,12 +118,14 @@ class PublishRecords:
     Attributes:
         records: folder of the local records.
         out: folder of the published records.
+        overrides: copy the records of changed protocols, too: of --set, and the steps that `explain` measured.
         dry_run: print what would be copied, and stop.
     """
 
     records: Path = LOCAL
     out: Path = COMMITTED
     encoder: Encoders = ("*",)
+    overrides: bool = False
     dry_run: bool = False
 
 

@@ -1,8 +1,9 @@
 """Check records against themselves, and copy them from the git-ignored folder of local runs to the committed records.
 
 `encoder-bench verify` is what a pull request with new records must pass. A record is right if its hashes hold, its
-scores and standard errors are those that its outcomes give, and its protocol is the declared one. Of a benchmark that
-keeps no outcomes only the hashes can be checked, and the result says so.
+scores and standard errors are those that its outcomes give, its protocol is the declared one, and its folder is that of
+its encoder, weights and data. Of a benchmark that keeps no outcomes the scores cannot be checked, and the result says
+so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from results.bootstrap import Outcomes, measured_columns, replicates, size_of
 from results.errors import InputError
 from results.families import family_of
 from results.schema import Record
-from results.store import BadRecord, StoredRecord, copy_record, is_copied, measured_column, read_records
+from results.store import BadRecord, StoredRecord, copy_record, is_copied, measured_column, read_records, record_path
 
 # Scores and outcomes are computed apart from each other, in another order of sums and sometimes in single precision.
 VALUE_TOLERANCE = 2e-3  # of 100: less than what two printed decimals show
@@ -68,6 +69,10 @@ def verify(stored: StoredRecord | BadRecord, declared: Mapping[str, str] | None 
             faults.append(f"this program has no protocol {record.protocol.id}")
         elif known != record.protocol.sha256:
             faults.append(f"its protocol is not the {record.protocol.id} that this program declares")
+    place = record_path(Path(), record.encoder, resolved, record.dataset, record.seeds).parent
+    here = Path(*stored.path.absolute().parts[-1 - len(place.parts) : -1])
+    if here != place:
+        faults.append(f"it lies in {here}, but its encoder, weights and data belong in {place}; move it there")
     if faults:
         return Verification(stored.path, tuple(faults))
     outcomes = stored.outcomes()
@@ -136,16 +141,18 @@ class Publication:
 
 
 def publish(
-    local_root: Path, published_root: Path, encoders: Sequence[str] = ("*",), *, dry_run: bool = False
-) -> Publication:
+    local_root: Path, published_root: Path, encoders: Sequence[str] = ("*",), *, overrides: bool = False,
+    dry_run: bool = False,
+) -> Publication:  # fmt: skip
     """Copy records with their outcomes files, byte for byte.
 
     A newer record replaces the published one of the same encoder (name, initialisation and architecture), data set and
-    protocol.
-    Failed, edited and unreadable records are left out.
+    protocol. Left out are failed, edited and unreadable records, and those of protocols with overrides: trials, and the
+    steps that `explain` measures between two protocols.
 
     Args:
         encoders: shell patterns of encoder names.
+        overrides: publish records of protocols with overrides as well.
         dry_run: only report what would be done.
 
     Raises:
@@ -167,6 +174,9 @@ def publish(
             left_out.append((place, f"it failed: {record.error}"))
         elif not stored.intact:
             left_out.append((place, "; ".join(stored.faults)))
+        elif record.protocol.resolved.overrides and not overrides:
+            changed = ", ".join(record.protocol.resolved.overrides)
+            left_out.append((place, f"its protocol was changed ({changed}); --overrides publishes it too"))
         else:
             older = newest.get(_row(record))
             if older is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from results.__main__ import main
 from results.publish import publish
 from results.store import read_records, write_record
 from tests.results.factory_records import (
@@ -65,6 +68,19 @@ def test_what_failed_or_was_edited_or_is_no_record_is_left_out_by_name(tmp_path:
     assert reasons[edited.name] == "edited after it was written"
     assert "cannot be read" in reasons["junk.json"]
     assert files(published) == {}
+
+
+def test_changed_protocols_are_published_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local, published = tmp_path / "local", tmp_path / "published"
+    declared = write(local, moco_card(0)).relative_to(local)
+    step = write_record(local, record(moco_card(0), KNN.changed(epochs=10), OUTCOMES), OUTCOMES).relative_to(local)
+    command = ["publish-records", "--records", str(local), "--out", str(published)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"left out {step}: its protocol was changed (epochs=10); --overrides publishes it too\n" in said
+    assert [stored.path.relative_to(published) for stored in read_records(published)[0]] == [declared]
+    assert main([*command, "--overrides"]) == 0
+    assert files(published) == files(local)
 
 
 def test_a_newer_record_takes_the_place_of_the_older(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_changed_files_protocols_and_missing_outcomes(tmp_path: Path) -> None:
     assert "it has no outcomes file" in refusal(bare)
     failed = write_record(tmp_path / "d", record(card("net"), KNN, status="failed", error="no memory"))
     assert "the run failed: no memory" in refusal(failed)
+
+
+def test_a_record_in_the_folder_of_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = (write_record(tmp_path, record(card(name), KNN, OUTCOMES), OUTCOMES) for name in ("net", "other"))
+    copied = Path(shutil.copytree(path.parent, other.parents[1] / "elsewhere")) / path.name
+    here, place = copied.parent.relative_to(tmp_path), path.parent.relative_to(tmp_path)
+    said = f"it lies in {here}, but its encoder, weights and data belong in {place}; move it there"
+    assert refusal(copied) == said
+    monkeypatch.chdir(copied.parent)
+    assert refusal(Path(copied.name)) == said
+    monkeypatch.chdir(path.parent)
+    assert refusal(Path(path.name)) == refusal(path) == refusal(other) == ""
 
 
 def test_outcomes_that_belong_to_no_score_or_do_not_fit(tmp_path: Path) -> None:
