@@ -28,8 +28,7 @@ def console_script(*paths: Path) -> subprocess.CompletedProcess[str]:
 def test_every_file_that_a_page_needs_is_package_data() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["results"]
     packed = {path for pattern in data for path in (ROOT / "results").glob(pattern)}
-    needed = {p for f in ("report", "board") for p in (ROOT / "results" / f).iterdir() if p.suffix not in (".py", "")}
-    needed |= set((ROOT / "results").glob("*.toml"))
+    needed = {*(ROOT / "results" / "web").iterdir(), *(ROOT / "results").glob("*.toml")}
     assert needed <= packed
 
 
