@@ -1,4 +1,4 @@
-"""One trial: an FCN on the encoder, trained by mmengine's runner and measured on the test images, and its data loading.
+"""One trial: a network on the encoder, trained by mmengine's runner and measured on the test images; its data loading.
 
 Order and random numbers of training images are a function of the seed and the number of the draw, so that a resumed run
 gives the same result as an uninterrupted one.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +24,23 @@ from torch.utils.data import Dataset, Sampler, Subset
 from benchmarks.datasets.dense_sets import label_map
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import backbone_tensors
-from benchmarks.segmentation.model import model_config, optimisation, pipelines, register, use_device
-from benchmarks.segmentation.protocols import IGNORED, SegmentationParams, VitSegmentationParams
+from benchmarks.encoders.vit_export import VitShape, rotary_positions, vit_shape, vit_tensors
+from benchmarks.segmentation.model import (
+    grid_of,
+    model_config,
+    optimisation,
+    pipelines,
+    register,
+    register_vit,
+    use_device,
+    vit_model_config,
+    vit_optimisation,
+)
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import synchronise
 from benchmarks.training.trials import (
+    IGNORED,
     KEPT_CHECKPOINTS,
     Sheet,
     Trial,
@@ -41,6 +53,9 @@ from pretrain import distributed
 from pretrain.distributed import DataLoader
 from pretrain.safe_pickle import read_pickled
 from results.files import open_image, replacing
+
+if TYPE_CHECKING:
+    from benchmarks.segmentation.task import SegmentationParams, VitSegmentationParams
 
 log = logging.getLogger(__name__)
 
@@ -220,15 +235,14 @@ class SegmentationTrial(Trial):
             "pin_memory": self.device.type == "cuda",
             "collate_fn": pseudo_collate,
         }
-        shifted = isinstance(params, VitSegmentationParams) and params.reduce_zero_label
         self.train_loader = TrainingLoader(
-            MaskedImages(train, params.classes, training, seed=seed, reduce_zero_label=shifted),
+            MaskedImages(train, params.classes, training, seed=seed, reduce_zero_label=params.reduce_zero_label),
             batch_size=params.batch_size // self.ranks,
             sampler=Draws(len(train), self.rank, self.ranks),
             **common,
         )
         self.train_loader.device = self.device
-        tested = MaskedImages(test, params.classes, testing, reduce_zero_label=shifted)
+        tested = MaskedImages(test, params.classes, testing, reduce_zero_label=params.reduce_zero_label)
         mine = Subset(tested, range(self.rank, len(test), self.ranks))
         self.test_loader: DataLoader[Any] = DataLoader(mine, batch_size=1, **common)
 
@@ -360,19 +374,17 @@ class SegmentationTrial(Trial):
         self.transfer(model.backbone)  # type: ignore[arg-type]
         return synchronise(model, self.device) if many and not cuda else model
 
+    @abstractmethod
     def model_config(self, *, synchronised: bool) -> dict[str, Any]:
         """The model in the form of mmsegmentation's registry."""
-        assert isinstance(self.params, SegmentationParams)
-        return model_config(self.params, self.encoder.card, synchronised=synchronised)
 
+    @abstractmethod
     def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The optimiser's wrapper and the learning-rate schedule."""
-        assert isinstance(self.params, SegmentationParams)
-        return optimisation(self.params)
 
+    @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """The encoder's weights by their names in the backbone."""
-        return backbone_tensors(self.encoder, "mmsegmentation")
 
     def transfer(self, backbone: nn.Module) -> None:
         """Copy the encoder's weights into the backbone. Each must have every tensor of the other."""
@@ -397,6 +409,50 @@ class SegmentationTrial(Trial):
                 sheet.look(index, sample)
         per_image = distributed.sum_(found.to(self.device)).cpu().numpy()
         return score(per_image, self.test.classes)
+
+
+class FcnTrial(SegmentationTrial):
+    """An FCN on a ResNet, see `SegmentationTrial`."""
+
+    params: SegmentationParams
+
+    def model_config(self, *, synchronised: bool) -> dict[str, Any]:
+        return model_config(self.params, self.encoder.card, synchronised=synchronised)
+
+    def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return optimisation(self.params)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return backbone_tensors(self.encoder, "mmsegmentation")
+
+
+class VitTrial(SegmentationTrial):
+    """UPerNet or a linear head on a ViT, see `SegmentationTrial`.
+
+    Raises:
+        NotApplicableError: mmsegmentation's ViT cannot hold the encoder.
+    """
+
+    params: VitSegmentationParams
+
+    @property
+    def shape(self) -> VitShape:
+        """Of the encoder."""
+        return vit_shape(self.encoder, "mmsegmentation")
+
+    def model_config(self, *, synchronised: bool) -> dict[str, Any]:
+        register_vit()
+        return vit_model_config(self.params, self.encoder.card, self.shape, synchronised=synchronised)
+
+    def optimisation(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return vit_optimisation(self.params, self.shape.depth)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return vit_tensors(self.encoder, "mmsegmentation", grid_of(self.params, self.shape))
+
+    def transfer(self, backbone: nn.Module) -> None:
+        backbone.rope = rotary_positions(self.encoder)  # type: ignore[assignment]
+        super().transfer(backbone)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IGNORED = 255  # mask value of VOC's object borders, of what Cityscapes does not evaluate, and of padding
 KEPT_CHECKPOINTS = 2  # where a kill interrupts the writing of one, the one before is still whole
 
 
@@ -253,7 +254,7 @@ def mask_figure(
     """Images with their true and predicted masks side by side, and a legend of the classes that occur.
 
     Args:
-        shown: (H, W, 3) pixels and two (H, W) masks of class indices (255: ignored), of each image.
+        shown: (H, W, 3) pixels and two (H, W) masks of class indices or `IGNORED`, of each image.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -261,7 +262,7 @@ def mask_figure(
     from matplotlib.patches import Patch
 
     values = {int(value) for _, *masks in shown for mask in masks for value in np.unique(mask)}
-    occurring = sorted(values - {255})
+    occurring = sorted(values - {IGNORED})
     paired = colormaps["tab20"].colors  # type: ignore[attr-defined]
     vivid = [*paired[:14], *paired[16:]]  # without the greys, which look like a background
     colours = [
@@ -285,6 +286,6 @@ def mask_figure(
     for axis, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title)
     handles = [Patch(color=c, label=classes[i]) for c, i in zip(colours, occurring, strict=True)]
-    handles += [Patch(color="black", label="ignored")] if 255 in values else []
+    handles += [Patch(color="black", label="ignored")] if IGNORED in values else []
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return figure

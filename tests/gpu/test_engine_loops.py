@@ -80,8 +80,8 @@ def test_detectron2_waits_only_where_its_own_code_does(
 def test_mmengine_waits_only_where_its_own_code_does(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.segmentation.protocols import SegmentationParams
-    from benchmarks.segmentation.train import SegmentationTrial
+    from benchmarks.segmentation.task import SegmentationParams
+    from benchmarks.segmentation.train import FcnTrial
 
     write_voc12aug(tmp_path)
     params = SegmentationParams.model_validate(
@@ -92,7 +92,7 @@ def test_mmengine_waits_only_where_its_own_code_does(
         counted = Counted(gpu)
         hook_batches(monkeypatch, counted)
         data = spec.read("train_aug"), spec.read("val")
-        trial = SegmentationTrial(params, load_encoder(ENCODER), *data, 0, tmp_path / "trial", OPTIONS)
+        trial = FcnTrial(params, load_encoder(ENCODER), *data, 0, tmp_path / "trial", OPTIONS)
         model = trial.train(progress=False)
         assert {p.device.type for p in model.parameters()} == {"cuda"}
         assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -14,7 +14,7 @@ from benchmarks.detection.protocols import VitDetectionParams
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import in_half_precision, prepare
 from benchmarks.registry import TASKS, find_protocol, load_task
-from benchmarks.segmentation.protocols import SegmentationParams
+from benchmarks.segmentation.task import SegmentationParams
 from benchmarks.task import RunOptions
 from tests.gpu.conftest import AnyGpu
 
@@ -63,7 +63,7 @@ def test_the_loaders_of_both_engines_pin_their_batches(small_data: Path, gpu: An
     pytest.importorskip("mmseg")
     from benchmarks.detection.data import inference_loader, train_loader
     from benchmarks.detection.vit_model import run_config
-    from benchmarks.segmentation.train import SegmentationTrial
+    from benchmarks.segmentation.train import FcnTrial
 
     encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
     detection, segmentation = find_protocol("coco_vitdet.demo"), find_protocol("voc12aug_fcn.demo")
@@ -73,7 +73,7 @@ def test_the_loaders_of_both_engines_pin_their_batches(small_data: Path, gpu: An
         assert train_loader(scenes, cfg, seed=0, first=0, **here).pin_memory == pinned
         assert inference_loader(scenes, cfg, **here).pin_memory == pinned
         data = find_dataset(segmentation.dataset, small_data)
-        trial = SegmentationTrial(
+        trial = FcnTrial(
             SegmentationParams.model_validate(segmentation.params), encoder, data.read(segmentation.train_split),
             data.read(segmentation.test_split), 0, tmp_path, RunOptions(device=device, workers=0),
         )  # fmt: skip

@@ -16,10 +16,10 @@ from PIL import Image
 
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.segmentation.model import register
-from benchmarks.segmentation.protocols import IGNORED
 from benchmarks.segmentation.task import SegmentationSheet
 from benchmarks.segmentation.train import ClassIndices, MaskedImages
 from benchmarks.task import InputError
+from benchmarks.training.trials import IGNORED
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.voc12aug import write_voc12aug
 

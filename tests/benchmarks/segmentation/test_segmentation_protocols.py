@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.segmentation import model
 from benchmarks.segmentation.model import model_config, optimisation, pipelines
-from benchmarks.segmentation.protocols import CITYSCAPES_PROTOCOLS, VOC_PROTOCOLS, SegmentationParams
+from benchmarks.segmentation.task import CITYSCAPES_PROTOCOLS, VOC_PROTOCOLS, SegmentationParams
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training import trials
 from results.schema import Architecture, EncoderCard, Protocol

@@ -18,9 +18,14 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
-from benchmarks.segmentation.protocols import CITYSCAPES_PROTOCOLS, VOC_PROTOCOLS, SegmentationParams
-from benchmarks.segmentation.task import CityscapesSegmentation, VocSegmentation
-from benchmarks.segmentation.train import Draws, MaskedImages, SegmentationTrial
+from benchmarks.segmentation.task import (
+    CITYSCAPES_PROTOCOLS,
+    VOC_PROTOCOLS,
+    CityscapesSegmentation,
+    SegmentationParams,
+    VocSegmentation,
+)
+from benchmarks.segmentation.train import Draws, FcnTrial, MaskedImages
 from benchmarks.task import InputError, Labels, RunOptions
 from pretrain import distributed
 from results.schema import Protocol
@@ -57,7 +62,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labels, Labels]:
 
 def trial(voc: tuple[Labels, Labels], folder: Path, encoder: str = ENCODER, **changes: Any) -> Any:
     params = SegmentationParams.model_validate(protocol(**changes).params)
-    return SegmentationTrial(params, load_encoder(encoder), *voc, 0, folder, OPTIONS)
+    return FcnTrial(params, load_encoder(encoder), *voc, 0, folder, OPTIONS)
 
 
 def test_the_backbone_is_the_checkpoint_and_gives_its_stages(voc: tuple[Labels, Labels], tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.segmentation.protocols import VIT_PROTOCOLS, VitSegmentationParams
-from benchmarks.segmentation.task import VitSegmentation
+from benchmarks.segmentation.task import VIT_PROTOCOLS, VitSegmentation, VitSegmentationParams
 from benchmarks.task import InputError, Labels, NotApplicableError, RunOptions
 from results.schema import Protocol
 from results.store import read_records
@@ -52,9 +51,9 @@ def ade20k(small_data: Path) -> tuple[Labels, Labels]:
 
 
 def trial(data: tuple[Labels, Labels], folder: Path, encoder: Encoder, of: Protocol) -> Any:
-    from benchmarks.segmentation.vit_model import VitSegmentationTrial
+    from benchmarks.segmentation.train import VitTrial
 
-    return VitSegmentationTrial(VitSegmentationParams.model_validate(of.params), encoder, *data, 0, folder, OPTIONS)
+    return VitTrial(VitSegmentationParams.model_validate(of.params), encoder, *data, 0, folder, OPTIONS)
 
 
 ENCODERS: dict[str, dict[str, Any]] = {
