@@ -102,11 +102,11 @@ def load_task(name: str) -> type[AnyTask]:
 
             return SEGMENTATION[name]
         case "seg-knn":
-            from benchmarks.dense.knn import PatchKnn
+            from benchmarks.dense.neighbours import PatchKnn
 
             return PatchKnn
         case "seg-logistic":
-            from benchmarks.dense.logistic import PatchLogistic
+            from benchmarks.dense.classifiers import PatchLogistic
 
             return PatchLogistic
         case "seg-linear":
@@ -114,15 +114,15 @@ def load_task(name: str) -> type[AnyTask]:
 
             return LinearSegmentation
         case "depth-linear":
-            from benchmarks.dense.depth import LinearDepth
+            from benchmarks.dense.linear import LinearDepth
 
             return LinearDepth
         case "seg-linear-cached":
-            from benchmarks.dense.cached import CachedLinear
+            from benchmarks.dense.classifiers import CachedLinear
 
             return CachedLinear
         case "seg-incontext":
-            from benchmarks.dense.incontext import InContext
+            from benchmarks.dense.neighbours import InContext
 
             return InContext
         case "linear":

@@ -1,4 +1,4 @@
-"""What the tasks on stored patch features share: their parameters, the rows of a split, and a picture of masks."""
+"""What the tasks on stored patch features share: their parameters, and the patches of a split, features and masks."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.dense.masks import MaskFormat, blocks_of, modes_of, read_masks, require_masks
-from benchmarks.dense.scores import Areas, add_segmentation, areas_of_each, pixel_accuracy
+from benchmarks.dense.masks import (
+    Areas,
+    MaskFormat,
+    Masks,
+    add_segmentation,
+    areas_of_each,
+    mask_sheet,
+    pixel_accuracy,
+    require_masks,
+)
 from benchmarks.features.pool import GlobalAverage, PatchRows
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, Split
-from benchmarks.training.trials import mask_figure
-from results.files import open_image
 from results.schema import Params, Protocol, Score
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAPS = ("patches", "feature5", "feature4")  # encoder outputs, the one that is preferred first
 # Which blocks of a ViT heads read: the map of its patch tokens, and its class token.
@@ -34,6 +37,7 @@ Layers = Literal["last", "last4", "last_raw", "even4_raw"]
 MEAN = " mean"  # ending of the key of a map's global average, whose width is the map's number of channels
 IN_MEMORY = 4 * 2**30  # bytes of changed rows; more lie in a temporary file
 COPIED_ROWS = 4096
+_CHUNK = 1 << 24  # pixels that are counted at a time
 
 
 def maps_of(layers: Layers) -> tuple[str, ...]:
@@ -186,71 +190,48 @@ def space(shape: tuple[int, ...]) -> NDArray[np.float32]:
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def positive_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """(N,) L2 norms, where a row of zeros has a tiny one: a patch without any activation is similar to nothing."""
-    from benchmarks.solvers.exact_knn import norms
-
-    return np.maximum(norms(rows), float(np.finfo(np.float32).tiny) * 1e6)
-
-
-def upsampled(scores: NDArray[np.float32], grid: int, size: tuple[int, int], device: str) -> NDArray[np.int64]:
-    """(n * grid * grid, K) scores of patches to (n, H, W) best classes, after bilinear interpolation to `size`."""
-    import torch
-    import torch.nn.functional as F
-
-    maps = torch.from_numpy(np.ascontiguousarray(scores)).to(device)
-    maps = maps.view(-1, grid, grid, scores.shape[1]).permute(0, 3, 1, 2)
-    step = max(1, 2**26 // (scores.shape[1] * size[0] * size[1]))
-    found = [
-        best_class(F.interpolate(part, size, mode="bilinear", align_corners=False)).cpu() for part in maps.split(step)
-    ]
-    return np.asarray(torch.cat(found).numpy())
-
-
-def best_class(maps: Tensor) -> Tensor:
-    """(n, K, H, W) to (n, H, W): the class of the largest number, the first of equals.
-
-    On a CPU, torch's argmax over a dimension that is not the last one is several times slower than this.
-    """
-    import torch
-
-    if maps.is_cuda:
-        return maps.argmax(1)
-    best, found = maps[:, 0].clone(), maps.new_zeros((len(maps), *maps.shape[2:]), dtype=torch.int64)
-    for number in range(1, maps.shape[1]):
-        larger = maps[:, number] > best
-        best = maps[:, number].where(larger, best)
-        found[larger] = number
+def read_masks(files: Sequence[Path], style: MaskFormat, side: int) -> NDArray[np.uint8]:
+    """(N, side, side) values of masks that are squashed to a square."""
+    found = np.empty((len(files), side, side), np.uint8)
+    for row, file in enumerate(files):
+        found[row] = style.read(file, (side, side))
     return found
 
 
-# ---- picture ---------------------------------------------------------------------------------------------------------
+def blocks_of(masks: NDArray[np.uint8], grid: int) -> NDArray[np.uint8]:
+    """(N, S, S) masks to (N * grid * grid, (S / grid)^2) pixels of each patch, row by row."""
+    count, side = masks.shape[:2]
+    edge = side // grid
+    cut = masks.reshape(count, grid, edge, grid, edge).transpose(0, 1, 3, 2, 4)
+    return np.ascontiguousarray(cut).reshape(count * grid * grid, edge * edge)
 
-SHEET_IMAGES = 6
-Masks = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # of all images
+
+def masks_of(blocks: NDArray[np.uint8], grid: int) -> NDArray[np.uint8]:
+    """The masks whose `blocks_of` these are."""
+    edge = round(blocks.shape[1] ** 0.5)
+    cut = blocks.reshape(-1, grid, grid, edge, edge).transpose(0, 1, 3, 2, 4)
+    return np.ascontiguousarray(cut).reshape(-1, grid * edge, grid * edge)
 
 
-def mask_sheet(labels: Labels, style: MaskFormat, truth: Masks, predicted: Masks) -> dict[str, bytes]:
-    """A PNG named `masks` of test images, their true masks and the predicted ones, evenly spread over the split.
+def counts_of(blocks: NDArray[np.uint8], values: int = 256) -> NDArray[np.uint16]:
+    """(M, values) pixels of each value in each block; larger values are not counted."""
+    found = np.zeros((len(blocks), values), np.uint16)
+    rows = max(1, _CHUNK // (256 * blocks.shape[1]) * 16)
+    for start in range(0, len(blocks), rows):
+        part = blocks[start : start + rows].astype(np.int64)
+        part += 256 * np.arange(len(part))[:, None]
+        counts = np.bincount(part.ravel(), minlength=256 * len(part)).reshape(-1, 256)
+        found[start : start + rows] = counts[:, :values]
+    return found
 
-    Args:
-        truth, predicted: (H, W) mask values of each image of the split.
 
-    Returns:
-        Nothing where an image cannot be opened: the numbers do not depend on the picture.
-    """
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(SHEET_IMAGES, len(labels))).round().astype(int)).tolist()
-    shown = []
-    for row in chosen:
-        try:
-            with open_image(labels.paths[row]) as image:
-                pixels = np.asarray(image.convert("RGB").resize(truth[row].shape[::-1]))
-        except (OSError, ValueError, SyntaxError):
-            return {}
-        shown.append((pixels, style.indices(truth[row]), style.indices(predicted[row])))
-    png = BytesIO()
-    mask_figure(shown, style.classes).savefig(png, format="png")
-    return {"masks": png.getvalue()}
+def modes_of(blocks: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(M,) the most frequent value of each block, of equals the smallest."""
+    found = np.empty(len(blocks), np.int64)
+    for start in range(0, len(blocks), 65536):
+        part = slice(start, start + 65536)
+        found[part] = counts_of(blocks[part]).argmax(axis=1)
+    return found
 
 
 def add_choice(

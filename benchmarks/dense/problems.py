@@ -1,6 +1,6 @@
-"""Linear heads on maps, what they learn and how they are measured: masks by pixel, and depth.
+"""Linear heads on maps: the model, what they learn and how they are measured, for masks by pixel and for depth.
 
-`benchmarks.dense.training` trains them; `benchmarks.dense.linear` and `benchmarks.dense.depth` have the numbers.
+`benchmarks.dense.linear` has the numbers, `benchmarks.dense.training` the training.
 """
 
 from __future__ import annotations
@@ -21,18 +21,49 @@ from torchvision.transforms import functional as TF
 
 from benchmarks.datasets.dense_sets import read_depth
 from benchmarks.datasets.images import decode
-from benchmarks.dense.masks import VOID, MaskFormat
-from benchmarks.dense.patches import LAYERS, best_class, mask_sheet
-from benchmarks.dense.scores import areas, depth_errors, mean_iou, scored_depth
-from benchmarks.dense.views import View, masked_view, padded, short_side_size, windows
+from benchmarks.dense.masks import VOID, MaskFormat, areas, best_class, mask_sheet, mean_iou
+from benchmarks.dense.patches import LAYERS
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.solvers.linear_heads import HeadBank
 from benchmarks.task import Labels, RunOptions, progress
 from pretrain.distributed import sent
 
 if TYPE_CHECKING:
-    from benchmarks.dense.depth import DepthParams
-    from benchmarks.dense.linear import LinearSegParams
+    from benchmarks.dense.linear import DepthParams, LinearSegParams
+
+
+CROP_TRIES = 10
+
+
+@dataclass
+class View:
+    """A training view, not yet normalised.
+
+    Attributes:
+        image: (3, crop, crop) uint8 RGB.
+        target: (crop, crop) class indices (255: ignored), or metres.
+        height, width: of the part that holds the image; the rest is padding.
+    """
+
+    image: Tensor
+    target: Tensor
+    height: int
+    width: int
+
+
+def padded_input(encoder: Encoder, views: list[View]) -> Tensor:
+    """(N, 3, H, W) normalised views, whose padding is zero after normalisation."""
+    x = encoder.normalise(sent(torch.stack([view.image for view in views]), encoder.device))
+    for row, view in enumerate(views):
+        x[row, :, view.height :] = 0
+        x[row, :, :, view.width :] = 0
+    return x
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """Images with zeros on all sides up to a multiple, the odd pixel on the right and below."""
+    missing = [-side % multiple for side in x.shape[:-3:-1]]  # width, height
+    return F.pad(x, [side for lack in missing for side in (lack // 2, lack - lack // 2)])
 
 
 class HeadsProblem(ABC):
@@ -109,12 +140,6 @@ class HeadsModel:
         return on_maps(self.bank, self.maps(x))
 
 
-def head_bank(channels: int, outputs: int, heads: int, seed: int, *, norm: bool = True) -> HeadBank:
-    """Heads that start alike: weights N(0, 0.01), biases 0, and a batch norm with a scale and shift of each head."""
-    generator = torch.Generator().manual_seed(seed)
-    return HeadBank(channels, channels, outputs, heads, batch_norm="affine" if norm else "none", generator=generator)
-
-
 def on_maps(bank: HeadBank, maps: Tensor) -> Tensor:
     """(N, C, h, w) maps to (heads, N, outputs, h, w) of every head."""
     count, _, height, width = maps.shape
@@ -128,31 +153,6 @@ def dropped(maps: Tensor, share: float, generator: torch.Generator) -> Tensor:
         return maps
     kept = torch.rand(maps.shape[:2], generator=generator) >= share
     return maps * (sent(kept, maps.device).to(maps) / (1 - share))[:, :, None, None]
-
-
-def backward_pixels(logits: Tensor, targets: Tensor) -> Tensor:
-    """Backpropagate each head's cross-entropy and return the (heads,) values.
-
-    Only one head's upsampled logits exist at a time.
-
-    The loss is the mean over all pixels, of which ignored ones count 0 (mmsegmentation's default, and dinov3's).
-
-    Args:
-        logits: (heads, N, K, h, w), with a graph behind them.
-        targets: (N, H, W) class indices, 255 where ignored.
-    """
-    leaf = logits.detach().requires_grad_()
-    losses = []
-    for head in range(len(leaf)):
-        upsampled = F.interpolate(leaf[head], targets.shape[1:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(upsampled, targets, ignore_index=VOID, reduction="sum") / targets.numel()
-        loss.backward()
-        losses.append(loss.detach())
-    logits.backward(leaf.grad)
-    return torch.stack(losses)
-
-
-# ---- masks -----------------------------------------------------------------------------------------------------------
 
 
 class LinearSegmentationProblem(HeadsProblem):
@@ -233,11 +233,97 @@ class LinearSegmentationProblem(HeadsProblem):
         return mask_sheet(few, self.style, truth, masks)
 
 
-# ---- depth -----------------------------------------------------------------------------------------------------------
+def backward_pixels(logits: Tensor, targets: Tensor) -> Tensor:
+    """Backpropagate each head's cross-entropy and return the (heads,) values.
+
+    Only one head's upsampled logits exist at a time.
+
+    The loss is the mean over all pixels, of which ignored ones count 0 (mmsegmentation's default, and dinov3's).
+
+    Args:
+        logits: (heads, N, K, h, w), with a graph behind them.
+        targets: (N, H, W) class indices, 255 where ignored.
+    """
+    leaf = logits.detach().requires_grad_()
+    losses = []
+    for head in range(len(leaf)):
+        upsampled = F.interpolate(leaf[head], targets.shape[1:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(upsampled, targets, ignore_index=VOID, reduction="sum") / targets.numel()
+        loss.backward()
+        losses.append(loss.detach())
+    logits.backward(leaf.grad)
+    return torch.stack(losses)
+
+
+def short_side_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """(width, height) with this short side, the long one rounded half up."""
+    width, height = size
+    if height > width:
+        return short, int(short * height / width + 0.5)
+    return int(short * width / height + 0.5), short
+
+
+def masked_view(
+    image: Image.Image, indices: NDArray[np.uint8], params: LinearSegParams, rng: np.random.Generator
+) -> View:
+    """Resize, crop, flip and distort an image and its mask of class indices alike; small ones are padded."""
+    low, high = params.ratio
+    size = short_side_size(image.size, max(1, int(params.short_side * rng.uniform(low, high))))
+    pixels = np.asarray(TF.resize(image, [size[1], size[0]], TF.InterpolationMode.BILINEAR))
+    mask = np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
+    for _ in range(CROP_TRIES + 1):  # the last draw is taken as it is
+        top = int(rng.integers(max(size[1] - params.crop, 0) + 1))
+        left = int(rng.integers(max(size[0] - params.crop, 0) + 1))
+        cut = mask[top : top + params.crop, left : left + params.crop]
+        counts = np.bincount(cut[cut != VOID], minlength=1)
+        if (counts > 0).sum() > 1 and counts.max() < params.most_of_one_class * counts.sum():
+            break
+    pixels = pixels[top : top + params.crop, left : left + params.crop]
+    if rng.random() < params.flip_p:
+        pixels, cut = pixels[:, ::-1], cut[:, ::-1]
+    height, width = cut.shape
+    canvas = torch.zeros(3, params.crop, params.crop, dtype=torch.uint8)
+    canvas[:, :height, :width] = distorted(torch.from_numpy(pixels.transpose(2, 0, 1).copy()), params, rng)
+    target = torch.full((params.crop, params.crop), VOID, dtype=torch.uint8)
+    target[:height, :width] = torch.from_numpy(cut.copy())
+    return View(canvas, target, height, width)
+
+
+def distorted(image: Tensor, params: LinearSegParams, rng: np.random.Generator) -> Tensor:
+    """Photometric distortion: brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Contrast comes before saturation and hue, or after them, with equal probability.
+    """
+
+    def scaled(pixels: Tensor, factor: float, shift: float) -> Tensor:
+        return (pixels.float() * factor + shift).clamp(0, 255).to(torch.uint8)
+
+    if rng.random() < 0.5:
+        image = scaled(image, 1.0, rng.uniform(-params.brightness, params.brightness))
+    first = rng.random() < 0.5
+    if first and rng.random() < 0.5:
+        image = scaled(image, rng.uniform(*params.contrast), 0.0)
+    if rng.random() < 0.5:
+        image = TF.adjust_saturation(image, rng.uniform(*params.saturation))
+    if rng.random() < 0.5:
+        image = TF.adjust_hue(image, rng.uniform(-params.hue, params.hue))
+    if not first and rng.random() < 0.5:
+        image = scaled(image, rng.uniform(*params.contrast), 0.0)
+    return image
+
+
+def windows(height: int, width: int, crop: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows that cover an image; the last ones end at its edge. A small image has one."""
+    for row in range(max(height - crop + stride - 1, 0) // stride + 1):
+        for column in range(max(width - crop + stride - 1, 0) // stride + 1):
+            bottom, right = min(row * stride + crop, height), min(column * stride + crop, width)
+            yield slice(max(bottom - crop, 0), bottom), slice(max(right - crop, 0), right)
+
 
 BORDER = (43, 45, 608, 472)  # left, top, right, bottom of what a 640 x 480 image of NYU shows inside its white border
 BINS = 256
 LOSS_EPS, LOSS_MEAN, WARMUP = 1e-3, 0.15, 100
+EIGEN = (45, 471, 41, 601)  # rows and columns of a 480 x 640 image in which depth is scored
 
 
 class LinearDepthProblem(HeadsProblem):
@@ -350,3 +436,25 @@ def depth_view(image: Image.Image, depth: NDArray[np.float32], params: DepthPara
     canvas[:, :rows, :columns] = (255 * pixels).round().to(torch.uint8)
     target[:rows, :columns] = metres[0]
     return View(canvas, target, rows, columns)
+
+
+def scored_depth(truth: NDArray[np.float32], low: float, high: float) -> NDArray[np.bool_]:
+    """(H, W) pixels inside the Eigen crop, at the image's scale, whose depth lies strictly between the bounds."""
+    height, width = truth.shape
+    inside = np.zeros(truth.shape, np.bool_)
+    top, bottom = (int(edge / 480 * height) for edge in EIGEN[:2])
+    left, right = (int(edge / 640 * width) for edge in EIGEN[2:])
+    inside[top:bottom, left:right] = True
+    return inside & (truth > low) & (truth < high)
+
+
+def depth_errors(predicted: NDArray[np.float32], truth: NDArray[np.float32], scored: NDArray[np.bool_]) -> list[float]:
+    """RMSE in metres, δ1 and AbsRel of one image, as `linear.DEPTH_COLUMNS`; NaN where no pixel is scored."""
+    p, t = predicted[scored].astype(np.float64), truth[scored].astype(np.float64)
+    if not len(t):
+        return [np.nan] * 3
+    return [
+        float(np.sqrt(np.mean((p - t) ** 2))),
+        float(np.mean(np.maximum(p / t, t / p) < 1.25)),
+        float(np.mean(np.abs(p - t) / t)),
+    ]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,20 +16,29 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.dense.heads import ImageHeadParams, first_moment, rate_factor
 from benchmarks.dense.masks import held_out_images
 from benchmarks.dense.patches import Layers, maps_of
-from benchmarks.dense.problems import HeadsModel, HeadsProblem, dropped, head_bank, on_maps
-from benchmarks.dense.views import View, padded, padded_input
+from benchmarks.dense.problems import (
+    HeadsModel,
+    HeadsProblem,
+    View,
+    dropped,
+    on_maps,
+    padded,
+    padded_input,
+)
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.solvers.linear_heads import BankAdamW
+from benchmarks.solvers.linear_heads import BankAdamW, HeadBank
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, progress
 from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.probes import module_sha256
 from benchmarks.training.resume import TrainingState
 from pretrain import distributed
-from pretrain.distributed import DataLoader
+from pretrain.distributed import DataLoader, sent
 from results.schema import Protocol, canonical_sha256
+
+if TYPE_CHECKING:
+    from benchmarks.dense.linear import ImageHeadParams
 
 log = logging.getLogger("benchmarks")
 
@@ -84,6 +93,12 @@ class HeadsState(TrainingState):
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
     best: list[Tensor] = field(default_factory=list)
+
+
+def head_bank(channels: int, outputs: int, heads: int, seed: int, *, norm: bool = True) -> HeadBank:
+    """Heads that start alike: weights N(0, 0.01), biases 0, and a batch norm with a scale and shift of each head."""
+    generator = torch.Generator().manual_seed(seed)
+    return HeadBank(channels, channels, outputs, heads, batch_norm="affine" if norm else "none", generator=generator)
 
 
 class _Views(Dataset[View]):
@@ -178,8 +193,8 @@ def _train(
             maps = model.maps(padded_input(encoder, views))
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         logits = on_maps(bank, dropped(maps, params.dropout, generator))
-        losses = problem.backward(logits, distributed.sent(torch.stack([v.target for v in views]), device), step)
-        optimiser.step(rate_factor(params, step), first_moment(params, step))
+        losses = problem.backward(logits, sent(torch.stack([v.target for v in views]), device), step)
+        optimiser.step(params.rate_factor(step), params.first_moment(step))
         done = step + 1
         if done % params.evaluate_every == 0 or done == params.iterations:
             if not losses.isfinite().any():

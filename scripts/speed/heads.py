@@ -15,7 +15,7 @@ import torch
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.compose import Counts, compose
-from benchmarks.dense.cached import CachedLinear, class_shares, train_bank
+from benchmarks.dense.classifiers import CachedLinear, class_shares, train_bank
 from benchmarks.dense.patches import Patches
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.extract import default_batch_size, extractor

@@ -11,20 +11,21 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from benchmarks.datasets.dense_sets import ADE20K_CLASSES
-from benchmarks.dense.masks import VOID, MaskFormat, blocks_of, counts_of, masks_of, modes_of, read_masks
-from benchmarks.dense.scores import (
+from benchmarks.dense.masks import (
+    VOID,
+    MaskFormat,
     add_segmentation,
     areas,
     areas_of_confusions,
     areas_of_each,
     class_ious,
     confusions,
-    depth_errors,
     matched,
     mean_iou,
     pixel_accuracy,
-    scored_depth,
 )
+from benchmarks.dense.patches import blocks_of, counts_of, masks_of, modes_of, read_masks
+from benchmarks.dense.problems import depth_errors, scored_depth
 from benchmarks.task import InputError, Labels, Outcome
 from results.bootstrap import replicates
 

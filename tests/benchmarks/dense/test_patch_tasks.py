@@ -14,13 +14,27 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.dense.cached import CachedLinear, CachedLinearParams, train_bank
-from benchmarks.dense.heads import HeadParams, rate_factor
-from benchmarks.dense.incontext import InContext, sampled, soft_labels, weighted_labels
-from benchmarks.dense.knn import PatchKnn, nearest, votes
-from benchmarks.dense.logistic import PatchLogistic, PatchLogisticParams, fitted_labels
-from benchmarks.dense.masks import VOID, held_out_images, masks_of
-from benchmarks.dense.patches import MEAN, Patches, Standardised, best_class, upsampled
+from benchmarks.dense.classifiers import (
+    CachedLinear,
+    CachedLinearParams,
+    PatchLogistic,
+    PatchLogisticParams,
+    fitted_labels,
+    train_bank,
+)
+from benchmarks.dense.linear import HeadParams
+from benchmarks.dense.masks import VOID, best_class, held_out_images
+from benchmarks.dense.neighbours import (
+    InContext,
+    PatchKnn,
+    nearest,
+    sampled,
+    soft_labels,
+    upsampled,
+    votes,
+    weighted_labels,
+)
+from benchmarks.dense.patches import MEAN, Patches, Standardised, masks_of
 from benchmarks.registry import find_protocol
 from benchmarks.task import FeatureTask, InputError, Labels, RunOptions, Split
 from results.schema import Protocol
@@ -203,7 +217,7 @@ def test_a_bank_of_heads_is_as_many_heads_alone() -> None:
             order = np.random.default_rng((0, epoch)).permutation(items)
             for start in range(0, len(order), 32):
                 batch = np.sort(order[start : start + 32])
-                optimiser.param_groups[0]["lr"] = rate * rate_factor(schedule, step)
+                optimiser.param_groups[0]["lr"] = rate * schedule.rate_factor(step)
                 log_p = model(torch.from_numpy(rows[batch])).log_softmax(1)
                 optimiser.zero_grad()
                 (-(log_p * torch.from_numpy(shares[batch])).sum(1).mean()).backward()

@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.datasets.registry import find_dataset
-from benchmarks.dense.depth import DINOV3 as DEPTH_DINOV3
-from benchmarks.dense.depth import LinearDepth
-from benchmarks.dense.heads import HeadParams, first_moment, rate_factor
-from benchmarks.dense.linear import DINOV2, DINOV3, LinearSegmentation
+from benchmarks.dense.linear import DEPTH_DINOV3, DINOV2, DINOV3, HeadParams, LinearDepth, LinearSegmentation
 from benchmarks.dense.masks import VOID, MaskFormat
 from benchmarks.dense.problems import (
     HeadsModel,
@@ -25,19 +22,21 @@ from benchmarks.dense.problems import (
     depth_of,
     depth_view,
     dropped,
-    head_bank,
     masked_loss,
+    masked_view,
     on_maps,
+    padded,
     scale_invariant_loss,
+    short_side_size,
+    windows,
 )
-from benchmarks.dense.training import choose_map
-from benchmarks.dense.views import masked_view, padded, short_side_size, windows
+from benchmarks.dense.training import choose_map, head_bank
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import even_blocks
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.linear_heads import BankAdamW
-from benchmarks.task import InputError, RunOptions
+from benchmarks.task import InputError, Labels, Outcome, RunOptions
 from results.schema import Protocol
 from tests.builders import small_vit
 
@@ -81,19 +80,19 @@ def test_heads_on_maps_are_torchs_layers_and_optimiser() -> None:
 
 
 def test_the_schedules() -> None:
-    poly = [rate_factor(DINOV2, step) for step in (0, 750, 1500, 20_000, 39_999)]
+    poly = [DINOV2.rate_factor(step) for step in (0, 750, 1500, 20_000, 39_999)]
     assert poly == pytest.approx(
         [1e-6, (1 - 0.5 * (1 - 1e-6)) * (1 - 750 / 40_000), 1 - 1500 / 40_000, 0.5, 1 / 40_000]
     )
-    cosine = [rate_factor(DINOV3, step) for step in (0, 1, 20_001, 39_999)]
+    cosine = [DINOV3.rate_factor(step) for step in (0, 1, 20_001, 39_999)]
     half = (1 + math.cos(math.pi * 20_001 / 40_000)) / 2
     assert cosine == pytest.approx([1e-6, 1e-6, half, (1 + math.cos(math.pi * 39_999 / 40_000)) / 2], abs=1e-9)
-    cycle = [rate_factor(DEPTH_DINOV3, step) for step in (0, 6400, 12_800, 38_399)]
+    cycle = [DEPTH_DINOV3.rate_factor(step) for step in (0, 6400, 12_800, 38_399)]
     assert cycle[:2] == pytest.approx([1e-3, 1e-3 + (1 + math.cos(math.pi / 6)) / 4])
     assert 0.7 < cycle[2] < 0.8
     assert cycle[3] == pytest.approx(1 / 25_000)
-    assert [first_moment(DEPTH_DINOV3, step) for step in (0, 12_800, 38_400)] == pytest.approx([0, 0.85, 0.95])
-    assert first_moment(DINOV3, 9) == 0.9
+    assert [DEPTH_DINOV3.first_moment(step) for step in (0, 12_800, 38_400)] == pytest.approx([0, 0.85, 0.95])
+    assert DINOV3.first_moment(9) == 0.9
 
 
 def test_dropout_zeroes_whole_channels_of_an_image() -> None:
@@ -191,11 +190,18 @@ def test_the_map_is_the_deepest_that_is_fine_enough() -> None:
     assert choose_map(load_encoder("pixels"), 96, 16, pad=False) == ("patches", 768)
 
 
-def run(task: Any, protocol: Protocol, data: Path, folder: Path, splits: tuple[str, str]) -> Any:
+TWO_STEPS: dict[str, Any] = {"iterations": 2, "evaluate_every": 2, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
+
+
+def splits(protocol: Protocol, data: Path) -> tuple[Labels, Labels]:
     read = find_dataset(protocol.dataset, data).read
-    return task.run(
-        protocol, load_encoder("pixels"), read(splits[0]), read(splits[1]), folder / "work", options(folder)
-    )
+    return read(protocol.train_split), read(protocol.test_split)
+
+
+def run(task: Any, protocol: Protocol, data: Path, folder: Path, encoder: Encoder | None = None) -> Outcome:
+    encoder = encoder or load_encoder("pixels")
+    outcome: Outcome = task.run(protocol, encoder, *splits(protocol, data), folder / "work", options(folder))
+    return outcome
 
 
 @pytest.mark.slow
@@ -203,8 +209,7 @@ def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_p
     small = find_protocol("ade20k_seg_linear.demo@1").changed(
         iterations=8, evaluate_every=4, warmup=2, batch_size=4, crop=64, short_side=64, rates=(1e-4, 1e-3)
     )
-    splits = ("training", "validation")
-    whole = run(LinearSegmentation(), small, data, tmp_path / "whole", splits)
+    whole = run(LinearSegmentation(), small, data, tmp_path / "whole")
     assert set(whole.scores) == {"mIoU", "mIoU published", "mIoU oracle"}
     assert len(whole.runs) == 2
     assert {"mIoU@4", "mIoU@8", "heldout_mIoU"} <= set(whole.runs[0])
@@ -215,7 +220,6 @@ def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_p
 
     killed = tmp_path / "killed"
     calls = 0
-    original = LinearSegmentation
 
     def interrupted(*_: Any, **__: Any) -> None:
         nonlocal calls
@@ -224,10 +228,10 @@ def test_a_small_segmentation_and_what_is_kept_of_a_killed_one(data: Path, tmp_p
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.dense.training.first_moment", lambda *a: interrupted() or 0.9)
+        patch.setattr(HeadParams, "first_moment", lambda *a: interrupted() or 0.9)
         with pytest.raises(KeyboardInterrupt):
-            run(original(), small, data, killed, splits)
-    again = run(LinearSegmentation(), small, data, killed, splits)
+            run(LinearSegmentation(), small, data, killed)
+    again = run(LinearSegmentation(), small, data, killed)
     assert again.runs == whole.runs
     assert torch.equal(again.tensors["weight"], whole.tensors["weight"])
 
@@ -236,19 +240,19 @@ def test_a_small_depth_run(data: Path, tmp_path: Path) -> None:
     small = find_protocol("nyu_depth_linear.demo@1").changed(
         iterations=8, evaluate_every=8, warmup=2, batch_size=4, crop=(64, 64), rates=(3e-4, 1e-2)
     )
-    outcome = run(LinearDepth(), small, data, tmp_path, ("train", "test"))
+    outcome = run(LinearDepth(), small, data, tmp_path)
     assert {"RMSE", "δ1", "AbsRel", "RMSE published", "RMSE oracle"} <= set(outcome.scores)
     assert outcome.scores["RMSE"].unit == "1"
     assert outcome.items["pseudo_value/RMSE"].mean() == pytest.approx(outcome.scores["RMSE"].value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(InputError, match="without torchrun"):
-            run(LinearDepth(), small, data, tmp_path / "ranks", ("train", "test"))
+            run(LinearDepth(), small, data, tmp_path / "ranks")
     with pytest.raises(InputError, match="has no class token"):
-        run(LinearDepth(), small.changed(class_token=True), data, tmp_path / "cls", ("train", "test"))
-    scenes = find_dataset("ade20k", data)
+        run(LinearDepth(), small.changed(class_token=True), data, tmp_path / "cls")
+    scenes = splits(find_protocol("ade20k_seg_linear.demo@1"), data)
     with pytest.raises(InputError, match="needs a depth map for each image"):
-        LinearDepth().check(small, scenes.read("training"), scenes.read("validation"))
+        LinearDepth().check(small, *scenes)
 
 
 def test_rates_without_the_published_one_have_no_column_for_it() -> None:
@@ -275,18 +279,13 @@ def test_a_vit_with_patches_of_14_pixels_in_both_tasks(data: Path, tmp_path: Pat
     torch.manual_seed(0)
     encoder = load_encoder(TinyVit())
     assert {"patches", "cls"} <= encoder.names
-    changes = {"iterations": 4, "evaluate_every": 4, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
     segmentation = find_protocol("ade20k_seg_linear.dinov2@1").changed(
-        short_side=64, crop=64, window_stride=48, **changes
+        short_side=64, crop=64, window_stride=48, **TWO_STEPS
     )
-    read = find_dataset("ade20k", data).read
-    outcome = LinearSegmentation().run(
-        segmentation, encoder, read("training"), read("validation"), tmp_path / "seg", options(tmp_path)
-    )
+    outcome = run(LinearSegmentation(), segmentation, data, tmp_path / "seg", encoder)
     assert outcome.tensors["weight"].shape == (13, 8)
-    depth = find_protocol("nyu_depth_linear.dinov2_head@1").changed(crop=(64, 64), published=1e-3, **changes)
-    read = find_dataset("nyu_depth", data).read
-    outcome = LinearDepth().run(depth, encoder, read("train"), read("test"), tmp_path / "depth", options(tmp_path))
+    depth = find_protocol("nyu_depth_linear.dinov2_head@1").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
+    outcome = run(LinearDepth(), depth, data, tmp_path / "depth", encoder)
     assert outcome.tensors["weight"].shape == (256, 16)
     assert "bn.weight" not in outcome.tensors
     with pytest.raises(InputError, match="set crop to a multiple of its patch size, or pad=true"):
@@ -297,17 +296,23 @@ def tall_vit(depth: int = 8) -> Encoder:
     return small_vit(depth=depth, patch_size=14, img_size=42, init_values=1.0, reg_tokens=2)
 
 
-def test_tokens_of_four_even_blocks_have_no_norm() -> None:
-    """As DINOv2's depth heads read them, against hooks on the blocks."""
-    assert [even_blocks(depth) for depth in (12, 24, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (9, 19, 29, 39)]
-    encoder, seen = tall_vit(), []
+def blocks_seen(encoder: Encoder, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+    """The network of an encoder, and the tokens after each of its blocks."""
     module: Any = encoder.module
+    seen: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda *found: seen.append(found[2])) for block in module.blocks]
-    x = torch.randn(2, 3, 28, 56)
     with torch.no_grad():
         module(x)
     for hook in hooks:
         hook.remove()
+    return module, seen
+
+
+def test_tokens_of_four_even_blocks_have_no_norm() -> None:
+    """As DINOv2's depth heads read them, against hooks on the blocks."""
+    assert [even_blocks(depth) for depth in (12, 24, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (9, 19, 29, 39)]
+    encoder, x = tall_vit(), torch.randn(2, 3, 28, 56)
+    module, seen = blocks_seen(encoder, x)
     found = encoder.outputs(x, {"patches_raw", "patches_even4", "cls_raw", "cls_even4"})
     four = [seen[block] for block in (1, 3, 5, 7)]
     maps = [tokens[:, 3:].mT.unflatten(2, (2, 4)) for tokens in four]
@@ -325,14 +330,8 @@ def test_tokens_of_four_even_blocks_have_no_norm() -> None:
 
 def test_the_mean_of_the_last_six_blocks_is_aims() -> None:
     """apple/ml-aim bd9e068 aim/v1/torch/layers.py, AverageLayers: a mean over blocks, before the final norm."""
-    encoder, features = tall_vit(), []
-    module: Any = encoder.module
-    hooks = [block.register_forward_hook(lambda *found: features.append(found[2])) for block in module.blocks]
-    x = torch.randn(2, 3, 28, 56)
-    with torch.no_grad():
-        module(x)
-    for hook in hooks:
-        hook.remove()
+    encoder, x = tall_vit(), torch.randn(2, 3, 28, 56)
+    module, features = blocks_seen(encoder, x)
     feats = torch.stack([features[layer] for layer in range(2, 8)], dim=-1).mean(dim=-1)[:, 3:]
     found = encoder.outputs(x, {"patches_mean6", "patches_even4", "patches_raw", "cls_raw"})
     torch.testing.assert_close(found["patches_mean6"], feats.mT.unflatten(2, (2, 4)))
@@ -349,22 +348,18 @@ def test_the_mean_of_the_last_six_blocks_is_aims() -> None:
 
 
 def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"iterations": 2, "evaluate_every": 2, "warmup": 1, "batch_size": 2, "rates": (1e-3,)}
-    read = find_dataset("nyu_depth", data).read
-    train, test = (read(split) for split in ("train", "test"))
     for variant, width in (("dinov2_linear1", 2 * 24), ("dinov2_linear4", 8 * 24)):
-        small = find_protocol(f"nyu_depth_linear.{variant}@1").changed(crop=(64, 64), published=1e-3, **changes)
-        outcome = LinearDepth().run(small, tall_vit(), train, test, tmp_path / variant, options(tmp_path))
+        small = find_protocol(f"nyu_depth_linear.{variant}@1").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
+        outcome = run(LinearDepth(), small, data, tmp_path / variant, tall_vit())
         assert outcome.tensors["weight"].shape == (256, width)
         assert "bn.weight" not in outcome.tensors
     with pytest.raises(InputError, match="has no patches_even4, which this protocol reads"):
-        LinearDepth().run(small, load_encoder("pixels"), train, test, tmp_path / "pixels", options(tmp_path))
+        run(LinearDepth(), small, data, tmp_path / "pixels")
 
 
 def test_dinov2s_multi_scale_evaluation_averages_probabilities(data: Path, tmp_path: Path) -> None:
-    read = find_dataset("ade20k", data).read
-    train, test = (read(split) for split in ("training", "validation"))
     protocol = find_protocol("ade20k_seg_linear.dinov2_ms@1")
+    train, test = splits(protocol, data)
     params = (
         LinearSegmentation().params(protocol).changed(short_side=56, crop=56, window_stride=40, test_ratios=(1.0, 1.32))
     )
