@@ -31,6 +31,7 @@ from benchmarks.detection import densepose
 from benchmarks.detection.protocols import DetectionParams, TaskName, VitDetectionParams
 from benchmarks.task import InputError, Labels
 from pretrain.distributed import DataLoader, sent
+from results.schema import EncoderCard
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +269,44 @@ def mappers(cfg: Any) -> tuple[Any, Any]:
         keypoint_hflip_indices=_flipped_keypoints() if cfg.MODEL.KEYPOINT_ON else None,
     )
     return training, testing
+
+
+def vit_mappers(params: VitDetectionParams, card: EncoderCard) -> tuple[Any, Any]:
+    """The mappers of training (large-scale jitter, cut to the square) and of testing."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    side = params.image_size
+    training = [
+        T.RandomFlip(horizontal=True),
+        T.ResizeScale(params.scales[0], params.scales[1], target_height=side, target_width=side),
+        T.FixedSizeCrop(crop_size=(side, side), pad=False),
+    ]
+    testing = [T.ResizeShortestEdge(short_edge_length=side, max_size=side)]
+    train: Any = DatasetMapper(
+        is_train=True, augmentations=training, image_format=card.channels, use_instance_mask=True,
+        instance_mask_format="bitmask", recompute_boxes=True,
+    )  # fmt: skip
+    return Bitmaps(train), DatasetMapper(is_train=False, augmentations=testing, image_format=card.channels)
+
+
+class Bitmaps:
+    """A mapper that gets polygons as bitmaps: detectron2 needs another package to cut polygons."""
+
+    def __init__(self, mapper: Any) -> None:
+        self.mapper = mapper
+
+    def __call__(self, scene: ImageDict) -> Any:
+        from pycocotools import mask as rle
+
+        annotations = []
+        for found in scene["annotations"]:
+            shape = found.get("segmentation")
+            if isinstance(shape, list):
+                parts = rle.frPyObjects(shape, scene["height"], scene["width"])
+                found = {**found, "segmentation": rle.merge(parts)}
+            annotations.append(found)
+        return self.mapper({**scene, "annotations": annotations})
 
 
 def train_loader(

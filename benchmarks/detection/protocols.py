@@ -366,7 +366,7 @@ class VitDetectionParams(Params):
 
     Attributes:
         image_size: side of the square that a training view is cut to, and of the one that every image is padded to.
-            An encoder with patches of P pixels sees this square resized by P / 16 (see `vit_model`).
+            An encoder with patches of P pixels sees this square resized by P / 16 (see `model.card_vit`).
         scales: of a training view, drawn evenly, as a share of what fits an image into the square.
         window: side in patches of the windows that attention is limited to, except in the last block of each quarter of
             the depth; 0 has no windows.

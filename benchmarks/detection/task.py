@@ -111,14 +111,14 @@ class Detection(DetectionTask[DetectionParams]):
     def trial(self, params: DetectionParams, encoder: Encoder, classes: int) -> type[DetectionTrial]:
         from benchmarks.detection import densepose
         from benchmarks.detection.model import configuration
-        from benchmarks.detection.train import DetectionTrial
+        from benchmarks.detection.train import ResNetDetectionTrial
 
         if params.task == "densepose":
             densepose.require_project()
         configuration(params, encoder.card, classes)
         if params.task == "densepose":
             densepose.fetch_tables()
-        return DetectionTrial
+        return ResNetDetectionTrial
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class VitDetection(DetectionTask[VitDetectionParams]):
         return protocol.changed(iterations=steps, steps=(), warmup_iterations=0, batch_size=batch_size, trials=1)
 
     def trial(self, params: VitDetectionParams, encoder: Encoder, classes: int) -> type[DetectionTrial]:
-        from benchmarks.detection.vit_model import VitDetectionTrial
+        from benchmarks.detection.train import VitDetectionTrial
 
         return VitDetectionTrial
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.detection.data import ImageDict, inference_loader, mappers, on_device, train_loader, training_scenes
+from benchmarks.detection.data import (
+    ImageDict,
+    inference_loader,
+    mappers,
+    on_device,
+    train_loader,
+    training_scenes,
+    vit_mappers,
+)
 from benchmarks.detection.metrics import evaluator
-from benchmarks.detection.model import build, check_backbone, configuration
+from benchmarks.detection.model import (
+    RELATIVE,
+    build,
+    check_backbone,
+    configuration,
+    grid_of,
+    vit_configuration,
+    vit_run_configuration,
+)
 from benchmarks.detection.protocols import DetectionParams, VitDetectionParams
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.export import write_detectron2
+from benchmarks.encoders.vit_export import vit_shape, vit_tensors
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
 from benchmarks.training.networks import safe_memory_format
-from benchmarks.training.trials import KEPT_CHECKPOINTS, Sheet, Trial, TrialScores, last_whole_checkpoint, quiet
+from benchmarks.training.trials import (
+    KEPT_CHECKPOINTS,
+    Sheet,
+    Trial,
+    TrialScores,
+    last_whole_checkpoint,
+    quiet,
+    require_same_tensors,
+)
 from pretrain import distributed
 from pretrain.safe_pickle import read_pickled
 from results.files import replacing
@@ -61,16 +87,9 @@ class DetectionTrial(Trial):
             if comm._LOCAL_PROCESS_GROUP is None:  # detectron2 did not start the ranks itself
                 comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks)))
 
+    @abstractmethod
     def configure(self) -> tuple[Any, tuple[Any, Any]]:
         """What detectron2's loaders, schedule and hooks read, as a CfgNode; the mappers of training and of testing."""
-        assert isinstance(self.params, DetectionParams)
-        cfg = configuration(
-            self.params, self.encoder.card, len(self.labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
-        ).clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = str(self.device)
-        cfg.freeze()
-        return cfg, mappers(cfg)
 
     @quiet(*LOGGERS)
     def train(self, *, progress: bool = True) -> nn.Module:
@@ -170,29 +189,17 @@ class DetectionTrial(Trial):
             pass
         return model
 
+    @abstractmethod
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        from detectron2.solver import build_optimizer
+        """The optimiser, with the rates before the schedule."""
 
-        found: torch.optim.Optimizer = build_optimizer(self.cfg, model)
-        return found
-
+    @abstractmethod
     def build(self) -> nn.Module:
         """The model before its first step: heads at random, the encoder's weights in the backbone.
 
         Raises:
             RuntimeError: a tensor of the backbone is not the encoder's.
         """
-        from detectron2.checkpoint import DetectionCheckpointer
-
-        torch.manual_seed(self.seed)
-        model = build(self.cfg)
-        file = self.folder / f"encoder-{self.rank}.pkl"
-        write_detectron2(self.encoder, file)
-        DetectionCheckpointer(model).load(str(file))
-        check_backbone(self.encoder, model)
-        if not self.cfg.MODEL.KEYPOINT_ON:  # the keypoint loss takes views that need contiguous maps
-            model.to(memory_format=safe_memory_format(model, self.device))
-        return model
 
     def _loader(self, *, seed: int, first: int, workers: int) -> Any:
         return train_loader(
@@ -222,3 +229,94 @@ class DetectionTrial(Trial):
             own.process(inputs, outputs)
         scores: TrialScores = comm.all_gather(own.evaluate())[0]
         return scores
+
+
+class ResNetDetectionTrial(DetectionTrial):
+    """A detector on a ResNet, see `DetectionTrial`."""
+
+    params: DetectionParams
+
+    def configure(self) -> tuple[Any, tuple[Any, Any]]:
+        cfg = configuration(
+            self.params, self.encoder.card, len(self.labels.classes), ranks=self.ranks, gpu=self.device.type == "cuda"
+        ).clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = str(self.device)
+        cfg.freeze()
+        return cfg, mappers(cfg)
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        from detectron2.solver import build_optimizer
+
+        found: torch.optim.Optimizer = build_optimizer(self.cfg, model)
+        return found
+
+    def build(self) -> nn.Module:
+        from detectron2.checkpoint import DetectionCheckpointer
+
+        torch.manual_seed(self.seed)
+        model = build(self.cfg)
+        file = self.folder / f"encoder-{self.rank}.pkl"
+        write_detectron2(self.encoder, file)
+        DetectionCheckpointer(model).load(str(file))
+        check_backbone(self.encoder, model)
+        if not self.cfg.MODEL.KEYPOINT_ON:  # the keypoint loss takes views that need contiguous maps
+            model.to(memory_format=safe_memory_format(model, self.device))
+        return model
+
+
+class VitDetectionTrial(DetectionTrial):
+    """ViTDet on a ViT, see `DetectionTrial`.
+
+    Raises:
+        NotApplicableError: detectron2's ViT cannot hold the encoder.
+    """
+
+    params: VitDetectionParams
+
+    def configure(self) -> tuple[Any, tuple[Any, Any]]:
+        self.shape = vit_shape(self.encoder, "detectron2")
+        card = self.encoder.card
+        return vit_run_configuration(self.params, card, str(self.device)), vit_mappers(self.params, card)
+
+    def build(self) -> nn.Module:
+        from detectron2.config import instantiate
+
+        torch.manual_seed(self.seed)
+        config = vit_configuration(self.params, self.encoder.card, self.shape, len(self.labels.classes))
+        model: nn.Module = instantiate(config)
+        net: Any = model.backbone.net  # type: ignore[union-attr]
+        weights = self._tensors()
+        fresh = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(RELATIVE)}
+        net.load_state_dict({**fresh, **weights}, strict=True)
+        self.check_backbone(model)
+        return model.to(self.device)
+
+    def check_backbone(self, model: Any) -> None:
+        """Compare every tensor of the built detector's ViT with the encoder's; raises as `require_same_tensors`."""
+        loaded = {n: t for n, t in model.backbone.net.state_dict().items() if not n.endswith(RELATIVE)}
+        require_same_tensors(self.encoder.card.name, loaded, self._tensors())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        kept = self.params.cls == "kept"
+        return vit_tensors(self.encoder, "detectron2", grid_of(self.params), class_token=kept)
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+        from detectron2.solver.build import get_default_optimizer_params
+
+        params = self.params
+        spared = {} if params.positions_decay else {"pos_embed": {"weight_decay": 0.0}, "tokens": {"weight_decay": 0.0}}
+        if params.norm_weight_decay is not None:
+            spared |= {"gamma": {"weight_decay": params.norm_weight_decay}}
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=params.lr,
+            weight_decay=params.weight_decay,
+            weight_decay_norm=params.norm_weight_decay,
+            lr_factor_func=partial(
+                get_vit_lr_decay_rate, num_layers=self.shape.depth, lr_decay_rate=params.layer_decay
+            ),
+            overrides=spared,
+        )
+        return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, params.beta2), weight_decay=params.weight_decay)

@@ -416,9 +416,9 @@ class VitSegmentation(SegmentationTask[VitSegmentationParams]):
         return protocol.changed(iterations=steps, warmup_iterations=0, batch_size=batch_size, trials=1)
 
     def trial(self) -> type[SegmentationTrial]:
-        from benchmarks.segmentation.train import VitTrial
+        from benchmarks.segmentation.train import VitSegmentationTrial
 
-        return VitTrial
+        return VitSegmentationTrial
 
 
 _ALL: tuple[type[SegmentationTask[Any]], ...] = (VocSegmentation, CityscapesSegmentation, VitSegmentation)

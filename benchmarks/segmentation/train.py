@@ -426,7 +426,7 @@ class FcnTrial(SegmentationTrial):
         return backbone_tensors(self.encoder, "mmsegmentation")
 
 
-class VitTrial(SegmentationTrial):
+class VitSegmentationTrial(SegmentationTrial):
     """UPerNet or a linear head on a ViT, see `SegmentationTrial`.
 
     Raises:

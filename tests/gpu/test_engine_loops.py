@@ -55,7 +55,7 @@ def test_detectron2_waits_only_where_its_own_code_does(
 ) -> None:
     from benchmarks.detection.data import read_scenes
     from benchmarks.detection.protocols import DetectionParams
-    from benchmarks.detection.train import DetectionTrial
+    from benchmarks.detection.train import ResNetDetectionTrial
 
     write_coco(tmp_path)
     asked = tiny(identifier, iterations=STEPS, precision="fp32", checkpoint_every=100)
@@ -67,7 +67,7 @@ def test_detectron2_waits_only_where_its_own_code_does(
         counted = Counted(gpu)
         hook_batches(monkeypatch, counted)
         (tmp_path / "trial").mkdir()
-        trial = DetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, tmp_path / "trial", OPTIONS)
+        trial = ResNetDetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, tmp_path / "trial", OPTIONS)
         model = trial.train(progress=False)
         assert {p.device.type for p in model.parameters()} == {"cuda"}
     assert counted.steps == STEPS - 2

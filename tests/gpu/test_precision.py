@@ -62,14 +62,14 @@ def test_the_loaders_of_both_engines_pin_their_batches(small_data: Path, gpu: An
     pytest.importorskip("detectron2")
     pytest.importorskip("mmseg")
     from benchmarks.detection.data import inference_loader, train_loader
-    from benchmarks.detection.vit_model import run_config
+    from benchmarks.detection.model import vit_run_configuration
     from benchmarks.segmentation.train import FcnTrial
 
     encoder = load_encoder("random:resnet18-w8-k3-nopool:0")
     detection, segmentation = find_protocol("coco_vitdet.demo"), find_protocol("voc12aug_fcn.demo")
     scenes, here = [{"height": 4, "width": 4}], {"rank": 0, "ranks": 1, "workers": 0, "mapper": dict}
     for device, pinned in (("cpu", False), ("cuda", True)):
-        cfg = run_config(VitDetectionParams.model_validate(detection.params), encoder.card, device)
+        cfg = vit_run_configuration(VitDetectionParams.model_validate(detection.params), encoder.card, device)
         assert train_loader(scenes, cfg, seed=0, first=0, **here).pin_memory == pinned
         assert inference_loader(scenes, cfg, **here).pin_memory == pinned
         data = find_dataset(segmentation.dataset, small_data)

@@ -101,13 +101,13 @@ def voc(root: Path) -> None:
 
 
 def trial(root: Path, folder: Path, **changes: Any) -> Any:
-    from benchmarks.detection.train import DetectionTrial
+    from benchmarks.detection.train import ResNetDetectionTrial
 
     params, spec = DetectionParams.model_validate(tiny(**changes).params), find_dataset("voc0712", root)
     train, test = spec.read("trainval"), spec.read("test")
     scenes = (read_scenes(train, "voc"), read_scenes(test, "voc"))
     folder.mkdir(parents=True, exist_ok=True)
-    return DetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, folder, OPTIONS)
+    return ResNetDetectionTrial(params, load_encoder(ENCODER), *scenes, test, 0, folder, OPTIONS)
 
 
 TARGETS = [

@@ -53,7 +53,7 @@ def protocol(identifier: str = "coco_vitdet.base_100ep@1", **changes: Any) -> Pr
 
 
 def trial(data: Path, folder: Path, encoder: Encoder, **changes: Any) -> Any:
-    from benchmarks.detection.vit_model import VitDetectionTrial
+    from benchmarks.detection.train import VitDetectionTrial
 
     spec = find_dataset("coco", data)
     train, test = spec.read("train"), spec.read("val")
@@ -132,7 +132,7 @@ def backbones(tokens: int) -> tuple[Any, Any]:
     """detectron2's ViT and ours with the same random tensors, windows that need padding, and relative positions."""
     from detectron2.modeling import ViT
 
-    from benchmarks.detection.vit_model import card_vit
+    from benchmarks.detection.model import card_vit
 
     kwargs: dict[str, Any] = {
         "img_size": 80, "pretrain_img_size": 80, "patch_size": 16, "embed_dim": 12, "depth": 3, "num_heads": 2,
@@ -212,9 +212,9 @@ def test_a_vit_base_gets_detectron2s_own_configuration() -> None:
     from detectron2 import model_zoo
     from omegaconf import OmegaConf
 
-    from benchmarks.detection.vit_model import model_config
+    from benchmarks.detection.model import vit_configuration
 
-    ours = model_config(PUBLISHED, CARD, VIT_BASE, 80)
+    ours = vit_configuration(PUBLISHED, CARD, VIT_BASE, 80)
     stock = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
     # Positions come interpolated and without the class token's, and the width of the MLP is written in another way.
     for part, same in (("pretrain_img_size", 224), ("pretrain_use_cls_token", True), ("mlp_ratio", 4)):
@@ -255,10 +255,10 @@ def test_rates_fall_by_layer(kind: str, small_data: Path, tmp_path: Path) -> Non
 
 
 def test_windows_are_in_all_blocks_but_the_last_of_each_quarter() -> None:
-    from benchmarks.detection.vit_model import model_config
+    from benchmarks.detection.model import vit_configuration
 
     for depth, without in ((12, {2, 5, 8, 11}), (24, {5, 11, 17, 23}), (32, {7, 15, 23, 31})):
-        config = model_config(PUBLISHED, CARD, replace(VIT_BASE, depth=depth), 80)
+        config = vit_configuration(PUBLISHED, CARD, replace(VIT_BASE, depth=depth), 80)
         assert set(range(depth)) - set(config.backbone.net.window_block_indexes) == without
 
 

@@ -51,9 +51,9 @@ def ade20k(small_data: Path) -> tuple[Labels, Labels]:
 
 
 def trial(data: tuple[Labels, Labels], folder: Path, encoder: Encoder, of: Protocol) -> Any:
-    from benchmarks.segmentation.train import VitTrial
+    from benchmarks.segmentation.train import VitSegmentationTrial
 
-    return VitTrial(VitSegmentationParams.model_validate(of.params), encoder, *data, 0, folder, OPTIONS)
+    return VitSegmentationTrial(VitSegmentationParams.model_validate(of.params), encoder, *data, 0, folder, OPTIONS)
 
 
 ENCODERS: dict[str, dict[str, Any]] = {
