@@ -17,9 +17,8 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import Pooling
 from benchmarks.task import NotApplicableError, Outputs
-from benchmarks.training.classification import classification_protocol
-from benchmarks.training.params import NotNegative
 from benchmarks.training.probe_task import ProbeTask, WarmupParams
+from benchmarks.training.task import NotNegative, classification_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from benchmarks.encoders.encoder import Encoder, fitted_size
 from benchmarks.encoders.forms import RESNETS, expand
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
-from benchmarks.training.classification import families
+from benchmarks.training.task import families
 from pretrain import distributed
 from results.files import write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from benchmarks.evaluate import Run, Sweep, cached_record, feature_requests, load
 from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
-from benchmarks.training.params import ViewParams
 from benchmarks.training.probe_task import ProbeTask
+from benchmarks.training.task import ViewParams
 from results.schema import Geometry
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.classification import check_single_label, classification_protocol
-from benchmarks.training.params import Positive
+from benchmarks.training.task import Positive, check_single_label, classification_protocol
 from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Read top to bottom: parameters, protocols with their sources, one cell of a grid, the summary of its cells. The network
 and its training loop are in `benchmarks.training.finetuning`, the flags and the checks of labels that it shares with
-the probes in `benchmarks.training.classification`.
+the probes in `benchmarks.training.task`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ from pydantic import Field, model_validator
 
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Items, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.classification import TrainingTask, classification_protocol, finite, held_out, split_held_out
-from benchmarks.training.params import NotNegative, Rates, TrainingParams, warmup_cosine
+from benchmarks.training.task import (
+    NotNegative,
+    Rates,
+    TrainingParams,
+    TrainingTask,
+    classification_protocol,
+    finite,
+    held_out,
+    split_held_out,
+    warmup_cosine,
+)
 from results.schema import Geometry, Protocol, Record, Source, canonical_sha256
 
 if TYPE_CHECKING:
@@ -290,7 +299,7 @@ class FineTune(TrainingTask[FineTuneParams]):
 
     def for_encoder(self, protocol: Protocol, encoder: Encoder) -> Protocol:
         """Another id where batch norms have the statistics of a part of the batch."""
-        from benchmarks.training.networks import has_batch_norm
+        from benchmarks.training.loop import has_batch_norm
 
         if self.accumulate == 1 or not has_batch_norm(encoder.module):
             return protocol

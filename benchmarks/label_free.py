@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.task import FeatureTask, ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.params import NotNegative, Positive, ViewParams
+from benchmarks.training.task import NotNegative, Positive, ViewParams
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
 from benchmarks.task import FEATURE_MAPS, Outputs
-from benchmarks.training.classification import classification_protocol
-from benchmarks.training.params import NotNegative, Positive
 from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask
+from benchmarks.training.task import NotNegative, Positive, classification_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:

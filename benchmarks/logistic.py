@@ -18,8 +18,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.classification import check_single_label, classification_protocol, split_held_out
-from benchmarks.training.params import Decays, Positive, Rates
+from benchmarks.training.task import (
+    Decays,
+    Positive,
+    Rates,
+    check_single_label,
+    classification_protocol,
+    split_held_out,
+)
 from results.schema import Geometry, Params, Protocol, Source
 
 if TYPE_CHECKING:

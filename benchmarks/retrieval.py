@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, progress
-from benchmarks.training.classification import require_images
+from benchmarks.training.task import require_images
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:

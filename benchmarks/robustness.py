@@ -21,8 +21,7 @@ from pydantic import Field
 
 from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexnet_errors, wordnet_ids
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.classification import require_images, split_held_out
-from benchmarks.training.params import Positive
+from benchmarks.training.task import Positive, require_images, split_held_out
 from results.schema import Geometry, Params, Protocol, Score, Source, canonical_sha256
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from pydantic import Field
 
 from benchmarks.solvers.average_precision import average_precisions
 from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
-from benchmarks.training.classification import require_images
-from benchmarks.training.params import Positive
+from benchmarks.training.task import Positive, require_images
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which help and refusals need
 
     from benchmarks.solvers.logistic import Fits
     from benchmarks.task import Labels
-    from benchmarks.training.params import ViewParams
+    from benchmarks.training.task import ViewParams
     from pretrain.monitor import Features, Labelled, OnlineProbe
 
 log = logging.getLogger("pretrain")

@@ -22,7 +22,6 @@ from benchmarks.dense.masks import (
     areas,
     best_class,
     held_out_images,
-    mask_protocol,
     mask_sheet,
     mean_iou,
     pixel_accuracy,
@@ -38,7 +37,7 @@ from benchmarks.dense.patches import (
     masks_of,
 )
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
-from benchmarks.training.params import NotNegative, Rates
+from benchmarks.training.task import NotNegative, Rates, mask_protocol
 from results.schema import Protocol, Source
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class PatchLogisticParams(PatchParams):
 def _logistic_protocol(variant: str, dataset: str, side: int, params: PatchLogisticParams, source: Source) -> Protocol:
     return mask_protocol(
         "seg-logistic", variant, dataset, squashed(side), params, source,
-        columns=("mIoU", "accuracy", "mIoU oracle"), primary="mIoU",
+        columns=("mIoU", "accuracy", "mIoU oracle"),
         metric="mean intersection over union at the size of the squashed image",
         selection="C chosen on held-out training images, then fitted on all",
     )  # fmt: skip
@@ -194,7 +193,7 @@ class CachedLinearParams(PatchParams):
 def _heads_protocol(variant: str, dataset: str, side: int, note: str, params: CachedLinearParams) -> Protocol:
     return mask_protocol(
         "seg-linear-cached", variant, dataset, squashed(side), params, Source(repository="this project", note=note),
-        columns=("mIoU", "mIoU oracle"), primary="mIoU",
+        columns=("mIoU", "mIoU oracle"),
         metric="mean intersection over union at the size of the original masks",
         selection="rate chosen on held-out training images",
     )  # fmt: skip

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.dense.masks import MaskFormat, add_segmentation, mask_protocol, require_masks
+from benchmarks.dense.masks import MaskFormat, add_segmentation, require_masks
 from benchmarks.dense.patches import Layers, maps_of
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
-from benchmarks.training.classification import require_images
-from benchmarks.training.params import NotNegative, Positive, Rates
+from benchmarks.training.task import NotNegative, Positive, Rates, mask_protocol, require_images
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ _DINOV3_SOURCE = Source(
 def _segmentation(dataset: str, variant: str, params: LinearSegParams, source: Source) -> Protocol:
     geometry = Geometry(mode="shorter", resize=params.short_side, crop=params.crop)
     return mask_protocol(
-        "seg-linear", variant, dataset, geometry, params, source, primary="mIoU",
+        "seg-linear", variant, dataset, geometry, params, source,
         metric="mean intersection over union at the size of the original masks",
         selection="rate chosen on held-out training images, last iteration",
     )  # fmt: skip

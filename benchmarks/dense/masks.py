@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,15 @@ from PIL import Image
 
 from benchmarks.datasets.dense_sets import label_map
 from benchmarks.task import InputError, Labels, Outcome
-from benchmarks.training.classification import require_images
+from benchmarks.training.task import require_images
 from benchmarks.training.trials import mask_figure
 from results.files import open_image
-from results.schema import Geometry, Params, Protocol, Score, Source
+from results.schema import Geometry, Protocol, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VOID = 255
-SPLITS = {"ade20k": ("training", "validation"), "voc12aug": ("train_aug", "val"), "cityscapes": ("train", "val")}
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError)
 SHEET_IMAGES = 6
 
@@ -35,29 +34,6 @@ Rule = Literal["present", "every"]  # mean over the classes that occur, or over 
 def squashed(side: int, interpolation: Literal["bilinear", "bicubic"] = "bicubic") -> Geometry:
     """Images whose sides are resized to the same length."""
     return Geometry(mode="warp", resize=0, crop=side, interpolation=interpolation)
-
-
-def mask_protocol(
-    harness: str, variant: str, dataset: str, geometry: Geometry, params: Params, source: Source, **fields: Any
-) -> Protocol:
-    """A protocol on the usual splits of a data set with masks, measured by mean intersection over union.
-
-    Args:
-        fields: the other fields of the protocol.
-    """
-    train, test = SPLITS[dataset]
-    return Protocol.of(
-        params,
-        benchmark=f"{dataset}_{harness.replace('-', '_')}",
-        variant=variant,
-        harness=harness,
-        dataset=dataset,
-        train_split=train,
-        test_split=test,
-        geometry=geometry,
-        source=source,
-        **fields,
-    )
 
 
 def require_masks(protocol: Protocol, train: Labels, test: Labels) -> None:

@@ -25,7 +25,6 @@ from benchmarks.dense.masks import (
     best_class,
     confusions,
     held_out_images,
-    mask_protocol,
     mask_sheet,
     matched,
     mean_iou,
@@ -43,6 +42,7 @@ from benchmarks.dense.patches import (
     space,
 )
 from benchmarks.task import InputError, Outcome, RunOptions, Split, progress
+from benchmarks.training.task import mask_protocol
 from results.schema import Geometry, Protocol, Source
 
 Distance = Literal["cosine", "L2"]
@@ -74,7 +74,7 @@ class PatchKnnParams(PatchParams):
 def _knn_protocol(variant: str, dataset: str, side: int, source: Source) -> Protocol:
     return mask_protocol(
         "seg-knn", variant, dataset, squashed(side), PatchKnnParams(), source,
-        columns=("mIoU", "accuracy", "mIoU oracle"), primary="mIoU",
+        columns=("mIoU", "accuracy", "mIoU oracle"),
         metric="mean intersection over union at the size of the squashed image",
         selection="k and distance chosen on held-out training images",
     )  # fmt: skip

@@ -31,8 +31,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.solvers.linear_heads import BankAdamW, HeadBank
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, progress
 from benchmarks.training.images import TrainingBatches, view_rng
-from benchmarks.training.probes import module_sha256
-from benchmarks.training.resume import TrainingState
+from benchmarks.training.loop import TrainingState, frozen
 from pretrain import distributed
 from pretrain.distributed import DataLoader, sent
 from results.schema import Protocol, canonical_sha256
@@ -139,7 +138,6 @@ def train_heads(
     output, channels = choose_map(encoder, side, params.stride, pad=problem.pad, layers=params.layers)
     data = [fingerprint(train), fingerprint(test)]
     key = canonical_sha256([protocol.content_sha256(), encoder.card.weights_sha256, *data, options.seed])
-    before = module_sha256(encoder.module)
     device = torch.device(options.device)
     width = channels + (encoder_width(encoder, problem.class_token) if problem.class_token else 0)
     bank = head_bank(width, problem.outputs, len(params.rates), options.seed, norm=problem.norm).to(device)
@@ -160,10 +158,8 @@ def train_heads(
         collate_fn=list,
     )
     bank.train()
-    with distributed.stop_signals() as stop:
+    with frozen(encoder), distributed.stop_signals() as stop:
         _train(model, optimiser, state, loader, params, path, options, stop)
-    if module_sha256(encoder.module) != before:
-        raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
     return TrainedHeads(model, state, output)
 
 

@@ -39,7 +39,7 @@ from benchmarks.encoders.export import write_detectron2
 from benchmarks.encoders.vit_export import vit_shape, vit_tensors
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
-from benchmarks.training.networks import safe_memory_format
+from benchmarks.training.loop import safe_memory_format
 from benchmarks.training.trials import (
     KEPT_CHECKPOINTS,
     Sheet,

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions
+from benchmarks.training.task import mask_protocol
 from benchmarks.training.trials import IGNORED, Sheet, Trial, mask_figure, run_trials
 from results.files import open_image
 from results.schema import Geometry, Params, Protocol, Source
@@ -258,14 +259,6 @@ def _ibot(head: str, size: str) -> Source:
     return _IBOT.model_copy(update={"note": (_IBOT.note or "").format(head, size)})
 
 
-_SPLITS = {
-    "voc12aug": ("train_aug", "val"),
-    "voc2007_seg": ("trainval", "test"),
-    "cityscapes": ("train", "val"),
-    "ade20k": ("training", "validation"),
-}
-
-
 def _protocol(
     harness: str,
     benchmark: str,
@@ -274,22 +267,11 @@ def _protocol(
     source: Source,
     dataset: str,
 ) -> Protocol:
-    train, test = _SPLITS[dataset]
-    return Protocol.of(
-        params,
-        benchmark=benchmark,
-        variant=variant,
-        harness=harness,
-        dataset=dataset,
-        train_split=train,
-        test_split=test,
-        geometry=Geometry(mode="shorter", resize=params.crop, crop=params.crop),
-        columns=("mIoU", "mAcc", "aAcc"),
-        primary="mIoU",
-        metric="mean intersection over union",
+    return mask_protocol(
+        harness, variant, dataset, Geometry(mode="shorter", resize=params.crop, crop=params.crop), params, source,
+        benchmark=benchmark, columns=("mIoU", "mAcc", "aAcc"), metric="mean intersection over union",
         selection="last iteration",
-        source=source,
-    )
+    )  # fmt: skip
 
 
 VOC_PROTOCOLS = (

@@ -38,7 +38,7 @@ from benchmarks.segmentation.model import (
 )
 from benchmarks.task import InputError, Labels, RunOptions
 from benchmarks.task import progress as with_progress
-from benchmarks.training.networks import synchronise
+from benchmarks.training.loop import synchronise
 from benchmarks.training.trials import (
     IGNORED,
     KEPT_CHECKPOINTS,

@@ -30,8 +30,7 @@ from benchmarks.training.images import (
     mix_rng,
     network_input,
 )
-from benchmarks.training.networks import safe_memory_format, synchronise
-from benchmarks.training.resume import SAVE_STEPS, TrainingState, usable
+from benchmarks.training.loop import SAVE_STEPS, TrainingState, safe_memory_format, synchronise, usable
 from pretrain import distributed
 
 if TYPE_CHECKING:

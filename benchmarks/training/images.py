@@ -27,7 +27,7 @@ from benchmarks.datasets.images import apply_geometry, decode
 from benchmarks.datasets.lists import batch_file, path_strings
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.task import InputError
-from benchmarks.training.params import ViewParams
+from benchmarks.training.task import ViewParams
 from pretrain import distributed
 from pretrain.distributed import DataLoader
 from results.schema import Geometry

@@ -19,8 +19,17 @@ from pydantic import Field
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.features.pool import Pooling
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
-from benchmarks.training.classification import TrainingTask, finite, split_held_out
-from benchmarks.training.params import Decays, NotNegative, Rates, TrainingParams, ViewParams, warmup_cosine
+from benchmarks.training.task import (
+    Decays,
+    NotNegative,
+    Rates,
+    TrainingParams,
+    TrainingTask,
+    ViewParams,
+    finite,
+    split_held_out,
+    warmup_cosine,
+)
 from results.schema import Protocol, canonical_sha256
 
 if TYPE_CHECKING:
@@ -226,33 +235,32 @@ class ProbeTask(TrainingTask[ParamsT]):
         options: RunOptions,
     ) -> list[Outcome]:
         """`run` for protocols of one `shared_pass`, maybe of several probes: each outcome is the same as alone."""
-        from benchmarks.training.probes import FrozenFeatures, ImageStream, Probe, module_sha256, train_probes
+        from benchmarks.training.loop import frozen
+        from benchmarks.training.probes import FrozenFeatures, ImageStream, Probe, train_probes
         from pretrain import distributed
 
         for protocol in protocols:
             self.check(protocol, train, test)
         params: list[HeadsParams] = [self.params(protocol) for protocol in protocols]
         geometry, seed = protocols[0].geometry, options.seed
-        before = module_sha256(encoder.module)
         keys = [key for each in params for read in each.reads(encoder.names).values() for key in read]
         device = distributed.join(options.device)
-        frozen = FrozenFeatures(encoder, keys, geometry.crop, device, params[0].precision, self.accumulate)
+        features = FrozenFeatures(encoder, keys, geometry.crop, device, params[0].precision, self.accumulate)
         kept, held = split_held_out(protocols[0], train, params[0].heldout, seed)
-        images = ImageStream(params[0], geometry, frozen, train, kept, held, test, workers=options.loaders, seed=seed)
+        images = ImageStream(params[0], geometry, features, train, kept, held, test, workers=options.loaders, seed=seed)
         data = [fingerprint(train), fingerprint(test)]
-        probes = [
-            Probe(
-                each,
-                images,
-                len(train.classes),
-                key=canonical_sha256([protocol.content_sha256(), before, *data, seed]),
-                path=workdir / "resume.pt",
-            )
-            for each, protocol, workdir in zip(params, protocols, workdirs, strict=True)
-        ]
-        train_probes(probes, images, show=options.progress)
-        if module_sha256(encoder.module) != before:
-            raise RuntimeError(f"{encoder.card.name} changed while its heads were trained: it was not frozen")
+        with frozen(encoder) as weights:
+            probes = [
+                Probe(
+                    each,
+                    images,
+                    len(train.classes),
+                    key=canonical_sha256([protocol.content_sha256(), weights, *data, seed]),
+                    path=workdir / "resume.pt",
+                )
+                for each, protocol, workdir in zip(params, protocols, workdirs, strict=True)
+            ]
+            train_probes(probes, images, show=options.progress)
         outcomes = [outcome_of(probe, protocol) for probe, protocol in zip(probes, protocols, strict=True)]
         if self.accumulate > 1:
             for outcome in outcomes:

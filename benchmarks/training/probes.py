@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.pool import Pooling, pool
@@ -30,7 +29,7 @@ from benchmarks.training.images import (
     erase_rng,
     network_input,
 )
-from benchmarks.training.resume import SAVE_STEPS, TrainingState, usable
+from benchmarks.training.loop import SAVE_STEPS, TrainingState, usable
 from pretrain import distributed
 from results.schema import Geometry
 
@@ -40,20 +39,6 @@ if TYPE_CHECKING:
 KEPT_BYTES = 2**30  # per rank, for the features of each set that is evaluated again and again
 
 FeatureKey = tuple[str, Pooling | None]  # an output of the encoder, and how its maps become vectors
-
-
-def module_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter and buffer (BN statistics among them).
-
-    Buffers of whole numbers, which count calls or batches, are left out: they change no output of a frozen network.
-    """
-    digest = hashlib.sha256()
-    buffers = [(name, buffer) for name, buffer in module.named_buffers() if buffer.is_floating_point()]
-    for name, tensor in sorted([*module.named_parameters(), *buffers]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
-    return digest.hexdigest()
 
 
 class FrozenFeatures:

@@ -17,8 +17,8 @@ from benchmarks.linear import AvgPoolLinear
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.attentive_heads import EfficientBank
 from benchmarks.task import InputError, Labels, NotApplicableError
-from benchmarks.training.classification import held_out
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
+from benchmarks.training.task import held_out
 from results.schema import Protocol
 from tests.builders import GEOMETRY, folder_protocol
 from tests.reference.linear_probes import ONE, OPTIONS, same

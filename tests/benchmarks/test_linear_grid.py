@@ -17,8 +17,8 @@ from benchmarks.linear import AvgPoolLinear
 from benchmarks.linear_grid import LinearGrid, LinearGridParams
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, NotApplicableError
-from benchmarks.training.classification import held_out
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
+from benchmarks.training.task import held_out
 from results.schema import Protocol
 from tests.builders import GEOMETRY, folder_protocol
 from tests.reference.linear_plain import PlainHead, train_plain_sgd

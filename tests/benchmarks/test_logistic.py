@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.logistic import COLUMNS, PROTOCOLS, SPLIT_SEED, LogisticParams, StoredLogistic
 from benchmarks.solvers.logistic import Fit, logistic_path
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
-from benchmarks.training.classification import held_out
+from benchmarks.training.task import held_out
 from results.schema import Protocol
 from tests.builders import bare_split
 

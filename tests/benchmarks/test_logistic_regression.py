@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from benchmarks.logistic import REGRESSION_COLUMNS, SPLIT_SEED, LogisticRegression, coarse_to_fine
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, Outcome, RunOptions, Split
-from benchmarks.training.classification import held_out
+from benchmarks.training.task import held_out
 from results.schema import Protocol
 from tests.builders import bare_split
 

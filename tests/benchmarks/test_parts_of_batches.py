@@ -15,7 +15,7 @@ from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear, MultiheadLinear
 from benchmarks.registry import find_protocol, with_settings
 from benchmarks.task import InputError, Labels, Outcome, RunOptions
-from benchmarks.training.params import TrainingParams
+from benchmarks.training.task import TrainingParams
 from results.schema import Protocol
 from tests.builders import folder_protocol
 from tests.reference.finetune_plain import TinyNet, tiny_encoder

@@ -17,7 +17,7 @@ from benchmarks.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES, alexn
 from benchmarks.registry import find_protocol
 from benchmarks.robustness import PROTOCOLS, Robustness, RobustnessParams, fitted_head, ranked_right
 from benchmarks.task import InputError, RunOptions, Split
-from benchmarks.training.classification import held_out
+from benchmarks.training.task import held_out
 from results.rows import current
 from results.store import read_records
 from tests.builders import bare_split

@@ -16,7 +16,7 @@ import torch
 from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear
 from benchmarks.task import RunOptions
-from benchmarks.training.params import TrainingParams
+from benchmarks.training.task import TrainingParams
 from tests.builders import folder_protocol
 from tests.reference.finetune_plain import tiny_encoder
 from tests.reference.linear_probes import MAPS

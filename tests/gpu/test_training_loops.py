@@ -19,7 +19,7 @@ from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear, MultiheadLinear
 from benchmarks.registry import find_protocol
 from benchmarks.task import Labels, RunOptions
-from benchmarks.training.params import TrainingParams
+from benchmarks.training.task import TrainingParams
 from tests.builders import folder_protocol, small_vit
 from tests.gpu.conftest import AnyGpu
 from tests.gpu.tiny import hook_batches, network

@@ -31,7 +31,7 @@ from benchmarks.training.images import (
     training_view,
     view_rng,
 )
-from benchmarks.training.params import ViewParams
+from benchmarks.training.task import ViewParams
 from results.schema import Geometry
 from tests.builders import GEOMETRY
 from tests.reference.linear_tiny import tiny_labels

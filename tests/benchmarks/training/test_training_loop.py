@@ -1,4 +1,4 @@
-"""The state of a training on disk: whole or refused, and never more than read."""
+"""The state of a training on disk: whole or refused, and never more than read; and the memory layout of a network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.task import InputError
+from benchmarks.training.loop import TrainingState, safe_memory_format, usable
 from benchmarks.training.probes import ProbeState
-from benchmarks.training.resume import TrainingState, usable
 from results.files import DISK_FULL
 from tests.processes import run_together
 
@@ -118,3 +119,12 @@ def test_a_full_disk_is_its_own_error_and_the_old_state_stays_whole(file: Path) 
     assert errno.EFBIG in DISK_FULL
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["resume.pt"]
+
+
+def test_only_a_narrow_strided_shortcut_on_a_cpu_gives_up_channels_last() -> None:
+    cpu, narrow = torch.device("cpu"), nn.Conv2d(8, 16, 1, stride=2)
+    assert safe_memory_format(narrow, cpu) == torch.contiguous_format
+    assert safe_memory_format(nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, groups=4)), cpu) == torch.contiguous_format
+    assert safe_memory_format(narrow, torch.device("cuda")) == torch.channels_last
+    for fine in (nn.Conv2d(16, 32, 1, stride=2), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, stride=2)):
+        assert safe_memory_format(fine, cpu) == torch.channels_last

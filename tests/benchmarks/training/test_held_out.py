@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.task import Labels
-from benchmarks.training.classification import held_out
+from benchmarks.training.task import held_out
 
 
 def labels(targets: list[int], groups: list[tuple[str, ...]]) -> Labels:
