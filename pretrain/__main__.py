@@ -233,7 +233,7 @@ def _images(data: Path, remote_shards: bool) -> Files | Shards:
 
 
 def _is_cifar10(folder: Path) -> bool:
-    from benchmarks.datasets.cifar10 import CIFAR10
+    from benchmarks.datasets.batch_files import CIFAR10
 
     return CIFAR10.find(folder, "train") is not None
 
@@ -245,7 +245,7 @@ def _labelled(labels: Labels) -> Labelled:
 
 
 def _labels(root: Path, split: str) -> Labels:
-    from benchmarks.datasets.cifar10 import read_cifar10
+    from benchmarks.datasets.batch_files import read_cifar10
     from benchmarks.datasets.lists import read_image_folder
 
     return (read_cifar10 if _is_cifar10(root) else read_image_folder)(root, split)

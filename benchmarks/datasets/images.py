@@ -23,9 +23,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from benchmarks.datasets.array_sets import read_array_image
-from benchmarks.datasets.cifar10 import read_batch_image
-from benchmarks.datasets.lists import batch_file, in_array_file
+from benchmarks.datasets.batch_files import read_batch_image
+from benchmarks.datasets.lists import batch_file
 from benchmarks.task import InputError
 from results.files import open_image
 from results.schema import Geometry
@@ -70,7 +69,7 @@ def decode(path: Path, geometry: Geometry | None = None) -> Image.Image:
     """
     if "#" in path.name and batch_file(str(path)):
         try:
-            return Image.fromarray((read_array_image if in_array_file(path) else read_batch_image)(path))
+            return Image.fromarray(read_batch_image(path))
         except InputError as error:
             raise BadImage(str(error)) from error
     try:

@@ -33,9 +33,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 _ENTRIES_SHOWN = 6
 # An image of CIFAR-10 or -100, which lies in a batch file with others: `data_batch_1#17`, `train#17`. And one of
 # STL-10, SVHN or PatchCamelyon, whose splits are one file each.
-_ARRAYS = r"(?:train|test)_X\.bin|(?:train|test)_32x32\.mat|camelyonpatch_level_2_split_(?:train|valid|test)_x\.h5"
-_BATCH_MEMBER = re.compile(rf"((?:data|test)_batch(?:_\d)?(?:\.bin)?|train|test|{_ARRAYS})#(\d+)")
-_ARRAY_MEMBER = re.compile(rf"(?:{_ARRAYS})#\d+")
+_BATCH_MEMBER = re.compile(
+    r"((data|test)_batch(_\d)?(\.bin)?|train|test|(train|test)_X\.bin|(train|test)_32x32\.mat"
+    r"|camelyonpatch_level_2_split_(train|valid|test)_x\.h5)#\d+"
+)
 
 Listed = tuple[list[str], NDArray[np.int64]]  # names with forward slashes, labels
 
@@ -297,6 +298,39 @@ def read_npy(file: Path, remedy: str) -> NDArray[Any]:
     return found
 
 
+def read_pickle(file: Path, limit: int, what: str, remedy: str) -> Any:
+    """What a pickle holds: containers, numbers, texts, and arrays (see `pickled_array`). Nothing in it is run.
+
+    What Python 2 wrote as text or bytes is text.
+
+    Args:
+        limit: bytes that the file may have.
+        what: it should be, for the message.
+
+    Raises:
+        InputError: the file is missing or larger, or holds anything else.
+    """
+    from pretrain.safe_pickle import NotAllowedError, Unpickler  # imports torch
+
+    try:
+        require_size(file, limit)
+        with file.open("rb") as opened:
+            return Unpickler(opened, file.stat().st_size).load()
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; {remedy}") from error
+    except Exception as error:  # a broken pickle raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"it {reason}" if isinstance(error, NotAllowedError) else reason
+        raise InputError(f"{file} cannot be read ({reason}): the file is not {what}; {remedy}") from error
+
+
+def pickled_array(value: object) -> NDArray[Any] | None:
+    """The array that `read_pickle` found; None for another value."""
+    from pretrain.safe_pickle import NumpyArray
+
+    return value.value if isinstance(value, NumpyArray) else None
+
+
 def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) -> list[str]:
     """Class names of a list: the folder of each label's images, or the number for images outside of any folder.
 
@@ -405,11 +439,6 @@ def batch_file(path: str) -> str | None:
     """The batch file of CIFAR-10 or another set that holds this image, or None for an image in a file of its own."""
     file, mark, _ = path.rpartition("#")
     return file if mark and _BATCH_MEMBER.fullmatch(path.rpartition("/")[2]) else None
-
-
-def in_array_file(path: Path) -> bool:
-    """Whether an image lies in a file of STL-10, SVHN or PatchCamelyon: see `benchmarks.datasets.array_sets`."""
-    return _ARRAY_MEMBER.fullmatch(path.name) is not None
 
 
 # ---- source groups and fingerprint -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.datasets import classification, coco, imagenet_variants, retrieval, voc
-from benchmarks.datasets.cifar10 import CIFAR10, read_cifar10, read_cifar100
+from benchmarks.datasets.batch_files import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.dense_sets import read_ade20k, read_cityscapes, read_nyu
 from benchmarks.datasets.lists import FolderLayouts, read_image_folder
 from benchmarks.datasets.transfer_sets import TRANSFER_SETS, read_voc2007

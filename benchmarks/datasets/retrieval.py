@@ -6,26 +6,29 @@ owner, which is read without running what it holds. In the others an image and i
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.cifar10 import RestrictedUnpickler
 from benchmarks.datasets.imagenet_variants import read_drawings_c
-from benchmarks.datasets.lists import folder_contents, images_below, labels_below, require_files
+from benchmarks.datasets.lists import (
+    folder_contents,
+    images_below,
+    labels_below,
+    pickled_array,
+    read_pickle,
+    require_files,
+)
 from benchmarks.task import InputError, Labels
-from results.files import require_regular
 
 DATABASE, QUERIES = "database", "queries"
 _MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
 _MAX_NAMES = 100_000  # of images or queries
 _MAX_ROWS = 2_000_000  # of all answers together
-_DTYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "int64", "int32", "float64", "float32")
 
 
 @dataclass(frozen=True)
@@ -65,78 +68,15 @@ def read_revisited(folder: Path, split: str) -> Labels:
     return labels_below(folder, names, annotations=(file,))
 
 
-class _Array:
-    """A numpy array of plain numbers in a pickle."""
-
-    def __init__(self, *_: object) -> None:
-        self.values: NDArray[Any] = np.zeros(0)
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
-            raise pickle.UnpicklingError("the state of an array does not have five parts")
-        _, shape, dtype, by_column, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content
-        if not isinstance(content, bytes) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
-            raise pickle.UnpicklingError("an array has no bytes or no shape")
-        values = np.frombuffer(content, dtype.order + dtype.name)
-        self.values = values.reshape(shape, order="F" if by_column is True else "C")
-
-
-class _Dtype:
-    """The dtype of plain numbers in a pickle, by its name and byte order."""
-
-    def __init__(self, name: object, *_: object) -> None:
-        if name not in _DTYPES:
-            raise pickle.UnpicklingError(f"an array is of type {str(name)[:40]}")
-        self.name, self.order = str(name), "<"
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
-            self.order = str(state[1]) if state[1] in ("<", ">") else "<"
-
-
-def _scalar(dtype: object, content: object) -> float:
-    content = content.encode("latin1") if isinstance(content, str) else content
-    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
-        raise pickle.UnpicklingError("a number has no type or no bytes")
-    return float(np.frombuffer(content, dtype.order + dtype.name)[0])
-
-
-def _no_bytes() -> bytes:
-    """Empty bytes as Python 3 writes them for Python 2."""
-    return b""
-
-
-class _Unpickler(RestrictedUnpickler):
-    """Reads dicts, lists, numbers, texts and arrays of plain numbers, and runs no code."""
-
-    _ALSO = (pickle.BINFLOAT[0], pickle.FLOAT[0], pickle.LONG[0])
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
-        **RestrictedUnpickler.dispatch,
-        **dict(zip(_ALSO, map(pickle._Unpickler.dispatch.__getitem__, _ALSO), strict=True)),
-    }
-    _KNOWN: ClassVar[dict[tuple[str, str], Callable[..., object]]] = {
-        **RestrictedUnpickler._KNOWN,
-        ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("__builtin__", "bytes"): _no_bytes, ("builtins", "bytes"): _no_bytes,
-        ("numpy.core.multiarray", "scalar"): _scalar, ("numpy._core.multiarray", "scalar"): _scalar,
-    }  # fmt: skip
-    _BUILT: ClassVar[tuple[type[Any], ...]] = (_Array, _Dtype)
-
-
 def read_ground_truth(file: Path) -> GroundTruth:
     """The owner's `gnd_NAME.pkl`: `imlist`, `qimlist`, and for each query `bbx`, `easy`, `hard` and `junk`.
 
     Raises:
         InputError: the file is missing, asks for anything but containers and numbers, or is malformed.
     """
-    wrong = "the file is not the ground truth of revisited Oxford and Paris; take it from its owner again"
+    what, remedy = "the ground truth of revisited Oxford and Paris", "take it from github.com/filipradenovic/revisitop"
+    found = read_pickle(file, _MAX_PICKLE, what, remedy)
     try:
-        require_regular(file)
-        if file.stat().st_size > _MAX_PICKLE:
-            raise InputError(f"{file} has {file.stat().st_size:,} bytes: {wrong}")
-        found = _Unpickler(file.read_bytes(), "latin1").load()
         database, queries = (_names(found[name]) for name in ("imlist", "qimlist"))
         if len(found["gnd"]) != len(queries) or not database or not queries:
             raise ValueError(f"{len(found['gnd'])} answers for {len(queries)} queries")
@@ -147,12 +87,9 @@ def read_ground_truth(file: Path) -> GroundTruth:
             left -= sum(map(len, (answers[-1].easy, answers[-1].hard, answers[-1].junk)))
             if left < 0:
                 raise ValueError(f"it has more than {_MAX_ROWS:,} answers")
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; take it from github.com/filipradenovic/revisitop") from error
-    except InputError:
-        raise
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}): {wrong}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} cannot be read ({reason}): the file is not {what}; {remedy}") from error
     return GroundTruth(database, queries, tuple(answers))
 
 
@@ -165,7 +102,8 @@ def _names(listed: object) -> tuple[str, ...]:
 
 def _numbers(value: object, count: int) -> NDArray[np.float64]:
     """At most so many numbers, of an array or a list without lists in it."""
-    listed: Any = value.values.reshape(-1) if isinstance(value, _Array) else value
+    array = pickled_array(value)
+    listed: Any = value if array is None else array.reshape(-1)
     if not isinstance(listed, list | np.ndarray) or len(listed) > count:
         raise ValueError(f"a list has more than {count} numbers, or is not a list")
     if isinstance(listed, list) and not all(isinstance(each, int | float) for each in listed):

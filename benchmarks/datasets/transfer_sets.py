@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.array_sets import ListedImages, pcam, stl10, svhn
+from benchmarks.datasets.batch_files import ListedImages, pcam, stl10, svhn
 from benchmarks.datasets.lists import (
     class_count,
     class_folders,

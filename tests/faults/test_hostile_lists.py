@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 
 from benchmarks.__main__ import main
-from benchmarks.datasets.array_sets import read_array_image
+from benchmarks.datasets.batch_files import read_batch_image
 from benchmarks.datasets.dense_sets import read_visible_objects
 from benchmarks.datasets.lists import read_list
 from benchmarks.datasets.registry import find_dataset
@@ -199,7 +199,7 @@ def pcam(images: Callable[[Any], object] | None = None, labels: Callable[[Any], 
         with h5py.File(files["y"], "w") as file:
             (labels or (lambda f: f.create_dataset("y", data=np.ones((2, 1, 1, 1), np.uint8))))(file)
         with pytest.raises(InputError):
-            [read_array_image(path) for path in find_dataset("pcam", folder).read("test").paths]
+            [read_batch_image(path) for path in find_dataset("pcam", folder).read("test").paths]
 
     return read
 

@@ -14,6 +14,7 @@ from benchmarks.datasets.images import decode
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.datasets.registry import DATASETS, find_dataset
 from benchmarks.task import InputError, Labels
+from tests.layouts.cifar10 import CLASSES as CIFAR10_CLASSES
 from tests.layouts.cifar10 import write_cifar10
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
@@ -116,6 +117,30 @@ def test_the_two_forms_of_cifar10_hold_the_same(tmp_path: Path) -> None:
         assert np.array_equal(first.targets, second.targets)
         for one, other in zip(first.paths, second.paths, strict=True):
             assert np.array_equal(np.asarray(decode(one)), np.asarray(decode(other)))
+
+
+def python2_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2 pickles it, which is how its owner publishes it: texts and bytes are the same."""
+    rows, size = len(pixels), pixels.size
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+    array += b"K" + bytes([rows]) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    array += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array += b"\x89T" + size.to_bytes(4, "little") + pixels.tobytes() + b"tb"
+    listed = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(U\x0bbatch_labelU\x01aU\x06labels" + listed + b"U\x04data" + array + b"u."
+
+
+def test_batches_of_python_2(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path) / "cifar-10-batches-py"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
+    (folder / "test_batch").write_bytes(python2_batch(pixels, [3, 0, 9]))
+    names = b"".join(b"U" + bytes([len(name)]) + name.encode() for name in CIFAR10_CLASSES)
+    (folder / "batches.meta").write_bytes(b"\x80\x02}U\x0blabel_names](" + names + b"es.")
+    labels = find_dataset("cifar10", tmp_path).read("test")
+    assert labels.targets.tolist() == [3, 0, 9]
+    assert labels.classes == CIFAR10_CLASSES
+    for path, row in zip(labels.paths, pixels, strict=True):
+        assert np.array_equal(np.asarray(decode(path)).transpose(2, 0, 1).ravel(), row)
 
 
 def test_cifar10_test_is_never_the_training_batches(tmp_path: Path) -> None:

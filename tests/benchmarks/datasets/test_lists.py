@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.datasets import lists
-from benchmarks.datasets.cifar10 import read_cifar10
+from benchmarks.datasets.batch_files import read_cifar10
 from benchmarks.datasets.lists import fingerprint
 from benchmarks.task import InputError, Labels
 from results.files import PathList

@@ -1,7 +1,8 @@
-"""STL-10, SVHN and PatchCamelyon, whose owners publish all images of a split in one file of numbers.
+"""Sets whose owners publish many images in one file: CIFAR-10, CIFAR-100, STL-10, SVHN and PatchCamelyon.
 
-The path of an image is `<file>#<number>`, which `benchmarks.datasets.images.decode` reads. The files are torchvision's,
-whose readers check the MD5 of the whole file each time; here its size, shape and labels are checked.
+The path of an image is `<file>#<number>`, which `benchmarks.datasets.images.decode` reads. CIFAR's batches are pickled
+for Python or binary for C; the other files are those of torchvision, whose readers check the MD5 of the whole file each
+time: here its size, shape and labels are checked.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import read_lines
+from benchmarks.datasets.lists import FolderLayout, FolderLayouts, labels_below, pickled_array, read_lines, read_pickle
 from benchmarks.datasets.mat_files import read_mat
-from benchmarks.task import InputError
+from benchmarks.task import InputError, Labels
 from results.files import require_regular
 
 ListedImages = tuple[list[str], list[int], list[str]]  # files, class numbers, class names
 
+_CIFAR_PAGE = "the CIFAR-10 page of Alex Krizhevsky (cs.toronto.edu)"
+_CIFAR_SHAPE = (3, 32, 32)  # planes, rows, columns
+_CLASSES, _CLASSES_100 = 10, 100
+_BATCHES = {
+    "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
+    "test": ("test_batch",),
+}
+_FILES_100 = ("train", "test")
+_MAX_BATCH = 2**28  # bytes of a pickled batch; CIFAR-100's train has 155 MB
+_KEPT_BATCHES = 6  # all of them: 180 MB in a process that shuffles the pickled version
+_BATCH, _AGAIN = "a batch of CIFAR-10", "take it from the owner's archive again"
+_NOT_A_BATCH = f"the file is not {_BATCH}; {_AGAIN}"
 _STL_SHAPE = (3, 96, 96)  # planes, columns, rows
 _SVHN_SIDE, _SVHN_CLASSES = 32, 10
 _PCAM_SIDE = 96
@@ -35,7 +49,7 @@ _MAX_PARTS = 4096  # in which one image lies
 _UNFOLDING = {1: 1032, 2: 1, 3: 1, 32000: 100}
 
 
-def read_array_image(path: Path) -> NDArray[np.uint8]:
+def read_batch_image(path: Path) -> NDArray[np.uint8]:
     """The image `<file>#<number>`, (H, W, 3) RGB.
 
     Raises:
@@ -44,21 +58,20 @@ def read_array_image(path: Path) -> NDArray[np.uint8]:
     name, _, number = path.name.partition("#")
     file, index = path.with_name(name), int(number)
     try:
-        changed = file.stat().st_mtime_ns
-        if file.suffix == ".bin":
-            images = _stl_images(file, changed)
+        if name.endswith("_X.bin"):
+            images: Any = _stl_images(file, file.stat().st_mtime_ns)
         elif file.suffix == ".mat":
-            images = _svhn(file, changed)[0]
-        else:
+            images = _svhn(file, file.stat().st_mtime_ns)[0]
+        elif file.suffix == ".h5":
             images = _h5(file, "x")
             _check_packed(file, images, index)
+        else:
+            images = _cifar_batch(file)[0]
         if index >= len(images):
             raise InputError(f"{file} has {len(images)} images and no number {index}; unpack it again")
         pixels = np.asarray(images[index])
     except (OSError, KeyError) as error:
         raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); unpack it again") from error
-    if file.suffix == ".bin":
-        pixels = pixels.transpose(2, 1, 0)  # stored by columns
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise InputError(f"{file} holds {pixels.dtype} images of shape {pixels.shape}, not RGB bytes; unpack it again")
     return np.ascontiguousarray(pixels)
@@ -69,7 +82,122 @@ def _numbered(name: str, count: int) -> list[str]:
     return [f"{name}#{number:06d}" for number in range(count)]
 
 
-# ---- STL-10 ----------------------------------------------------------------------------------------------------------
+def read_cifar10(folder: Path, split: str) -> Labels:
+    """Items of `train` or `test` in the order of the batches; an id is the batch and the number in it.
+
+    Raises:
+        InputError: the split or a file does not exist, or a file is not a batch.
+    """
+    if split not in _BATCHES:
+        raise InputError(f"CIFAR-10 has no split {split}; it has {' and '.join(_BATCHES)}")
+    return CIFAR10.read(folder, split)
+
+
+def _fits(folder: Path, split: str, below: str, suffix: str) -> bool:
+    return (folder / below / (_BATCHES[split][0] + suffix)).is_file()
+
+
+def _read(folder: Path, split: str, below: str, suffix: str) -> Labels:
+    where = folder / below
+    ids: list[str] = []
+    names: list[str] = []
+    targets: list[NDArray[np.int64]] = []
+    for batch in _BATCHES[split]:
+        file = where / (batch + suffix)
+        labels = _cifar_batch(file)[1]
+        ids += [f"{batch}#{number}" for number in range(len(labels))]
+        names += [f"{file.name}#{number}" for number in range(len(labels))]
+        targets.append(labels)
+    text = where / "batches.meta.txt"
+    if text.is_file():
+        classes = text.read_text(encoding="utf-8", errors="replace").split()
+    else:
+        classes = _class_names(where / "batches.meta", "label_names")
+    if len(classes) != _CLASSES:
+        raise InputError(
+            f"{where} names {len(classes)} classes in batches.meta, not {_CLASSES}; unpack {_CIFAR_PAGE} again"
+        )
+    return labels_below(where, names, classes, np.concatenate(targets), ids=ids, groups_in=folder)
+
+
+_LAYOUTS = (("cifar-10-batches-py", ""), ("", ""), ("cifar-10-batches-bin", ".bin"), ("", ".bin"))
+CIFAR10 = FolderLayouts(
+    _CIFAR_PAGE,
+    tuple(
+        FolderLayout(
+            f"{below or '.'}/test_batch{suffix}",
+            partial(_fits, below=below, suffix=suffix),
+            partial(_read, below=below, suffix=suffix),
+        )
+        for below, suffix in _LAYOUTS
+    ),
+)
+
+
+def read_cifar100(folder: Path, split: str) -> Labels:
+    """Items of CIFAR-100's `train` or `test` with the 100 fine classes, in the order of the file.
+
+    Args:
+        folder: `cifar-100-python`, with the files train, test and meta.
+
+    Raises:
+        InputError: the split or a file does not exist, or a file is not a batch.
+    """
+    if split not in _FILES_100:
+        raise InputError(f"CIFAR-100 has no split {split}; it has {' and '.join(_FILES_100)}")
+    labels = _cifar_batch(folder / split)[1]
+    classes = _class_names(folder / "meta", "fine_label_names")
+    if len(classes) != _CLASSES_100:
+        raise InputError(
+            f"{folder / 'meta'} names {len(classes)} fine classes, expected {_CLASSES_100}; unpack the archive again"
+        )
+    return labels_below(folder, [f"{split}#{number}" for number in range(len(labels))], classes, labels)
+
+
+def _class_names(file: Path, key: str) -> list[str]:
+    listed = _unpickled(file).get(key)
+    names = listed if isinstance(listed, list) else []
+    texts = (name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names)
+    return [name for name in texts if isinstance(name, str)]
+
+
+def _cifar_batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(N, 32, 32, 3) images and (N,) labels of a batch."""
+    if not file.is_file():
+        raise InputError(f"{file} is missing; unpack {_CIFAR_PAGE} again")
+    return _loaded(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=_KEPT_BATCHES)
+def _loaded(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """As `_cifar_batch`. `changed`, the file's time, is only part of the cache's key."""
+    size, classes = math.prod(_CIFAR_SHAPE), _CLASSES_100 if file.name in _FILES_100 else _CLASSES
+    if file.suffix == ".bin":
+        content = np.memmap(file, np.uint8, mode="r") if file.stat().st_size else np.zeros(0, np.uint8)
+        if not len(content) or len(content) % (1 + size):  # a label, then the planes
+            raise InputError(f"{file} has {len(content)} bytes, which is not a multiple of {1 + size}: {_NOT_A_BATCH}")
+        records = content.reshape(-1, 1 + size)
+        pixels, labels = records[:, 1:], records[:, 0].astype(np.int64)
+    else:
+        batch = _unpickled(file)
+        listed = batch.get("fine_labels" if file.name in _FILES_100 else "labels", [])
+        if not isinstance(listed, list) or not all(type(label) is int and 0 <= label < 256 for label in listed):
+            raise InputError(f"{file} has labels that are not numbers from 0 to {classes - 1}: {_NOT_A_BATCH}")
+        array, labels = pickled_array(batch.get("data")), np.array(listed, np.int64)
+        pixels = np.zeros((0, 0), np.uint8) if array is None else array
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), size):
+        raise InputError(f"{file} has no image of {size} bytes for every label: {_NOT_A_BATCH}")
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"{file} has no labels, or some outside of 0 to {classes - 1}: {_NOT_A_BATCH}")
+    return pixels.reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1), labels
+
+
+def _unpickled(file: Path) -> Mapping[str, Any]:
+    """The mapping in a pickle. Its keys are bytes where Python 3 wrote it."""
+    found = read_pickle(file, _MAX_BATCH, _BATCH, _AGAIN)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} holds a {type(found).__name__}: {_NOT_A_BATCH}")
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
 
 
 def stl10(folder: Path, part: str) -> ListedImages:
@@ -91,14 +219,11 @@ def stl10(folder: Path, part: str) -> ListedImages:
 
 @lru_cache(maxsize=2)
 def _stl_images(file: Path, changed: int) -> NDArray[np.uint8]:
-    """(N, 3, 96, 96), not read yet. `changed`, the file's time, is only part of the cache's key."""
-    size, image = file.stat().st_size, int(np.prod(_STL_SHAPE))
+    """(N, 96, 96, 3), not read yet. `changed`, the file's time, is only part of the cache's key."""
+    size, image = file.stat().st_size, math.prod(_STL_SHAPE)
     if not size or size % image:
         raise InputError(f"{file} has {size:,} bytes, not a multiple of the {image:,} of an image; unpack STL-10 again")
-    return np.memmap(file, np.uint8, mode="r").reshape(-1, *_STL_SHAPE)
-
-
-# ---- SVHN ------------------------------------------------------------------------------------------------------------
+    return np.memmap(file, np.uint8, mode="r").reshape(-1, *_STL_SHAPE).transpose(0, 3, 2, 1)
 
 
 def svhn(folder: Path, part: str) -> ListedImages:
@@ -124,9 +249,6 @@ def _svhn(file: Path, changed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
     if pixels.dtype != np.uint8 or pixels.shape != (_SVHN_SIDE, _SVHN_SIDE, 3, len(labels)):
         raise InputError(f"{file} has no image of {_SVHN_SIDE} x {_SVHN_SIDE} pixels for each label; unpack it again")
     return pixels.transpose(3, 0, 1, 2), np.where(labels == _SVHN_CLASSES, 0, labels)
-
-
-# ---- PatchCamelyon ---------------------------------------------------------------------------------------------------
 
 
 def pcam(folder: Path, part: str) -> ListedImages:
