@@ -18,12 +18,13 @@ from filelock import FileLock
 
 from benchmarks.datasets.lists import GROUPS_FILE
 from benchmarks.datasets.registry import EMBEDDED_STAMP
-from benchmarks.demo.corruptions import write_corrupted
-from benchmarks.demo.drawings import ARCHIVE, SPLIT_FILE, generator
 from benchmarks.demo.scenes import (
+    ARCHIVE,
+    SPLIT_FILE,
     Scene,
     SceneSplit,
     Single,
+    generator,
     instances,
     paint,
     paint_single,
@@ -31,7 +32,16 @@ from benchmarks.demo.scenes import (
     plan_singles,
     scene_pools,
 )
-from benchmarks.demo.writers import VOID, Annotation, CocoWriter, VocWriter, coco_annotations, write_ade20k, write_nyu
+from benchmarks.demo.writers import (
+    VOID,
+    Annotation,
+    CocoWriter,
+    VocWriter,
+    coco_annotations,
+    write_ade20k,
+    write_corrupted,
+    write_nyu,
+)
 from benchmarks.task import InputError
 from benchmarks.task import progress as shown
 from results.files import open_image
@@ -181,10 +191,7 @@ def _write_groups(folder: Path, sources: dict[str, set[str]]) -> None:
 def _key(seed: int, counts: Counts) -> str:
     """A hash of everything that decides the bytes: settings, the source of this package, drawings and split."""
     digest = hashlib.sha256(json.dumps([seed, asdict(counts)]).encode())
-    sources = [
-        Path(__file__).with_name(f"{module}.py")
-        for module in ("compose", "corruptions", "drawings", "scenes", "writers")
-    ]
+    sources = [Path(__file__).with_name(f"{module}.py") for module in ("compose", "scenes", "writers")]
     for file in (*sources, SPLIT_FILE, ARCHIVE):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize, pad
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks.demo.drawings import SPLIT_FILE, all_ids, load_drawing, visible_part
+from benchmarks.demo.scenes import SPLIT_FILE, all_ids, load_drawing, visible_part
 
 RELATED_FILE = Path(__file__).with_name("related.txt")
 TEST_SHARE = 0.3

@@ -1,12 +1,17 @@
-"""Write scenes in the layouts of the Pascal VOC devkit, of COCO, of ADE20K and of NYU Depth."""
+"""Write corrupted drawings in ImageNet-C's layout, and scenes in those of Pascal VOC, COCO, ADE20K and NYU Depth.
+
+The corruptions are four of ImageNet-C's (Hendrycks and Dietterich 2019) whose strength does not depend on the size of
+the picture, at its strengths for 224 pixels, read in hendrycks/robustness@29b1753, create_c/make_imagenet_c.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,18 +22,76 @@ from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.demo.drawings import classes
-from benchmarks.demo.scenes import Instance, Mask, Scene
+from benchmarks.demo.scenes import Instance, Mask, Scene, classes, generator
 
+Floats = NDArray[np.float64]
+
+JPEG_QUALITY = 85  # in which ImageNet-C is stored
+SEVERITIES = (3, 5)
 # The lists of the VOC devkit and the scene splits in each of them.
 VOC_LISTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 VOID = 255
 VOID_WIDTH = 2  # pixels of the border around objects, where strokes fade into the background
 
+EVERY = 8  # scenes, of which one is in ADE20K and NYU Depth
+BACKGROUND_DEPTH, FIRST_DEPTH, NEARER = 8.0, 4.0, 0.75  # metres, metres, and the ratio from one object to the next
+
 Annotation = dict[str, Any]
 
 
-# ---- Pascal VOC ------------------------------------------------------------------------------------------------------
+def gaussian_noise(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    scale = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
+    x = _floats(image)
+    return _image(x + rng.normal(scale=scale, size=x.shape))
+
+
+def contrast(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    kept = (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1]
+    x = _floats(image)
+    mean = x.mean((0, 1))
+    return _image((x - mean) * kept + mean)
+
+
+def pixelate(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
+    small = image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.BOX)
+
+
+def jpeg_compression(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    quality = (25, 18, 15, 10, 7)[severity - 1]
+    stored = BytesIO()
+    image.save(stored, "JPEG", quality=quality)
+    return Image.open(stored).convert("RGB")
+
+
+CORRUPTIONS: Mapping[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
+    each.__name__: each for each in (gaussian_noise, contrast, pixelate, jpeg_compression)
+}
+
+
+def write_corrupted(drawing: Path, folder: Path, seed: int) -> None:
+    """Write every corruption of one drawing as `<corruption>/<severity>/<class>/<name>.jpg`.
+
+    Args:
+        drawing: `…/<class>/<name>.png`.
+    """
+    with Image.open(drawing) as opened:
+        image = opened.convert("RGB")
+    for name, corrupted in CORRUPTIONS.items():
+        for severity in SEVERITIES:
+            file = folder / name / str(severity) / drawing.parent.name / f"{drawing.stem}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rng = generator(seed, name, severity, drawing.parent.name, drawing.stem)
+            corrupted(image, severity, rng).save(file, quality=JPEG_QUALITY)
+
+
+def _floats(image: Image.Image) -> Floats:
+    return np.asarray(image, np.float64) / 255
+
+
+def _image(x: Floats) -> Image.Image:
+    return Image.fromarray((np.clip(x, 0, 1) * 255).astype(np.uint8))
 
 
 class VocWriter:
@@ -154,9 +217,6 @@ def _with_palette(values: NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-# ---- COCO ------------------------------------------------------------------------------------------------------------
-
-
 class CocoWriter:
     """Writes into `folder` = coco: one call of `add` per scene, then `finish`. Test scenes are val2017."""
 
@@ -240,9 +300,9 @@ def polygons(mask: Mask) -> list[list[float]]:
     edges of the cut cancel in the rasteriser.
     """
     padded = np.pad(mask, 1).astype(np.float64)
-    generator = contour_generator(z=padded, fill_type=FillType.OuterOffset)
+    outlines = contour_generator(z=padded, fill_type=FillType.OuterOffset)
     paths: list[list[float]] = []
-    for points, offsets in zip(*generator.filled(0.5, np.inf), strict=True):
+    for points, offsets in zip(*outlines.filled(0.5, np.inf), strict=True):
         rings = [points[a:b] for a, b in pairwise(offsets)]
         joined = np.concatenate([ring for hole in rings[1:] for ring in (hole, rings[0][:1])] or [rings[0][:0]])
         path = np.concatenate([rings[0], joined]) - 0.5  # undoes the padding; the first pixel's centre is at 0.5
@@ -265,12 +325,6 @@ def _clusters(objects: Sequence[Instance]) -> list[list[Instance]]:
 def _touching(first: Mask, second: Mask) -> bool:
     """Whether there is at most one pixel of something else between two objects."""
     return bool((_grown(first, 1) & _grown(second, 1)).any())
-
-
-# ---- ADE20K and NYU Depth, from some scenes of the VOC devkit -------------------------------------------------
-
-EVERY = 8  # scenes, of which one is in these sets
-BACKGROUND_DEPTH, FIRST_DEPTH, NEARER = 8.0, 4.0, 0.75  # metres, metres, and the ratio from one object to the next
 
 
 def write_ade20k(voc: Path, folder: Path) -> dict[str, str]:

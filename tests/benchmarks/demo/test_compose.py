@@ -10,8 +10,7 @@ from benchmarks.datasets.lists import read_image_folder
 from benchmarks.datasets.voc import read_voc_classification
 from benchmarks.demo import compose as compose_module
 from benchmarks.demo.compose import Counts, compose, contact_sheet
-from benchmarks.demo.drawings import read_drawings
-from benchmarks.demo.scenes import VIEWS_TRAIN, VIEWS_VAL
+from benchmarks.demo.scenes import VIEWS_TRAIN, VIEWS_VAL, read_drawings
 from benchmarks.task import InputError
 
 SMALL = Counts(train=3, val=1, test=2, drawings_per_class=1)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.demo.compose import Counts, plan_scenes
-from benchmarks.demo.drawings import classes
-from benchmarks.demo.scenes import DIFFICULT_EXTENT, Instance, Scene, instances, plan_scene, scene_pools
+from benchmarks.demo.scenes import DIFFICULT_EXTENT, Instance, Scene, classes, instances, plan_scene, scene_pools
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from benchmarks.demo.drawings import all_ids, classes, load_drawing, read_drawings
-from benchmarks.demo.scenes import scene_pools
+from benchmarks.demo.scenes import all_ids, classes, load_drawing, read_drawings, scene_pools
 from benchmarks.demo.split import LEFT_OUT, RELATED_FILE, THRESHOLD, sides_of, similarity
 
 DRAWINGS = {drawing.id: drawing for drawing in read_drawings()}

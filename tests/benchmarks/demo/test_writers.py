@@ -10,8 +10,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from benchmarks.demo.compose import Counts, plan_scenes
-from benchmarks.demo.drawings import classes
-from benchmarks.demo.scenes import instances
+from benchmarks.demo.scenes import classes, instances
 from benchmarks.demo.writers import VOC_LISTS, coco_annotations, polygons, run_lengths, voc_palette
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.demo.drawings import all_ids, load_drawing
+from benchmarks.demo.scenes import all_ids, load_drawing
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder, random_encoder_command
 from benchmarks.encoders.resnet import random_resnet, recalibrated
