@@ -120,16 +120,29 @@ def _read(folder: Path, split: str, below: str, suffix: str) -> Labels:
     return labels_below(where, names, classes, np.concatenate(targets), ids=ids, groups_in=folder)
 
 
-_LAYOUTS = (("cifar-10-batches-py", ""), ("", ""), ("cifar-10-batches-bin", ".bin"), ("", ".bin"))
 CIFAR10 = FolderLayouts(
     _CIFAR_PAGE,
-    tuple(
+    (
         FolderLayout(
-            f"{below or '.'}/test_batch{suffix}",
-            partial(_fits, below=below, suffix=suffix),
-            partial(_read, below=below, suffix=suffix),
-        )
-        for below, suffix in _LAYOUTS
+            "cifar-10-batches-py/test_batch",
+            partial(_fits, below="cifar-10-batches-py", suffix=""),
+            partial(_read, below="cifar-10-batches-py", suffix=""),
+        ),
+        FolderLayout(
+            "./test_batch",
+            partial(_fits, below="", suffix=""),
+            partial(_read, below="", suffix=""),
+        ),
+        FolderLayout(
+            "cifar-10-batches-bin/test_batch.bin",
+            partial(_fits, below="cifar-10-batches-bin", suffix=".bin"),
+            partial(_read, below="cifar-10-batches-bin", suffix=".bin"),
+        ),
+        FolderLayout(
+            "./test_batch.bin",
+            partial(_fits, below="", suffix=".bin"),
+            partial(_read, below="", suffix=".bin"),
+        ),
     ),
 )
 
