@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,13 @@ from benchmarks.dense.masks import (
     held_out_images,
     mask_sheet,
     mean_iou,
-    pixel_accuracy,
     squashed,
 )
 from benchmarks.dense.patches import (
+    CapiTask,
     Patches,
     PatchParams,
     PatchTask,
-    Standardised,
-    add_choice,
     counts_of,
     masks_of,
 )
@@ -56,6 +54,8 @@ class PatchLogisticParams(PatchParams):
         tolerance: largest component of the gradient of the mean loss at which a fit has converged.
         chunk: patches on the device at a time.
     """
+
+    standardise: ClassVar[bool] = True
 
     costs: Rates = tuple(float(c) for c in 10 ** np.linspace(-6, 5, 8))
     max_iterations: int = Field(1000, gt=0)
@@ -95,50 +95,29 @@ LOGISTIC_PROTOCOLS = (
 
 
 @dataclass(frozen=True)
-class PatchLogistic(PatchTask):
+class PatchLogistic(CapiTask):
     """Segmentation by logistic regression on frozen patch features (CAPI's linear classifier)."""
 
     name = "seg-logistic"
     Params = PatchLogisticParams
     protocols = LOGISTIC_PROTOCOLS
 
-    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
-        """Choose C on held-out training images, fit all training patches with each C, and measure on the test images.
+    def settings(self, params: PatchLogisticParams) -> list[dict[str, Any]]:
+        """The most regularised first."""
+        return [{"C": cost} for cost in params.costs]
+
+    def predict(
+        self, protocol: Protocol, gallery: Patches, rows: NDArray[np.float32], items: NDArray[np.int64],
+        asked: NDArray[np.float32], options: RunOptions, what: str,
+    ) -> list[NDArray[np.uint8]]:  # fmt: skip
+        """Fit each C, and give all pixels of a patch the class of the patch.
 
         Raises:
-            InputError: the encoder's map does not suit the protocol, or the patches show fewer than two classes.
+            InputError: the patches show fewer than two classes.
         """
-        params: PatchLogisticParams = self.params(protocol)
-        began = time.perf_counter()
-        gallery, queries = Patches.of(train, protocol, params.stride), Patches.of(test, protocol, params.stride)
-        kept, held = held_out_images(len(train.labels), params.heldout, params.seed)
-        scale = Standardised(gallery.rows, gallery.of_images(kept))
-        rows, query_rows = scale(gallery.rows), scale(queries.rows)
-        usable = ~np.isin(gallery.modes, gallery.style.ignored)
-        per_patch = gallery.blocks.shape[1]
-
-        def predictions(items: NDArray[np.int64], asked: NDArray[Any], what: str) -> list[NDArray[np.uint8]]:
-            found = fitted_labels(rows, items[usable[items]], gallery.modes, asked, params, options, what)
-            return [masks_of(np.repeat(each[:, None], per_patch, 1).astype(np.uint8), gallery.grid) for each in found]
-
-        tried = predictions(gallery.of_images(kept), rows[gallery.of_images(held)], "choosing C")
-        validation = [mean_iou(gallery.areas(masks, held)) for masks in tried]
-        chosen = int(np.argmax(validation))
-        selected = time.perf_counter()
-        masks = predictions(np.arange(len(rows)), query_rows, "fitting all patches")
-        measured = [queries.areas(each) for each in masks]
-        scores = [mean_iou(each) for each in measured]
-
-        outcome = Outcome(seeds=(params.seed,))
-        outcome.timing = {"select": selected - began, "fit": time.perf_counter() - selected}
-        outcome.runs = [
-            {"output": gallery.output, "grid": gallery.grid, "C": cost, "chosen": index == chosen,
-             "heldout_mIoU": validation[index], "mIoU": scores[index], "accuracy": pixel_accuracy(measured[index])}
-            for index, cost in enumerate(params.costs)
-        ]  # fmt: skip
-        oracle = measured[int(np.argmax(scores))], "best C on test (oracle)"
-        add_choice(outcome, queries, masks[chosen], (measured[chosen], protocol.selection), oracle)
-        return outcome
+        found = fitted_labels(rows, items, gallery.modes, asked, self.params(protocol), options, what)
+        pixels = gallery.blocks.shape[1]
+        return [masks_of(np.repeat(each[:, None], pixels, 1).astype(np.uint8), gallery.grid) for each in found]
 
 
 def fitted_labels(

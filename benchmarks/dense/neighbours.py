@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -19,24 +18,20 @@ from pydantic import Field, field_validator
 
 from benchmarks.dense.masks import (
     VOID,
-    Areas,
     add_segmentation,
     areas_of_confusions,
     best_class,
     confusions,
-    held_out_images,
     mask_sheet,
     matched,
     mean_iou,
-    pixel_accuracy,
     squashed,
 )
 from benchmarks.dense.patches import (
+    CapiTask,
     Patches,
     PatchParams,
     PatchTask,
-    Standardised,
-    add_choice,
     counts_of,
     masks_of,
     space,
@@ -103,62 +98,38 @@ KNN_PROTOCOLS = (
 
 
 @dataclass(frozen=True)
-class PatchKnn(PatchTask):
+class PatchKnn(CapiTask):
     """Segmentation by the nearest neighbours of frozen patch features (CAPI's kNN)."""
 
     name = "seg-knn"
     Params = PatchKnnParams
     protocols = KNN_PROTOCOLS
 
-    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
-        """Choose k and distance on held-out training images, then label the test patches by all training patches.
+    def settings(self, params: PatchKnnParams) -> list[dict[str, Any]]:
+        """The distance first, as in the source."""
+        return [{"distance": distance, "k": k} for distance in params.distances for k in params.k]
+
+    def predict(
+        self, protocol: Protocol, gallery: Patches, rows: NDArray[np.float32], items: NDArray[np.int64],
+        asked: NDArray[np.float32], options: RunOptions, what: str,
+    ) -> list[NDArray[np.uint8]]:  # fmt: skip
+        """Vote among the patches nearest to each that is asked.
 
         Raises:
-            InputError: the encoder's map does not suit the protocol, or there are fewer patches than neighbours.
+            InputError: there are fewer patches than neighbours.
         """
         params: PatchKnnParams = self.params(protocol)
-        began = time.perf_counter()
-        gallery, queries = Patches.of(train, protocol, params.stride), Patches.of(test, protocol, params.stride)
-        kept, held = held_out_images(len(train.labels), params.heldout, params.seed)
-        scale = Standardised(gallery.rows, gallery.of_images(kept)) if params.standardise else np.asarray
-        rows, query_rows = scale(gallery.rows), scale(queries.rows)
-        usable = ~np.isin(gallery.modes, gallery.style.ignored)
-
-        def predictions(items: NDArray[np.int64], asked: NDArray[Any], what: str) -> dict[tuple[str, int], Any]:
-            items = items[usable[items]]
-            if len(items) < params.k[-1]:
-                raise InputError(
-                    f"{protocol.id} asks for k={params.k[-1]}, but only {len(items)} training patches have a class: "
-                    f"use --set k={','.join(map(str, [k for k in params.k if k <= len(items)]))}"
-                )
-            found: dict[tuple[str, int], Any] = {}
-            for distance in params.distances:
-                near = nearest(rows[items], asked, params.k[-1], distance, options, f"{what}, {distance}")
-                voted = votes(gallery.blocks[items], near, params.k, options.device)
-                found |= {(distance, k): masks_of(blocks, gallery.grid) for k, blocks in voted.items()}
-            return found
-
-        chosen_rows = gallery.of_images(held)
-        tried = predictions(gallery.of_images(kept), rows[chosen_rows], "choosing")
-        validation = {key: mean_iou(gallery.areas(masks, held)) for key, masks in tried.items()}
-        grid = list(product(params.distances, params.k))
-        chosen = max(grid, key=lambda key: validation[key])  # the first of equals
-        selected = time.perf_counter()
-        masks = predictions(np.arange(len(rows)), query_rows, "test")
-        measured: dict[tuple[str, int], Areas] = {key: queries.areas(found) for key, found in masks.items()}
-
-        outcome = Outcome(seeds=(params.seed,))
-        outcome.timing = {"select": selected - began, "test": time.perf_counter() - selected}
-        outcome.runs = [
-            {"output": gallery.output, "grid": gallery.grid, "distance": key[0], "k": key[1], "chosen": key == chosen,
-             "heldout_mIoU": validation[key], "mIoU": mean_iou(measured[key]),
-             "accuracy": pixel_accuracy(measured[key])}
-            for key in grid
-        ]  # fmt: skip
-        best = max(grid, key=lambda key: mean_iou(measured[key]))
-        oracle = measured[best], "best k and distance on test (oracle)"
-        add_choice(outcome, queries, masks[chosen], (measured[chosen], protocol.selection), oracle)
-        return outcome
+        if len(items) < params.k[-1]:
+            raise InputError(
+                f"{protocol.id} asks for k={params.k[-1]}, but only {len(items)} training patches have a class: "
+                f"use --set k={','.join(map(str, [k for k in params.k if k <= len(items)]))}"
+            )
+        masks: list[NDArray[np.uint8]] = []
+        for distance in params.distances:
+            near = nearest(rows[items], asked, params.k[-1], distance, options, f"{what}, {distance}")
+            voted = votes(gallery.blocks[items], near, params.k, options.device)
+            masks += [masks_of(voted[k], gallery.grid) for k in params.k]
+        return masks
 
 
 def nearest(

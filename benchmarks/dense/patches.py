@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +18,16 @@ from pydantic import Field
 from benchmarks.dense.masks import (
     Areas,
     MaskFormat,
-    Masks,
     add_segmentation,
     areas_of_each,
+    held_out_images,
     mask_sheet,
+    mean_iou,
     pixel_accuracy,
     require_masks,
 )
 from benchmarks.features.pool import GlobalAverage, PatchRows
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, Split
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split
 from results.schema import Params, Protocol, Score
 
 MAPS = ("patches", "feature5", "feature4")  # encoder outputs, the one that is preferred first
@@ -234,17 +237,64 @@ def modes_of(blocks: NDArray[np.uint8]) -> NDArray[np.int64]:
     return found
 
 
-def add_choice(
-    outcome: Outcome, queries: Patches, masks: Masks, chosen: tuple[Areas, str], oracle: tuple[Areas, str]
-) -> None:
-    """Add the columns of CAPI's classifiers and a picture: mean IoU and accuracy as chosen, and the best mean IoU.
+@dataclass(frozen=True)
+class CapiTask(PatchTask):
+    """CAPI's evaluation of a patch classifier: a setting is chosen on held-out training images, then all are used."""
 
-    Args:
-        masks: of the test images, as chosen.
-        chosen, oracle: areas of each test image, and how they were chosen.
-    """
-    areas, selection = chosen
-    add_segmentation(outcome, "mIoU", areas, queries.style.classes, selection)
-    add_segmentation(outcome, "mIoU oracle", oracle[0], queries.style.classes, oracle[1])
-    outcome.scores["accuracy"] = Score(value=pixel_accuracy(areas), n=len(queries.labels), selection=selection)
-    outcome.pictures |= mask_sheet(queries.labels, queries.style, queries.masks, masks)
+    @abstractmethod
+    def settings(self, params: Any) -> list[dict[str, Any]]:
+        """What is chosen among, as the rows of the record say it; of equals the first is chosen."""
+
+    @abstractmethod
+    def predict(
+        self, protocol: Protocol, gallery: Patches, rows: NDArray[np.float32], items: NDArray[np.int64],
+        asked: NDArray[np.float32], options: RunOptions, what: str,
+    ) -> list[NDArray[np.uint8]]:  # fmt: skip
+        """The masks of the images whose patches are `asked`, under each setting.
+
+        Args:
+            rows: (M, C) features of the gallery's patches, of which `items` may be used: all of them have a class.
+            asked: (Q, C) features.
+            what: is done, for the progress bar.
+        """
+
+    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+        """Choose a setting on held-out training images, then measure every setting of all training patches on the test.
+
+        Raises:
+            InputError: the encoder's map does not suit the protocol, or too few patches have a class.
+        """
+        params = self.params(protocol)
+        began = time.perf_counter()
+        gallery, queries = Patches.of(train, protocol, params.stride), Patches.of(test, protocol, params.stride)
+        kept, held = held_out_images(len(train.labels), params.heldout, params.seed)
+        scale = Standardised(gallery.rows, gallery.of_images(kept)) if params.standardise else np.asarray
+        rows, query_rows = scale(gallery.rows), scale(queries.rows)
+        usable = ~np.isin(gallery.modes, gallery.style.ignored)
+
+        items = gallery.of_images(kept)
+        asked = rows[gallery.of_images(held)]
+        tried = self.predict(protocol, gallery, rows, items[usable[items]], asked, options, "choosing")
+        validation = [mean_iou(gallery.areas(masks, held)) for masks in tried]
+        chosen = int(np.argmax(validation))
+        selected = time.perf_counter()
+        masks = self.predict(protocol, gallery, rows, np.flatnonzero(usable), query_rows, options, "test")
+        measured = [queries.areas(each) for each in masks]
+        scores = [mean_iou(each) for each in measured]
+        best = int(np.argmax(scores))
+
+        outcome = Outcome(seeds=(params.seed,))
+        outcome.timing = {"select": selected - began, "test": time.perf_counter() - selected}
+        outcome.runs = [
+            {"output": gallery.output, "grid": gallery.grid, **setting, "chosen": place == chosen,
+             "heldout_mIoU": validation[place], "mIoU": scores[place], "accuracy": pixel_accuracy(measured[place])}
+            for place, setting in enumerate(self.settings(params))
+        ]  # fmt: skip
+        classes, names = queries.style.classes, " and ".join(self.settings(params)[0])
+        add_segmentation(outcome, "mIoU", measured[chosen], classes, protocol.selection)
+        add_segmentation(outcome, "mIoU oracle", measured[best], classes, f"best {names} on test (oracle)")
+        outcome.scores["accuracy"] = Score(
+            value=outcome.runs[chosen]["accuracy"], n=len(test.labels), selection=protocol.selection
+        )
+        outcome.pictures = mask_sheet(test.labels, queries.style, queries.masks, masks[chosen])
+        return outcome
