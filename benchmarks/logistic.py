@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -29,158 +29,18 @@ from benchmarks.training.task import (
 from results.schema import Geometry, Params, Protocol, Source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from benchmarks.solvers.logistic import Fit
 
 log = logging.getLogger(__name__)
 
 SPLIT_SEED = 0  # chooses the held-out items: part of the protocol, as the solver draws nothing
-COLUMNS = ("Stored", "Stored oracle", "Stored top-5", "Stored oracle top-5")
-
-
-# ---- linear-stored ---------------------------------------------------------------------------------------------------
-
-
-class LogisticParams(Params):
-    """Multinomial logistic regression on stored features, full batch.
-
-    The loss is the mean cross-entropy plus `penalty` / 2 times the squared norm of the weights (not of the bias), on
-    features whose every dimension is standardised by train's mean and deviation.
-
-    Attributes:
-        penalties: in the order of the path, each fit starting from the one before.
-        heldout: fraction of train that the penalty is chosen on.
-        tolerance: largest component of the gradient at which a fit has converged.
-        history: steps that L-BFGS remembers.
-    """
-
-    output: Literal["embed", "head"] = "embed"
-    penalties: Decays
-    heldout: float = Field(gt=0.0, lt=1.0)
-    max_iterations: int = Field(500, gt=0)
-    tolerance: Positive = 1e-5
-    history: int = Field(10, gt=0)
-    dtype: Literal["float32", "float64"] = "float32"
-    chunk: int = Field(65536, gt=0, description="rows on the device at a time")
-
-
-def _protocol(variant: str, params: LogisticParams, note: str, dataset: str, geometry: Geometry) -> Protocol:
-    return classification_protocol(
-        "linear-stored",
-        variant,
-        params,
-        Source(repository="this project", note=note),
-        geometry,
-        dataset,
-        columns=COLUMNS,
-        primary="Stored",
-        selection="penalty chosen on a held-out part of train, then fitted on all of it",
-    )
-
-
-_PENALTIES = tuple(10.0**power for power in range(1, -7, -1))  # from the most regularised, where the path starts
-PROTOCOLS = (
-    _protocol(
-        "imagefolder",
-        LogisticParams(penalties=_PENALTIES, heldout=0.1),
-        "multinomial logistic regression by L-BFGS on any ImageFolder; not comparable with AvgPool, which sees views",
-        "imagefolder",
-        Geometry(mode="shorter", resize=256, crop=224),
-    ),
-    _protocol(
-        "demo",
-        LogisticParams(penalties=_PENALTIES, heldout=0.2, dtype="float64"),
-        "linear_stored.imagefolder@1 on the embedded single drawings",
-        "drawings",
-        Geometry(mode="shorter", resize=48, crop=48),  # uncropped: a drawing may lie anywhere in its picture
-    ),
-)
-
-
-@dataclass(frozen=True)
-class StoredLogistic(FeatureTask[LogisticParams]):
-    """Logistic regression on stored features, the fast variant of the linear probe."""
-
-    name = "linear-stored"
-    Params = LogisticParams
-    protocols = PROTOCOLS
-
-    def outputs(self, protocol: Protocol) -> Outputs:
-        output = self.params(protocol).output
-        return {output: (output, None)}
-
-    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
-        check_single_label(protocol, train, test)
-        split_held_out(protocol, train, self.params(protocol).heldout, SPLIT_SEED)
-
-    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
-        """Fit the path on a part of train, choose by the rest, and measure the choice fitted on all of train.
-
-        Raises:
-            InputError: the labels are not one class per image, or a feature is not finite.
-        """
-        import torch
-
-        from benchmarks.solvers.linear_heads import top_k_percent
-        from benchmarks.solvers.logistic import logistic_path
-
-        params = self.params(protocol)
-        check_single_label(protocol, train.labels, test.labels)
-        kept, held = split_held_out(protocol, train.labels, params.heldout, SPLIT_SEED)
-        rows, targets = train.features[params.output], train.labels.targets
-
-        def path(items: NDArray[np.int64], description: str) -> Iterator[Fit]:
-            return logistic_path(
-                rows,
-                items,
-                targets,
-                len(train.labels.classes),
-                progress(params.penalties, description, show=options.progress),
-                device=torch.device(options.device),
-                dtype=torch.float64 if params.dtype == "float64" else torch.float32,
-                chunk=params.chunk,
-                max_iterations=params.max_iterations,
-                tolerance=params.tolerance,
-                history=params.history,
-            )
-
-        started = time.perf_counter()
-        heldout = [
-            top_k_percent(fit.ranks(rows, held, targets, params.chunk), 1) for fit in path(kept, "choosing the penalty")
-        ]
-        chosen = int(np.argmax(heldout))  # the first of equals, which is the most regularised
-        selected = time.perf_counter()
-        fits = list(path(np.arange(len(train.labels)), "fitting all of train"))
-        every, test_rows = np.arange(len(test.labels)), test.features[params.output]
-        ranks = [fit.ranks(test_rows, every, test.labels.targets, params.chunk) for fit in fits]
-        oracle = int(np.argmax([int((r < 1).sum()) for r in ranks]))
-
-        outcome = Outcome(seeds=(SPLIT_SEED,))
-        outcome.timing = {"select": selected - started, "fit": time.perf_counter() - selected}
-        # A fit that hit its limit of iterations is scored all the same: its accuracy is that of the classifier that was
-        # measured. The record says so.
-        converged = [fit.gradient <= params.tolerance for fit in fits]
-        for index, (penalty, fit) in enumerate(zip(params.penalties, fits, strict=True)):
-            log.info("penalty %g: %d iterations, gradient %.1e", penalty, fit.iterations, fit.gradient)
-            row: dict[str, Any] = {"penalty": penalty, "chosen": index == chosen, "heldout_top1": heldout[index]}
-            row |= {f"top{k}": top_k_percent(ranks[index], k) for k in (1, 5)}
-            row |= {"iterations": fit.iterations, "gradient": fit.gradient, "converged": converged[index]}
-            outcome.runs.append(row)
-        for name, index, selection in (
-            ("Stored", chosen, protocol.selection),
-            ("Stored oracle", oracle, "best penalty on test (oracle)"),
-        ):
-            if not converged[index]:
-                selection += f" (not converged: gradient {fits[index].gradient:.1e})"
-            for column, k in ((name, 1), (f"{name} top-5", 5)):
-                outcome.add_accuracy(column, (ranks[index] < k).numpy(), selection)
-        weight, bias = fits[chosen].on_raw_features()
-        outcome.tensors = {"Stored/weight": weight, "Stored/bias": bias}
-        return outcome
 
 
 # ---- logistic --------------------------------------------------------------------------------------------------------
 
-REGRESSION_COLUMNS = ("Logistic", "Logistic oracle", "Logistic top-5", "Logistic oracle top-5")
+COLUMNS = ("Logistic", "Logistic oracle", "Logistic top-5", "Logistic oracle top-5")
 TYPICAL_STEPS = 22  # of both fits of a cost together, averaged over the grid, on synthetic data; for estimates
 COARSE_STEPS = 6  # intervals of the first round of the search from coarse to fine
 EQUAL_LOSSES = 1e-6  # nats: the stated convergence leaves about so much open, and rounding must not choose
@@ -255,7 +115,7 @@ def _regression(
         dataset,
         revision=revision,
         test_split="test" if dataset == "cifar10" else "val",
-        columns=REGRESSION_COLUMNS,
+        columns=COLUMNS,
         primary="Logistic",
     )
 
@@ -263,7 +123,7 @@ def _regression(
 _SHORTER_256 = Geometry(mode="shorter", resize=256, crop=224)
 _GRID = _decades(-6, 5, 45)  # C = 10^linspace(-6, 5, 45)
 _CONVERGED = "converged to our tolerance, where theirs stops at 1000 iterations"
-REGRESSION_PROTOCOLS = (
+PROTOCOLS = (
     _regression(
         "dinov2",
         RegressionParams(costs=_GRID, heldout=0.1, heldout_split="random", dtype="float64", tolerance=1e-6),
@@ -347,7 +207,7 @@ class LogisticRegression(FeatureTask[RegressionParams]):
 
     name = "logistic"
     Params = RegressionParams
-    protocols = REGRESSION_PROTOCOLS
+    protocols = PROTOCOLS
 
     def outputs(self, protocol: Protocol) -> Outputs:
         output = self.params(protocol).output
@@ -398,7 +258,6 @@ class LogisticRegression(FeatureTask[RegressionParams]):
         )  # fmt: skip
 
         started = time.perf_counter()
-
         by_loss = params.choose_cost == "loss"
         top1: dict[int, float] = {}
         losses: dict[int, float] = {}
@@ -412,11 +271,9 @@ class LogisticRegression(FeatureTask[RegressionParams]):
             )
             return [-losses[index] if by_loss else top1[index] for index in tried]
 
-        every = range(len(params.costs))
-        if params.search == "grid":
-            heldout: Mapping[int, float] = dict(zip(every, heldout_scores(every), strict=True))
-        else:
-            heldout = coarse_to_fine(heldout_scores, len(params.costs))
+        whole = len(params.costs)
+        step = 1 if params.search == "grid" else max(1, (whole - 1) // COARSE_STEPS)
+        heldout = coarse_to_fine(heldout_scores, whole, step)
         tried = sorted(heldout)
         least = max(heldout.values()) - (EQUAL_LOSSES if by_loss else 0.0)
         chosen = next(place for place, index in enumerate(tried) if heldout[index] >= least)  # the most regularised
@@ -437,10 +294,8 @@ class LogisticRegression(FeatureTask[RegressionParams]):
             ("Logistic", chosen, protocol.selection),
             ("Logistic oracle", oracle, "best cost on test (oracle)"),
         ):
-            if not fits.converged[place]:
-                selection += f" (not converged: gradient {fits.gradient[place]:.1e})"
-            for column, k in ((name, 1), (f"{name} top-5", 5)):
-                outcome.add_accuracy(column, (ranks[place] < k).numpy(), selection)
+            gradient = None if fits.converged[place] else float(fits.gradient[place])
+            add_columns(outcome, name, ranks[place], selection, gradient)
         outcome.tensors = {
             "Logistic/weight": fits.weights[chosen].float().cpu(),
             "Logistic/bias": fits.bias[chosen].float().cpu(),
@@ -448,14 +303,14 @@ class LogisticRegression(FeatureTask[RegressionParams]):
         return outcome
 
 
-def coarse_to_fine(scores: Callable[[Sequence[int]], Sequence[float]], count: int) -> dict[int, float]:
+def coarse_to_fine(scores: Callable[[Sequence[int]], Sequence[float]], count: int, step: int) -> dict[int, float]:
     """Scores of the places in a grid that a search around the best visits, by place.
 
     Args:
         scores: the scores of some places.
-        count: places of the grid: a multiple of `COARSE_STEPS`, and one more.
+        count: places of the grid.
+        step: from one place of the first round to the next; it divides `count - 1`. With 1, every place is visited.
     """
-    step = (count - 1) // COARSE_STEPS
     first = range(0, count, step)
     found = dict(zip(first, scores(first), strict=True))
     while step > 1:
@@ -465,3 +320,158 @@ def coarse_to_fine(scores: Callable[[Sequence[int]], Sequence[float]], count: in
         if around:
             found |= zip(around, scores(around), strict=True)
     return found
+
+
+def add_columns(outcome: Outcome, name: str, ranks: Tensor, selection: str, gradient: float | None) -> None:
+    """Add top-1 and top-5 accuracy of a fit.
+
+    One that hit its limit of iterations is scored all the same: it is the classifier that was measured. The record says
+    so.
+
+    Args:
+        ranks: (N,) of the true class of each test item.
+        gradient: the largest component where the fit has not converged.
+    """
+    if gradient is not None:
+        selection += f" (not converged: gradient {gradient:.1e})"
+    for column, k in ((name, 1), (f"{name} top-5", 5)):
+        outcome.add_accuracy(column, (ranks < k).numpy(), selection)
+
+
+# ---- linear-stored ---------------------------------------------------------------------------------------------------
+
+STORED_COLUMNS = ("Stored", "Stored oracle", "Stored top-5", "Stored oracle top-5")
+
+
+class LogisticParams(Params):
+    """Multinomial logistic regression on stored features, full batch.
+
+    The loss is the mean cross-entropy plus `penalty` / 2 times the squared norm of the weights (not of the bias), on
+    features whose every dimension is standardised by train's mean and deviation.
+
+    Attributes:
+        penalties: in the order of the path, each fit starting from the one before.
+        heldout: fraction of train that the penalty is chosen on.
+        tolerance: largest component of the gradient at which a fit has converged.
+        history: steps that L-BFGS remembers.
+    """
+
+    output: Literal["embed", "head"] = "embed"
+    penalties: Decays
+    heldout: float = Field(gt=0.0, lt=1.0)
+    max_iterations: int = Field(500, gt=0)
+    tolerance: Positive = 1e-5
+    history: int = Field(10, gt=0)
+    dtype: Literal["float32", "float64"] = "float32"
+    chunk: int = Field(65536, gt=0, description="rows on the device at a time")
+
+
+def _protocol(variant: str, params: LogisticParams, note: str, dataset: str, geometry: Geometry) -> Protocol:
+    return classification_protocol(
+        "linear-stored",
+        variant,
+        params,
+        Source(repository="this project", note=note),
+        geometry,
+        dataset,
+        columns=STORED_COLUMNS,
+        primary="Stored",
+        selection="penalty chosen on a held-out part of train, then fitted on all of it",
+    )
+
+
+_PENALTIES = tuple(10.0**power for power in range(1, -7, -1))  # from the most regularised, where the path starts
+STORED_PROTOCOLS = (
+    _protocol(
+        "imagefolder",
+        LogisticParams(penalties=_PENALTIES, heldout=0.1),
+        "multinomial logistic regression by L-BFGS on any ImageFolder; not comparable with AvgPool, which sees views",
+        "imagefolder",
+        Geometry(mode="shorter", resize=256, crop=224),
+    ),
+    _protocol(
+        "demo",
+        LogisticParams(penalties=_PENALTIES, heldout=0.2, dtype="float64"),
+        "linear_stored.imagefolder@1 on the embedded single drawings",
+        "drawings",
+        Geometry(mode="shorter", resize=48, crop=48),  # uncropped: a drawing may lie anywhere in its picture
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StoredLogistic(FeatureTask[LogisticParams]):
+    """Logistic regression on stored features, the fast variant of the linear probe."""
+
+    name = "linear-stored"
+    Params = LogisticParams
+    protocols = STORED_PROTOCOLS
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        output = self.params(protocol).output
+        return {output: (output, None)}
+
+    def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:
+        check_single_label(protocol, train, test)
+        split_held_out(protocol, train, self.params(protocol).heldout, SPLIT_SEED)
+
+    def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
+        """Fit the path on a part of train, choose by the rest, and measure the choice fitted on all of train.
+
+        Raises:
+            InputError: the labels are not one class per image, or a feature is not finite.
+        """
+        import torch
+
+        from benchmarks.solvers.linear_heads import top_k_percent
+        from benchmarks.solvers.logistic import logistic_path
+
+        params = self.params(protocol)
+        check_single_label(protocol, train.labels, test.labels)
+        kept, held = split_held_out(protocol, train.labels, params.heldout, SPLIT_SEED)
+        rows, targets = train.features[params.output], train.labels.targets
+
+        def path(items: NDArray[np.int64], description: str) -> Iterator[Fit]:
+            return logistic_path(
+                rows,
+                items,
+                targets,
+                len(train.labels.classes),
+                progress(params.penalties, description, show=options.progress),
+                device=torch.device(options.device),
+                dtype=torch.float64 if params.dtype == "float64" else torch.float32,
+                chunk=params.chunk,
+                max_iterations=params.max_iterations,
+                tolerance=params.tolerance,
+                history=params.history,
+            )
+
+        started = time.perf_counter()
+        heldout = [
+            top_k_percent(fit.ranks(rows, held, targets, params.chunk), 1) for fit in path(kept, "choosing the penalty")
+        ]
+        chosen = int(np.argmax(heldout))  # the first of equals, which is the most regularised
+        selected = time.perf_counter()
+        fits = list(path(np.arange(len(train.labels)), "fitting all of train"))
+        every, test_rows = np.arange(len(test.labels)), test.features[params.output]
+        ranks = [fit.ranks(test_rows, every, test.labels.targets, params.chunk) for fit in fits]
+        oracle = int(np.argmax([int((r < 1).sum()) for r in ranks]))
+
+        outcome = Outcome(seeds=(SPLIT_SEED,))
+        outcome.timing = {"select": selected - started, "fit": time.perf_counter() - selected}
+        converged = [fit.gradient <= params.tolerance for fit in fits]
+        for index, (penalty, fit) in enumerate(zip(params.penalties, fits, strict=True)):
+            log.info("penalty %g: %d iterations, gradient %.1e", penalty, fit.iterations, fit.gradient)
+            row: dict[str, Any] = {"penalty": penalty, "chosen": index == chosen, "heldout_top1": heldout[index]}
+            row |= {f"top{k}": top_k_percent(ranks[index], k) for k in (1, 5)}
+            row |= {"iterations": fit.iterations, "gradient": fit.gradient, "converged": converged[index]}
+            outcome.runs.append(row)
+        for name, index, selection in (
+            ("Stored", chosen, protocol.selection),
+            ("Stored oracle", oracle, "best penalty on test (oracle)"),
+        ):
+            gradient = None if converged[index] else fits[index].gradient
+            add_columns(outcome, name, ranks[index], selection, gradient)
+        weight, bias = fits[chosen].on_raw_features()
+        outcome.tensors = {"Stored/weight": weight, "Stored/bias": bias}
+        return outcome

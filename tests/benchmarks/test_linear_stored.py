@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.logistic import COLUMNS, PROTOCOLS, SPLIT_SEED, LogisticParams, StoredLogistic
+from benchmarks.logistic import SPLIT_SEED, STORED_COLUMNS, STORED_PROTOCOLS, LogisticParams, StoredLogistic
 from benchmarks.solvers.logistic import Fit, logistic_path
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
 from benchmarks.training.task import held_out
@@ -36,7 +36,7 @@ def data() -> tuple[Split, Split]:
 
 def protocol(**changes: Any) -> Protocol:
     given = {"penalties": PENALTIES, "heldout": 0.25, "dtype": "float64", "tolerance": 1e-8, **changes}
-    return PROTOCOLS[0].changed(**given)
+    return STORED_PROTOCOLS[0].changed(**given)
 
 
 def run(protocol: Protocol, train: Split, test: Split) -> Outcome:
@@ -102,7 +102,7 @@ def test_scores_are_those_of_a_choice_made_without_test(data: tuple[Split, Split
     assert [row["chosen"] for row in outcome.runs] == [n == chosen for n in range(len(PENALTIES))]
     assert outcome.scores["Stored"].value == pytest.approx(100 * final[chosen])
     assert outcome.scores["Stored oracle"].value == pytest.approx(100 * max(final))
-    assert set(outcome.scores) == set(COLUMNS)
+    assert set(outcome.scores) == set(STORED_COLUMNS)
     assert outcome.items["correct/Stored"].mean() == pytest.approx(final[chosen])
     assert all(row["converged"] for row in outcome.runs)
     assert not any("converged" in score.selection for score in outcome.scores.values())
@@ -146,7 +146,7 @@ def test_what_the_labels_show_is_refused_before_features_are_extracted(data: tup
 def test_it_reads_one_vector_and_no_map_and_has_columns_of_its_own() -> None:
     assert StoredLogistic().default_protocol(embedded=False).id == "linear_stored.imagefolder@1"
     assert StoredLogistic().default_protocol(embedded=True).id == "linear_stored.demo@1"
-    for declared in PROTOCOLS:
+    for declared in STORED_PROTOCOLS:
         assert StoredLogistic().outputs(declared) == {"embed": ("embed", None)}
         penalties = LogisticParams.model_validate(declared.params).penalties
         assert list(penalties) == sorted(penalties, reverse=True)
@@ -164,4 +164,4 @@ def test_it_reads_one_vector_and_no_map_and_has_columns_of_its_own() -> None:
 )
 def test_it_refuses_what_means_nothing(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        PROTOCOLS[1].changed(**changes)
+        STORED_PROTOCOLS[1].changed(**changes)

@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import log_loss
 
-from benchmarks.logistic import REGRESSION_COLUMNS, SPLIT_SEED, LogisticRegression, coarse_to_fine
+from benchmarks.logistic import COLUMNS, SPLIT_SEED, LogisticRegression, coarse_to_fine
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, Outcome, RunOptions, Split
 from benchmarks.training.task import held_out
@@ -68,7 +68,7 @@ def test_scores_are_those_of_a_choice_made_without_test(data: tuple[Split, Split
     assert outcome.scores["Logistic"].value == pytest.approx(final[chosen])
     assert outcome.scores["Logistic oracle"].value == pytest.approx(max(final))
     assert outcome.scores["Logistic oracle"].selection == "best cost on test (oracle)"
-    assert set(outcome.scores) == set(REGRESSION_COLUMNS)
+    assert set(outcome.scores) == set(COLUMNS)
     assert all(row["converged"] for row in outcome.runs)
     logits = (
         test.features["embed"] @ outcome.tensors["Logistic/weight"].numpy().T + outcome.tensors["Logistic/bias"].numpy()
@@ -119,7 +119,7 @@ def test_a_fit_that_stopped_at_its_limit_is_told(data: tuple[Split, Split]) -> N
 
 def test_the_search_from_coarse_to_fine_finds_a_single_peak_in_few_fits(data: tuple[Split, Split]) -> None:
     for peak in (0, 1, 37, 48, 95, 96):
-        found = coarse_to_fine(lambda places, peak=peak: [-abs(place - peak) for place in places], 97)
+        found = coarse_to_fine(lambda places, peak=peak: [-abs(place - peak) for place in places], 97, 16)
         assert max(found, key=lambda place: found[place]) == peak
         assert len(found) <= 15
     costs = tuple(10.0 ** np.linspace(-4, 0, 13))
