@@ -186,10 +186,9 @@ def _run(command: PretrainFlags, stated: set[str]) -> int:
 
     import torch
 
-    from pretrain.cost import plan_run
     from pretrain.distributed import default_workers, own_device, process_group, rank
     from pretrain.monitor import OnlineProbe
-    from pretrain.train import PretrainRun
+    from pretrain.train import PretrainRun, plan_run
 
     if command.threads is not None:
         torch.set_num_threads(command.threads)

@@ -1,27 +1,23 @@
-"""Train one recipe in one folder: the trainer with its optimiser, the loop over epochs, and what is saved when."""
+"""Train one recipe in one folder: the loop over epochs, what is saved when, and what a dry run says of it."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from tqdm import tqdm
 
 from pretrain import distributed
-from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
-from pretrain.checkpoint import RESUME, keep, load_resume, numbered, save_resume, unusable_resume
 from pretrain.data import Files, Shards, find_images, seem_sorted_by_class
-from pretrain.loader import Loader
-from pretrain.mechanism import Batch, Mechanism, PartLoss, ProjectedEncoder, batch_norm_text
-from pretrain.moco import MoCo
+from pretrain.mechanism import Batch, batch_norm_text
 from pretrain.monitor import (
     CURVES,
     EVENTS,
@@ -36,15 +32,17 @@ from pretrain.monitor import (
     write_log,
 )
 from pretrain.recipe import Recipe
-from pretrain.weight_files import read_backbone, write_backbone
+from pretrain.safe_pickle import read_pickled
+from pretrain.trainer import Stepper, Trainer
+from pretrain.weight_files import write_backbone
 from results.errors import InputError
-from results.files import remove_partials, write_file
+from results.files import remove_partials, replacing, write_file
 from results.schema import EncoderCard
 
 log = logging.getLogger(__name__)
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BACKBONE, RECIPE = "backbone.safetensors", "recipe.json"
+RESUME, BACKBONE, RECIPE = "resume.pt", "backbone.safetensors", "recipe.json"
+SMALL_BATCH = 8 * 224**2  # pixels of the batch that a dry run measures
 SAVE_SECONDS = 60.0  # between the saves that the recipe asks for, so that a kill costs about a minute
 SAVE_SHARE = 0.05  # of the time at most, where a save takes long
 QUIET_SECONDS = 30.0
@@ -321,6 +319,63 @@ class PretrainRun:
         write_backbone(path, backbone, card)
 
 
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, containers of them) atomically: a kill leaves the old file whole.
+
+    Raises:
+        OSError: the file cannot be written; the error names it.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+
+
+def load_resume(path: Path) -> dict[str, Any] | None:
+    """Read what `save_resume` wrote, on the CPU; None where there is no file. Only tensors and plain values are read.
+
+    The checksum of every part of the archive is verified, which `torch.load` does not do.
+
+    Raises:
+        InputError: damaged, or not a resume file.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(read_pickled(path, verify=True))
+    except (InputError, TypeError, ValueError) as error:
+        raise unusable_resume(path, error.__cause__ or error) from error
+
+
+def unusable_resume(path: Path, error: BaseException) -> InputError:
+    """The refusal of a resume file that cannot be used."""
+    reason = " ".join(str(error).replace(str(path), "it").split())[:200] or type(error).__name__
+    return InputError(
+        f"{path} is damaged or not a resume file of this project ({reason}); remove it to start anew, or replace it by "
+        "one of the epoch_*.pt files next to it"
+    )
+
+
+def numbered(out: Path, epoch: int) -> Path:
+    """The checkpoint after `epoch` whole epochs."""
+    return out / f"epoch_{epoch:04d}.pt"
+
+
+def keep(out: Path, epoch: int, last: int, marked: Container[int]) -> None:
+    """Keep the resume file, just written, as that of `epoch`, and delete all but the `last` of the unmarked ones.
+
+    A hard link costs no space until the resume file moves on; where the file system has none it is a copy.
+    """
+    path = numbered(out, epoch)
+    with replacing(path) as temporary:
+        try:
+            temporary.hardlink_to(out / RESUME)
+        except OSError:
+            shutil.copyfile(out / RESUME, temporary)
+    there = sorted((int(p.stem.removeprefix("epoch_")), p) for p in out.glob("epoch_*.pt"))
+    unmarked = [p for number, p in there if number not in marked]
+    for old in unmarked[: max(0, len(unmarked) - last)]:
+        old.unlink()
+
+
 class DataWait:
     """Seconds of an epoch in which the device had nothing to do because no batch was there.
 
@@ -359,284 +414,33 @@ class DataWait:
         return total
 
 
-class Trainer:
-    """Model, loader, optimiser and counters.
-
-    Args:
-        images: the images to learn from.
-        workers: loader processes of this rank.
-        max_unreadable: share of the images that may be unreadable.
-        warm_start: a backbone file whose weights (not schedule, head or queue) the encoders start from.
-
-    Attributes:
-        step: over all epochs.
-        sums: loss, accuracy, spread and steps of the current epoch so far, on the device.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        images: Files | Shards,
-        device: torch.device,
-        workers: int,
-        warm_start: Path | None = None,
-        max_unreadable: float = 0.01,
-    ) -> None:
-        self.recipe, self.device = recipe, device
-        torch.manual_seed(recipe.seed)
-        self.shuffles = torch.Generator(device).manual_seed(recipe.seed)
-        self.view_generator = torch.Generator(device).manual_seed(recipe.seed * 65_537 + distributed.rank())
-        self.model = build_mechanism(recipe, self.shuffles, len(images))
-        if warm_start:
-            self._start_from(warm_start)
-        if recipe.sync_bn and distributed.world_size() > 1:
-            if device.type != "cuda":
-                raise InputError("sync_bn over several ranks needs GPUs; start one process, or set sync_bn = false")
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.model.to(device).to(memory_format=torch.channels_last)
-        self.loader = Loader(recipe, images, device, self.view_generator, workers, max_unreadable)
-        self.epoch_steps = recipe.epoch_steps or self.loader.steps
-        self.total = recipe.epochs * self.epoch_steps
-        self.optimizer = build_optimizer(recipe, [self.model.get_submodule(name) for name in self.model.trained])
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.step = 0
-        self.sums = torch.zeros(4, device=device)
-
-    def prepare(self) -> None:
-        """To be called once, after any `load`: compiles the encoders where the recipe asks, and joins the ranks."""
-        if self.recipe.compile:
-            for encoder in (m for m in self.model.children() if isinstance(m, ProjectedEncoder)):
-                encoder.compile()
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # every batch has the same size
-        if distributed.world_size() > 1:
-            # Only what is trained is wrapped: memories are kept equal by gathering keys, not by broadcasting them.
-            for name in self.model.trained:
-                encoder = getattr(self.model, name)
-                # The symmetric loss and accumulation call an encoder several times.
-                once = not self.recipe.symmetric and self.recipe.accumulate == 1
-                setattr(self.model, name, distributed.wrapped(encoder, static_graph=once))
-        self.model.train()
-
-    def batches(self) -> Iterator[Batch]:
-        """Batches from the current step on, pass after pass over the data."""
-        return self.loader.batches(*divmod(self.step, self.loader.steps))
-
-    def update(self, batch: Batch) -> None:
-        """One step, counted and added to `sums` without waiting for the device."""
-        recipe = self.recipe
-        epoch = self.step / self.epoch_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(epoch if recipe.schedule_per == "step" else float(int(epoch)))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, accuracy, spread = backward(self.model, batch, recipe, self.scaler.scale)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.sums += torch.stack([loss, accuracy, spread, torch.ones_like(accuracy)])
-        self.step += 1
-
-    @property
-    def encoder(self) -> ProjectedEncoder:
-        """The encoder whose backbone is the result."""
-        encoder = self.model.encoder_q
-        inner = encoder.module if isinstance(encoder, DistributedDataParallel) else encoder
-        assert isinstance(inner, ProjectedEncoder)
-        return inner
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values, from which `load` goes on bit by bit in a single process."""
-        wrapped = tuple(f"{name}.module." for name in self.model.trained)
-        model = {
-            next((key.replace(w, w.removesuffix("module."), 1) for w in wrapped if key.startswith(w)), key): value
-            for key, value in self.model.state_dict().items()
-        }
-        return {
-            "recipe": self.recipe.model_dump_json(),
-            "model": model,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "sums": self.sums,
-            "shuffles": self.shuffles.get_state(),
-            "views": self.view_generator.get_state(),
-            "split": self._split(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state` of the same recipe.
-
-        Raises:
-            InputError: in the middle of a pass over shards, in the order of an older version.
-        """
-        if state["split"] != self._split() and state["step"] % self.loader.steps:
-            raise InputError(
-                "the run stopped inside a pass over shards in the order of an older version of this program; finish it "
-                "with that version, or begin again in a new --out"
-            )
-        self.model.load_state_dict(state["model"])
-        self._load_optimizer(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        self.sums = state["sums"].to(self.device)
-        seed = self.recipe.seed + self.step
-        restored = _restore(self.shuffles, state["shuffles"], seed)
-        if distributed.rank() == 0:
-            restored &= _restore(self.view_generator, state["views"], seed * 65_537)
-        else:  # not in the file: bit-identity is promised for one process
-            self.view_generator.manual_seed(seed * 65_537 + distributed.rank())
-        if not restored:
-            log.warning(
-                "the run comes from another kind of device, whose random states do not fit: from here on the shuffles "
-                "and views are not those of an uninterrupted run"
-            )
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """All but how the optimiser is computed, which depends on the device."""
-        own = [dict(group) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, before in zip(self.optimizer.param_groups, own, strict=True):
-            for key in {"fused", "foreach"} & before.keys():
-                group[key] = before[key]
-
-    def _split(self) -> list[int]:
-        """The number of streams of shards, which their order depends on besides the seed; empty for files."""
-        return [self.loader.streams] if isinstance(self.loader.images, Shards) else []
-
-    def average_batch_norms(self) -> None:
-        """Give every rank the mean of all ranks' running statistics, as one process with all parts has them."""
-        if distributed.world_size() == 1:
-            return
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for statistics in (module.running_mean, module.running_var):
-                    assert statistics is not None
-                    statistics.copy_(distributed.mean(statistics))
-
-    def _start_from(self, path: Path) -> None:
-        if not path.is_file():
-            raise InputError(f"--warm-start file not found: {path}")
-        tensors, _ = read_backbone(path)
-        for encoder in self.model.children():
-            if isinstance(encoder, ProjectedEncoder):
-                own = encoder.backbone.state_dict()
-                differ = sorted(
-                    name
-                    for name in own.keys() | tensors.keys()
-                    if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-                )
-                if differ:
-                    raise InputError(
-                        f"--warm-start {path} is of another architecture or width than the recipe's "
-                        f"{self.recipe.architecture.name} of width {self.recipe.architecture.width}: {len(differ)} "
-                        f"tensors do not fit, the first is {differ[0]}"
-                    )
-                encoder.backbone.load_state_dict(tensors)
+def plan_run(recipe: Recipe, data: Path, images: int, out: Path, device: torch.device) -> str:
+    """The report of `--dry-run`. The time is measured on a small batch of noise, without the augmentation."""
+    steps = recipe.epochs * (recipe.epoch_steps or images // recipe.batch_size)
+    batch = small_batch(recipe)
+    with distributed.full_float32():
+        stepper = Stepper(recipe.changed(batch_size=batch), device, images)
+        stepper.step()  # warms up
+        hours = stepper.timed() / batch * recipe.batch_size * steps / 3600
+    trained = [p for name in stepper.model.trained for p in stepper.model.get_submodule(name).parameters()]
+    parameters = sum(p.numel() for p in trained)
+    keys = sum(t.nbytes for t in stepper.model.state_dict().values()) - sum(p.nbytes for p in trained)
+    disk = parameters * 8 + keys  # weights and momentum; the memory of keys, and weights without momentum
+    there = ", which exists: the run would resume" if (out / RESUME).is_file() else ""
+    return (
+        f"recipe      {recipe.name}: {recipe.mechanism}, {recipe.architecture.name}, {recipe.epochs} epochs, "
+        f"batch {recipe.batch_size}\n"
+        f"data        {data}: {images:,} images, {steps:,} steps\n"
+        f"out         {out}: {disk / 2**20:.0f} MiB for the resume file{there}\n"
+        f"memory      {(parameters * 12 + keys) / 2**20:.0f} MiB for weights, gradients, optimiser and keys, and the "
+        "activations\n"
+        f"time        about {hours:.2g} hours on this {device.type}, measured on one batch of {batch}\n"
+    )
 
 
-def backward(
-    model: Mechanism, batch: Batch, recipe: Recipe, scale: Callable[[Tensor], Tensor] = lambda loss: loss
-) -> PartLoss:
-    """Add the gradients of one step, in as many parts as the recipe accumulates. Returns the loss, without gradient.
-
-    Args:
-        scale: of the loss, for the gradients of fp16.
-    """
-    parts, device = recipe.accumulate, batch.indices.device.type
-    losses, found = model.losses(batch, parts), []
-    for part in range(parts):
-        for name in model.trained if parts > 1 else ():
-            encoder = getattr(model, name)
-            if isinstance(encoder, DistributedDataParallel):  # as its no_sync(): the ranks add up once, at the end
-                encoder.require_backward_grad_sync = part == parts - 1
-        with torch.autocast(device, AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST):
-            loss = next(losses)
-        scale(loss.loss / parts if parts > 1 else loss.loss).backward()
-        found.append(torch.stack([loss.loss.detach().float(), loss.accuracy, loss.spread]))
-    next(losses, None)  # what is to be done after the last part's backward pass
-    return PartLoss(*(torch.stack(found).mean(0) if parts > 1 else found[0]).unbind())
-
-
-def _restore(generator: torch.Generator, state: Tensor, seed: int) -> bool:
-    """Set a generator's state; one of another kind of device is replaced by `seed`. Returns whether it fitted."""
-    if state.dtype == torch.uint8 and state.shape == generator.get_state().shape:
-        generator.set_state(state)
-        return True
-    generator.manual_seed(seed)
-    return False
-
-
-def build_mechanism(recipe: Recipe, generator: torch.Generator, images: int) -> Mechanism:
-    """The recipe's mechanism, freshly initialised from torch's default generator.
-
-    Args:
-        generator: of everything that the mechanism draws later.
-        images: number of images in the data set.
-    """
-    if recipe.mechanism == "memory-bank":
-        return MemoryBank(recipe, generator, images)
-    if recipe.mechanism == "end-to-end":
-        return EndToEnd(recipe, generator)
-    return SimCLR(recipe) if recipe.mechanism == "simclr" else MoCo(recipe, generator)
-
-
-def build_optimizer(recipe: Recipe, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
-    """Over all parameters of the modules.
-
-    SGD decays every parameter, as MoCo's reference does. LARS leaves biases and norms out of decay and adaptation.
-    """
-    parameters = [p for module in modules for p in module.parameters()]
-    settings: dict[str, Any] = {"lr": recipe.lr, "momentum": recipe.sgd_momentum}
-    if recipe.optimizer == "sgd":
-        fused = parameters[0].is_cuda or None  # None: torch's own choice
-        sgd = torch.optim.SGD(parameters, **settings, weight_decay=recipe.weight_decay, fused=fused)
-        for p in parameters if fused else ():
-            # Else torch allocates them in the first step without filling them, and fp16 skips it where it overflows.
-            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return sgd
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay, "adapt": True},
-        {"params": vectors, "weight_decay": 0.0, "adapt": False},
-    ]
-    return LARS(groups, **settings)
-
-
-class LARS(torch.optim.Optimizer):
-    """SGD with a rate per tensor (You et al. 2017, arXiv 1708.03888), in the form that SimCLR's release uses.
-
-    The gradient with weight decay is scaled by trust * |w| / |g + decay w| before it enters the momentum buffer, and
-    the rate is inside the buffer.
-
-    Args:
-        params: groups with `weight_decay` and `adapt`; a group without `adapt` is plain SGD.
-    """
-
-    def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float, momentum: float, trust_coefficient: float = 0.001
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "adapt": True, "trust": trust_coefficient}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if not parameters:
-                continue
-            for p in parameters:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers: list[Tensor] = [self.state[p]["momentum_buffer"] for p in parameters]
-            moves = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-            if group["adapt"]:
-                w, g = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(moves))
-                rates = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
-                torch._foreach_mul_(moves, list(rates.unbind()))
-            torch._foreach_mul_(moves, group["lr"])
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, moves)
-            torch._foreach_sub_(parameters, buffers)
-        return loss
+def small_batch(recipe: Recipe) -> int:
+    """A part of the recipe's batch that the queue and split batch norms can take, of about SMALL_BATCH pixels."""
+    total, parts = recipe.batch_size, recipe.split_bn
+    possible = [n for n in range(2 * parts, total + 1, parts) if total % n == 0] or [total]
+    wanted = SMALL_BATCH // recipe.augmentation.crop**2
+    return max((n for n in possible if n <= wanted), default=possible[0])

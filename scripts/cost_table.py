@@ -16,7 +16,7 @@ from results.schema import canonical_sha256 as sha256
 from results.store import commit, versions, write_record
 
 if TYPE_CHECKING:
-    from pretrain.cost import Cost
+    from pretrain.trainer import Cost
 
 MechanismName = Literal["momentum", "end-to-end", "memory-bank", "simclr"]
 
@@ -50,8 +50,8 @@ def measure(options: CostTable) -> int:
         for mechanism in options.mechanisms
     ]
 
-    from pretrain.cost import measure_cost  # imports torch, after everything that can be refused without it
     from pretrain.distributed import full_float32, has_fast_bf16, own_device
+    from pretrain.trainer import measure_cost  # imports torch, after everything that can be refused without it
 
     options.device = str(own_device(options.device))
     options.precision = options.precision or ("bf16" if has_fast_bf16(options.device) else "fp32")

@@ -25,10 +25,10 @@ from benchmarks.features.extract import Reader, extractor, read_batches
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.task import Precision
 from pretrain.augment_tensor import BatchedViews
-from pretrain.cost import Stepper
 from pretrain.distributed import default_workers, full_float32
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
+from pretrain.trainer import Stepper
 from results.schema import Geometry
 
 from .features import write_jpegs

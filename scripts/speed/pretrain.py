@@ -17,12 +17,11 @@ from torch.nn import functional as F
 
 from pretrain.augment import PilCrops, PilViews
 from pretrain.augment_tensor import BatchedViews
-from pretrain.cost import Stepper, measure_cost
 from pretrain.data import Files, read_rgb
 from pretrain.mechanism import Batch
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.train import Trainer
+from pretrain.trainer import Stepper, Trainer, measure_cost
 
 from .measurement import (
     Entries,

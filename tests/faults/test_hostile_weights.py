@@ -26,8 +26,8 @@ from benchmarks.__main__ import main
 from benchmarks.encoders.encoder import projection_head
 from benchmarks.encoders.load import load_encoder
 from benchmarks.training.probes import ProbeState
-from pretrain.checkpoint import load_resume
 from pretrain.safe_pickle import LEGACY_TORCH
+from pretrain.train import load_resume
 from pretrain.weight_files import CARD_KEY
 from results.errors import InputError
 from results.schema import Architecture, EncoderCard

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.checkpoint import load_resume, save_resume
 from pretrain.data import Files
 from pretrain.recipe import Recipe
-from pretrain.train import Trainer
+from pretrain.train import load_resume, save_resume
+from pretrain.trainer import Trainer
 from pretrain.weight_files import read_backbone
 from results.schema import Architecture
 from tests.gpu.conftest import AnyGpu

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.checkpoint import load_resume
-from pretrain.cost import Stepper
 from pretrain.distributed import full_float32
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import Recipe
+from pretrain.train import load_resume
+from pretrain.trainer import Stepper
 from pretrain.weight_files import read_backbone
 from scripts.speed.pretrain import moco_v2
 from tests.gpu.conftest import needs_gpu

@@ -11,7 +11,7 @@ import torch
 from pretrain.__main__ import main
 from pretrain.mechanism import Batch, Mechanism, batch_norm_text
 from pretrain.recipe import Recipe
-from pretrain.train import backward, build_mechanism, build_optimizer
+from pretrain.trainer import backward, build_mechanism, build_optimizer
 from results.errors import InputError
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import FLAGS, run

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.cost import small_batch
 from pretrain.recipe import Augmentation, Recipe
+from pretrain.train import small_batch
 from tests.pretrain.tiny_runs import run
 from tests.processes import Program
 
 SCRIPT = """
-from pretrain.cost import measure_cost
+from pretrain.trainer import measure_cost
 from pretrain.recipe import Recipe
 from results.schema import Architecture
 recipe = Recipe(architecture=Architecture(name="resnet18"), augmentation={"crop": 32}, batch_size=32, queue_size=64)

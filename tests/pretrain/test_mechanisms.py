@@ -14,7 +14,7 @@ from pretrain.baselines import MemoryBank
 from pretrain.mechanism import Batch, Mechanism, spread
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.train import build_mechanism, build_optimizer
+from pretrain.trainer import build_mechanism, build_optimizer
 from results.schema import Architecture
 from tests.reference.mechanisms_plain import PlainEndToEnd, PlainMemoryBank, PlainSimCLR
 from tests.reference.moco_plain import PlainMoCo

@@ -14,9 +14,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pretrain.__main__ import class_of
-from pretrain.checkpoint import load_resume
 from pretrain.monitor import PROBE_LR, UNKNOWN, OnlineProbe
-from pretrain.train import Trainer
+from pretrain.train import load_resume
+from pretrain.trainer import Trainer
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run
 
 MONITOR = ["--monitor-every", "2", "--epochs", "2"]

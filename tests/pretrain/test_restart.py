@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import load_resume, save_resume
 from pretrain.loader import Batch
 from pretrain.recipe import load_recipe
-from pretrain.train import PretrainRun, Trainer
+from pretrain.train import PretrainRun, load_resume, save_resume
+from pretrain.trainer import Trainer
 from pretrain.weight_files import read_backbone, write_backbone
 from results.schema import Architecture, EncoderCard
 from tests.pretrain.tiny_runs import CPU, FLAGS, assert_same_end, run

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.checkpoint import load_resume, save_resume
+from pretrain.train import load_resume, save_resume
 from pretrain.weight_files import read_backbone
 from results.errors import InputError
 from results.files import locked_folder

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.train import LARS, build_optimizer
+from pretrain.trainer import LARS, build_optimizer
 
 
 def test_cosine_schedule_moves_once_an_epoch_as_published() -> None:

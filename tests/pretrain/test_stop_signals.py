@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pretrain.checkpoint import load_resume
 from pretrain.distributed import STOP_SIGNALS, DataLoader
+from pretrain.train import load_resume
 from tests.pretrain.tiny_runs import FLAGS
 from tests.processes import PRETRAIN, Program, run_two_ranks, two_ranks
 

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pretrain.checkpoint import load_resume
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import load_recipe
-from pretrain.train import DataWait, PretrainRun
+from pretrain.train import DataWait, PretrainRun, load_resume
 from pretrain.weight_files import read_backbone, weights_sha256
 from results.schema import Architecture
 from tests.pretrain.tiny_runs import CPU, assert_same_end, run

@@ -16,12 +16,12 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from pretrain import distributed
-from pretrain.checkpoint import load_resume
 from pretrain.mechanism import Batch, Mechanism, batch_norm_parts
 from pretrain.moco import MoCo
 from pretrain.recipe import Recipe
 from pretrain.resnet import SplitBatchNorm
-from pretrain.train import backward, build_mechanism
+from pretrain.train import load_resume
+from pretrain.trainer import backward, build_mechanism
 from pretrain.weight_files import read_backbone, weights_sha256
 from results.errors import InputError
 from results.schema import Architecture

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pretrain.__main__ import main
-from pretrain.checkpoint import load_resume
+from pretrain.train import load_resume
 from pretrain.weight_files import read_backbone, weights_sha256
 
 CPU = torch.device("cpu")
