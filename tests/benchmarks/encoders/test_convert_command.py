@@ -1,34 +1,24 @@
-"""`scripts/convert_checkpoint.py` as a person runs it."""
+"""`encoder-bench convert` as a person runs it."""
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from benchmarks.encoders.export import write_safetensors
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.resnet import random_resnet
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 
-
-@pytest.fixture(scope="module")
-def main() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["convert_checkpoint"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.main
+def convert(*arguments: str) -> int:
+    return main(["convert", *arguments])
 
 
 @pytest.fixture
@@ -39,9 +29,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_script_writes_and_says_what_must_be_told(source: Path) -> None:
+def test_the_command_writes_and_says_what_must_be_told(source: Path) -> None:
     out = source.with_name("out.pkl")
-    command = [sys.executable, str(SCRIPT), str(source), str(out), "--to", "detectron2"]
+    command = [sys.executable, "-m", "benchmarks", "convert", str(source), str(out), "--to", "detectron2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "'INPUT.FORMAT': 'RGB'" in done.stderr
@@ -49,15 +39,13 @@ def test_the_script_writes_and_says_what_must_be_told(source: Path) -> None:
     assert "stem.conv1.norm.weight" in pickle.loads(out.read_bytes())["model"]
 
 
-def test_it_does_not_overwrite_unless_forced(
-    main: Callable[[list[str]], int], source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_does_not_overwrite_unless_forced(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = source.with_name("out.pth")
     out.write_text("mine")
-    assert main([str(source), str(out), "--to", "openmmlab"]) == 2
+    assert convert(str(source), str(out), "--to", "openmmlab") == 2
     assert out.read_text() == "mine"
     assert "--force" in capsys.readouterr().err
-    assert main([str(source), str(out), "--to", "openmmlab", "--force"]) == 0
+    assert convert(str(source), str(out), "--to", "openmmlab", "--force") == 0
     assert "layer1.0.conv1.weight" in torch.load(out, weights_only=True)["state_dict"]
 
 
@@ -71,11 +59,11 @@ def test_it_does_not_overwrite_unless_forced(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    main: Callable[[list[str]], int], source: Path, capsys: pytest.CaptureFixture[str],
+    source: Path, capsys: pytest.CaptureFixture[str],
     given: str, out: str, to: str, sentence: str,
 ) -> None:  # fmt: skip
     (source.parent / "notes.txt").write_text("no checkpoint")
-    assert main([str(source.parent / given), str(source.parent / out), "--to", to]) == 2
+    assert convert(str(source.parent / given), str(source.parent / out), "--to", to) == 2
     first, *more = capsys.readouterr().err.splitlines()
     assert sentence in first
     assert all(line.startswith("  ") for line in more)  # the accepted forms
@@ -88,7 +76,7 @@ OUTS = {"detectron2": "out.pkl", "openmmlab": "out.pth", "torchvision": "out.pt"
 @pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(OUTS))
 def test_a_place_that_cannot_be_written_is_one_sentence_and_nothing_is_left(
-    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
 ) -> None:
     source = tmp_path / "in.safetensors"
     write_safetensors(random_resnet(parse_architecture("resnet18"), 0), source)
@@ -98,7 +86,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_nothing_is_left(
     before = sorted(folder.rglob("*"))
 
     def said(out: Path, *flags: str) -> str:
-        assert main([str(source), str(out), "--to", to, *flags]) == 2
+        assert convert(str(source), str(out), "--to", to, *flags) == 2
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1
         assert out.name in error
@@ -116,12 +104,10 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_nothing_is_left(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_damaged_weights_are_not_passed_on(
-    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_weights_are_not_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = random_resnet(parse_architecture("resnet18-w8"), 0)
     encoder.module.get_parameter("layer3.0.conv1.weight").view(-1)[5] = float("nan")
     torch.save(encoder.module.state_dict(), tmp_path / "nan.pth")
-    assert main([str(tmp_path / "nan.pth"), str(tmp_path / "out.pth"), "--to", "openmmlab"]) == 2
+    assert convert(str(tmp_path / "nan.pth"), str(tmp_path / "out.pth"), "--to", "openmmlab") == 2
     assert "NaN or infinite numbers in 1 tensors (layer3.0.conv1.weight)" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
