@@ -90,9 +90,9 @@ pretrain: $(CORE) ## pretrain an encoder: RECIPE, DATA, OUT
 	$(PY) -m pretrain --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(if $(OUT),--out $(OUT)) $(flags)
 
 cost-table: $(CORE) ## time and memory of each mechanism's step: RECIPE
-	$(PY) scripts/cost_table.py --recipe $(RECIPE) $(ARGS)
+	$(PY) -m benchmarks cost-table --recipe $(RECIPE) $(ARGS)
 bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, DATA
-	$(PY) scripts/bench_loader.py --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(ARGS)
+	$(PY) -m benchmarks bench-loader --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(ARGS)
 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 

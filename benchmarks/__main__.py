@@ -553,8 +553,12 @@ def _verify(arguments: Sequence[str]) -> int:
     return verify_command(_parse(Verify, arguments, "verify"), declared)
 
 
-def _script(name: str) -> Callable[[Sequence[str]], int]:
-    """A script of the checkout, or of the wheel, where the folder `scripts` has a name that no other project uses."""
+def _script(name: str, *words: str) -> Callable[[Sequence[str]], int]:
+    """A script of the checkout, or of the wheel, where the folder `scripts` has a name that no other project uses.
+
+    Args:
+        words: come before those of the user.
+    """
 
     def run(arguments: Sequence[str]) -> int:
         import runpy
@@ -562,7 +566,7 @@ def _script(name: str) -> Callable[[Sequence[str]], int]:
         root = Path(__file__).parents[1]
         package = "encoder_bench_scripts" if (root / "encoder_bench_scripts").is_dir() else "scripts"
         sys.path.insert(0, str(root))
-        sys.argv[1:] = arguments
+        sys.argv[1:] = [*words, *arguments]
         try:  # as __main__, whose classes go into a job by value
             runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
@@ -592,7 +596,7 @@ COMMANDS: Mapping[str, Command] = {
                               _function("random-encoder")),
     "convert": Command("Encoders and data", "write a checkpoint's backbone for another library", _convert),
     "index-shards": Command("Encoders and data", "count the images of tar shards and write their index",
-                            _script("index_shards")),
+                            _script("pretraining", "index-shards")),
     "prepare-voc12aug": Command("Encoders and data", "make the masks and lists of VOC 2012 aug from SBD",
                                 _script("prepare_voc12aug")),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
@@ -602,8 +606,9 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("Results", first_sentence(Verify), _verify),
     "submit": Command("Machines", "send a command to Slurm, or to processes of this machine", _script("submit")),
     "speed": Command("Machines", "time the hot loops against what people use today", _script("speed")),
-    "bench-loader": Command("Machines", "time the input pipeline of a recipe", _script("bench_loader")),
-    "cost-table": Command("Machines", "time and memory of a training step of each mechanism", _script("cost_table")),
+    "bench-loader": Command("Machines", "time the input pipeline of a recipe", _script("pretraining", "bench-loader")),
+    "cost-table": Command("Machines", "time and memory of a training step of each mechanism",
+                          _script("pretraining", "cost-table")),
 }  # fmt: skip
 
 

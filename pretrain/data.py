@@ -229,7 +229,7 @@ def find_images(data: Path, *, remote_shards: bool = False) -> Files | Shards:
     A folder means every image under its train/ if there is one, else under it, sorted; or its tar shards, with
     shards.json or, without, counted here. Of a VOC or Cityscapes root only the photos are taken, not the label masks.
     A .txt file lists one image per line, relative to the list, and may have a label behind each. A .json file is an
-    index of shards as `scripts/index_shards.py` and webdataset's widsindex write it, of files in its folder.
+    index of shards as `encoder-bench index-shards` and webdataset's widsindex write it, of files in its folder.
 
     Args:
         remote_shards: an index may also name files elsewhere and addresses. A pipe: address runs a shell command.

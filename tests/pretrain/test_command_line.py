@@ -99,17 +99,27 @@ def test_every_field_of_a_recipe_is_refused_by_name(every: int, capsys: pytest.C
         assert f"--{flag}" in wrong, wrong
 
 
-@pytest.mark.parametrize("script", ["bench_loader", "cost_table", "index_shards"])
-def test_scripts_refuse_in_one_sentence_too(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["bench-loader", "--recipee", "x"], "bench-loader: no flag --recipee"),
+        (["cost-table", "--recipee", "x"], "cost-table: no flag --recipee"),
+        (["index-shards", "--recipee", "x"], "index-shards: no flag --recipee"),
+        (["bench", "--recipe", "x"], "pretraining: name one of the commands index-shards, bench-loader, cost-table"),
+        ([], "pretraining: name one of the commands"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else "",
+)
+def test_the_commands_before_a_run_refuse_in_one_sentence_too(
+    words: list[str], fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", [f"{script}.py", "--recipee", "x"])
+    monkeypatch.setattr("sys.argv", ["pretraining.py", *words])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / "pretraining.py"), run_name="__main__")
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"{script.replace('_', '-')}: no flag --recipee")
-    assert len(error.splitlines()) == 2
+    assert error.startswith(fault)
+    assert len(error.splitlines()) == (2 if "no flag" in fault else 1)
 
 
 def test_a_device_that_is_not_there_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
