@@ -24,7 +24,7 @@ SEVERAL = "Several benchmarks"
 INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
 
 
-def benchmark_tables() -> str:
+def command_tables() -> str:
     """A table per kind of benchmark: what each one measures, its data sets, and its number of declared variants."""
     tables = []
     for heading, sentences in TASKS.items():
@@ -45,9 +45,9 @@ def benchmark_tables() -> str:
 def with_tables(text: str) -> str:
     """The README with the tables as the registry and the records give them."""
     sys.path.insert(0, str(ROOT / "scripts" / "docs_pages"))
-    from costs import cost_table
+    from benchmark_tables import cost_table
 
-    for name, made in (("benchmarks", benchmark_tables()), ("costs", cost_table().strip())):
+    for name, made in (("benchmarks", command_tables()), ("costs", cost_table().strip())):
         before, _, rest = text.partition(f"<!-- {name}:begin -->")
         _, _, after = rest.partition(f"<!-- {name}:end -->")
         text = f"{before}<!-- {name}:begin -->\n\n{made}\n\n<!-- {name}:end -->{after}"

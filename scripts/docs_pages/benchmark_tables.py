@@ -1,19 +1,23 @@
-"""The declared protocols, the published figures and the committed records, as tables."""
+"""The declared protocols, what they cost, the published figures and the committed records, as markdown tables."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from markdown_table import cell, plain, table
+import numpy as np
 from pydantic import BaseModel
 
-from benchmarks.registry import TASK_NAMES, load_task, tasks
+from benchmarks.datasets.registry import DATASETS
+from benchmarks.registry import TASK_NAMES, AnyTask, load_task, tasks
+from benchmarks.task import ImageTask, Labels
 from results.formats import markdown
 from results.papers import paper_tables
 from results.published import Figure, figures
@@ -22,12 +26,20 @@ from results.store import read_records
 from results.tables import markdown_page
 from results.zoo_page import published_page, zoo_markdown
 
-RECORDS = Path(__file__).parents[2] / "results" / "records"
+ROOT = Path(__file__).parents[2]
+RECORDS, DOCS = ROOT / "results" / "records", ROOT / "docs" / "benchmarks"
 _HIDDEN = {"benchmark", "variant", "revision", "harness", "source", "overrides"}
 _FIRST = ("dataset", "train_split", "test_split", "metric", "primary", "selection")
 
-
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
+GPU_RATE, CORE_RATE, CORES, SIDE = 1000, 10, 16, 224
+# Giga-operations of a pass at 224 pixels: `_ops` of torchvision's ResNet50_Weights and ViT_B_16_Weights, IMAGENET1K_V1.
+RESNET50_OPS, VIT_B_OPS = 4.089, 17.564
+FOR_VIT_B = ("vit-det", "vit-seg")
+# Numbers of images only for this estimate; what decides whether data is complete is in benchmarks/datasets/registry.py.
+# ADE20K: README of CSAILVision/sceneparsing. Oxford: 5,062 images (the data set's page at VGG), of which 55 queries and
+# 15 new ones leave the database (arXiv:1803.11285).
+SIZES = {"ade20k": {"training": 20_210, "validation": 2_000}, "roxford5k": {"database": 4_992, "queries": 70}}
+YOUR_IMAGES = 1000  # a data set of the user's own: time for that many
 
 
 class ProtocolPages:
@@ -149,6 +161,81 @@ def _attributes(model: type[BaseModel]) -> dict[str, str]:
     return {name: " ".join(text.split()) for names, _, text in pairs for name in names.split(", ")}
 
 
+def cost_rows() -> list[tuple[str, str, str, str, str, str]]:
+    """Command, protocol, passes, time on one GPU and on CPUs, and the median of the committed records."""
+    measured: dict[str, list[float]] = {}
+    for stored in read_records(RECORDS)[0]:
+        record = stored.record
+        if record.status == "ok" and "total" in record.timing:
+            measured.setdefault(record.protocol.resolved.harness, []).append(record.timing["total"])
+    found = []
+    for kind in tasks():
+        task = load_task(kind.name)()
+        protocol = task.protocols[0]
+        passes = encoder_passes(task, protocol)
+        work = (passes or YOUR_IMAGES) * (VIT_B_OPS / RESNET50_OPS if task.name in FOR_VIT_B else 1)
+        per = "" if passes else f" per {YOUR_IMAGES:,}"
+        seconds = measured.get(task.name)
+        found.append(
+            (
+                f"`{task.name}`",
+                f"`{protocol.id}`",
+                _count(passes) if passes else "1 per image",
+                _time(work / GPU_RATE) + per,
+                _time(work / CORE_RATE / CORES) + per,
+                _time(median(seconds)) if seconds else "",
+            )
+        )
+    return found
+
+
+def cost_table() -> str:
+    """What the published variant of each benchmark costs: estimated for full data, and measured on the embedded data.
+
+    An estimate counts the images that pass through the encoder. A training step of the encoder counts as three passes,
+    and an image of another size counts by its pixels. Both rates are this project's assumptions for a ResNet-50 at 224
+    pixels. A protocol that is made for a ViT-B/16 takes longer by the ratio of the two networks' operations.
+    """
+    head = ("Command", "Protocol", "Passes", "One GPU", f"{CORES} CPU cores", "Measured")
+    return table(head, cost_rows())
+
+
+def encoder_passes(task: AnyTask, protocol: Protocol) -> float | None:
+    """Passes of images of 224 x 224 pixels; None for a folder of the user's own images, each of which passes once.
+
+    Raises:
+        ValueError: the number of images of a public data set is not known.
+    """
+    splits = {**DATASETS[protocol.dataset].splits, **SIZES.get(protocol.dataset, {})}
+    sizes = splits.get(protocol.train_split), splits.get(protocol.test_split)
+    if None in sizes and not protocol.params.get("iterations"):
+        if DATASETS[protocol.dataset].folder or isinstance(task, ImageTask):
+            raise ValueError(f"{protocol.id} needs the number of images of {protocol.dataset}: add it to SIZES")
+        return None
+    pixels = (protocol.geometry.crop / SIDE) ** 2
+    if not isinstance(task, ImageTask):
+        read = sizes[:1] if protocol.train_split == protocol.test_split else sizes
+        return pixels * sum(size or 0 for size in read)
+    trained, evaluated = task.amount(protocol, *(_labels(size or 1) for size in sizes))
+    return pixels * (trained * task.passes_per_step + (evaluated if sizes[1] else 0))
+
+
+def _labels(size: int) -> Labels:
+    """As many items as a split has, of which only the number is read."""
+    return Labels(("",) * size, (Path(),) * size, (), np.zeros((0, 0)), ())
+
+
+def _count(passes: float) -> str:
+    return f"{passes / 1e6:.3g} M" if passes >= 1e6 else f"{passes / 1e3:.3g} k"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
 def published(pattern: str) -> str:
     """The published figures that belong to the matching protocols, folded up, with how each was chosen."""
     placed = [f for f in figures() if f.place is not None and fnmatchcase(f.place.protocol, pattern)]
@@ -222,3 +309,55 @@ def so_far() -> str:
 def _deeper(text: str) -> str:
     """Headings one level down; this site's page has its own title."""
     return "".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines(keepends=True))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; what could be markup in a cell is shown as it is. Texts in backticks stay code."""
+    lines = [_line(columns), _line(["---"] * len(columns)), *(_line([cell(v) for v in row]) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(value: Any) -> str:
+    """One line; numbers as short as they are exact, lists by commas."""
+    text = plain(value).replace("\n", " ").replace("|", "\\|")
+    parts = text.split("`")  # what stands between two backticks is code, and code needs no escape
+    code = len(parts) % 2 == 1
+    return "`".join(part if code and i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_").replace("[", "\\[")
+
+
+def plain(value: Any) -> str:
+    """A value as a reader writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(part)}" for name, part in value.items() if part not in (None, 0))
+    if isinstance(value, list | tuple):
+        return ", ".join(f"({plain(v)})" if isinstance(v, list | tuple) else v for v in _shortened(value))
+    return str(value)
+
+
+def _shortened(values: Sequence[Any]) -> Iterator[Any]:
+    """Halvings from one number to the next, three or more, as `0.5^4 … 0.5^19`; the other values as texts."""
+    rest = list(values)
+    while rest:
+        run = 1
+        while run < len(rest) and isinstance(rest[run], float) and rest[run] * 2 == rest[run - 1] < 1:
+            run += 1
+        if run > 2 and math.log2(rest[0]).is_integer():
+            yield f"0.5^{-math.log2(rest[0]):.0f} … 0.5^{-math.log2(rest[run - 1]):.0f}"
+        else:
+            run = 1
+            yield rest[0] if isinstance(rest[0], list | tuple) else plain(rest[0])
+        del rest[:run]

@@ -1,17 +1,23 @@
-"""mkdocs hook: pages are Jinja templates that call the tables generated from the code. See docs/*.md.
+"""mkdocs hook: pages are Jinja templates that call what makes tables and figures from the code and the records.
 
-A page says `{{ protocols("knn") }}` and gets the declared protocols of the command `knn`. An unknown name stops the
-build; a protocol that no page shows is a warning, which `mkdocs build --strict` fails on.
+A page says `{{ protocols("knn") }}` and gets the declared protocols of the command `knn`; `{{ figure("knn_k", "…") }}`
+draws a figure, once for light and once for dark pages. An unknown name stops the build; a protocol that no page shows
+is a warning, which `mkdocs build --strict` fails on.
 """
 
 from __future__ import annotations
 
 import logging
+import posixpath
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from matplotlib import rc_context
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -21,10 +27,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
 
 import benchmark_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
-import costs  # noqa: E402
-import figures  # noqa: E402
 import inventories  # noqa: E402
-import notebook  # noqa: E402
+import outputs  # noqa: E402
+
+from results.plot_style import EncoderStyles, without_title  # noqa: E402
+from results.plots import RecordFigure, draw_pretraining, read_pretraining_logs, record_figures  # noqa: E402
+from results.store import read_records  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docs_pages")
 
@@ -33,6 +41,9 @@ NOTE = (
     "> `{{ … }}` and `:::` stand for tables, pictures and signatures that `make docs` makes from the code. "
     "It writes the site to `work/site`.\n"
 )
+LOGS = ROOT / "docs" / "examples" / "pretraining"
+INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
 class Site:
@@ -40,28 +51,87 @@ class Site:
 
     def __init__(self) -> None:
         self.protocols = benchmark_tables.ProtocolPages()
-        self.pictures = figures.DocsFigures()
+        self.pictures = DocsFigures()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
             inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.vit_families,
-            inventories.releases, inventories.recipes, inventories.recipe_fields, inventories.help_of,
-            inventories.decoder_scores,
-            inventories.make_help, inventories.benchmark_commands, inventories.result_commands, inventories.output,
-            inventories.rendered, inventories.included, benchmark_tables.sources, benchmark_tables.papers,
-            benchmark_tables.zoo_pages, benchmark_tables.unplaced, benchmark_tables.measured, benchmark_tables.so_far,
-            benchmark_tables.commands, benchmark_tables.published, costs.cost_table,
+            inventories.releases, inventories.recipes, inventories.recipe_fields, inventories.decoder_scores,
+            inventories.benchmark_commands, inventories.result_commands, outputs.help_of, outputs.make_help,
+            outputs.output, outputs.rendered, outputs.included, outputs.notebook, benchmark_tables.sources,
+            benchmark_tables.papers, benchmark_tables.zoo_pages, benchmark_tables.unplaced, benchmark_tables.measured,
+            benchmark_tables.so_far, benchmark_tables.commands, benchmark_tables.published,
+            benchmark_tables.cost_table,
         )  # fmt: skip
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(
             protocols=self.protocols.tables,
             overview=self.protocols.overview,
             other_protocols=self.protocols.others,
-            notebook=notebook.page,
         )
 
     def page(self, markdown: str, source: str) -> str:
         """The markdown of a page with everything filled in."""
         return self.environment.from_string(markdown.replace(NOTE, "")).render(figure=self.pictures.on_page(source))
+
+
+class DocsFigures:
+    """Draws the figures that the pages ask for.
+
+    Attributes:
+        drawn: SVG by its path below the site, of every figure so far.
+    """
+
+    def __init__(self) -> None:
+        self.drawn: dict[str, bytes] = {}
+        self._figures: dict[str, RecordFigure] = {}
+
+    def on_page(self, source: str) -> Callable[[str, str], str]:
+        """The function `figure(name, about)` for the page with this path below docs/."""
+
+        def figure(name: str, about: str) -> str:
+            """A figure of `record_figures`, or `pretraining`, with a caption; `name` may be how its name begins."""
+            found = self._find(name)
+            parts = [f"{about} {found.caption}".strip()]
+            paths = {theme: f"pictures/{found.name}-{theme}.svg" for theme in INK}
+            if paths["light"] not in self.drawn:
+                self.drawn.update((paths[theme], content) for theme, content in drawn(found.draw).items())
+            for theme, path in paths.items():
+                link = posixpath.relpath(path, posixpath.dirname(source) or ".")
+                parts.append(f"![{found.title}]({link}#only-{theme})")
+            return "\n\n".join([*parts[1:], f"*{parts[0]}*"]) + "\n"
+
+        return figure
+
+    def _find(self, name: str) -> RecordFigure:
+        if not self._figures:
+            embedded = [
+                stored for stored in read_records(benchmark_tables.RECORDS)[0] if stored.record.dataset.embedded
+            ]
+            styles, logs = EncoderStyles(embedded), read_pretraining_logs(LOGS)
+            curves = partial(draw_pretraining, logs, styles=styles)
+            every = [*record_figures(embedded, styles), RecordFigure("pretraining", "Pretraining curves", "", curves)]
+            self._figures = {figure.name: figure for figure in every}
+        found = [figure for key, figure in self._figures.items() if key.startswith(name)]
+        if len(found) != 1:
+            raise ValueError(
+                f"there are {len(found)} figures whose name begins with {name}: {', '.join(self._figures)}"
+            )
+        return found[0]
+
+
+def drawn(draw: Callable[[Path], None]) -> dict[str, bytes]:
+    """By theme, the SVG that a function draws: the same bytes every time, in the theme's ink."""
+    look = {
+        **dict.fromkeys(INKED, INK["light"]),
+        "svg.fonttype": "path",
+        "svg.hashsalt": "docs",
+        "savefig.transparent": True,
+    }
+    with TemporaryDirectory() as folder, rc_context(look), without_title():
+        path = Path(folder) / "figure.svg"
+        draw(path)
+        light = path.read_bytes()
+    return {theme: light.replace(INK["light"].encode(), ink.encode()) for theme, ink in INK.items()}
 
 
 _site: Site

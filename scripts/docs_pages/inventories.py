@@ -1,25 +1,15 @@
-"""Data sets, checkpoint layouts, recipes and commands: tables of what there is, and what commands print."""
+"""Data sets, checkpoint layouts, recipes and commands: tables of what there is."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from markdown_table import table
+from benchmark_tables import table
 
 from benchmarks.datasets.registry import DATASETS
 from benchmarks.encoders.card_facts import RELEASES
@@ -27,9 +17,6 @@ from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from pretrain.recipe import RECIPES, Augmentation, Recipe
 from results.schema import Architecture
-
-ROOT = Path(__file__).parents[2]
-WIDTH = "100"
 
 
 def datasets() -> str:
@@ -197,51 +184,6 @@ def recipe_fields() -> str:
     return table(("Field", "Default", "Meaning"), rows)
 
 
-def help_of(line: str) -> str:
-    """What `line --help` prints, as a code block. `line` is as `encoder-bench knn` or `scripts/submit.py`."""
-    words = line.removeprefix("python -m ").split()
-    package = "benchmarks" if words[0] == "encoder-bench" else words[0]
-    main = _script(words[0]) if words[0].endswith(".py") else import_module(f"{package}.__main__").main
-    return f"```text\n{_help(main, words[0], words[1:])}\n```\n"
-
-
-def _help(main: Callable[[list[str]], int], program: str, words: list[str]) -> str:
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # a StringIO has no encoding, and gets ASCII frames
-    width, argv = os.environ.get("COLUMNS"), sys.argv
-    os.environ["COLUMNS"], sys.argv = WIDTH, [program]
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            main([*words, "--help"])
-    finally:
-        sys.argv = argv
-        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
-    printed.seek(0)
-    text = re.sub(r"\x1b\[[0-9;]*m", "", printed.read()).strip()
-    if "usage:" not in text:
-        raise ValueError(f"{program} {' '.join(words)} --help printed nothing to show")
-    return text
-
-
-@cache
-def _script(name: str) -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
-
-
-def make_help() -> str:
-    """What `make` alone prints."""
-    command = ["make", "--no-print-directory", "help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - no input in it
-    printed = done.stdout.strip("\n")  # the first line keeps its indent
-    return f"```text\n{printed}\n```\n"
-
-
 def benchmark_commands() -> list[str]:
     """The commands of `encoder-bench` that are no benchmark."""
     return list(import_module("benchmarks.__main__").COMMANDS)
@@ -250,73 +192,3 @@ def benchmark_commands() -> list[str]:
 def result_commands() -> list[str]:
     """The commands of `python -m results`."""
     return [name for group in import_module("results.options").GROUPS.values() for name in group]
-
-
-def output(line: str, code: int = 0, first: int | None = None) -> str:
-    """A command and what it prints, as two code blocks. It is run as the page is built.
-
-    Args:
-        line: as `python -m results diff A B`; it is run in the project's folder.
-        code: its exit code.
-        first: number of lines of the output that are shown; all by default.
-
-    Raises:
-        ValueError: another command, or it ends with another exit code.
-    """
-    lines = _printed(line, code)
-    shown = lines[:first] + (["…"] if first and len(lines) > first else [])
-    block = "".join(f"{each}\n" for each in ("", "```text", *shown, "```")) if shown else ""
-    said = f"\nIt ends with exit code {code}.\n" if code else ""
-    return f"```bash\n{line}\n```\n{block}{said}"
-
-
-def included(path: str) -> str:
-    """The text of a file of the project, without its heading, as a command wrote it.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    text = (ROOT / path).read_text(encoding="utf-8")
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
-
-
-def rendered(line: str, rows: int | None = None) -> str:
-    """A command and the first table that it prints, as a table of the page with its title and the lines above it.
-
-    Args:
-        line: as for `output`; the command must print markdown.
-        rows: number of rows that are shown; all by default.
-
-    Raises:
-        ValueError: another command, or one that fails or prints no table.
-    """
-    lines = _printed(line, 0)
-    starts = [number for number, each in enumerate(lines) if each.startswith("|")]
-    if not starts:
-        raise ValueError(f"{line} prints no table")
-    first = starts[0]
-    end = next((number for number in range(first, len(lines)) if not lines[number].startswith("|")), len(lines))
-    title = max((number for number in range(first) if lines[number].startswith("#")), default=0)
-    above = [f"**{each.lstrip('# ')}**" if each.startswith("#") else each for each in lines[title:first]]
-    table, count = lines[first:end], end - first - 2
-    if rows is not None and count > rows:
-        table = [*table[: rows + 2], "", f"The first {rows} of {count} rows."]
-    return "\n".join([f"```bash\n{line}\n```\n", *above, *table, ""])
-
-
-def _printed(line: str, code: int) -> list[str]:
-    """The lines that a command of `python -m results` prints in the project's folder."""
-    words = shlex.split(line)
-    if words[:3] != ["python", "-m", "results"]:
-        raise ValueError(f"{line} is not a command of python -m results")
-    printed, here = io.StringIO(), Path.cwd()
-    try:
-        os.chdir(ROOT)
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            ended = import_module("results.__main__").main(words[3:])
-    finally:
-        os.chdir(here)
-    lines = printed.getvalue().rstrip("\n").splitlines()
-    if ended != code:
-        raise ValueError(f"{line} ended with {ended}, not {code}: {' '.join(lines[-1:])}")
-    return lines

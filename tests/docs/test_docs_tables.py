@@ -21,7 +21,7 @@ PAGES = ROOT / "scripts" / "docs_pages"
 
 @pytest.fixture(scope="module")
 def table_module() -> ModuleType:
-    return room("markdown_table")
+    return room("benchmark_tables")
 
 
 def room(name: str) -> ModuleType:
@@ -84,9 +84,9 @@ def test_published_figures_name_protocol_and_source() -> None:
 
 def test_the_cost_of_views_is_the_number_of_views_that_are_read() -> None:
     """Not of the images of the split: 100 images in 10 views, and 1,000 in 99."""
-    costs = room("costs")
+    costs = room("benchmark_tables")
     task = LabelFreeViews()
     found = {p.variant: costs.encoder_passes(task, p) for p in task.protocols if p.dataset == "imagenet"}
     assert found == {"spt": 100 * 10, "radio": 1000 * 99}
-    (row,) = [row for row in costs.rows() if row[0] == "`label-free-views`"]
+    (row,) = [row for row in costs.cost_rows() if row[0] == "`label-free-views`"]
     assert row[1:3] == ("`label_free_views.spt@1`", "1 k")

@@ -18,10 +18,10 @@ EXAMPLES = "\n".join(re.findall(r"^```pycon\n(.*?)^```$", API, re.MULTILINE | re
 RUN = """
 import sys
 from pathlib import Path
-from notebook import run
+from outputs import run
 for number, (cell, printed) in enumerate(run(Path(sys.argv[1]))):
     sys.stderr.write(f"cell {number} printed {printed!r}\\n")
-    assert bool(printed) == bool(cell["outputs"]), "write the outputs again with scripts/docs_pages/notebook.py"
+    assert bool(printed) == bool(cell["outputs"]), "write the outputs again with scripts/docs_pages/outputs.py"
 """
 
 

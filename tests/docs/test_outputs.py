@@ -13,7 +13,7 @@ MODEL = "python -m results published --encoder nobody"
 
 def test_a_command_stands_above_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    output = room("inventories").output
+    output = room("outputs").output
     line = "python -m results explain knn.demo@1 no.such@1 --records docs/examples/explain"
     shown = output(line, code=2)
     assert shown.startswith(f"```bash\n{line}\n```\n\n```text\nresults: no encoder has records of both knn.demo@1 and ")
@@ -22,7 +22,7 @@ def test_a_command_stands_above_what_it_prints(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_first_lines_or_none() -> None:
-    output = room("inventories").output
+    output = room("outputs").output
     line = "python -m results explain no.such@1 knn.demo@1 --records docs/examples/explain"
     assert output(line, code=2, first=0) == f"```bash\n{line}\n```\n\nIt ends with exit code 2.\n"
     page = output("python -m results published --source 'MoCo v2 page A*' --format markdown", first=3)
@@ -31,7 +31,7 @@ def test_the_first_lines_or_none() -> None:
 
 
 def test_another_exit_code_or_command_stops_the_build() -> None:
-    output = room("inventories").output
+    output = room("outputs").output
     with pytest.raises(ValueError, match=f"{MODEL} ended with 2, not 0: results: no published figure matches"):
         output(MODEL)
     with pytest.raises(ValueError, match="rm -r x is not a command of python -m results"):
@@ -39,7 +39,7 @@ def test_another_exit_code_or_command_stops_the_build() -> None:
 
 
 def test_a_table_that_a_command_prints_becomes_a_table_of_the_page() -> None:
-    rendered = room("inventories").rendered
+    rendered = room("outputs").rendered
     line = "python -m results published --source 'MoCo v2 page A*' --format markdown"
     shown = rendered(line, rows=2)
     assert shown.startswith(f"```bash\n{line}\n```\n")
@@ -51,7 +51,7 @@ def test_a_table_that_a_command_prints_becomes_a_table_of_the_page() -> None:
 
 
 def test_a_figure_is_drawn_for_light_and_for_dark_pages() -> None:
-    pictures = room("figures").DocsFigures()
+    pictures = room("hook").DocsFigures()
     text = pictures.on_page("benchmarks/knn.md")("knn_k", "Accuracy.")
     assert "(../pictures/knn_k-light.svg#only-light)" in text
     assert "(../pictures/knn_k-dark.svg#only-dark)" in text
