@@ -134,10 +134,18 @@ def run_together(work: Callable[[int], object], count: int = 2) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
 
 
+def written(folder: Path, file: str) -> bool:
+    """Whether `file` lies below `folder`, which may vanish meanwhile: a command makes it to see whether it can."""
+    try:
+        return any(folder.rglob(file))
+    except FileNotFoundError:
+        return False
+
+
 def run_killed(command: Sequence[str], folder: Path, file: str) -> None:
     """Runs a command with SIGKILL as soon as `file` lies somewhere below `folder`, and then again to its end."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(folder.rglob(file)):
+    while not written(folder, file):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
