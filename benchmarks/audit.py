@@ -16,8 +16,8 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.audit_vit import Variation, alternatives, is_vision_transformer, structure
+from benchmarks.audit_checks import Variation, alternatives, batch_norms, structure, variations
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
@@ -47,10 +46,6 @@ BATCH = 64  # also the batch of the batch statistics
 MIN_IMAGES = 128
 JACKKNIFE_GROUPS = 60
 FALSE_ALARM_RATE = 0.05  # of the audit for a correct card
-
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-CAFFE_MEAN: Triple = (103.53, 116.28, 123.675)  # BGR, of the Caffe networks of detectron2 and OpenMMLab
 
 
 def command(
@@ -185,76 +180,6 @@ def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return before
 
 
-# ---- variations of the card ------------------------------------------------------------------------------------------
-
-
-def variations(card: EncoderCard, batch_norms: bool) -> list[Variation]:
-    """The usual ways to feed pixels to networks, except the card's own, each once."""
-
-    def in_order(rgb: Triple) -> Triple:
-        return rgb if card.channels == "RGB" else _reversed(rgb)
-
-    def with_(name: str, words: str, **fields: object) -> Variation:
-        return Variation(name, words, card.model_copy(update=fields))
-
-    zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    scale = card.value_range
-    mean, std = in_order(IMAGENET_MEAN), in_order(IMAGENET_STD)
-    other, other_range = ("BGR" if card.channels == "RGB" else "RGB"), (1.0 if scale == 255 else 255.0)
-    candidates = [
-        with_("channels", f"as {other}", channels=other, mean=_reversed(card.mean), std=_reversed(card.std)),
-        with_("mean", "without its mean subtracted", mean=zeros)
-        if any(card.mean)
-        else with_("mean", "with ImageNet's mean subtracted", mean=_times(mean, scale)),
-        with_("std", "without its division by std", std=ones)
-        if card.std != ones
-        else with_("std", "divided by ImageNet's std", std=_times(std, scale)),
-        with_("range", f"on pixels of 0 to {other_range:g}, mean and std as they are", value_range=other_range),
-        with_("ImageNet", "with ImageNet's mean and std", value_range=1.0, mean=mean, std=std),
-        with_("-1 to 1", "on pixels of -1 to 1", value_range=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        with_("0 to 1", "on pixels of 0 to 1 without normalisation", value_range=1.0, mean=zeros, std=ones),
-        with_("0 to 255", "on pixels of 0 to 255 without normalisation", value_range=255.0, mean=zeros, std=ones),
-        with_("Caffe", "as Caffe's networks (BGR of 0 to 255, mean subtracted)",
-              channels="BGR", value_range=255.0, mean=CAFFE_MEAN, std=ones),
-    ]  # fmt: skip
-    seen = [_network_input(card)]
-    found: list[Variation] = []
-    for variation in candidates:
-        if _network_input(variation.card) not in seen:
-            seen.append(_network_input(variation.card))
-            found.append(variation)
-    if batch_norms:
-        conclusion = "the running statistics in the file do not fit these images, or are damaged"
-        words = "with the batch norms on batch statistics"
-        found.append(Variation("batch statistics", words, card, conclusion, using_batch_statistics))
-    return found
-
-
-def alarm_levels(found: Sequence[Variation]) -> list[float]:
-    """The share of `FALSE_ALARM_RATE` for each variation (weighted Bonferroni): half of it goes to the channel order.
-
-    That is the most frequent fault and the one with the smallest effect; all others change the features a lot.
-    """
-    others = sum(variation.name != "channels" for variation in found)
-    half = FALSE_ALARM_RATE / 2
-    return [half if variation.name == "channels" else half / others for variation in found]
-
-
-def _network_input(card: EncoderCard) -> tuple[object, ...]:
-    """The channel order, and the input values of black and white."""
-    black = tuple(round(-m / s, 4) for m, s in zip(card.mean, card.std, strict=True))
-    white = tuple(round((card.value_range - m) / s, 4) for m, s in zip(card.mean, card.std, strict=True))
-    return card.channels, black, white
-
-
-def _reversed(values: Triple) -> Triple:
-    return values[2], values[1], values[0]
-
-
-def _times(values: Triple, factor: float) -> Triple:
-    return values[0] * factor, values[1] * factor, values[2] * factor
-
-
 # ---- the score and its uncertainty -----------------------------------------------------------------------------------
 
 
@@ -325,6 +250,16 @@ def score_difference(varied: RetrievalScore, card: RetrievalScore, level: float)
     paired = varied.without - card.without
     error = float(np.sqrt((groups - 1) / groups * np.square(paired - paired.mean()).sum()))
     return ScoreDifference(varied.score - card.score, error, float(student.ppf(1 - level, groups - 1)) * error)
+
+
+def alarm_levels(found: Sequence[Variation]) -> list[float]:
+    """The share of `FALSE_ALARM_RATE` for each variation (weighted Bonferroni): half of it goes to the channel order.
+
+    That is the most frequent fault and the one with the smallest effect; all others change the features a lot.
+    """
+    others = sum(variation.name != "channels" for variation in found)
+    half = FALSE_ALARM_RATE / 2
+    return [half if variation.name == "channels" else half / others for variation in found]
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -474,7 +409,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
     """
     started = time.monotonic()
     norms = len(batch_norms(encoder.module))
-    found = variations(encoder.card, batch_norms=norms > 0) + alternatives(encoder)
+    found = variations(encoder.card, with_batch_norms=norms > 0) + alternatives(encoder)
     shares = alarm_levels(found)
     runs = _EncoderRuns(encoder, sample, seed)
     affordable = int(seconds / runs.seconds_per_image)
@@ -520,7 +455,7 @@ def examine(encoder: Encoder, sample: AuditSample, *, seconds: float, seed: int,
         batch_norms=norms,
         outputs=runs.ranges.report(),
         nonfinite_tensors=nonfinite_tensors(encoder.module),
-        structure=structure(encoder, sample.images) if finite and is_vision_transformer(encoder) else (),
+        structure=structure(encoder, sample.images) if finite else (),
         trials=tuple(results[number] for number in sorted(results)),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -613,22 +548,3 @@ def nonfinite_tensors(module: nn.Module) -> tuple[str, ...]:
     """Names of weights and buffers with NaN or an infinite number."""
     state = module.state_dict()
     return tuple(name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all()))
-
-
-def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """The batch norms with running statistics."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-
-@contextmanager
-def using_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Remove the running statistics for a while: in eval mode a norm without them uses those of the batch."""
-    norms = batch_norms(module)
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
-    try:
-        for norm in norms:
-            norm.running_mean = norm.running_var = None
-        yield
-    finally:
-        for norm, (mean, var) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var = mean, var

@@ -21,9 +21,8 @@ from benchmarks.audit import (
     draw_sample,
     examine,
     text,
-    using_batch_statistics,
-    variations,
 )
+from benchmarks.audit_checks import using_batch_statistics, variations
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder, module_encoder
 from benchmarks.encoders.resnet import random_resnet
@@ -182,11 +181,11 @@ def test_batch_statistics_are_those_of_the_batch_and_are_put_back() -> None:
 
 
 def test_variations_leave_out_what_the_card_says_already() -> None:
-    assert "ImageNet" not in {v.name for v in variations(card(), batch_norms=False)}
+    assert "ImageNet" not in {v.name for v in variations(card(), with_batch_norms=False)}
     halves = (0.5, 0.5, 0.5)
-    assert "-1 to 1" not in {v.name for v in variations(card(mean=halves, std=halves), batch_norms=False)}
+    assert "-1 to 1" not in {v.name for v in variations(card(mean=halves, std=halves), with_batch_norms=False)}
     caffe = card(channels="BGR", value_range=255.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
-    found = {v.name: v for v in variations(caffe, batch_norms=True)}
+    found = {v.name: v for v in variations(caffe, with_batch_norms=True)}
     assert "Caffe" not in found
     assert found["channels"].card.mean == (123.675, 116.28, 103.53)
     assert found["batch statistics"].card == caffe

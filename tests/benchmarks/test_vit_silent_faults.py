@@ -2,7 +2,7 @@
 
 Others have tests of their own: outputs that differ from a plain forward pass (positions, order of tokens, gates, key
 biases, students and decoders) in `test_vit_families`; faults of the structure, of heads, tokens and pixels in
-`test_audit_vit`. Here are numbers that the families' models fix by themselves, and faults that the audit can only
+`test_audit_checks`. Here are numbers that the families' models fix by themselves, and faults that the audit can only
 name as assumed.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.audit import AuditSample, findings
-from benchmarks.audit_vit import alternatives, structure
+from benchmarks.audit_checks import alternatives, structure
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import family_named, family_pixels
 from benchmarks.task import InputError
@@ -34,7 +34,7 @@ from tests.benchmarks.encoders.test_vit_families import (
     prefixed,
     written,
 )
-from tests.benchmarks.test_audit_vit import PATCH, SIDE, audited, encoder_of, pictures, sample
+from tests.benchmarks.test_audit_checks import PATCH, SIDE, audited, encoder_of, pictures, sample
 
 __all__ = ["sample"]  # a fixture
 

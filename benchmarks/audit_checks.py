@@ -1,9 +1,9 @@
-"""What an audit checks of a vision transformer beside its card.
+"""What an audit tries and checks of an encoder.
 
-`structure` looks at the weights and at a few passes: parts that were never loaded, missing norms, outputs that change
-from pass to pass, a patch map that is shifted by class or register tokens, positions that are wrong at other sizes.
-`alternatives` are other readings of the same weights (numbers of heads, tokens of the embedding, activation), which the
-audit scores as it scores other cards.
+`variations` are other cards, `alternatives` other readings of a vision transformer's weights (numbers of heads, tokens
+of the embedding, activation); the audit scores both as it scores the encoder itself. `structure` looks at the weights
+of a vision transformer and at a few passes: parts that were never loaded, missing norms, outputs that change from pass
+to pass, a patch map that is shifted by class or register tokens, positions that are wrong at other sizes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.timm_models import timm_plan
 from benchmarks.encoders.vit_families import family_of_card
-from results.schema import EncoderCard
+from results.schema import EncoderCard, Triple
 
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+CAFFE_MEAN: Triple = (103.53, 116.28, 123.675)  # BGR, of the Caffe networks of detectron2 and OpenMMLab
 NEVER_LOADED = 1e-5  # standard deviation of a token: timm starts tokens at 1e-6
 HEADS = (3, 4, 6, 8, 12, 16)  # of the usual sizes
 PERTURBED = ((0.3, 0.3), (0.3, 0.7), (0.5, 0.5), (0.7, 0.3), (0.7, 0.7))  # places in the map, as shares of its sides
@@ -65,15 +69,83 @@ class Variation:
     output: str | None = None
 
 
-def is_vision_transformer(encoder: Encoder) -> bool:
-    """Whether the encoder has patch tokens, or a module with blocks and a patch embedding."""
-    return encoder.has("patches") or _network(encoder) is not None
+# ---- other cards -----------------------------------------------------------------------------------------------------
 
 
-def _network(encoder: Encoder) -> Any:
-    """The module with `blocks` and `patch_embed`, as timm's, DINO's and DINOv2's have; None where there is none."""
-    module = encoder.backbone
-    return module if hasattr(module, "blocks") and hasattr(module, "patch_embed") else None
+def variations(card: EncoderCard, *, with_batch_norms: bool) -> list[Variation]:
+    """The usual ways to feed pixels to networks, except the card's own, each once."""
+
+    def in_order(rgb: Triple) -> Triple:
+        return rgb if card.channels == "RGB" else _reversed(rgb)
+
+    def with_(name: str, words: str, **fields: object) -> Variation:
+        return Variation(name, words, card.model_copy(update=fields))
+
+    zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    scale = card.value_range
+    mean, std = in_order(IMAGENET_MEAN), in_order(IMAGENET_STD)
+    other, other_range = ("BGR" if card.channels == "RGB" else "RGB"), (1.0 if scale == 255 else 255.0)
+    candidates = [
+        with_("channels", f"as {other}", channels=other, mean=_reversed(card.mean), std=_reversed(card.std)),
+        with_("mean", "without its mean subtracted", mean=zeros)
+        if any(card.mean)
+        else with_("mean", "with ImageNet's mean subtracted", mean=_times(mean, scale)),
+        with_("std", "without its division by std", std=ones)
+        if card.std != ones
+        else with_("std", "divided by ImageNet's std", std=_times(std, scale)),
+        with_("range", f"on pixels of 0 to {other_range:g}, mean and std as they are", value_range=other_range),
+        with_("ImageNet", "with ImageNet's mean and std", value_range=1.0, mean=mean, std=std),
+        with_("-1 to 1", "on pixels of -1 to 1", value_range=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        with_("0 to 1", "on pixels of 0 to 1 without normalisation", value_range=1.0, mean=zeros, std=ones),
+        with_("0 to 255", "on pixels of 0 to 255 without normalisation", value_range=255.0, mean=zeros, std=ones),
+        with_("Caffe", "as Caffe's networks (BGR of 0 to 255, mean subtracted)",
+              channels="BGR", value_range=255.0, mean=CAFFE_MEAN, std=ones),
+    ]  # fmt: skip
+    seen = [_network_input(card)]
+    found: list[Variation] = []
+    for variation in candidates:
+        if _network_input(variation.card) not in seen:
+            seen.append(_network_input(variation.card))
+            found.append(variation)
+    if with_batch_norms:
+        conclusion = "the running statistics in the file do not fit these images, or are damaged"
+        words = "with the batch norms on batch statistics"
+        found.append(Variation("batch statistics", words, card, conclusion, using_batch_statistics))
+    return found
+
+
+def _network_input(card: EncoderCard) -> tuple[object, ...]:
+    """The channel order, and the input values of black and white."""
+    black = tuple(round(-m / s, 4) for m, s in zip(card.mean, card.std, strict=True))
+    white = tuple(round((card.value_range - m) / s, 4) for m, s in zip(card.mean, card.std, strict=True))
+    return card.channels, black, white
+
+
+def _reversed(values: Triple) -> Triple:
+    return values[2], values[1], values[0]
+
+
+def _times(values: Triple, factor: float) -> Triple:
+    return values[0] * factor, values[1] * factor, values[2] * factor
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The batch norms with running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def using_batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Remove the running statistics for a while: in eval mode a norm without them uses those of the batch."""
+    norms = batch_norms(module)
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, (mean, var) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, var
 
 
 # ---- other readings of the same weights ------------------------------------------------------------------------------
@@ -109,6 +181,12 @@ def alternatives(encoder: Encoder) -> list[Variation]:
         conclusion = f"it is probably a satellite model (SAT-493M); try --facts {facts}"
         found.append(Variation("SAT-493M", words, card.model_copy(update=satellite), conclusion))
     return found
+
+
+def _network(encoder: Encoder) -> Any:
+    """The module with `blocks` and `patch_embed`, as timm's, DINO's and DINOv2's have; None where there is none."""
+    module = encoder.backbone
+    return module if hasattr(module, "blocks") and hasattr(module, "patch_embed") else None
 
 
 def _heads(network: Any) -> tuple[int, int]:
@@ -165,11 +243,13 @@ def with_activation(module: nn.Module, quick: bool) -> Iterator[None]:
 
 
 def structure(encoder: Encoder, images: Tensor) -> tuple[str, ...]:
-    """Faults in sentences, from the weights and a few passes.
+    """Faults in sentences, from the weights and a few passes; none of what is no vision transformer.
 
     Args:
         images: (N, 3, size, size) uint8; the first four are used.
     """
+    if _network(encoder) is None and not encoder.has("patches"):
+        return ()
     found = [*_unlike_family(encoder), *_never_loaded(encoder), *_missing_norms(encoder)]
     batch = encoder.normalise(images[:4])
     name = "patches" if encoder.has("patches") else "embed"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.audit import Audit, AuditSample, examine
-from benchmarks.audit_vit import alternatives, map_shift, structure, with_activation, with_heads
+from benchmarks.audit_checks import alternatives, map_shift, structure, with_activation, with_heads
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder
