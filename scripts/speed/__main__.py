@@ -14,10 +14,10 @@ import tyro
 from results.errors import InputError, did_you_mean, print_error
 from results.files import write_file
 
-from . import decoders, features, gpu, heads, knn, logistic, pretrain, svm
+from . import classifiers, features, gpu, knn, pretrain, svm
 from .measurement import cpu
 
-MODULES = (svm, knn, heads, logistic, features, decoders, pretrain, gpu)
+MODULES = (svm, knn, classifiers, features, pretrain, gpu)
 # Seconds that each entry is planned to take on two cores with AVX2, baselines included.
 PLANNED = {
     "svm-2048": 75, "svm-8192": 125, "low-shot-svm": 75, "knn": 45, "knn-faiss": 40, "knn-growth": 20,

@@ -1,4 +1,4 @@
-"""Features of a ResNet-50 from JPEG files against the loop that people write, and benchmarks that share a pass."""
+"""Decoders of JPEG files, features of a ResNet-50 from them, and benchmarks that share one pass over the images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import logging
 import shutil
 import statistics
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from benchmarks.__main__ import frozen_suite
+from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import Question, Sweep, bench
@@ -29,20 +33,146 @@ from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 from results.store import read_records
 
-from .measurement import Entries, SpeedEntry, count_products, entry, fast_precision, limit_of, rounds, timed
+from .measurement import (
+    Entries,
+    SpeedEntry,
+    alternately,
+    count_products,
+    entry,
+    fast_precision,
+    limit_of,
+    not_installed,
+    rates,
+    rounds,
+    timed,
+)
 
 IMAGES, WIDTH, HEIGHT = 64, 500, 375
+DECODED = 32  # files that the decoders are timed with
 GEOMETRY = Geometry(mode="shorter", resize=256, crop=224)
 EMBED: Outputs = {"embed": ("embed", None)}
 BATCH, WORKERS, MOST_ROUNDS, SECONDS = 64, 2, 3, 60.0
+# The suite's: images of each class, as many as few-shot's largest n.
+SUITE_ENCODER = "random:resnet18"
+CLASSES, TRAIN, VAL = 6, 16, 4
+
+Pixels = Any
 
 
 def entries() -> Entries:
     """bf16 only on a CPU that multiplies it itself."""
-    found: Entries = {"extract": lambda: measure_extraction("extract", "fp32"), "frozen": measure_suite}
+    found: Entries = {
+        "decoders": measure_decoders,
+        "extract": lambda: measure_extraction("extract", "fp32"),
+        "frozen": measure_suite,
+    }
     if fast_precision() == "bf16":
         found["extract-bf16"] = lambda: measure_extraction("extract-bf16", "bf16")
     return found
+
+
+def measure_decoders(files: int = DECODED) -> SpeedEntry:
+    """All decoders on one core, and what the fastest that a protocol's variant names saves up to its pixels."""
+    variants: list[Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled"]] = ["pil", "pil-draft"]
+    variants += ["simplejpeg", "simplejpeg-scaled"] if find_spec("simplejpeg") else []
+    works, missing = decoders()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), files)
+        splits = {name: Images(paths, GEOMETRY.model_copy(update={"decoder": name}))
+                  for name in variants}  # fmt: skip
+        pixels = {name: np.stack([images[row][0].numpy() for row in range(files)]).astype(np.float32)
+                  for name, images in splits.items()}  # fmt: skip
+        timers: dict[str, Callable[[], Any]] = {"eighth": partial(_for_each, eighth, paths)}
+        timers |= {name: partial(_for_each, decode, paths) for name, decode in works.items()}
+        timers |= {
+            _whole(name): partial(_for_each, images.__getitem__, range(files)) for name, images in splits.items()
+        }
+        seconds = alternately(timers)
+    whole: dict[str, float] = {name: seconds[_whole(name)] for name in variants}
+    quickest = min(variants, key=lambda name: whole[name])
+    off = {name: float(np.abs(pixels[name] - pixels["pil"]).mean()) for name in variants[1:]}
+    return entry(
+        "decoders",
+        ours=whole[quickest],
+        baseline=whole["pil"],
+        described="Pillow at full size, the default, which published protocols keep",
+        limit_s=seconds["eighth"],
+        limit="decoding to an eighth of the size, which leaves little but entropy decoding",
+        note=f"{files} JPEGs of 500x375, images per CPU second of one core; decoding alone: "
+        f"{rates(works, seconds, files)}; with resize {GEOMETRY.resize} and crop {GEOMETRY.crop}, by geometry.decoder: "
+        f"{rates(variants, whole, files)}, the fastest is "
+        f"{quickest}; mean distance to Pillow's pixels of 255: "
+        f"{', '.join(f'{name} {value:.2f}' for name, value in off.items())}{not_installed(missing)}",
+    )
+
+
+def decoders() -> tuple[dict[str, Callable[[Path], Pixels]], list[str]]:
+    """Decoders to RGB in memory by name, and the packages that would add some but are not installed."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    def pillow(path: Path) -> Pixels:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def pillow_draft(path: Path, side: int = GEOMETRY.resize) -> Pixels:
+        with Image.open(path) as image:
+            image.draft("RGB", (side, side))
+            return image.convert("RGB")
+
+    def torchvision_io(path: Path) -> Pixels:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of all of torchvision.io, for torchcodec
+            return decode_jpeg(read_file(str(path)), ImageReadMode.RGB)
+
+    found: dict[str, Callable[[Path], Pixels]] = {
+        "PIL": pillow,
+        "PIL, scaled DCT": pillow_draft,
+        "torchvision.io": torchvision_io,
+    }
+    missing = []
+    if find_spec("simplejpeg"):
+        import simplejpeg
+
+        found["simplejpeg"] = lambda path: simplejpeg.decode_jpeg(path.read_bytes())
+        found["simplejpeg, scaled DCT"] = lambda path: simplejpeg.decode_jpeg(
+            path.read_bytes(), min_height=GEOMETRY.resize, min_width=GEOMETRY.resize
+        )
+    else:
+        missing.append("simplejpeg")
+    if find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(1)
+        found["cv2"] = lambda path: decode_by_cv2(path, cv2.IMREAD_COLOR)
+        found["cv2, half the size"] = lambda path: decode_by_cv2(path, cv2.IMREAD_REDUCED_COLOR_2)
+    else:
+        missing.append("opencv-python-headless")
+    return found, missing
+
+
+def _whole(name: str) -> str:
+    """What the timer of a decoder with resize and crop is called; the decoder alone may have the plain name."""
+    return f"{name}, resize and crop"
+
+
+def decode_by_cv2(path: Path, flag: int) -> Pixels:
+    import cv2
+
+    image = cv2.imread(str(path), flag)
+    assert image is not None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def eighth(path: Path) -> Pixels:
+    """The picture at an eighth of its size: what every decoder must do, its entropy decoding, and little else."""
+    with Image.open(path) as image:
+        image.draft("RGB", (image.width // 8, image.height // 8))
+        return image.convert("RGB")
+
+
+def _for_each(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    for item in items:
+        work(item)
 
 
 def measure_extraction(name: str, precision: Precision) -> SpeedEntry:
@@ -69,7 +199,7 @@ def measure_extraction(name: str, precision: Precision) -> SpeedEntry:
             taken, decoded = timed(partial(_batches, paths))
             seconds["reading"].append(taken)
             with extractor(encoder, GEOMETRY, EMBED, precision) as extract:
-                taken, _ = timed(partial(_each, extract, decoded))
+                taken, _ = timed(partial(_extract_all, extract, decoded))
             seconds["model"].append(taken)
         with extractor(encoder, GEOMETRY, EMBED, precision) as extract:
             one = count_products(partial(extract, decoded[0], EMBED))
@@ -78,7 +208,7 @@ def measure_extraction(name: str, precision: Precision) -> SpeedEntry:
     reading, model = min(seconds["reading"]), min(seconds["model"])
     limit = reading + min(model, products)
     cosine = F.cosine_similarity(torch.from_numpy(np.array(ours)), torch.from_numpy(theirs)).min()
-    rates = {part: IMAGES / value for part, value in median.items()}
+    speed = {part: IMAGES / value for part, value in median.items()}
     return entry(
         name,
         ours=median["ours"],
@@ -88,8 +218,8 @@ def measure_extraction(name: str, precision: Precision) -> SpeedEntry:
         limit=f"reading alone at {IMAGES / reading:.0f} images/s, then the model's {flops / IMAGES / 1e9:.1f} GFLOP "
         f"an image at {flops / min(model, products) / 1e9:.0f} GFLOP/s",
         note=f"ResNet-50 at its initialisation, {precision}, {IMAGES} JPEGs of {WIDTH}x{HEIGHT}: "
-        f"{rates['ours']:.1f} images/s against {rates['baseline']:.1f}, {limit / median['ours']:.1%} of the limit; "
-        f"the model alone {rates['model']:.1f}; least cosine to the loop's features {cosine:.6f}",
+        f"{speed['ours']:.1f} images/s against {speed['baseline']:.1f}, {limit / median['ours']:.1%} of the limit; "
+        f"the model alone {speed['model']:.1f}; least cosine to the loop's features {cosine:.6f}",
     )
 
 
@@ -151,15 +281,9 @@ def _batches(paths: list[Path]) -> list[torch.Tensor]:
     return [batch.images for batch in read_batches(Reader(paths, GEOMETRY), requests, device, WORKERS)]
 
 
-def _each(extract: Extract, decoded: list[torch.Tensor]) -> None:
+def _extract_all(extract: Extract, decoded: list[torch.Tensor]) -> None:
     for batch in decoded:
         extract(batch, EMBED)
-
-
-# ---- the frozen suite on one pass over the images, against a pass for each of its benchmarks -------------------------
-
-SUITE_ENCODER = "random:resnet18"
-CLASSES, TRAIN, VAL = 6, 16, 4  # images of each class: as many as few-shot's largest n
 
 
 def measure_suite(encoder: str = SUITE_ENCODER, classes: int = CLASSES) -> SpeedEntry:

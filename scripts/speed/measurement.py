@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from pretrain.distributed import has_fast_bf16, row_products
 Result = TypeVar("Result")
 SpeedEntry = dict[str, str | float]
 Entries = dict[str, Callable[[], SpeedEntry]]  # by name
+MOST_TURNS, TURNS_SECONDS = 5, 8.0
 
 # What multiplies matrices on a CPU, the best first: torch's name and the usual one.
 _MATRIX_UNITS = (
@@ -102,6 +104,28 @@ def rounds(most: int, seconds: float) -> Iterator[int]:
         yield number
         if (time.perf_counter() - began) * (number + 2) / (number + 1) > seconds:
             return
+
+
+def alternately(works: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median CPU seconds of each work on one core; they take turns, after a first turn that warms up."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    with one_thread():
+        for work in works.values():
+            work()
+        for _ in rounds(MOST_TURNS, TURNS_SECONDS):
+            for name, work in works.items():
+                found[name].append(cpu_seconds_of(work))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def rates(names: Iterable[str], seconds: Mapping[str, float], count: int) -> str:
+    """How many of `count` items each work does in a second."""
+    return ", ".join(f"{name} {count / seconds[name]:.0f}" for name in names)
+
+
+def not_installed(packages: list[str]) -> str:
+    """The end of a note that lacks the measurements of some packages."""
+    return f"; not measured, as not installed: pip install {' '.join(packages)}" if packages else ""
 
 
 @contextmanager

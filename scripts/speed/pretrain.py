@@ -1,37 +1,42 @@
-"""Speed of pretraining: the whole step, MoCo's own work in it, the augmentation, and the end-to-end mechanism."""
+"""Speed of pretraining: the whole step, MoCo's own work in it, views and augmentation, and the end-to-end mechanism."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.augment import PilCrops, PilViews
+from pretrain.augment import Cv2Views, PilCrops, PilViews, normalise_pixels
 from pretrain.augment_tensor import BatchedViews
-from pretrain.data import Files, read_rgb
+from pretrain.data import Files, read_pixels, read_rgb
 from pretrain.mechanism import Batch
 from pretrain.moco import MoCo
-from pretrain.recipe import Recipe, load_recipe
+from pretrain.recipe import Augmentation, Recipe, load_recipe
 from pretrain.trainer import Stepper, Trainer, measure_cost
 
+from .features import decode_by_cv2, write_jpegs
 from .measurement import (
     Entries,
     SpeedEntry,
+    alternately,
     count_products,
-    cpu_seconds_of,
     entry,
     fast_precision,
     limit_of,
-    one_thread,
+    not_installed,
+    rates,
     rounds,
     seconds_of,
 )
@@ -43,6 +48,8 @@ BATCH = 32 if AUTOCAST else 16  # a smaller one where float32 makes every step t
 STEPS = 2 if AUTOCAST else 1
 SECONDS = 12.0  # of repetitions
 WORKERS = (0, 2)  # loader workers: next to an update that wants every core they may cost more than they bring
+FILES = 32  # of which views are made
+PLAIN = "plain torchvision"
 # Table 3 of the v2 note (8 V100, batch 256): hours of 200 epochs, and GB of one GPU.
 NOTE_HOURS, NOTE_GB = (53.0, 65.0), (5.0, 7.4)
 # Units of one forward pass: MoCo runs two and one backward pass of two units; end-to-end both of each.
@@ -54,6 +61,7 @@ def entries() -> Entries:
     return {
         "pretrain-step": measure_step,
         "moco-overhead": measure_overhead,
+        "views": measure_views,
         "augment": measure_augmentation,
         "end-to-end": measure_end_to_end,
     }
@@ -77,9 +85,6 @@ def photographs(folder: Path, number: int) -> Files:
         paths.append(folder / f"{i:03d}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=90)
     return Files(tuple(paths))
-
-
-# ---- the whole step --------------------------------------------------------------------------------------------------
 
 
 def measure_step() -> SpeedEntry:
@@ -164,9 +169,6 @@ class _PlainStep:
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
 
 
-# ---- MoCo's own work -------------------------------------------------------------------------------------------------
-
-
 def measure_overhead() -> SpeedEntry:
     """EMA, queue, logits, loss and shuffle, on stand-ins for the encoders, beside the encoders' passes."""
     stepper = Stepper(moco_v2(precision=PRECISION), CPU)
@@ -228,7 +230,84 @@ class _StandIn(nn.Module):
         return self.embeddings * 1
 
 
-# ---- augmentation ----------------------------------------------------------------------------------------------------
+def measure_views(files: int = FILES) -> SpeedEntry:
+    """Both views of MoCo v2 of each file on one core, from the file to a normalised batch.
+
+    Ours is the cv2 engine, or the tensor engine where OpenCV is not installed. The baseline is the list of the
+    reference, image by image. albumentations with cv2 does the same list where it is installed.
+    """
+    recipe = moco_v2()
+    a, mean, std = recipe.augmentation, recipe.mean, recipe.std
+    pil, crops = PilViews(a, mean, std), PilCrops(a)
+    batched = BatchedViews(a, mean, std, torch.Generator().manual_seed(0))
+    by_cv2 = Cv2Views(a) if find_spec("cv2") else None
+    other = albumentations_views(a, mean, std)
+
+    def batches(views: list[tuple[torch.Tensor, ...]], finish: Callable[[torch.Tensor], Any]) -> None:
+        for number in range(recipe.views):
+            finish(torch.stack([view[number] for view in views]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), files)
+        timers: dict[str, Callable[[], Any]] = {}
+        if by_cv2 is not None:
+            timers["the cv2 engine"] = lambda: batches(
+                [by_cv2(read_pixels(path)) for path in paths],
+                lambda views: normalise_pixels(views, batched.mean, batched.std),
+            )
+        timers["the tensor engine"] = lambda: batches([crops(read_rgb(path)) for path in paths], batched.recoloured)
+        timers[PLAIN] = lambda: batches([pil(read_rgb(path)) for path in paths], torch.Tensor.contiguous)
+        if other is not None:
+            timers["albumentations with cv2"] = lambda: [other(path) for path in paths]
+        if by_cv2 is not None:
+            timers["decoding by cv2"] = lambda: [read_pixels(path) for path in paths]
+        timers["decoding by PIL"] = lambda: [read_rgb(path) for path in paths]
+        seconds = alternately(timers)
+    decoding = min((name for name in seconds if name.startswith("decoding")), key=lambda name: seconds[name])
+    ours = next(iter(timers))
+    missing = [] if by_cv2 else ["opencv-python-headless"]
+    missing += [] if other else ["albumentations"]
+    return entry(
+        "views",
+        ours=seconds[ours],
+        baseline=seconds[PLAIN],
+        described="torchvision's transforms on PIL images, one by one, as the reference",
+        limit_s=seconds[decoding],
+        limit=decoding,
+        note=f"{ours}; {recipe.views} views each of {files} JPEGs of 500x375 at {a.crop}, views per CPU second of one "
+        f"core: {rates(timers, seconds, recipe.views * files)}{not_installed(missing)}",
+    )
+
+
+def albumentations_views(
+    a: Augmentation, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Callable[[Path], list[NDArray[np.float32]]] | None:
+    """The same list of MoCo v2 by albumentations, decoded by cv2; None where it is not installed."""
+    if not (find_spec("albumentations") and find_spec("cv2")):
+        return None
+    import albumentations
+    import cv2
+
+    cv2.setNumThreads(1)
+    views: Any = albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop((a.crop, a.crop), scale=a.crop_area, ratio=a.crop_aspect),
+            albumentations.ColorJitter(
+                (1 - a.brightness, 1 + a.brightness), (1 - a.contrast, 1 + a.contrast),
+                (1 - a.saturation, 1 + a.saturation), (-a.hue, a.hue), p=a.jitter_p,
+            ),
+            albumentations.ToGray(p=a.grayscale_p),
+            albumentations.GaussianBlur(blur_limit=0, sigma_limit=a.blur_sigma, p=a.blur_p),
+            albumentations.HorizontalFlip(p=a.flip_p),
+            albumentations.Normalize(mean, std),
+        ]
+    )  # fmt: skip
+
+    def both(path: Path) -> list[NDArray[np.float32]]:
+        image = decode_by_cv2(path, cv2.IMREAD_COLOR)
+        return [np.ascontiguousarray(views(image=image)["image"].transpose(2, 0, 1)) for _ in range(2)]
+
+    return both
 
 
 def measure_augmentation() -> SpeedEntry:
@@ -246,25 +325,18 @@ def measure_augmentation() -> SpeedEntry:
     def theirs() -> None:
         torch.stack([pil(picture)[0] for picture in pictures])
 
-    with one_thread():
-        ours()
-        theirs()
-        times = [(cpu_seconds_of(ours), cpu_seconds_of(theirs)) for _ in range(7)]
-        crop = statistics.median(cpu_seconds_of(lambda: [crops(picture) for picture in pictures]) for _ in range(5))
-    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    seconds = alternately({"ours": ours, "theirs": theirs, "crops": lambda: [crops(picture) for picture in pictures]})
+    mine, other = seconds["ours"], seconds["theirs"]
     return entry(
         "augment",
         ours=mine,
         baseline=other,
         described="the same list by PIL, image by image",
-        limit_s=crop,
+        limit_s=seconds["crops"],
         limit="the crops, which both do by PIL",
         note=f"{BATCH} views of 500 x 375 pixels at 224 on one core, without the decoding: {BATCH / mine:.0f} against "
         f"{BATCH / other:.0f} views/s",
     )
-
-
-# ---- the end-to-end mechanism ----------------------------------------------------------------------------------------
 
 
 def measure_end_to_end() -> SpeedEntry:

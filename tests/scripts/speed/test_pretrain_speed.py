@@ -1,4 +1,4 @@
-"""The entry that compares MoCo with the end-to-end mechanism, on a small net."""
+"""The entries of views and of the end-to-end mechanism, on one file and on a small net."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import pytest
 from pretrain.recipe import Recipe
 from results.schema import Architecture
 from scripts.speed import pretrain as speed
+
+
+@pytest.mark.slow
+def test_the_entry_of_views_names_what_was_measured() -> None:
+    views = speed.measure_views(files=1)
+    assert all(name in str(views["note"]) for name in ("the tensor engine", speed.PLAIN, "decoding by PIL"))
+    assert "albumentations" in str(views["note"])  # its rate, or how to install it
 
 
 @pytest.mark.nightly

@@ -1,12 +1,13 @@
-"""Both sides of the logistic entries solve the same problems, to the gradient that is asked."""
+"""Both sides of the logistic entries solve the same problems, to the gradient that is asked, and dense heads run."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from scripts.speed import logistic as speed
+from scripts.speed import classifiers as speed
 
 
 @pytest.mark.slow
@@ -26,3 +27,11 @@ def test_few_shot_is_as_accurate_as_the_loop() -> None:
     own, theirs = map(float, re.findall(r"([\d.]+) % against ([\d.]+) %", str(found["note"]))[0])
     assert own == pytest.approx(theirs, abs=1.0)
     assert own > 30
+
+
+@pytest.mark.slow
+def test_the_grid_is_measured_against_heads_alone(data: Path) -> None:
+    found = speed.dense_heads(epochs=1, data=data)
+    assert found["name"] == "dense"
+    assert all(float(found[key]) > 0 for key in ("ours_s", "baseline_s", "limit_s", "ratio"))
+    assert str(found["note"]).startswith("10 scenes at 96 pixels")
