@@ -125,7 +125,7 @@ def why_command(
     flags: Annotated[WhyFlags, tyro.conf.arg(name="")], options: Annotated[RunOptions, tyro.conf.arg(name="")]
 ) -> int:
     """Explain why a score differs from a published one: how much each setting contributes, and what remains."""
-    from results.explain import published_figure
+    from results.published import published_figure
 
     figure = published_figure(flags.published, flags.protocol, flags.source, flags.column)
     assert figure.place is not None

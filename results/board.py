@@ -215,7 +215,7 @@ def _published(figures: Sequence[Figure]) -> Table:
     rows = []
     for figure in figures:
         texts = (figure.epochs_text, figure.place.column if figure.place else "")
-        cells = (*(Cell(text=text) for text in texts), Cell(figure.number, text=figure.text))
+        cells = (*(Cell(text=text) for text in texts), figure.cell)
         rows.append((figure.model, cells, [figure.source]))
     return sourced_table("Published", ("Model", "Epochs", "Column", "Value"), rows)
 

@@ -15,7 +15,6 @@ from results.formats import (
     Table,
     csv_text,
     escape_markdown,
-    figures_frame,
     frame,
     latex,
     markdown,
@@ -39,7 +38,7 @@ from results.options import (
     Verify,
     ZooPage,
 )
-from results.published import Figure, chosen, figures
+from results.published import Figure, chosen, figures, figures_frame
 from results.rows import data_kind, encoder_names, matching, refuse_ambiguous
 from results.store import BadRecord, StoredRecord, printable_path, read_records, record_files
 from results.zoo_page import Page
@@ -162,7 +161,7 @@ def _beside(options: ZooPage, records: Sequence[StoredRecord]) -> list[Figure]:
 
 
 def _paper_tables(options: PaperTables) -> int:
-    from results.papers import paper_tables
+    from results.published_tables import paper_tables
 
     records: list[StoredRecord] = []
     if options.records is not None:
@@ -196,8 +195,7 @@ def _figures(options: PublishedFigures) -> int:
 def _figure_cells(figure: Figure) -> tuple[Cell, ...]:
     place = (figure.place.protocol, figure.place.column) if figure.place else (f"none: {figure.reason}", "")
     about = (figure.epochs_text, figure.benchmark, figure.dataset, figure.metric)
-    value = Cell(figure.number, text=figure.text)
-    return (*(Cell(text=t) for t in about), value, *(Cell(text=t) for t in place))
+    return (*(Cell(text=t) for t in about), figure.cell, *(Cell(text=t) for t in place))
 
 
 def _publish(options: PublishRecords) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import combinations, pairwise
 from math import factorial
 from pathlib import Path
@@ -22,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from results.bootstrap import CONFIDENCE, percentile_interval
-from results.errors import InputError, did_you_mean
+from results.errors import InputError
 from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
 from results.formats import Cell, Row, Table, with_interval
 from results.noise import TWO_SIDED, ReplicateCache
-from results.published import Figure, figures
+from results.published import Figure
 from results.rows import encoder_names, identity, newest
 from results.schema import Protocol, Record
 from results.store import StoredRecord
@@ -445,42 +444,6 @@ class Gap:
     def within_noise(self) -> bool | None:
         """Whether what is left could be the noise of the test sample alone; None if that is not known."""
         return None if self.standard_error is None else abs(self.left) <= TWO_SIDED * self.standard_error
-
-
-def published_figure(model: str, protocol: str | None = None, source: str = "*", column: str | None = None) -> Figure:
-    """The one published figure that a model, a protocol or benchmark, a source and a column choose.
-
-    Without a column the first figure of the protocol counts, in the order of published.csv.
-
-    Raises:
-        InputError: there is none, or there are several protocols or sources; the message lists the choices.
-    """
-    known = sorted({figure.model for figure in figures()})
-    own = [f for f in figures() if f.model == model or fnmatchcase(f.model, model)]
-    if not own:
-        raise InputError(f"published.csv has no model {model!r}{did_you_mean(model, known)}")
-    own = [f for f in own if f.place is not None and f.number is not None and f.comparable(f.place.protocol)]
-    own = [f for f in own if fnmatchcase(f.source, source)]
-    if protocol is not None:
-        wanted = (protocol, f"{protocol}@*")
-        own = [f for f in own if f.place and any(
-            fnmatchcase(name, text) for name in (f.place.protocol, f.place.benchmark) for text in wanted)]  # fmt: skip
-    if column is not None:
-        own = [f for f in own if f.place and f.place.column == column]
-    if not own:
-        raise InputError(f"published.csv has no figure of {model} that matches these flags and has a protocol")
-    for name, values in (
-        ("--published", [f.model for f in own]),
-        ("--protocol", [f.place.protocol for f in own if f.place]),
-    ):
-        found = list(dict.fromkeys(values))
-        if len(found) > 1:
-            raise InputError(f"{model} has several published figures; choose one with {name}:\n" + "\n".join(found))
-    same = [f for f in own if f.place and own[0].place and f.place.column == own[0].place.column]
-    if len({f.text for f in same}) > 1:  # several sources may print one figure
-        choices = "\n".join(f"{f.source}: {f.text}" for f in same)
-        raise InputError(f"sources print different figures of {model}; choose one with --source:\n{choices}")
-    return same[0]
 
 
 def gap(figure: Figure, published: Record, mine: Record, mine_column: str, explained: Explanation | None) -> Gap:

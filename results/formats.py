@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from results.published import Figure
     from results.store import StoredRecord
 
 LATEX_SPECIAL = {
@@ -274,35 +273,3 @@ def tables_frame(tables: Iterable[Table]) -> pd.DataFrame:
         if (text := cell_text(cell, table.decimals))
     ]
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype(TABLE_COLUMNS)
-
-
-FIGURE_COLUMNS = {
-    "source": "string", "model": "string", "pretrain_epochs": "Float64", "benchmark": "string", "dataset": "string",
-    "metric": "string", "value": "string", "number": "Float64", "protocol": "string", "column": "string",
-    "statistic": "string", "selection": "string", "runs": "Int64", "status": "string", "reason": "string",
-}  # fmt: skip
-PLACE_COLUMNS = ("protocol", "column", "statistic", "selection", "runs", "status")
-
-
-def figures_frame(figures: Iterable[Figure]) -> pd.DataFrame:
-    """Published figures with their protocol and column, or the reason why they have none."""
-    import pandas as pd
-
-    rows = []
-    for figure in figures:
-        place = {} if figure.place is None else {name: getattr(figure.place, name) for name in PLACE_COLUMNS}
-        about = {"source": figure.source, "model": figure.model, "pretrain_epochs": figure.epochs}
-        rows.append(
-            {
-                **about,
-                "benchmark": figure.benchmark,
-                "dataset": figure.dataset,
-                "metric": figure.metric,
-                "value": figure.text,
-                "number": figure.number,
-                "status": "unsupported",
-                "reason": figure.reason,
-                **place,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(FIGURE_COLUMNS)).astype(FIGURE_COLUMNS)

@@ -22,10 +22,10 @@ from results.errors import InputError
 from results.families import SUMMARY
 from results.files import MAX_PAGE, read_text
 from results.published import Figure, ModelKey, bare_config, figures, letters, model_key
+from results.published_tables import PAGE_TABLES
 from results.rows import Entry, data_kinds
 from results.store import StoredRecord
 from results.tables import GAIN_TITLE, Section, headline
-from results.zoo_layout import PAGE_TABLES
 
 RECORD_DECIMALS = 4  # of a record's score as a claim: more than any page prints
 

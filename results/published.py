@@ -11,9 +11,16 @@ import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
+
+from results.errors import InputError, did_you_mean
+from results.formats import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MAP, UNSUPPORTED = PUBLISHED.with_name("published_map.csv"), PUBLISHED.with_name("unsupported.csv")
@@ -84,6 +91,10 @@ class Figure:
             return None
 
     @property
+    def cell(self) -> Cell:
+        return Cell(self.number, text=self.text)
+
+    @property
     def epochs_text(self) -> str:
         return "" if self.epochs is None else f"{self.epochs:g}"
 
@@ -151,6 +162,42 @@ def chosen(
     ]
 
 
+def published_figure(model: str, protocol: str | None = None, source: str = "*", column: str | None = None) -> Figure:
+    """The one published figure that a model, a protocol or benchmark, a source and a column choose.
+
+    Without a column the first figure of the protocol counts, in the order of published.csv.
+
+    Raises:
+        InputError: there is none, or there are several protocols or sources; the message lists the choices.
+    """
+    known = sorted({figure.model for figure in figures()})
+    own = [f for f in figures() if f.model == model or fnmatchcase(f.model, model)]
+    if not own:
+        raise InputError(f"published.csv has no model {model!r}{did_you_mean(model, known)}")
+    own = [f for f in own if f.place is not None and f.number is not None and f.comparable(f.place.protocol)]
+    own = [f for f in own if fnmatchcase(f.source, source)]
+    if protocol is not None:
+        wanted = (protocol, f"{protocol}@*")
+        own = [f for f in own if f.place and any(
+            fnmatchcase(name, text) for name in (f.place.protocol, f.place.benchmark) for text in wanted)]  # fmt: skip
+    if column is not None:
+        own = [f for f in own if f.place and f.place.column == column]
+    if not own:
+        raise InputError(f"published.csv has no figure of {model} that matches these flags and has a protocol")
+    for name, values in (
+        ("--published", [f.model for f in own]),
+        ("--protocol", [f.place.protocol for f in own if f.place]),
+    ):
+        found = list(dict.fromkeys(values))
+        if len(found) > 1:
+            raise InputError(f"{model} has several published figures; choose one with {name}:\n" + "\n".join(found))
+    same = [f for f in own if f.place and own[0].place and f.place.column == own[0].place.column]
+    if len({f.text for f in same}) > 1:  # several sources may print one figure
+        choices = "\n".join(f"{f.source}: {f.text}" for f in same)
+        raise InputError(f"sources print different figures of {model}; choose one with --source:\n{choices}")
+    return same[0]
+
+
 def _pattern(patterns: Iterable[str]) -> re.Pattern[str]:
     """Pattern in which only `*` is special, because names contain brackets and question marks."""
     return re.compile("|".join(re.escape(pattern).replace(r"\*", "(.*)") for pattern in patterns), re.DOTALL)
@@ -196,6 +243,38 @@ def _place(row: dict[str, str], captured: str) -> Place:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+FIGURE_COLUMNS = {
+    "source": "string", "model": "string", "pretrain_epochs": "Float64", "benchmark": "string", "dataset": "string",
+    "metric": "string", "value": "string", "number": "Float64", "protocol": "string", "column": "string",
+    "statistic": "string", "selection": "string", "runs": "Int64", "status": "string", "reason": "string",
+}  # fmt: skip
+PLACE_COLUMNS = ("protocol", "column", "statistic", "selection", "runs", "status")
+
+
+def figures_frame(figures: Iterable[Figure]) -> pd.DataFrame:
+    """Published figures with their protocol and column, or the reason why they have none."""
+    import pandas as pd
+
+    rows = []
+    for figure in figures:
+        place = {} if figure.place is None else {name: getattr(figure.place, name) for name in PLACE_COLUMNS}
+        about = {"source": figure.source, "model": figure.model, "pretrain_epochs": figure.epochs}
+        rows.append(
+            {
+                **about,
+                "benchmark": figure.benchmark,
+                "dataset": figure.dataset,
+                "metric": figure.metric,
+                "value": figure.text,
+                "number": figure.number,
+                "status": "unsupported",
+                "reason": figure.reason,
+                **place,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(FIGURE_COLUMNS)).astype(FIGURE_COLUMNS)
 
 
 @cache

@@ -38,6 +38,7 @@ from results.plot_style import (
 )
 from results.plots import PretrainingLog, draw_pretraining, draw_waterfall, record_figures
 from results.published import Figure
+from results.published_tables import CONFIG, PAGE_TABLES, filled_columns, published_rows
 from results.rows import (
     FULL,
     Entry,
@@ -51,7 +52,6 @@ from results.rows import (
 )
 from results.store import BadRecord, StoredRecord
 from results.tables import SPREAD_LINE, Section, duration, headline, per_class_tables, score_cell
-from results.zoo_layout import CONFIG, PAGE_TABLES, filled_columns, published_rows
 
 TITLE = "Benchmark report"
 ORIGIN_LINE = "Click a number with a dotted underline to see the record that it comes from."

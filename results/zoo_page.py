@@ -18,11 +18,7 @@ from results.families import family_of, suite_of
 from results.formats import Cell, Row, Table, escape_latex, escape_markdown, latex, markdown, sourced_table
 from results.noise import NOISE_LINE, TWO_SIDED, Ranking, ReplicateCache, rank_rows, ranking_line
 from results.published import Figure
-from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, suite_groups, table_rows
-from results.schema import EncoderCard
-from results.store import StoredRecord
-from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
-from results.zoo_layout import (
+from results.published_tables import (
     CONFIG,
     PAGE_METHODS,
     PAGE_TABLES,
@@ -34,6 +30,10 @@ from results.zoo_layout import (
     published_std,
     published_table,
 )
+from results.rows import FULL, Entry, Group, architecture_text, current, data_kind, data_kinds, suite_groups, table_rows
+from results.schema import EncoderCard
+from results.store import StoredRecord
+from results.tables import MARK, SPREAD_LINE, Section, best_layer_cell, score_cell
 
 WITHIN_NOISE = "≈"
 NOT_COMPARABLE = "not comparable"
@@ -425,7 +425,7 @@ def _costs(figures: Sequence[Figure]) -> Table | None:
     rows = []
     for figure in found:
         texts = (figure.benchmark.removeprefix(f"{prefix}_"), figure.metric.replace("_", " "))
-        cells = (*(Cell(text=text) for text in texts), Cell(figure.number, text=figure.text))
+        cells = (*(Cell(text=text) for text in texts), figure.cell)
         rows.append((figure.model, cells, [figure.source]))
     return sourced_table("Published pretraining cost", ("Model", "Hardware", "Cost", "Value"), rows)
 

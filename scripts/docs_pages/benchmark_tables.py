@@ -19,8 +19,8 @@ from benchmarks.datasets.registry import DATASETS
 from benchmarks.registry import TASK_NAMES, AnyTask, load_task, tasks
 from benchmarks.task import ImageTask, Labels
 from results.formats import markdown
-from results.papers import paper_tables
 from results.published import Figure, figures
+from results.published_tables import paper_tables
 from results.schema import Protocol
 from results.store import read_records
 from results.tables import markdown_page

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from results.errors import InputError
-from results.explain import Gap, advice, published_figure, sentence
+from results.explain import Gap, advice, sentence
+from results.published import published_figure
 
 MODEL = "MoCo v2/resnet50_8xb32-coslr-200e"
 FIGURE = published_figure(MODEL, "knn", column="k=20")
@@ -58,7 +59,7 @@ def test_a_measured_gap_is_taken_apart(
 ) -> None:
     assert FIGURE.place is not None
     small = replace(FIGURE, place=replace(FIGURE.place, protocol="knn.demo@1", column="k=10"))
-    monkeypatch.setattr("results.explain.published_figure", lambda *_: small)
+    monkeypatch.setattr("results.published.published_figure", lambda *_: small)
     where = ["--data", str(small_data), "--out", str(tmp_path / "r"), "--features", str(tmp_path / "f")]
     mine = ["--set", "temperature=0.5", "normalise=false", "--mine-column", "k=20"]
     asked = ["why", "pixels", "--published", MODEL, *mine, *where]

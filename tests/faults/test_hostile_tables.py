@@ -335,7 +335,7 @@ def test_why_measures_again_what_it_cannot_use(
 
     assert FIGURE.place is not None
     small = replace(FIGURE, place=replace(FIGURE.place, protocol="knn.demo@1", column="k=10"))
-    monkeypatch.setattr("results.explain.published_figure", lambda *_: small)
+    monkeypatch.setattr("results.published.published_figure", lambda *_: small)
     folder = tmp_path / "work"
     (folder / R).mkdir(parents=True)
     monkeypatch.setitem(COMMANDS, "why", [

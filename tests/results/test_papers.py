@@ -10,8 +10,8 @@ import pytest
 
 from results.__main__ import main
 from results.formats import Row, Table, cell_text
-from results.papers import paper_tables
 from results.published import chosen, figures
+from results.published_tables import paper_tables
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.factory_records import card, protocol, record
