@@ -23,7 +23,7 @@ from results.errors import InputError
 from results.formats import Cell, Table, sourced_table
 from results.html_parts import TableMaker, rendered
 from results.noise import NOISE_LINE
-from results.plot_style import EncoderStyles
+from results.plots import EncoderStyles
 from results.published import Figure
 from results.rows import DataKind, Entry, Group, architecture_text, data_kinds, records_by_row
 from results.store import BadRecord, StoredRecord, slug

@@ -260,8 +260,7 @@ def _formatted_page(page: Page, form: Format) -> str:
 
 def _report(options: Report) -> int:
     from results.explain import remembered
-    from results.plots import read_pretraining_logs
-    from results.report import report_html
+    from results.report import read_pretraining_logs, report_html
 
     records, bad = _read(options.records)
     logs, asked = read_pretraining_logs(options.pretrain), remembered(options.records)
@@ -306,8 +305,7 @@ def _correlations(options: Correlations) -> int:
 
 
 def _explain(options: Explain) -> int:
-    from results.explain import AskedPair, explanation_table, explanations, remember
-    from results.plots import draw_waterfall
+    from results.explain import AskedPair, draw_waterfall, explanation_table, explanations, remember
 
     if options.picture is not None:
         _check_picture_file(options.picture)

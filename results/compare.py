@@ -25,7 +25,7 @@ from results.errors import InputError
 from results.families import column_words, family_key, family_of, place_of
 from results.formats import Cell, Row, Table, with_interval
 from results.noise import Difference, ReplicateCache, difference
-from results.plot_style import LABEL_WIDTH, NothingToDrawError, save_figure
+from results.plots import LABEL_WIDTH, NothingToDrawError, save_figure
 from results.published import Figure, bare_config
 from results.rows import (
     EMBEDDED,
@@ -46,8 +46,6 @@ from results.rows import (
 )
 from results.store import StoredRecord
 from results.tables import score_cell
-
-# ---- two encoders
 
 DIFF_LINE = (
     f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
@@ -164,8 +162,6 @@ def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
         return "within the noise"
     return "A is better" if (found.value > 0) == higher_is_better else "B is better"
 
-
-# ---- two columns
 
 RESAMPLES = 2000
 MIN_ENCODERS = 5  # trainings; with fewer an interval would be meaningless

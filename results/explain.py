@@ -11,6 +11,7 @@ A difference from a published score is taken apart the same way: which settings 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
@@ -26,6 +27,7 @@ from results.families import family_of
 from results.files import MAX_TEXT, read_text, write_file
 from results.formats import Cell, Row, Table, with_interval
 from results.noise import TWO_SIDED, ReplicateCache
+from results.plots import LABEL_WIDTH, NothingToDrawError, plain_axes, save_figure, stacked_panels
 from results.published import Figure
 from results.rows import encoder_names, identity, newest
 from results.schema import Protocol, Record
@@ -258,7 +260,7 @@ def _interval(
     return share + low, share + high
 
 
-# ---- in words, and as a table
+# ---- in words, as a table, and as a figure
 
 SETTINGS = {
     "geometry.crop": "crop size", "geometry.resize": "resize", "geometry.interpolation": "interpolation",
@@ -268,6 +270,7 @@ SETTINGS = {
     "ignore_in_train": "ignored training images",
 }  # fmt: skip
 IN_HEADING = 3  # settings that a heading names
+ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # distinct for colour-blind readers; the sign is printed too
 
 
 def in_words(field: str) -> str:
@@ -317,6 +320,40 @@ def explanation_table(one: Explanation) -> Table:
     )
     columns = ("Setting", "A", "B", "Share", "In this order", "In reverse")
     return Table(heading(one), lines, columns, tuple(rows), one.decimals)
+
+
+def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
+    """The score under protocol A, the share of every field, and the score under B; a panel per explanation."""
+    if not found:
+        raise NothingToDrawError("no record has an explained difference between protocols")
+    figure, all_axes = stacked_panels([1.4 + 0.55 * (len(one.switches) + 2) for one in found], width=7.5)
+    for axes, one in zip(all_axes, found, strict=True):
+        shares = [switch.share for switch in one.switches]
+        levels = [one.score_a]  # the score after each switch
+        for share in shares:
+            levels.append(levels[-1] + share)
+        steps = [f"{_wrapped(in_words(s.field))}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
+        labels = ["score under A", *steps, "score under B"]
+        lengths, starts = [one.score_a, *shares, one.score_b], [0.0, *levels[:-1], 0.0]
+        colours = [ENDS, *(UP if share >= 0 else DOWN for share in shares), ENDS]
+        hatches = ["", *("" if share >= 0 else "//" for share in shares), ""]
+        axes.barh(range(len(labels)), lengths, left=starts, color=colours, hatch=hatches, edgecolor="white", height=0.6)
+        for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            text = f"{length:.2f}" if i in (0, len(labels) - 1) else f"{length:+.2f}"
+            axes.annotate(text, (max(start, start + length), i), xytext=(4, 0), textcoords="offset points", va="center")
+        low, high = min(*levels, one.score_b), max(*levels, one.score_b)
+        margin = max(0.2 * (high - low), 0.5)
+        axes.set_xlim(low - margin, high + 2 * margin)
+        axes.set_yticks(range(len(labels)), labels, fontsize="small")
+        axes.invert_yaxis()
+        axes.set_xlabel("score (the axis does not start at zero)")
+        plain_axes(axes, f"{one.encoder}\n{one.column} on {one.dataset}", grid="x")
+    save_figure(figure, out)
+
+
+def _wrapped(label: str) -> str:
+    """A label on several lines, because the id of a protocol lists every changed number."""
+    return "\n".join(textwrap.wrap(label.replace("+", " +"), LABEL_WIDTH)).replace(" +", "+")
 
 
 def _values(protocol: Protocol, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,7 +24,16 @@ from results.explain import Explanation, explanation_table
 from results.families import family_of
 from results.files import open_image
 from results.formats import Cell, Row, Table, cell_text, numeric_columns
-from results.plot_style import NothingToDrawError, encoder_key, without_title
+from results.plots import (
+    LABEL_WIDTH,
+    EncoderStyles,
+    NothingToDrawError,
+    encoder_key,
+    mark,
+    plain_axes,
+    save_figure,
+    without_title,
+)
 from results.rows import Group, architecture_text, name_with_init, records_by_row, variant_text
 from results.schema import Record
 from results.store import StoredRecord
@@ -317,6 +327,63 @@ def inline_svg(text: str, prefix: str) -> str:
     width = re.match(r'<svg [^>]*?width="([\d.]+)pt"', svg)
     style = f' style="min-width: {MIN_SCALE * float(width[1]):.0f}pt"' if width else ""
     return svg.replace("<svg ", f'<svg aria-hidden="true" focusable="false"{style} ', 1)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One encoder in one panel: a value with its 95 % interval; `tied` where it is the best or tied with it."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """A column's title and its dots, in the order of the rows."""
+
+    title: str
+    dots: tuple[Dot, ...]
+
+
+def draw_dots(
+    panels: Sequence[DotPanel], out: Path, styles: EncoderStyles, *, x_label: str, zero: bool = False
+) -> None:
+    """A row per encoder, a panel per column: dots with 95 % intervals, filled where tied with the best.
+
+    Args:
+        zero: draw a line at zero, for differences.
+    """
+    labels = list(dict.fromkeys(dot.label for panel in panels for dot in panel.dots))
+    if not labels:
+        raise NothingToDrawError("no encoder has a headline score")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for dot in panel.dots:
+            colour, row = styles.of(dot.label)["color"], labels.index(dot.label)
+            if dot.low is not None and dot.high is not None:
+                (line,) = axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=1.6)
+                mark(line, dot.label)
+            (point,) = axes.plot(
+                [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
+                markerfacecolor=colour if dot.tied else "none",  # white would look filled on a dark page
+            )  # fmt: skip
+            mark(point, dot.label)
+        if zero:
+            axes.axvline(0, color="#7a7a7a", linewidth=0.8)
+        axes.set_title(textwrap.fill(panel.title, 26), fontsize="medium", loc="left")
+        plain_axes(axes, grid="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[0].set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_WIDTH) for label in labels])
+    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.supxlabel(x_label, fontsize="small")
+    save_figure(figure, out)
 
 
 # ---- images saved with the records

@@ -1,40 +1,181 @@
-"""Figures of records, comparisons and pretraining logs: one `draw_…` function each, and `write_figures` for all.
+"""The look of every figure, and the figures of records: one `draw_…` function each, and `write_figures` for all.
 
-Every function writes one file in the format of its ending, and raises `NothingToDrawError` if there is nothing to show.
+A function writes one file in the format of its ending, and raises `NothingToDrawError` if there is nothing to show.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import io
-import json
 import re
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from results.errors import InputError
-from results.explain import Explanation, in_words
 from results.families import family_of
-from results.files import MAX_TEXT, read_text, write_file
-from results.plot_style import (
-    LABEL_WIDTH,
-    EncoderStyles,
-    NothingToDrawError,
-    legend_below,
-    line_style,
-    mark,
-    plain_axes,
-    save_figure,
-    stacked_panels,
-)
-from results.rows import data_kind, data_kinds, newest, records_by_row, table_rows, variant_text
+from results.files import write_file
+from results.rows import data_kind, data_kinds, identity, newest, records_by_row, table_rows, variant_text
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# ---- the look of every figure
+
+# The palette of Okabe and Ito (2008), safe for colour-blind readers; markers and dashes repeat the distinction.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":", "-.")
+CONTROLS = ("#6e6e6e", "#a3a3a3")  # untrained networks and raw pixels, which other encoders are compared with
+LABEL_WIDTH = 38  # characters of a label before it goes on in the next line
+_TITLED: ContextVar[bool] = ContextVar("titled", default=True)
+
+
+@contextmanager
+def without_title() -> Iterator[None]:
+    """Figures of one panel are drawn without a title: the page or the caption around them has it."""
+    token = _TITLED.set(False)
+    try:
+        yield
+    finally:
+        _TITLED.reset(token)
+
+
+def encoder_key(label: str) -> str:
+    """Eight hex digits by which a page finds an encoder's lines in its figures."""
+    return hashlib.sha256(label.encode()).hexdigest()[:8]
+
+
+def mark(artist: Artist, label: str) -> None:
+    """Name an artist after its encoder, so that a page can dim the others."""
+    axes = artist.axes
+    assert axes is not None
+    panel = next(i for i, each in enumerate(axes.figure.axes) if each is axes)
+    place = f"{panel}-{axes.get_children().index(artist)}"
+    artist.set_gid(f"encoder-{encoder_key(label)}-{place}")
+
+
+class NothingToDrawError(ValueError):
+    """The records hold nothing that this figure shows."""
+
+
+class LineStyle(TypedDict):
+    """Keyword arguments of `Axes.plot`."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def line_style(family: int, member: int = 0) -> LineStyle:
+    """The style of a family's member.
+
+    Families differ in colour, marker and dashes, the members of one family in marker and dashes only.
+    """
+    return {
+        "color": COLOURS[family % len(COLOURS)],
+        "marker": MARKERS[(family + member) % len(MARKERS)],
+        "linestyle": DASHES[(family // len(COLOURS) + member) % len(DASHES)],
+    }
+
+
+class EncoderStyles:
+    """One style for each encoder of some records, the same in every figure and on every page.
+
+    The seeds of one training are a family. Untrained networks and raw pixels are grey.
+
+    Attributes:
+        by_training: label of an encoder by the source and the epochs that its card states.
+        entries: the rows of a table of all these records.
+    """
+
+    def __init__(self, records: Sequence[StoredRecord]) -> None:
+        self._styles: dict[str, LineStyle] = {}
+        self.by_training: dict[tuple[str, float], str] = {}
+        families: dict[str, int] = {}
+        members: dict[str, int] = {}
+        controls = 0
+        self.entries = table_rows(newest(records))
+        for entry in self.entries:
+            name = entry.training
+            if entry.random or entry.architecture.name == "pixels":
+                style: LineStyle = {**line_style(controls, controls), "color": CONTROLS[controls % len(CONTROLS)]}
+                controls += 1
+            else:
+                family, member = families.setdefault(name, len(families)), members.get(name, 0)
+                members[name] = member + 1
+                style = line_style(family, member)
+            for label in (entry.label, name, *(card.name for card in entry.cards)):
+                self._styles.setdefault(label, style)
+            for card in entry.cards:
+                if card.epochs is not None:
+                    self.by_training.setdefault((card.source, card.epochs), entry.label)
+        # A part of the records may need fewer words to tell two encoders apart; the shorter label is the same encoder.
+        styles = {identity(card): self._styles[entry.label] for entry in self.entries for card in entry.cards}
+        for own in _parts(records):
+            for entry in table_rows(own):
+                if (known := styles.get(identity(entry.cards[0]))) is not None:
+                    self._styles.setdefault(entry.label, known)
+        self._families = len(families)
+
+    def of(self, label: str) -> LineStyle:
+        """The style of a row label or encoder name. An unknown name gets the next free style and keeps it."""
+        if label not in self._styles:
+            self._styles[label] = line_style(self._families)
+            self._families += 1
+        return self._styles[label]
+
+
+def _parts(records: Sequence[StoredRecord]) -> Iterable[list[StoredRecord]]:
+    """The records that a page or a figure shows together: of each kind of data, and of each protocol on a data set."""
+    parts: dict[Any, list[StoredRecord]] = {}
+    for stored in records:
+        if stored.intact:
+            record = stored.record
+            parts.setdefault(data_kind(record), []).append(stored)
+            parts.setdefault((record.protocol.sha256, record.dataset.fingerprint), []).append(stored)
+    return parts.values()
+
+
+def stacked_panels(heights: Sequence[float], *, width: float = 6.5, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with one column of panels. Sizes are in inches; `extra` is space for a common label or legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
+    return figure, list(panels[:, 0])
+
+
+def plain_axes(axes: Axes, title: str = "", *, grid: Literal["x", "y"] = "y") -> None:
+    """A title on the left, a pale grid, no frame on the right and at the top."""
+    if title and (_TITLED.get() or len(axes.figure.axes) > 1):
+        axes.set_title(title, fontsize="medium", loc="left")
+    axes.grid(axis=grid, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(axes: Axes, offset: float) -> None:
+    """A legend under the panel; `offset` is its distance in heights of the panel."""
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, -offset))
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure in the format of the file's ending (PNG without one), completely or not at all."""
+    content, form = io.BytesIO(), out.suffix.removeprefix(".") or "png"
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same records give the same bytes
+    figure.savefig(content, format=form, dpi=150, bbox_inches="tight", metadata=dated.get(form))
+    write_file(out, content.getvalue())
+
 
 # ---- every figure of a folder of records
 
@@ -441,162 +582,3 @@ def draw_per_class(records: Sequence[StoredRecord], out: Path, styles: EncoderSt
         axes.spines["left"].set_visible(False)
         legend_below(axes, 0.55 / (0.3 * len(table.rows) + 0.3))  # 0.55 inches, below the axis and its label
     save_figure(figure, out)
-
-
-# ---- comparisons
-
-ENDS, UP, DOWN = "#7f7f7f", "#0072B2", "#D55E00"  # distinct for colour-blind readers; the sign is printed too
-
-
-def draw_waterfall(found: Sequence[Explanation], out: Path) -> None:
-    """The score under protocol A, the share of every field, and the score under B; a panel per explanation."""
-    if not found:
-        raise NothingToDrawError("no record has an explained difference between protocols")
-    figure, all_axes = stacked_panels([1.4 + 0.55 * (len(one.switches) + 2) for one in found], width=7.5)
-    for axes, one in zip(all_axes, found, strict=True):
-        shares = [switch.share for switch in one.switches]
-        levels = [one.score_a]  # the score after each switch
-        for share in shares:
-            levels.append(levels[-1] + share)
-        steps = [f"{_wrapped(in_words(s.field))}\n{_wrapped(f'{s.a} → {s.b}')}" for s in one.switches]
-        labels = ["score under A", *steps, "score under B"]
-        lengths, starts = [one.score_a, *shares, one.score_b], [0.0, *levels[:-1], 0.0]
-        colours = [ENDS, *(UP if share >= 0 else DOWN for share in shares), ENDS]
-        hatches = ["", *("" if share >= 0 else "//" for share in shares), ""]
-        axes.barh(range(len(labels)), lengths, left=starts, color=colours, hatch=hatches, edgecolor="white", height=0.6)
-        for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            text = f"{length:.2f}" if i in (0, len(labels) - 1) else f"{length:+.2f}"
-            axes.annotate(text, (max(start, start + length), i), xytext=(4, 0), textcoords="offset points", va="center")
-        low, high = min(*levels, one.score_b), max(*levels, one.score_b)
-        margin = max(0.2 * (high - low), 0.5)
-        axes.set_xlim(low - margin, high + 2 * margin)
-        axes.set_yticks(range(len(labels)), labels, fontsize="small")
-        axes.invert_yaxis()
-        axes.set_xlabel("score (the axis does not start at zero)")
-        plain_axes(axes, f"{one.encoder}\n{one.column} on {one.dataset}", grid="x")
-    save_figure(figure, out)
-
-
-def _wrapped(label: str) -> str:
-    """A label on several lines, because the id of a protocol lists every changed number."""
-    return "\n".join(textwrap.wrap(label.replace("+", " +"), LABEL_WIDTH)).replace(" +", "+")
-
-
-# ---- pretraining logs
-
-# Column of the log -> label of its axis, and the factor from the log's unit to the label's.
-LOG_PANELS = {
-    "loss": ("loss (dotted: at chance)", 1.0),
-    "accuracy": ("pretext accuracy (%)", 100.0),
-    "knn": ("kNN accuracy on\nheld-out images (%)", 1.0),
-    "probe": ("linear probe on\nheld-out images (%)", 1.0),
-    "online_probe": ("online probe on\nheld-out images (%)", 1.0),
-    "online_probe_train": ("online probe on\ntraining views (%)", 1.0),
-    "rankme": ("RankMe", 1.0),
-    "effective_rank": ("effective rank\nof the features", 1.0),
-    "alpha_req": ("alpha-ReQ", 1.0),
-    "uniformity": ("uniformity\n(lower is more even)", 1.0),
-    "deviation": ("deviation\n(1: even, 0: collapsed)", 1.0),
-    "dead_share": ("dead dimensions (%)", 100.0),
-    "lidar": ("LiDAR", 1.0),
-    "alignment": ("alignment of views\n(lower is closer)", 1.0),
-}
-
-
-@dataclass(frozen=True)
-class PretrainingLog:
-    """The log of one run: the name of its folder, (epoch, value) pairs by column, and the encoder that it made.
-
-    Attributes:
-        encoder: source and epochs as the encoder's card states them; empty if the folder has no recipe.
-    """
-
-    name: str
-    columns: dict[str, list[tuple[float, float]]]
-    encoder: tuple[str, float] | None = None
-
-
-MAX_DRAWN = 1e100  # larger numbers, such as the loss of a run that diverged, have no place on an axis
-
-
-def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
-    """Every `log.csv` below a folder, one row per epoch; empty if the folder does not exist.
-
-    Raises:
-        InputError: a file is not a log of a pretraining run.
-    """
-    return [_read_log(path) for path in sorted(root.rglob("log.csv"))]
-
-
-def _read_log(path: Path) -> PretrainingLog:
-    columns: dict[str, list[tuple[float, float]]] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(read_text(path, MAX_TEXT), newline="")):
-            for name, text in row.items():
-                if not text:
-                    continue
-                epoch, value = float(row["epoch"]), float(text)
-                if abs(epoch) < MAX_DRAWN and not abs(value) >= MAX_DRAWN:  # nan is a gap in the line
-                    columns.setdefault(name, []).append((epoch, value))
-    except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
-        ) from error
-    return PretrainingLog(path.parent.name, columns, _made_by(path.parent / "recipe.json"))
-
-
-def _made_by(recipe: Path) -> tuple[str, float] | None:
-    try:
-        content = json.loads(read_text(recipe, MAX_TEXT))
-        return f"recipe {content['name']}, seed {content['seed']}", float(content["epochs"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # only the colour of a line depends on it
-        return None
-
-
-def draw_pretraining(logs: Sequence[PretrainingLog], out: Path, styles: EncoderStyles | None = None) -> None:
-    """A panel for the loss, the pretext accuracy and each measure of the monitor against the epoch, as the logs have.
-
-    Args:
-        styles: gives the line of a run the style of its encoder.
-    """
-    from matplotlib.figure import Figure
-
-    shown = [name for name in LOG_PANELS if any(name in log.columns for log in logs)]
-    if not shown:
-        raise NothingToDrawError("no log of a pretraining run")
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.8 * columns, 2.1 * rows + 0.25 * len(logs) + 0.4), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
-    labels = run_labels(logs, styles)
-    lines = [line_style(i) if styles is None else styles.of(label) for i, label in enumerate(labels)]
-    for axes, name in zip(panels, shown, strict=False):
-        title, factor = LOG_PANELS[name]
-        for log, label, style in zip(logs, labels, lines, strict=True):
-            points = log.columns.get(name, [])
-            (line,) = axes.plot(
-                [epoch for epoch, _ in points], [factor * value for _, value in points], label=log.name,
-                markevery=max(1, len(points) // 12), markersize=4, **style,
-            )  # fmt: skip
-            mark(line, label)
-            if name == "loss":
-                chance = log.columns.get("chance_loss", [])
-                axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
-        if name == "dead_share":  # mostly none, which is no range
-            axes.set_ylim(-0.2, max(5.0, axes.get_ylim()[1]))
-        axes.set_ylabel(title)
-        plain_axes(axes)
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
-    for axes in panels[len(shown) - columns : len(shown)]:
-        axes.set_xlabel("epoch")
-        axes.tick_params(labelbottom=True)  # also of a panel above an empty place
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    save_figure(figure, out)
-
-
-def run_labels(logs: Sequence[PretrainingLog], styles: EncoderStyles | None) -> list[str]:
-    """For each run the label of the encoder that it made, if the records have it; else the name of its folder."""
-    known = {} if styles is None else styles.by_training
-    return [log.name if log.encoder is None else known.get(log.encoder, log.name) for log in logs]

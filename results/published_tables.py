@@ -19,8 +19,6 @@ from results.rows import FULL, Entry
 from results.store import StoredRecord
 from results.tables import SPREAD_LINE, Section, score_cell
 
-# ---- a model-zoo page
-
 CONFIG = "Self-Supervised Config"  # heads the first column, as on the published pages
 
 
@@ -174,9 +172,6 @@ def published_std(mean: Figure, others: Sequence[Figure]) -> Figure | None:
         ),
         None,
     )
-
-
-# ---- the tables of the MoCo papers
 
 
 @dataclass(frozen=True)

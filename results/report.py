@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,21 +24,34 @@ from results.compare import (
     together,
 )
 from results.errors import InputError
-from results.explain import AskedPair, Explanation, explanations, heading, in_words
+from results.explain import AskedPair, Explanation, draw_waterfall, explanations, heading, in_words
 from results.families import suite_of
+from results.files import MAX_TEXT, read_text
 from results.formats import Cell, Row, Table, cell_text, sourced_table
-from results.html_parts import SCORE_COLUMNS, Chart, ReportPart, TableMaker, VerdictCard, chart, rendered, saved_images
+from results.html_parts import (
+    SCORE_COLUMNS,
+    Chart,
+    Dot,
+    DotPanel,
+    ReportPart,
+    TableMaker,
+    VerdictCard,
+    chart,
+    draw_dots,
+    rendered,
+    saved_images,
+)
 from results.noise import NOISE_LINE, TWO_SIDED, difference, rank_rows
-from results.plot_style import (
-    LABEL_WIDTH,
+from results.plots import (
     EncoderStyles,
     NothingToDrawError,
     encoder_key,
+    line_style,
     mark,
     plain_axes,
+    record_figures,
     save_figure,
 )
-from results.plots import PretrainingLog, draw_pretraining, draw_waterfall, record_figures
 from results.published import Figure
 from results.published_tables import CONFIG, PAGE_TABLES, filled_columns, published_rows
 from results.rows import (
@@ -288,63 +303,6 @@ def _noise(section: Section, maker: TableMaker, styles: EncoderStyles) -> Report
     return part
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One encoder in one panel: a value with its 95 % interval; `tied` where it is the best or tied with it."""
-
-    label: str
-    value: float
-    low: float | None
-    high: float | None
-    tied: bool = False
-
-
-@dataclass(frozen=True)
-class DotPanel:
-    """A column's title and its dots, in the order of the rows."""
-
-    title: str
-    dots: tuple[Dot, ...]
-
-
-def draw_dots(
-    panels: Sequence[DotPanel], out: Path, styles: EncoderStyles, *, x_label: str, zero: bool = False
-) -> None:
-    """A row per encoder, a panel per column: dots with 95 % intervals, filled where tied with the best.
-
-    Args:
-        zero: draw a line at zero, for differences.
-    """
-    labels = list(dict.fromkeys(dot.label for panel in panels for dot in panel.dots))
-    if not labels:
-        raise NothingToDrawError("no encoder has a headline score")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.2 + 0.32 * len(labels)), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for dot in panel.dots:
-            colour, row = styles.of(dot.label)["color"], labels.index(dot.label)
-            if dot.low is not None and dot.high is not None:
-                (line,) = axes.plot([dot.low, dot.high], [row, row], color=colour, linewidth=1.6)
-                mark(line, dot.label)
-            (point,) = axes.plot(
-                [dot.value], [row], color=colour, marker=styles.of(dot.label)["marker"], markersize=6,
-                markerfacecolor=colour if dot.tied else "none",  # white would look filled on a dark page
-            )  # fmt: skip
-            mark(point, dot.label)
-        if zero:
-            axes.axvline(0, color="#7a7a7a", linewidth=0.8)
-        axes.set_title(textwrap.fill(panel.title, 26), fontsize="medium", loc="left")
-        plain_axes(axes, grid="x")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    all_axes[0].set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_WIDTH) for label in labels])
-    all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.supxlabel(x_label, fontsize="small")
-    save_figure(figure, out)
-
-
 def _images(section: Section) -> ReportPart:
     records = [stored for group in section.groups for stored in group.records]
     images = sorted(saved_images(records), key=lambda image: image.untrained)
@@ -436,7 +394,124 @@ def _correlations(records: Sequence[StoredRecord], figures: Sequence[Figure], ma
     return parts
 
 
-# ---- pretraining, published figures, and what was left out
+# ---- pretraining logs
+
+# Column of the log -> label of its axis, and the factor from the log's unit to the label's.
+LOG_PANELS = {
+    "loss": ("loss (dotted: at chance)", 1.0),
+    "accuracy": ("pretext accuracy (%)", 100.0),
+    "knn": ("kNN accuracy on\nheld-out images (%)", 1.0),
+    "probe": ("linear probe on\nheld-out images (%)", 1.0),
+    "online_probe": ("online probe on\nheld-out images (%)", 1.0),
+    "online_probe_train": ("online probe on\ntraining views (%)", 1.0),
+    "rankme": ("RankMe", 1.0),
+    "effective_rank": ("effective rank\nof the features", 1.0),
+    "alpha_req": ("alpha-ReQ", 1.0),
+    "uniformity": ("uniformity\n(lower is more even)", 1.0),
+    "deviation": ("deviation\n(1: even, 0: collapsed)", 1.0),
+    "dead_share": ("dead dimensions (%)", 100.0),
+    "lidar": ("LiDAR", 1.0),
+    "alignment": ("alignment of views\n(lower is closer)", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class PretrainingLog:
+    """The log of one run: the name of its folder, (epoch, value) pairs by column, and the encoder that it made.
+
+    Attributes:
+        encoder: source and epochs as the encoder's card states them; empty if the folder has no recipe.
+    """
+
+    name: str
+    columns: dict[str, list[tuple[float, float]]]
+    encoder: tuple[str, float] | None = None
+
+
+MAX_DRAWN = 1e100  # larger numbers, such as the loss of a run that diverged, have no place on an axis
+
+
+def read_pretraining_logs(root: Path) -> list[PretrainingLog]:
+    """Every `log.csv` below a folder, one row per epoch; empty if the folder does not exist.
+
+    Raises:
+        InputError: a file is not a log of a pretraining run.
+    """
+    return [_read_log(path) for path in sorted(root.rglob("log.csv"))]
+
+
+def _read_log(path: Path) -> PretrainingLog:
+    columns: dict[str, list[tuple[float, float]]] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(path, MAX_TEXT), newline="")):
+            for name, text in row.items():
+                if not text:
+                    continue
+                epoch, value = float(row["epoch"]), float(text)
+                if abs(epoch) < MAX_DRAWN and not abs(value) >= MAX_DRAWN:  # nan is a gap in the line
+                    columns.setdefault(name, []).append((epoch, value))
+    except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not the log of a pretraining run ({error}); remove it or choose another folder with --pretrain"
+        ) from error
+    return PretrainingLog(path.parent.name, columns, _made_by(path.parent / "recipe.json"))
+
+
+def _made_by(recipe: Path) -> tuple[str, float] | None:
+    try:
+        content = json.loads(read_text(recipe, MAX_TEXT))
+        return f"recipe {content['name']}, seed {content['seed']}", float(content["epochs"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # only the colour of a line depends on it
+        return None
+
+
+def draw_pretraining(logs: Sequence[PretrainingLog], out: Path, styles: EncoderStyles | None = None) -> None:
+    """A panel for the loss, the pretext accuracy and each measure of the monitor against the epoch, as the logs have.
+
+    Args:
+        styles: gives the line of a run the style of its encoder.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [name for name in LOG_PANELS if any(name in log.columns for log in logs)]
+    if not shown:
+        raise NothingToDrawError("no log of a pretraining run")
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.8 * columns, 2.1 * rows + 0.25 * len(logs) + 0.4), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+    labels = run_labels(logs, styles)
+    lines = [line_style(i) if styles is None else styles.of(label) for i, label in enumerate(labels)]
+    for axes, name in zip(panels, shown, strict=False):
+        title, factor = LOG_PANELS[name]
+        for log, label, style in zip(logs, labels, lines, strict=True):
+            points = log.columns.get(name, [])
+            (line,) = axes.plot(
+                [epoch for epoch, _ in points], [factor * value for _, value in points], label=log.name,
+                markevery=max(1, len(points) // 12), markersize=4, **style,
+            )  # fmt: skip
+            mark(line, label)
+            if name == "loss":
+                chance = log.columns.get("chance_loss", [])
+                axes.plot([x for x, _ in chance], [y for _, y in chance], ":", color=style["color"], linewidth=1)
+        if name == "dead_share":  # mostly none, which is no range
+            axes.set_ylim(-0.2, max(5.0, axes.get_ylim()[1]))
+        axes.set_ylabel(title)
+        plain_axes(axes)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes in panels[len(shown) - columns : len(shown)]:
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelbottom=True)  # also of a panel above an empty place
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    save_figure(figure, out)
+
+
+def run_labels(logs: Sequence[PretrainingLog], styles: EncoderStyles | None) -> list[str]:
+    """For each run the label of the encoder that it made, if the records have it; else the name of its folder."""
+    known = {} if styles is None else styles.by_training
+    return [log.name if log.encoder is None else known.get(log.encoder, log.name) for log in logs]
 
 
 def _pretraining(logs: Sequence[PretrainingLog], styles: EncoderStyles) -> ReportPart:
@@ -447,6 +522,9 @@ def _pretraining(logs: Sequence[PretrainingLog], styles: EncoderStyles) -> Repor
     draw = partial(draw_pretraining, logs, styles=styles)
     charts = chart("pretraining-curves", "Pretraining curves", description, draw)
     return ReportPart("pretraining", "Pretraining", charts=charts)
+
+
+# ---- published figures, and what was left out
 
 
 def _published(figures: Sequence[Figure], maker: TableMaker) -> ReportPart:

@@ -12,9 +12,8 @@ from matplotlib import rc_context
 
 from benchmarks.__main__ import COMMANDS
 from benchmarks.registry import TASKS, load_task
-from results.explain import explanations, remembered
-from results.plot_style import without_title
-from results.plots import draw_waterfall
+from results.explain import draw_waterfall, explanations, remembered
+from results.plots import without_title
 from results.store import read_records
 
 ROOT = Path(__file__).parents[1]

@@ -30,8 +30,8 @@ import benchmark_tables  # noqa: E402 - mkdocs puts the hook's own folder on the
 import inventories  # noqa: E402
 import outputs  # noqa: E402
 
-from results.plot_style import EncoderStyles, without_title  # noqa: E402
-from results.plots import RecordFigure, draw_pretraining, read_pretraining_logs, record_figures  # noqa: E402
+from results.plots import EncoderStyles, RecordFigure, record_figures, without_title  # noqa: E402
+from results.report import draw_pretraining, read_pretraining_logs  # noqa: E402
 from results.store import read_records  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docs_pages")

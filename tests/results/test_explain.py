@@ -18,14 +18,14 @@ from results.explain import (
     AskedPair,
     Explanation,
     differing,
+    draw_waterfall,
     explanation_table,
     explanations,
     heading,
     remember,
     remembered,
 )
-from results.plot_style import NothingToDrawError
-from results.plots import draw_waterfall
+from results.plots import NothingToDrawError
 from results.schema import Geometry, Protocol, Score
 from results.store import read_records, write_record
 from tests.results.factory_records import accuracy_outcomes, card, protocol, record

@@ -13,21 +13,22 @@ from matplotlib.image import imread
 from PIL import Image
 
 from results.__main__ import main
-from results.plot_style import COLOURS, EncoderStyles, NothingToDrawError, line_style
 from results.plots import (
+    COLOURS,
     SELECTIONS,
+    EncoderStyles,
+    NothingToDrawError,
     curve_panels,
     draw_knn_k,
     draw_low_shot,
     draw_per_class,
     draw_per_layer,
-    draw_pretraining,
     draw_score_against_epoch,
     epoch_panels,
     layer_of,
+    line_style,
     low_shot_bands,
     neighbours_of,
-    read_pretraining_logs,
 )
 from results.rows import table_rows
 from results.schema import Protocol, Score, canonical_sha256
@@ -437,12 +438,3 @@ def test_a_figure_says_which_error_its_bars_show(demo: list[StoredRecord], tmp_p
     assert "EfficientNet-Lite0 (bars: standard error of the test sample)" in texts
     assert "mocov2_resnet18w32_demo, mean of 3 (bars: standard deviation over runs)" in texts
     assert texts[-2:] == ["mocov2_resnet18w32_demo, mean of 3", "EfficientNet-Lite0"]
-
-
-def test_the_log_of_a_run_that_diverged_is_drawn_as_far_as_an_axis_reaches(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/log.csv").write_text("epoch,loss\n1,3\n2,nan\n3,inf\n4,-1e308\n1e308,1\n5,2.5\n", encoding="utf-8")
-    logs = read_pretraining_logs(tmp_path)
-    assert [epoch for epoch, _ in logs[0].columns["loss"]] == [1, 2, 5]  # nan is a gap
-    draw_pretraining(logs, tmp_path / "log.svg")
-    assert (tmp_path / "log.svg").is_file()

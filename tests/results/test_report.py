@@ -21,10 +21,9 @@ from results.__main__ import main
 from results.errors import InputError
 from results.explain import AskedPair, remember, remembered
 from results.html_parts import chart, inline_svg
-from results.plot_style import EncoderStyles, NothingToDrawError, encoder_key
-from results.plots import LOG_PANELS, draw_pretraining, read_pretraining_logs, run_labels
+from results.plots import EncoderStyles, NothingToDrawError, encoder_key
 from results.published import chosen, figures
-from results.report import leading, report_html
+from results.report import LOG_PANELS, draw_pretraining, leading, read_pretraining_logs, report_html, run_labels
 from results.schema import Score
 from results.store import read_records, write_record
 from tests.results.browser import LAYOUT_FAULTS, TELL, browse, looked_at
@@ -238,6 +237,15 @@ def test_logs(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"log\.csv is not the log"):
         read_pretraining_logs(tmp_path)
+
+
+def test_the_log_of_a_run_that_diverged_is_drawn_as_far_as_an_axis_reaches(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/log.csv").write_text("epoch,loss\n1,3\n2,nan\n3,inf\n4,-1e308\n1e308,1\n5,2.5\n", encoding="utf-8")
+    logs = read_pretraining_logs(tmp_path)
+    assert [epoch for epoch, _ in logs[0].columns["loss"]] == [1, 2, 5]  # nan is a gap
+    draw_pretraining(logs, tmp_path / "log.svg")
+    assert (tmp_path / "log.svg").is_file()
 
 
 def test_every_measure_of_the_monitor_has_a_panel_in_the_encoders_own_style(tmp_path: Path) -> None:
