@@ -163,7 +163,7 @@ def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
     return "A is better" if (found.value > 0) == higher_is_better else "B is better"
 
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the trainings
 MIN_ENCODERS = 5  # trainings; with fewer an interval would be meaningless
 # The headline of a protocol is the column that most encoders have; among equals the first of these.
 PREFERRED = (
