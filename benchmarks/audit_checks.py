@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.encoders.card_facts import pixels_of
 from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.forms import pixels_of
 from benchmarks.encoders.timm_models import timm_plan
 from benchmarks.encoders.vit_families import family_of_card
 from results.schema import EncoderCard, Triple

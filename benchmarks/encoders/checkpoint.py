@@ -19,7 +19,9 @@ from torch import Tensor
 
 from benchmarks.encoders import vit_families
 from benchmarks.encoders.capi import NAME, capi_encoder, is_capi
-from benchmarks.encoders.card_facts import (
+from benchmarks.encoders.encoder import Encoder, filled, head_summary, matches, projection_head, renamed
+from benchmarks.encoders.forms import (
+    HUB_WEIGHTS,
     NOT_SHOWN_BY_VIT_KEYS,
     OF_RESNETS,
     OF_VITS,
@@ -29,11 +31,10 @@ from benchmarks.encoders.card_facts import (
     overrides_of_card,
     overrides_of_recipe,
     overrides_of_release,
+    parse_architecture,
     pixels_of,
 )
-from benchmarks.encoders.encoder import Encoder, filled, head_summary, matches, projection_head, renamed
-from benchmarks.encoders.forms import parse_architecture
-from benchmarks.encoders.hf_configs import WEIGHTS, model_name, read_config
+from benchmarks.encoders.hf_configs import model_name, read_config
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.resnet import (
     infer_resnet,
@@ -116,7 +117,7 @@ def _load(file: WeightFile, overrides: CardOverrides) -> Encoder:
     may_be_resnet = any("layer1.0." in name for tensors in file.tensors.values() for name in tensors)
     if not overrides.architecture and not may_be_resnet:
         vit_families.refuse_unsupported(file.tensors, str(path))
-    config = read_config(path) if path.name in WEIGHTS else CardOverrides()
+    config = read_config(path) if path.name in HUB_WEIGHTS else CardOverrides()
     named = overrides.architecture or config.architecture or ""
     if named.startswith("torchvision:"):
         encoder = _named_torchvision(file, named, overrides)
@@ -313,7 +314,7 @@ def _known_without_user(file: WeightFile, found: RecognisedCheckpoint, architect
 def _card(file: WeightFile, found: RecognisedCheckpoint, architecture: Architecture) -> EncoderCard:
     """What the file's name and layout say; its network fills in the rest."""
     return EncoderCard(
-        name=model_name(file.path) if file.path.name in WEIGHTS else file.path.name.partition(".")[0],
+        name=model_name(file.path) if file.path.name in HUB_WEIGHTS else file.path.name.partition(".")[0],
         source=f"checkpoint {file.path.name}",
         architecture=architecture,
         layout=found.name,

@@ -1,4 +1,4 @@
-"""`hf:FOLDER`, a folder of transformers, timm or open_clip as the hub stores it, and what its config says."""
+"""What the config beside the weights says, in a folder of transformers, timm or open_clip as the hub stores it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.encoders.card_facts import CardOverrides
+from benchmarks.encoders.forms import OPEN_CLIP, CardOverrides
 from benchmarks.task import InputError
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors", "pytorch_model.bin",
-           "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")  # fmt: skip
-OPEN_CLIP = "open_clip_config.json"
 MAX_BYTES = 1_000_000  # of a config, which has a few thousand
 
 # transformers' model_type -> family (see `benchmarks.encoders.vit_families`). None: the type is used by several.
@@ -32,29 +29,8 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "g
                 "silu": None}  # fmt: skip
 
 
-def hub_weights(text: str) -> Path:
-    """The weight file of `hf:FOLDER`, which must have a config beside it."""
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        remedy = f"hf download {text} --local-dir FOLDER" if text.count("/") == 1 else "hf download NAME"
-        raise InputError(
-            f"hf:{text}: folder not found, and this command downloads nothing; download the model with `{remedy}` and "
-            "give hf:FOLDER"
-        )
-    configs = [name for name in ("config.json", OPEN_CLIP) if (folder / name).is_file()]
-    if not configs:
-        raise InputError(f"{folder} has no config.json or {OPEN_CLIP}; give a model folder of the Hugging Face hub")
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(file for file in folder.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
-    if others:
-        raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; give its file itself, as --encoder {others[0]}")
-    raise InputError(f"{folder} has none of {', '.join(WEIGHTS)}; download the whole model")
-
-
 def model_name(weights: Path) -> str:
-    """How the hub calls the model of one of `WEIGHTS`, which are named alike in every folder."""
+    """How the hub calls the model of one of `HUB_WEIGHTS`, which are named alike in every folder."""
     folder = weights.absolute().parent
     if folder.parent.name == "snapshots":  # of the hub's cache: models--ORG--NAME/snapshots/REVISION
         return folder.parent.parent.name.rpartition("--")[2]
@@ -62,7 +38,7 @@ def model_name(weights: Path) -> str:
 
 
 def read_config(weights: Path) -> CardOverrides:
-    """What the configuration next to one of `WEIGHTS` says; nothing without one, or without a model type in it.
+    """What the configuration next to one of `HUB_WEIGHTS` says; nothing without one, or without a model type in it.
 
     That is the family of the vision transformer where the model type fixes it, number of heads, epsilon, activation,
     mean and std, and `architecture` for a model of timm. open_clip's own weights are read by open_clip's own config,

@@ -14,10 +14,18 @@ from torch.nn import functional as F
 
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
-from benchmarks.encoders.card_facts import NETWORK, PIXELS, CardOverrides, parse_card_overrides
 from benchmarks.encoders.checkpoint import load_checkpoint
 from benchmarks.encoders.encoder import Encoder, device_and_dtype, image_sizes, preserved
-from benchmarks.encoders.forms import TORCHVISION_NETWORKS, parse_architecture, parse_form, random_form
+from benchmarks.encoders.forms import (
+    NETWORK,
+    PIXELS,
+    TORCHVISION_NETWORKS,
+    CardOverrides,
+    parse_architecture,
+    parse_card_overrides,
+    parse_form,
+    random_form,
+)
 from benchmarks.encoders.module_identity import module_identity
 from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.encoders.timm_models import efficientnet_lite0, pretrained_timm
@@ -49,7 +57,7 @@ def load_encoder(
         name: replaces the name in the card.
         facts: what the keys of a checkpoint do not show, such as `channels=BGR`, `stride_in_1x1=true` and
             `architecture=resnet50`, or which of its encoders to take, such as `pick=teacher` (see
-            `benchmarks.encoders.card_facts`).
+            `benchmarks.encoders.forms`).
 
     Raises:
         InputError: the form is unknown, the file is missing, unsafe or does not fit, or facts do not apply.

@@ -11,9 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import Encoder, filled
-from benchmarks.encoders.forms import TORCHVISION_NETWORKS
+from benchmarks.encoders.forms import PIXELS, TORCHVISION_NETWORKS, CardOverrides
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.resnet import STAGES, ResNet
 from pretrain.weight_files import weights_sha256

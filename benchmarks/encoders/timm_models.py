@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.card_facts import PIXELS, CardOverrides
 from benchmarks.encoders.encoder import Encoder, filled, head_summary, image_sizes, projection_head, renamed
+from benchmarks.encoders.forms import PIXELS, CardOverrides
 from benchmarks.encoders.layouts import Rules
 from benchmarks.encoders.vit_families import VitFamily, is_swiglu
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError

@@ -12,7 +12,7 @@ from typing import Any
 from benchmark_tables import table
 
 from benchmarks.datasets.registry import DATASETS
-from benchmarks.encoders.card_facts import RELEASES
+from benchmarks.encoders.forms import RELEASES
 from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from pretrain.recipe import RECIPES, Augmentation, Recipe

@@ -17,7 +17,7 @@ from pretrain.resnet import ResNet
 from results.schema import Architecture
 
 ROOT = Path(__file__).parents[2]
-MOST_FILES = 27
+MOST_FILES = 26
 COUNT = """
     import sys, threading
     from pathlib import Path

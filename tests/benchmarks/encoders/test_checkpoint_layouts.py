@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.encoders.card_facts import RELEASES
+from benchmarks.encoders.forms import RELEASES
 from benchmarks.encoders.layouts import LAYOUTS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
@@ -96,7 +96,7 @@ CASES = {
     **{f"attribute_{name}": Case(f"{name}.*", lambda t: {"model": t, "epoch": 3})
        for name in ("backbone", "encoder", "model", "net", "network", "resnet")},
 }  # fmt: skip
-ELSEWHERE = {  # rows whose tests are further down, in test_card_facts.py, test_timm_models.py or test_vit_families.py
+ELSEWHERE = {  # rows whose tests are further down, in test_facts.py, test_timm_models.py or test_vit_families.py
     "bytedance/ibot", "DINOv3", "facebookresearch/ijepa",
     "encoder-bench run", "facebookresearch/moco CIFAR notebook", "VISSL trunk", "detectron2", "Caffe2", "DINOv2",
     "ViT of timm's names", "lightly ViT", "lightly ViT with a teacher", "CAPI", "facebookresearch/capi", "NVlabs/RADIO",

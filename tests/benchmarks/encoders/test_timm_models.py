@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.card_facts import NOT_SHOWN_BY_VIT_KEYS, PIXELS
+from benchmarks.encoders.forms import NOT_SHOWN_BY_VIT_KEYS, PIXELS
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import _encoder, token_outputs
 from benchmarks.task import FEATURE_MAPS, InputError

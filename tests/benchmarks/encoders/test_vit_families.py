@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Identity
 
-from benchmarks.encoders.card_facts import pixels_of
+from benchmarks.encoders.forms import pixels_of
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.vit_families import FAMILIES, VitFamily
 from benchmarks.task import InputError

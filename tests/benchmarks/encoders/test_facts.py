@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.encoders.card_facts import not_shown_by_resnet_keys
+from benchmarks.encoders.forms import not_shown_by_resnet_keys
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import InputError
 from pretrain.weight_files import weights_sha256
