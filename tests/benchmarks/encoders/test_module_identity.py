@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders.load import CLASSIFIER_WIDTHS, module_encoder
-from benchmarks.encoders.module_identity import module_identity
+from benchmarks.encoders.load import CLASSIFIER_WIDTHS, module_encoder, module_identity
 from benchmarks.evaluate import evaluate
 from benchmarks.task import InputError, RunOptions
 
@@ -77,7 +76,7 @@ def test_the_same_module_has_the_same_identity_in_another_process(
     (tmp_path / "my_identity.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     own = __import__("my_identity").Own()
-    code = "import my_identity as m; from benchmarks.encoders.module_identity import *; print(module_identity(m.Own()))"
+    code = "import my_identity as m; from benchmarks.encoders.load import *; print(module_identity(m.Own()))"
     path = ":".join(filter(None, [str(tmp_path), *sys.path]))
     asked = [sys.executable, "-c", code]
     found = subprocess.run(asked, capture_output=True, text=True, check=True, env={"PYTHONPATH": path}).stdout
