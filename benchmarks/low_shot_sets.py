@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import read_npy
+from benchmarks.datasets.safe_readers import read_npy
 from benchmarks.svm_common import leave_out
 from benchmarks.task import InputError, Labels
 

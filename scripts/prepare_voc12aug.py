@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.datasets.lists import read_lines
-from benchmarks.datasets.mat_files import read_mat
+from benchmarks.datasets.safe_readers import read_mat
 from benchmarks.task import progress
 from results.command_line import run_script
 from results.errors import InputError

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.datasets.lists import FolderLayout, FolderLayouts, labels_below, pickled_array, read_lines, read_pickle
-from benchmarks.datasets.mat_files import read_mat
+from benchmarks.datasets.lists import FolderLayout, FolderLayouts, labels_below, read_lines
+from benchmarks.datasets.safe_readers import pickled_array, read_mat, read_pickle
 from benchmarks.task import InputError, Labels
 from results.files import require_regular
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.datasets.safe_readers import read_npy
 from benchmarks.task import InputError, Labels
 from results.files import PathList, make_folder, read_bytes, read_text, require_regular, require_size, write_file
 
@@ -261,74 +262,6 @@ def read_arrays(images: Path, labels: Path) -> Listed:
     listed = names.tolist()
     require_unique(images, listed)
     return listed, targets.reshape(-1).astype(np.int64)
-
-
-def read_npy(file: Path, remedy: str) -> NDArray[Any]:
-    """The array of an .npy file, read without pickle.
-
-    Args:
-        remedy: what to do where there is no such file or it is an archive.
-
-    Raises:
-        InputError: it is missing or not such an array.
-    """
-    try:
-        require_regular(file)
-        with file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; {remedy}") from error
-    except ValueError as error:
-        if "Object arrays" in str(error):
-            raise InputError(
-                f"{file} holds Python objects, and reading them could run code of the file; convert it on a machine "
-                "where you trust it: numpy.save(file, numpy.array(old.tolist()))"
-            ) from error
-        raise InputError(f"{file} is not a .npy file ({error}); write it again with numpy.save") from error
-    except OSError:
-        raise
-    except (MemoryError, EOFError) as error:
-        raise InputError(f"{file} has fewer entries than its header says; write it again with numpy.save") from error
-    except Exception as error:  # numpy raises nearly anything at a malformed header or archive
-        raise InputError(
-            f"{file} is not a .npy file ({type(error).__name__}); write it again with numpy.save"
-        ) from error
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"{file} is an .npz archive; {remedy}")
-    return found
-
-
-def read_pickle(file: Path, limit: int, what: str, remedy: str) -> Any:
-    """What a pickle holds: containers, numbers, texts, and arrays (see `pickled_array`). Nothing in it is run.
-
-    What Python 2 wrote as text or bytes is text.
-
-    Args:
-        limit: bytes that the file may have.
-        what: it should be, for the message.
-
-    Raises:
-        InputError: the file is missing or larger, or holds anything else.
-    """
-    from pretrain.safe_pickle import NotAllowedError, Unpickler  # imports torch
-
-    try:
-        require_size(file, limit)
-        with file.open("rb") as opened:
-            return Unpickler(opened, file.stat().st_size).load()
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; {remedy}") from error
-    except Exception as error:  # a broken pickle raises nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        reason = f"it {reason}" if isinstance(error, NotAllowedError) else reason
-        raise InputError(f"{file} cannot be read ({reason}): the file is not {what}; {remedy}") from error
-
-
-def pickled_array(value: object) -> NDArray[Any] | None:
-    """The array that `read_pickle` found; None for another value."""
-    from pretrain.safe_pickle import NumpyArray
-
-    return value.value if isinstance(value, NumpyArray) else None
 
 
 def class_names(source: Path, names: Sequence[str], targets: NDArray[np.int64]) -> list[str]:

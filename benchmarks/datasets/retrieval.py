@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets.imagenet_variants import read_drawings_c
-from benchmarks.datasets.lists import (
-    folder_contents,
-    images_below,
-    labels_below,
-    pickled_array,
-    read_pickle,
-    require_files,
-)
+from benchmarks.datasets.lists import folder_contents, images_below, labels_below, require_files
+from benchmarks.datasets.safe_readers import pickled_array, read_pickle
 from benchmarks.task import InputError, Labels
 
 DATABASE, QUERIES = "database", "queries"

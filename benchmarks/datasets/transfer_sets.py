@@ -25,7 +25,7 @@ from benchmarks.datasets.lists import (
     labels_below,
     read_lines,
 )
-from benchmarks.datasets.mat_files import read_mat
+from benchmarks.datasets.safe_readers import read_mat
 from benchmarks.datasets.voc import joined, read_voc_classification
 from benchmarks.task import InputError, Labels
 

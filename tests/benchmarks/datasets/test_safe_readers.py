@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from benchmarks.datasets.mat_files import MAX_DEPTH, read_mat
+from benchmarks.datasets.safe_readers import MAX_DEPTH, read_mat
 from benchmarks.task import InputError
 from tests.layouts.mat import header, matrix, part
 

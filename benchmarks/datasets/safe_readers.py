@@ -1,7 +1,7 @@
-"""Read MATLAB files (version 5) from untrusted sources: numbers, text, cells and structures, in bounded memory.
+"""Read .npy files, pickles and MATLAB files (version 5) from untrusted sources: nothing runs, and memory is bounded.
 
-scipy's reader takes what a file declares: a few kilobytes can unfold to all memory, and cells nested a few thousand
-deep end the process. The format is MathWorks' "MAT-File Format".
+scipy's reader of MATLAB files takes what a file declares: a few kilobytes can unfold to all memory, and cells nested a
+few thousand deep end the process. Here numbers, text, cells and structures are read by MathWorks' "MAT-File Format".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import InputError
-from results.files import require_regular
+from results.files import require_regular, require_size
 
 # Numbers, text, the values of a cell array, or the values of each field of an array of structures. None stands for a
 # sparse matrix in a cell or a structure, which is passed over.
@@ -33,6 +33,74 @@ _NUMBERS = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # element types
 _ENCODINGS = {1: "latin1", 2: "latin1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _PEEKED = 4096  # unpacked bytes in which the name of a variable lies
+
+
+def read_npy(file: Path, remedy: str) -> NDArray[Any]:
+    """The array of an .npy file, read without pickle.
+
+    Args:
+        remedy: what to do where there is no such file or it is an archive.
+
+    Raises:
+        InputError: it is missing or not such an array.
+    """
+    try:
+        require_regular(file)
+        with file.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; {remedy}") from error
+    except ValueError as error:
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"{file} holds Python objects, and reading them could run code of the file; convert it on a machine "
+                "where you trust it: numpy.save(file, numpy.array(old.tolist()))"
+            ) from error
+        raise InputError(f"{file} is not a .npy file ({error}); write it again with numpy.save") from error
+    except OSError:
+        raise
+    except (MemoryError, EOFError) as error:
+        raise InputError(f"{file} has fewer entries than its header says; write it again with numpy.save") from error
+    except Exception as error:  # numpy raises nearly anything at a malformed header or archive
+        raise InputError(
+            f"{file} is not a .npy file ({type(error).__name__}); write it again with numpy.save"
+        ) from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{file} is an .npz archive; {remedy}")
+    return found
+
+
+def read_pickle(file: Path, limit: int, what: str, remedy: str) -> Any:
+    """What a pickle holds: containers, numbers, texts, and arrays (see `pickled_array`). Nothing in it is run.
+
+    What Python 2 wrote as text or bytes is text.
+
+    Args:
+        limit: bytes that the file may have.
+        what: it should be, for the message.
+
+    Raises:
+        InputError: the file is missing or larger, or holds anything else.
+    """
+    from pretrain.safe_pickle import NotAllowedError, Unpickler  # imports torch
+
+    try:
+        require_size(file, limit)
+        with file.open("rb") as opened:
+            return Unpickler(opened, file.stat().st_size).load()
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; {remedy}") from error
+    except Exception as error:  # a broken pickle raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"it {reason}" if isinstance(error, NotAllowedError) else reason
+        raise InputError(f"{file} cannot be read ({reason}): the file is not {what}; {remedy}") from error
+
+
+def pickled_array(value: object) -> NDArray[Any] | None:
+    """The array that `read_pickle` found; None for another value."""
+    from pretrain.safe_pickle import NumpyArray
+
+    return value.value if isinstance(value, NumpyArray) else None
 
 
 def read_mat(file: Path, names: Sequence[str], limit: int) -> dict[str, MatValue]:
