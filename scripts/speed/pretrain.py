@@ -108,7 +108,7 @@ def measure_step() -> SpeedEntry:
     stepper = Stepper(own, CPU)
     stepper.step()
     update, passes = (
-        min(times) for times in zip(*((stepper.timed(), bare_passes(stepper)) for _ in range(2)), strict=True)
+        min(times) for times in zip(*((stepper.timed(), sum(bare_passes(stepper))) for _ in range(2)), strict=True)
     )
     step = min(ours.values())
     return entry(
@@ -176,7 +176,7 @@ def measure_overhead() -> SpeedEntry:
     assert isinstance(model, MoCo)
     stepper.step()
     bare_passes(stepper)
-    passes = statistics.median([bare_passes(stepper) for _ in rounds(3, SECONDS / 2)])
+    passes = statistics.median([sum(bare_passes(stepper)) for _ in rounds(3, SECONDS / 2)])
     ema = statistics.median(seconds_of(model.update_key_encoder) for _ in range(9))
     count = sum(parameter.numel() for parameter in model.encoder_q.parameters())
     stand_in = _StandIn(BATCH, 128)
@@ -206,19 +206,21 @@ def measure_overhead() -> SpeedEntry:
     )
 
 
-def bare_passes(stepper: Stepper) -> float:
-    """Query forward and backward, key forward without gradient."""
+def bare_passes(stepper: Stepper) -> tuple[float, float, float]:
+    """Seconds of the query's forward pass, of its backward pass, and of the key's forward pass without gradient."""
     model, images = stepper.model, stepper.batch.views[0]
     assert isinstance(model, MoCo)
-
-    def passes() -> None:
-        with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
-            q = model.encoder_q(images)
-            with torch.no_grad():
-                model.encoder_k(images)
-        q.sum().backward()
-
-    return seconds_of(passes)
+    times = [time.perf_counter()]
+    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
+        q = model.encoder_q(images)
+        times.append(time.perf_counter())
+    q.sum().backward()
+    times.append(time.perf_counter())
+    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None), torch.no_grad():
+        model.encoder_k(images)
+    times.append(time.perf_counter())
+    forward, backward, key = (after - before for before, after in pairwise(times))
+    return forward, backward, key
 
 
 class _StandIn(nn.Module):
@@ -351,7 +353,7 @@ def measure_end_to_end() -> SpeedEntry:
         stepper.step()
     times = [[stepper.timed() for stepper in steppers] for _ in rounds(3, SECONDS)]
     ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    passes = [_passes(steppers[0]) for _ in rounds(3, SECONDS / 2)]
+    passes = [bare_passes(steppers[0]) for _ in rounds(3, SECONDS / 2)]
     forward, backward, forward_only = (statistics.median(column) for column in zip(*passes, strict=True))
     staying = [sum(_lasting(stepper).values()) for stepper in steppers]
     kept = [_kept(stepper, AUTOCAST) for stepper in steppers]
@@ -384,22 +386,6 @@ def _elsewhere() -> float:
     ratio = NOTE_HOURS[1] / NOTE_HOURS[0]
     outside = (UNITS[1] - UNITS[0] * ratio) / (ratio - 1)
     return outside / (UNITS[0] + outside)
-
-
-def _passes(stepper: Stepper) -> tuple[float, float, float]:
-    """Seconds of one encoder's forward pass, of its backward pass, and of a forward pass without gradient."""
-    encoder, images = stepper.model.encoder_q, stepper.batch.views[0]
-    times = [time.perf_counter()]
-    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None):
-        embeddings = encoder(images)
-        times.append(time.perf_counter())
-    embeddings.sum().backward()
-    times.append(time.perf_counter())
-    with torch.autocast("cpu", AUTOCAST, enabled=AUTOCAST is not None), torch.no_grad():
-        encoder(images)
-    times.append(time.perf_counter())
-    forward, backward, forward_only = (after - before for before, after in pairwise(times))
-    return forward, backward, forward_only
 
 
 def _lasting(stepper: Stepper) -> dict[int, int]:
