@@ -1,4 +1,8 @@
-"""Linear probes on a frozen encoder: the AvgPool probe and the Feature1 … Feature5 probes, trained on augmented views.
+"""Linear probes on a frozen encoder, trained on augmented views: AvgPool, Feature1 … Feature5, and DINOv2's grid.
+
+AvgPool's head reads the encoder's vector, the Feature probes its maps. A head of the grid (linear evaluation of DINOv2
+and DINOv3) reads the class tokens of the last or of the last four blocks, each after the final norm, with or without
+the mean patch token of the last block.
 
 This file says what is trained: the parameters, the protocols with their sources, the heads and their optimisers. All
 probes run alike: `benchmarks.training.probe_task` reads the images, starts the training and makes scores of it, and
@@ -9,17 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from benchmarks.features.pool import ADAPTIVE_GRIDS, FIXED_224, Pooling
-from benchmarks.task import FEATURE_MAPS, Outputs
-from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask
+from benchmarks.task import FEATURE_MAPS, NotApplicableError, Outputs
+from benchmarks.training.probe_task import BEST, LAST, RATE, RATE_BY_LOSS, HeadsParams, ProbeTask, WarmupParams
 from benchmarks.training.task import NotNegative, Positive, classification_protocol
 from results.schema import Geometry, Protocol, Source
 
 if TYPE_CHECKING:
+    from benchmarks.encoders.encoder import Encoder
     from benchmarks.solvers.linear_heads import Bank, BankOptimiser, HeadBank
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 COLUMN = {"embed": "AvgPool", **{name: name.capitalize() for name in FEATURE_MAPS}}
 AVGPOOL = ("AvgPool", "AvgPool last", "AvgPool best", "AvgPool top-5", "AvgPool last top-5", "AvgPool best top-5")
 ORACLE = "AvgPool oracle"
+GRID_COLUMN = "Linear grid"
+CLASS_TOKENS = {1: "cls", 4: "cls_last4"}  # by the number of last blocks
+PATCH_MEAN = "patch_mean"
 
 
 class ProbeParams(HeadsParams):
@@ -136,9 +145,75 @@ class ProbeParams(HeadsParams):
         return self.gamma ** sum(step >= drop for drop in self.drops)
 
 
+class LinearGridParams(WarmupParams):
+    """Linear heads without batch norm, one for each rate and each set of features.
+
+    Attributes:
+        blocks: how many last blocks give their class tokens, which are concatenated.
+        mean: `without` or `with` the mean patch token of the last block, concatenated to them.
+        init_std: of the weights; biases start at 0.
+    """
+
+    blocks: tuple[Literal[1, 4], ...] = Field((1, 4), min_length=1)
+    mean: tuple[Literal["without", "with"], ...] = Field(("without", "with"), min_length=1)
+    init_std: NotNegative = 0.01
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.heldout == 0:
+            raise ValueError("the head is chosen on a held-out part of train: set heldout > 0")
+        if len(set(self.blocks)) < len(self.blocks) or len(set(self.mean)) < len(self.mean):
+            raise ValueError("blocks and mean must not repeat a value")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """The head that the held-out part chooses, and the best on test."""
+        return (GRID_COLUMN, f"{GRID_COLUMN} top-5", f"{GRID_COLUMN} oracle")
+
+    def banks(self) -> dict[str, tuple[str, ...]]:
+        """Name of a set of features, as cls_last4+patch_mean -> the encoder's outputs in it."""
+        sets = [
+            (CLASS_TOKENS[blocks], *((PATCH_MEAN,) if mean == "with" else ()))
+            for blocks in self.blocks
+            for mean in self.mean
+        ]
+        return {"+".join(outputs): outputs for outputs in sets}
+
+    def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
+        """One bank per set of features that the encoder has."""
+        return {
+            bank: tuple((output, None) for output in outputs)
+            for bank, outputs in self.banks().items()
+            if set(outputs) <= set(names)
+        }
+
+    def bank(self, name: str, shapes: Sequence[tuple[int, ...]], channels: int, classes: int, seed: int) -> HeadBank:
+        """A new bank of linear heads on one set of features."""
+        import torch
+
+        from benchmarks.solvers.linear_heads import HeadBank
+
+        dim = sum(width for (width,) in shapes)
+        number = list(self.banks()).index(name)
+        generator = torch.Generator().manual_seed(seed * len(self.banks()) + number)
+        return HeadBank(dim, dim, classes, len(self.grid), init_std=self.init_std, generator=generator)
+
+    def optimiser_of(self, bank: Bank) -> BankOptimiser:
+        """SGD with momentum, each head with its own rate."""
+        from benchmarks.solvers.linear_heads import BankOptimiser
+
+        rates, weight_decays = zip(*self.grid, strict=True)
+        return BankOptimiser(bank, rates, weight_decays, momentum=self.momentum, nesterov=self.nesterov)
+
+    def column_of(self, bank: str) -> str:
+        """All heads are chosen among together."""
+        return GRID_COLUMN
+
+
 # ---- protocols -------------------------------------------------------------------------------------------------------
 
 RESIZE_256 = Geometry(mode="shorter", resize=256, crop=224)
+BICUBIC_224 = Geometry(mode="shorter", resize=256, crop=224, interpolation="bicubic")
 CIFAR = Geometry(mode="shorter", resize=32, crop=32)  # the images as they are
 SMALL = Geometry(mode="shorter", resize=48, crop=48)  # uncropped: a drawing may lie anywhere in its picture
 
@@ -147,7 +222,9 @@ OWN = "this project"
 
 
 def _protocol(
-    name: Literal["linear", "multihead"],
+    name: str,
+    benchmark: str,
+    primary: str,
     variant: str,
     params: ProbeParams,
     source: Source,
@@ -155,7 +232,6 @@ def _protocol(
     geometry: Geometry = RESIZE_256,
     revision: int = 1,
 ) -> Protocol:
-    benchmark, primary = {"linear": ("linear_avgpool", "AvgPool"), "multihead": ("linear_multihead", "Feature5")}[name]
     return classification_protocol(
         name,
         variant,
@@ -169,6 +245,9 @@ def _protocol(
         primary=primary,
     )
 
+
+_avgpool = partial(_protocol, "linear", "linear_avgpool", "AvgPool")
+_multihead = partial(_protocol, "multihead", "linear_multihead", "Feature5")
 
 # AvgPool: one head on the encoder's vector, no batch norm, no L2 norm, weights from N(0, 0.01), no bias at first.
 # The published AvgPool column mixes several settings: its rows for SimCLR, BYOL and SimSiam come from `simsiam`, those
@@ -191,31 +270,24 @@ _DEMO = ProbeParams(
 _IMAGE_FOLDER = ProbeParams(outputs=("embed",), epochs=30, drops=(18, 24), lrs=_RATES, heldout=0.1)
 
 AVGPOOL_PROTOCOLS = (
-    _protocol(
-        "linear",
-        "moco",
-        _MOCO,
+    _avgpool(
+        "moco", _MOCO,
         Source(
-            repository="facebookresearch/moco",
-            revision="7397dfe",
+            repository="facebookresearch/moco", revision="7397dfe",
             note="main_lincls.py: --lr 30 --wd 0 --batch-size 256, --schedule 60 80, RandomResizedCrop(224) and flip; "
             "evaluates every epoch and keeps the best; no seed; drop_last off",
         ),
     ),
-    _protocol(
-        "linear",
-        "mmselfsup",
-        _MOCO,
+    _avgpool(
+        "mmselfsup", _MOCO,
         Source(
             **MMSELFSUP,
             note="imagenet/resnet50_linear-8xb32-steplr-100e_in1k.py, --seed 0; evaluates every epoch, and OpenSelfSup "
             "states that the best is reported",
         ),
     ),
-    _protocol(
-        "linear",
-        "simsiam",
-        _SIMSIAM,
+    _avgpool(
+        "simsiam", _SIMSIAM,
         Source(
             **MMSELFSUP,
             note="imagenet/resnet50_linear-8xb512-coslr-90e_in1k.py and core/optimizer/optimizers.py (LARS, eta "
@@ -223,10 +295,8 @@ AVGPOOL_PROTOCOLS = (
         ),
         revision=2,
     ),
-    _protocol(
-        "linear",
-        "swav",
-        _SWAV,
+    _avgpool(
+        "swav", _SWAV,
         Source(
             **MMSELFSUP,
             note="imagenet/resnet50_linear-8xb32-coslr-100e_in1k.py; facebookresearch/swav eval_linear.py has the same "
@@ -234,21 +304,16 @@ AVGPOOL_PROTOCOLS = (
         ),
         revision=2,
     ),
-    _protocol(
-        "linear",
-        "barlowtwins",
-        _BARLOW_TWINS,
+    _avgpool(
+        "barlowtwins", _BARLOW_TWINS,
         Source(
-            repository="facebookresearch/barlowtwins",
-            revision="8e8d284",
+            repository="facebookresearch/barlowtwins", revision="8e8d284",
             note="evaluate.py: --lr-classifier 0.3 --weight-decay 1e-6 --batch-size 256 --epochs 100, momentum 0.9, "
             "CosineAnnealingLR once per epoch; keeps the best epoch",
         ),
     ),
-    _protocol(
-        "linear",
-        "mocov3",
-        _MOCO_V3,
+    _avgpool(
+        "mocov3", _MOCO_V3,
         Source(
             **MMSELFSUP,
             note="imagenet/vit-small-p16_linear-8xb128-coslr-90e_in1k.py; facebookresearch/moco-v3 CONFIG.md says "
@@ -257,13 +322,10 @@ AVGPOOL_PROTOCOLS = (
         revision=2,
     ),
     *(
-        _protocol(
-            "linear",
-            "moco",
-            _MOCO,
+        _avgpool(
+            "moco", _MOCO,
             Source(repository=OWN, note=f"linear_avgpool.moco@1 on {title}; no published figure to match"),
-            dataset,
-            geometry,
+            dataset, geometry,
         )
         for dataset, title, geometry in (
             ("places205", "Places205", RESIZE_256),
@@ -271,10 +333,8 @@ AVGPOOL_PROTOCOLS = (
             ("cifar10", "CIFAR-10 at its own 32 pixels, measured on its test split", CIFAR),
         )
     ),
-    _protocol(
-        "linear",
-        "imagefolder",
-        _IMAGE_FOLDER,
+    _avgpool(
+        "imagefolder", _IMAGE_FOLDER,
         Source(
             repository=OWN,
             note="linear_avgpool.moco@1 on any ImageFolder: a tenth of train chooses the rate and trains no head; "
@@ -282,20 +342,16 @@ AVGPOOL_PROTOCOLS = (
         ),
         "imagefolder",
     ),
-    _protocol(
-        "linear",
-        "demo",
-        _DEMO,
+    _avgpool(
+        "demo", _DEMO,
         Source(
             repository=OWN,
             note="linear_avgpool.moco@1 made small; a fifth of train chooses the rate by its loss and trains no head; "
             "revision 1 chose by accuracy, which 103 drawings measure too coarsely",
         ),
-        "drawings",
-        SMALL,
-        revision=2,
+        "drawings", SMALL, revision=2,
     ),
-)
+)  # fmt: skip
 
 # Feature1 … Feature5: maps pooled to fixed grids, batch norm over their channels, and a head on each; last epoch.
 
@@ -335,44 +391,36 @@ _FSSB = _MULTIHEAD.changed(norm_groups=8, iterations=140_000, drops=(40_000, 80_
 
 MULTIHEAD_PROTOCOLS = (
     *(
-        _protocol("multihead", "mmselfsup", _MULTIHEAD.changed(**changes), Source(**MMSELFSUP, note=note), dataset)
+        _multihead("mmselfsup", _MULTIHEAD.changed(**changes), Source(**MMSELFSUP, note=note), dataset)
         for dataset, changes, note in _MULTIHEAD_ON
     ),
     *(
-        _protocol(
-            "multihead",
+        _multihead(
             "vissl",
             _VISSL.changed(**changes),
             Source(
-                repository="facebookresearch/vissl",
-                revision="09270ed",
+                repository="facebookresearch/vissl", revision="09270ed",
                 note="configs/config/benchmark/linear_image_classification: 0.01 for a batch of 256; no decay on the "
                 "batch norm's scale and shift; models/heads/mlp.py keeps torch's initial weights and biases",
             ),
-            dataset,
-            revision=2,
+            dataset, revision=2,
         )
         for dataset, changes in _VISSL_ON
     ),
     *(
-        _protocol(
-            "multihead",
-            "fssb",
-            _FSSB.changed(epochs=epochs),
+        _multihead(
+            "fssb", _FSSB.changed(epochs=epochs),
             Source(
-                repository="facebookresearch/fair_self_supervision_benchmark",
-                revision="1e5d165",
+                repository="facebookresearch/fair_self_supervision_benchmark", revision="1e5d165",
                 note=f"140k iterations of 256, {exact} epochs, drops every 40k; data_input.py jitters, lights and "
                 "normalises in this order, however the configuration lists them; batch norms over the 32 images of "
                 "each of 8 GPUs",
             ),
-            dataset,
-            revision=2,
+            dataset, revision=2,
         )
         for dataset, epochs, exact in (("imagenet", 28, "28.0"), ("places205", 15, "14.6"))
     ),
-    _protocol(
-        "multihead",
+    _multihead(
         "mmselfsup",
         _MULTIHEAD.changed(pooling=ADAPTIVE_GRIDS, **_NO_COLOUR),
         Source(
@@ -380,11 +428,9 @@ MULTIHEAD_PROTOCOLS = (
             note="linear_multihead.mmselfsup@1 on CIFAR-10 at its own 32 pixels, measured on its test split: "
             "mmselfsup's CIFAR-10 benchmark trains the backbone too, so there is no published figure to match",
         ),
-        "cifar10",
-        CIFAR,
+        "cifar10", CIFAR,
     ),
-    _protocol(
-        "multihead",
+    _multihead(
         "demo",
         _DEMO.changed(
             outputs=FEATURE_MAPS,
@@ -400,10 +446,76 @@ MULTIHEAD_PROTOCOLS = (
             repository=OWN,
             note="linear_multihead.mmselfsup@1 made small; a fifth of train chooses the rate and trains no head",
         ),
-        "drawings",
-        SMALL,
+        "drawings", SMALL,
     ),
+)  # fmt: skip
+
+# DINOv2's grid: no batch norm. The sources choose the head on ImageNet's validation set and report it there; here a
+# held-out part of train chooses, and the published choice stands beside it as the oracle.
+
+GRID_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # for a batch of 256
+GRID_BATCH = 1024
+
+
+def _grid_rates(batch: int) -> tuple[float, ...]:
+    return tuple(rate * batch / 256 for rate in GRID_RATES)
+
+
+_DINOV2 = LinearGridParams(
+    lrs=_grid_rates(GRID_BATCH),
+    batch_size=GRID_BATCH,
+    epochs=11,
+    iterations=12_500,
+    evaluate_every=11,  # the sources report the end of the run
+    choose_epoch="last",
+    heldout=0.01,
 )
+# Trained in one pass with linear_avgpool.imagefolder and .demo, of which these have views, batch and held-out part.
+_GRID_IMAGE_FOLDER = LinearGridParams(lrs=_grid_rates(256), epochs=30, choose_epoch="last", heldout=0.1)
+_GRID_DEMO = _GRID_IMAGE_FOLDER.changed(lrs=_grid_rates(64), batch_size=64, epochs=20, heldout=0.2)
+
+_GRID_NOTE = (
+    "{}: 13 rates x batch / 256, SGD 0.9 without decay, cosine at every step, 10 epochs of 1250 iterations, 128 images "
+    "per GPU; the number of GPUs is not stated, and 8 are assumed; the head is chosen on a hundredth of train, which "
+    "is this project's, and the oracle is what is published"
+)
+
+
+_grid = partial(classification_protocol, "linear-grid", primary=GRID_COLUMN)
+
+GRID_PROTOCOLS = (
+    _grid(
+        "dinov2", _DINOV2,
+        Source(
+            repository="facebookresearch/dinov2", revision="b8931f7",
+            note=_GRID_NOTE.format("dinov2/eval/linear.py, 1 and 4 blocks with and without the patch mean, 52 heads"),
+        ),
+        BICUBIC_224,
+    ),
+    _grid(
+        "dinov3",
+        _DINOV2.changed(blocks=(1,), mean=("with",)),
+        Source(
+            repository="facebookresearch/dinov3", revision="6876159",
+            note=_GRID_NOTE.format("dinov3/eval/linear.py, the last block with the patch mean, 13 heads"),
+        ),
+        BICUBIC_224,
+    ),
+    _grid(
+        "imagefolder", _GRID_IMAGE_FOLDER,
+        Source(
+            repository=OWN,
+            note="linear_grid.dinov2@1 on any ImageFolder: a tenth of train chooses; trained in one pass with "
+            "linear_avgpool.imagefolder",
+        ),
+        RESIZE_256, "imagefolder",
+    ),
+    _grid(
+        "demo", _GRID_DEMO,
+        Source(repository=OWN, note="linear_grid.dinov2@1 made small; a fifth of train chooses"),
+        SMALL, "drawings",
+    ),
+)  # fmt: skip
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
@@ -433,3 +545,24 @@ class MultiheadLinear(LinearProbe):
 
     name = "multihead"
     protocols = MULTIHEAD_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class LinearGrid(ProbeTask[LinearGridParams]):
+    """Linear evaluation of DINOv2 and DINOv3: a grid of class tokens, patch mean and learning rates, in one pass."""
+
+    name = "linear-grid"
+    Params = LinearGridParams
+    protocols = GRID_PROTOCOLS
+
+    def outputs(self, protocol: Protocol) -> Outputs:
+        return {output: (output, None) for outputs in self.params(protocol).banks().values() for output in outputs}
+
+    def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
+        """Raises NotApplicableError for an encoder without some of the tokens: part of the grid is another grid."""
+        missing = [output for output in self.outputs(protocol) if not encoder.has(output)]
+        if missing:
+            raise NotApplicableError(
+                f"{encoder.card.name} has no {', '.join(missing)}, which {protocol.id} reads: it needs a vision "
+                "transformer with a class token"
+            )

@@ -134,7 +134,7 @@ def load_task(name: str) -> type[AnyTask]:
 
             return MultiheadLinear
         case "linear-grid":
-            from benchmarks.linear_grid import LinearGrid
+            from benchmarks.linear import LinearGrid
 
             return LinearGrid
         case "attentive":

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from benchmarks.datasets.images import apply_geometry, decode
 from benchmarks.evaluate import prepare
-from benchmarks.linear import AvgPoolLinear
-from benchmarks.linear_grid import LinearGrid, LinearGridParams
+from benchmarks.linear import AvgPoolLinear, LinearGrid, LinearGridParams
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, NotApplicableError
 from benchmarks.training.images import TrainingBatches, training_view, view_rng
