@@ -26,7 +26,13 @@ LATEX_SPECIAL = {
     "≈": r"$\approx$",
     "†": r"\dag{}",
     "…": r"\ldots{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
 }
 
 
