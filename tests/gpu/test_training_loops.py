@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.attentive import Attentive, AttentiveParams
-from benchmarks.dense import cached
-from benchmarks.dense.depth import LinearDepth
-from benchmarks.dense.linear import LinearSegmentation
+from benchmarks.dense import classifiers
+from benchmarks.dense.linear import LinearDepth, LinearSegmentation
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.finetune import FineTuneImageNet, FineTuneParams
 from benchmarks.linear import AvgPoolLinear, MultiheadLinear
@@ -118,10 +117,10 @@ def test_a_step_of_a_dense_head_does_not_wait(
 def test_a_step_on_stored_patches_does_not_wait(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(0)
     rows, shares = draws.normal(size=(40, 6)).astype(np.float32), draws.random((40, 3)).astype(np.float32)
-    params = cached.CachedLinearParams.model_validate(
+    params = classifiers.CachedLinearParams.model_validate(
         find_protocol("ade20k_seg_linear_cached.demo").changed(epochs=1, batch_size=8).params
     )
-    guard, batches = Guard(gpu, steps=5), cached._batches
-    monkeypatch.setattr(cached, "_batches", lambda *arguments: guard(batches(*arguments)))
-    cached.train_bank(rows, np.arange(40), shares, params, 0, "cuda", show=False)
+    guard, batches = Guard(gpu, steps=5), classifiers._batches
+    monkeypatch.setattr(classifiers, "_batches", lambda *arguments: guard(batches(*arguments)))
+    classifiers.train_bank(rows, np.arange(40), shares, params, 0, "cuda", show=False)
     assert guard.guarded == 3
