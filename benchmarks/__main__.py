@@ -493,9 +493,9 @@ def _imported(name: str) -> Any:
 
             return load.random_encoder_command
         case "features-gc":
-            from benchmarks.features import gc
+            from benchmarks.features import store
 
-            return gc.command
+            return store.features_gc_command
         case _:
             from benchmarks import explain
 

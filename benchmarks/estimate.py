@@ -22,7 +22,7 @@ from results.schema import Geometry
 
 if TYPE_CHECKING:
     from benchmarks.encoders.encoder import Encoder
-    from benchmarks.features.store import FeatureRequest
+    from benchmarks.features.extract import FeatureRequest
 
 PROBE_IMAGES = 16
 MOST_HEAD_IMAGES = 64  # of a timed update

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks.encoders.encoder import Encoder
-    from benchmarks.features.store import FeatureRequest
+    from benchmarks.features.extract import FeatureRequest
 
 log = logging.getLogger("benchmarks")
 
@@ -460,7 +460,7 @@ def require_writable(options: RunOptions) -> None:
 
 def feature_requests(run: Run) -> list[FeatureRequest]:
     """What a run reads of the feature store: outputs of its train and of its test split."""
-    from benchmarks.features.store import FeatureRequest
+    from benchmarks.features.extract import FeatureRequest
 
     outputs = {key: value for key, value in run.task.outputs(run.protocol).items() if run.encoder.has(value[0])}
     protocol = run.protocol

@@ -1,37 +1,120 @@
-"""Extraction of features: batches of images, folding of batch norms, and the encoder's pass over a batch."""
+"""Extraction of features: what is requested, batches of images, folding of batch norms, and passes over a split."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 
 from benchmarks.datasets.images import BadImage, EncodedImage, Images, decode_cropped, read_encoded
+from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
-from benchmarks.task import Outputs, Precision
+from benchmarks.features.shards import PartialOutput, ShardClaims, shard_of, shard_rows, widened, write_json
+from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, StoredFormat
 from pretrain.distributed import DataLoader, full_float32, sent
-from results.schema import Geometry
+from results.schema import Geometry, canonical_sha256
 
 if TYPE_CHECKING:
     from benchmarks.features.pool import Pooling
 
+log = logging.getLogger(__name__)
+
 Extract = Callable[[Tensor, Outputs], dict[str, Tensor]]
 Map = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
 
+# Raised by hand when extraction itself changes a number; a test holds golden vectors against it.
+FEATURES_VERSION = 2
+MAX_UNWRITTEN_BATCHES = 2
 FOLD_TOLERANCE = 1e-3  # of an output's largest value: above rounding in the deepest networks, below any wrong fold
 
+_POLL_SECONDS = 0.5
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Pixels of a batch. On a CPU, the maps of a batch this small stay in the last-level cache (ResNet-50 at 224 pixels: 8
 # images). It must not depend on the number of threads: sums may be ordered differently in a batch of another size.
 _CPU_BATCH_PIXELS = 8 * 224**2
 _GPU_BATCH_PIXELS = 256 * 224**2
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """Outputs of one encoder on one split.
+
+    Attributes:
+        outputs: feature key -> (encoder output, pooling of its maps or None for a vector).
+        about: the data set and its split, for people.
+        stored: number format on disk of all outputs but patch rows, whose pooling says it.
+    """
+
+    encoder: Encoder
+    labels: Labels
+    geometry: Geometry
+    outputs: Outputs
+    precision: Precision = "fp32"
+    about: str = ""
+    stored: StoredFormat = "fp32"
+
+    @property
+    def images(self) -> Labels:
+        """What is stored: the split itself, or the one whose features serve for it."""
+        return self.labels.stored_as or self.labels
+
+    @cached_property
+    def description(self) -> dict[str, object]:
+        """Everything that could change a number; the encoder's name could not.
+
+        Left out are the device, the libraries, the number of threads and the batch size: they may change the order of
+        the same float32 sums. With these four equal, features are equal bit for bit.
+        """
+        card = self.encoder.card
+        head = {} if card.head is None else {"head": card.head}  # the hash of the weights is the backbone's only
+        stored = {} if self.stored == "fp32" else {"stored": self.stored}
+        return {
+            **head,
+            **stored,
+            "version": FEATURES_VERSION,
+            "weights": card.weights_sha256,
+            "architecture": card.architecture.model_dump(mode="json"),
+            "input": [card.mean, card.std, card.value_range, card.channels],
+            "embed": card.embed,
+            "images": fingerprint(self.images),
+            "geometry": self.geometry.model_dump(mode="json"),
+            "precision": self.precision,
+        }
+
+    @cached_property
+    def address(self) -> str:
+        """Name of the folder in the store."""
+        return canonical_sha256(self.description)[:24]
+
+    @property
+    def files(self) -> dict[str, tuple[str, Pooling | None]]:
+        """File name without suffix -> output, as in `outputs`. The same output under two keys is one file."""
+        return {file_key(*output): output for output in self.outputs.values()}
+
+    def with_outputs(self, outputs: Outputs) -> FeatureRequest:
+        """The same request for other outputs, without computing the images' fingerprint again."""
+        other = replace(self, outputs=outputs)
+        other.__dict__.update(description=self.description, address=self.address)
+        return other
+
+
+def file_key(output: str, pooling: Pooling | None) -> str:
+    """File name of an output, without suffix."""
+    return output if pooling is None else f"{output}-{canonical_sha256(pooling.model_dump(mode='json'))[:8]}"
 
 
 class ImageBatch(NamedTuple):
@@ -314,3 +397,137 @@ def _convolutions_with_norm(
             hook.remove()
     # In-place activations may have overwritten convolution outputs by now, but neither weights nor norms.
     return [(c, n) for c, n in found if calls[c] == calls[n] == 1], dict(outputs)
+
+
+class ExtractionPass:
+    """One pass of an encoder over a split, shared by all processes that make it."""
+
+    def __init__(
+        self, request: FeatureRequest, folder: Path, parts: Mapping[str, PartialOutput], options: RunOptions
+    ) -> None:
+        self.request, self.folder, self.parts, self.options = request, folder, parts, options
+        self.rows = len(request.images)
+        self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
+        self.label = f"features of {request.encoder.card.name}"
+        self.advance: Callable[[int], None] = lambda images: None  # moves a progress bar
+        self.missing: dict[int, Outputs] = {}  # shard -> the outputs that it lacks
+        self.unreadable: dict[int, dict[int, str]] = defaultdict(dict)  # shard -> row -> reason
+        self.written: dict[int, int] = defaultdict(int)  # shard -> number of rows
+
+    def incomplete(self) -> list[int]:
+        """Shards that lack an output."""
+        return [shard for shard in range(next(iter(self.parts.values())).shards) if self._missing_outputs(shard)]
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Return when every shard is on disk, whichever process computed it.
+
+        Args:
+            advance: is told of so many more images.
+        """
+        self.advance = advance
+        self.folder.mkdir(exist_ok=True)
+        if not (self.folder / "ids.json").is_file():
+            meta = {
+                **self.request.description,
+                "encoder": self.request.encoder.card.model_dump(mode="json"),
+                "about": self.request.about,
+                "count": self.rows,
+            }
+            write_json(self.folder / "meta.json", meta)
+            write_json(self.folder / "ids.json", self.request.images.ids)
+        with ShardClaims(self.folder) as claims:
+            try:
+                self._run(claims)
+            except BaseException:
+                self._remove_if_empty(claims)
+                raise
+
+    def _run(self, claims: ShardClaims) -> None:
+        request = self.request
+        for part in self.parts.values():
+            part.allocate()
+        reader = Reader(request.images.paths, request.geometry, strict=self.options.strict)
+        announced = False
+        with (
+            extractor(request.encoder, request.geometry, request.outputs, request.precision) as extract,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            while missing := self.incomplete():
+                if not self._extract_free_shards(missing, claims, reader, extract, writer):
+                    if not announced:
+                        log.info("%s: waiting for other processes", self.label)
+                    announced = True
+                    time.sleep(_POLL_SECONDS)
+        for part in self.parts.values():
+            part.complete(request.images.ids)
+
+    def _extract_free_shards(
+        self, shards: list[int], claims: ShardClaims, reader: Reader, extract: Extract, writer: ThreadPoolExecutor
+    ) -> bool:
+        """Compute those of the shards that no other process has; False where there are none."""
+        writes: deque[Future[None]] = deque()
+        read = read_batches(
+            reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders
+        )
+        for batch in read:
+            self.advance(batch.stop - batch.start)
+            outputs = self.missing[shard_of(batch.start)]
+            vectors = extract(batch.images, outputs) if batch.readable else {}
+            # In a thread of its own, so that the model waits for neither the device's answer nor the disk.
+            writes.append(writer.submit(self._write, batch, vectors, outputs, claims))
+            while len(writes) > MAX_UNWRITTEN_BATCHES:
+                writes.popleft().result()
+        for write in writes:
+            write.result()
+        return bool(writes)
+
+    def _missing_outputs(self, shard: int) -> Outputs:
+        return {key: self.request.outputs[key] for key, part in self.parts.items() if not part.done(shard)}
+
+    def _rows_to_read(self, shards: Iterable[int], claims: ShardClaims) -> Iterator[range]:
+        """Rows per batch. A shard is claimed only when the reader comes to it."""
+        for shard in shards:
+            if not claims.take(shard):
+                continue
+            self.missing[shard] = self._missing_outputs(shard)
+            if not self.missing[shard]:  # another process finished it in the meantime
+                claims.release(shard)
+                continue
+            rows = shard_rows(shard, self.rows)
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+    def _write(self, batch: ImageBatch, vectors: Mapping[str, Tensor], outputs: Outputs, claims: ShardClaims) -> None:
+        shard = shard_of(batch.start)
+        self.unreadable[shard].update(batch.unreadable)
+        readable = np.array(batch.readable, dtype=np.int64) - batch.start
+        for key in outputs:
+            part = self.parts[key]
+            rows = np.zeros((batch.stop - batch.start, part.width), np.float32)
+            if len(readable):
+                rows[readable] = vectors[key].cpu().numpy()
+            stored = part.encoded(rows)
+            bad = np.flatnonzero(~np.isfinite(widened(stored)).all(axis=1))
+            if len(bad):
+                remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"
+                remedy += "" if self.request.stored == "fp32" else ", or use --stored fp32"
+                raise InputError(
+                    f"{self.request.encoder.card.name}: {len(bad)} of {len(rows)} images have NaN or infinite {key}, "
+                    f"the first is {self.request.images.ids[batch.start + bad[0]]}; check the weights{remedy}"
+                )
+            part.write(batch.start, stored)
+        # Counted, because the write of an earlier batch may have failed.
+        self.written[shard] += batch.stop - batch.start
+        if self.written[shard] == len(shard_rows(shard, self.rows)):
+            for key in outputs:
+                self.parts[key].finish(shard, self.unreadable[shard])
+            claims.release(shard)
+
+    def _remove_if_empty(self, claims: ShardClaims) -> None:
+        """Remove the folder after an error where no shard is finished and no other process is at work."""
+        for part in self.parts.values():
+            part.close()
+        if any(part.started for part in self.parts.values()) or list(self.folder.glob("*.npy")):
+            return
+        if claims.take_all():
+            shutil.rmtree(self.folder, ignore_errors=True)

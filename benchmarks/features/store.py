@@ -1,124 +1,56 @@
-"""The feature store: features on disk, at an address made of everything that could change a number in them."""
+"""The feature store: features on disk, at an address made of everything that could change a number in them.
+
+The command `features-gc` lists what is stored, and removes what no record refers to.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import re
 import shutil
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.datasets.images import require_nvjpeg
-from benchmarks.datasets.lists import fingerprint
-from benchmarks.encoders.encoder import Encoder
-from benchmarks.features.extract import Extract, ImageBatch, Reader, default_batch_size, extractor, read_batches, widths
+from benchmarks.encoders.forms import expand
+from benchmarks.encoders.load import load_encoder
+from benchmarks.features.extract import FEATURES_VERSION, ExtractionPass, FeatureRequest, file_key, widths
 from benchmarks.features.shards import (
     PartialOutput,
     ShardClaims,
     as_float_rows,
     read_absent,
     read_ids,
+    read_json,
     read_output,
-    shard_of,
     shard_rows,
-    widened,
-    write_json,
 )
-from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, Split, StoredFormat, one_bar
+from benchmarks.task import InputError, Labels, RunOptions, Split, StoredFormat, one_bar
 from results.files import DISK_FULL
-from results.schema import Geometry, canonical_sha256
+from results.schema import Record, canonical_sha256
+from results.store import read_records
 
 if TYPE_CHECKING:
     from benchmarks.features.pool import Pooling
 
 log = logging.getLogger(__name__)
 
-# Raised by hand when extraction itself changes a number; a test holds golden vectors against it.
-FEATURES_VERSION = 2
-MAX_UNWRITTEN_BATCHES = 2
-
-_POLL_SECONDS = 0.5
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NAMED_IMAGES = 5
-
-
-@dataclass(frozen=True)
-class FeatureRequest:
-    """Outputs of one encoder on one split.
-
-    Attributes:
-        outputs: feature key -> (encoder output, pooling of its maps or None for a vector).
-        about: the data set and its split, for people.
-        stored: number format on disk of all outputs but patch rows, whose pooling says it.
-    """
-
-    encoder: Encoder
-    labels: Labels
-    geometry: Geometry
-    outputs: Outputs
-    precision: Precision = "fp32"
-    about: str = ""
-    stored: StoredFormat = "fp32"
-
-    @property
-    def images(self) -> Labels:
-        """What is stored: the split itself, or the one whose features serve for it."""
-        return self.labels.stored_as or self.labels
-
-    @cached_property
-    def description(self) -> dict[str, object]:
-        """Everything that could change a number; the encoder's name could not.
-
-        Left out are the device, the libraries, the number of threads and the batch size: they may change the order of
-        the same float32 sums. With these four equal, features are equal bit for bit.
-        """
-        card = self.encoder.card
-        head = {} if card.head is None else {"head": card.head}  # the hash of the weights is the backbone's only
-        stored = {} if self.stored == "fp32" else {"stored": self.stored}
-        return {
-            **head,
-            **stored,
-            "version": FEATURES_VERSION,
-            "weights": card.weights_sha256,
-            "architecture": card.architecture.model_dump(mode="json"),
-            "input": [card.mean, card.std, card.value_range, card.channels],
-            "embed": card.embed,
-            "images": fingerprint(self.images),
-            "geometry": self.geometry.model_dump(mode="json"),
-            "precision": self.precision,
-        }
-
-    @cached_property
-    def address(self) -> str:
-        """Name of the folder in the store."""
-        return canonical_sha256(self.description)[:24]
-
-    @property
-    def files(self) -> dict[str, tuple[str, Pooling | None]]:
-        """File name without suffix -> output, as in `outputs`. The same output under two keys is one file."""
-        return {file_key(*output): output for output in self.outputs.values()}
-
-    def with_outputs(self, outputs: Outputs) -> FeatureRequest:
-        """The same request for other outputs, without computing the images' fingerprint again."""
-        other = replace(self, outputs=outputs)
-        other.__dict__.update(description=self.description, address=self.address)
-        return other
-
-
-def file_key(output: str, pooling: Pooling | None) -> str:
-    """File name of an output, without suffix."""
-    return output if pooling is None else f"{output}-{canonical_sha256(pooling.model_dump(mode='json'))[:8]}"
+# Addresses, and leftovers of killed runs of versions before 2. Nothing else in the folder belongs to the store.
+_STORE_FOLDER = re.compile(r"[0-9a-f]{24}|\.[0-9a-f]+\.\d+\.partial")
+# Data sets whose images are stored as those of another (`Labels.stored_as`), so that a record's fingerprint is not that
+# of stored features. Everything that could be theirs is kept.
+_STORED_AS_ANOTHER = ("imagenet_real",)
 
 
 def stored_dtype(pooling: Pooling | None, stored: StoredFormat = "fp32") -> str:
@@ -296,135 +228,170 @@ def _join(folder: Path, labels: Labels, files: Mapping[str, str]) -> tuple[Split
     return Split(labels, features), unreadable
 
 
-class ExtractionPass:
-    """One pass of an encoder over a split, shared by all processes that make it."""
+@dataclass(frozen=True)
+class StoredFeatures:
+    """One folder of the store.
 
-    def __init__(
-        self, request: FeatureRequest, folder: Path, parts: Mapping[str, PartialOutput], options: RunOptions
-    ) -> None:
-        self.request, self.folder, self.parts, self.options = request, folder, parts, options
-        self.rows = len(request.images)
-        self.batch_size = options.batch_size or default_batch_size(request.encoder.device, request.geometry.crop)
-        self.label = f"features of {request.encoder.card.name}"
-        self.advance: Callable[[int], None] = lambda images: None  # moves a progress bar
-        self.missing: dict[int, Outputs] = {}  # shard -> the outputs that it lacks
-        self.unreadable: dict[int, dict[int, str]] = defaultdict(dict)  # shard -> row -> reason
-        self.written: dict[int, int] = defaultdict(int)  # shard -> number of rows
+    Attributes:
+        meta: description of the features; None where it cannot be read.
+        size: bytes on disk of complete outputs.
+        unfinished: bytes on disk of unfinished outputs.
+        used: time of the last use.
+        busy: another process is filling it.
+    """
 
-    def incomplete(self) -> list[int]:
-        """Shards that lack an output."""
-        return [shard for shard in range(next(iter(self.parts.values())).shards) if self._missing_outputs(shard)]
+    folder: Path
+    meta: dict[str, Any] | None
+    size: int
+    unfinished: int
+    used: float
+    busy: bool
 
-    def run(self, advance: Callable[[int], None]) -> None:
-        """Return when every shard is on disk, whichever process computed it.
+    @property
+    def foreign(self) -> bool:
+        """Whether the folder is a link, or not one of the store's. Such a folder is never removed."""
+        return _STORE_FOLDER.fullmatch(self.folder.name) is None or self.folder.is_symlink()
 
-        Args:
-            advance: is told of so many more images.
-        """
-        self.advance = advance
-        self.folder.mkdir(exist_ok=True)
-        if not (self.folder / "ids.json").is_file():
-            meta = {
-                **self.request.description,
-                "encoder": self.request.encoder.card.model_dump(mode="json"),
-                "about": self.request.about,
-                "count": self.rows,
-            }
-            write_json(self.folder / "meta.json", meta)
-            write_json(self.folder / "ids.json", self.request.images.ids)
-        with ShardClaims(self.folder) as claims:
-            try:
-                self._run(claims)
-            except BaseException:
-                self._remove_if_empty(claims)
-                raise
 
-    def _run(self, claims: ShardClaims) -> None:
-        request = self.request
-        for part in self.parts.values():
-            part.allocate()
-        reader = Reader(request.images.paths, request.geometry, strict=self.options.strict)
-        announced = False
-        with (
-            extractor(request.encoder, request.geometry, request.outputs, request.precision) as extract,
-            ThreadPoolExecutor(1) as writer,
-        ):
-            while missing := self.incomplete():
-                if not self._extract_free_shards(missing, claims, reader, extract, writer):
-                    if not announced:
-                        log.info("%s: waiting for other processes", self.label)
-                    announced = True
-                    time.sleep(_POLL_SECONDS)
-        for part in self.parts.values():
-            part.complete(request.images.ids)
+def features_gc_command(
+    features: Path = Path("work/features"),
+    records: Path = Path("work/records"),
+    encoder: tuple[str, ...] = (),
+    delete: bool = False,
+) -> int:
+    """List stored features that no record refers to, and remove them with --delete.
 
-    def _extract_free_shards(
-        self, shards: list[int], claims: ShardClaims, reader: Reader, extract: Extract, writer: ThreadPoolExecutor
-    ) -> bool:
-        """Compute those of the shards that no other process has; False where there are none."""
-        writes: deque[Future[None]] = deque()
-        read = read_batches(
-            reader, self._rows_to_read(shards, claims), self.request.encoder.device, self.options.loaders
+    Features are in use if a record was measured on them (same encoder, images, geometry and precision), or if they are
+    of one of the given encoders. Unfinished features of processes that are no longer alive are removed too; otherwise
+    the next run would resume them.
+
+    Args:
+        features: folder of the stored features.
+        records: folder of the records.
+        encoder: encoders (or globs) whose features are in use too, such as those of a run without a record yet.
+        delete: remove unused features.
+    """
+    if features.exists() and not features.is_dir():
+        raise InputError(f"expected a folder, but {features} is a file; choose another with --features")
+    stored = scan(features)
+    found, bad = read_records(records) if records.is_dir() else ((), ())
+    if bad:
+        log.warning("%d files in %s are not readable records and are ignored: %s, …", len(bad), records, bad[0].path)
+    weights = {load_encoder(each).card.weights_sha256 for each in expand(encoder)}
+    unused = {entry.folder for entry in stored if not entry.foreign}
+    unused -= in_use(stored, [each.record for each in found], weights)
+    if delete and not records.is_dir() and any(entry.meta and entry.folder in unused for entry in stored):
+        raise InputError(f"{records} is not a folder, so all features would count as unused; give --records")
+    freed = 0
+    for entry in stored:
+        remove = entry.folder in unused and not entry.busy
+        state = "busy" if entry.busy else "kept" if entry.foreign else "unused" if remove else "used"
+        left = f", and {gib(entry.unfinished)} unfinished" if entry.unfinished and not entry.busy else ""
+        sys.stdout.write(f"{state:6}  {gib(entry.size):>10}{left}  {_summary(entry)}\n")
+        if entry.busy or entry.foreign:
+            continue
+        freed += entry.size + entry.unfinished if remove else entry.unfinished
+        if delete:
+            _remove(entry.folder if remove else entry.folder / "partial")
+    verb = "removed" if delete else "can be removed with --delete"
+    sys.stdout.write(f"{gib(sum(e.size + e.unfinished for e in stored))} in {features}, {gib(freed)} {verb}\n")
+    return 0
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise InputError(f"cannot remove {error.filename or folder} ({error.strerror}); remove it yourself") from error
+
+
+def scan(root: Path) -> list[StoredFeatures]:
+    """The folders of the store, by the time of their last use."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    entries = []
+    for folder in folders:
+        try:
+            meta = _checked_meta(read_json(folder / "meta.json"))
+            used = (folder / "meta.json").stat().st_mtime
+        except (OSError, ValueError):
+            meta, used = None, folder.stat().st_mtime
+        busy = False
+        if (folder / "claims").is_file() and _STORE_FOLDER.fullmatch(folder.name):
+            with ShardClaims(folder) as claims:
+                busy = not claims.take_all()
+        unfinished = _size_on_disk(folder / "partial")
+        entries.append(StoredFeatures(folder, meta, _size_on_disk(folder) - unfinished, unfinished, used, busy))
+    return sorted(entries, key=lambda entry: entry.used)
+
+
+def _checked_meta(meta: Any) -> dict[str, Any]:
+    """A description of stored features.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    kinds = {"version": int, "weights": str | None, "images": str, "geometry": dict, "precision": str, "about": str,
+             "count": int, "encoder": dict}  # fmt: skip
+    if not isinstance(meta, dict) or not all(isinstance(meta.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError("not a description of features")
+    inner = (meta["encoder"].get("name"), *(meta["geometry"].get(name) for name in ("mode", "resize", "crop")))
+    if not all(isinstance(value, str | int) for value in inner):
+        raise ValueError("not a description of features")
+    return meta
+
+
+def in_use(
+    stored: Collection[StoredFeatures], records: Collection[Record], weights: Collection[str | None]
+) -> set[Path]:
+    """Folders with features of one of the records or one of the encoders (by `weights_sha256`)."""
+    valid = [(entry.folder, entry.meta) for entry in stored if entry.meta and entry.meta["version"] == FEATURES_VERSION]
+    used = {folder for folder, meta in valid if meta["weights"] in weights}
+    for record in records:
+        protocol = record.protocol.resolved
+        precision = next((o.partition("=")[2] for o in protocol.overrides if o.startswith("precision=")), "fp32")
+        of_train, of_test = (
+            [
+                (folder, meta)
+                for folder, meta in valid
+                if (meta["weights"], meta["geometry"], meta["precision"])
+                == (record.encoder.weights_sha256, geometry.model_dump(mode="json"), precision)
+            ]
+            for geometry in (protocol.geometry, protocol.test_geometry or protocol.geometry)
         )
-        for batch in read:
-            self.advance(batch.stop - batch.start)
-            outputs = self.missing[shard_of(batch.start)]
-            vectors = extract(batch.images, outputs) if batch.readable else {}
-            # In a thread of its own, so that the model waits for neither the device's answer nor the disk.
-            writes.append(writer.submit(self._write, batch, vectors, outputs, claims))
-            while len(writes) > MAX_UNWRITTEN_BATCHES:
-                writes.popleft().result()
-        for write in writes:
-            write.result()
-        return bool(writes)
+        if any(override.startswith("unreadable=") for override in protocol.overrides):
+            # The record's fingerprint is that of the readable images only, so compare the names of the splits.
+            splits = {f"{record.dataset.id} {name}" for name in (protocol.train_split, protocol.test_split)}
+            used |= {folder for folder, meta in (*of_train, *of_test) if meta["about"] in splits}
+            continue
+        if record.dataset.id in _STORED_AS_ANOTHER:
+            splits = {protocol.train_split, protocol.test_split}
+            used |= {folder for folder, meta in (*of_train, *of_test) if meta["about"].rpartition(" ")[2] in splits}
+            continue
+        for train, test in product(of_train, of_test):
+            if canonical_sha256([train[1]["images"], test[1]["images"]]) == record.dataset.fingerprint:
+                used |= {train[0], test[0]}
+    return used
 
-    def _missing_outputs(self, shard: int) -> Outputs:
-        return {key: self.request.outputs[key] for key, part in self.parts.items() if not part.done(shard)}
 
-    def _rows_to_read(self, shards: Iterable[int], claims: ShardClaims) -> Iterator[range]:
-        """Rows per batch. A shard is claimed only when the reader comes to it."""
-        for shard in shards:
-            if not claims.take(shard):
-                continue
-            self.missing[shard] = self._missing_outputs(shard)
-            if not self.missing[shard]:  # another process finished it in the meantime
-                claims.release(shard)
-                continue
-            rows = shard_rows(shard, self.rows)
-            for start in range(0, len(rows), self.batch_size):
-                yield rows[start : start + self.batch_size]
+def _summary(entry: StoredFeatures) -> str:
+    last = datetime.fromtimestamp(entry.used, UTC).date()
+    meta = entry.meta
+    if entry.foreign:
+        kind = f"a link to {entry.folder.readlink()}" if entry.folder.is_symlink() else "not made by this store"
+        return f"{entry.folder.name}  {kind}, never removed by this command"
+    if meta is None:
+        return f"{entry.folder.name}  unknown, {last}"
+    geometry = meta["geometry"]
+    outputs = ", ".join(sorted(file.stem for file in entry.folder.glob("*.npy"))) or "nothing complete"
+    version = "" if meta["version"] == FEATURES_VERSION else f"  of version {meta['version']}"
+    return (
+        f"{entry.folder.name}  {meta['encoder']['name']}  {meta['about']}, {meta['count']:,} images  "
+        f"{geometry['mode']} {geometry['resize']} to {geometry['crop']} {geometry['interpolation']}  "
+        f"{meta['precision']}  {outputs}  last used {last}{version}"
+    )
 
-    def _write(self, batch: ImageBatch, vectors: Mapping[str, Tensor], outputs: Outputs, claims: ShardClaims) -> None:
-        shard = shard_of(batch.start)
-        self.unreadable[shard].update(batch.unreadable)
-        readable = np.array(batch.readable, dtype=np.int64) - batch.start
-        for key in outputs:
-            part = self.parts[key]
-            rows = np.zeros((batch.stop - batch.start, part.width), np.float32)
-            if len(readable):
-                rows[readable] = vectors[key].cpu().numpy()
-            stored = part.encoded(rows)
-            bad = np.flatnonzero(~np.isfinite(widened(stored)).all(axis=1))
-            if len(bad):
-                remedy = "" if self.request.precision == "fp32" else ", or use --precision fp32"
-                remedy += "" if self.request.stored == "fp32" else ", or use --stored fp32"
-                raise InputError(
-                    f"{self.request.encoder.card.name}: {len(bad)} of {len(rows)} images have NaN or infinite {key}, "
-                    f"the first is {self.request.images.ids[batch.start + bad[0]]}; check the weights{remedy}"
-                )
-            part.write(batch.start, stored)
-        # Counted, because the write of an earlier batch may have failed.
-        self.written[shard] += batch.stop - batch.start
-        if self.written[shard] == len(shard_rows(shard, self.rows)):
-            for key in outputs:
-                self.parts[key].finish(shard, self.unreadable[shard])
-            claims.release(shard)
 
-    def _remove_if_empty(self, claims: ShardClaims) -> None:
-        """Remove the folder after an error where no shard is finished and no other process is at work."""
-        for part in self.parts.values():
-            part.close()
-        if any(part.started for part in self.parts.values()) or list(self.folder.glob("*.npy")):
-            return
-        if claims.take_all():
-            shutil.rmtree(self.folder, ignore_errors=True)
+def _size_on_disk(folder: Path) -> int:
+    """Bytes that the files below a folder occupy. A sparse file occupies less than its length."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

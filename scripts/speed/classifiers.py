@@ -26,8 +26,8 @@ from benchmarks.demo.compose import Counts, compose
 from benchmarks.dense.classifiers import CachedLinear, class_shares, train_bank
 from benchmarks.dense.patches import Patches
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.extract import default_batch_size, extractor
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.extract import FeatureRequest, default_batch_size, extractor
+from benchmarks.features.store import FeatureStore
 from benchmarks.few_shot import FewShot, FewShotParams
 from benchmarks.linear import ProbeParams
 from benchmarks.logistic import LogisticRegression, RegressionParams

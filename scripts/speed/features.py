@@ -27,8 +27,8 @@ from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import Question, Sweep, bench
-from benchmarks.features.extract import Extract, Reader, default_batch_size, extractor, read_batches
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.extract import Extract, FeatureRequest, Reader, default_batch_size, extractor, read_batches
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import Labels, Outputs, Precision, RunOptions
 from results.schema import Geometry
 from results.store import read_records

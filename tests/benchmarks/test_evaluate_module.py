@@ -110,7 +110,7 @@ def test_the_module_comes_back_after_an_exception_and_under_no_grad(
         np.random.rand(), random.random(), torch.rand(1)
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("benchmarks.features.store.extractor", fail)
+    monkeypatch.setattr("benchmarks.features.extract.extractor", fail)
     with torch.no_grad(), pytest.raises(RuntimeError, match="in the middle"):
         evaluate(module, data=data, options=options(tmp_path), **KNN)
     assert state(module) == before

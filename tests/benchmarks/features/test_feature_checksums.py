@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.__main__ import main
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features import shards
+from benchmarks.features.extract import FeatureRequest
 from benchmarks.features.shards import PartialOutput
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry
 from tests.benchmarks.features.run_options import options

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.task import Labels, RunOptions
 from results.files import PathList
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.extract import FeatureRequest
+from benchmarks.features.store import FeatureStore
 from results.schema import Geometry
 
 folder, root, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from benchmarks.__main__ import main
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features import shards, store
-from benchmarks.features.extract import Reader
+from benchmarks.features import extract, shards
+from benchmarks.features.extract import FeatureRequest, Reader
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.shards import PartialOutput, ShardClaims
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry
 from results.store import read_records
@@ -167,7 +167,8 @@ def test_a_disk_that_fills_up_leaves_finished_shards(
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda file, content, at: full(file, content, at) if len(calls) < 11 else
                       real(file, content, at))  # fmt: skip
-        patch.setattr(store, "MAX_UNWRITTEN_BATCHES", 8)  # what is under way when the disk is full must not be believed
+        # What is under way when the disk is full must not be believed.
+        patch.setattr(extract, "MAX_UNWRITTEN_BATCHES", 8)
         with pytest.raises(InputError, match=r"store is full, .* features of .* need 0\.0 MiB more; free disk"):
             features(labels, tmp_path / "store")
     resumed = features(labels, tmp_path / "store")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from benchmarks.datasets.images import Images
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
-from benchmarks.features.extract import Reader
+from benchmarks.features.extract import FeatureRequest, Reader
 from benchmarks.features.pool import AdaptivePooling
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, Labels
 from results.schema import Architecture, EncoderCard, Geometry
 from tests.benchmarks.features.run_options import options

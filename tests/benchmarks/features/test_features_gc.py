@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.features.gc import in_use, scan
 from benchmarks.features.shards import ShardClaims, read_json, write_json
+from benchmarks.features.store import in_use, scan
 from results.store import read_records
 
 ENCODERS = ("random:resnet18-w8-k3-nopool:0", "random:resnet18-w8-k3-nopool:1")

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.encoders.load import load_encoder
+from benchmarks.features.extract import FeatureRequest
 from benchmarks.features.pool import GlobalAverage, PatchRows, pool
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, RunOptions
 from results.schema import Geometry
 

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
+from benchmarks.features.extract import FeatureRequest
 from benchmarks.features.shards import WidenedRows, narrowed, widened
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.solvers.class_means import class_means
 from benchmarks.solvers.exact_knn import exact_knn, norms
 from benchmarks.solvers.logistic import fit_logistic

@@ -11,9 +11,10 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.encoders.load import load_encoder
+from benchmarks.features.extract import FeatureRequest
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.shards import read_json
-from benchmarks.features.store import FeatureRequest, FeatureStore
+from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, Labels
 from results.schema import Geometry, Record
 from results.store import read_records
