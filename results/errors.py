@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MOST_SHOWN = 1600  # characters of a line
+CLOSED_PIPE = 141  # exit code of what SIGPIPE ends
 
 
 class InputError(Exception):
@@ -57,7 +59,11 @@ def print_error(program: str, error: Exception) -> int:
     """Write `program: message` to stderr and return exit code 2.
 
     An `OSError` is printed with the file that it is about. The first line stands alone; further lines are indented.
+    Of a reader that has seen enough, such as `head`, nothing is said; the code is then that of a closed pipe.
     """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
+        return CLOSED_PIPE
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
