@@ -419,11 +419,13 @@ def _read_text(path: Path) -> str:
     """Read a page that the user names.
 
     Raises:
-        InputError: it is not text.
+        InputError: it is not there, or is not text.
         OSError: it cannot be read.
     """
     try:
         return read_text(path, MAX_TEXT)
+    except FileNotFoundError as error:
+        raise InputError(f"page not found: {path}; name a markdown file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; name a markdown file") from error
 

@@ -100,8 +100,11 @@ def test_a_full_disk_is_named_by_the_file_that_was_asked_for(
     assert files(tmp_path) == before
 
 
-def test_a_page_that_is_no_text_is_named(records: Path, tmp_path: Path, refusal: Said) -> None:
+def test_a_page_that_is_missing_or_no_text_is_named(records: Path, tmp_path: Path, refusal: Said) -> None:
     page = tmp_path / "page.md"
+    said = refusal("tables", "--records", records, "--readme", page)
+    assert said.startswith("results: page not found: ")
+    assert said.endswith("page.md; name a markdown file")
     page.write_bytes(b"\xff\xfe\x00")
     assert refusal("tables", "--records", records, "--readme", page).endswith("page.md is not UTF-8 text; name a "
                                                                               "markdown file")  # fmt: skip

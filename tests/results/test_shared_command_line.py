@@ -130,7 +130,7 @@ def test_a_command_is_split_off_and_a_misspelt_one_is_refused(capsys: pytest.Cap
 def test_a_reader_of_the_output_that_has_seen_enough_is_no_error(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "wb") as output:
+    with os.fdopen(writer, "wb") as output:
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=Path(__file__).parents[2], stdout=output, stderr=subprocess.PIPE
         )
