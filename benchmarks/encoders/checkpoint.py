@@ -18,7 +18,6 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.encoders import vit_families
-from benchmarks.encoders.capi import NAME, capi_encoder, is_capi
 from benchmarks.encoders.encoder import Encoder, filled, head_summary, matches, projection_head, renamed
 from benchmarks.encoders.forms import (
     HUB_WEIGHTS,
@@ -36,8 +35,11 @@ from benchmarks.encoders.forms import (
 )
 from benchmarks.encoders.hf_configs import model_name, read_config
 from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
-from benchmarks.encoders.resnet import (
+from benchmarks.encoders.networks import (
+    CAPI,
+    capi_encoder,
     infer_resnet,
+    is_capi,
     is_resnet,
     resnet_encoder,
     torchvision_encoder,
@@ -284,7 +286,7 @@ def _with_own_card(file: WeightFile, card: EncoderCard, overrides: CardOverrides
     card = overrides_of_card(card).then(overrides).apply_to_card(card, card.assumed)
     if card.architecture.name.startswith("torchvision:"):
         return torchvision_encoder(card, tensors, source)
-    if card.architecture.name == NAME:
+    if card.architecture.name == CAPI:
         return capi_encoder(card, tensors, source)
     if card.architecture.name not in STAGES:
         return timm_encoder(card, tensors, source)
@@ -415,7 +417,7 @@ def _capi(file: WeightFile, found: RecognisedCheckpoint, overrides: CardOverride
     fixed = [*OF_RESNETS, *(name for name in OF_VITS if name != "pooling")]
     overrides.refuse(fixed, f"{file.path} is CAPI's encoder, whose code fixes them")
     known = CardOverrides({"method": "CAPI"}).then(pixels_of("imagenet")).then(overrides)
-    card = known.apply_to_card(_card(file, found, known.apply_to_network(Architecture(name=NAME))), PIXELS)
+    card = known.apply_to_card(_card(file, found, known.apply_to_network(Architecture(name=CAPI))), PIXELS)
     card = card.model_copy(update={"keys_unused": found.unused + len(found.head)})
     return capi_encoder(card, found.backbone, str(file.path))
 

@@ -417,7 +417,3 @@ LAYOUTS = (
         ignore=(*_CLASSIFIER, "mask_token", "decoder_*"),
     ),
 )  # fmt: skip
-
-
-# ---- ConvNeXt and Swin: the same networks as timm's under other names ------------------------------------------------
-#

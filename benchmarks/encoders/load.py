@@ -39,7 +39,7 @@ from benchmarks.encoders.forms import (
     parse_form,
     random_form,
 )
-from benchmarks.encoders.resnet import pretrained_torchvision, random_resnet, recalibrated
+from benchmarks.encoders.networks import pretrained_torchvision, random_resnet, recalibrated
 from benchmarks.encoders.timm_models import efficientnet_lite0, pretrained_timm
 from benchmarks.task import FEATURE_MAPS, TOKEN_MAPS, TOKEN_VECTORS, InputError
 from pretrain.distributed import DataLoader

@@ -25,7 +25,7 @@ from benchmarks.audit import (
 from benchmarks.audit_checks import using_batch_statistics, variations
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder, module_encoder
-from benchmarks.encoders.resnet import random_resnet
+from benchmarks.encoders.networks import random_resnet
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
 

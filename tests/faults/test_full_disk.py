@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.encoders.export import write_safetensors
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import random_resnet
+from benchmarks.encoders.networks import random_resnet
 from results.store import read_records
 from tests.benchmarks.detection import test_detection_task as detection
 from tests.benchmarks.segmentation import test_segmentation_task as segmentation

@@ -14,7 +14,7 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.encoders.export import write_safetensors
 from benchmarks.encoders.forms import parse_architecture
-from benchmarks.encoders.resnet import random_resnet
+from benchmarks.encoders.networks import random_resnet
 
 
 def convert(*arguments: str) -> int:

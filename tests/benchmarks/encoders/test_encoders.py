@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.demo.scenes import all_ids, load_drawing
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder, random_encoder_command
-from benchmarks.encoders.resnet import random_resnet, recalibrated
+from benchmarks.encoders.networks import random_resnet, recalibrated
 from benchmarks.task import FEATURE_MAPS, InputError
 from pretrain.resnet import ResNet
 from pretrain.weight_files import read_backbone, weights_sha256, write_backbone

@@ -27,7 +27,7 @@ from benchmarks.encoders.export import (
 )
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import random_resnet, resnet_encoder
+from benchmarks.encoders.networks import random_resnet, resnet_encoder
 from benchmarks.task import InputError
 from pretrain.resnet import ResNet
 from pretrain.weight_files import weights_sha256

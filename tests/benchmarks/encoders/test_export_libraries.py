@@ -23,7 +23,7 @@ from benchmarks.encoders.export import (
     write_openmmlab,
     write_torchvision,
 )
-from benchmarks.encoders.resnet import resnet_encoder
+from benchmarks.encoders.networks import resnet_encoder
 from pretrain.resnet import ResNet
 from pretrain.weight_files import weights_sha256
 from results.schema import Architecture, EncoderCard

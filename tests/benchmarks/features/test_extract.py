@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.forms import parse_architecture
 from benchmarks.encoders.load import load_encoder
-from benchmarks.encoders.resnet import random_resnet, recalibrated
+from benchmarks.encoders.networks import random_resnet, recalibrated
 from benchmarks.features.extract import default_batch_size, extractor, folded, widths
 from benchmarks.features.pool import AdaptivePooling, FixedPooling
 from benchmarks.task import InputError
