@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from pretrain.distributed import full_float32, has_fast_bf16
+from pretrain.distributed import full_float32, has_fast_bf16, row_products
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
@@ -34,11 +34,11 @@ TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
 CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 QUERY_ROWS = 512  # of one product on a GPU
 CPU_QUERY_ROWS = 1024
-_CACHE_BYTES = 4 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
+_CACHE_BYTES = 2 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
 _SAMPLED = 48  # one gallery row of so many shows what a query's nearest rows are like
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
-VOTE_CELLS = 1 << 22  # votes held at once, rows times classes: 32 MiB
+VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
 
 
 def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -225,7 +225,7 @@ class _Block:
         queries = self.queries if len(self.open) == len(self.queries) else self.queries[self.open]
         found = propose(tiles, queries, self.kept, track=self.track, label=self.label)
         found.values[found.indices == self.excluded[self.open, None]] = -torch.inf
-        kth = found.values.topk(self.k, dim=1, sorted=False).values.amin(dim=1)
+        kth = _largest(found.values, self.k)[:, 0]
         if self.kept == len(self.gallery):
             floor = limit = torch.full_like(kth, -torch.inf)
         else:
@@ -281,10 +281,10 @@ class _Block:
         counts = starts.diff()
         shape = len(rows), max(self.k, int(counts.max()))
         place = _places(starts, shape[1], torch.zeros_like(counts))
-        chosen, out = indices.reshape(-1)[positions], torch.zeros(shape, dtype=torch.int64)
+        chosen, out = indices.take(positions), torch.zeros(shape, dtype=torch.int64)
         scores = torch.full(shape, -torch.inf, dtype=torch.float64)
-        out.view(-1)[place] = chosen
-        scores.view(-1)[place] = self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts))
+        out.put_(place, chosen)
+        scores.put_(place, self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts)))
         scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties by smaller row, as they ascend
         return out.gather(1, order[:, : self.k]), scores[:, : self.k]
 
@@ -451,18 +451,17 @@ def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> T
     rank = int(expected + 2 * expected**0.5) + 1
     if rank > count:
         return torch.full((len(q), 1), -torch.inf, dtype=q.dtype)
-    best = torch.full((len(q), rank), -torch.inf, dtype=q.dtype)
+    best = torch.full((len(q), rank), -torch.inf)
     with _full_precision():
-        for rows in torch.arange(count).split(CPU_TILE_ROWS):
+        for rows in torch.arange(count).split(CPU_TILE_ROWS // 4):
             g = gallery.sampled(rows * _SAMPLED).sub_(gallery.centre).to(q.dtype)
             for first in range(0, len(q), CPU_QUERY_ROWS):
                 part = q[first : first + CPU_QUERY_ROWS]
                 tile = products[: len(part) * len(g)].view(len(part), len(g))
                 multiply(part, g, tile)
-                top = tile.topk(min(rank, len(g)), dim=1, sorted=False).values
-                known = torch.cat([best[first : first + len(part)], top], dim=1)
-                best[first : first + len(part)] = known.topk(rank, dim=1, sorted=False).values
-    return best.amin(dim=1, keepdim=True)
+                known = torch.cat([best[first : first + len(part)], tile], dim=1)
+                best[first : first + len(part)] = _largest(known, rank)
+    return best[:, :1].to(q.dtype)
 
 
 class _Survivors:
@@ -491,25 +490,21 @@ class _Survivors:
         beats = torch.gt(products, cut, out=self._beats[: products.numel()].view_as(products))
         positions, starts = _true_positions(beats)
         if int(starts.diff().max()) > self.kept:
-            torch.maximum(cut, self._last_kept(products.float()).to(cut.dtype), out=cut)
+            torch.maximum(cut, _largest(products.float(), self.kept)[:, :1].to(cut.dtype), out=cut)
             positions, starts = _true_positions(torch.gt(products, cut, out=beats))
         counts = starts.diff()
         full = (filled + counts > values.shape[1]).nonzero()[:, 0]
         if len(full):
             self._thin(full + first)
         place = _places(starts, values.shape[1], filled)
-        values.view(-1)[place] = products.view(-1)[positions].float()
-        indices.view(-1)[place] = positions % products.shape[1] + start
+        values.view(-1).scatter_(0, place, products.view(-1).index_select(0, positions).float())
+        indices.view(-1).scatter_(0, place, positions.remainder_(products.shape[1]).add_(start))
         filled += counts
-
-    def _last_kept(self, values: Tensor) -> Tensor:
-        """(n, 1) `kept`-th largest of each row."""
-        return values.topk(self.kept, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
 
     def _thin(self, queries: Tensor) -> None:
         """Raise the cut of these queries and drop what it leaves out."""
         values = self.values[queries]
-        cut = self._last_kept(values)
+        cut = _largest(values, self.kept)[:, :1]
         dropped, order = (values <= cut).sort(dim=1, stable=True)
         self.values[queries] = values.gather(1, order).masked_fill_(dropped, -torch.inf)
         self.indices[queries] = self.indices[queries].gather(1, order)
@@ -528,11 +523,17 @@ def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     if len(flat) % several:
         positions = flat.nonzero()[:, 0]
     else:  # several at a time, as few are
-        words = flat.view(torch.int64).nonzero()[:, 0]
-        within = flat.view(-1, several)[words].view(-1).nonzero()[:, 0]
+        words = flat.view(torch.int64)
+        some = words.nonzero()[:, 0]
+        within = words.index_select(0, some).view(flat.dtype).nonzero()[:, 0]
         shift = several.bit_length() - 1
-        positions = (words[within >> shift] << shift) + (within & (several - 1))
+        positions = (some.index_select(0, within >> shift) << shift) + (within & (several - 1))
     return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """(n, k) largest float32 of each row, the smallest of them first; numpy selects several times as fast as torch."""
+    return torch.from_numpy(np.partition(values.numpy(), -k, axis=1)[:, -k:])
 
 
 def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
@@ -554,7 +555,7 @@ def _convert(gallery: ScaledRows, start: int, stop: int, out: Tensor) -> Tensor:
 def _round(rows: Tensor, out: Tensor) -> Tensor:
     """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows."""
     out.copy_(rows)
-    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (rows - out, rows)])
+    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (rows - out.float(), rows)])
 
 
 def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
@@ -567,6 +568,8 @@ def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
 def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
     if q.is_cuda and q.dtype != out.dtype:
         torch.mm(q, g.T, out_dtype=out.dtype, out=out)
+    elif q.dtype == torch.float32 and not q.is_cuda:
+        out.copy_(row_products(q, g))
     else:
         torch.mm(q, g.T, out=out)
 
@@ -632,8 +635,8 @@ class ScaledRows:
 
     def divided(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Rows [start, stop), divided, as a fresh tensor."""
-        raw = np.array(self.features[start:stop], np.float64 if dtype == torch.float64 else np.float32)
-        return torch.from_numpy(raw).to(device).mul_(torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype))
+        inverse = torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype)
+        return _read(self.features[start:stop]).to(device, dtype, copy=True).mul_(inverse)
 
     def sampled(self, rows: Tensor) -> Tensor:
         """(R, D) float32 of these rows, divided."""
@@ -655,19 +658,16 @@ class ScaledRows:
         # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
         in_tile, order = (rows // tile).to(torch.int32).sort(stable=True)
         present, counts = in_tile.unique_consecutive(return_counts=True)
-        sorted_rows, sorted_of, values = rows[order], of[order], torch.empty(len(rows), dtype=torch.float64)
+        sorted_rows, sorted_of, values = rows.take(order), of.take(order), torch.empty(len(rows), dtype=torch.float64)
         last = 0
         for number, count in zip(present.tolist(), counts.tolist(), strict=True):
             pairs = slice(last, last := last + count)
             start, stop = number * tile, min((number + 1) * tile, len(self))
-            part = gallery[: stop - start]
-            np.copyto(part.numpy(), self.features[start:stop])
+            part = gallery[: stop - start].copy_(_read(self.features[start:stop]))
             starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
             torch.cumsum(sorted_of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
             values[pairs] = _sampled_product(queries, part, starts, sorted_rows[pairs] - start)
-        out = torch.empty_like(values)
-        out[order] = values
-        return out.mul_(torch.from_numpy(self.inverse)[rows])
+        return torch.empty_like(values).put_(order, values).mul_(torch.from_numpy(self.inverse)[rows])
 
 
 def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
@@ -683,6 +683,13 @@ def norms(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) L2 norms; NaN or inf where a row holds such a value."""
     out = np.empty(len(features))
     for start, stop in _steps(0, *features.shape):
-        chunk = torch.from_numpy(features[start:stop].astype(np.float64))
-        out[start:stop] = chunk.square_().sum(dim=1).sqrt_().numpy()
+        rows = _read(features[start:stop]).to(torch.float64, copy=True)
+        out[start:stop] = rows.square_().sum(dim=1).sqrt_().numpy()
     return out
+
+
+def _read(rows: NDArray[np.float32]) -> Tensor:
+    """The rows in the same memory, which nobody may write to: torch warns where a file is mapped for reading only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(rows)
