@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers.linear_heads import target_ranks
 from benchmarks.solvers.logistic import as_tensor
+from pretrain.distributed import row_products
 from results.errors import InputError
 
 CHUNK_ROWS = 16_384
@@ -83,7 +83,7 @@ def nearest_mean_ranks(
         rows = unit_rows(features[start : start + CHUNK_ROWS], means.device)
         own = torch.from_numpy(targets[start : start + CHUNK_ROWS]).to(means.device)
         for part, truth in zip(rows.split(size), own.split(size), strict=True):
-            scores = F.linear(part, means.reshape(-1, dim), offset).view(-1, sets, classes)
+            scores = row_products(part, means.reshape(-1, dim)).add_(offset).view(-1, sets, classes)
             found.append(target_ranks(scores, truth).cpu())
     return torch.cat(found, dim=1)
 
