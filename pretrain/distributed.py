@@ -187,7 +187,8 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
 
     Of float32 on a CPU by oneDNN: PyTorch's MKL makes no use of AVX-512 on AMD's, and takes up to twice as long.
     """
-    if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    some = a.numel() and b.numel()  # oneDNN refuses matrices without elements
+    if some and a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
         found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
         return found
     return a @ b.T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ class HeadBank(Bank):
             spread = weight.unflatten(2, (self.channels, -1))
             bias = bias + torch.einsum("hkcp,hc->hk", spread, self.shift)
             weight = (spread * self.scale[:, None, :, None]).flatten(2)
-        return F.linear(x, weight.reshape(heads * classes, dim), bias.reshape(-1)).view(-1, heads, classes)
+        return _linear(x, weight.reshape(heads * classes, dim), bias.reshape(-1)).view(-1, heads, classes)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every head's weights and batch norm, (heads, ...) on CPU, named as in `nn.Linear` and `nn.BatchNorm2d`."""
@@ -165,6 +166,27 @@ class HeadBank(Bank):
         if self.affine:
             found |= {"bn.weight": self.scale, "bn.bias": self.shift}
         return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear`, whose float32 products on a CPU, there and back, are `row_products`."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    products: Tensor = _RowProducts.apply(x, weight)
+    return products + bias
+
+
+class _RowProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return distributed.row_products(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        of_x = distributed.row_products(gradient, weight.T) if ctx.needs_input_grad[0] else None
+        return of_x, distributed.row_products(gradient.T, x.T)
 
 
 def bank_loss(logits: Tensor, targets: Tensor, batch_length: int) -> Tensor:

@@ -173,3 +173,18 @@ def test_weights_start_normal_with_the_protocols_deviation_and_biases_at_zero() 
     assert bank.weight[0].mean().abs().item() < 1e-4
     assert torch.equal(bank.weight[0], bank.weight[1])
     assert not bank.bias.any()
+
+
+@pytest.mark.parametrize("rows", [0, 7])
+def test_logits_and_gradients_are_those_of_torchs_linear_layer(rows: int) -> None:
+    """Without images too, as a rank may have none in the last batch."""
+    bank = HeadBank(300, 300, 5, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(rows, 300, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    found, expected = bank(x).flatten(1), nn.functional.linear(x, bank.weight.flatten(0, 1), bank.bias.flatten())
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), [x, *bank.parameters()]),
+        torch.autograd.grad(expected.square().sum(), [x, *bank.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
