@@ -596,9 +596,9 @@ COMMANDS: Mapping[str, Command] = {
                               _function("random-encoder")),
     "convert": Command("Encoders and data", "write a checkpoint's backbone for another library", _convert),
     "index-shards": Command("Encoders and data", "count the images of tar shards and write their index",
-                            _script("pretraining", "index-shards")),
+                            _script("prepare", "index-shards")),
     "prepare-voc12aug": Command("Encoders and data", "make the masks and lists of VOC 2012 aug from SBD",
-                                _script("prepare_voc12aug")),
+                                _script("prepare", "prepare-voc12aug")),
     "features-gc": Command("Encoders and data", "list stored features that no record refers to",
                            _function("features-gc")),
     **{name: Command("Results", first_sentence(kind), _results(name))
@@ -606,9 +606,9 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("Results", first_sentence(Verify), _verify),
     "submit": Command("Machines", "send a command to Slurm, or to processes of this machine", _script("submit")),
     "speed": Command("Machines", "time the hot loops against what people use today", _script("speed")),
-    "bench-loader": Command("Machines", "time the input pipeline of a recipe", _script("pretraining", "bench-loader")),
+    "bench-loader": Command("Machines", "time the input pipeline of a recipe", _script("prepare", "bench-loader")),
     "cost-table": Command("Machines", "time and memory of a training step of each mechanism",
-                          _script("pretraining", "cost-table")),
+                          _script("prepare", "cost-table")),
 }  # fmt: skip
 
 

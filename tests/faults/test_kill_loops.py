@@ -23,7 +23,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.registry import TASK_NAMES
 from results.store import StoredRecord, read_records
-from scripts.prepare_voc12aug import Prepare, prepare
+from scripts.prepare import PrepareVoc12Aug, prepare_voc12aug
 from tests.benchmarks.detection import test_detection_task as detection
 from tests.benchmarks.segmentation import test_segmentation_task as segmentation
 from tests.layouts.voc12aug import write_voc12aug
@@ -314,14 +314,14 @@ def test_composed_data_that_are_killed_are_the_same_files(tmp_path: Path) -> Non
 def test_masks_of_sbd_that_are_killed_are_the_same_files(tmp_path: Path) -> None:
     write_voc12aug(tmp_path / "source", layout="sbd")
     shutil.copytree(tmp_path / "source", tmp_path / "whole")
-    prepare(Prepare(tmp_path / "whole", expected=14))
+    prepare_voc12aug(PrepareVoc12Aug(tmp_path / "whole", expected=14))
 
     def job() -> int:
         if not (tmp_path / "cut").exists():
             copy = tmp_path / f"copy {os.getpid()}"
             shutil.copytree(tmp_path / "source", copy)
             copy.rename(tmp_path / "cut")
-        prepare(Prepare(tmp_path / "cut", expected=14))
+        prepare_voc12aug(PrepareVoc12Aug(tmp_path / "cut", expected=14))
         return 0
 
     kill_loop(job, tmp_path / "cut", "prepare-voc12aug")

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,26 +8,18 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from benchmarks.datasets.registry import find_dataset
+from scripts.prepare import main
 from tests.layouts.voc12aug import write_voc12aug
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_voc12aug.py"
+
+def prepared(*arguments: str) -> int:
+    return main(["prepare-voc12aug", *arguments])
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_voc12aug", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_voc12aug"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_what_it_writes_is_what_mm_publishes(tmp_path: Path, script: ModuleType) -> None:
+def test_what_it_writes_is_what_mm_publishes(tmp_path: Path) -> None:
     expected = find_written(tmp_path / "aug", "aug")
     write_voc12aug(tmp_path, layout="sbd")
-    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 0
+    assert prepared("--data", str(tmp_path), "--expected", "14") == 0
     labels = find_dataset("voc12aug", tmp_path).read("train_aug")
     assert labels.ids == expected.ids
     for mine, its in zip(labels.annotations, expected.annotations, strict=True):
@@ -44,9 +33,9 @@ def test_what_it_writes_is_what_mm_publishes(tmp_path: Path, script: ModuleType)
     assert not list(voc.rglob("*.partial"))
 
 
-def test_masks_are_those_that_scipy_reads(tmp_path: Path, script: ModuleType) -> None:
+def test_masks_are_those_that_scipy_reads(tmp_path: Path) -> None:
     folder = write_voc12aug(tmp_path, layout="sbd")
-    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 0
+    assert prepared("--data", str(tmp_path), "--expected", "14") == 0
     mats = tmp_path / "VOCdevkit" / "VOCaug" / "dataset" / "cls"
     written = sorted((folder / "SegmentationClassAug").iterdir())
     assert len(written) == 6
@@ -62,52 +51,46 @@ def find_written(root: Path, layout: str):
     return find_dataset("voc12aug", root).read("train_aug")
 
 
-def test_another_number_of_images_is_refused(
-    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_number_of_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_voc12aug(tmp_path, layout="sbd")
-    assert script.main(["--data", str(tmp_path)]) == 2
+    assert prepared("--data", str(tmp_path)) == 2
     assert "list 14 training images, expected 10582" in capsys.readouterr().err
     assert not (folder / "SegmentationClassAug").exists()
     assert not (folder / "ImageSets" / "Segmentation" / "aug.txt").exists()
 
 
-def test_damaged_masks_are_named_and_a_second_run_goes_on(
-    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_masks_are_named_and_a_second_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_voc12aug(tmp_path, layout="sbd")
     mat = tmp_path / "VOCdevkit" / "VOCaug" / "dataset" / "cls" / "2009_000103.mat"
     good = mat.read_bytes()
     arguments = ["--data", str(tmp_path), "--expected", "14"]
     mat.write_bytes(b"nothing")
-    assert script.main(arguments) == 2
+    assert prepared(*arguments) == 2
     assert "2009_000103.mat cannot be read as a MATLAB file" in capsys.readouterr().err
     savemat(mat, {"GTcls": {"Segmentation": np.zeros((3, 3), np.uint8)}})
-    assert script.main(arguments) == 2
+    assert prepared(*arguments) == 2
     assert "2009_000103.mat is not a mask of 64 by 48 pixels" in capsys.readouterr().err
     masks = [{"Segmentation": np.full((48, 64), value)} for value in (21, -1, 0.5, np.nan)]
     for wrong in (3, {"Segmentation": "text"}, {"Boundaries": 1}, *masks):
         savemat(mat, {"GTcls": wrong})
-        assert script.main(arguments) == 2
+        assert prepared(*arguments) == 2
         assert "2009_000103.mat is not a mask of 64 by 48 pixels with values below 21" in capsys.readouterr().err
     mat.unlink()
-    assert script.main(arguments) == 2
+    assert prepared(*arguments) == 2
     assert "2009_000103.mat is missing; unpack" in capsys.readouterr().err
     assert not (folder / "ImageSets" / "Segmentation" / "aug.txt").exists()
     written = {file: file.stat().st_mtime_ns for file in (folder / "SegmentationClassAug").iterdir()}
     assert len(written) == 2
     mat.write_bytes(good)
-    assert script.main(arguments) == 0
+    assert prepared(*arguments) == 0
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     assert len(find_dataset("voc12aug", tmp_path).read("train_aug")) == 14
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_voc12aug(tmp_path, layout="sbd")
     (folder / "SegmentationClassAug").touch()
-    assert script.main(["--data", str(tmp_path), "--expected", "14"]) == 2
+    assert prepared("--data", str(tmp_path), "--expected", "14") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "Not a directory" in said[0]
