@@ -44,7 +44,7 @@ def command_tables() -> str:
 def with_tables(text: str) -> str:
     """The README with the tables as the registry and the records give them."""
     sys.path.insert(0, str(ROOT / "scripts" / "docs_pages"))
-    from benchmark_tables import cost_table
+    from docs_tables import cost_table
 
     for name, made in (("benchmarks", command_tables()), ("costs", cost_table().strip())):
         before, _, rest = text.partition(f"<!-- {name}:begin -->")

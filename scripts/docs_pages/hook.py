@@ -26,8 +26,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was started
 
-import benchmark_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
-import inventories  # noqa: E402
+import docs_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
 import outputs  # noqa: E402
 
 from results.plots import EncoderStyles, RecordFigure, record_figures, without_title  # noqa: E402
@@ -50,17 +49,16 @@ class Site:
     """What one build has shown so far."""
 
     def __init__(self) -> None:
-        self.protocols = benchmark_tables.ProtocolPages()
+        self.protocols = docs_tables.ProtocolPages()
         self.pictures = DocsFigures()
         self.environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - markdown
         plain = (
-            inventories.datasets, inventories.dataset_layouts, inventories.layouts, inventories.vit_families,
-            inventories.releases, inventories.recipes, inventories.recipe_fields, inventories.decoder_scores,
-            inventories.benchmark_commands, inventories.result_commands, outputs.help_of, outputs.make_help,
-            outputs.output, outputs.rendered, outputs.included, outputs.notebook, benchmark_tables.sources,
-            benchmark_tables.papers, benchmark_tables.zoo_pages, benchmark_tables.unplaced, benchmark_tables.measured,
-            benchmark_tables.so_far, benchmark_tables.commands, benchmark_tables.published,
-            benchmark_tables.cost_table,
+            docs_tables.benchmark_commands, docs_tables.commands, docs_tables.cost_table, docs_tables.dataset_layouts,
+            docs_tables.datasets, docs_tables.decoder_scores, docs_tables.layouts, docs_tables.measured,
+            docs_tables.papers, docs_tables.published, docs_tables.recipe_fields, docs_tables.recipes,
+            docs_tables.releases, docs_tables.result_commands, docs_tables.so_far, docs_tables.sources,
+            docs_tables.unplaced, docs_tables.vit_families, docs_tables.zoo_pages, outputs.help_of, outputs.included,
+            outputs.make_help, outputs.notebook, outputs.output, outputs.rendered,
         )  # fmt: skip
         self.environment.globals.update({function.__name__: function for function in plain})
         self.environment.globals.update(
@@ -104,9 +102,7 @@ class DocsFigures:
 
     def _find(self, name: str) -> RecordFigure:
         if not self._figures:
-            embedded = [
-                stored for stored in read_records(benchmark_tables.RECORDS)[0] if stored.record.dataset.embedded
-            ]
+            embedded = [stored for stored in read_records(docs_tables.RECORDS)[0] if stored.record.dataset.embedded]
             styles, logs = EncoderStyles(embedded), read_pretraining_logs(LOGS)
             curves = partial(draw_pretraining, logs, styles=styles)
             every = [*record_figures(embedded, styles), RecordFigure("pretraining", "Pretraining curves", "", curves)]

@@ -21,7 +21,7 @@ PAGES = ROOT / "scripts" / "docs_pages"
 
 @pytest.fixture(scope="module")
 def table_module() -> ModuleType:
-    return room("benchmark_tables")
+    return room("docs_tables")
 
 
 def room(name: str) -> ModuleType:
@@ -52,7 +52,7 @@ def test_values_are_short_and_exact(table_module: ModuleType) -> None:
 
 
 def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
-    pages = room("benchmark_tables").ProtocolPages()
+    pages = room("docs_tables").ProtocolPages()
     text = pages.tables("knn")
     assert all(f"`{p.variant}@{p.revision}`" in text for p in PROTOCOLS)
     assert all(f"| `{name}` |" in text for name in KnnParams.model_fields)
@@ -63,7 +63,7 @@ def test_a_benchmark_shows_every_variant_and_every_setting() -> None:
 
 
 def test_a_field_that_two_names_share_is_explained_for_both() -> None:
-    text = room("benchmark_tables").ProtocolPages().tables("voc-svm")
+    text = room("docs_tables").ProtocolPages().tables("voc-svm")
     assert "| `positive_weight` | class weights" in text
     assert "| `negative_weight` | class weights" in text
 
@@ -77,14 +77,14 @@ def test_the_front_page_claims_no_full_scale_run_as_long_as_no_record_holds_one(
 
 
 def test_published_figures_name_protocol_and_source() -> None:
-    text = room("benchmark_tables").published("knn.mmselfsup@1")
+    text = room("docs_tables").published("knn.mmselfsup@1")
     assert "| `knn.mmselfsup@1` | k=20 | 55.7 | fixed k |" in text
     assert "MoCo v2 page B" in text
 
 
 def test_the_cost_of_views_is_the_number_of_views_that_are_read() -> None:
     """Not of the images of the split: 100 images in 10 views, and 1,000 in 99."""
-    costs = room("benchmark_tables")
+    costs = room("docs_tables")
     task = LabelFreeViews()
     found = {p.variant: costs.encoder_passes(task, p) for p in task.protocols if p.dataset == "imagenet"}
     assert found == {"spt": 100 * 10, "radio": 1000 * 99}
