@@ -19,6 +19,7 @@ CHUNK_ROWS = 1024
 DENSE_ROWS = 8192  # largest Gram matrix that is always kept (268 MB); a sub-matrix then costs a copy, not a product
 _DOUBLE_ROWS = 128  # rows per block in double precision, which fits in the cache
 _SYMMETRIC_ROWS = 512
+_PICKED_VALUES = 2**18  # of the rows that are held while a sub-matrix is picked: 1 MiB
 _MAX_RANK = 128
 _IMAGES_PER_DIRECTION = 32
 
@@ -142,7 +143,11 @@ class Gram:
     def select(self, rows: Tensor) -> Gram:
         """The stack of sub-matrices on (g, n) `rows` of a single matrix."""
         assert self.chosen is None
-        dense = None if self.dense is None else torch.stack([_pick(self.dense[0], each, each) for each in rows])
+        dense = None
+        if self.dense is not None:
+            dense = self.dense.new_empty(*rows.shape, rows.shape[1])
+            for each, out in zip(rows, dense, strict=True):
+                _pick(self.dense[0], each, each, out)
         guess = self.leading.basis[0][-_rank(rows.shape[1]) :, rows].movedim(0, 1)
         return Gram(self.whole, rows, dense, self.shift[0, rows], self.constant, guess)
 
@@ -188,6 +193,20 @@ class Gram:
         shift = self.shift[place, images].float()
         return centred.add_((shift + self.constant.float())[:, None]).add_(shift)
 
+    def combination(self, place: int, images: Tensor, vector: Tensor) -> Tensor:
+        """(n,) float64 vector @ K[images] of one K, for (a,) images: C in single precision."""
+        single = vector.float()
+        if self.dense is not None:
+            # Unlike a product, reads the rows where they are.
+            first = images.new_zeros(1)
+            centred = functional.embedding_bag(images, self.dense[place], first, mode="sum", per_sample_weights=single)
+        else:
+            rows = self.rows().centred
+            centred = row_products((single @ rows[images])[None], rows)
+        shift, total = self.shift[place], vector.sum()
+        common = vector @ shift[images] + self.constant * total
+        return torch.addcmul(centred[0].double(), total, shift).add_(common)
+
 
 def gram(rows: CentredRows) -> Gram:
     """The Gram matrix of `rows`: dense while it is small or makes a product no dearer than two passes over the rows."""
@@ -210,8 +229,13 @@ def _symmetric_product(rows: Tensor) -> Tensor:
     return product
 
 
-def _pick(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return matrix.index_select(0, rows).index_select(1, columns)
+def _pick(matrix: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
+    """matrix[rows][:, columns], a few rows at a time: they stay in the cache until their columns are picked."""
+    found = matrix.new_empty(len(rows), len(columns)) if out is None else out
+    few = max(1, _PICKED_VALUES // matrix.shape[1])
+    for some, part in zip(rows.split(few), found.split(few), strict=True):
+        torch.index_select(matrix.index_select(0, some), 1, columns, out=part)
+    return found
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,14 @@ _LINE_SEARCH_STEPS = 30
 _ROUNDING = 5e-5
 _PATIENCE = 25  # Newton steps after which a problem counts as badly conditioned
 _NEGLIGIBLE = 1e-25  # smaller coefficients become zero: single-precision denormals slow a product tenfold
+_EXTRAPOLATION = 0.3
 _MAX_CG = 300
 _CG_REDUCTION = 0.1
 _MATRIX_IN_VECTORS = 20  # reading K takes as long as multiplying it with so many vectors
 _DOUBLE_COST = 3  # time of an operation in double precision over one in single precision
 
 # Up to this cost most images of unit norm stay inside the margin, and Newton's method needs few steps from anywhere:
-# several costs are solved together. Above it each cost starts from the solution of the one before.
+# several costs are solved together. Above it each cost starts near the solution of the one before.
 _JOINT_COST = 1.0
 _BATCH = 32  # vectors with which a product with K is about as efficient as it gets
 
@@ -63,7 +64,7 @@ class Solution:
 def solve_costs(
     gram: Gram, signs: Tensor, weights: Tensor, costs: Sequence[float], *, tolerance: float = TOLERANCE
 ) -> Iterator[tuple[int, Tensor]]:
-    """Solve the problems for every cost, each from the solution of a nearby cost.
+    """Solve the problems for every cost, each from the solutions of nearby costs.
 
     Yields (index into `costs`, (g, m, n) float64 coefficients), in ascending order of cost.
 
@@ -77,20 +78,30 @@ def solve_costs(
     size = max(1, _BATCH // m)
     batches = [joint[begin : begin + size] for begin in range(0, len(joint), size)]
     batches += [[i] for i in ascending[len(joint) :]]
-    start: tuple[Tensor, Tensor] | None = None
+    zero = torch.zeros_like(signs, dtype=torch.float64)
+    path = [(zero, zero)]  # coefficients at the last two costs, and their products with K; at cost 0 both are 0
     for batch in batches:
         factors = torch.tensor([costs[i] for i in batch], dtype=torch.float64)
         repeat = len(batch)
-        beta = solve(
-            gram,
-            signs.repeat(1, repeat, 1),
-            (weights[:, None] * factors[:, None, None]).flatten(1, 2),
-            None if start is None else (start[0].repeat(1, repeat, 1), start[1].repeat(1, repeat, 1)),
-            tolerance=tolerance,
-        ).beta
+        y, c = signs.repeat(1, repeat, 1), (weights[:, None] * factors[:, None, None]).flatten(1, 2)
+        repeated = [(b.repeat(1, repeat, 1), o.repeat(1, repeat, 1)) for b, o in path]
+        start = _extrapolated(y, c, *repeated) if len(path) > 1 else None
+        beta = solve(gram, y, c, start, tolerance=tolerance).beta
         yield from zip(batch, beta.split(m, 1), strict=True)
-        last = beta[:, -m:]
-        start = last, gram.product(last)
+        last = beta[:, -2 * m :]
+        path = [*path, *zip(last.split(m, 1), gram.product(last).split(m, 1), strict=True)][-2:]
+
+
+def _extrapolated(
+    y: Tensor, c: Tensor, before: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Where to begin, from (coefficients, product with K) at two lower costs: on from the last in the same direction.
+
+    Only a part of the way to the least objective, where too few images are left inside the margin.
+    """
+    change, reach = last[0] - before[0], last[1] - before[1]
+    length = _EXTRAPOLATION * _line_search(y, c, *last, change, reach).clamp(0, 1)
+    return last[0] + length * change, last[1] + length * reach
 
 
 def solve(
@@ -104,20 +115,29 @@ def solve(
     """Minimise the objective of each problem.
 
     A problem is finished when the estimated distance of its solution from the optimum, in the norm of the Hessian, is
-    below `tolerance` times the solution's own norm. A column of finished problems leaves the batch. Where rounding
+    below `tolerance` times the solution's own norm: before a Newton step, or after one that leaves the active set as it
+    is, which ends at the optimum but for rounding. A column of finished problems leaves the batch. Where rounding
     would show, the last steps start from decision values in double precision (iterative refinement) and are
     factorised.
 
     Args:
         signs: (g, m, n), +1 or -1.
         weights: (g, m, n), non-negative.
-        start: (g, m, n) coefficients to begin from and their product with K; zero by default.
+        start: (g, m, n) coefficients to begin from and their product with K. By default those of a low cost, where
+            every image is deep inside the margin: in proportion to the weights, with the sign of the image.
 
     Raises:
         NotConvergedError: a problem needs more than `MAX_NEWTON` steps.
     """
     y, c = signs.double(), weights.double()
-    b, o = (torch.zeros_like(c), torch.zeros_like(c)) if start is None else (start[0].double(), start[1].double())
+    if start is None:
+        b = y * c
+        o = gram.product(b)
+        zero = torch.zeros_like(b)
+        length = _line_search(y, c, zero, zero, b, o)
+        b, o = length * b, length * o
+    else:
+        b, o = start[0].double(), start[1].double()
     beta = torch.zeros_like(c)
     steps = torch.zeros(c.shape[:2], dtype=torch.int64)
     columns = torch.arange(c.shape[1])
@@ -164,7 +184,8 @@ def _line_search(y: Tensor, c: Tensor, b: Tensor, o: Tensor, step: Tensor, decis
         here = slack - length[..., None] * change
         weighted = torch.where(here > 0, c, 0.0) * change
         slope = linear + length * square - 2 * (weighted * here).sum(-1)
-        move = slope / (square + 2 * (weighted * change).sum(-1)).clamp(min=1e-300)
+        curve = square + 2 * (weighted * change).sum(-1)
+        move = torch.where(curve > 0, slope / curve, 0.0)  # without a curve it is rounding
         length = length - move
         if bool((move.abs() <= 1e-6).all()):
             break
@@ -261,28 +282,52 @@ def _factorised(system: _System) -> _Step:
     Dual: K + 1/D on the active images, in single precision or, where that does not do, in double. Primal: I + X' D X of
     the active rows X, in double precision.
     """
-    gram, active = system.gram, system.curvature > 0
-    count = active.sum(-1).double()
+    gram = system.gram
+    count = (system.curvature > 0).sum(-1).double()
     primal = system.open & (_primal_cost(count, gram.whole.dim) < _dual_cost(count))
-    step = torch.where(active | ~system.open[..., None], 0.0, system.residual)  # inactive coefficients become zero
-    reach = gram.product(step)
+    step, decisions = torch.zeros_like(system.residual), torch.zeros_like(system.residual)
+    missed = torch.full_like(system.goal, torch.inf)
     for place, j in (system.open & ~primal).nonzero().tolist():
-        images = active[place, j].nonzero()[:, 0]
-        inverse = 1 / system.curvature[place, j, images]
-        right = inverse * system.residual[place, j, images] - reach[place, j, images]
-        matrix = gram.block(place, images)
-        step[place, j, images] = _solve_dual(matrix, inverse, right, double=bool(system.exact[place, j]))
-    exact_decisions = {}
+        at, double = (place, j), bool(system.exact[place, j])
+        step[at], decisions[at], missed[at] = _dual_step(gram, place, system.curvature[at], system.residual[at], double)
     for place in primal.any(1).nonzero()[:, 0].tolist():
         which = primal[place].nonzero()[:, 0]
         curvature, residual = system.curvature[place, which], system.residual[place, which]
-        exact_decisions[place] = which, _primal_decisions(gram.rows(place), curvature, residual)
-        step[place, which] = residual - curvature * exact_decisions[place][1]
-    decisions = gram.product(step)
-    for place, (which, exact) in exact_decisions.items():
-        decisions[place, which] = exact
+        decisions[place, which] = found = _primal_decisions(gram.rows(place), curvature, residual)
+        step[place, which] = residual - curvature * found
     decrement = (decisions * system.residual).sum(-1).clamp(min=0).sqrt()
-    return _Step(step, decisions, decrement <= system.goal)
+    final = (decrement <= system.goal) | ((missed <= system.goal) & system.unchanged(decisions))
+    return _Step(step, decisions, final)
+
+
+def _dual_step(
+    gram: Gram, place: int, curvature: Tensor, residual: Tensor, double: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n,) step of one problem, the same times K, and how far rounding leaves it from the solution of its system."""
+    active = curvature > 0
+    step = torch.where(active, 0.0, residual)  # inactive coefficients become zero
+    inactive, images = step.nonzero()[:, 0], active.nonzero()[:, 0]
+    decisions = gram.combination(place, inactive, step[inactive])
+    diagonal = 1 / curvature[images]
+    lower = _cholesky(gram.block(place, images), diagonal, double)
+
+    def solved(right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right[:, None].to(lower.dtype), lower)[:, 0].double()
+
+    step[images] = solved(diagonal * residual[images] - decisions[images])
+    decisions += gram.combination(place, images, step[images])
+    left = diagonal * (residual - step)[images] - decisions[images]
+    return step, decisions, (left @ (left / diagonal - solved(left))).clamp(min=0).sqrt()
+
+
+def _cholesky(matrix: Tensor, diagonal: Tensor, double: bool) -> Tensor:
+    """Lower factor of matrix + diag(diagonal)."""
+    matrix.diagonal().add_(diagonal.float())
+    if not double:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return lower
+    return torch.linalg.cholesky(matrix.double())
 
 
 def _primal_decisions(rows: CentredRows, curvature: Tensor, residual: Tensor) -> Tensor:
@@ -295,16 +340,6 @@ def _primal_decisions(rows: CentredRows, curvature: Tensor, residual: Tensor) ->
         hessian.diagonal().add_(1)
         weights[j] = torch.cholesky_solve(weights[j, :, None], torch.linalg.cholesky(hessian))[:, 0]
     return rows.decisions(weights)
-
-
-def _solve_dual(matrix: Tensor, diagonal: Tensor, right: Tensor, *, double: bool) -> Tensor:
-    """(a,) float64 solution of (matrix + diag(diagonal)) x = right."""
-    matrix.diagonal().add_(diagonal.float())
-    if not double:
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed:
-            return torch.cholesky_solve(right.float()[:, None], lower)[:, 0].double()
-    return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(matrix.double()))[:, 0]
 
 
 def _conjugate_gradients(system: _System) -> _Step:

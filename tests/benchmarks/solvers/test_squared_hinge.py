@@ -124,6 +124,17 @@ def test_the_order_of_costs_and_a_warm_start_change_nothing() -> None:
         torch.testing.assert_close(rows.weights(path[i][0]), cold, rtol=1e-3, atol=1e-4)
 
 
+def test_a_step_that_leaves_the_active_set_as_it_is_needs_no_second_one() -> None:
+    rows, signs, test_rows, _, plain, plain_test = problem(50, 100)
+    y, weights = torch.from_numpy(signs)[None], torch.from_numpy(0.01 * class_weights(signs))[None]
+    solution = solve(gram(rows), y, weights)
+    assert solution.newton_steps.eq(1).all()  # every image is inside the margin throughout
+    ours = test_rows.decisions(rows.weights(solution.beta[0])).numpy()
+    for c, sign in enumerate(signs):
+        w = svm_newton.solve(plain, sign, 0.01 * class_weights(sign))
+        assert np.abs(ours[c] - (plain_test @ w[:-1] + w[-1])).max() < 1e-5
+
+
 def test_constant_features_leave_the_intercept_alone() -> None:
     rows = normalised_rows(np.ones((30, 8), np.float32))
     y = torch.ones(1, 1, 30, dtype=torch.float64)
@@ -151,7 +162,12 @@ def test_products_agree_with_plain_double_precision() -> None:
     np.testing.assert_allclose(whole.product(vectors)[0], expected, atol=1e-4)
     np.testing.assert_allclose(whole.exact_product(vectors)[0], expected, atol=1e-6)
     images = torch.tensor([3, 5, 199])
-    np.testing.assert_allclose(whole.block(0, images), kernel[np.ix_(images, images)], atol=1e-6)
+    factored = Gram(whole.whole, None, None, whole.shift, whole.constant)
+    for form in (whole, factored):
+        np.testing.assert_allclose(form.block(0, images), kernel[np.ix_(images, images)], atol=1e-6)
+        few = vectors[0, 0, images]
+        np.testing.assert_allclose(form.combination(0, images, few), few.numpy() @ kernel[images], atol=1e-5)
+        assert not form.combination(0, images[:0], few[:0]).any()
 
 
 def test_memory_mapped_features_are_read_in_blocks_and_left_alone(tmp_path: object) -> None:
