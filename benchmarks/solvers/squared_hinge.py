@@ -35,7 +35,7 @@ _NEGLIGIBLE = 1e-25  # smaller coefficients become zero: single-precision denorm
 _EXTRAPOLATION = 0.3
 _MAX_CG = 300
 _CG_REDUCTION = 0.1
-_MATRIX_IN_VECTORS = 20  # reading K takes as long as multiplying it with so many vectors
+_MATRIX_IN_VECTORS = 10  # reading K takes as long as multiplying it with so many vectors
 _DOUBLE_COST = 3  # time of an operation in double precision over one in single precision
 
 # Up to this cost most images of unit norm stay inside the margin, and Newton's method needs few steps from anywhere:
