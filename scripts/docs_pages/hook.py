@@ -13,11 +13,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from matplotlib import rc_context
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -29,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's packages, wherever mkdocs was s
 import docs_tables  # noqa: E402 - mkdocs puts the hook's own folder on the path
 import outputs  # noqa: E402
 
-from results.plots import EncoderStyles, RecordFigure, record_figures, without_title  # noqa: E402
+from results.plots import EncoderStyles, RecordFigure, record_figures  # noqa: E402
 from results.report import draw_pretraining, read_pretraining_logs  # noqa: E402
 from results.store import read_records  # noqa: E402
 
@@ -41,8 +39,6 @@ NOTE = (
     "It writes the site to `work/site`.\n"
 )
 LOGS = ROOT / "docs" / "examples" / "pretraining"
-INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
 class Site:
@@ -90,9 +86,9 @@ class DocsFigures:
             """A figure of `record_figures`, or `pretraining`, with a caption; `name` may be how its name begins."""
             found = self._find(name)
             parts = [f"{about} {found.caption}".strip()]
-            paths = {theme: f"pictures/{found.name}-{theme}.svg" for theme in INK}
+            paths = {theme: f"pictures/{found.name}-{theme}.svg" for theme in outputs.INK}
             if paths["light"] not in self.drawn:
-                self.drawn.update((paths[theme], content) for theme, content in drawn(found.draw).items())
+                self.drawn.update((paths[theme], content) for theme, content in outputs.drawn(found.draw).items())
             for theme, path in paths.items():
                 link = posixpath.relpath(path, posixpath.dirname(source) or ".")
                 parts.append(f"![{found.title}]({link}#only-{theme})")
@@ -113,21 +109,6 @@ class DocsFigures:
                 f"there are {len(found)} figures whose name begins with {name}: {', '.join(self._figures)}"
             )
         return found[0]
-
-
-def drawn(draw: Callable[[Path], None]) -> dict[str, bytes]:
-    """By theme, the SVG that a function draws: the same bytes every time, in the theme's ink."""
-    look = {
-        **dict.fromkeys(INKED, INK["light"]),
-        "svg.fonttype": "path",
-        "svg.hashsalt": "docs",
-        "savefig.transparent": True,
-    }
-    with TemporaryDirectory() as folder, rc_context(look), without_title():
-        path = Path(folder) / "figure.svg"
-        draw(path)
-        light = path.read_bytes()
-    return {theme: light.replace(INK["light"].encode(), ink.encode()) for theme, ink in INK.items()}
 
 
 _site: Site

@@ -1,6 +1,7 @@
-"""What commands and the cells of the tutorial print, for the pages of the site.
+"""What commands and the cells of the tutorial print, for the pages of the site, and what is written into files.
 
 python scripts/docs_pages/outputs.py docs/tutorial.ipynb     runs the cells and writes what they print into the file
+python scripts/docs_pages/outputs.py README.md               writes its tables, and docs/pictures/explain-*.svg
 
 Cells are plain Python. A line `!encoder-bench …` is a command, as in Jupyter; here it runs in the same process.
 """
@@ -18,13 +19,28 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+from docs_tables import cost_table
+from matplotlib import rc_context
+
+from benchmarks.__main__ import COMMANDS
+from benchmarks.__main__ import main as encoder_bench
+from benchmarks.registry import TASKS, load_task
+from results.explain import draw_waterfall, explanations, remembered
+from results.plots import without_title
+from results.store import read_records
+
 ROOT = Path(__file__).parents[2]
+EXPLAINED, PICTURES = ROOT / "docs" / "examples" / "explain", ROOT / "docs" / "pictures"
+SEVERAL = "Several benchmarks"
+INK = {"light": "#1b1b1b", "dark": "#e6edf3"}
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 WIDTH = "100"
 COMMAND = re.compile(r"^( *)!encoder-bench (.*)$", re.MULTILINE)
 
@@ -195,18 +211,72 @@ def _quoted(source: str) -> str:
 
 
 def _command(line: str) -> None:
-    from benchmarks.__main__ import main
-
-    code = main(shlex.split(line))
+    code = encoder_bench(shlex.split(line))
     if code != 0:
         raise RuntimeError(f"encoder-bench {line} ended with exit code {code}")
 
 
+def readme_tables() -> str:
+    """A table per kind of benchmark: what each one measures, its data sets, and its number of declared variants."""
+    tables = []
+    for heading, sentences in TASKS.items():
+        lines = [f"**{heading}**", "", "| Command | What it measures | Data sets | Variants |", "|---|---|---|---:|"]
+        for name, about in sentences.items():
+            task, sentence = load_task(name), about.rstrip(".").replace("|", "/")
+            protocols = [protocol for protocol in task.protocols if protocol.variant != "demo"]
+            data = list(dict.fromkeys(protocol.dataset for protocol in protocols))
+            shown = ", ".join(data[:4]) + (f" and {len(data) - 4} more" if len(data) > 4 else "")
+            lines.append(f"| `{name}` | {sentence} | {shown} | {len(protocols)} |")
+        tables.append("\n".join(lines))
+    several = [(name, command.sentence) for name, command in COMMANDS.items() if command.group == SEVERAL]
+    lines = [f"**{SEVERAL}**", "", "| Command | What it runs |", "|---|---|"]
+    tables.append("\n".join([*lines, *(f"| `{name}` | {sentence} |" for name, sentence in several)]))
+    return "\n\n".join(tables)
+
+
+def with_readme_tables(text: str) -> str:
+    """The README with the tables as the registry and the records give them."""
+    for name, made in (("benchmarks", readme_tables()), ("costs", cost_table().strip())):
+        before, _, rest = text.partition(f"<!-- {name}:begin -->")
+        _, _, after = rest.partition(f"<!-- {name}:end -->")
+        text = f"{before}<!-- {name}:begin -->\n\n{made}\n\n<!-- {name}:end -->{after}"
+    return text
+
+
+def readme_picture(out: Path = PICTURES) -> None:
+    """Write explain-light.svg and explain-dark.svg: one encoder under two protocols, and what each setting moves."""
+    records, _ = read_records(EXPLAINED)
+    (question,) = remembered(EXPLAINED)
+    found = explanations(records, question.a, question.b, question.column)
+    out.mkdir(parents=True, exist_ok=True)
+    for theme, content in drawn(partial(draw_waterfall, found)).items():
+        (out / f"explain-{theme}.svg").write_bytes(content)
+
+
+def drawn(draw: Callable[[Path], None]) -> dict[str, bytes]:
+    """By theme, the SVG that a function draws: the same bytes every time, in the theme's ink."""
+    look = {
+        **dict.fromkeys(INKED, INK["light"]),
+        "svg.fonttype": "path",
+        "svg.hashsalt": "docs",
+        "savefig.transparent": True,
+    }
+    with TemporaryDirectory() as folder, rc_context(look), without_title():
+        path = Path(folder) / "figure.svg"
+        draw(path)
+        light = path.read_bytes()
+    return {theme: light.replace(INK["light"].encode(), ink.encode()) for theme, ink in INK.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Write what the cells print into the notebook."""
+    """Write what the cells print into a notebook, or the tables into the README."""
     (name,) = sys.argv[1:] if arguments is None else arguments
     path = Path(name)
     logging.basicConfig(level=logging.WARNING)
+    if path.suffix == ".md":
+        readme_picture()
+        path.write_text(with_readme_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     content = json.loads(path.read_text(encoding="utf-8"))
     outputs = [printed for _, printed in run(path)]
     codes = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
@@ -219,5 +289,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
-import runpy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 from benchmarks.registry import TASK_NAMES
+from tests.docs.test_docs_tables import room
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-REMAKE = "run `python scripts/readme.py`"
+REMAKE = "run `python scripts/docs_pages/outputs.py README.md`"
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "scripts" / "readme.py"))
+def outputs() -> ModuleType:
+    return room("outputs")
 
 
-def test_the_table_names_every_benchmark(made: dict[str, Any]) -> None:
-    assert made["with_tables"](TEXT) == TEXT, REMAKE
+def test_the_table_names_every_benchmark(outputs: ModuleType) -> None:
+    assert outputs.with_readme_tables(TEXT) == TEXT, REMAKE
     assert all(f"| `{name}` |" in TEXT for name in (*TASK_NAMES, "all", "frozen", "probes", "dense"))
 
 
@@ -49,8 +49,8 @@ def test_a_protocol_for_a_vit_is_counted_with_the_operations_of_one() -> None:
     assert re.search(rf"`coco_vitdet.base_100ep@1` \| 740 M \| {days:.2g} days \|", TEXT)
 
 
-def test_the_picture_shows_the_records(made: dict[str, Any], tmp_path: Path) -> None:
-    made["picture"](tmp_path)
+def test_the_picture_shows_the_records(outputs: ModuleType, tmp_path: Path) -> None:
+    outputs.readme_picture(tmp_path)
     for path in sorted(tmp_path.iterdir()):
         drawn, committed = (one.read_text() for one in (path, ROOT / "docs" / "pictures" / path.name))
         if f"Matplotlib v{version('matplotlib')}," in committed:
