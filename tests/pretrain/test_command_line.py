@@ -105,17 +105,18 @@ def test_every_field_of_a_recipe_is_refused_by_name(every: int, capsys: pytest.C
         (["bench-loader", "--recipee", "x"], "bench-loader: no flag --recipee"),
         (["cost-table", "--recipee", "x"], "cost-table: no flag --recipee"),
         (["index-shards", "--recipee", "x"], "index-shards: no flag --recipee"),
-        (["bench", "--recipe", "x"], "pretraining: name one of the commands index-shards, bench-loader, cost-table"),
-        ([], "pretraining: name one of the commands"),
+        (["prepare-voc12aug", "--recipee", "x"], "prepare-voc12aug: no flag --recipee"),
+        (["bench", "--recipe", "x"], "prepare: name one of the commands index-shards, prepare-voc12aug, "),
+        ([], "prepare: name one of the commands"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) and value else "",
 )
 def test_the_commands_before_a_run_refuse_in_one_sentence_too(
     words: list[str], fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["pretraining.py", *words])
+    monkeypatch.setattr("sys.argv", ["prepare.py", *words])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPTS / "pretraining.py"), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / "prepare.py"), run_name="__main__")
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(fault)
