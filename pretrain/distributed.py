@@ -185,7 +185,8 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """(n, m) inner products of the rows of (n, d) and (m, d): a @ b.T.
 
-    Of float32 on a CPU by oneDNN: PyTorch's MKL makes no use of AVX-512 on AMD's, and takes up to twice as long.
+    Of float32 on a CPU by oneDNN: PyTorch's MKL makes no use of AVX-512 on AMD's, and takes up to twice as long. Give
+    whole matrices or their transposes: of a slice of columns oneDNN is more than 100 times as slow.
     """
     some = a.numel() and b.numel()  # oneDNN refuses matrices without elements
     if some and a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
