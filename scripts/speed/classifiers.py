@@ -99,7 +99,8 @@ def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) 
     The baseline's fits start from the solution of the cost before, as those of `LogisticRegressionCV` do; that solution
     is handed to it, so that the costs in between need no fit. CLIP's and DINOv2's loops start every cost from zero: one
     cost shows what that takes. Larger sizes are extrapolated by the power of rows x dimensions x classes that the two
-    measured ones have.
+    measured ones have. Below a power of 1, where what does not grow with the work shows, they are in proportion to the
+    work, which is more than they will take.
     """
     params = sweep_params()
     data = logistic_problem(*large)
@@ -129,7 +130,8 @@ def measure_sweep(small: Size = SMALL, large: Size = LARGE, every: int = EVERY) 
         f"{own:.1e} against {theirs:.1e}, asked {params.tolerance:g}; the baseline fits {len(places)} of the costs, "
         f"times {len(params.costs) / len(places):.1f}; from zero, as in the loops of CLIP and DINOv2, "
         f"C = {params.costs[places[middle]]:.1g} takes {from_zero_s / fitted[middle][0]:.1f} times as long; "
-        f"{_size(small)} takes {small_s:.2f} s, so time grows as work to the power {power:.2f}; extrapolated: "
+        f"{_size(small)} takes {small_s:.2f} s, so time grows as work to the power {power:.2f}; extrapolated"
+        f"{' in proportion to the work, so at most' if power < 1 else ''}: "
         f"{_size(ASKED)} {asked / 60:.0f} min, "
         f"{_size(IMAGENET)} {imagenet / 3600:.1f} h, {imagenet / len(params.costs) / 60:.0f} min for the mean cost",
     )
