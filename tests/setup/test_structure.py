@@ -93,7 +93,7 @@ TABLES = {  # modules that list benchmarks, data sets, commands or measurements,
     "benchmarks.registry", "benchmarks.__main__", "benchmarks.datasets.registry", "results.commands",
     "scripts.speed.__main__",
 }  # fmt: skip
-MOST_PARTS = 15
+MOST_PARTS = 14
 
 
 def imported_by() -> dict[str, set[str]]:
