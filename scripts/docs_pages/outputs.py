@@ -228,8 +228,8 @@ def readme_tables() -> str:
             shown = ", ".join(data[:4]) + (f" and {len(data) - 4} more" if len(data) > 4 else "")
             lines.append(f"| `{name}` | {sentence} | {shown} | {len(protocols)} |")
         tables.append("\n".join(lines))
-    several = [(name, command.sentence) for name, command in COMMANDS.items() if command.group == SEVERAL]
-    lines = [f"**{SEVERAL}**", "", "| Command | What it runs |", "|---|---|"]
+    several = [(name, command.sentence.rstrip(".")) for name, command in COMMANDS.items() if command.group == SEVERAL]
+    lines = [f"**{SEVERAL}**", "", "| Command | What it does |", "|---|---|"]
     tables.append("\n".join([*lines, *(f"| `{name}` | {sentence} |" for name, sentence in several)]))
     return "\n\n".join(tables)
 
