@@ -13,8 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -193,6 +195,51 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
         return found
     return a @ b.T
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Threads that work side by side, each with its part of the threads that torch has for one operation.
+
+    Attributes:
+        map: as the built-in one, but all is begun at once.
+    """
+
+    count: int
+    map: Callable[[Callable[[T], T_co], Iterable[T]], Iterator[T_co]]
+
+    def run(self, work: Callable[[T], T_co], items: Iterable[T]) -> list[T_co]:
+        return list(self.map(work, items))
+
+
+ONE_CORE = Cores(1, map)
+
+
+@contextmanager
+def cores(most: int) -> Iterator[Cores]:
+    """As many threads as torch has for one operation, but at most `most`.
+
+    Operations too small to be divided well: two of them side by side use two cores better than one after the other on
+    both, and do not stall when another process holds one of them.
+    """
+    threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    count = min(threads, most)
+    if count < 2:
+        yield ONE_CORE
+        return
+    # The number is a thread's own for OpenMP and global for MKL, so every worker sets it and it is set back here.
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,)) as pool:
+        try:
+            yield Cores(count, lambda work, items: pool.map(partial(_alike, mode, work), items))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def _alike(inference: bool, work: Callable[[T], T_co], item: T) -> T_co:
+    """A new thread is not in inference mode, and could not write to the tensors of one that is."""
+    with torch.inference_mode(inference):
+        return work(item)
 
 
 def default_workers(device: torch.device | str) -> int:

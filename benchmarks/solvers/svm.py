@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
@@ -24,9 +23,10 @@ from torch.nn import functional
 from benchmarks.solvers.average_precision import average_precisions
 from benchmarks.solvers.gram import CHUNK_ROWS, Gram, gram, mean_products, normalised_rows
 from benchmarks.solvers.squared_hinge import Solution, solve, solve_costs
+from pretrain.distributed import cores
 
-Item = TypeVar("Item")
 Found = TypeVar("Found")
+
 _MODELS_TOGETHER = 32  # per Gram matrix, decided at once
 _Decisions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -90,17 +90,19 @@ def fit_cross_validated(
     cv_ap = np.zeros(shape[:2])
     starts = torch.zeros(shape)
     pieces = [(fold, classes) for classes in _halves(shape[1]) for fold in range(count)]
-    for (_, classes), (ap, beta) in zip(pieces, _map_on_cores(work.held_out, pieces), strict=True):
-        cv_ap[:, classes] += ap / count
-        # An image trains in all folds but one, so this is the mean of its coefficients.
-        starts[:, classes] += beta / (count - 1)
-        if classes.stop == shape[1]:
-            fold_done()
+    with cores(len(pieces)) as threads:
+        for (_, classes), (ap, beta) in zip(pieces, threads.map(work.held_out, pieces), strict=True):
+            cv_ap[:, classes] += ap / count
+            # An image trains in all folds but one, so this is the mean of its coefficients.
+            starts[:, classes] += beta / (count - 1)
+            if classes.stop == shape[1]:
+                fold_done()
     chosen = cv_ap.argmax(0)
     laps.append(time.perf_counter())
 
-    final = partial(work.final, chosen, starts)
-    solutions = list(_map_on_cores(final, _halves(len(chosen))))
+    halves = _halves(len(chosen))
+    with cores(len(halves)) as threads:
+        solutions = threads.run(partial(work.final, chosen, starts), halves)
     fold_done()
     models = rows.weights(torch.cat([solution.beta[0] for solution in solutions]))
     steps = torch.cat([solution.newton_steps[0] for solution in solutions]).numpy()
@@ -263,7 +265,9 @@ def fit_subsets(
     def work(item: tuple[SubsetT, Sequence[float]]) -> Found:
         return score(item[0], models(*item))
 
-    yield from _map_on_cores(work, list(zip(subsets, costs, strict=True)))
+    items = list(zip(subsets, costs, strict=True))
+    with cores(len(items)) as threads:
+        yield from threads.map(work, items)
 
 
 class _AllPairs:
@@ -318,26 +322,3 @@ class _DrawnRows:
             return (torch.cat(found, 1) + constant[:, None]).float().numpy()[None]
 
         return on(self._train, compared), on(self._test, np.arange(len(self._test)))
-
-
-# ---- threads
-
-
-def _map_on_cores(work: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
-    """Yields `work(item)` in order, on as many threads as torch would use for one operation.
-
-    The products here are too small to be split well: two operations side by side use two cores better than one
-    operation on both, and do not stall when another process holds one of them.
-    """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(items))
-    if workers < 2:
-        yield from map(work, items)
-        return
-    # The number is a thread's own for OpenMP and global for MKL, so every worker sets it and it is set back here.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
