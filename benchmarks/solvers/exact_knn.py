@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from pretrain.distributed import full_float32, has_fast_bf16, row_products
+from pretrain.distributed import ONE_CORE, Cores, cores, full_float32, has_fast_bf16, row_products
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
@@ -33,10 +34,10 @@ _TIE = 2.0**-30  # similarities of a float64 product that round to the same mult
 TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
 CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 QUERY_ROWS = 512  # of one product on a GPU
-CPU_QUERY_ROWS = 1024
+CPU_QUERY_ROWS = 1280
 _CACHE_BYTES = 2 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
-_SAMPLED = 48  # one gallery row of so many shows what a query's nearest rows are like
+_SAMPLED = 64  # one gallery row of so many shows what a query's nearest rows are like
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
 VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
 
@@ -224,7 +225,9 @@ class _Block:
             return
         queries = self.queries if len(self.open) == len(self.queries) else self.queries[self.open]
         found = propose(tiles, queries, self.kept, track=self.track, label=self.label)
-        found.values[found.indices == self.excluded[self.open, None]] = -torch.inf
+        excluded = self.excluded[self.open, None]
+        if (excluded >= 0).any():
+            found.values[found.indices == excluded] = -torch.inf
         kth = _largest(found.values, self.k)[:, 0]
         if self.kept == len(self.gallery):
             floor = limit = torch.full_like(kth, -torch.inf)
@@ -281,7 +284,7 @@ class _Block:
         counts = starts.diff()
         shape = len(rows), max(self.k, int(counts.max()))
         place = _places(starts, shape[1], torch.zeros_like(counts))
-        chosen, out = indices.take(positions), torch.zeros(shape, dtype=torch.int64)
+        chosen, out = indices.take(positions).long(), torch.zeros(shape, dtype=torch.int64)
         scores = torch.full(shape, -torch.inf, dtype=torch.float64)
         out.put_(place, chosen)
         scores.put_(place, self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts)))
@@ -299,7 +302,7 @@ class Proposal:
 
     Attributes:
         values: (Q, k or more) float32; -inf where there is no candidate.
-        indices: (Q, k or more) int64 gallery rows, ascending where there are candidates.
+        indices: (Q, k or more) int64 or int32 gallery rows, ascending where there are candidates.
         cut: (Q,) float32: no unlisted row has a larger value.
         slack: (Q,) float32: how far what a value approximates may be from the value before its last rounding.
         rounding: the error of the last rounding, relative to the value.
@@ -338,24 +341,49 @@ def propose_torch(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = un
     """
     gallery, dtype, device = tiles.gallery, tiles.dtype, tiles.device
     q = torch.empty(queries.shape, dtype=dtype, device=device)
-    q_sizes = [_round(queries[i:j].to(device, torch.float32), q[i:j]) for i, j in _steps(0, len(q), gallery.dim)]
-    best: _Best | _Survivors
-    if device.type == "cuda":
-        rows, products = QUERY_ROWS, torch.empty(QUERY_ROWS * tiles.longest, device=device)
-        best = _Best(len(q), kept, device)
-    else:
-        rows, products = CPU_QUERY_ROWS, torch.empty(CPU_QUERY_ROWS * tiles.longest, dtype=dtype)
-        best = _Survivors(kept, _first_cut(gallery, q, kept, products), products)
+    parts = ((queries[i:j].to(device, torch.float32, copy=True), q[i:j]) for i, j in _steps(0, len(q), gallery.dim))
+    q_sizes = torch.cat([_round(rows, out, torch.empty_like(rows)) for rows, out in parts], dim=1)
     with _full_precision():
-        for start, stop in track(tiles.ranges, label):
-            g = tiles.rows(start, stop)
-            for first in range(0, len(q), rows):
+        best = (_best_on_gpu if device.type == "cuda" else _survivors)(tiles, q, kept, track, label)
+    rounding = torch.finfo(torch.float32 if device.type == "cuda" else dtype).eps / 2
+    return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, gallery.dim).cpu(), rounding)
+
+
+def _best_on_gpu(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Best:
+    """The `kept` largest products of each query."""
+    best, products = _Best(len(q), kept, q.device), torch.empty(QUERY_ROWS * tiles.longest, device=q.device)
+    for start, stop in track(tiles.ranges, label):
+        g = tiles.rows(start, stop)
+        for first in range(0, len(q), QUERY_ROWS):
+            part = q[first : first + QUERY_ROWS]
+            tile = products[: len(part) * len(g)].view(len(part), len(g))
+            multiply(part, g, tile)
+            best.update(first, tile, start)
+    return best
+
+
+def _survivors(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Survivors:
+    """On a CPU: products of each query among which are the `kept` largest.
+
+    Every thread has queries of its own: the work on one tile is too small to be divided operation by operation.
+    """
+    blocks = -(-len(q) // CPU_QUERY_ROWS)
+    with cores(blocks) as threads:
+        turns = -(-blocks // threads.count)
+        rows = -(-len(q) // (turns * threads.count))  # of one product: the same for all threads and turns
+        room = torch.empty((threads.count, 2, rows * tiles.longest), dtype=q.dtype)
+        best = _Survivors(kept, _first_cut(tiles.gallery, q, kept, room, rows, threads))
+
+        def work(g: Tensor, start: int, thread: int) -> None:
+            for first in range(thread * rows, len(q), threads.count * rows):
                 part = q[first : first + rows]
-                tile = products[: len(part) * len(g)].view(len(part), len(g))
-                multiply(part, g, tile)
-                best.update(first, tile, start)
-    slack = _slack(torch.cat(q_sizes, dim=1), tiles.sizes, gallery.dim)
-    return Proposal(*best.found(), slack.cpu(), torch.finfo(products.dtype).eps / 2)
+                products, beats = room[thread, :, : len(part) * len(g)].view(2, len(part), len(g))
+                multiply(part, g, products)
+                best.update(first, products, start, beats)
+
+        for start, stop in track(tiles.ranges, label):
+            threads.run(partial(work, tiles.rows(start, stop, threads), start), range(threads.count))
+    return best
 
 
 class Tiles:
@@ -388,17 +416,42 @@ class Tiles:
             if len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8 <= room:
                 self.resident = {}
         self._low = torch.empty((self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device)
+        self._room = torch.empty(0)  # in which the threads of a CPU convert
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call."""
+    def rows(self, start: int, stop: int, threads: Cores = ONE_CORE) -> Tensor:
+        """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call.
+
+        Args:
+            threads: that divide the conversion among them, on a CPU.
+        """
         if self.resident is None:
             tile = self._low[: stop - start]
         elif start in self.resident:
             return self.resident[start]
         else:
             tile = self.resident[start] = self._low.new_empty(stop - start, self.gallery.dim)
-        self.sizes = torch.maximum(self.sizes, _convert(self.gallery, start, stop, tile))
+        self.sizes = torch.maximum(self.sizes, self._convert(start, stop, tile, threads))
         return tile
+
+    def _convert(self, start: int, stop: int, out: Tensor, threads: Cores) -> Tensor:
+        """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
+        if out.is_cuda:
+            rows = self.gallery.centred(start, stop, torch.empty(out.shape, device=out.device))
+            return _round(rows, out, torch.empty_like(rows)).amax(dim=1)
+        steps = list(_steps(start, stop, self.gallery.dim))
+        shape = threads.count, 2, steps[0][1] - start, self.gallery.dim
+        if self._room.shape != shape:
+            self._room = torch.empty(shape)
+
+        def work(thread: int) -> Tensor:
+            sizes = torch.zeros(2)
+            for first, last in steps[thread :: threads.count]:
+                rows, rounded = self._room[thread, :, : last - first]
+                self.gallery.centred(first, last, rows)
+                sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start], rounded).amax(dim=1))
+            return sizes
+
+        return torch.stack(threads.run(work, range(threads.count))).amax(dim=0)
 
 
 def propose_faiss(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = untracked, label: str = "") -> Proposal:
@@ -440,11 +493,15 @@ class _Best:
         return values.cpu(), indices.cpu(), values.amin(dim=1).cpu()
 
 
-def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> Tensor:
+def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, room: Tensor, rows: int, threads: Cores) -> Tensor:
     """(Q, 1) products that rather more than `kept` rows beat, by a sample; -inf where the gallery is too small for one.
 
     The sample is spread over the gallery, as its rows may be sorted by class. Where so many of a query's nearest rows
     are in it that the cut is too high, this proposal does not certify the query.
+
+    Args:
+        room: (threads, 2, any) for their products.
+        rows: queries of one product.
     """
     count = len(gallery) // _SAMPLED
     expected = kept / _SAMPLED
@@ -452,15 +509,16 @@ def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, products: Tensor) -> T
     if rank > count:
         return torch.full((len(q), 1), -torch.inf, dtype=q.dtype)
     best = torch.full((len(q), rank), -torch.inf)
-    with _full_precision():
-        for rows in torch.arange(count).split(CPU_TILE_ROWS // 4):
-            g = gallery.sampled(rows * _SAMPLED).sub_(gallery.centre).to(q.dtype)
-            for first in range(0, len(q), CPU_QUERY_ROWS):
-                part = q[first : first + CPU_QUERY_ROWS]
-                tile = products[: len(part) * len(g)].view(len(part), len(g))
-                multiply(part, g, tile)
-                known = torch.cat([best[first : first + len(part)], tile], dim=1)
-                best[first : first + len(part)] = _largest(known, rank)
+
+    def work(g: Tensor, thread: int) -> None:
+        for first in range(thread * rows, len(q), threads.count * rows):
+            part, known = q[first : first + rows], best[first : first + rows]
+            products = room[thread, 0, : len(part) * len(g)].view(len(part), len(g))
+            multiply(part, g, products)
+            known.copy_(_largest(torch.cat([known, products], dim=1), rank))
+
+    for sample in torch.arange(count).mul_(_SAMPLED).split(CPU_TILE_ROWS // 4):
+        threads.run(partial(work, gallery.sampled(sample).to(q.dtype)), range(threads.count))
     return best[:, :1].to(q.dtype)
 
 
@@ -475,20 +533,22 @@ class _Survivors:
         filled: (Q,) columns of `values` and `indices` that are in use.
     """
 
-    def __init__(self, kept: int, cut: Tensor, products: Tensor) -> None:
+    def __init__(self, kept: int, cut: Tensor) -> None:
         self.kept, self.cut = kept, cut
         self.values = torch.full((len(cut), 2 * kept), -torch.inf)
-        self.indices = torch.zeros((len(cut), 2 * kept), dtype=torch.int64)
+        self.indices = torch.zeros((len(cut), 2 * kept), dtype=torch.int32)
         self.filled = torch.zeros(len(cut), dtype=torch.int64)
-        self._beats = torch.empty_like(products)
 
-    def update(self, first: int, products: Tensor, start: int) -> None:
-        """Take in products (queries from `first` on, gallery rows from `start` on)."""
+    def update(self, first: int, products: Tensor, start: int, beats: Tensor) -> None:
+        """Take in products (queries from `first` on, gallery rows from `start` on).
+
+        Args:
+            beats: room for as many numbers.
+        """
         part = slice(first, first + len(products))
         cut, values, indices, filled = self.cut[part], self.values[part], self.indices[part], self.filled[part]
         # A comparison into the type of the products is several times as fast as one into bool.
-        beats = torch.gt(products, cut, out=self._beats[: products.numel()].view_as(products))
-        positions, starts = _true_positions(beats)
+        positions, starts = _true_positions(torch.gt(products, cut, out=beats))
         if int(starts.diff().max()) > self.kept:
             torch.maximum(cut, _largest(products.float(), self.kept)[:, :1].to(cut.dtype), out=cut)
             positions, starts = _true_positions(torch.gt(products, cut, out=beats))
@@ -498,7 +558,7 @@ class _Survivors:
             self._thin(full + first)
         place = _places(starts, values.shape[1], filled)
         values.view(-1).scatter_(0, place, products.view(-1).index_select(0, positions).float())
-        indices.view(-1).scatter_(0, place, positions.remainder_(products.shape[1]).add_(start))
+        indices.view(-1).scatter_(0, place, positions.remainder_(products.shape[1]).add_(start).int())
         filled += counts
 
     def _thin(self, queries: Tensor) -> None:
@@ -519,16 +579,21 @@ class _Survivors:
 def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Flat positions of the non-zero elements of (n, w), and the (n + 1,) first ones of each row among them."""
     size = mask.element_size()
-    flat, several = mask.reshape(-1).view(_INTEGERS[size]), 8 // size  # integers are searched faster than floats
+    flat, several = mask.reshape(-1).view(_INTEGERS[size]), 8 // size  # integers are compared faster than floats
     if len(flat) % several:
-        positions = flat.nonzero()[:, 0]
+        positions = _nonzero(flat)
     else:  # several at a time, as few are
         words = flat.view(torch.int64)
-        some = words.nonzero()[:, 0]
-        within = words.index_select(0, some).view(flat.dtype).nonzero()[:, 0]
+        some = _nonzero(words)
+        within = _nonzero(words.index_select(0, some).view(flat.dtype))
         shift = several.bit_length() - 1
         positions = (some.index_select(0, within >> shift) << shift) + (within & (several - 1))
     return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    """Where they are; numpy finds the true ones of bools in half the time that torch takes for integers."""
+    return torch.from_numpy(values.ne(0).numpy().nonzero()[0])
 
 
 def _largest(values: Tensor, k: int) -> Tensor:
@@ -543,19 +608,15 @@ def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
     return torch.arange(int(starts[-1])) + offsets.repeat_interleave(counts)
 
 
-def _convert(gallery: ScaledRows, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
-    centre, sizes = gallery.centre.to(out.device), torch.zeros(2, device=out.device)
-    for first, last in [(start, stop)] if out.is_cuda else _steps(start, stop, gallery.dim):
-        rows = gallery.divided(first, last, torch.float32, out.device).sub_(centre)
-        sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start]).amax(dim=1))
-    return sizes
+def _round(rows: Tensor, out: Tensor, rounded: Tensor) -> Tensor:
+    """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows.
 
-
-def _round(rows: Tensor, out: Tensor) -> Tensor:
-    """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows."""
-    out.copy_(rows)
-    return torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (rows - out.float(), rows)])
+    Args:
+        rounded: room like `rows`, in which the errors are left: to get fresh memory takes as long as the work.
+    """
+    norm = torch.linalg.vector_norm(rows, dim=1)
+    rounded.copy_(out.copy_(rows))
+    return torch.stack([torch.linalg.vector_norm(rows.sub_(rounded), dim=1), norm])
 
 
 def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
@@ -638,10 +699,15 @@ class ScaledRows:
         inverse = torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype)
         return _read(self.features[start:stop]).to(device, dtype, copy=True).mul_(inverse)
 
+    def centred(self, start: int, stop: int, out: Tensor) -> Tensor:
+        """Rows [start, stop), divided and less the centre, in `out`, which is float32."""
+        raw, inverse = _read(self.features[start:stop]), torch.from_numpy(self.inverse[start:stop, None])
+        return torch.addcmul(-self.centre.to(out.device), raw.to(out.device), inverse.to(out), out=out)
+
     def sampled(self, rows: Tensor) -> Tensor:
-        """(R, D) float32 of these rows, divided."""
+        """(R, D) float32 of these rows, divided and less the centre."""
         raw = torch.from_numpy(self.features[rows.numpy()])
-        return raw.mul_(torch.from_numpy(self.inverse)[rows, None].float())
+        return raw.mul_(torch.from_numpy(self.inverse)[rows, None].float()).sub_(self.centre)
 
     def similarities(self, rows: Tensor, queries: Tensor, of: Tensor) -> Tensor:
         """(P,) float64 similarity of each pair (`rows[i]`, `queries[of[i]]`).

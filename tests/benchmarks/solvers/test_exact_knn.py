@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,32 @@ def test_equals_float64_over_many_tiles(engine, make, k, monkeypatch):
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(np.sort(found.indices, 1)[clear], np.sort(rows, 1)[clear])
     assert found.fallbacks["float64"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("queries", [15, 97])  # less than a thread's share of them; several turns, and a short one
+def test_threads_find_what_one_does(dtype, queries, monkeypatch):
+    for name, value in (("CPU_TILE_ROWS", 1100), ("CPU_QUERY_ROWS", 16), ("_CACHE_BYTES", 64 << 10)):
+        monkeypatch.setattr(solver, name, value)
+    monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", dtype))
+    gallery, asked = pooled(6007, 128, 2), pooled(queries, 128, 3)
+    workers, update = set(), solver._Survivors.update
+    monkeypatch.setattr(
+        solver._Survivors, "update", lambda *arguments: workers.add(threading.get_ident()) or update(*arguments)
+    )
+    before, found = torch.get_num_threads(), {}
+    try:
+        for count in (1, 2, 3):
+            workers.clear()
+            torch.set_num_threads(count)
+            with torch.inference_mode(count == 3):
+                found[count] = exact_knn(gallery, asked, 20)
+            assert len(workers) == min(count, -(-queries // 16))
+    finally:
+        torch.set_num_threads(before)
+    for count in (2, 3):
+        np.testing.assert_array_equal(found[count].indices, found[1].indices)
+        np.testing.assert_array_equal(found[count].similarities, found[1].similarities)
 
 
 def test_engines_agree_bit_for_bit(monkeypatch):
@@ -150,7 +178,7 @@ def test_a_cliff_of_a_millionth_falls_back_to_float64(engine):
 def test_a_sample_full_of_neighbours_is_noticed(dtype, monkeypatch):
     """All near rows are where the first cut samples: it is far too high, and the proposal must not be trusted."""
     monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", dtype))
-    near = (np.arange(9600) % 48 == 0) & (np.arange(9600) < 4800)
+    near = (np.arange(9600) % solver._SAMPLED == 0) & (np.arange(9600) < 6400)
     cosines = np.where(near, 0.9 - 1e-4 * np.arange(9600), 0.3 - 1e-5 * np.arange(9600))
     gallery, query = rows_at(cosines, 256, 25)
     rows, (natural,) = neighbours_by_matrix(gallery, query, 60)
@@ -163,7 +191,7 @@ def test_a_sample_full_of_neighbours_is_noticed(dtype, monkeypatch):
 
 def test_rows_that_crowd_behind_a_sparse_sample_are_found(engine):
     """The nearest rows avoid the sample, so that all of them beat the first cut; and they come last."""
-    near = (np.arange(9600) % 48 != 0) & (np.arange(9600) > 3000)
+    near = (np.arange(9600) % solver._SAMPLED != 0) & (np.arange(9600) > 3000)
     gallery, query = rows_at(np.where(near, 0.1 + 5e-5 * np.arange(9600), 0), 256, 27)
     rows, (natural,) = neighbours_by_matrix(gallery, query, 60)
     assert natural > NATURAL_GAP
@@ -336,8 +364,8 @@ def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, conversions, monk
     """Three blocks of queries read a gallery of three tiles: converted once, or for every block."""
     for name, value in (("TILE_ROWS", 3000), ("QUERY_BLOCK", 10), ("GPU_BLOCKS", 1)):
         monkeypatch.setattr(solver, name, value)
-    converted, convert = [], solver._convert
-    monkeypatch.setattr(solver, "_convert", lambda *arguments: converted.append(arguments) or convert(*arguments))
+    converted, convert = [], Tiles._convert
+    monkeypatch.setattr(Tiles, "_convert", lambda *arguments: converted.append(arguments) or convert(*arguments))
     gallery, queries = gaussian(6007, 24, 8), gaussian(30, 24, 9)
     expected = exact_knn(gallery, queries, 5)
     converted.clear()
