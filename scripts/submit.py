@@ -280,9 +280,9 @@ def split_up(command: list[str]) -> tuple[list[list[str]], int]:
             sys.stderr.write(f"submit: {encoder}: {error}\n")
             named.pop(encoder, None)
             bad += 1
-    # The last of two flags of one name holds.
+    # The last of two flags of one name holds. After an equals sign a file name may begin with dashes.
     commands = [
-        [*command, "--encoder", encoder, *(["--name", name] if name else []), "--only", question.protocol.id]
+        [*command, f"--encoder={encoder}", *([f"--name={name}"] if name else []), "--only", question.protocol.id]
         for encoder, name in named.items()
         for question in suite(flags.data, flags.only)
     ]
@@ -333,8 +333,13 @@ def _called(commands: Sequence[list[str]]) -> str:
     """A short name for what a job runs: encoder and protocol, or the module or program."""
 
     def last(command: list[str], flag: str) -> str | None:
-        at = max((i for i, part in enumerate(command[:-1]) if part == flag), default=None)
-        return None if at is None else command[at + 1]
+        values = [
+            value if equals else following
+            for part, following in zip(command, [*command[1:], None], strict=True)
+            for name, equals, value in [part.partition("=")]
+            if name == flag
+        ]
+        return values[-1] if values else None
 
     command = commands[0]
     encoder = last(command, "--name") or last(command, "--encoder")

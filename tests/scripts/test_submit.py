@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
+from benchmarks.__main__ import AllFlags, parse_flags
 from scripts import submit
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "submit.py"
@@ -120,7 +123,7 @@ def test_every_encoder_and_benchmark_is_one_element_of_an_array_and_the_page_wai
     assert "#SBATCH --time=60" in page
     assert "gpus" not in page
     assert "#SBATCH --mem" not in page
-    assert errors.count("--encoder pixels --only knn.mmselfsup@1") == 1
+    assert errors.count("--encoder=pixels --only knn.mmselfsup@1") == 1
     assert "-m benchmarks all" in errors  # what torchrun can start
 
 
@@ -167,6 +170,21 @@ def test_jobs_have_names_and_share_commands(tmp_path: Path, monkeypatch: pytest.
     assert [len(job.commands) for job in submit._jobs(on_slurm, commands)] == [2, 2, 1]
     (pretraining,) = submit._jobs(on_slurm, [["python", "-m", "pretrain", "--recipe", "my/recipe.toml"]])
     assert pretraining.name == "pretrain, recipe"
+
+
+def test_a_checkpoint_whose_name_begins_with_dashes_reaches_the_command_as_an_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvision.models.resnet18().state_dict(), "--x.pth")
+    command = ["python", "-m", "benchmarks", "all", "--encoder", "*.pth", "--data", str(tmp_path)]
+    for name in ([], ["--name=--mine"]):
+        commands, bad = submit.split_up([*command, *name, "--only", "knn.mmselfsup"])
+        assert bad == 0
+        flags, _, _ = parse_flags("all", AllFlags, commands[0][4:])
+        assert (flags.encoder, flags.name) == (("--x.pth",), "--mine" if name else None)
+        (job,) = submit._jobs(submit.SubmitOptions(folder=tmp_path), commands)
+        assert job.name == ("--mine" if name else "--x") + ", knn.mmselfsup@1"
 
 
 @pytest.mark.slow
