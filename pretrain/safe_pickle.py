@@ -37,7 +37,7 @@ MAX_MARKS = 10_000  # open at once; Python's own pickler nests 1,000 objects at 
 
 _CALL_COST = 8  # operations
 _CALLS = "calls or changes an object"
-_TOO_MUCH = "it unfolds to far more than a weight file"
+_TOO_MUCH = "it unfolds to too much data, or is nested too deeply"
 _SPARE_BYTES = 16 << 20  # that may be copied whatever the size of the file
 
 
@@ -352,7 +352,7 @@ class Unpickler(_PythonUnpickler):
         self.append(self._read(struct.unpack("<Q", self._read(8))[0]))
 
     def load_refused(self) -> None:
-        raise UnpicklingError("it has an operation that no weight file needs")
+        raise UnpicklingError("it has an operation that neither arrays nor plain values need")
 
     dispatch |= {
         pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce, pickle.NEWOBJ_EX[0]: load_newobj_ex,

@@ -264,6 +264,11 @@ def test_batches_of_cifar10(tmp_path: Path) -> None:
         (pickle.dumps(_Runs()), r"data_batch_3 cannot be read \(it names posix\.system\)"),
         (good[:100], r"data_batch_3 cannot be read"),
         (b"", r"data_batch_3 cannot be read"),
+        (b"(" * 20_000, r"\(it unfolds to too much data, or is nested too deeply\): the file is not a batch of CIFAR"),
+        (
+            b"(iposix\nsystem\n.",
+            r"\(it has an operation that neither arrays nor plain values need\): the file is not",
+        ),
         (pickle.dumps([1]), r"data_batch_3 holds a list"),
         (pickle.dumps({**content, b"labels": [11] * 4}, 2), r"labels, or some outside of 0 to 9"),
         (pickle.dumps({**content, b"labels": ["a"] * 4}, 2), r"labels that are not numbers"),
