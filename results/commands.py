@@ -357,14 +357,20 @@ def _export(options: Export) -> int:
 
 def verify_command(options: Verify, declared: Mapping[str, str] | None = None) -> int:
     """Print a line per record; 1 if one is refused. `declared` maps protocol ids to their hashes, see `verify`."""
-    from results.publish import verify
+    from results.publish import deleted_records, verify
 
     if not options.records:
         raise InputError("name a record to verify: a .json file, or a folder of records")
     refused = 0
     found = record_files(options.records)
-    outcomes = (path for folder in options.records if folder.is_dir() for path in sorted(folder.rglob("*.npz")))
-    for path in outcomes:  # NAME.HASH.npz belongs to NAME.json
+    folders = [path for path in options.records if path.is_dir()]
+    if options.base is not None:
+        if not folders:
+            raise InputError("--base finds what was deleted from a folder; name the folder of the records")
+        kept = [stored for stored in found if isinstance(stored, StoredRecord)]
+        found += [deleted for folder in folders for deleted in deleted_records(folder, options.base, kept)]
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.npz"))):
+        # NAME.HASH.npz belongs to NAME.json.
         if not path.with_name(f"{path.name.rsplit('.', 2)[0]}.json").exists():
             found.append(BadRecord(path, "the record of these outcomes is missing; add its .json file"))
     for stored in found:

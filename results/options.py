@@ -269,9 +269,13 @@ class Verify:
     """Recompute scores from the outcomes of records, check all hashes, and refuse records that do not match.
 
     The exit code is 0 if every record is right, and 1 if one is refused.
+
+    Attributes:
+        base: git revision, such as main, whose records in the folders must not be deleted, only replaced by newer ones.
     """
 
     records: RecordPaths
+    base: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 `encoder-bench verify` is what a pull request with new records must pass. A record is right if its hashes hold, its
 scores and standard errors are those that its outcomes give, its protocol is the declared one, and its folder is that of
 its encoder, weights and data. Of a benchmark that keeps no outcomes the scores cannot be checked, and the result says
-so.
+so. Compared with a git revision, it must also keep the records that are there.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -125,6 +127,52 @@ def _differences(record: Record, outcomes: Outcomes, behind: Mapping[str, str]) 
             score.standard_error, error, rel_tol=ERROR_TOLERANCE, abs_tol=ERROR_TOLERANCE
         ):
             yield f"the standard error of {column} is {score.standard_error:.4f}, but its outcomes give {error:.4f}"
+
+
+def deleted_records(folder: Path, base: str, kept: Sequence[StoredRecord]) -> list[BadRecord]:
+    """The records below a folder that are missing since HEAD left a git revision.
+
+    A record whose place a newer one took, as `publish` does it, is not among them. An outcomes file that is missing
+    while its record is still there is a fault of that record.
+
+    Args:
+        kept: the records that the folder holds.
+
+    Raises:
+        InputError: git cannot compare the folder with that revision.
+    """
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603
+
+    try:
+        fork = git("merge-base", base, "HEAD").decode().strip()
+        deleted = git("diff", "-z", "--name-only", "--no-renames", "--relative", "--diff-filter=D", fork, "--", ".")
+        contents = {name: git("show", f"{fork}:./{name}") for name in map(os.fsdecode, deleted.split(b"\0"))
+                    if name.endswith(".json")}  # fmt: skip
+    except FileNotFoundError as error:
+        raise InputError(f"git is not installed, so {folder} cannot be compared with {base}") from error
+    except subprocess.CalledProcessError as error:
+        fault = " ".join(error.stderr.decode(errors="replace").split()) or "they have no commit in common"
+        raise InputError(f"cannot compare {folder} with the git revision {base}: {fault}") from error
+    newest: dict[tuple[object, ...], str] = {}
+    for stored in kept:
+        newest[_row(stored.record)] = max(stored.record.created, newest.get(_row(stored.record), ""))
+    return [
+        BadRecord(folder / name, f"{base} has this record and it was deleted; restore it and its outcomes file with "
+                  f"`git checkout {base} -- FILE`")
+        for name, content in contents.items()
+        if not _is_replaced(content, newest)
+    ]  # fmt: skip
+
+
+def _is_replaced(content: bytes, newest: Mapping[tuple[object, ...], str]) -> bool:
+    try:
+        record = Record.model_validate_json(content)
+    except ValueError:
+        return False
+    return newest.get(_row(record), "") >= record.created
 
 
 # ---- publish-records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,42 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(record_files([tmp_path])) == 1
     assert isinstance(read_record(path), StoredRecord)
     assert read_records(tmp_path / "records")[0][0].intact
+
+
+def test_a_deleted_record_is_refused_and_a_replaced_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=me", "-c", "user.email=me@here.org")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    folder = tmp_path / "records"
+    mine, theirs = (write_record(folder, record(card(name), KNN, OUTCOMES), OUTCOMES) for name in ("mine", "theirs"))
+    git("init", "-b", "main")
+    git("add", "records")
+    git("commit", "-m", "records")
+    git("switch", "-c", "contribution")
+    assert main(["verify", str(folder), "--base", "main"]) == 0
+    newer = record(card("mine", weights_sha256="b" * 64), KNN, OUTCOMES, created="2030-01-01T00:00:00+00:00")
+    write_record(folder, newer, OUTCOMES)
+    shutil.rmtree(mine.parent)
+    shutil.rmtree(theirs.parent)
+    assert main(["verify", str(folder)]) == 0  # without a base nobody knows what was there
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["verify", str(folder), "--base", "main"]) == 1
+        refused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("refused")]
+        assert refused == [
+            f"refused  {theirs}: main has this record and it was deleted; restore it and its outcomes file with "
+            "`git checkout main -- FILE`"
+        ]
+        git("commit", "--allow-empty", "-am", "delete")  # committed or not
+    assert main(["verify", str(folder), "--base", "none"]) == 2
+    assert f"cannot compare {folder} with the git revision none: fatal: Not a valid object" in capsys.readouterr().err
+    git("checkout", "main", "--", str(theirs.parent))
+    assert main(["verify", str(folder), "--base", "main"]) == 0
+    next(theirs.parent.glob("*.npz")).unlink()
+    assert main(["verify", str(folder), "--base", "main"]) == 1
+    assert f"refused  {theirs}: its outcomes file is missing" in capsys.readouterr().out
+    assert main(["verify", str(theirs), "--base", "main"]) == 2
+    assert "name the folder of the records" in capsys.readouterr().err
