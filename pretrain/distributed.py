@@ -250,6 +250,12 @@ def default_workers(device: torch.device | str) -> int:
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that a GPU still has for tensors: free ones, and those that torch keeps of tensors that are gone."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on the device. A GPU copies it from page-locked memory, and the host does not wait."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":

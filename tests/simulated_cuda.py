@@ -419,6 +419,8 @@ def simulated_cuda() -> Iterator[Gpu]:
         "get_device_capability": lambda device=None: (8, 0),
         "mem_get_info": lambda device=None: (2**34, 2**34),
         "max_memory_allocated": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         # Of a generator on the GPU, whose state the host holds; the simulation draws from the CPU's.
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),

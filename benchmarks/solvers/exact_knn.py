@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from pretrain.distributed import ONE_CORE, Cores, cores, full_float32, has_fast_bf16, row_products
+from pretrain.distributed import ONE_CORE, Cores, cores, free_memory, full_float32, has_fast_bf16, row_products
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
@@ -411,10 +411,9 @@ class Tiles:
         self.longest = min(rows, len(gallery))
         self.sizes = torch.zeros(2, device=device)
         self.resident: dict[int, Tensor] | None = None
-        if again and device.type == "cuda":
-            room = torch.cuda.mem_get_info(device)[0] // 2
-            if len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8 <= room:
-                self.resident = {}
+        size = len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8
+        if again and device.type == "cuda" and size <= free_memory(device) // 2:
+            self.resident = {}
         self._low = torch.empty((self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device)
         self._room = torch.empty(0)  # in which the threads of a CPU convert
 

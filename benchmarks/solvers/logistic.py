@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers.linear_heads import target_ranks
-from pretrain.distributed import row_products
+from pretrain.distributed import free_memory, row_products
 from results.errors import InputError
 
 RESIDENT_BYTES = 2 * 2**30  # standardised rows that are kept in main memory; on a GPU it is half of what is free
@@ -86,7 +86,7 @@ def logistic_path(
     """
     mean, deviation = _moments(rows, items, chunk, device, dtype)
     if resident_bytes is None:
-        resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else RESIDENT_BYTES
+        resident_bytes = free_memory(device) // 2 if device.type == "cuda" else RESIDENT_BYTES
     resident = None
     if len(items) * rows.shape[1] * mean.element_size() <= resident_bytes:
         resident = [_standardised(rows[part], mean, deviation) for part in _parts(items, chunk)]
@@ -417,7 +417,7 @@ class _Data:
         self.resident: list[list[Tensor]] | None = None
         self._cast(dtype)
         if resident_bytes is None:
-            resident_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else RESIDENT_BYTES
+            resident_bytes = free_memory(device) // 2 if device.type == "cuda" else RESIDENT_BYTES
         dim, count = len(mean), sum(len(block.rows) for block in blocks)
         fits_in_memory = count * dim * dtype.itemsize <= resident_bytes
         if fits_in_memory:
@@ -665,7 +665,7 @@ def _solve_path(problems: _Problems, stopping: _Stopping) -> Iterator[None]:
 def _solve_together(problems: _Problems, stopping: _Stopping, which: Tensor) -> Iterator[None]:
     """Solve problems from their weights, as many at a time as memory holds; yields after each pass over the rows."""
     device = problems.weights.device
-    free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
+    free = free_memory(device) // 2 if device.type == "cuda" else STATE_BYTES
     group = max(1, free // (problems.weights[0].numel() * problems.weights.element_size() * (2 * HISTORY + 10)))
     for part in which.split(group) if len(which) else ():
         yield from _minimise(problems, part, stopping, None, path=False)

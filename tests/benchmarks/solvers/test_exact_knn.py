@@ -359,8 +359,10 @@ def test_choice_by_hardware(monkeypatch):
     assert choose_engine("auto", CPU) == ("torch", torch.float32)
 
 
-@pytest.mark.parametrize(("free", "conversions"), [(2**30, 3), (6007 * 24 * 2, 3 * 3)])
-def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, conversions, monkeypatch):
+@pytest.mark.parametrize(
+    ("free", "kept", "conversions"), [(2**30, 0, 3), (6007 * 24 * 2, 0, 3 * 3), (6007 * 24 * 2, 6007 * 24 * 2, 3)]
+)
+def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, kept, conversions, monkeypatch):
     """Three blocks of queries read a gallery of three tiles: converted once, or for every block."""
     for name, value in (("TILE_ROWS", 3000), ("QUERY_BLOCK", 10), ("GPU_BLOCKS", 1)):
         monkeypatch.setattr(solver, name, value)
@@ -371,6 +373,7 @@ def test_the_gallery_stays_on_a_gpu_that_has_room_for_it(free, conversions, monk
     converted.clear()
     with simulated_cuda():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)  # of tensors that are gone
         found = exact_knn(gallery, queries, 5, device="cuda", engine="torch")
     assert len(converted) == conversions
     assert found.engine == "torch float16"
