@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -261,6 +262,27 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Sender:
+    """Sends large tensors one after another as `sent` does: a GPU works on one while the host reads the next.
+
+    Before the third in a row the host waits until the first is copied. It would else run ahead of the GPU, and take
+    page-locked memory for everything that it sends.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._copies: deque[Any] = deque()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        if len(self._copies) == 2:
+            self._copies.popleft().synchronize()
+        moved = sent(tensor, self.device)
+        self._copies.append(torch.cuda.current_stream(self.device).record_event())
+        return moved
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------

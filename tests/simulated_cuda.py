@@ -342,6 +342,9 @@ class ClaimedEvent:
     def record(self) -> None:
         pass
 
+    def synchronize(self) -> None:
+        pass
+
     def elapsed_time(self, end: ClaimedEvent) -> float:
         assert self.timed
         assert end.timed

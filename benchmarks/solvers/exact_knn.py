@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers import Engine
-from pretrain.distributed import ONE_CORE, Cores, cores, free_memory, full_float32, has_fast_bf16, row_products
+from pretrain.distributed import (
+    ONE_CORE,
+    Cores,
+    Sender,
+    cores,
+    free_memory,
+    full_float32,
+    has_fast_bf16,
+    row_products,
+    sent,
+)
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
@@ -416,6 +426,7 @@ class Tiles:
             self.resident = {}
         self._low = torch.empty((self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device)
         self._room = torch.empty(0)  # in which the threads of a CPU convert
+        self._send = Sender(device)
 
     def rows(self, start: int, stop: int, threads: Cores = ONE_CORE) -> Tensor:
         """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call.
@@ -435,7 +446,7 @@ class Tiles:
     def _convert(self, start: int, stop: int, out: Tensor, threads: Cores) -> Tensor:
         """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
         if out.is_cuda:
-            rows = self.gallery.centred(start, stop, torch.empty(out.shape, device=out.device))
+            rows = self.gallery.centred(start, stop, torch.empty(out.shape, device=out.device), self._send)
             return _round(rows, out, torch.empty_like(rows)).amax(dim=1)
         steps = list(_steps(start, stop, self.gallery.dim))
         shape = threads.count, 2, steps[0][1] - start, self.gallery.dim
@@ -446,7 +457,7 @@ class Tiles:
             sizes = torch.zeros(2)
             for first, last in steps[thread :: threads.count]:
                 rows, rounded = self._room[thread, :, : last - first]
-                self.gallery.centred(first, last, rows)
+                self.gallery.centred(first, last, rows, self._send)
                 sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start], rounded).amax(dim=1))
             return sizes
 
@@ -696,12 +707,14 @@ class ScaledRows:
     def divided(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Rows [start, stop), divided, as a fresh tensor."""
         inverse = torch.from_numpy(self.inverse[start:stop, None]).to(device, dtype)
-        return _read(self.features[start:stop]).to(device, dtype, copy=True).mul_(inverse)
+        # Converted there: a GPU is sent half the bytes, and the CPU would take longer for it.
+        return _read(self.features[start:stop]).to(device).to(dtype, copy=True).mul_(inverse)
 
-    def centred(self, start: int, stop: int, out: Tensor) -> Tensor:
+    def centred(self, start: int, stop: int, out: Tensor, send: Sender) -> Tensor:
         """Rows [start, stop), divided and less the centre, in `out`, which is float32."""
         raw, inverse = _read(self.features[start:stop]), torch.from_numpy(self.inverse[start:stop, None])
-        return torch.addcmul(-self.centre.to(out.device), raw.to(out.device), inverse.to(out), out=out)
+        centre, factors = (sent(each, out.device) for each in (-self.centre, inverse.to(out.dtype)))
+        return torch.addcmul(centre, send(raw), factors, out=out)
 
     def sampled(self, rows: Tensor) -> Tensor:
         """(R, D) float32 of these rows, divided and less the centre."""

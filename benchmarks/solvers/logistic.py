@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.solvers.linear_heads import target_ranks
-from pretrain.distributed import free_memory, row_products
+from pretrain.distributed import Sender, free_memory, row_products, sent
 from results.errors import InputError
 
 RESIDENT_BYTES = 2 * 2**30  # standardised rows that are kept in main memory; on a GPU it is half of what is free
@@ -44,9 +44,9 @@ class Fit:
 
     def ranks(self, rows: NDArray[Any], items: NDArray[np.int64], targets: NDArray[Any], chunk: int) -> Tensor:
         """(len(items),) how many classes are ranked above the true one, computed `chunk` rows at a time."""
-        parts = []
+        parts, send = [], Sender(self.mean.device)
         for part in _parts(items, chunk):
-            x = _standardised(rows[part], self.mean, self.deviation)
+            x = _standardised(rows[part], self.mean, self.deviation, send)
             logits = F.linear(x, self.weights[:, :-1], self.weights[:, -1])
             parts.append(target_ranks(logits[:, None], torch.from_numpy(targets[part]).to(x.device))[0].cpu())
         return torch.cat(parts)
@@ -87,9 +87,9 @@ def logistic_path(
     mean, deviation = _moments(rows, items, chunk, device, dtype)
     if resident_bytes is None:
         resident_bytes = free_memory(device) // 2 if device.type == "cuda" else RESIDENT_BYTES
-    resident = None
+    resident, send = None, Sender(device)
     if len(items) * rows.shape[1] * mean.element_size() <= resident_bytes:
-        resident = [_standardised(rows[part], mean, deviation) for part in _parts(items, chunk)]
+        resident = [_standardised(rows[part], mean, deviation, send) for part in _parts(items, chunk)]
     own_targets = torch.from_numpy(targets[items]).to(device)
     weights = torch.zeros(classes, rows.shape[1] + 1, dtype=dtype, device=device)
     for penalty in penalties:
@@ -108,7 +108,7 @@ def logistic_path(
             penalised = penalty / 2 * weights[:, :-1].square().sum()
             penalised.backward()
             value, first = penalised.detach(), 0
-            chunks = resident or (_standardised(rows[part], mean, deviation) for part in _parts(items, chunk))
+            chunks = resident or (_standardised(rows[part], mean, deviation, send) for part in _parts(items, chunk))
             for x in chunks:
                 logits = F.linear(x, weights[:, :-1], weights[:, -1])
                 loss = F.cross_entropy(logits, own_targets[first : first + len(x)], reduction="sum") / len(items)
@@ -156,8 +156,9 @@ def _parts(items: NDArray[np.int64], chunk: int) -> list[NDArray[np.int64]]:
     return np.array_split(items, max(1, -(-len(items) // chunk)))
 
 
-def _standardised(rows: NDArray[Any], mean: Tensor, deviation: Tensor) -> Tensor:
-    return (as_tensor(rows).to(mean.device, mean.dtype) - mean) / deviation
+def _standardised(rows: NDArray[Any], mean: Tensor, deviation: Tensor, send: Sender) -> Tensor:
+    """(rows - mean) / deviation on the device, which also converts them: fewer bytes are sent."""
+    return (send(as_tensor(rows)).to(mean.dtype) - mean).div_(deviation)
 
 
 def as_tensor(rows: NDArray[Any]) -> Tensor:
@@ -407,7 +408,7 @@ class _Data:
         resident_bytes: int | None,
     ) -> None:
         self.features, self.targets, self.blocks = features, targets, blocks
-        self.device, self.chunk, self.standardise = device, chunk, standardise
+        self.device, self.chunk, self.standardise, self._send = device, chunk, standardise, Sender(device)
         every = np.unique(np.concatenate([block.rows for block in blocks]))
         mean = _mean(features, every, chunk)
         deviation = _deviation(features, every, chunk, mean) if standardise else np.ones_like(mean)
@@ -453,13 +454,13 @@ class _Data:
         return other
 
     def _load(self, rows: NDArray[np.int64]) -> Tensor:
-        return _standardised(_rows_of(self.features, rows), self.mean, self.scale)
+        return _standardised(_rows_of(self.features, rows), self.mean, self.scale, self._send)
 
     def chunks(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, targets) of a block on the device, at most `chunk` rows at a time."""
         for index, part in enumerate(_parts(self.blocks[number].rows, self.chunk)):
             x = self._load(part) if self.resident is None else self.resident[number][index]
-            yield x, torch.from_numpy(self.targets[part]).to(self.device)
+            yield x, sent(torch.from_numpy(self.targets[part]), self.device)
 
     def outwards(self, weights: Tensor) -> Tensor:
         """Weights (A, width, r) along the axes to weights of the centred, scaled dimensions."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from benchmarks.solvers import exact_knn as knn
 from benchmarks.solvers import logistic
-from benchmarks.solvers.logistic import fit_logistic
-from tests.simulated_cuda import simulated_cuda
+from benchmarks.solvers.exact_knn import exact_knn
+from benchmarks.solvers.logistic import fit_logistic, logistic_path
+from pretrain.distributed import Sender
+from tests.simulated_cuda import ClaimedEvent, simulated_cuda
 
 DRAWS = np.random.default_rng(0)
 ROWS, DIM, CLASSES = 600, 24, 5
@@ -30,3 +37,50 @@ def test_rows_of_a_regression_stay_where_torch_keeps_enough_memory(
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
         fit_logistic(FEATURES, TARGETS, CLASSES, [1.0], device="cuda")
     assert [data.resident is not None for data in made] == [stay]
+
+
+def search(tile: int, rows: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "TILE_ROWS", tile)
+    exact_knn(rows, rows[:50], 5, device="cuda")
+
+
+def fit(chunk: int, rows: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_logistic(rows, TARGETS, CLASSES, [1.0], device="cuda", chunk=chunk, resident_bytes=0, max_iterations=3)
+
+
+def follow_path(chunk: int, rows: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = logistic_path(
+        rows, np.arange(ROWS), TARGETS, CLASSES, [0.1], device=torch.device("cuda"), dtype=torch.float64, chunk=chunk,
+        max_iterations=3, tolerance=1e-5, history=3, resident_bytes=0,
+    )  # fmt: skip
+    assert len(list(path)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("work", [search, fit, follow_path])
+def test_the_host_reads_rows_while_the_gpu_works_on_those_before(
+    work: Callable[..., None], dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits no more often where the rows come in ten parts than where they come in two."""
+    waits: list[Counter[str]] = []
+    for parts in (2, 10):
+        with simulated_cuda() as gpu:
+            work(ROWS // parts, FEATURES.astype(dtype), monkeypatch)
+        waits.append(gpu.waits)
+    assert waits[0] == waits[1]
+
+
+def test_rows_that_are_sent_wait_for_the_copy_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host that is quicker than its GPU would hold all of them in page-locked memory."""
+    waited: list[ClaimedEvent] = []
+    monkeypatch.setattr(ClaimedEvent, "synchronize", lambda event: waited.append(event))
+    with simulated_cuda() as gpu:
+        send = Sender("cuda")
+        counts = []
+        for _ in range(5):
+            assert send(torch.ones(3)).is_cuda
+            counts.append(len(waited))
+        assert not gpu.waits
+    assert counts == [0, 0, 1, 2, 3]
+    assert len(set(waited)) == 3
+    assert Sender("cpu")(rows := torch.ones(3)) is rows
