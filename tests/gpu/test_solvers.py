@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.dense.neighbours import votes
 from benchmarks.solvers import exact_knn as knn
 from benchmarks.solvers import logistic
 from benchmarks.solvers.exact_knn import exact_knn
@@ -84,3 +85,13 @@ def test_rows_that_are_sent_wait_for_the_copy_before_the_last(monkeypatch: pytes
     assert counts == [0, 0, 1, 2, 3]
     assert len(set(waited)) == 3
     assert Sender("cpu")(rows := torch.ones(3)) is rows
+
+
+def test_votes_of_patches_wait_only_for_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, near = DRAWS.integers(0, 4, (50, 9), np.uint8), DRAWS.integers(0, 50, (30, 7))
+    expected = votes(blocks, near, (1, 2, 7), "cpu")
+    with simulated_cuda() as gpu:
+        found = votes(blocks, near, (1, 2, 7), "cuda")
+    for k, labels in expected.items():
+        assert np.array_equal(labels, found[k])
+    assert gpu.waits == Counter({"copied to the CPU": 3, "copied from pageable memory": 3})
