@@ -122,6 +122,17 @@ def attention_pool(tokens: Tensor, queries: Tensor) -> Tensor:
     return (weights.transpose(1, 2) @ tokens).view(len(tokens), heads, several, dim)
 
 
+def self_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v of (N, heads, attention heads, P, d).
+
+    CUDA's fused kernels take four dimensions. Of five, torch would keep all P² weights of every head for the backward
+    pass.
+    """
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v))).unflatten(0, q.shape[:2])
+
+
 class EfficientBank(AttentiveBank):
     """Efficient probing (Psomas et al.): many queries on bare tokens, each pools its own slice of projected values.
 
@@ -232,7 +243,7 @@ class JepaBank(AttentiveBank):
             qkv = self._linear(self._norm(x, f"block{block}_norm1"), f"block{block}_qkv")
             # (N, heads, P, 3 * dim) to three of (N, heads, attention heads, P, width of a part)
             q, k, v = qkv.unflatten(3, (3, self.attention_heads, -1)).permute(3, 0, 1, 4, 2, 5)
-            attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3)
+            attended = self_attention(q, k, v).transpose(2, 3).flatten(3)
             x = self._mlp(x + self._linear(attended, f"block{block}_proj"), f"block{block}")
         start = self.get_parameter("query")
         asked = torch.einsum("hd,hed->he", start, self.get_parameter("cross_query"))

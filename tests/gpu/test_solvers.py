@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from benchmarks.dense.neighbours import votes
 from benchmarks.solvers import exact_knn as knn
 from benchmarks.solvers import logistic
+from benchmarks.solvers.attentive_heads import JepaBank
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.solvers.logistic import fit_logistic, logistic_path
 from pretrain.distributed import Sender
+from tests.gpu.conftest import AnyGpu
 from tests.simulated_cuda import ClaimedEvent, simulated_cuda
 
 DRAWS = np.random.default_rng(0)
@@ -95,3 +97,20 @@ def test_votes_of_patches_wait_only_for_their_results(monkeypatch: pytest.Monkey
     for k, labels in expected.items():
         assert np.array_equal(labels, found[k])
     assert gpu.waits == Counter({"copied to the CPU": 3, "copied from pageable memory": 3})
+
+
+def test_self_attention_of_heads_fits_the_fused_kernels_of_a_gpu(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    bank = JepaBank(16, 3, 2, attention_heads=4, blocks=1, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(5, 6, 16)
+    expected = bank(tokens)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    seen: list[int] = []
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, *a: seen.append(q.ndim) or attend(q, *a)
+    )
+    bank.to("cuda")
+    found = bank(tokens.to("cuda"))
+    found.sum().backward()
+    assert seen == [4]
+    assert torch.allclose(found.detach().cpu(), expected, rtol=1e-4, atol=1e-6)
