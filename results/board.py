@@ -196,11 +196,15 @@ def _of_encoder(entry: Entry, records: Sequence[StoredRecord], figures: Sequence
 
 
 def _of_benchmark(section: Section, group: Group, figures: Sequence[Figure]) -> str:
-    """One table of what was measured, and one of what was published under the same protocol."""
+    """What was measured, and one of what was published under the same protocol."""
     maker = TableMaker()
-    table = replace(section.group_table(group), title="Measured")
+    titles = [part.name[:1].upper() + part.name[1:] or "Measured" for part in group.parts]
+    measured = [
+        maker.plain(replace(table, title=title))
+        for table, title in zip(section.group_tables(group), titles, strict=True)
+    ]
     links = {entry.label: _encoder_page(entry) for entry in section.entries}
-    parts = [{"title": "Measured", "lines": (), "tables": [maker.plain(table)]}]
+    parts = [{"title": "Measured", "lines": (), "tables": measured}]
     published = [figure for figure in figures if figure.comparable(group.protocol.id)]
     if section.kind.kind == "full" and published:
         line = "Figures as their sources print them, of the same protocol. This project did not measure them."

@@ -10,6 +10,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class TablePart:
+    """Some columns of a benchmark, which stand in a table of their own where all of them would be too wide to read.
+
+    Attributes:
+        columns: shell pattern of their names.
+        name: what the title of their table ends with; empty to leave the title as it is.
+        selection: how their scores were selected, if not as the protocol says.
+    """
+
+    columns: str
+    name: str = ""
+    selection: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """How tables show a benchmark.
 
@@ -21,6 +36,7 @@ class Family:
         outcomes: records keep what happened to each test item.
         opposite: columns whose better direction is not that of the protocol.
         undirected: columns in which neither a high nor a low number is better; nothing is ranked by them.
+        parts: the tables that a wide table is split into; a column that none of them names is in the first.
     """
 
     title: str
@@ -32,6 +48,7 @@ class Family:
     outcomes: bool = True
     opposite: tuple[str, ...] = ()
     undirected: tuple[str, ...] = ()
+    parts: tuple[TablePart, ...] = ()
 
     def direction(self, *, higher_is_better: bool) -> str:
         """Which numbers are better, in words: `higher is better, in Uniformity lower`."""
@@ -48,6 +65,15 @@ POOLED = "Features after global average pooling."
 AP = "AP is average precision, the mean over overlaps from 0.50 to 0.95; AP50 and AP75 are those at one overlap."
 PARTS = {"_box": "boxes", "_mask": "instance masks", "_kp": "keypoints", "_dp": "DensePose"}  # by the end of a column
 PARTS_LINE = f"{AP} {', '.join(f'{end}: of {part}' for end, part in PARTS.items())}."
+
+LOW_SHOT_PARTS = (
+    TablePart("k=*[0-9]"),
+    TablePart("k=* fixed", "fixed cost", "layer by mAP on training images outside the set, cost fixed"),
+    TablePart(
+        "k=* heldout", "held-out choice",
+        "layer and cost by mAP on training images outside the set, which uses more labels than k",
+    ),
+)  # fmt: skip
 
 SEGMENTATION = {  # of frozen features
     "linear": "linear heads",
@@ -67,9 +93,9 @@ FAMILIES = {
         "published tables give it; best is the mAP of the map that cross-validation on trainval chose.",
         best_layer=True,
     ),
-    "voc07_low_shot_svm": Family("VOC07 low-shot SVM"),
-    "places205_low_shot_svm": Family("Places205 low-shot SVM"),
-    "imagefolder_low_shot_svm": Family("Low-shot SVM on image folders", line=POOLED),
+    "voc07_low_shot_svm": Family("VOC07 low-shot SVM", parts=LOW_SHOT_PARTS),
+    "places205_low_shot_svm": Family("Places205 low-shot SVM", parts=LOW_SHOT_PARTS),
+    "imagefolder_low_shot_svm": Family("Low-shot SVM on image folders", line=POOLED, parts=LOW_SHOT_PARTS),
     "linear_multihead": Family(
         "Linear evaluation, Feature1 to Feature5",
         line="Maps are pooled to fixed sizes, without global average pooling.",
@@ -91,7 +117,16 @@ FAMILIES = {
     "retrieval": Family("Retrieval", line=POOLED),
     "robustness": Family("Robustness", line=POOLED),
     "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
-    "few_shot": Family("Few images per class", decimals=1, line=POOLED),
+    "few_shot": Family(
+        "Few images per class",
+        decimals=1,
+        line=POOLED,
+        parts=(
+            TablePart("kNN *", "kNN"),
+            TablePart("NCM *", "class means"),
+            TablePart("Logistic *", "logistic regression"),
+        ),
+    ),
     "label_free": Family(
         "Label-free measures",
         outcomes=False,

@@ -184,11 +184,13 @@ class TableMaker:
             made.append(self.plain(gains))
         return made
 
-    def group(self, section: Section, group: Group) -> ReportTable:
-        """The table of one protocol and data set."""
-        table = section.group_table(group)
+    def group(self, section: Section, group: Group) -> list[ReportTable]:
+        """The tables of one protocol and data set."""
         rows = [tuple(own) for own in records_by_row(section.entries, group.records) if own]
-        return self._table(table, [[own] * (len(table.columns) - 1) for own in rows])
+        return [
+            self._table(table, [[own] * (len(table.columns) - 1) for own in rows])
+            for table in section.group_tables(group)
+        ]
 
     def _table(self, table: Table, records: Sequence[Sequence[tuple[StoredRecord, ...]]]) -> ReportTable:
         origins = tuple(

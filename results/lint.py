@@ -573,7 +573,7 @@ def _meanings_under(title: str, columns: Sequence[str], measured: RecordClaims) 
             group.example.dataset.shown_name,
             group.example.protocol.id,
         )
-        if letters(group.title) == title:
+        if title in {letters(group.title), *(letters(group.title_of(part)) for part in group.parts)}:
             for column in group.columns:
                 known.setdefault(letters(column), []).append(ColumnMeaning(benchmark, column, data, protocol))
         # The columns of the summary name their benchmark, so it may have any title.

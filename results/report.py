@@ -251,7 +251,7 @@ def _benchmarks(section: Section, maker: TableMaker, styles: EncoderStyles) -> l
         identifier = f"{_id(section)}-{number}"
         title = f"{group.title} ({section.kind.title}, {variant_text(group.protocol)})"
         part = ReportPart(identifier, title, (), "benchmarks", group.title, closed=number > 0)
-        part.tables = [maker.group(section, group)]
+        part.tables = maker.group(section, group)
         part.tables += [maker.plain(table) for table in per_class_tables(group.records, entries=section.entries)]
         part.charts = _charts(group.records, identifier, styles)
         parts.append(part)

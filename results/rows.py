@@ -10,10 +10,11 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from results.errors import InputError
-from results.families import SUITES, Family, Suite, family_of, place_of, suite_of
+from results.families import SUITES, Family, Suite, TablePart, family_of, place_of, suite_of
 from results.schema import Architecture, EncoderCard, Protocol, Record
 from results.store import StoredRecord
 
+WIDEST = 8  # columns that a table may have; a wider one is split where its family says how
 Identity = tuple[str, str | None, str | None, Architecture]
 
 
@@ -361,6 +362,21 @@ class Group:
     def columns(self) -> tuple[str, ...]:
         """The columns that a page shows; top-5 is only in the CSV."""
         return tuple(column for column in self.protocol.columns if not column.endswith("top-5"))
+
+    @property
+    def parts(self) -> dict[TablePart, tuple[str, ...]]:
+        """The columns of each table that shows the group: one, or those of the family where it would be too wide."""
+        parts = self.family.parts
+        if not parts or len(self.columns) <= WIDEST:
+            return {TablePart("*"): self.columns}
+        found: dict[TablePart, tuple[str, ...]] = {}
+        for column in self.columns:
+            part = next((part for part in parts if fnmatchcase(column, part.columns)), parts[0])
+            found[part] = (*found.get(part, ()), column)
+        return found
+
+    def title_of(self, part: TablePart) -> str:
+        return f"{self.title}, {part.name}" if part.name else self.title
 
     @property
     def decimals(self) -> int:

@@ -70,7 +70,12 @@ class Section:
 
     def tables(self) -> list[Table]:
         """One per protocol and data, those of the suites, then one of the encoders."""
-        alone = [self.group_table(group) for group in self.groups if suite_of(group.protocol.benchmark) is None]
+        alone = [
+            table
+            for group in self.groups
+            if suite_of(group.protocol.benchmark) is None
+            for table in self.group_tables(group)
+        ]
         together = [table for suite in suite_groups(self.groups) for table in self.suite_tables(suite)]
         return alone + together + self.encoder_table()
 
@@ -163,7 +168,8 @@ class Section:
         candidates = ([g for g in self.groups if g.protocol.benchmark == name and g.records] for name in SUMMARY)
         return [max(groups, key=lambda g: len(g.records)) for groups in candidates if groups]
 
-    def group_table(self, group: Group) -> Table:
+    def group_tables(self, group: Group) -> list[Table]:
+        """The table of a group, or one per part of a wide group; all of them have the same rows."""
         layers = [column for column in group.columns if column.lower().startswith("feature")]
         best_layer = group.family.best_layer and len(layers) > 1
         by_row = records_by_row(self.entries, group.records)
@@ -179,20 +185,29 @@ class Section:
                     self.cache.gain(own, of_control, group.protocol.primary)
 
         rankings = self._ranked(group, [own for _, own in shown], group.columns, compared)
-        directed = {column: own for column, own in rankings.items() if column not in group.family.undirected}
-        rows = []
-        for i, (entry, own) in enumerate(shown):
-            cells = {column: rankings[column].cells[i] for column in group.columns}
-            first = [best_layer_cell(layers, cells)] if best_layer else []
-            rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
-        return Table(
-            title=group.title,
-            lines=tuple(line for line in (group.line, group.family.line, ranking_line(directed)) if line),
-            columns=("Encoder", *(["Best Layer"] if best_layer else []), *group.columns),
-            rows=tuple(rows),
-            decimals=group.decimals,
-            notes=(*_failure_notes(group.failures), *self._fault_notes(group.records)),
-        )
+        notes = (*_failure_notes(group.failures), *self._fault_notes(group.records))
+        tables: list[Table] = []
+        for part, columns in group.parts.items():
+            directed = {column: rankings[column] for column in columns if column not in group.family.undirected}
+            rows = []
+            for i, (entry, own) in enumerate(shown):
+                cells = {column: rankings[column].cells[i] for column in columns}
+                first = [best_layer_cell(layers, cells)] if best_layer else []
+                rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
+            about = [group.line, group.family.line]
+            if tables:
+                selection = f"; selection: {part.selection}" if part.selection else ""
+                about = [f"{group.protocol.id}, as above{selection}."]
+            table = Table(
+                title=group.title_of(part),
+                lines=tuple(line for line in (*about, ranking_line(directed)) if line),
+                columns=("Encoder", *(["Best Layer"] if best_layer else []), *columns),
+                rows=tuple(rows),
+                decimals=group.decimals,
+                notes=() if tables else notes,
+            )
+            tables.append(table)
+        return tables
 
     def _ranked(
         self,

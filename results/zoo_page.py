@@ -140,11 +140,12 @@ def _section_parts(section: Section, figures: Sequence[Figure]) -> list[PagePart
         if tables:
             parts.append(part(name, (kind.line,) if kind.line else (), tables))
     others = [
-        section.group_table(group)
+        table
         for group in section.groups
         if group.records
         and suite_of(group.protocol.benchmark) is None
         and not any(_belongs(layout, stored) for stored in group.records for layout in PAGE_TABLES)
+        for table in section.group_tables(group)
     ]
     others += [table for suite in suite_groups(section.groups) for table in section.suite_tables(suite)]
     if others:

@@ -178,6 +178,23 @@ def test_no_page_has_texts_that_overlap_or_are_cut(pages: dict[str, str], tmp_pa
 
 
 @pytest.mark.slow
+def test_low_shot_tables_fit_a_laptop_without_scrolling(tmp_path: Path) -> None:
+    columns = tuple(f"k={n}{end}" for end in ("", " fixed", " heldout") for n in (1, 2, 4, 8, 16, 32, 64, 96))
+    scores = {column: Score(value=31.02, standard_error=1.24, std=1.22, selection="x") for column in columns}
+    asked = protocol("voc07_low_shot_svm", columns, "k=1")
+    name = "random init (resnet18-w32-k3-nopool)"
+    write_record(tmp_path, record(card(name), asked, scores=scores, embedded=False))
+    found = site(read_records(tmp_path)[0], [], [])
+    file, text = next((tmp_path / page, text) for page, text in found.items() if page.name.startswith("benchmark-"))
+    text = re.sub(r"script-src [^\"]+", "script-src 'unsafe-inline'", text)
+    look = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    file.write_text(
+        text.replace("</body>", f"<script>{TELL}addEventListener('load', () => tell({look}));</script></body>")
+    )
+    assert looked_at(file, 1280) == [0, 0, 0]
+
+
+@pytest.mark.slow
 def test_the_command_removes_pages_of_records_that_are_gone(
     records: list[StoredRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,28 @@ def test_columns_are_the_protocols_and_the_svm_names_its_best_layer(demo_tables:
         assert cell(svm, row.label, "Best Layer").text == max(values, key=lambda layer: values[layer] or 0)
 
 
+@pytest.mark.parametrize("k", [(1, 2), (1, 2, 4, 8, 16, 32, 64, 96)])
+def test_a_table_too_wide_to_read_is_one_per_selection_and_lint_knows_each(
+    tmp_path: Path, k: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [tuple(f"k={n}{end}" for n in k) for end in ("", " fixed", " heldout")]
+    asked = protocol("voc07_low_shot_svm", tuple(column for part in parts for column in part), "k=1")
+    values = {column: 0.01 * i for i, column in enumerate(asked.columns)}
+    scores = {column: Score(value=value, n=220, selection="x") for column, value in values.items()}
+    write_record(tmp_path / "records", record(moco_card(0), asked, scores=scores))
+    tables = [found for _, found in walk(tmp_path / "records") if found.title.startswith("VOC07 low-shot")]
+    wide = len(asked.columns) > 8
+    assert [found.columns[1:] for found in tables] == (parts if wide else [asked.columns])
+    ends = [found.title.partition("drawings")[2] for found in tables]
+    assert ends == (["", ", fixed cost", ", held-out choice"] if wide else [""])
+    shown = {column: cell(found, found.rows[0].label, column).value for found in tables for column in found.columns[1:]}
+    assert shown == values
+    page = tmp_path / "page.md"
+    assert main(["tables", "--records", str(tmp_path / "records"), "--out", str(page)]) == 0
+    assert main(["lint", str(page), "--records", str(tmp_path / "records")]) == 0
+    assert f"{len(values)} figures checked, 0 in conflict" in capsys.readouterr().out
+
+
 def test_header_says_protocol_data_sizes_and_selection(demo: Path, demo_tables: list[Table]) -> None:
     line = titled(demo_tables, "Nearest").lines[0]
     for part in ("knn.demo@1", "drawings", "220 test and 512 training items", "accuracy, %", "selection: fixed"):
