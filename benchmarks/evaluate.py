@@ -232,6 +232,7 @@ def bench(sweep: Sweep) -> Iterator[Attempt]:
 
 
 def _bench_one(encoder: Encoder, sweep: Sweep) -> Iterator[Attempt]:
+    """Ask one encoder every question: prepare all, extract the features that they share, then measure."""
     runs: list[Run] = []
     name = encoder.card.name
     for question in sweep.questions:
@@ -266,10 +267,12 @@ def _refused(encoder: str, protocol: str, error: InputError, *, optional: bool =
 
 
 def _images(runs: Sequence[Run]) -> int:
+    """The images of both splits of each run, in which the progress of a suite is counted."""
     return sum(len(run.train) + len(run.test) for run in runs)
 
 
 def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
+    """Measure runs that share a pass; if it fails, each of them has failed."""
     name, started = runs[0].encoder.card.name, time.monotonic()
     try:
         records = measure(runs)
@@ -293,6 +296,43 @@ def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
         shared = task.shared_pass(run.protocol) if isinstance(task, ImageTask) else None
         groups.setdefault((shared or f"alone {number}", run.dataset.fingerprint), []).append(run)
     return list(groups.values())
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _folders(options: RunOptions) -> Iterator[RunOptions]:
+    """The options, with folders that are removed afterwards where nothing is to be stored."""
+    if options.store:
+        yield options
+        return
+    with TemporaryDirectory(prefix="encoder-bench-") as folder:
+        yield replace(options, records=Path(folder, "records"), features=Path(folder, "features"))
+
+
+def require_writable(options: RunOptions) -> None:
+    """Refuse folders that cannot be written before anything is measured: a file is written into each and removed.
+
+    Raises:
+        InputError: a folder cannot be made or written.
+    """
+    for flag, folder in (("--out", options.records), ("--features", options.features)):
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        try:
+            make_folder(folder)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+            raise InputError(
+                f"cannot write to {folder}: {existing} is not a writable folder ({error.strerror}); choose another "
+                f"with {flag}"
+            ) from error
+        finally:
+            for parent in missing:
+                with suppress(OSError):  # never made, or in use by another run since
+                    parent.rmdir()
 
 
 # ---- one run, step by step -------------------------------------------------------------------------------------------
@@ -342,6 +382,18 @@ def prepare(
         raise NotApplicableError(
             f"{encoder.card.name} has none of {', '.join(sorted(read))}, which {protocol.id} reads"
         )
+    protocol = _resolved(task, protocol, encoder, dataset, options)
+    found = find_dataset(protocol.dataset, Path(data))
+    train, test = found.read(protocol.train_split), found.read(protocol.test_split)
+    protocol = task.adapted(protocol, train, test)
+    task.check(protocol, train, test)
+    return Run(task, protocol, encoder, train, test, _dataset_ref(protocol, Path(data), train, test), options)
+
+
+def _resolved(
+    task: AnyTask, protocol: Protocol, encoder: Encoder, dataset: str | None, options: RunOptions
+) -> Protocol:
+    """The protocol as this encoder and these options make it; where that changes a number, its id says so."""
     protocol = task.for_encoder(task.resolve(protocol), encoder)
     task.check_encoder(protocol, encoder)
     if dataset is not None:
@@ -358,22 +410,7 @@ def prepare(
         protocol = protocol.changed(label=f"stored={options.stored}")
     if protocol.geometry.decoder != "pil" and not isinstance(task, FeatureTask):
         raise InputError(f"{protocol.id}: only benchmarks on stored features can choose a decoder")
-    found = find_dataset(protocol.dataset, Path(data))
-    train, test = found.read(protocol.train_split), found.read(protocol.test_split)
-    protocol = task.adapted(protocol, train, test)
-    task.check(protocol, train, test)
-    reference = DatasetRef(id=protocol.dataset, embedded=is_embedded(Path(data)), **_items_of(train, test))
-    splits = (train, protocol.train_split), (test, protocol.test_split)
-    if not reference.embedded and any(is_official(labels, protocol.dataset, name) is False for labels, name in splits):
-        folder = Path(data).resolve().name or "data"  # a split is not what the owner of the data set publishes
-        reference = reference.model_copy(update={"official": False, "folder": folder})
-    return Run(task, protocol, encoder, train, test, reference, options)
-
-
-def _items_of(train: Labels, test: Labels) -> dict[str, Any]:
-    """What a record says of the items of both splits."""
-    lists = canonical_sha256([fingerprint(train), fingerprint(test)])
-    return {"fingerprint": lists, "train_items": len(train), "test_items": len(test)}
+    return protocol
 
 
 def _at_size_of(encoder: Encoder, protocol: Protocol) -> Protocol:
@@ -414,6 +451,21 @@ def in_half_precision(protocol: Protocol, device: str) -> Protocol:
     return changed
 
 
+def _dataset_ref(protocol: Protocol, data: Path, train: Labels, test: Labels) -> DatasetRef:
+    """What a record says of the data: which data set, whether it is the published one, and which items."""
+    reference = DatasetRef(id=protocol.dataset, embedded=is_embedded(data), **_items_of(train, test))
+    splits = (train, protocol.train_split), (test, protocol.test_split)
+    if reference.embedded or all(is_official(labels, protocol.dataset, name) is not False for labels, name in splits):
+        return reference
+    return reference.model_copy(update={"official": False, "folder": data.resolve().name or "data"})
+
+
+def _items_of(train: Labels, test: Labels) -> dict[str, Any]:
+    """What a record says of the items of both splits."""
+    lists = canonical_sha256([fingerprint(train), fingerprint(test)])
+    return {"fingerprint": lists, "train_items": len(train), "test_items": len(test)}
+
+
 def cached_record(run: Run) -> Record | None:
     """The intact record of exactly this question, unless `--force` asks to measure again.
 
@@ -422,40 +474,6 @@ def cached_record(run: Run) -> Record | None:
     """
     store.refuse_newer(store.record_path(*run.address))
     return None if run.options.force else store.find_record(*run.address)
-
-
-@contextmanager
-def _folders(options: RunOptions) -> Iterator[RunOptions]:
-    """The options, with folders that are removed afterwards where nothing is to be stored."""
-    if options.store:
-        yield options
-        return
-    with TemporaryDirectory(prefix="encoder-bench-") as folder:
-        yield replace(options, records=Path(folder, "records"), features=Path(folder, "features"))
-
-
-def require_writable(options: RunOptions) -> None:
-    """Refuse folders that cannot be written before anything is measured: a file is written into each and removed.
-
-    Raises:
-        InputError: a folder cannot be made or written.
-    """
-    for flag, folder in (("--out", options.records), ("--features", options.features)):
-        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        try:
-            make_folder(folder)
-            with TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-            raise InputError(
-                f"cannot write to {folder}: {existing} is not a writable folder ({error.strerror}); choose another "
-                f"with {flag}"
-            ) from error
-        finally:
-            for parent in missing:
-                with suppress(OSError):  # never made, or in use by another run since
-                    parent.rmdir()
 
 
 def feature_requests(run: Run) -> list[FeatureRequest]:
