@@ -31,7 +31,7 @@ from results.schema import Geometry, Params, Protocol, Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from benchmarks.solvers.logistic import Fit
+    from benchmarks.solvers.logistic import PathFit
 
 log = logging.getLogger(__name__)
 
@@ -431,7 +431,7 @@ class StoredLogistic(FeatureTask[LogisticParams]):
         kept, held = split_held_out(protocol, train.labels, params.heldout, SPLIT_SEED)
         rows, targets = train.features[params.output], train.labels.targets
 
-        def path(items: NDArray[np.int64], description: str) -> Iterator[Fit]:
+        def path(items: NDArray[np.int64], description: str) -> Iterator[PathFit]:
             return logistic_path(
                 rows,
                 items,

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.logistic import SPLIT_SEED, STORED_COLUMNS, STORED_PROTOCOLS, LogisticParams, StoredLogistic
-from benchmarks.solvers.logistic import Fit, logistic_path
+from benchmarks.solvers.logistic import PathFit, logistic_path
 from benchmarks.task import InputError, Labels, Outcome, RunOptions, Split
 from benchmarks.training.task import held_out
 from results.schema import Protocol
@@ -43,7 +43,7 @@ def run(protocol: Protocol, train: Split, test: Split) -> Outcome:
     return StoredLogistic().run(protocol, train, test, RunOptions(device="cpu", progress=False))
 
 
-def path(train: Split, items: np.ndarray, **changes: Any) -> list[Fit]:
+def path(train: Split, items: np.ndarray, **changes: Any) -> list[PathFit]:
     how = {"dtype": torch.float64, "chunk": 65536, "max_iterations": 500, "tolerance": 1e-8, "history": 10, **changes}
     rows, targets = train.features["embed"], train.labels.targets
     return list(logistic_path(rows, items, targets, CLASSES, PENALTIES, device=torch.device("cpu"), **how))
