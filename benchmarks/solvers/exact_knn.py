@@ -39,7 +39,7 @@ QUERY_BLOCK = 16384  # queries per pass over the gallery: 128 MiB at 2,048 dimen
 GPU_BLOCKS = 4  # of these in one pass on a GPU, to which every pass copies the whole gallery
 _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
-_SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
+SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
 _TIE = 2.0**-30  # similarities of a float64 product that round to the same multiple of this are a tie
 TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
 CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
@@ -226,7 +226,7 @@ class _Block:
 
     def __post_init__(self) -> None:
         self.k = self.indices.shape[1]
-        self.kept = min(len(self.gallery), 2 * self.k + _SPARE)  # candidates that a proposal keeps of each query
+        self.kept = min(len(self.gallery), 2 * self.k + SPARE)  # candidates that a proposal keeps of each query
         self.open = torch.arange(len(self.queries))
 
     def certify(self, propose: Callable[..., Proposal], tiles: Tiles) -> None:

@@ -24,7 +24,8 @@ PLANNED = {
     "linear-grid": 50, "extract": 60,
     "extract-bf16": 60, "logistic": 75, "few-shot": 10, "decoders": 12, "views": 12, "frozen": 25, "dense": 20,
     "pretrain-step": 75, "moco-overhead": 30, "augment": 5, "end-to-end": 65,
-    "gpu-step": 20, "gpu-augment": 20, "gpu-decode": 60, "gpu-extract": 20, "gpu-extract-vit": 40, "gpu-knn": 60,
+    "gpu-step": 20, "gpu-augment": 20, "gpu-decode": 60, "gpu-extract": 20, "gpu-extract-vit": 40, "gpu-knn": 90,
+    "gpu-logistic": 420,
 }  # fmt: skip
 
 

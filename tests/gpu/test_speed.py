@@ -25,12 +25,14 @@ def test_every_entry_can_be_measured(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatc
         speed.time_gpu_augmentation(recipe),
         speed.time_gpu_extraction("resnet18-w8", crop=32, batch=4),
         speed.time_gpu_knn(gallery=600, queries=20, dim=16),
+        speed.time_gpu_logistic(rows=300, dim=16, classes=4),
     ):
         assert float(entry["ours_s"]) > 0
         assert float(entry["limit_s"]) > 0
         assert torch.cuda.get_device_name() in str(entry["note"])
     assert set(speed.entries()) == {
         "gpu-step", "gpu-augment", "gpu-decode", "gpu-extract", "gpu-extract-vit", "gpu-knn",
+        "gpu-logistic",
     }  # fmt: skip
 
 
@@ -56,3 +58,10 @@ def test_a_torchvision_without_nvjpeg_skips_the_entry(
     monkeypatch.setattr(sys, "argv", ["speed", "gpu-decode", "--out", f"{tmp_path}/speed.json"])
     assert command.main() == 0
     assert "gpu-decode     not measured: geometry.decoder=nvjpeg needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("model", "said"), [("NVIDIA A100-SXM4-80GB", "one A100: 11.4 s, measured 2.00"), ("T4", "")])
+def test_what_the_docs_expect_of_a_gpu_stands_beside_it(model: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: model)
+    assert said in speed.beside_expected("gpu-knn", 22.8, "s")
+    assert bool(speed.beside_expected("gpu-knn", 22.8, "s")) == bool(said)

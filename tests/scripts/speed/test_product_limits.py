@@ -11,9 +11,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.logistic import TYPICAL_STEPS
+from benchmarks.solvers.exact_knn import SPARE
 from pretrain.distributed import row_products
 from results.errors import InputError
 from scripts.speed import __main__ as speed
+from scripts.speed import gpu
+from scripts.speed.classifiers import sweep_params
 from scripts.speed.measurement import Shape, count_products, cpu, limit_of, rounds
 
 
@@ -78,12 +82,23 @@ def test_expected_figures_of_the_docs_follow_from_work_peak_and_share() -> None:
         with FlopCounterMode(display=False) as counter:
             network(image)
         work[architecture] = counter.get_total_flops() / 1e9
-    for what, stated, _, peak, share, expected in rows:
+    for what, stated, model, peak, share, expected in rows:
         passes = 4 if what.startswith("MoCo") else 1
         assert float(stated) == pytest.approx(passes * work[what.partition(", ")[2]], rel=2e-3)
         calculated = float(peak) * 1e3 * float(share) / 100 / float(stated)
         assert float(expected.replace(",", "")) == pytest.approx(calculated, rel=0.03), what
-    assert pytest.approx(262, rel=2e-3) == 2 * 50_000 * 1_281_167 * 2048 / 1e12
+        entry = "gpu-step" if passes == 4 else "gpu-extract-vit" if "ViT" in what else "gpu-extract"
+        assert gpu.EXPECTED[entry][model] == float(expected.replace(",", ""))
+    pairs, row_bytes = gpu.QUERIES * gpu.GALLERY, 4 * gpu.GALLERY * gpu.DIM
+    assert pytest.approx(262, rel=2e-3) == 2 * pairs * gpu.DIM / 1e12
+    scored = 2 * gpu.QUERIES * (2 * gpu.K + SPARE) * gpu.DIM / 16e9
+    a_pass, passes = 4 * gpu.GALLERY * gpu.DIM * gpu.CLASSES, TYPICAL_STEPS / 2 * len(sweep_params().costs)
+    for model, peak, cache, bus, float32 in (("A100", 312, 4, 25, 19.5), ("H100", 989, 6, 50, 67)):
+        found = 2 * pairs * gpu.DIM / (0.6e12 * peak) + 18 * 4 * pairs / (cache * 1e12) + row_bytes / (bus * 1e9)
+        assert found + scored == pytest.approx(gpu.EXPECTED["gpu-knn"][model], rel=0.03)
+        assert f"{gpu.EXPECTED['gpu-knn'][model]} s on an {model}" in page
+        assert passes * a_pass / (0.8e12 * float32) == pytest.approx(gpu.EXPECTED["gpu-logistic"][model], rel=0.03)
+        assert f"{gpu.EXPECTED['gpu-logistic'][model]} s on an {model}" in page
     assert 2470 * 3 * work["ResNet-50"] / 312e3 == pytest.approx(0.19, abs=0.005)
 
 
