@@ -6,10 +6,16 @@
     assert gpu.waits == Counter()
 
 Inside, `torch.cuda.is_available()` is true, and every tensor made on or moved to "cuda" is a `Claimed`. An operation on
-a claimed tensor and a CPU tensor that is not a scalar raises, as it would on a GPU; so do `numpy()` and an index on the
-GPU into a CPU tensor. Backward passes run through the same rules. What would make the host wait for the GPU is counted
-by name: reading a value (`item`, `tolist`, a truth value), operations whose result has a size that only the GPU knows
-(`nonzero`, masks as indices, `bincount`, …), and copies in either direction that are blocking or from pageable memory.
+a claimed tensor and a CPU tensor that is not a scalar raises, as it would on a GPU; so do `numpy()`, an index on the
+GPU into a CPU tensor, a generator of the other device, and matrix products of whole numbers, which CUDA does not have.
+Backward passes run through the same rules. What would make the host wait for the GPU is counted by name: reading a
+value (`item`, `tolist`, a truth value), operations whose result has a size that only the GPU knows (`nonzero`, masks as
+indices, `bincount`, …), and copies in either direction that are blocking or from pageable memory.
+
+What the host does not wait for, it does not have: the result of a non-blocking copy to the CPU is garbage until the
+host waits, and page-locked memory may not be written until its copy has ended. Operations are done when they are given,
+but a stream may only use what it knows to be done: a tensor made on another stream raises until an event or a wait of
+the host has put this stream behind it, and `record_stream` has told the allocator.
 
 It shows neither speed nor the numerics of GPU kernels.
 """
@@ -17,10 +23,13 @@ It shows neither speed nor the numerics of GPU kernels.
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -46,6 +55,19 @@ SIZED_BY_VALUES = {
     aten._local_scalar_dense.default: "item",
     aten.equal.default: "equal",
 }
+# Of their operands CUDA takes no scalar of the CPU, but of those of pointwise operations and of these.
+TAKE_CPU_SCALARS = {
+    aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill_.Tensor, aten.fill.Tensor, aten.floor_divide.default,
+    aten.floor_divide_.Tensor,
+}  # fmt: skip
+# CUDA has no kernels of these for whole numbers, and the CPU has.
+FLOATS_ONLY = {
+    aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default, aten.addmv.default,
+    aten.dot.default, aten.convolution.default, aten.avg_pool2d.default, aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.default, aten.upsample_bicubic2d.vec,
+    aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.default,
+    aten._upsample_bicubic2d_aa.vec,
+}  # fmt: skip
 WIDENING = {aten.mm.dtype, aten.mm.dtype_out}  # half-precision factors, float32 result: CUDA alone has these
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
@@ -80,7 +102,7 @@ class Claimed(Tensor):
         return _move(Tensor.to, (self, *args), kwargs)  # type: ignore[no-any-return]
 
     def record_stream(self, stream: Any) -> None:
-        assert isinstance(stream, ClaimedStream)
+        _ACTIVE[-1].streams.lend(self, stream)
 
     def tolist(self) -> Any:
         _ACTIVE[-1].wait("tolist")
@@ -115,7 +137,12 @@ class Claimed(Tensor):
 
 def claim(tensor: Tensor) -> Tensor:
     """The tensor, on the simulated GPU."""
-    return tensor if isinstance(tensor, Claimed) else Tensor._make_subclass(Claimed, tensor, tensor.requires_grad)
+    if isinstance(tensor, Claimed):
+        return tensor
+    claimed: Tensor = Tensor._make_subclass(Claimed, tensor, tensor.requires_grad)
+    if _ACTIVE:
+        _ACTIVE[-1].streams.written(claimed, new=True)
+    return claimed
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -154,6 +181,7 @@ class Gpu:
     waits: Counter[str] = field(default_factory=Counter)
     where: Counter[str] = field(default_factory=Counter)
     owners: Counter[tuple[str, str]] = field(default_factory=Counter)
+    streams: Streams = field(default_factory=lambda: Streams())
 
     @contextmanager
     def no_waits(self) -> Iterator[None]:
@@ -166,6 +194,7 @@ class Gpu:
         self.waits[reason] += 1
         self.where[f"{reason} {_project_line()}"] += 1
         self.owners[_package(), reason] += 1
+        self.streams.current().synchronize()
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in which at least one tensor is claimed."""
@@ -175,20 +204,30 @@ class Gpu:
             self._check_index(func, args)
         elif not copy:
             self._check_devices(func, tensors)
+        if func in FLOATS_ONLY and not (tensors[0].is_floating_point() or tensors[0].is_complex()):
+            raise RuntimeError(f"{func} is not implemented on CUDA for {tensors[0].dtype}")
+        self.streams.check(tensors)
         if func in SIZED_BY_VALUES and isinstance(tensors[0], Claimed):
             self.wait(SIZED_BY_VALUES[func])
         if func is aten.copy_.default:
             self._count_copy(args[1], isinstance(args[0], Claimed), bool(args[2]) if len(args) > 2 else False)
         with torch._C._DisableTorchDispatch():
             found = _mm_in_float32(*args, **kwargs) if func in WIDENING else func(*args, **kwargs)
+        if func is aten.copy_.default and not isinstance(args[0], Claimed) and len(args) > 2 and args[2]:
+            self.streams.arrives_later(args[0])
+        if func._schema.is_mutable and isinstance(args[0], Claimed):
+            self.streams.written(args[0])
         if func is aten._local_scalar_dense.default or func is aten.copy_.default:
             return args[0] if func is aten.copy_.default else found
         written = {id(t) for t in tensors}
         return tree_map(lambda t: t if not isinstance(t, Tensor) or id(t) in written else claim(t), found)
 
     def _check_devices(self, func: Any, tensors: list[Tensor]) -> None:
+        scalars = torch.Tag.pointwise in func.tags or func in TAKE_CPU_SCALARS or func._opname.startswith("_foreach")
         for tensor in tensors:
-            if not isinstance(tensor, Claimed) and tensor.dim() > 0 and not _filled_in(tensor):
+            written = func._schema.is_mutable and tensor is tensors[0]
+            allowed = isinstance(tensor, Claimed) or (scalars and tensor.dim() == 0 and not written)
+            if not allowed and not _filled_in(tensor):
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
                     f"({func}, shape {tuple(tensor.shape)})"
@@ -203,7 +242,7 @@ class Gpu:
                 self.wait("mask as index")
             if not isinstance(index, Claimed):
                 self.wait("index copied from the CPU")
-        if len(args) > 2:
+        if len(args) > 2 and args[2].dim():
             self._check_devices(func, [args[2]])
 
     def _count_copy(self, source: Tensor, to_gpu: bool, non_blocking: bool) -> None:
@@ -221,11 +260,17 @@ class Gpu:
             return tensor.to(**changes) if changes else tensor
         self._count_copy(tensor, target.type == "cuda", non_blocking)
         if claimed:
+            self.streams.check([tensor])
             moved = _ToCpu.apply(tensor)
         else:
             # The copy is made, so that writing to one does not change the other.
             moved = _ToGpu.apply(tensor) if tensor.requires_grad else claim(tensor.detach().clone())
-        return moved.to(**changes) if changes else moved
+        moved = moved.to(**changes) if changes else moved
+        if claimed and non_blocking:
+            self.streams.arrives_later(moved)
+        elif non_blocking and hasattr(tensor, "_pinned"):
+            self.streams.leaves_later(tensor)
+        return moved
 
 
 def _mm_in_float32(one: Tensor, two: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -279,9 +324,7 @@ class _Calls(TorchFunctionMode):
             on_gpu = device is not None and torch.device(device).type == "cuda"
             if device is None:
                 on_gpu = isinstance(first, Claimed)
-            generator = kwargs.get("generator")
-            if generator is not None and generator.device.type != ("cuda" if on_gpu else "cpu"):
-                raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator")
+            _check_generator(kwargs.get("generator"), on_gpu)
             if func is torch.as_tensor and isinstance(first, Tensor):
                 return self.gpu.moved(first, torch.device(device) if device else None, False, **kwargs)
             if on_gpu and func in (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor):
@@ -290,10 +333,16 @@ class _Calls(TorchFunctionMode):
                 raise RuntimeError(f"simulated CUDA has no {func} from the GPU to the CPU")
             made = func(*args, **kwargs)
             return claim(made) if on_gpu and isinstance(made, Tensor) else made
+        _check_generator(kwargs.get("generator"), isinstance(first, Claimed))
         if func is Tensor.new_tensor and isinstance(first, Claimed):
             self.gpu.wait("copied from pageable memory")
             return claim(torch.tensor(*args[1:], **{"dtype": first.dtype, **kwargs}))
         return func(*args, **kwargs)
+
+
+def _check_generator(generator: torch.Generator | None, on_gpu: bool) -> None:
+    if generator is not None and generator.device.type != ("cuda" if on_gpu else "cpu"):
+        raise RuntimeError(f"Expected a '{'cuda' if on_gpu else 'cpu'}' device type for generator")
 
 
 def _filled_in(tensor: Tensor) -> bool:
@@ -333,17 +382,50 @@ def _grouped(tensors: Any, with_indices: bool = False) -> Any:
     }
 
 
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+Known = dict[int, int]  # number of a stream -> how many of its operations are done
+
+
+class ClaimedStream:
+    """A stream whose operations are done when they are given; it remembers what it may take for done."""
+
+    def __init__(self, device: Any = None) -> None:
+        _require_cuda(device)
+        streams = _ACTIVE[-1].streams
+        streams.several, self.number, self.given = True, next(streams.numbers), 0
+        self.known: Known = {}
+        streams.all.append(self)
+
+    def record_event(self, event: ClaimedEvent | None = None) -> ClaimedEvent:
+        event = event or ClaimedEvent()
+        event.record(self)
+        return event
+
+    def wait_event(self, event: ClaimedEvent) -> None:
+        _learn(self.known, event.known)
+
+    def wait_stream(self, stream: ClaimedStream) -> None:
+        self.wait_event(stream.record_event())
+
+    def synchronize(self) -> None:
+        self.record_event().synchronize()
+
+
 class ClaimedEvent:
     """An event of a stream that takes no time."""
 
     def __init__(self, enable_timing: bool = False) -> None:
-        self.timed = enable_timing
+        self.timed, self.known = enable_timing, Known()
 
-    def record(self) -> None:
-        pass
+    def record(self, stream: ClaimedStream | None = None) -> None:
+        stream = stream or _ACTIVE[-1].streams.current()
+        self.known = {**stream.known, stream.number: stream.given}
 
     def synchronize(self) -> None:
-        pass
+        streams = _ACTIVE[-1].streams
+        _learn(streams.host, self.known)
+        streams.arrive()
 
     def elapsed_time(self, end: ClaimedEvent) -> float:
         assert self.timed
@@ -351,23 +433,106 @@ class ClaimedEvent:
         return 0.0
 
 
-class ClaimedStream:
-    """A stream whose operations are done when they are given."""
+def _learn(known: Known, other: Known) -> None:
+    for number, given in other.items():
+        known[number] = max(known.get(number, 0), given)
 
-    def __init__(self, device: Any = None) -> None:
-        pass
 
-    def record_event(self) -> ClaimedEvent:
-        return ClaimedEvent()
+def _require_cuda(device: Any) -> None:
+    if device is not None and not isinstance(device, int) and torch.device(device).type != "cuda":
+        raise ValueError(f"Expected a cuda device, but got: {device}")
 
-    def wait_event(self, event: ClaimedEvent) -> None:
-        assert isinstance(event, ClaimedEvent)
+
+class Streams:
+    """What each stream may use. A storage carries who wrote it last, who allocated it, and to whom that was told.
+
+    Attributes:
+        several: whether there is another stream than the default one. Before, nothing is noted.
+        host: what the host has waited for.
+        copies: to the CPU, that the host has not waited for, with their values.
+        sources: of such copies to the GPU, as long as somebody holds them, with the values that they had.
+    """
+
+    def __init__(self) -> None:
+        self.several, self.numbers = False, count(1)
+        self.host: Known = {}
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.sources: list[tuple[weakref.ref[Tensor], Tensor]] = []
+        self.default = ClaimedStream.__new__(ClaimedStream)
+        self.default.number, self.default.given, self.default.known = 0, 0, {}
+        self.all, self.local = [self.default], threading.local()
+
+    def current(self, device: Any = None) -> ClaimedStream:
+        _require_cuda(device)
+        stream: ClaimedStream = getattr(self.local, "stream", self.default)
+        return stream
+
+    @contextmanager
+    def on(self, stream: ClaimedStream) -> Iterator[None]:
+        before, self.local.stream = self.current(), stream
+        try:
+            yield
+        finally:
+            self.local.stream = before
+
+    def synchronize(self, device: Any = None) -> None:
+        _require_cuda(device)
+        for stream in self.all:
+            stream.synchronize()
+
+    def written(self, tensor: Tensor, *, new: bool = False) -> None:
+        """The current stream has written the tensor, or made it if nothing is known of its memory."""
+        storage: Any = tensor.untyped_storage()
+        if self.several and not (new and hasattr(storage, "written_by")):
+            stream = self.current()
+            stream.given += 1
+            storage.written_by = stream.number, stream.given
+            if new:
+                storage.users = {stream.number}
+
+    def lend(self, tensor: Tensor, stream: ClaimedStream) -> None:
+        storage: Any = tensor.untyped_storage()
+        storage.users = {*getattr(storage, "users", ()), stream.number}
+
+    def check(self, tensors: list[Tensor]) -> None:
+        """Raises RuntimeError where the current stream may meet memory that another one has not written yet."""
+        if not self.several:
+            return
+        here = self.current()
+        for storage in (tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Claimed)):
+            number, given = getattr(storage, "written_by", (here.number, 0))
+            if number != here.number and max(here.known.get(number, 0), self.host.get(number, 0)) < given:
+                raise RuntimeError("a tensor of another stream, which this one does not wait for")
+            if here.number not in getattr(storage, "users", {here.number}):
+                raise RuntimeError("a tensor of another stream without record_stream")
+
+    def arrives_later(self, copied: Tensor) -> None:
+        """A copy to the CPU has begun: until the host waits, its memory holds anything."""
+        self.copies.append((copied.detach(), copied.detach().clone()))
+        copied.detach().fill_(float("nan") if copied.is_floating_point() else 77)
+
+    def leaves_later(self, pinned: Tensor) -> None:
+        """A copy from page-locked memory has begun: until the host waits, that memory must stay as it is."""
+        self.sources.append((weakref.ref(pinned), pinned.clone()))
+
+    def arrive(self) -> None:
+        """The host has waited, and all copies have ended."""
+        copies, sources, self.copies, self.sources = self.copies, self.sources, [], []
+        for target, values in copies:
+            target.copy_(values)
+        for source, values in sources:
+            if (now := source()) is not None and not torch.equal(now, values):
+                raise RuntimeError("page-locked memory was written before its copy to the GPU had ended")
 
 
 def _move(func: Any, args: Any, kwargs: Any) -> Any:
     gpu, kwargs = _ACTIVE[-1], dict(kwargs)
     tensor, rest = args[0], list(args[1:])
     if func is Tensor.pin_memory:
+        if isinstance(tensor, Claimed):
+            raise RuntimeError("cannot pin a tensor of cuda:0: only dense CPU tensors can be pinned")
+        if hasattr(tensor, "_pinned"):
+            return tensor
         pinned = tensor.clone()
         pinned._pinned = True
         return pinned
@@ -415,9 +580,9 @@ def simulated_cuda() -> Iterator[Gpu]:
         "set_device": lambda device: None,
         "Event": ClaimedEvent,
         "Stream": ClaimedStream,
-        "stream": nullcontext,
-        "current_stream": ClaimedStream,
-        "synchronize": lambda device=None: None,
+        "stream": gpu.streams.on,
+        "current_stream": gpu.streams.current,
+        "synchronize": gpu.streams.synchronize,
         "get_device_name": lambda device=None: "Simulated",
         "get_device_capability": lambda device=None: (8, 0),
         "mem_get_info": lambda device=None: (2**34, 2**34),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -25,6 +26,12 @@ from tests.simulated_cuda import Claimed, simulated_cuda
         (lambda x: torch.rand(3, generator=torch.Generator(), device="cuda"), "generator"),
         (lambda x: nn.functional.linear(x[None], nn.Parameter(torch.zeros(2, 3))).sum().backward(), "same device"),
         (lambda x: x.to("cuda:1"), "invalid device"),
+        (lambda x: torch.stack([x[0], torch.tensor(1.0)]), "same device"),
+        (lambda x: torch.tensor(1.0).add_(x[0]), "same device"),
+        (lambda x: torch.randperm(3, generator=torch.Generator("cuda")), "generator"),
+        (lambda x: x.normal_(generator=torch.Generator()), "generator"),
+        (lambda x: x.pin_memory(), "only dense CPU tensors can be pinned"),
+        (lambda x: x.long()[None] @ x.long()[:, None], "not implemented on CUDA"),
     ],
 )
 def test_tensors_of_two_devices_are_refused(operation: Callable[[Tensor], Tensor], message: str) -> None:
@@ -63,6 +70,60 @@ def test_waits_are_counted(operation: Callable[[Tensor], object], reason: str) -
         x = torch.ones(3, device="cuda")
         operation(x)
     assert gpu.waits == Counter({reason: 1})
+
+
+def test_scalars_of_the_cpu_go_where_cuda_takes_them() -> None:
+    with simulated_cuda():
+        x, two = torch.ones(3, device="cuda"), torch.tensor(2.0)
+        x[1] = two
+        assert (x * two).masked_fill(x > 1, two).tolist() == [2, 2, 2]
+
+
+def test_a_copy_that_is_not_waited_for_has_not_arrived() -> None:
+    with simulated_cuda():
+        copied = torch.ones(3, device="cuda").to("cpu", non_blocking=True)
+        assert copied.isnan().all()
+        torch.cuda.synchronize()
+        assert copied.tolist() == [1, 1, 1]
+        with pytest.raises(ValueError, match="Expected a cuda device"):
+            torch.cuda.current_stream(copied.device)
+
+
+@pytest.mark.parametrize("waited", [True, False])
+def test_page_locked_memory_stays_as_it_is_until_its_copy_has_ended(waited: bool) -> None:
+    with simulated_cuda():
+        room = torch.ones(2).pin_memory()
+        copied = room.to("cuda", non_blocking=True)
+        if waited:
+            torch.cuda.current_stream().synchronize()
+        room.fill_(3)
+        with nullcontext() if waited else pytest.raises(RuntimeError, match="before its copy to the GPU had ended"):
+            torch.cuda.synchronize()
+        assert copied.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("waits", ["event", "stream", "host", ""])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_stream_may_use_what_it_has_waited_for_and_the_allocator_knows_of(waits: str, recorded: bool) -> None:
+    with simulated_cuda():
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        with torch.cuda.stream(stream):
+            x = torch.ones(4, device="cuda").mul_(2)
+            done = stream.record_event()
+            x + x  # its own
+        if waits == "event":
+            current.wait_event(done)
+        elif waits == "stream":
+            current.wait_stream(stream)
+        elif waits:
+            stream.synchronize()
+        if recorded:
+            x.record_stream(current)
+        if waits and recorded:
+            assert x[:2].sum().item() == 4
+        else:
+            with pytest.raises(RuntimeError, match="record_stream" if waits else "does not wait for"):
+                x[:2].sum()
 
 
 def test_pinned_memory_is_copied_without_a_wait() -> None:
