@@ -207,9 +207,10 @@ def _decoded_ahead(batches: Iterable[ImageBatch], reader: Reader, device: torch.
 
 def _arrived(batch: ImageBatch, done: torch.cuda.Event) -> ImageBatch:
     """The batch for the current stream, which waits for the event; the host does not."""
-    current = torch.cuda.current_stream(batch.images.device)
-    current.wait_event(done)
-    batch.images.record_stream(current)  # so that its memory is not given away too early
+    if batch.readable:
+        current = torch.cuda.current_stream(batch.images.device)
+        current.wait_event(done)
+        batch.images.record_stream(current)  # so that its memory is not given away too early
     return batch
 
 

@@ -60,6 +60,14 @@ def test_batches_are_those_of_pillow_to_rounding(files: list[Path], decoder: Any
             assert distance.float().mean() <= (REAL if real else SIMULATED), row
 
 
+def test_a_batch_without_a_readable_image_is_empty(files: list[Path], decoder: AnyGpu) -> None:
+    requests = [range(5, 6), range(6, 7), range(11, 12)]
+    _, *bad = read_batches(Reader(files[:16], GEOMETRY), requests, torch.device("cuda"), 0)
+    for batch, row in zip(bad, (6, 11), strict=True):
+        assert (batch.start, batch.stop, batch.readable, len(batch.images)) == (row, row + 1, [], 0)
+        assert batch.unreadable.keys() == {row}
+
+
 def test_a_benchmark_says_how_its_images_were_decoded(files: list[Path], decoder: AnyGpu, tmp_path: Path) -> None:
     options = RunOptions(
         device="cuda", workers=0, progress=False, records=tmp_path / "records", features=tmp_path / "features"
