@@ -230,14 +230,22 @@ def _is_untransformed(image: Image.Image) -> bool:
 def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor]:
     """(3, H, W) uint8 of each file, on the device.
 
+    torchvision decodes on a stream of its own, into memory that it allocates on the current one. Its stream does not
+    wait for work that is still queued here and reads what that memory held before, so the host waits for that work.
+
     Raises:
         RuntimeError: at least one of them cannot be decoded.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision means to move it into another package
-        found: list[Tensor] = decode_jpeg(files, ImageReadMode.RGB, device=device)
+        try:
+            found: list[Tensor] = decode_jpeg(files, ImageReadMode.RGB, device=device)
+        except RuntimeError:
+            torch.cuda.synchronize(device)  # the other files may still be on their way into memory that is free now
+            raise
     return found
 
 

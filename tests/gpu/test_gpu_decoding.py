@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
-from benchmarks.datasets.images import Images
+from benchmarks.datasets.images import Images, decode_jpegs
 from benchmarks.evaluate import evaluate
 from benchmarks.features.extract import Reader, read_batches
 from benchmarks.registry import find_protocol
@@ -17,6 +19,7 @@ from results.schema import Geometry
 from tests.benchmarks.datasets.test_images import picture
 from tests.gpu.conftest import AnyGpu, RealGpu
 from tests.gpu.tiny import Network
+from tests.simulated_cuda import simulated_cuda
 
 GEOMETRY = Geometry(mode="shorter", resize=40, crop=32, decoder="nvjpeg")
 # Of 255, in the mean over all pixels: the resize rounds once instead of twice; nvJPEG's own arithmetic adds to that.
@@ -66,6 +69,27 @@ def test_a_batch_without_a_readable_image_is_empty(files: list[Path], decoder: A
     for batch, row in zip(bad, (6, 11), strict=True):
         assert (batch.start, batch.stop, batch.readable, len(batch.images)) == (row, row + 1, [], 0)
         assert batch.unreadable.keys() == {row}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_decoder_gets_memory_that_nothing_reads_any_more(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream waits for no other, and what it has begun goes on after an error."""
+    happened: list[str] = []
+
+    def decode(files: list[torch.Tensor], *_: object, **__: object) -> list[torch.Tensor]:
+        happened.append("decode")
+        if fails:
+            raise RuntimeError("Error while decoding JPEG images")
+        return files
+
+    with simulated_cuda():
+        stream = torch.cuda.Stream()
+        monkeypatch.setattr(stream, "synchronize", lambda: happened.append("the stream is done"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append(f"{device} is done"))
+        monkeypatch.setattr(torchvision.io, "decode_jpeg", decode)
+        with torch.cuda.stream(stream), pytest.raises(RuntimeError) if fails else nullcontext():
+            decode_jpegs([torch.zeros(1, dtype=torch.uint8)], torch.device("cuda"))
+    assert happened == ["the stream is done", "decode", *(["cuda is done"] if fails else [])]
 
 
 def test_a_benchmark_says_how_its_images_were_decoded(files: list[Path], decoder: AnyGpu, tmp_path: Path) -> None:
