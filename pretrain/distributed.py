@@ -146,11 +146,12 @@ def full_float32() -> Iterator[None]:
     One rule for pretraining, features and benchmarks. Who wants tensor cores asks for bf16, which shows in the record.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    flags = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
-    if hasattr(cudnn, "conv"):  # torch 2.9 has both ways to say it
-        flags += [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
-    before = [(owner, name, _flag(owner, name)) for owner, name in flags]
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    flags: list[tuple[Any, str, object]] = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    if hasattr(cudnn, "conv"):  # since torch 2.9, False may mean: what is set for all of cuDNN, or all of torch
+        flags += [(owner, "fp32_precision", "ieee") for owner in (matmul, cudnn.conv, cudnn.rnn)]
+    before = [(owner, name, _flag(owner, name)) for owner, name, _ in flags]
+    for owner, name, value in flags:
+        setattr(owner, name, value)
     try:
         yield
     finally:

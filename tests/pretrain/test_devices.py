@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,23 @@ def test_float32_is_ieee_inside_and_what_it_was_outside() -> None:
             assert distributed.float32_kind() == ("tf32" if allowed else "ieee")
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has one way to allow TF32")
+@pytest.mark.parametrize("everywhere", [torch.backends, torch.backends.cudnn], ids=["torch", "cudnn"])
+def test_float32_is_ieee_in_a_program_that_allows_tf32_everywhere(everywhere: Any) -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.fp32_precision = "none"  # as its parents have it; other tests have set it
+    everywhere.fp32_precision = "tf32"
+    try:
+        with distributed.full_float32():
+            assert {part.fp32_precision for part in (matmul, cudnn.conv, cudnn.rnn)} == {"ieee"}
+            assert distributed.float32_kind() == "ieee"
+        assert {part.fp32_precision for part in (matmul, cudnn.conv, cudnn.rnn)} == {"tf32"}
+        assert distributed.float32_kind() == "tf32"
+    finally:
+        everywhere.fp32_precision = "none"
+        matmul.allow_tf32, matmul.fp32_precision = False, "none"
 
 
 def test_workers_share_the_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
