@@ -41,6 +41,7 @@ T_co = TypeVar("T_co", covariant=True)
 OLDEST_DRIVERS = {"11": "450.80", "12": "525.60", "13": "580.65"}
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 CPU_WORKERS, MOST_WORKERS = 2, 16
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # a precision's numbers; fp32 has no autocast
 # Longer than any save of a rank that the others wait for; a rank that died ends the others at once (see `_Watch`).
 TIMEOUT = timedelta(hours=2)
 

@@ -27,7 +27,7 @@ from torchvision.transforms import functional as TF
 
 from pretrain import distributed
 from pretrain.data import Files
-from pretrain.distributed import DataLoader
+from pretrain.distributed import AUTOCAST, DataLoader
 from pretrain.recipe import Recipe
 from results.files import replacing, write_file
 
@@ -246,10 +246,12 @@ class KnnMonitor:
             generator=generator,
             pin_memory=self.device.type == "cuda",
         )
+        precision = self.recipe.precision
         found = [] if count else [torch.zeros(0, *self._width(backbone), device=self.device)]
         for batch in loader:
             x = (batch.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision != "fp32"):
+            # As in training: a GPU that has fp16 alone has no convolutions in bf16.
+            with torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
                 found.append(backbone(x.contiguous(memory_format=torch.channels_last)).float())
         return torch.cat(found)
 

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain import distributed
 from pretrain.baselines import EndToEnd, MemoryBank, SimCLR
 from pretrain.data import Files, Shards
-from pretrain.distributed import full_float32
+from pretrain.distributed import AUTOCAST, full_float32
 from pretrain.loader import Loader
 from pretrain.mechanism import Batch, Mechanism, PartLoss, ProjectedEncoder
 from pretrain.moco import MoCo
@@ -32,7 +32,6 @@ from results.errors import InputError
 
 log = logging.getLogger(__name__)
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOISE_IMAGES = 65_536  # vectors in a memory bank; the time of a step does not depend on their number
 
 

@@ -25,7 +25,7 @@ from benchmarks.datasets.lists import fingerprint
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.features.shards import PartialOutput, ShardClaims, shard_of, shard_rows, widened, write_json
 from benchmarks.task import InputError, Labels, Outputs, Precision, RunOptions, StoredFormat
-from pretrain.distributed import DataLoader, full_float32, sent
+from pretrain.distributed import AUTOCAST, DataLoader, full_float32, sent
 from results.schema import Geometry, canonical_sha256
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ MAX_UNWRITTEN_BATCHES = 2
 FOLD_TOLERANCE = 1e-3  # of an output's largest value: above rounding in the deepest networks, below any wrong fold
 
 _POLL_SECONDS = 0.5
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Pixels of a batch. On a CPU, the maps of a batch this small stay in the last-level cache (ResNet-50 at 224 pixels: 8
 # images). It must not depend on the number of threads: sums may be ordered differently in a batch of another size.
 _CPU_BATCH_PIXELS = 8 * 224**2
@@ -282,7 +281,7 @@ def extractor(encoder: Encoder, geometry: Geometry, outputs: Outputs, precision:
         with (
             torch.inference_mode(),
             _exact_convolutions(),
-            torch.autocast(encoder.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
+            torch.autocast(encoder.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST),
         ):
             found = encoder.outputs(encoder.normalise(images), {output for output, _ in requested.values()})
             vectors = {}

@@ -74,6 +74,23 @@ class Colour(nn.Module):
         return images.mean(dim=(2, 3))
 
 
+@pytest.mark.parametrize(("precision", "numbers"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_monitor_computes_as_the_training_does(precision: str, numbers: torch.dtype | None, tmp_path: Path) -> None:
+    """A GPU before Ampere trains in fp16, and has no convolutions in bf16."""
+    seen = []
+
+    class Noting(Colour):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().forward(images)
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    labelled = Files((tmp_path / "one.png",)), np.zeros(1, np.int64)
+    recipe = Recipe(precision=precision, augmentation={"crop": 8})
+    KnnMonitor(labelled, labelled, lambda *_: np.zeros(1, bool), recipe, torch.device("cpu"), 0)(Noting())
+    assert seen == [numbers, numbers]
+
+
 def test_the_monitor_classifies_the_middle_of_held_out_images_and_leaves_the_encoder_as_it_was(tmp_path: Path) -> None:
     paths = []
     for i, colour in enumerate(((250, 10, 10), (10, 250, 10), (240, 20, 10), (20, 240, 10))):
