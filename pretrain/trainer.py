@@ -359,11 +359,15 @@ class Stepper:
 
     def timed(self) -> float:
         """Seconds of a step, to its end on the device."""
+        self._wait()  # for the step before
         began = time.perf_counter()
         self.step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self._wait()
         return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def measure_cost(recipe: Recipe, device: str, steps: int) -> Cost:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.recipe import Augmentation, Recipe
 from pretrain.train import small_batch
+from pretrain.trainer import Stepper
+from results.schema import Architecture
 from tests.pretrain.tiny_runs import run
 from tests.processes import Program
+from tests.simulated_cuda import simulated_cuda
 
 SCRIPT = """
 from pretrain.trainer import measure_cost
@@ -43,7 +47,21 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(
 
 def test_dry_run_measures_a_batch_that_the_queue_takes() -> None:
     """A part of the batch, so that a queue of whole batches and the parts of batch norms fit it."""
-    for batch, parts, crop, measured in ((256, 1, 224, 8), (24, 1, 224, 8), (18, 1, 224, 6), (128, 8, 32, 128),
-                                         (256, 8, 224, 16), (7, 1, 224, 7), (512, 8, 32, 256)):  # fmt: skip
+    for batch, parts, crop, measured, on_gpu in (
+        (256, 1, 224, 8, 32), (24, 1, 224, 8, 24), (18, 1, 224, 6, 18), (128, 8, 32, 128, 128), (256, 8, 224, 16, 32),
+        (7, 1, 224, 7, 7), (512, 8, 32, 256, 512),
+    ):  # fmt: skip
         recipe = Recipe(batch_size=batch, queue_size=2 * batch, split_bn=parts, augmentation=Augmentation(crop=crop))
-        assert small_batch(recipe) == measured
+        assert small_batch(recipe) == small_batch(recipe, "mps") == measured
+        assert small_batch(recipe, "cuda") == on_gpu
+
+
+def test_a_timed_step_begins_and_ends_with_the_gpu_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"architecture": Architecture(name="resnet18", width=8), "batch_size": 2, "queue_size": 4, "split_bn": 1}
+    happened: list[str] = []
+    with simulated_cuda():
+        stepper = Stepper(Recipe(**small, augmentation={"crop": 32}), torch.device("cuda", 0))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append(str(device)))
+        monkeypatch.setattr(stepper, "step", lambda: happened.append("step"))
+        assert stepper.timed() >= 0
+    assert happened == ["cuda:0", "step", "cuda:0"]
