@@ -130,7 +130,8 @@ def self_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if not q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v)
-    return F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v))).unflatten(0, q.shape[:2])
+    found = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+    return found.unflatten(0, q.shape[:2])
 
 
 class EfficientBank(AttentiveBank):

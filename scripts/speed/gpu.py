@@ -46,7 +46,7 @@ STREAMED = 8  # steps that are timed with rows from a file
 FILES, DECODED = 512, 64  # JPEG files, and how many of them are decoded together
 RESNET, VIT = "resnet50", "vit_large_patch16_224"  # with random weights
 # What docs/gpus.md expects of a GPU with this word in its name: images/s, or seconds of a search and of a sweep.
-EXPECTED = {
+EXPECTED: dict[str, dict[str, float]] = {
     "gpu-step": {"A100": 1_800, "H100": 3_000},
     "gpu-extract": {"A100": 7_300, "H100": 12_000},
     "gpu-extract-vit": {"A100": 1_000, "H100": 3_200},
