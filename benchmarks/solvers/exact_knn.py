@@ -1,8 +1,13 @@
 """Exact k-nearest-neighbour search and weighted votes.
 
-`exact_knn` proposes candidates by matrix products in half precision or float32, scores them again in float64, and
-certifies them by an error bound; what stays uncertain is searched exhaustively. `vote_ranks` turns neighbours into the
-rank of each query's true class, for every k from one search.
+    exact_knn    the k nearest rows of every query; `search` does it block by block of queries
+    _Block       the queries of a block: candidates, their float64 similarities, and the proof that no row is nearer
+    propose_...  candidates by matrix products in half precision or float32, with a bound on the error of each product
+    Tiles        the gallery in the precision of the products, tile by tile
+    ScaledRows   features with what each row is divided by, and similarities in float64
+    vote_ranks   from neighbours to the rank of each query's true class, for every k from one search
+
+A query whose candidates cannot be proven goes on to float32, and from there to an exhaustive float64 product.
 """
 
 from __future__ import annotations
@@ -35,21 +40,24 @@ from pretrain.distributed import (
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and may report how far it is
 
+# Queries and gallery rows of one step
 QUERY_BLOCK = 16384  # queries per pass over the gallery: 128 MiB at 2,048 dimensions
 GPU_BLOCKS = 4  # of these in one pass on a GPU, to which every pass copies the whole gallery
-_EXHAUSTIVE_QUERIES = 256
-_EXHAUSTIVE_ROWS = 8192
-SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
-_TIE = 2.0**-30  # similarities of a float64 product that round to the same multiple of this are a tie
 TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
-CPU_TILE_ROWS = 2048  # by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 QUERY_ROWS = 512  # of one product on a GPU
+CPU_TILE_ROWS = 2048  # of the gallery by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 CPU_QUERY_ROWS = 1280
 _CACHE_BYTES = 2 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
-_SAMPLED = 64  # one gallery row of so many shows what a query's nearest rows are like
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
+_EXHAUSTIVE_QUERIES = 256
+_EXHAUSTIVE_ROWS = 8192
 VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
+
+# The search
+SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
+_SAMPLED = 64  # one gallery row of so many shows what a query's nearest rows are like
+_TIE = 2.0**-30  # similarities of a float64 product that round to the same multiple of this are a tie
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes of an element
 
 
 def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -105,114 +113,75 @@ def exact_knn(
     Raises:
         ValueError: fewer than k rows are left for some query.
     """
-    barred = np.full(len(queries), -1, np.int64) if excluded is None else excluded
-    available = len(gallery) - int((barred >= 0).any())
+    excluded = np.full(len(queries), -1, np.int64) if excluded is None else excluded
+    available = len(gallery) - int((excluded >= 0).any())
     if not 1 <= k <= available:
         raise ValueError(f"k={k} with {available} gallery rows")
     gallery_norms = norms(gallery) if gallery_norms is None else gallery_norms
     query_norms = norms(queries) if query_norms is None else query_norms
     largest = float(gallery_norms.max())
-    target = ScaledRows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
-    out = search(target, ScaledRows(queries, 1 / query_norms), k, barred, engine, torch.device(device), track)
+    scaled = ScaledRows(gallery, 1 / gallery_norms if normalise else np.full(len(gallery), 1 / largest))
+    found = search(scaled, ScaledRows(queries, 1 / query_norms), k, excluded, engine, torch.device(device), track)
     if not normalise:
-        out.similarities[:] *= largest * query_norms[:, None]
-    return out
+        found.similarities[:] *= largest * query_norms[:, None]
+    return found
 
 
 def search(
-    target: ScaledRows,
-    source: ScaledRows,
+    gallery: ScaledRows,
+    queries: ScaledRows,
     k: int,
-    barred: NDArray[np.int64],
+    excluded: NDArray[np.int64],
     engine: Engine,
     device: torch.device,
     track: Track,
 ) -> Neighbours:
-    """`exact_knn` of divided rows, whose similarities are those of the divided rows."""
+    """`exact_knn` of rows with their divisors; similarities are those of the divided rows.
+
+    Args:
+        excluded: (Q,) as in `exact_knn`, -1 where no row is.
+    """
     chosen, dtype = choose_engine(engine, device)
-    out = Neighbours(
-        np.empty((len(source), k), np.int64),
-        np.empty((len(source), k)),
+    found = Neighbours(
+        np.empty((len(queries), k), np.int64),
+        np.empty((len(queries), k)),
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
-    blocks = list(source.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
+    blocks = list(queries.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
     propose, on = (propose_torch, device) if chosen == "torch" else (propose_faiss, torch.device("cpu"))
     tile_rows = CPU_TILE_ROWS if chosen == "torch" and device.type == "cpu" else TILE_ROWS
-    tiles = Tiles(target, dtype, on, tile_rows, again=len(blocks) > 1)
+    tiles = Tiles(gallery, dtype, on, tile_rows, again=len(blocks) > 1)
     for start, stop in blocks:
         block = _Block(
-            target,
-            source.divided(start, stop, torch.float64, torch.device("cpu")),
-            torch.from_numpy(barred[start:stop]),
-            out.indices[start:stop],
-            out.similarities[start:stop],
+            gallery,
+            queries.divided(start, stop, torch.float64, torch.device("cpu")),
+            torch.from_numpy(excluded[start:stop]),
+            found.indices[start:stop],
+            found.similarities[start:stop],
             device,
-            f"neighbours of {start:,} to {stop:,} of {len(source):,}",
+            f"neighbours of {start:,} to {stop:,} of {len(queries):,}",
             track,
         )
         block.certify(propose, tiles)
         if dtype != torch.float32:
-            out.fallbacks["float32"] += len(block.open)
-            block.certify(propose, Tiles(target, torch.float32, on, tile_rows))
-        out.fallbacks["float64"] += len(block.open)
+            found.fallbacks["float32"] += len(block.open)
+            block.certify(propose, Tiles(gallery, torch.float32, on, tile_rows))
+        found.fallbacks["float64"] += len(block.open)
         block.exhaust()
-    return out
-
-
-def vote_ranks(
-    similarities: NDArray[np.floating],
-    neighbour_classes: NDArray[np.integer],
-    targets: NDArray[np.integer],
-    *,
-    ks: Sequence[int],
-    temperature: float,
-    num_classes: int,
-) -> dict[int, NDArray[np.int64]]:
-    """Rank of the true class among the classes by votes, 0 the winner, for every k.
-
-    A neighbour votes with exp(similarity / T) (Wu et al. 2018, section 3.4). Equal votes go to the smaller class
-    index. A class without a vote has rank `num_classes`: it is no hit, at whatever depth one counts.
-
-    Args:
-        similarities: (Q, K) of each query's neighbours, nearest first, K at least the largest k.
-        neighbour_classes: (Q, K) class indices.
-        targets: (Q,) true class indices.
-    """
-    ranks = {k: np.empty(len(targets), np.int64) for k in ks}
-    rows = max(1, VOTE_CELLS // num_classes)
-    for start in range(0, len(targets), rows):
-        part = slice(start, start + rows)
-        # Only ratios of weights matter, and exp of an unnormalised similarity overflows: scale by the nearest one's.
-        weights = np.exp((similarities[part] - similarities[part, :1]) / temperature, dtype=np.float64)
-        # The furthest of many unnormalised neighbours may underflow, yet it voted.
-        weights = np.maximum(weights, np.finfo(np.float64).tiny)
-        n = len(weights)
-        cells = np.arange(n)[:, None] * num_classes + neighbour_classes[part]
-        votes = np.zeros(n * num_classes)
-        counted = 0
-        for k in sorted(ks):
-            added = slice(counted, k)
-            votes += np.bincount(cells[:, added].ravel(), weights[:, added].ravel(), minlength=n * num_classes)
-            ranks[k][part] = _ranks(votes.reshape(n, num_classes), targets[part])
-            counted = k
-    return ranks
-
-
-def _ranks(votes: NDArray[np.float64], targets: NDArray[np.integer]) -> NDArray[np.int64]:
-    true = np.take_along_axis(votes, targets[:, None], axis=1)
-    before = np.arange(votes.shape[1]) < targets[:, None]
-    ahead = (votes > true) | ((votes == true) & before)
-    return np.where(true[:, 0] > 0, ahead.sum(axis=1), votes.shape[1])
+    return found
 
 
 @dataclass
 class _Block:
-    """Queries that pass over the gallery together.
+    """Queries that pass over the gallery together, until each has its certified neighbours.
 
     Attributes:
         queries: (Q, D) float64, divided.
         indices, similarities: (Q, k), where the result goes.
-        open: queries without certified neighbours so far.
+        label: what the progress bar says.
+        k: neighbours of each query.
+        kept: candidates that a proposal keeps of each query.
+        open: (R,) numbers of the queries without certified neighbours so far.
     """
 
     gallery: ScaledRows
@@ -226,7 +195,7 @@ class _Block:
 
     def __post_init__(self) -> None:
         self.k = self.indices.shape[1]
-        self.kept = min(len(self.gallery), 2 * self.k + SPARE)  # candidates that a proposal keeps of each query
+        self.kept = min(len(self.gallery), 2 * self.k + SPARE)
         self.open = torch.arange(len(self.queries))
 
     def certify(self, propose: Callable[..., Proposal], tiles: Tiles) -> None:
@@ -259,11 +228,11 @@ class _Block:
             return
         blocks = self.open.split(_EXHAUSTIVE_QUERIES)
         for rows in self.track(blocks, f"{self.label}, float64"):
-            indices = self._float64(rows).sort(dim=1).values
+            indices = self._nearest_in_float64(rows).sort(dim=1).values
             self._write(rows, *self._score(rows, indices, torch.ones_like(indices, dtype=torch.bool)))
         self.open = self.open[:0]
 
-    def _float64(self, rows: Tensor) -> Tensor:
+    def _nearest_in_float64(self, rows: Tensor) -> Tensor:
         """(R, k) gallery rows nearest to the queries in `rows`."""
         on = self.device if self.device.type == "cuda" else torch.device("cpu")
         queries, excluded = self.queries[rows].to(on), self.excluded[rows]
@@ -302,8 +271,12 @@ class _Block:
         return out.gather(1, order[:, : self.k]), scores[:, : self.k]
 
     def _write(self, rows: Tensor, indices: Tensor, scores: Tensor) -> None:
+        """Put the neighbours of the queries `rows` into the result."""
         self.indices[rows.numpy()] = indices.numpy()
         self.similarities[rows.numpy()] = scores.numpy()
+
+
+# ---- candidates by an approximate product ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -359,111 +332,6 @@ def propose_torch(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = un
     return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, gallery.dim).cpu(), rounding)
 
 
-def _best_on_gpu(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Best:
-    """The `kept` largest products of each query."""
-    best, products = _Best(len(q), kept, q.device), torch.empty(QUERY_ROWS * tiles.longest, device=q.device)
-    for start, stop in track(tiles.ranges, label):
-        g = tiles.rows(start, stop)
-        for first in range(0, len(q), QUERY_ROWS):
-            part = q[first : first + QUERY_ROWS]
-            tile = products[: len(part) * len(g)].view(len(part), len(g))
-            multiply(part, g, tile)
-            best.update(first, tile, start)
-    return best
-
-
-def _survivors(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Survivors:
-    """On a CPU: products of each query among which are the `kept` largest.
-
-    Every thread has queries of its own: the work on one tile is too small to be divided operation by operation.
-    """
-    blocks = -(-len(q) // CPU_QUERY_ROWS)
-    with cores(blocks) as threads:
-        turns = -(-blocks // threads.count)
-        rows = -(-len(q) // (turns * threads.count))  # of one product: the same for all threads and turns
-        room = torch.empty((threads.count, 2, rows * tiles.longest), dtype=q.dtype)
-        best = _Survivors(kept, _first_cut(tiles.gallery, q, kept, room, rows, threads))
-
-        def work(g: Tensor, start: int, thread: int) -> None:
-            for first in range(thread * rows, len(q), threads.count * rows):
-                part = q[first : first + rows]
-                products, beats = room[thread, :, : len(part) * len(g)].view(2, len(part), len(g))
-                multiply(part, g, products)
-                best.update(first, products, start, beats)
-
-        for start, stop in track(tiles.ranges, label):
-            threads.run(partial(work, tiles.rows(start, stop, threads), start), range(threads.count))
-    return best
-
-
-class Tiles:
-    """The gallery's centred rows in the precision of the products, tile by tile on the device.
-
-    On a GPU that has room for all of them they stay there, if other queries read them again. Else every tile is
-    converted into the same memory, however long the gallery is. Neither changes a result: the rows only propose.
-
-    Args:
-        rows: of a tile.
-        again: whether the tiles are read more than once.
-
-    Attributes:
-        ranges: [start, stop) of each tile.
-        longest: rows of the longest tile.
-        sizes: the largest (rounding error, norm) of a row so far.
-        resident: the tiles that stay on the device; None where they do not.
-    """
-
-    def __init__(
-        self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, rows: int, *, again: bool = False
-    ) -> None:
-        self.gallery, self.dtype, self.device = gallery, dtype, device
-        self.ranges = list(gallery.tiles(rows))
-        self.longest = min(rows, len(gallery))
-        self.sizes = torch.zeros(2, device=device)
-        self.resident: dict[int, Tensor] | None = None
-        size = len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8
-        if again and device.type == "cuda" and size <= free_memory(device) // 2:
-            self.resident = {}
-        self._low = torch.empty((self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device)
-        self._room = torch.empty(0)  # in which the threads of a CPU convert
-        self._send = Sender(device)
-
-    def rows(self, start: int, stop: int, threads: Cores = ONE_CORE) -> Tensor:
-        """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call.
-
-        Args:
-            threads: that divide the conversion among them, on a CPU.
-        """
-        if self.resident is None:
-            tile = self._low[: stop - start]
-        elif start in self.resident:
-            return self.resident[start]
-        else:
-            tile = self.resident[start] = self._low.new_empty(stop - start, self.gallery.dim)
-        self.sizes = torch.maximum(self.sizes, self._convert(start, stop, tile, threads))
-        return tile
-
-    def _convert(self, start: int, stop: int, out: Tensor, threads: Cores) -> Tensor:
-        """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
-        if out.is_cuda:
-            rows = self.gallery.centred(start, stop, torch.empty(out.shape, device=out.device), self._send)
-            return _round(rows, out, torch.empty_like(rows)).amax(dim=1)
-        steps = list(_steps(start, stop, self.gallery.dim))
-        shape = threads.count, 2, steps[0][1] - start, self.gallery.dim
-        if self._room.shape != shape:
-            self._room = torch.empty(shape)
-
-        def work(thread: int) -> Tensor:
-            sizes = torch.zeros(2)
-            for first, last in steps[thread :: threads.count]:
-                rows, rounded = self._room[thread, :, : last - first]
-                self.gallery.centred(first, last, rows, self._send)
-                sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start], rounded).amax(dim=1))
-            return sizes
-
-        return torch.stack(threads.run(work, range(threads.count))).amax(dim=0)
-
-
 def propose_faiss(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = untracked, label: str = "") -> Proposal:
     """`propose_torch` by faiss's exact inner-product search in float32."""
     import faiss
@@ -476,6 +344,22 @@ def propose_faiss(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = un
         best.merge(slice(0, len(q)), torch.from_numpy(values), torch.from_numpy(rows) + start)
     q_sizes = torch.stack([torch.zeros(len(q)), torch.linalg.vector_norm(q, dim=1)])
     return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, tiles.gallery.dim))
+
+
+# ---- of all products, those that may be among the largest ------------------------------------------------------------
+
+
+def _best_on_gpu(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Best:
+    """The `kept` largest products of each query."""
+    best, products = _Best(len(q), kept, q.device), torch.empty(QUERY_ROWS * tiles.longest, device=q.device)
+    for start, stop in track(tiles.ranges, label):
+        g = tiles.rows(start, stop)
+        for first in range(0, len(q), QUERY_ROWS):
+            part = q[first : first + QUERY_ROWS]
+            tile = products[: len(part) * len(g)].view(len(part), len(g))
+            multiply(part, g, tile)
+            best.update(first, tile, start)
+    return best
 
 
 class _Best:
@@ -503,14 +387,38 @@ class _Best:
         return values.cpu(), indices.cpu(), values.amin(dim=1).cpu()
 
 
-def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, room: Tensor, rows: int, threads: Cores) -> Tensor:
+def _survivors(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Survivors:
+    """On a CPU: products of each query among which are the `kept` largest.
+
+    Every thread has queries of its own: the work on one tile is too small to be divided operation by operation.
+    """
+    blocks = -(-len(q) // CPU_QUERY_ROWS)
+    with cores(blocks) as threads:
+        turns = -(-blocks // threads.count)
+        rows = -(-len(q) // (turns * threads.count))  # of one product: the same for all threads and turns
+        scratch = torch.empty((threads.count, 2, rows * tiles.longest), dtype=q.dtype)
+        best = _Survivors(kept, _first_cut(tiles.gallery, q, kept, scratch, rows, threads))
+
+        def work(g: Tensor, start: int, thread: int) -> None:
+            for first in range(thread * rows, len(q), threads.count * rows):
+                part = q[first : first + rows]
+                products, beats = scratch[thread, :, : len(part) * len(g)].view(2, len(part), len(g))
+                multiply(part, g, products)
+                best.update(first, products, start, beats)
+
+        for start, stop in track(tiles.ranges, label):
+            threads.run(partial(work, tiles.rows(start, stop, threads), start), range(threads.count))
+    return best
+
+
+def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, scratch: Tensor, rows: int, threads: Cores) -> Tensor:
     """(Q, 1) products that rather more than `kept` rows beat, by a sample; -inf where the gallery is too small for one.
 
     The sample is spread over the gallery, as its rows may be sorted by class. Where so many of a query's nearest rows
     are in it that the cut is too high, this proposal does not certify the query.
 
     Args:
-        room: (threads, 2, any) for their products.
+        scratch: (threads, 2, any) memory for the products.
         rows: queries of one product.
     """
     count = len(gallery) // _SAMPLED
@@ -523,7 +431,7 @@ def _first_cut(gallery: ScaledRows, q: Tensor, kept: int, room: Tensor, rows: in
     def work(g: Tensor, thread: int) -> None:
         for first in range(thread * rows, len(q), threads.count * rows):
             part, known = q[first : first + rows], best[first : first + rows]
-            products = room[thread, 0, : len(part) * len(g)].view(len(part), len(g))
+            products = scratch[thread, 0, : len(part) * len(g)].view(len(part), len(g))
             multiply(part, g, products)
             known.copy_(_largest(torch.cat([known, products], dim=1), rank))
 
@@ -553,7 +461,7 @@ class _Survivors:
         """Take in products (queries from `first` on, gallery rows from `start` on).
 
         Args:
-            beats: room for as many numbers.
+            beats: memory for as many numbers of that type, in which 1 comes to stand where a product beats the cut.
         """
         part = slice(first, first + len(products))
         cut, values, indices, filled = self.cut[part], self.values[part], self.indices[part], self.filled[part]
@@ -586,47 +494,77 @@ class _Survivors:
         return self.values, self.indices, self.cut[:, 0].float()
 
 
-def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat positions of the non-zero elements of (n, w), and the (n + 1,) first ones of each row among them."""
-    size = mask.element_size()
-    flat, several = mask.reshape(-1).view(_INTEGERS[size]), 8 // size  # integers are compared faster than floats
-    if len(flat) % several:
-        positions = _nonzero(flat)
-    else:  # several at a time, as few are
-        words = flat.view(torch.int64)
-        some = _nonzero(words)
-        within = _nonzero(words.index_select(0, some).view(flat.dtype))
-        shift = several.bit_length() - 1
-        positions = (some.index_select(0, within >> shift) << shift) + (within & (several - 1))
-    return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+# ---- the gallery in the precision of the products, and what rounding it costs ----------------------------------------
 
 
-def _nonzero(values: Tensor) -> Tensor:
-    """Where they are; numpy finds the true ones of bools in half the time that torch takes for integers."""
-    return torch.from_numpy(values.ne(0).numpy().nonzero()[0])
+class Tiles:
+    """The gallery's centred rows in the precision of the products, tile by tile on the device.
 
-
-def _largest(values: Tensor, k: int) -> Tensor:
-    """(n, k) largest float32 of each row, the smallest of them first; numpy selects several times as fast as torch."""
-    return torch.from_numpy(np.partition(values.numpy(), -k, axis=1)[:, -k:])
-
-
-def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
-    """Flat places in (n, width) of ragged rows that begin at `starts`, behind the `filled` columns of each."""
-    counts = starts.diff()
-    offsets = torch.arange(len(counts)) * width + filled - starts[:-1]
-    return torch.arange(int(starts[-1])) + offsets.repeat_interleave(counts)
-
-
-def _round(rows: Tensor, out: Tensor, rounded: Tensor) -> Tensor:
-    """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows.
+    On a GPU that has room for all of them they stay there, if other queries read them again. Else every tile is
+    converted into the same memory, however long the gallery is. Neither changes a result: the rows only propose.
 
     Args:
-        rounded: room like `rows`, in which the errors are left: to get fresh memory takes as long as the work.
+        rows: of a tile.
+        again: whether the tiles are read more than once.
+
+    Attributes:
+        ranges: [start, stop) of each tile.
+        longest: rows of the longest tile.
+        sizes: the largest (rounding error, norm) of a row so far.
+        resident: the tiles that stay on the device; None where they do not.
     """
-    norm = torch.linalg.vector_norm(rows, dim=1)
-    rounded.copy_(out.copy_(rows))
-    return torch.stack([torch.linalg.vector_norm(rows.sub_(rounded), dim=1), norm])
+
+    def __init__(
+        self, gallery: ScaledRows, dtype: torch.dtype, device: torch.device, rows: int, *, again: bool = False
+    ) -> None:
+        self.gallery, self.dtype, self.device = gallery, dtype, device
+        self.ranges = list(gallery.tiles(rows))
+        self.longest = min(rows, len(gallery))
+        self.sizes = torch.zeros(2, device=device)
+        self.resident: dict[int, Tensor] | None = None
+        size = len(gallery) * gallery.dim * torch.finfo(dtype).bits // 8
+        if again and device.type == "cuda" and size <= free_memory(device) // 2:
+            self.resident = {}
+        self._tile = torch.empty(
+            (self.longest if self.resident is None else 0, gallery.dim), dtype=dtype, device=device
+        )
+        self._scratch = torch.empty(0)  # in which the threads of a CPU convert
+        self._send = Sender(device)
+
+    def rows(self, start: int, stop: int, threads: Cores = ONE_CORE) -> Tensor:
+        """(stop - start, D) of one of the `ranges`; without `resident`, valid until the next call.
+
+        Args:
+            threads: that divide the conversion among them, on a CPU.
+        """
+        if self.resident is None:
+            tile = self._tile[: stop - start]
+        elif start in self.resident:
+            return self.resident[start]
+        else:
+            tile = self.resident[start] = self._tile.new_empty(stop - start, self.gallery.dim)
+        self.sizes = torch.maximum(self.sizes, self._convert(start, stop, tile, threads))
+        return tile
+
+    def _convert(self, start: int, stop: int, out: Tensor, threads: Cores) -> Tensor:
+        """Write the centred rows into `out` and give the largest (rounding error, norm) of a row."""
+        if out.is_cuda:
+            rows = self.gallery.centred(start, stop, torch.empty(out.shape, device=out.device), self._send)
+            return _round(rows, out, torch.empty_like(rows)).amax(dim=1)
+        steps = list(_steps(start, stop, self.gallery.dim))
+        shape = threads.count, 2, steps[0][1] - start, self.gallery.dim
+        if self._scratch.shape != shape:
+            self._scratch = torch.empty(shape)
+
+        def work(thread: int) -> Tensor:
+            sizes = torch.zeros(2)
+            for first, last in steps[thread :: threads.count]:
+                rows, rounded = self._scratch[thread, :, : last - first]
+                self.gallery.centred(first, last, rows, self._send)
+                sizes = torch.maximum(sizes, _round(rows, out[first - start : last - start], rounded).amax(dim=1))
+            return sizes
+
+        return torch.stack(threads.run(work, range(threads.count))).amax(dim=0)
 
 
 def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
@@ -636,13 +574,15 @@ def _steps(start: int, stop: int, dim: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, stop)
 
 
-def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
-    if q.is_cuda and q.dtype != out.dtype:
-        torch.mm(q, g.T, out_dtype=out.dtype, out=out)
-    elif q.dtype == torch.float32 and not q.is_cuda:
-        out.copy_(row_products(q, g))
-    else:
-        torch.mm(q, g.T, out=out)
+def _round(rows: Tensor, out: Tensor, rounded: Tensor) -> Tensor:
+    """Write the float32 rows into `out`, in its precision, and give (2, n) norms: of the errors, and of the rows.
+
+    Args:
+        rounded: memory like that of `rows`, in which the errors are left: fresh memory takes as long as the work.
+    """
+    norm = torch.linalg.vector_norm(rows, dim=1)
+    rounded.copy_(out.copy_(rows))
+    return torch.stack([torch.linalg.vector_norm(rows.sub_(rounded), dim=1), norm])
 
 
 def _slack(q_sizes: Tensor, g_sizes: Tensor, dim: int) -> Tensor:
@@ -676,6 +616,19 @@ def _full_precision() -> Iterator[None]:
         cuda.allow_fp16_reduced_precision_reduction = before[0]
         if cpu is not None:
             cpu.fp32_precision = before[1]
+
+
+def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:
+    """Write the products of all rows of `q` and `g` into `out`, in the fastest way for their dtype and device."""
+    if q.is_cuda and q.dtype != out.dtype:
+        torch.mm(q, g.T, out_dtype=out.dtype, out=out)
+    elif q.dtype == torch.float32 and not q.is_cuda:
+        out.copy_(row_products(q, g))
+    else:
+        torch.mm(q, g.T, out=out)
+
+
+# ---- rows and their similarities in float64 --------------------------------------------------------------------------
 
 
 class ScaledRows:
@@ -771,3 +724,88 @@ def _read(rows: NDArray[np.float32]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(rows)
+
+
+# ---- rows of unequal length ------------------------------------------------------------------------------------------
+
+
+def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions of the non-zero elements of (n, w), and the (n + 1,) first ones of each row among them."""
+    size = mask.element_size()
+    flat, several = mask.reshape(-1).view(_INTEGERS[size]), 8 // size  # integers are compared faster than floats
+    if len(flat) % several:
+        positions = _nonzero(flat)
+    else:  # several at a time, as few are
+        words = flat.view(torch.int64)
+        some = _nonzero(words)
+        within = _nonzero(words.index_select(0, some).view(flat.dtype))
+        shift = several.bit_length() - 1
+        positions = (some.index_select(0, within >> shift) << shift) + (within & (several - 1))
+    return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    """Where they are; numpy finds the true ones of bools in half the time that torch takes for integers."""
+    return torch.from_numpy(values.ne(0).numpy().nonzero()[0])
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """(n, k) largest float32 of each row, the smallest of them first; numpy selects several times as fast as torch."""
+    return torch.from_numpy(np.partition(values.numpy(), -k, axis=1)[:, -k:])
+
+
+def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
+    """Flat places in (n, width) of ragged rows that begin at `starts`, behind the `filled` columns of each."""
+    counts = starts.diff()
+    offsets = torch.arange(len(counts)) * width + filled - starts[:-1]
+    return torch.arange(int(starts[-1])) + offsets.repeat_interleave(counts)
+
+
+# ---- votes -----------------------------------------------------------------------------------------------------------
+
+
+def vote_ranks(
+    similarities: NDArray[np.floating],
+    neighbour_classes: NDArray[np.integer],
+    targets: NDArray[np.integer],
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int,
+) -> dict[int, NDArray[np.int64]]:
+    """Rank of the true class among the classes by votes, 0 the winner, for every k.
+
+    A neighbour votes with exp(similarity / T) (Wu et al. 2018, section 3.4). Equal votes go to the smaller class
+    index. A class without a vote has rank `num_classes`: it is no hit, at whatever depth one counts.
+
+    Args:
+        similarities: (Q, K) of each query's neighbours, nearest first, K at least the largest k.
+        neighbour_classes: (Q, K) class indices.
+        targets: (Q,) true class indices.
+    """
+    ranks = {k: np.empty(len(targets), np.int64) for k in ks}
+    rows = max(1, VOTE_CELLS // num_classes)
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        # Only ratios of weights matter, and exp of an unnormalised similarity overflows: scale by the nearest one's.
+        weights = np.exp((similarities[part] - similarities[part, :1]) / temperature, dtype=np.float64)
+        # The furthest of many unnormalised neighbours may underflow, yet it voted.
+        weights = np.maximum(weights, np.finfo(np.float64).tiny)
+        n = len(weights)
+        cells = np.arange(n)[:, None] * num_classes + neighbour_classes[part]
+        votes = np.zeros(n * num_classes)
+        counted = 0
+        for k in sorted(ks):
+            added = slice(counted, k)
+            votes += np.bincount(cells[:, added].ravel(), weights[:, added].ravel(), minlength=n * num_classes)
+            ranks[k][part] = _ranks(votes.reshape(n, num_classes), targets[part])
+            counted = k
+    return ranks
+
+
+def _ranks(votes: NDArray[np.float64], targets: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(Q,) rank of the true class by votes (Q, classes); the number of classes where it has none."""
+    true = np.take_along_axis(votes, targets[:, None], axis=1)
+    before = np.arange(votes.shape[1]) < targets[:, None]
+    ahead = (votes > true) | ((votes == true) & before)
+    return np.where(true[:, 0] > 0, ahead.sum(axis=1), votes.shape[1])
