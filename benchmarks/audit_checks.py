@@ -23,6 +23,7 @@ from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.forms import pixels_of
 from benchmarks.encoders.timm_models import timm_plan
 from benchmarks.encoders.vit_families import family_of_card
+from results.errors import is_out_of_memory
 from results.schema import EncoderCard, Triple
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -389,7 +390,9 @@ def _positions(encoder: Encoder, network: Any, grid: int, side: int) -> Tensor |
     images = torch.zeros(1, 3, grid * side, grid * side, device=encoder.device, dtype=encoder.dtype)
     try:
         encoder.outputs(images, ["embed"])
-    except (AssertionError, RuntimeError, ValueError):
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         return None
     finally:
         hook.remove()

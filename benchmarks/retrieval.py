@@ -14,6 +14,7 @@ from pydantic import Field
 
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, progress
 from benchmarks.training.task import require_images
+from results.errors import is_out_of_memory
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ def descriptors(
                 try:
                     outputs = encoder.outputs(encoder.normalise(prepare(image, scale)), names)
                 except (RuntimeError, AssertionError, ValueError) as error:
+                    if is_out_of_memory(error):
+                        raise
                     size = f"{image.width} by {image.height}"
                     raise InputError(
                         f"{encoder.card.name} cannot take {labels.ids[row]} ({size}) under {protocol.id}: "

@@ -34,6 +34,7 @@ from benchmarks.training.images import TrainingBatches, view_rng
 from benchmarks.training.loop import TrainingState, frozen
 from pretrain import distributed
 from pretrain.distributed import DataLoader, sent
+from results.errors import is_out_of_memory
 from results.schema import Protocol, canonical_sha256
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def choose_map(encoder: Encoder, side: int, stride: int, *, pad: bool, layers: L
             try:
                 found = encoder.outputs(blank, {name})[name]
             except (RuntimeError, AssertionError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise InputError(
                     f"{encoder.card.name} cannot take {side} pixels ({' '.join(str(error).split())[:120]}); set crop "
                     "to a multiple of its patch size, or pad=true"

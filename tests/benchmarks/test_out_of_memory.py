@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.audit_checks import _positions
+from benchmarks.dense.training import choose_map
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.evaluate import load, load_task, measure, prepare
 from benchmarks.task import InputError, RunOptions
 from pretrain import distributed
 from results.errors import is_out_of_memory
 from results.store import read_records
+from tests.builders import small_vit
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 CUDA_TEXT = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.6 GiB"
@@ -112,6 +115,22 @@ def test_features_that_do_not_fit_are_one_sentence(
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
     assert "llocat" not in printed, printed
+
+
+@pytest.mark.parametrize("allocator", [of_cuda, of_cublas])
+def test_it_is_not_taken_for_a_size_that_the_encoder_cannot_take(
+    allocator: Callable[..., None], small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    vit = small_vit()
+    monkeypatch.setattr(Encoder, "outputs", allocator)
+    for ask in (lambda: choose_map(vit, 32, 16, pad=False), lambda: _positions(vit, vit.module, 2, 16)):
+        with pytest.raises(RuntimeError) as raised:
+            ask()
+        assert is_out_of_memory(raised.value)
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--workers", "0"]
+    assert main(["retrieval", "pixels", str(small_data), *where]) == 2
+    assert "out of memory under" in capsys.readouterr().out
 
 
 def test_other_commands_say_it_too(
