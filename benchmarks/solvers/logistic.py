@@ -220,15 +220,16 @@ def fit_logistic(
     first = torch.float32 if float32_first else dtype
     data = _Data(features, targets, blocks, standardise, device, first, chunk, resident_bytes)
     problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
-    stopping = _Stopping(tolerance, max_iterations, MAX_REJECTED)
     track = track or (lambda passes, _: passes)
 
     def run(passes: Iterable[None]) -> None:
         for _ in track(passes, "logistic regression, passes over the rows"):
             pass
 
-    rough = _Stopping(max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance), max_iterations, MAX_REJECTED_FLOAT32)
-    goal = stopping if first == dtype else rough
+    stopping = _Stopping(tolerance, max_iterations, MAX_REJECTED)
+    goal = stopping
+    if first != dtype:
+        goal = _Stopping(max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance), max_iterations, MAX_REJECTED_FLOAT32)
     if start is not None:
         problems.begin_from(start)
     if start is None and len(blocks) == 1:
@@ -429,52 +430,58 @@ class _Problems:
         outer, bias = data.from_axes(weights[..., :-1]), weights[..., -1]
         value = torch.zeros(len(which), dtype=torch.float64, device=data.device)
         # The rounding of a product of some rows is next to nothing; that of a sum of many such would not be.
-        slope, centre = (torch.zeros_like(outer, dtype=torch.float64) for _ in range(2))
-        slope_bias, curvature = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
-        cells = (CACHED_BYTES if data.device.type == "cpu" else LOGITS_BYTES) // bias.element_size()
+        gradient, centre = (torch.zeros_like(outer, dtype=torch.float64) for _ in range(2))
+        bias_gradient, curvature = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
+        cells = (CACHED_BYTES if data.device.type == "cpu" else LOGITS_BYTES) // bias.element_size()  # logits at a time
         for number, members in enumerate(self.members):
-            own = torch.isin(which, members.to(which.device)).nonzero()[:, 0]
+            own = torch.isin(which, members.to(which.device)).nonzero()[:, 0]  # those fitted to this block
             for x, labels in data.chunks(number) if len(own) else ():
-                for fits in own.split(max(1, cells // (LEAST_ROWS * self.width))):
-                    stacked, offset = outer[fits].flatten(0, 1), bias[fits].flatten()
-                    total, pull = (torch.zeros_like(stacked, dtype=torch.float64) for _ in range(2))
+                for group in own.split(max(1, cells // (LEAST_ROWS * self.width))):
+                    stacked, offset = outer[group].flatten(0, 1), bias[group].flatten()
+                    residual_sum, spread_sum = (torch.zeros_like(stacked, dtype=torch.float64) for _ in range(2))
                     size = max(1, cells // len(stacked))
                     for rows, truth in zip(x.split(size), labels.split(size), strict=True):
                         logits = row_products(rows, stacked).add_(offset).view(len(rows), -1, self.width)
-                        losses, gradient, spread = self._pointwise(logits, truth, which[fits])
-                        value[fits] += losses
-                        curvature[fits] += spread.sum(dim=0)
-                        slope_bias[fits] += gradient.sum(dim=0)
-                        total += row_products(gradient.flatten(1).T, rows.T)
+                        losses, residual, spread = self._pointwise(logits, truth, which[group])
+                        value[group] += losses
+                        curvature[group] += spread.sum(dim=0)
+                        bias_gradient[group] += residual.sum(dim=0)
+                        residual_sum += row_products(residual.flatten(1).T, rows.T)
                         if centred:
-                            pull += row_products(spread.flatten(1).T, rows.T)
-                    slope[fits] += total.view(len(fits), self.width, -1)
-                    centre[fits] += pull.view(len(fits), self.width, -1)
+                            spread_sum += row_products(spread.flatten(1).T, rows.T)
+                    gradient[group] += residual_sum.view(len(group), self.width, -1)
+                    centre[group] += spread_sum.view(len(group), self.width, -1)
         count = self.counts[which, None]
         decay = self.decays[which, None, None]
-        slope, slope_bias = slope / count[..., None] + decay * outer, (slope_bias / count)[..., None]
+        gradient, bias_gradient = gradient / count[..., None] + decay * outer, (bias_gradient / count)[..., None]
         value = value / self.counts[which] + self.decays[which] / 2 * outer.double().square().sum(dim=(1, 2))
-        inner = torch.cat([data.to_axes(slope.to(data.dtype)), slope_bias.to(data.dtype)], dim=2)
+        inner = torch.cat([data.to_axes(gradient.to(data.dtype)), bias_gradient.to(data.dtype)], dim=2)
         if not data.standardise:
-            slope = slope + slope_bias * data.mean  # of features that are not centred
-        found = _Evaluation(value, inner, torch.cat([slope, slope_bias], dim=2), (curvature / count).to(data.dtype))
+            gradient = gradient + bias_gradient * data.mean  # of features that are not centred
+        outer_gradient = torch.cat([gradient, bias_gradient], dim=2)
+        found = _Evaluation(value, inner, outer_gradient, (curvature / count).to(data.dtype))
         if centred:
             centre /= curvature.clamp_min(torch.finfo(data.dtype).tiny)[..., None]
             found = found._replace(centre=data.to_axes(centre.to(data.dtype)))
         return found
 
     def _pointwise(self, logits: Tensor, labels: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed losses (a,), their gradient and p (1 - p), both (m, a, width); overwrites the (m, a, width) logits."""
+        """What the (m, a, width) logits of m rows in some problems give; the logits are overwritten.
+
+        Returns:
+            (a,) sums of the losses; p - y, which weights the rows in the gradient, and p (1 - p), which weights them in
+            the curvature, both (m, a, width).
+        """
         if self.multinomial:
             truth = labels[:, None, None].expand(-1, logits.shape[1], 1)
-            likely = torch.log_softmax(logits, dim=2)
-            losses = -likely.gather(2, truth).sum(dim=(0, 2), dtype=torch.float64)
-            likely.exp_()
-            spread = torch.addcmul(likely, likely, likely, value=-1, out=logits)
-            likely.scatter_add_(2, truth, likely.new_full((1, 1, 1), -1.0).expand_as(truth))
-            return losses, likely, spread
-        own = which % self.classes
-        present = labels[:, own] if labels.ndim == 2 else (labels[:, None] == own).to(torch.int8)
+            log_probability = torch.log_softmax(logits, dim=2)
+            losses = -log_probability.gather(2, truth).sum(dim=(0, 2), dtype=torch.float64)
+            probability = log_probability.exp_()
+            spread = torch.addcmul(probability, probability, probability, value=-1, out=logits)
+            residual = probability.scatter_add_(2, truth, probability.new_full((1, 1, 1), -1.0).expand_as(truth))
+            return losses, residual, spread
+        column = which % self.classes
+        present = labels[:, column] if labels.ndim == 2 else (labels[:, None] == column).to(torch.int8)
         known = (present >= 0).to(logits.dtype)[..., None]
         present = (present > 0).to(logits.dtype)[..., None]
         losses = ((F.softplus(logits) - present * logits) * known).sum(dim=(0, 2), dtype=torch.float64)
@@ -551,13 +558,13 @@ def _solve_path(problems: _Problems, stopping: _Stopping) -> Iterator[None]:
     for place, fit in enumerate(order):
         if place:
             _extrapolate(problems, order[: place + 1])
-            if _is_solved_by(problems, fit, order[place - 1], stopping):
+            if _take_if_solved(problems, fit, order[place - 1], stopping):
                 continue
         memory = yield from _minimise(problems, fits[fit], stopping, memory, path=True)
 
 
-def _is_solved_by(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> bool:
-    """Whether the weights of a solved cost are the solution of another too; if so, they are taken.
+def _take_if_solved(problems: _Problems, fit: int, solved: int, stopping: _Stopping) -> bool:
+    """Take the weights of a solved cost for another if they are its solution too, and say whether they are.
 
     The gradients differ by the difference of the penalties times the weights. Of large costs, no penalty is felt.
     """
@@ -572,20 +579,22 @@ def _is_solved_by(problems: _Problems, fit: int, solved: int, stopping: _Stoppin
 
 
 def _extrapolate(problems: _Problems, order: NDArray[np.int64]) -> None:
-    """Start the last of these fits on a parabola, or a line, in log C through those before it."""
-    weights, at = problems.weights.view(len(problems.costs), -1), np.log(problems.costs[order])
-    places = list(range(len(order) - 1))[-3:]
-    if len(places) == 3 and at[-1] - at[places[0]] > 3 * np.log(NEAR):
-        places = places[1:]
-    if len(np.unique(at[places])) < len(places):
-        places = places[-1:]
-    own = at[-1]
-    if len(places) == 2:
-        own = min(own, at[places[0]] + MOST_BEYOND * (at[places[1]] - at[places[0]]))
+    """Start the last of these fits on a parabola, or a line, in log C through the three, or two, before it."""
+    weights, log_costs = problems.weights.view(len(problems.costs), -1), np.log(problems.costs[order])
+    known = list(range(len(order) - 1))[-3:]
+    if len(known) == 3 and log_costs[-1] - log_costs[known[0]] > 3 * np.log(NEAR):
+        known = known[1:]
+    if len(np.unique(log_costs[known])) < len(known):
+        known = known[-1:]
+    target = log_costs[-1]
+    if len(known) == 2:
+        target = min(target, log_costs[known[0]] + MOST_BEYOND * (log_costs[known[1]] - log_costs[known[0]]))
     weights[order[-1]] = 0.0
-    for one in places:
-        share = np.prod([(own - at[other]) / (at[one] - at[other]) for other in places if other != one])
-        weights[order[-1]] += float(share) * weights[order[one]]
+    for this in known:
+        share = np.prod(
+            [(target - log_costs[other]) / (log_costs[this] - log_costs[other]) for other in known if other != this]
+        )
+        weights[order[-1]] += float(share) * weights[order[this]]
 
 
 def _solve_together(problems: _Problems, stopping: _Stopping, which: Tensor) -> Iterator[None]:
