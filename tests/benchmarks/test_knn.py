@@ -96,6 +96,9 @@ def test_own_image_is_no_neighbour():
     assert outcome.runs[0]["self_matches_excluded"] == 60
     assert outcome.scores["k=1"].value < 50
     assert Knn().run(small(k=(1,), exclude_self=False), data, data, QUIET).scores["k=1"].value == 100
+    elsewhere = replace(data.labels, paths=[Path("elsewhere", path) for path in data.labels.paths])
+    others = Knn().run(small(k=(1,)), data, Split(elsewhere, data.features), QUIET)
+    assert others.runs[0]["self_matches_excluded"] == 0  # other files under the same ids
 
 
 def test_the_same_id_in_another_file_is_another_image():
