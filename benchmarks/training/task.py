@@ -303,9 +303,17 @@ def held_out(labels: Labels, fraction: float, seed: int) -> tuple[NDArray[np.int
     quota = np.minimum(np.maximum(1, np.round(fraction * sizes).astype(np.int64)), np.maximum(sizes - 1, 0))
     family = families(labels.groups)
     by_family = np.argsort(family, kind="stable")
+    rng = np.random.default_rng(seed)
+    if len(labels) == family.max(initial=-1) + 1:  # no shared sources: the same choice, at once instead of item by item
+        drawn = by_family[rng.permutation(len(by_family))]
+        targets = labels.targets[drawn]
+        by_class = np.argsort(targets, kind="stable")
+        within = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[targets[by_class]]
+        out = np.sort(drawn[by_class[within < quota[targets[by_class]]]])
+        return np.setdiff1d(np.arange(len(labels)), out), out
     members = np.split(by_family, np.cumsum(np.bincount(family))[:-1])
     held: list[int] = []
-    for index in np.random.default_rng(seed).permutation(len(members)):
+    for index in rng.permutation(len(members)):
         counts = np.bincount(labels.targets[members[index]], minlength=len(quota))
         if (counts <= quota).all():
             quota = quota - counts

@@ -52,6 +52,18 @@ def test_items_of_their_own_source_are_held_out_by_class() -> None:
     assert not np.array_equal(held, held_out(found, 0.2, 1)[1])
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0.05, 0.6), st.integers(0, 5))
+def test_items_of_their_own_source_are_drawn_as_families_are(targets: list[int], fraction: float, seed: int) -> None:
+    found = labels(targets, [(f"{n:02}",) for n in range(len(targets))])
+    quota = {c: min(max(1, round(fraction * targets.count(c))), targets.count(c) - 1) for c in set(targets)}
+    held = []
+    for item in np.random.default_rng(seed).permutation(len(targets)):
+        if quota[targets[item]] > 0:
+            quota[targets[item]] -= 1
+            held.append(int(item))
+    assert held_out(found, fraction, seed)[1].tolist() == sorted(held)
+
+
 def test_no_fraction_holds_nothing_out() -> None:
     kept, held = held_out(labels([0, 0, 1], [("a",), ("b",), ("c",)]), 0.0, 0)
     assert kept.tolist() == [0, 1, 2]
