@@ -190,7 +190,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Several encoders, each to be measured under several protocols. `name`, `dataset` and `facts` as in `evaluate`."""
+    """Several encoders, each to be measured under several protocols. `name`, `dataset` and `facts` as in `evaluate`.
+
+    Attributes:
+        splits: what has been read of the data, by data set and split: all runs share it.
+    """
 
     encoders: Sequence[str]
     questions: Sequence[Question]
@@ -199,9 +203,13 @@ class Sweep:
     name: str | None = None
     dataset: str | None = None
     facts: Sequence[str] = ()
+    splits: dict[tuple[str, str], Labels] = field(default_factory=dict)
 
     def prepare(self, question: Question, encoder: Encoder) -> Run:
-        return prepare(question.task, question.protocol, encoder, self.data, dataset=self.dataset, options=self.options)
+        return prepare(
+            question.task, question.protocol, encoder, self.data,
+            dataset=self.dataset, options=self.options, splits=self.splits,
+        )  # fmt: skip
 
 
 def bench(sweep: Sweep) -> Iterator[Attempt]:
@@ -370,8 +378,12 @@ def prepare(
     *,
     dataset: str | None = None,
     options: RunOptions,
+    splits: dict[tuple[str, str], Labels] | None = None,
 ) -> Run:
     """Resolve the protocol, list the data, and refuse what cannot work before anything is computed.
+
+    Args:
+        splits: see `Sweep`; what is read is added to it.
 
     Raises:
         InputError: the protocol or the data cannot be used.
@@ -384,7 +396,11 @@ def prepare(
         )
     protocol = _resolved(task, protocol, encoder, dataset, options)
     found = find_dataset(protocol.dataset, Path(data))
-    train, test = found.read(protocol.train_split), found.read(protocol.test_split)
+    read_before = {} if splits is None else splits
+    for split in (protocol.train_split, protocol.test_split):
+        if (found.id, split) not in read_before:
+            read_before[found.id, split] = found.read(split)
+    train, test = (read_before[found.id, split] for split in (protocol.train_split, protocol.test_split))
     protocol = task.adapted(protocol, train, test)
     task.check(protocol, train, test)
     return Run(task, protocol, encoder, train, test, _dataset_ref(protocol, Path(data), train, test), options)

@@ -431,9 +431,18 @@ def fingerprint(labels: Labels) -> str:
     Image files are not opened: their sizes stand for them. The contents of annotations (masks, boxes) and of batch
     files, which hold many images each, are hashed too. The sizes of large sets are remembered, see `_file_sizes`.
 
+    It is computed once for each object: a run asks for it a dozen times, and all its parts must agree.
+
     Raises:
         InputError: a listed file is missing or not a regular file, or a name is not UTF-8.
     """
+    kept = vars(labels)  # where a cached_property keeps its value
+    if "_fingerprint" not in kept:
+        kept["_fingerprint"] = _fingerprint(labels)
+    return str(kept["_fingerprint"])
+
+
+def _fingerprint(labels: Labels) -> str:
     digest = hashlib.sha256()
     for names in (labels.ids, labels.classes):
         digest.update(f"{len(names)}\n".encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import frozen_suite, main
+from benchmarks.datasets.registry import Dataset
 from results.store import read_records
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
@@ -30,6 +31,14 @@ def test_the_plan_counts_images_and_bytes_and_a_dry_run_writes_nothing(
     assert "skipped  voc07_low_shot_svm.demo@1" in told  # these few scenes lack positives, and that is said
     assert "total    about" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_each_split_is_listed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[tuple[str, str]] = []
+    read = Dataset.read
+    monkeypatch.setattr(Dataset, "read", lambda self, split: (listed.append((self.id, split)), read(self, split))[1])
+    assert frozen(data, tmp_path, "--dry-run") == 0
+    assert len(listed) == len(set(listed)) == 4  # train and test of drawings and of VOC07
 
 
 def test_protocols_on_one_data_set_share_the_geometry_of_knn(tmp_path: Path) -> None:
