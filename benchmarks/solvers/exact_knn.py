@@ -605,17 +605,20 @@ def _slack(q_sizes: Tensor, g_sizes: Tensor, dim: int) -> Tensor:
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 in place of float32, no float16 sums: the bound counts on exact products and float32 sums."""
     cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)  # of torch 2.9
-    before = cuda.allow_fp16_reduced_precision_reduction, getattr(cpu, "fp32_precision", None)
-    cuda.allow_fp16_reduced_precision_reduction = False
+    sums = {name: getattr(cuda, name) for name in ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")}
+    before = getattr(cpu, "fp32_precision", None)
+    for name in sums:
+        setattr(cuda, name, False)
     if cpu is not None:
         cpu.fp32_precision = "ieee"
     try:
         with full_float32():
             yield
     finally:
-        cuda.allow_fp16_reduced_precision_reduction = before[0]
+        for name, allowed in sums.items():
+            setattr(cuda, name, allowed)
         if cpu is not None:
-            cpu.fp32_precision = before[1]
+            cpu.fp32_precision = before
 
 
 def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:

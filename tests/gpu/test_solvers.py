@@ -114,3 +114,26 @@ def test_self_attention_of_heads_fits_the_fused_kernels_of_a_gpu(gpu: AnyGpu, mo
     found.sum().backward()
     assert seen == [4]
     assert torch.allclose(found.detach().cpu(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_products_are_summed_in_float32_whatever_the_program_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error bound of the search counts on it."""
+    flags = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation", "allow_tf32")
+    cuda, multiply, seen = torch.backends.cuda.matmul, knn.multiply, set()
+
+    def watched(q: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        seen.add(tuple(getattr(cuda, name) for name in flags))
+        multiply(q, g, out)
+
+    monkeypatch.setattr(knn, "multiply", watched)
+    before = [getattr(cuda, name) for name in flags]
+    try:
+        for name in flags:
+            setattr(cuda, name, True)
+        with simulated_cuda():
+            exact_knn(FEATURES, FEATURES[:50], 5, device="cuda")
+        assert [getattr(cuda, name) for name in flags] == [True, True, True]
+    finally:
+        for name, value in zip(flags, before, strict=True):
+            setattr(cuda, name, value)
+    assert seen == {(False, False, False)}
