@@ -42,7 +42,7 @@ MIXED = 8192  # encoded images that all streams together mix at a time: about 0.
 STREAM_IMAGES = 4  # of a stream in each batch, where the batch size allows
 
 
-READ_AHEAD = 4  # batches of each loader worker
+READ_AHEAD, READ_AHEAD_BYTES = 4, 4 * 2**30  # batches of each loader worker, and what those of a rank may take
 
 
 class Loader:
@@ -119,13 +119,16 @@ class Loader:
             yield from self._from_memory(self.stored, number, first_step)
         else:
             items = _Views(self.images, worker_views(self.recipe), self.recipe)
-            yield from self._from_workers(self._workers(items, batch_sampler=self._requests(number, first_step)))
+            share = self.recipe.batch_size // distributed.world_size()
+            requests = self._requests(number, first_step)
+            yield from self._from_workers(self._workers(items, share, self.workers, batch_sampler=requests))
 
-    def _workers(self, items: Dataset[Item], workers: int | None = None, **settings: Any) -> DataLoader[Item]:
-        workers = self.workers if workers is None else workers
+    def _workers(self, items: Dataset[Item], images: int, workers: int, **settings: Any) -> DataLoader[Item]:
+        """A loader of batches of so many `images`, which lie in shared memory until it is their turn."""
         settings |= {"num_workers": workers, "pin_memory": self.device.type == "cuda"}
         if workers:
-            settings["prefetch_factor"] = READ_AHEAD
+            size = images * self.views * 3 * self.recipe.augmentation.crop**2 * (4 if self.engine == "pil" else 1)
+            settings["prefetch_factor"] = max(1, min(READ_AHEAD, READ_AHEAD_BYTES // (workers * size)))
         return DataLoader(items, **settings)
 
     def _from_shards(self, shards: Shards, number: int, first_step: int) -> Iterator[Batch]:
@@ -138,7 +141,7 @@ class Loader:
             work = worker_views(self.recipe)
             stream = _ShardStream(shards, work, self.recipe, self.streams, each, first, self.steps)
             part = self.recipe.batch_size // (ranks * turns)
-            loader = self._workers(stream, turns if self.workers else 0, batch_size=part)
+            loader = self._workers(stream, part, turns if self.workers else 0, batch_size=part)
             yield from self._from_workers(loader, turns)
 
     def _from_memory(self, stored: Tensor, number: int, first_step: int) -> Iterator[Batch]:

@@ -188,3 +188,15 @@ def test_an_index_that_does_not_fit_its_shard_is_named(folder: Path) -> None:
     wrong = Shards(found.urls, (4, *found.counts[1:]))
     with pytest.raises(InputError, match=r"0.tar holds 3 images where its index says 4"):
         list(loader_of(wrong, recipe_of()).epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("engine", "batches", "expected"), [("pil", 99, 4), ("pil", 3, 3), ("pil", 0, 1), ("tensor", 1, 4)]
+)
+def test_batches_that_wait_take_a_bounded_amount_of_memory(
+    folder: Path, engine: str, batches: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers of batches of two views of 8 images in float32; the tensor engine's are bytes."""
+    monkeypatch.setattr(loader, "READ_AHEAD_BYTES", batches * 2 * (8 * 2 * 3 * 8 * 8 * 4))
+    made = loader_of(find_images(folder / "files"), recipe_of(engine), workers=2)
+    assert made._workers([], 8, 2).prefetch_factor == expected  # type: ignore[arg-type]
