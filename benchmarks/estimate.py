@@ -76,7 +76,8 @@ def describe(run: Run, counted: Counted | None = None) -> list[str]:
     encoder.to(options.device)
     reading = _seconds_per_image_read(run.test.paths, protocol.geometry)
     read = {output for output, _ in run.task.outputs(protocol).values() if encoder.has(output)}
-    forward, width = _seconds_per_image_encoded(encoder, protocol.geometry.crop, read)
+    precision = protocol.params.get("precision", options.precision)
+    forward, width = _seconds_per_image_encoded(encoder, protocol.geometry.crop, read, precision)
     cells = max(1, len(run.task.cells(protocol)))
     unknown = ""
     if isinstance(run.task, FeatureTask):
@@ -282,18 +283,29 @@ def _seconds_per_image_read(paths: Sequence[Path], geometry: Geometry) -> float:
     return sum(usual) / max(1, len(usual))
 
 
-def _seconds_per_image_encoded(encoder: Encoder, crop: int, read: set[str]) -> tuple[float, int]:
-    """Seconds of a forward pass per image of noise to the outputs that are read, and the width of one."""
+def _seconds_per_image_encoded(encoder: Encoder, crop: int, read: set[str], precision: str | None) -> tuple[float, int]:
+    """Seconds of a forward pass per image of noise to the outputs that are read, and the width of one.
+
+    A GPU gets a batch as in a run: a small one would not fill it.
+    """
     import torch
 
-    images = torch.randint(0, 256, (PROBE_IMAGES, 3, crop, crop), dtype=torch.uint8)
+    from benchmarks.features.extract import default_batch_size
+    from pretrain.distributed import AUTOCAST, full_float32
+
+    kind = encoder.device.type
+    count = PROBE_IMAGES if kind == "cpu" else default_batch_size(encoder.device, crop)
+    images = torch.randint(0, 256, (count, 3, crop, crop), dtype=torch.uint8)
     names = read or set(list(encoder.names)[:1])
     seconds, width = math.inf, 0
-    for _ in range(3):  # the first pass warms up
-        started = time.monotonic()
-        found = encoder.outputs(encoder.normalise(images), names)
-        width = max(output.cpu().shape[1] for output in found.values())
-        seconds = min(seconds, (time.monotonic() - started) / PROBE_IMAGES)
+    with full_float32(), torch.autocast(kind, AUTOCAST.get(precision or ""), enabled=precision in AUTOCAST):
+        for _ in range(3):  # the first pass warms up
+            started = time.monotonic()
+            found = encoder.outputs(encoder.normalise(images), names)
+            for output in found.values():
+                output[:1].cpu()  # waits for a GPU
+            seconds = min(seconds, (time.monotonic() - started) / count)
+            width = max(output.shape[1] for output in found.values())
     return seconds, width
 
 
@@ -409,7 +421,7 @@ def _planned(runs: Sequence[Run], counted: Counted) -> Iterator[str]:
     missing = FeatureStore(options).bytes_to_write(request for run in runs for request in feature_requests(run))
     images = len(first.train) + len(first.test)
     read = {output for run in runs for output, _ in run.task.outputs(run.protocol).values() if run.encoder.has(output)}
-    forward, width = _seconds_per_image_encoded(first.encoder, shape.crop, read)
+    forward, width = _seconds_per_image_encoded(first.encoder, shape.crop, read, options.precision)
     about = f"{images:,} images of {first.dataset.id} (resize {shape.resize}, crop {shape.crop}, {shape.interpolation})"
     if missing:
         each_image = beside(_seconds_per_image_read(first.test.paths, shape), forward, options)

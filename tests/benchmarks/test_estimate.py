@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ from benchmarks.task import FeatureTask, ImageTask, InputError, Labels, Outcome,
 from benchmarks.timed_tries import solving_seconds, training_time
 from benchmarks.training.probe_task import ProbeTask
 from benchmarks.voc_svm import VocSvm
+from pretrain.distributed import float32_kind
 from results.schema import DatasetRef, Protocol
+from tests.simulated_cuda import simulated_cuda
 
 
 class SmallPixels(nn.Module):
@@ -66,6 +69,36 @@ def test_every_protocol_has_an_estimate(name: str, kind: str, tmp_path: Path, mo
     assert told or kind == "vectors" or (needs_tokens and kind == "maps") or name in ("voc-svm", "low-shot-svm")
     assert not (tmp_path / "records").exists()
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(("precision", "numbers"), [(None, torch.float32), ("bf16", torch.bfloat16)])
+def test_passes_of_the_encoder_are_timed_as_a_run_makes_them(
+    precision: Any, numbers: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the run's precision, without TF32, and on a GPU on a batch of its size."""
+    seen = []
+
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 5))
+
+        def forward(self, images: Tensor) -> Tensor:
+            found = images.mean((2, 3)) @ self.weight
+            seen.append((len(images), found.dtype, float32_kind()))
+            return found
+
+    data, protocol = labels(tmp_path, 4), Knn().default_protocol(embedded=True).changed(geometry={"crop": 224})
+    reference = DatasetRef(id="d", fingerprint="0" * 64, embedded=True, train_items=4, test_items=4)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr("benchmarks.estimate.fitting_seconds", lambda *_, **__: None)
+    for device, count in (("cpu", 16), ("cuda", 256)):
+        with simulated_cuda():
+            encoder = load(Noting())
+            seen.clear()
+            options = RunOptions(device=device, precision=precision, features=tmp_path, records=tmp_path)
+            describe(Run(Knn(), protocol, encoder, data, data, reference, options))
+        assert seen.count((count, numbers, "ieee")) == 3
 
 
 def test_training_counts_epochs_reading_and_the_backward_pass(tmp_path: Path) -> None:
