@@ -250,7 +250,7 @@ class KnnMonitor:
         found = [] if count else [torch.zeros(0, *self._width(backbone), device=self.device)]
         for batch in loader:
             x = (batch.to(self.device, non_blocking=True).float() / 255 - self.mean) / self.std
-            # As in training: a GPU that has fp16 alone has no convolutions in bf16.
+            # As in training: a GPU that trains in fp16 may be older than bf16, which cuDNN then leaves to slow kernels.
             with torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
                 found.append(backbone(x.contiguous(memory_format=torch.channels_last)).float())
         return torch.cat(found)

@@ -76,7 +76,7 @@ class Colour(nn.Module):
 
 @pytest.mark.parametrize(("precision", "numbers"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_the_monitor_computes_as_the_training_does(precision: str, numbers: torch.dtype | None, tmp_path: Path) -> None:
-    """A GPU before Ampere trains in fp16, and has no convolutions in bf16."""
+    """A GPU before Ampere trains in fp16; cuDNN has no convolutions in bf16 for it, and torch's own are slow."""
     seen = []
 
     class Noting(Colour):
