@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,7 +35,7 @@ from benchmarks.encoders.forms import (
     pixels_of,
 )
 from benchmarks.encoders.hf_configs import model_name, read_config
-from benchmarks.encoders.layouts import LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
+from benchmarks.encoders.layouts import CLASSIFIER, LAYOUTS, NAMING_SCHEMES, CheckpointLayout, Pick
 from benchmarks.encoders.networks import (
     CAPI,
     capi_encoder,
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 
 # Where several mappings of a file match a layout, such as a model and its moving average: the first of these, then any.
 PREFERRED_MAPPINGS = ("state_dict", "model", "model_state", "model_state_dict", "teacher", "target", "")
+_CHOSEN = "%s holds %s: %s is taken, --facts pick=NAME takes another"
 
 
 @dataclass(frozen=True)
@@ -158,28 +160,25 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
     Raises:
         InputError: no layout matches, the file has no such encoder, or two keys mean the same tensor.
     """
-    mappings = _without_wrapper_prefixes(file)
-    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
-    preferred = {place: mappings[place] for place in sorted(mappings, key=lambda place: order.get(place, len(order)))}
+    mappings = _mappings(file)
     for layout in LAYOUTS:
-        options = _encoders_of(layout, preferred, file.keys)
+        options = _encoders_of(layout, mappings, file.keys)
         if options:
             break
     else:
-        layout, options = _vit_under_any_prefix(preferred)
+        layout, options = _vit_under_any_prefix(mappings)
+        if not options:
+            layout, options = _resnet_under_any_prefix(mappings, pick, str(file.path))
     total = sum(len(tensors) for tensors in mappings.values())
     if not options:
-        names = [f"{where}/{key}".lstrip("/") for where, tensors in mappings.items() for key in tensors]
-        raise InputError(
-            f"{file.path} has no backbone in a known layout: {total} tensors, the first are "
-            f"{', '.join(names[:3]) or 'none'}; name the network with --facts architecture=timm:NAME, or wrap it as "
-            "my_package.my_module:build"
-        )
+        raise InputError(_without_backbone(file, mappings, total))
     chosen = pick or next(iter(options))
     if chosen not in options:
         raise InputError(
             f"{file.path} has the layout {layout.name}, which has no {pick!r}; pick one of {', '.join(options)}"
         )
+    if pick is None and len(options) > 1:
+        log.info(_CHOSEN, file.path.name, ", ".join(options), chosen)
     place = options[chosen]
     tensors = mappings[place.mapping]
     heads = tuple(place.head.split("|")) if place.head else ()
@@ -199,13 +198,32 @@ def recognise(file: WeightFile, pick: str | None = None) -> RecognisedCheckpoint
     return RecognisedCheckpoint(layout, label, backbone, head, total - len(backbone) - len(head), tuple(tensors))
 
 
-def _without_wrapper_prefixes(file: WeightFile) -> dict[str, dict[str, Tensor]]:
-    """The file's mappings without what DistributedDataParallel and torch.compile put in front of every key."""
+def _without_backbone(file: WeightFile, mappings: Mapping[str, Mapping[str, Tensor]], total: int) -> str:
+    """What is wrong with a file in which no layout finds a backbone, and what to do."""
+    if not total:
+        what = "the state of an optimizer" if "param_groups" in file.keys else "no tensor that has a name"
+        return f"{file.path} holds {what}; give the checkpoint with the network's weights"
+    names = [f"{where}/{key}".lstrip("/") for where, tensors in mappings.items() for key in tensors]
+    return (
+        f"{file.path} has no backbone in a known layout: {total} tensors, the first are {', '.join(names[:3])}; name "
+        "the network with --facts architecture=timm:NAME, or wrap it as my_package.my_module:build"
+    )
+
+
+def _mappings(file: WeightFile) -> dict[str, dict[str, Tensor]]:
+    """The mappings, preferred ones first, with keys free of what DistributedDataParallel and torch.compile add.
+
+    A compiled part of a network has `_orig_mod.` in the middle of its keys. A `module.` is removed only from the front
+    of all keys, because there are networks with a part of this name.
+    """
     found: dict[str, dict[str, Tensor]] = {}
-    for where, bare in file.tensors.items():
-        for prefix in ("module.", "_orig_mod.", "module."):
-            if bare and all(key.startswith(prefix) for key in bare):
-                bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
+    order = {name: number for number, name in enumerate(PREFERRED_MAPPINGS)}
+    for where, bare in sorted(file.tensors.items(), key=lambda item: order.get(item[0], len(order))):
+        plain = {key.replace("_orig_mod.", ""): tensor for key, tensor in bare.items()}
+        bare = plain if len(plain) == len(bare) else bare
+        for _ in range(2):
+            if bare and all(key.startswith("module.") for key in bare):
+                bare = {key.removeprefix("module."): tensor for key, tensor in bare.items()}
         found[where] = bare
     return found
 
@@ -256,19 +274,76 @@ def _vit_under_any_prefix(mappings: Mapping[str, Mapping[str, Tensor]]) -> tuple
     return CheckpointLayout(names, "", ()), {name: found[name] for name in sorted(found, key=rank)}
 
 
+def _resnet_under_any_prefix(
+    mappings: Mapping[str, Mapping[str, Tensor]], pick: str | None, source: str
+) -> tuple[CheckpointLayout, dict[str, Pick]]:
+    """The ResNets with torchvision's names of a file whose layout is not in the table, by the path of their keys.
+
+    Raises:
+        InputError: there are several, and the user picks none: nothing says which one the method evaluates.
+    """
+    first = "conv1.weight"
+    found = {
+        _path(place, key.removesuffix(first)): Pick(place, key.removesuffix(first))
+        for place, tensors in mappings.items()
+        for key in tensors
+        if key.endswith(f".{first}")
+        and f"{key.removesuffix(first)}bn1.weight" in tensors
+        and f"{key.removesuffix(first)}layer1.0.{first}" in tensors
+    }
+    if len(found) > 1 and pick is None:
+        raise _several(source, found)
+    return CheckpointLayout("a ResNet of torchvision's names", "", (), ignore=CLASSIFIER), found
+
+
+def _several(source: str, names: Iterable[str]) -> InputError:
+    return InputError(f"{source} holds several networks; choose one with --facts pick=NAME: {', '.join(names)}")
+
+
+def _path(mapping: str, prefix: str) -> str:
+    """How a network of the file is called: the path of its mapping, and the prefix of its keys."""
+    return "/".join(part for part in (mapping, prefix.rstrip(".")) if part)
+
+
 def best_mapping(file: WeightFile, names: Collection[str], pick: str | None = None) -> RecognisedCheckpoint:
-    """The mapping of the file that has most of a network's tensor names, where its layout is not in the table.
+    """The tensors of the file that have most of a network's names, where its layout is not in the table.
+
+    They are those of one mapping, below a prefix that all of them share, such as `model.backbone.`.
 
     Args:
-        pick: path of another mapping.
+        pick: path of another mapping, or of a mapping and a prefix.
     """
-    mappings = _without_wrapper_prefixes(file) or {"": {}}
-    best = pick if pick is not None else max(mappings, key=lambda where: len(set(mappings[where]) & set(names)))
-    if best not in mappings:
-        raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(mappings)}")
-    unused = sum(len(tensors) for tensors in mappings.values()) - len(mappings[best])
+    mappings = _mappings(file) or {"": {}}
+    shared = Counter(
+        (place, key.removesuffix(tail))
+        for place, tensors in mappings.items()
+        for key in tensors
+        for tail in _tails(key)
+        if tail in names
+    )
+    most = max(shared.values(), default=0)
+    likely = {_path(*there): Pick(*there) for there, count in shared.items() if count == most}
+    found = {place: Pick(place) for place in mappings} | likely
+    best = pick if pick is not None else next(iter(likely or found))
+    if best not in found:
+        raise InputError(f"{file.path} has no {best!r}; pick one of {', '.join(found)}")
+    if pick is None and len(likely) > 1:
+        if len({place.mapping for place in likely.values()}) < len(likely):
+            raise _several(str(file.path), likely)
+        log.info(_CHOSEN, file.path.name, ", ".join(likely), best)
+    place = found[best]
+    tensors = {
+        k.removeprefix(place.prefix): t for k, t in mappings[place.mapping].items() if k.startswith(place.prefix)
+    }
+    unused = sum(len(tensors) for tensors in mappings.values()) - len(tensors)
     layout = CheckpointLayout("the network's own names", "", ())
-    return RecognisedCheckpoint(layout, layout.name, mappings[best], {}, unused, tuple(mappings[best]))
+    return RecognisedCheckpoint(layout, layout.name, tensors, {}, unused, tuple(tensors))
+
+
+def _tails(key: str) -> list[str]:
+    """The key, and what is left of it without its first parts, at most four."""
+    parts = key.split(".", 4)
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 # ---- build and fill the network --------------------------------------------------------------------------------------

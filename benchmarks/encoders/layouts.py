@@ -93,7 +93,7 @@ class CheckpointLayout:
     required: tuple[str, ...] = ()
 
 
-_CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
+CLASSIFIER = ("fc.*", "head.*", "head_dist.*", "classifier.*")
 _ANY_SCRIPT = "any training script or Lightning module with this attribute"
 _LIGHTLY = "state_dict/projection_head.layers.*", "@pytorch-lightning_version"
 _VISSL = "classy_state_dict/base_model/model/trunk"
@@ -240,7 +240,7 @@ LAYOUTS = (
             "backbone": Pick("state_dict", "backbone.vit."),
             "student_backbone": Pick("state_dict", "student_backbone.vit."),
         },
-        ignore=_CLASSIFIER,
+        ignore=CLASSIFIER,
     ),
     CheckpointLayout(
         "lightly ViT with a teacher", "lightly-ai/lightly e8d317f benchmarks/imagenet/vitb16/{ibot,dinov2,capi}.py",
@@ -250,7 +250,7 @@ LAYOUTS = (
             "teacher_backbone": Pick("state_dict", "teacher_backbone.vit."),
             "student_backbone": Pick("state_dict", "student_backbone.vit."),
         },
-        ignore=_CLASSIFIER,
+        ignore=CLASSIFIER,
     ),
     CheckpointLayout(
         "bytedance/ibot", "bytedance/ibot c24f870 main_ibot.py",
@@ -365,12 +365,12 @@ LAYOUTS = (
         "Lightning", "Lightning-AI/pytorch-lightning: `pytorch-lightning_version` next to `state_dict`",
         ("state_dict/backbone.*", "@pytorch-lightning_version"),
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
-        ignore=_CLASSIFIER,
+        ignore=CLASSIFIER,
     ),
     *(
         CheckpointLayout(
             f"{name}.*", _ANY_SCRIPT, (f"*/{name}.conv1.weight", f"*/{name}.layer1.*"),
-            {name: Pick("*", f"{name}.")}, ignore=_CLASSIFIER,
+            {name: Pick("*", f"{name}.")}, ignore=CLASSIFIER,
         )
         for name in ("backbone", "encoder", "model", "net", "network", "resnet")
     ),
@@ -397,6 +397,6 @@ LAYOUTS = (
     CheckpointLayout(
         "ViT of timm's names", "timm models/vision_transformer.py; facebookresearch/dino vision_transformer.py, mae",
         ("*/patch_embed.proj.weight", "*/blocks.0.norm1.weight"),
-        ignore=(*_CLASSIFIER, "mask_token", "decoder_*"),
+        ignore=(*CLASSIFIER, "mask_token", "decoder_*"),
     ),
 )  # fmt: skip

@@ -307,3 +307,48 @@ def test_the_resume_file_of_a_run_with_its_head(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = head(net(images))
     assert torch.equal(load_encoder(tmp_path / "resume.pt").outputs(images, ["head"])["head"], expected)
+
+
+def small(seed: int = 0) -> nn.Module:
+    return network(Architecture(name="resnet18", width=8), seed)
+
+
+def with_prefix(prefix: str, net: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "model.backbone._orig_mod."]
+)
+def test_prefixes_of_compiled_and_wrapped_networks_are_removed_wherever_they_stand(prefix: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": with_prefix(prefix, small()), "epoch": 3}, tmp_path / "c.pth")
+    assert_same_forward(tmp_path / "c.pth", small())
+
+
+def test_a_resnet_is_found_under_any_prefix_and_of_several_the_user_picks_one(tmp_path: Path) -> None:
+    head = {"model.head.weight": torch.zeros(3, 64)}
+    torch.save(lightning(with_prefix("model.student_net.", small()) | head), tmp_path / "one.ckpt")
+    card = assert_same_forward(tmp_path / "one.ckpt", small())
+    assert (card.layout, card.keys_unused) == ("a ResNet of torchvision's names", 1)
+    assert "channels" in card.assumed
+    both = with_prefix("online.", small()) | with_prefix("target.", small(seed=1))
+    torch.save({"model": both}, tmp_path / "two.pth")
+    with pytest.raises(InputError, match="several networks; choose one with --facts pick=NAME: model/online, model/ta"):
+        load_encoder(tmp_path / "two.pth")
+    assert_same_forward(tmp_path / "two.pth", small(seed=1), facts=["pick=model/target"])
+
+
+def test_the_log_names_the_networks_that_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"model_ema": small(seed=1).state_dict(), "model": small().state_dict()}, tmp_path / "c.pth")
+    with caplog.at_level("INFO"):
+        assert_same_forward(tmp_path / "c.pth", small())
+    assert "c.pth holds model, model_ema: model is taken, --facts pick=NAME takes another" in caplog.text
+
+
+def test_the_state_of_an_optimizer_is_called_so(tmp_path: Path) -> None:
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step(lambda: sum(p.sum() for p in net.parameters()).backward() or 0.0)
+    torch.save(optimizer.state_dict(), tmp_path / "o.pth")
+    with pytest.raises(InputError, match=r"o\.pth holds the state of an optimizer; give the checkpoint"):
+        load_encoder(tmp_path / "o.pth")
