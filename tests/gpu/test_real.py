@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.solvers.exact_knn import TILE_ROWS, exact_knn
 from pretrain.distributed import full_float32
 from pretrain.mechanism import ProjectedEncoder
 from pretrain.recipe import Recipe
@@ -55,6 +56,20 @@ def test_a_compiled_encoder_gives_what_the_plain_one_gives() -> None:
         plain = encoder(images)
         encoder.compile()
         assert torch.allclose(encoder(images), plain, atol=1e-4)
+
+
+@needs_gpu
+def test_a_search_takes_no_more_memory_for_more_rows() -> None:
+    """Of 64 numbers: products of 512 queries with a tile are 32 MiB, a tile is 2 MiB."""
+    draws, peaks = np.random.default_rng(0), []
+    queries = draws.standard_normal((1000, 64), dtype=np.float32)
+    for tiles in (2, 2, 8):  # the first search makes room for cuBLAS too
+        rows = draws.standard_normal((tiles * TILE_ROWS, 64), dtype=np.float32)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        exact_knn(rows, queries, 10, device="cuda", engine="torch")
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[2] <= 1.05 * peaks[1] < 256 * 2**20
 
 
 @needs_gpu

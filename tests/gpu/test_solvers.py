@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +75,21 @@ def test_the_host_reads_rows_while_the_gpu_works_on_those_before(
     assert waits[0] == waits[1]
 
 
+def test_tiles_of_a_search_do_not_wait(gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "TILE_ROWS", ROWS // 5)
+    tiles: list[Any] = []
+
+    def guarded(items: Sequence[Any], _: str) -> Iterator[Any]:
+        for place, item in enumerate(items):
+            tiles.append(item)
+            with gpu.no_waits() if place else nullcontext():  # cuBLAS makes itself ready at its first product
+                yield item
+
+    found = exact_knn(FEATURES, FEATURES[:50], 5, device="cuda", track=guarded)
+    assert len(tiles) == 5
+    assert np.array_equal(found.indices, exact_knn(FEATURES, FEATURES[:50], 5).indices)
+
+
 def test_rows_that_are_sent_wait_for_the_copy_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a host that is quicker than its GPU would hold all of them in page-locked memory."""
     waited: list[ClaimedEvent] = []
@@ -137,3 +154,22 @@ def test_products_are_summed_in_float32_whatever_the_program_allows(monkeypatch:
         for name, value in zip(flags, before, strict=True):
             setattr(cuda, name, value)
     assert seen == {(False, False, False)}
+
+
+@pytest.mark.parametrize("dim", [DIM, DIM - 1])
+def test_rows_of_products_are_whole_words_of_tensor_cores(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Euclidean distance of patches adds a column, and 769 columns are no multiple of 16 bytes."""
+    multiply, rows = knn.multiply, np.ascontiguousarray(FEATURES[:, :dim])
+    widths: set[int] = set()
+
+    def watched(q: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        widths.update((q.stride(0) * q.itemsize % 16, g.stride(0) * g.itemsize % 16))
+        multiply(q, g, out)
+
+    expected = exact_knn(rows, rows[:50], 5, normalise=False)
+    monkeypatch.setattr(knn, "multiply", watched)
+    with simulated_cuda():
+        found = exact_knn(rows, rows[:50], 5, normalise=False, device="cuda")
+    assert widths == {0}
+    assert np.array_equal(found.indices, expected.indices)
+    assert found.fallbacks["float64"] == 0
