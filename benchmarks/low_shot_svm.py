@@ -51,6 +51,9 @@ SELECTIONS: Mapping[Selection, str] = {
     "fixed": "layer by mAP outside the set, cost fixed",
     "heldout": "layer and cost by mAP on training images outside the set, which uses more labels than k",
 }
+# For estimates, measured on synthetic data: products with a Gram matrix, or with the features where they are smaller,
+# in which a cost is solved; and the time of a decision and its average precision, in products of its length.
+TYPICAL_PRODUCTS, TYPICAL_DECISION = 300, 8
 MANY_IMAGES = 8192  # in the training split; above it only the drawn rows are read. At most `gram.DENSE_ROWS`
 
 
@@ -239,6 +242,16 @@ class LowShotSvm(FeatureTask[LowShotParams]):
                 f"{protocol.id} trains on the published label files train_targets_sample1_k1.npy …: give their folder "
                 "with --index-files, or choose a protocol with seeded sets"
             )
+
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """The products of every solution, and its decisions on test and on the training images that are compared."""
+        params, classes = self.params(protocol), len(train.classes)
+        multi = train.targets.ndim == 2
+        work = 0.0
+        for drawn in (k * classes for k in params.k):
+            decided = len(test) + (len(train) if multi else (params.sets - 1) * drawn)
+            work += TYPICAL_PRODUCTS * drawn * min(drawn, width) + TYPICAL_DECISION * decided * width
+        return 2.0 * len(params.outputs) * params.sets * classes * len(params.costs) * work
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Train and test on every drawn set, k, cost and layer.

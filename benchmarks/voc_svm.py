@@ -24,6 +24,7 @@ from results.schema import Protocol, Score
 if TYPE_CHECKING:
     from benchmarks.solvers.svm import ClassModels
 
+TYPICAL_PRODUCTS = 150  # with a Gram matrix or the features, in which a cost is solved; for estimates of time
 AP_METRIC: dict[ApRule, str] = {
     "envelope": "mAP (precision envelope)",
     "sklearn": "mAP (not interpolated)",
@@ -105,6 +106,13 @@ class VocSvm(FeatureTask[VocSvmParams]):
         """Raises InputError for splits without images or positives, and classes with too few images for the folds."""
         check_labels(train, test)
         assign_folds(train, self.params(protocol))
+
+    def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
+        """The products of every solution in cross-validation."""
+        params = self.params(protocol)
+        drawn = len(train) * (params.folds - 1) / params.folds
+        solutions = len(params.outputs) * len(train.classes) * len(params.costs) * params.folds
+        return 2.0 * solutions * TYPICAL_PRODUCTS * drawn * min(drawn, width)
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Train and test on every layer that the encoder has.

@@ -286,6 +286,9 @@ def test_what_a_benchmark_refuses_on_made_up_features_has_no_estimate(tmp_path: 
     assert "of fitting and scoring" in describe(run)[1]  # counted
 
     class Refusing(VocSvm):
+        def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float | None:  # type: ignore[override]
+            return None
+
         def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
             raise InputError("a class has no positives")
 
