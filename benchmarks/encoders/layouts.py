@@ -367,12 +367,29 @@ LAYOUTS = (
         {"backbone": Pick("state_dict", "backbone.", "projector.")},
         ignore=CLASSIFIER,
     ),
-    *(
-        CheckpointLayout(
-            f"{name}.*", _ANY_SCRIPT, (f"*/{name}.conv1.weight", f"*/{name}.layer1.*"),
-            {name: Pick("*", f"{name}.")}, ignore=CLASSIFIER,
-        )
-        for name in ("backbone", "encoder", "model", "net", "network", "resnet")
+    CheckpointLayout(
+        "backbone.*", _ANY_SCRIPT, ("*/backbone.conv1.weight", "*/backbone.layer1.*"),
+        {"backbone": Pick("*", "backbone.")}, ignore=CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "encoder.*", _ANY_SCRIPT, ("*/encoder.conv1.weight", "*/encoder.layer1.*"),
+        {"encoder": Pick("*", "encoder.")}, ignore=CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "model.*", _ANY_SCRIPT, ("*/model.conv1.weight", "*/model.layer1.*"),
+        {"model": Pick("*", "model.")}, ignore=CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "net.*", _ANY_SCRIPT, ("*/net.conv1.weight", "*/net.layer1.*"),
+        {"net": Pick("*", "net.")}, ignore=CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "network.*", _ANY_SCRIPT, ("*/network.conv1.weight", "*/network.layer1.*"),
+        {"network": Pick("*", "network.")}, ignore=CLASSIFIER,
+    ),
+    CheckpointLayout(
+        "resnet.*", _ANY_SCRIPT, ("*/resnet.conv1.weight", "*/resnet.layer1.*"),
+        {"resnet": Pick("*", "resnet.")}, ignore=CLASSIFIER,
     ),
     CheckpointLayout(
         "extracted OpenMMLab backbone", "open-mmlab/mmselfsup 6faad81 tools/model_converters/extract_backbone_weights",
