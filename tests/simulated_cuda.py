@@ -390,7 +390,7 @@ Known = dict[int, int]  # number of a stream -> how many of its operations are d
 class ClaimedStream:
     """A stream whose operations are done when they are given; it remembers what it may take for done."""
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
         _require_cuda(device)
         streams = _ACTIVE[-1].streams
         streams.several, self.number, self.given = True, next(streams.numbers), 0

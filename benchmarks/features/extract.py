@@ -191,7 +191,8 @@ def read_batches(
 
 def _decoded_ahead(batches: Iterable[ImageBatch], reader: Reader, device: torch.device) -> Iterator[ImageBatch]:
     """The batches, each decoded on a stream of its own while the encoder works on the one before."""
-    stream = torch.cuda.Stream(device)
+    # The host waits for it before it decodes the next batch, so its short kernels go before the encoder's.
+    stream = torch.cuda.Stream(device, priority=-1)
     waiting: tuple[ImageBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
