@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[command].run(rest)
     except ModuleNotFoundError as error:
         return print_error(PROGRAM, missing_extra(error))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, KeyboardInterrupt) as error:
         return print_error(PROGRAM, error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise InputError("--lr and --scale-lr both set the learning rate; use only one of them")
             command = replace(command, settings=asked.changed(lr=own.lr * asked.batch_size / own.batch_size))
         return _run(command, _stated(arguments, name))
-    except (InputError, FloatingPointError, OSError) as error:
+    except (InputError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         return print_error("pretrain", error)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

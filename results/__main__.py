@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
         return run(options)
     except ModuleNotFoundError as error:
         return print_error("results", missing_extra(error))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, KeyboardInterrupt) as error:
         return print_error("results", error)
 
 

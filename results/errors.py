@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 MOST_SHOWN = 1600  # characters of a line
 CLOSED_PIPE = 141  # exit code of what SIGPIPE ends
+INTERRUPTED = 130  # exit code of what SIGINT, Ctrl-C, ends
 
 
 class InputError(Exception):
@@ -55,8 +56,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def print_error(program: str, error: Exception) -> int:
-    """Write `program: message` to stderr and return exit code 2.
+def print_error(program: str, error: BaseException) -> int:
+    """Write `program: message` to stderr and return exit code 2, or that of an interrupted program for Ctrl-C.
 
     An `OSError` is printed with the file that it is about. The first line stands alone; further lines are indented.
     Of a reader that has seen enough, such as `head`, nothing is said; the code is then that of a closed pipe.
@@ -64,6 +65,9 @@ def print_error(program: str, error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
         return CLOSED_PIPE
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"{program}: interrupted; the same command continues where this one stopped\n")
+        return INTERRUPTED
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,3 +136,23 @@ def test_a_reader_of_the_output_that_has_seen_enough_is_no_error(command: list[s
             [sys.executable, "-m", *command], cwd=Path(__file__).parents[2], stdout=output, stderr=subprocess.PIPE
         )
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("module", "inside", "arguments"),
+    [
+        ("benchmarks.__main__", "_bench_command", ["knn"]),
+        ("results.__main__", "split_command", ["tables"]),
+        ("pretrain.__main__", "load_recipe", []),
+    ],
+)
+def test_ctrl_c_ends_a_command_with_one_line(
+    module: str, inside: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    program = import_module(module)
+    monkeypatch.setattr(program, inside, interrupted)
+    assert program.main(arguments) == 130
+    assert capsys.readouterr().err.endswith(": interrupted; the same command continues where this one stopped\n")
