@@ -18,7 +18,7 @@ from benchmarks.evaluate import Attempt, Question, Sweep, bench, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command, start_program
-from results.errors import is_out_of_memory, print_error
+from results.errors import is_out_of_memory, print_error, sentence_about
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
 from results.schema import Geometry, Protocol
@@ -319,8 +319,8 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
     else:
         for attempt in attempts:
             if attempt.status in ("failed", "skipped"):
-                skipped = "skipped: " if attempt.status == "skipped" else ""
-                print_error(PROGRAM, InputError(f"{attempt.encoder}: {skipped}{attempt.detail}"))
+                detail = f"skipped: {attempt.detail}" if attempt.status == "skipped" else attempt.detail
+                print_error(PROGRAM, InputError(sentence_about(attempt.encoder, detail)))
     return exit_code(attempts)
 
 
@@ -349,7 +349,7 @@ def _encoders(flags: BenchFlags, questions: Sequence[Question]) -> list[str]:
             f"{flags.data} is not a folder; set --data to the root of the data sets, or compose the embedded data: "
             f"{PROGRAM} demo-data --out work/data"
         )
-    if not any(question.optional for question in questions):
+    if not all(question.optional for question in questions):
         missing = []
         for name in dict.fromkeys(flags.dataset or question.protocol.dataset for question in questions):
             try:
@@ -358,8 +358,20 @@ def _encoders(flags: BenchFlags, questions: Sequence[Question]) -> list[str]:
                 missing.append(error)
             else:
                 return encoders
-        raise missing[0]
+        raise _no_data(flags.data, missing)
     return encoders
+
+
+def _no_data(data: Path, missing: Sequence[InputError]) -> InputError:
+    """What to say of a folder that has none of the data sets that a command asks for."""
+    if is_image_folder(data.parent):
+        return InputError(f"{data} is a part of an image folder; give the folder above it: --data {data.parent}")
+    if len(missing) == 1:
+        return missing[0]
+    return InputError(
+        f"{data} is no image folder with train/ and val/, and has none of the data sets of these benchmarks; "
+        f"{PROGRAM} check-data --data {data} lists what is there and where to get the rest"
+    )
 
 
 def exit_code(attempts: Sequence[Attempt]) -> int:

@@ -18,6 +18,7 @@ from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
 from benchmarks.training.probe_task import ProbeTask
 from benchmarks.training.task import ViewParams
+from results.errors import sentence_about
 from results.schema import Geometry
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def dry_run(sweep: Sweep) -> Iterator[str]:
         try:
             loaded = load(encoder, sweep.name, sweep.facts)
         except InputError as error:
-            yield f"missing    {encoder}: {_one_line(error)}"
+            yield f"refused    {sentence_about(encoder, _one_line(error))}"
             continue
         # Of the first one: what this process has done so far, as a run would.
         loading += time.process_time() if number == 0 else time.monotonic() - started
@@ -358,7 +359,7 @@ def dry_run(sweep: Sweep) -> Iterator[str]:
                 yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
                 yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
                 if isinstance(found, InputError):
-                    yield f"missing    {encoder}: {_one_line(found)}"
+                    yield f"missing    {sentence_about(encoder, _one_line(found))}"
                 else:
                     yield from describe(found, counted)
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
@@ -386,7 +387,7 @@ def plan(sweep: Sweep) -> Iterator[str]:
             try:
                 run = sweep.prepare(question, loaded)
             except InputError as error:
-                skipped.append(f"  skipped  {question.protocol.id}: {_one_line(error)}")
+                skipped.append(f"  skipped  {question.protocol.id}: {str(error).splitlines()[0]}")
                 continue
             if cached_record(run) is None:
                 runs.append(run)

@@ -56,6 +56,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def sentence_about(subject: str, text: str) -> str:
+    """`subject: text`, or the text alone where it begins with the subject."""
+    return text if text.startswith((f"{subject} ", f"{subject}:")) else f"{subject}: {text}"
+
+
 def print_error(program: str, error: BaseException) -> int:
     """Write `program: message` to stderr and return exit code 2, or that of an interrupted program for Ctrl-C.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,8 +185,14 @@ class FeatureStore:
             fault = f"{len(unreadable)} of {len(request.labels)} images of {request.about} cannot be read: {names}"
             if self.options.strict:
                 raise InputError(f"{fault}; repair them or remove them from the lists (reasons in {folder})")
-            log.warning("%s; they are left out, for the reasons in %s/*.json", fault, folder)
+            _warn_once(f"{fault}; they are left out, for the reasons in {folder}/*.json")
         return split
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning, but only for the first of the benchmarks that read the same features."""
+    log.warning("%s", text)
 
 
 def gib(size: float) -> str:

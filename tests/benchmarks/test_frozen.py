@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.__main__ import frozen_suite, main
 from benchmarks.datasets.registry import Dataset
@@ -66,3 +68,39 @@ def test_features_are_extracted_once_and_every_benchmark_leaves_a_record(small_d
 def test_a_protocol_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert frozen(data, tmp_path, "--protocol", "knn.demo") == 2
     assert "frozen takes no --protocol" in capsys.readouterr().err
+
+
+def images_of(root: Path, count: int, splits: tuple[str, ...] = ("train", "val")) -> None:
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for kind in ("round", "square"):
+            (root / split / kind).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / kind / f"{number}.png")
+
+
+def test_a_folder_without_any_data_is_refused_in_one_sentence_before_the_encoder_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert frozen(tmp_path / "empty", tmp_path) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "empty is no image folder with train/ and val/, and has none of the data sets of these bench" in told.err
+    images_of(tmp_path / "own", 1)
+    for part in ("train", "val"):
+        assert frozen(tmp_path / "own" / part, tmp_path) == 2
+        assert f"{part} is a part of an image folder; give the folder above it: --data" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_reported_once_and_not_by_every_benchmark(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images_of(tmp_path / "own", 6)
+    (tmp_path / "own" / "train" / "round" / "0.png").write_bytes(b"")
+    with caplog.at_level("WARNING"):
+        assert frozen(tmp_path / "own", tmp_path) == 0
+    told = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("1 of 12 images of imagefolder train cannot be read: train/round/0.png; they are left")

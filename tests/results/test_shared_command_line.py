@@ -15,7 +15,7 @@ import tyro
 from pydantic import BaseModel, model_validator
 
 from results.command_line import first_sentence, parse, split_command
-from results.errors import InputError
+from results.errors import InputError, sentence_about
 
 GROUPS = {"Tables": {"tables": "Write tables.", "diff": "Compare two."}, "Other": {"lint": "Check a page."}}
 
@@ -156,3 +156,9 @@ def test_ctrl_c_ends_a_command_with_one_line(
     monkeypatch.setattr(program, inside, interrupted)
     assert program.main(arguments) == 130
     assert capsys.readouterr().err.endswith(": interrupted; the same command continues where this one stopped\n")
+
+
+def test_a_message_names_its_file_once() -> None:
+    assert sentence_about("a.pth", "a.pth is cut short; copy it again") == "a.pth is cut short; copy it again"
+    assert sentence_about("a.pth", "it is cut short") == "a.pth: it is cut short"
+    assert sentence_about("a", "a.pth is cut short") == "a: a.pth is cut short"
