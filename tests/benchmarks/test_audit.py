@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from benchmarks.__main__ import main
 from benchmarks.audit import (
     Audit,
+    AuditSample,
     ChannelRanges,
+    _EncoderRuns,
     alarm_levels,
     draw_sample,
     examine,
@@ -28,6 +31,7 @@ from benchmarks.encoders.load import load_encoder, module_encoder
 from benchmarks.encoders.networks import random_resnet
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
+from tests.simulated_cuda import simulated_cuda
 
 HUES = ((200, 60, 60), (60, 60, 200), (120, 200, 60), (60, 200, 120))
 
@@ -246,3 +250,12 @@ def test_wrong_flags_are_one_sentence_before_the_work(
     assert len(said) <= 2  # the fault, then the accepted forms
     assert re.search(fault, said[0])
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_time_of_a_pass_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the time in which the host tells it what to do: the time decides how many images fit the budget."""
+    sample = AuditSample(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), np.zeros(2, np.int64), np.arange(2))
+    with simulated_cuda() as gpu:
+        encoder = load_encoder("pixels").to("cuda")
+        monkeypatch.setattr(gpu, "wait", lambda reason: time.sleep(0.2 if reason == "copied to the CPU" else 0))
+        assert _EncoderRuns(encoder, sample, 0).seconds_per_image >= 0.1
