@@ -39,8 +39,9 @@ ONLY ?=
 flags = $(if $(DRY_RUN),--dry-run) $(ARGS)
 # A path with blanks that is there is one encoder; anything else is a list, in which ? stands for a blank.
 quoted = '$(subst ','\'',$(1))'
+path = $(if $(word 2,$(1)),$(call quoted,$(1)),$(1))# a path with spaces needs quotes; others keep their ~
 encoders = --encoder $(if $(shell test -e $(call quoted,$(1)) && echo whole),$(call quoted,$(1)),$(foreach e,$(1),$(call quoted,$(e))))
-common_flags = $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) \
+common_flags = $(call encoders,$(ENCODER)) --data $(call path,$(or $(DATA),work/data)) $(if $(DATASET),--dataset $(DATASET)) \
 	$(if $(NAME),--name $(call quoted,$(NAME))) $(if $(FACTS),--facts $(FACTS)) $(if $(SET),--set $(SET)) \
 	$(if $(TRIALS),--trials $(TRIALS)) $(flags)
 # Not a target of its own inside bench-all: make runs a line that calls make even under --dry-run.
@@ -87,12 +88,12 @@ lock: $(CORE) $(DEV) ## compile requirements/*.txt from pyproject.toml; UPGRADE=
 
 .PHONY: pretrain cost-table bench-loader
 pretrain: $(CORE) ## pretrain an encoder: RECIPE, DATA, OUT
-	$(PY) -m pretrain --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(if $(OUT),--out $(OUT)) $(flags)
+	$(PY) -m pretrain --recipe $(RECIPE) --data $(call path,$(or $(DATA),work/data/drawings)) $(if $(OUT),--out $(call path,$(OUT))) $(flags)
 
 cost-table: $(CORE) ## time and memory of each mechanism's step: RECIPE
 	$(PY) -m benchmarks cost-table --recipe $(RECIPE) $(ARGS)
 bench-loader: $(CORE) ## images per second of the input pipeline alone: RECIPE, DATA
-	$(PY) -m benchmarks bench-loader --recipe $(RECIPE) --data $(or $(DATA),work/data/drawings) $(ARGS)
+	$(PY) -m benchmarks bench-loader --recipe $(RECIPE) --data $(call path,$(or $(DATA),work/data/drawings)) $(ARGS)
 
 # ---- benchmarks: each takes ENCODER, DATA, PROTOCOL, SET, TRIALS, FACTS, NAME, DRY_RUN ----------------------------
 
@@ -123,11 +124,11 @@ $(TRANSFERRED:%=bench-%): bench-%: $(CORE) $(TRANSFER)
 
 .PHONY: demo-data check-data audit features-gc
 demo-data: $(CORE) ## compose the embedded data into work/data
-	$(PY) -m benchmarks demo-data --out $(or $(DATA),work/data) $(ARGS)
+	$(PY) -m benchmarks demo-data --out $(call path,$(or $(DATA),work/data)) $(ARGS)
 check-data: $(CORE) ## say which data sets are there, missing or damaged: DATA, DATASET
-	$(PY) -m benchmarks check-data --data $(or $(DATA),work/data) $(if $(DATASET),--dataset $(DATASET)) $(ARGS)
+	$(PY) -m benchmarks check-data --data $(call path,$(or $(DATA),work/data)) $(if $(DATASET),--dataset $(DATASET)) $(ARGS)
 audit: $(CORE) ## check that an encoder is what its card says: ENCODER, DATA, FACTS
-	$(PY) -m benchmarks audit $(call encoders,$(ENCODER)) --data $(or $(DATA),work/data) $(if $(FACTS),--facts $(FACTS)) $(ARGS)
+	$(PY) -m benchmarks audit $(call encoders,$(ENCODER)) --data $(call path,$(or $(DATA),work/data)) $(if $(FACTS),--facts $(FACTS)) $(ARGS)
 features-gc: $(CORE) ## list stored features that no record refers to; ARGS=--delete removes them
 	$(PY) -m benchmarks features-gc $(ARGS)
 
@@ -142,7 +143,7 @@ pictures: $(CORE) ## figures of what this machine measured, in work/pictures
 report: $(CORE) ## one HTML file of everything that this machine measured: work/report.html
 	$(PY) -m results report --out work/report.html $(flags)
 zoo-page: $(CORE) ## model-zoo page of an encoder: NAME, OUT
-	$(PY) -m results zoo-page $(if $(NAME),--encoder $(call quoted,$(NAME))) $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(PY) -m results zoo-page $(if $(NAME),--encoder $(call quoted,$(NAME))) $(if $(OUT),--out $(call path,$(OUT))) $(ARGS)
 published-pages: $(CORE) ## the published MoCo v2 pages and the papers' tables, from results/published.csv alone
 	$(PY) -m results zoo-page --published --out work/published
 	$(PY) -m results paper-tables --out work/published/papers

@@ -77,6 +77,14 @@ def test_a_zoo_page_takes_a_name_with_quotes_and_needs_no_name_to_say_what_it_ne
     assert "--encoder" not in planned("zoo-page")
 
 
+@pytest.mark.parametrize("target", ["bench-knn", "bench-frozen", "bench-all", "check-data", "audit", "pretrain"])
+def test_folders_may_have_blanks_in_their_names(target: str) -> None:
+    done = run("make", "--no-print-directory", "-n", target, "DATA=/my own/images", "ENCODER=a.pth", cwd=ROOT)
+    assert "--data '/my own/images' " in done.stdout
+    plain = run("make", "--no-print-directory", "-n", target, "DATA=~/images", "ENCODER=a.pth", cwd=ROOT)
+    assert "--data ~/images " in plain.stdout  # for the shell
+
+
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
     own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     for env, policy in ((own, "passive"), ({**own, "OMP_WAIT_POLICY": "active"}, "active")):
