@@ -175,6 +175,7 @@ def published_figure(model: str, protocol: str | None = None, source: str = "*",
     if not own:
         raise InputError(f"published.csv has no model {model!r}{did_you_mean(model, known)}")
     own = [f for f in own if f.place is not None and f.number is not None and f.comparable(f.place.protocol)]
+    there = dict.fromkeys(f"{f.place.protocol} {f.place.column} of {f.source}" for f in own if f.place)
     own = [f for f in own if fnmatchcase(f.source, source)]
     if protocol is not None:
         wanted = (protocol, f"{protocol}@*")
@@ -183,7 +184,8 @@ def published_figure(model: str, protocol: str | None = None, source: str = "*",
     if column is not None:
         own = [f for f in own if f.place and f.place.column == column]
     if not own:
-        raise InputError(f"published.csv has no figure of {model} that matches these flags and has a protocol")
+        choices = "\n".join(there) or "none of its figures has a protocol that can be run"
+        raise InputError(f"published.csv has no figure of {model} that matches these flags; its figures are\n{choices}")
     for name, values in (
         ("--published", [f.model for f in own]),
         ("--protocol", [f.place.protocol for f in own if f.place]),

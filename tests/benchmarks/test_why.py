@@ -20,6 +20,10 @@ GAP = Gap(FIGURE, 55.7, 54.9, 51.4, "k=20", "k=20", (("temperature 0.07 → 0.5"
 def test_the_published_figure() -> None:
     assert (FIGURE.text, FIGURE.place and FIGURE.place.protocol) == ("55.7", "knn.mmselfsup@1")
     assert published_figure(MODEL, "knn.mmselfsup@1", column="k=200").text == "52.5"
+    with pytest.raises(
+        InputError, match=r"no figure of .* matches these flags; its figures are\n(.*\n)*.* k=20 of MoCo v2"
+    ):
+        published_figure(MODEL, "knn", column="k=21")
     for given, said in (
         (("MoCo v2/resnet50_8xb32-coslr-200",), "did you mean"),
         ((MODEL,), "choose one with --protocol"),
