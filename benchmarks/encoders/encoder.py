@@ -291,9 +291,10 @@ def filled(
             if names
         ]
         fitting = len(needed - set(missing) - set(misshapen))
+        incomplete = " or incomplete" if not unused and not misshapen else ""
         raise InputError(
             f"{source} fills {fitting} of the backbone's {len(needed)} tensors: {'; '.join(faults)}; "
-            "it is a checkpoint of another architecture"
+            f"it is a checkpoint of another architecture{incomplete}"
         )
     integers = [n for n in sorted(needed) if own[n].is_floating_point() and not tensors[n].is_floating_point()]
     if integers:
