@@ -18,7 +18,7 @@ from benchmarks.evaluate import Attempt, Question, Sweep, bench, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command, start_program
-from results.errors import is_out_of_memory, print_error, sentence_about
+from results.errors import first_line, is_out_of_memory, print_error, sentence_about
 from results.options import GROUPS as RESULT_COMMANDS
 from results.options import Verify
 from results.schema import Geometry, Protocol
@@ -113,9 +113,9 @@ def _parse(kind: Any, arguments: Sequence[str], command: str) -> Any:
 
 
 def _bench_command(name: str, arguments: Sequence[str]) -> int:
-    """One benchmark on every encoder. Of a suite, ENCODER and DATA may stand without their flags."""
+    """One benchmark on every encoder."""
     kind = load_task(name)
-    flags, options, task = parse_flags(name, BenchFlags, _with_flags(arguments) if kind.suite else arguments, kind)
+    flags, options, task = parse_flags(name, BenchFlags, arguments, kind)
     if kind.suite and flags.protocol is None:
         return _run(_sweep(replace(flags, dataset=None), options, _suite_questions(task, flags)), flags, summary=True)
     return _run(_sweep(flags, options, [_question(task, flags)]), flags)
@@ -139,12 +139,15 @@ class _NoTask:
 def parse_flags(
     command: str, flags: type[BenchFlags], arguments: Sequence[str], task: type[Any] = _NoTask
 ) -> tuple[Any, RunOptions, Any]:
-    """The flags of a command: its own, the run's options, and the benchmark's own as an instance of its class."""
+    """The flags of a command: its own, the run's options, and the benchmark's own as an instance of its class.
+
+    ENCODER and DATA may stand first without their flags.
+    """
     flat = tyro.conf.arg(name="")
     fields = {"flags": flags, "options": RunOptions, "task": task}
     kind = make_dataclass(command, [(name, Annotated[each, flat]) for name, each in fields.items()], frozen=True)
     kind.__doc__ = flags.__doc__ if task is _NoTask else task.__doc__
-    parsed = _parse(kind, arguments, command)
+    parsed = _parse(kind, _with_flags(arguments), command)
     stated = {name: value for name, _, value in (text.partition("=") for text in parsed.flags.settings)}
     precision = stated.get("precision")
     options = parsed.options.with_precision(precision if precision in get_args(Precision) else None)
@@ -208,7 +211,7 @@ FROZEN_TASKS = ("knn", "logistic", "ncm", "few-shot", "voc-svm", "low-shot-svm")
 
 def _frozen(arguments: Sequence[str]) -> int:
     """Everything that stored features can tell, for one pass over the images: states its plan, then carries it out."""
-    flags, options, _ = parse_flags("frozen", FrozenFlags, _with_flags(arguments))
+    flags, options, _ = parse_flags("frozen", FrozenFlags, arguments)
     if flags.protocol:
         raise InputError(
             "frozen takes no --protocol, because it chooses protocols that share their features; "
@@ -312,7 +315,7 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
         if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
             continue
         refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
-        said = () if refused else (_one_line(attempt.detail),)
+        said = () if refused else (first_line(attempt.detail),)
         log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))

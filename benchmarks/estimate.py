@@ -18,7 +18,7 @@ from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
 from benchmarks.training.probe_task import ProbeTask
 from benchmarks.training.task import ViewParams
-from results.errors import sentence_about
+from results.errors import first_line, sentence_about
 from results.schema import Geometry
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ def plan(sweep: Sweep) -> Iterator[str]:
             try:
                 run = sweep.prepare(question, loaded)
             except InputError as error:
-                skipped.append(f"  skipped  {question.protocol.id}: {str(error).splitlines()[0]}")
+                skipped.append(f"  skipped  {question.protocol.id}: {first_line(str(error))}")
                 continue
             if cached_record(run) is None:
                 runs.append(run)

@@ -56,6 +56,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def first_line(text: str) -> str:
+    """The first line of a message, where the rest is said elsewhere."""
+    return text.partition("\n")[0].rstrip(";")
+
+
 def sentence_about(subject: str, text: str) -> str:
     """`subject: text`, or the text alone where it begins with the subject."""
     return text if text.startswith((f"{subject} ", f"{subject}:")) else f"{subject}: {text}"

@@ -65,6 +65,14 @@ def test_features_are_extracted_once_and_every_benchmark_leaves_a_record(small_d
     assert len(list((tmp_path / "features").iterdir())) == 2  # train and val
 
 
+@pytest.mark.parametrize("command", ["knn", "all", "probes", "dense", "transfer"])
+def test_encoder_and_data_may_stand_without_their_flags_in_every_command(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, ENCODER, str(tmp_path / "nowhere"), "--out", str(tmp_path / "records")]) == 2
+    assert "nowhere is not a folder; set --data to the root of the data sets" in capsys.readouterr().err
+
+
 def test_a_protocol_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert frozen(data, tmp_path, "--protocol", "knn.demo") == 2
     assert "frozen takes no --protocol" in capsys.readouterr().err
