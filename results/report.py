@@ -170,13 +170,15 @@ def _overview(section: Section, maker: TableMaker, styles: EncoderStyles) -> Rep
         first, cells = best
         rows, column, dots = _rows(section, group), group.protocol.primary, []
         tied = [label for (label, _), cell in zip(rows, cells, strict=True) if cell.bold and label != rows[first][0]]
-        leaders.append((headline(group), rows[first][0], tied))
+        if sum(cell.value is not None for cell in cells) > 1:
+            leaders.append((headline(group), rows[first][0], tied))
         unit = " %" if group.protocol.unit == "%" else ""
         for (label, own), cell in zip(rows, cells, strict=True):
             if cell.value is None:
                 continue
             where = "best" if cell.bold else ""
-            if not cell.bold and (found := difference(section.cache, rows[first][1], own, column)) is not None:
+            behind = not cell.bold and label != rows[first][0]  # of a single encoder nothing is bold
+            if behind and (found := difference(section.cache, rows[first][1], own, column)) is not None:
                 form = f".{group.decimals}f"
                 where = f"behind the best by {found.low:{form}} to {found.high:{form}}"
             elif cell.bold and sum(each.bold for each in cells) > 1:

@@ -111,6 +111,15 @@ def test_the_first_lines_say_who_is_best(page: str) -> None:
     assert leading(columns) == "Best in kNN and SVM: A. Best in Low-shot: B. Tied for best in Linear: A, B and C."
 
 
+def test_an_encoder_alone_is_neither_best_nor_behind(tmp_path: Path) -> None:
+    outcomes = accuracy_outcomes(("k=10", "k=20"), 0.5, 3)
+    write_record(tmp_path, record(card("alone"), KNN, outcomes), outcomes)
+    page = report_html(*read_records(tmp_path), [], [])
+    assert "alone" in page
+    assert "behind the best by" not in page
+    assert "Best in" not in page
+
+
 def test_names_are_text(page: str) -> None:
     tags = Elements(page)
     assert len(tags.named("script")) == 1
