@@ -175,16 +175,18 @@ def published_figure(model: str, protocol: str | None = None, source: str = "*",
     if not own:
         raise InputError(f"published.csv has no model {model!r}{did_you_mean(model, known)}")
     own = [f for f in own if f.place is not None and f.number is not None and f.comparable(f.place.protocol)]
-    there = dict.fromkeys(f"{f.place.protocol} {f.place.column} of {f.source}" for f in own if f.place)
+    there = own
     own = [f for f in own if fnmatchcase(f.source, source)]
     if protocol is not None:
         wanted = (protocol, f"{protocol}@*")
         own = [f for f in own if f.place and any(
             fnmatchcase(name, text) for name in (f.place.protocol, f.place.benchmark) for text in wanted)]  # fmt: skip
+    there = own or there
     if column is not None:
         own = [f for f in own if f.place and f.place.column == column]
     if not own:
-        choices = "\n".join(there) or "none of its figures has a protocol that can be run"
+        listed = dict.fromkeys(f"{f.place.protocol} {f.place.column} of {f.source}" for f in there if f.place)
+        choices = "\n".join(listed) or "none of its figures has a protocol that can be run"
         raise InputError(f"published.csv has no figure of {model} that matches these flags; its figures are\n{choices}")
     for name, values in (
         ("--published", [f.model for f in own]),
