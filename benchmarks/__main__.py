@@ -276,8 +276,9 @@ def _probes(arguments: Sequence[str]) -> int:
 
     def names(data: Path) -> tuple[str, ...]:
         # The published attentive probes have views, batches and epochs of their own, so nothing would be shared.
-        small = is_embedded(data) or is_image_folder(data)
-        return ("linear", "multihead", "attentive") if small else ("linear", "multihead")
+        if is_image_folder(data):  # which multihead has no protocol for
+            return "linear", "attentive"
+        return ("linear", "multihead", "attentive") if is_embedded(data) else ("linear", "multihead")
 
     return _together("probes", arguments, names, "linear, multihead or attentive")
 

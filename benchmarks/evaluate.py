@@ -713,7 +713,7 @@ def primary_score(record: Record) -> str:
     value = record.value(column)
     if value is None:
         return f"{column} –"  # noqa: RUF001 - a dash for an empty cell
-    return f"{column} {value:.2f}{record.scores[column].unit}"
+    return f"{column} {value:.2f}{'%' if record.scores[column].unit == '%' else ''}"
 
 
 # ---- a grid whose cells have records of their own --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ from PIL import Image
 
 from benchmarks.__main__ import frozen_suite, main
 from benchmarks.datasets.registry import Dataset
+from benchmarks.evaluate import primary_score
+from benchmarks.label_free import LabelFree
+from results.schema import Score
 from results.store import read_records
+from tests.results.factory_records import card, record
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 
@@ -112,3 +117,18 @@ def test_unreadable_images_are_reported_once_and_not_by_every_benchmark(
     told = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("1 of 12 images of imagefolder train cannot be read: train/round/0.png; they are left")
+
+
+def test_probes_on_own_images_are_those_that_have_a_protocol_for_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images_of(tmp_path / "own", 2)
+    assert main(["probes", ENCODER, str(tmp_path / "own"), "--out", str(tmp_path / "records"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert re.findall(r"^protocol   (\w+)\.imagefolder", told, re.MULTILINE) == ["linear_avgpool", "attentive"]
+    assert "missing" not in told
+
+
+def test_a_score_without_a_unit_is_logged_without_one() -> None:
+    scores = {"RankMe": Score(value=4.306, unit="1", selection="nothing to choose")}
+    assert primary_score(record(card("a"), LabelFree.protocols[0], scores=scores)) == "RankMe 4.31"
