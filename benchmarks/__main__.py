@@ -316,7 +316,7 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
         if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
             continue
         refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
-        said = () if refused else (first_line(attempt.detail),)
+        said = () if refused else (first_line(attempt.detail) if attempt.status == "failed" else attempt.detail,)
         log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
