@@ -33,8 +33,8 @@ class BenchFlags:
     """What every benchmark command takes."""
 
     encoder: tuple[str, ...]
-    """checkpoint of any known layout, a glob of them, torchvision:ARCH[:FILE], timm:NAME[:FILE], random:ARCH[:SEED],
-    package:efficientnet-lite0, pixels, or my_package.my_module:build; one or several"""
+    """checkpoint of any known layout, a glob of them, torchvision:ARCH[:FILE], timm:NAME[:FILE], hf:FOLDER,
+    random:ARCH[:SEED], package:efficientnet-lite0, pixels, or my_package.my_module:build; one or several"""
     data: Path = Path("work/data")
     """root of the data sets, or an image folder with train/ and val/"""
     protocol: str | None = None
