@@ -550,19 +550,19 @@ def _move_encoder(runs: Sequence[Run]) -> None:
     """Move the encoder of these runs to their device."""
     options = runs[0].options
     for run in runs:
-        if run.protocol.params.get("precision", options.precision) == "bf16":
-            _warn_of_slow_bf16(options.device, run.protocol.id)
+        _warn_if_slow(run.protocol.params.get("precision", options.precision), options.device, run.protocol.id)
     runs[0].encoder.to(options.device)
 
 
 @cache
-def _warn_of_slow_bf16(device: str, protocol: str) -> None:
-    """Say that bf16 is slow here. The run keeps it: a protocol at another precision is another protocol."""
-    from pretrain.distributed import has_fast_bf16
+def _warn_if_slow(precision: str, device: str, protocol: str) -> None:
+    """Say that half precision is slow here. The run keeps it: a protocol at another precision is another protocol."""
+    from pretrain.distributed import has_fast_bf16, has_fast_fp16
 
-    if not has_fast_bf16(device):
-        log.warning("%s runs the encoder in bf16, and %s has no bfloat16 arithmetic: this may take 25 times as long as "
-                    "--precision fp32", protocol, device)  # fmt: skip
+    for name, full, is_fast, times in (("bf16", "bfloat16", has_fast_bf16, 25), ("fp16", "float16", has_fast_fp16, 10)):
+        if precision == name and not is_fast(device):
+            log.warning("%s runs the encoder in %s, and %s has no %s arithmetic: this may take %d times as long as "
+                        "--precision fp32", protocol, name, device, full, times)  # fmt: skip
 
 
 @contextmanager

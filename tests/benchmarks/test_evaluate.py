@@ -97,17 +97,22 @@ def test_a_record_of_a_newer_version_is_refused_before_measuring(data: Path, tmp
             cached_record(run)
 
 
-def test_bf16_on_a_cpu_without_it_warns_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from benchmarks.evaluate import _warn_of_slow_bf16
+@pytest.mark.parametrize(("precision", "arithmetic"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_half_precision_on_a_cpu_without_it_warns_once(
+    precision: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from benchmarks.evaluate import _warn_if_slow
 
     for fast, warnings in ((True, 0), (False, 1)):
-        monkeypatch.setattr("pretrain.distributed.has_fast_bf16", lambda _, fast=fast: fast)
-        _warn_of_slow_bf16.cache_clear()
+        monkeypatch.setattr(f"pretrain.distributed.has_fast_{precision}", lambda _, fast=fast: fast)
+        _warn_if_slow.cache_clear()
         for _ in range(2):
-            _warn_of_slow_bf16("cpu", "linear.a@1")
+            _warn_if_slow(precision, "cpu", "linear.a@1")
+            _warn_if_slow("fp32", "cpu", "linear.a@1")
         assert len(caplog.messages) == warnings
-    assert caplog.messages[0].startswith("linear.a@1 runs the encoder in bf16, and cpu has no bfloat16 arithmetic")
-    _warn_of_slow_bf16.cache_clear()
+    says = f"linear.a@1 runs the encoder in {precision}, and cpu has no {arithmetic} arithmetic"
+    assert caplog.messages[0].startswith(says)
+    _warn_if_slow.cache_clear()
 
 
 @pytest.mark.slow
