@@ -260,8 +260,8 @@ def default_workers(device: torch.device | str) -> int:
     """Loader processes of this rank: its share of the machine's cores on a GPU; on a CPU two."""
     if torch.device(device).type != "cuda":
         return CPU_WORKERS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def free_memory(device: torch.device) -> int:

@@ -76,7 +76,7 @@ def print_error(program: str, error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when Python ends
         return CLOSED_PIPE
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write(f"{program}: interrupted; the same command continues where this one stopped\n")
+        sys.stderr.write(f"{program}: interrupted; what it stored is kept, and the same command uses it\n")
         return INTERRUPTED
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -155,7 +155,7 @@ def test_ctrl_c_ends_a_command_with_one_line(
     program = import_module(module)
     monkeypatch.setattr(program, inside, interrupted)
     assert program.main(arguments) == 130
-    assert capsys.readouterr().err.endswith(": interrupted; the same command continues where this one stopped\n")
+    assert capsys.readouterr().err.endswith(": interrupted; what it stored is kept, and the same command uses it\n")
 
 
 def test_a_message_names_its_file_once() -> None:
