@@ -221,11 +221,7 @@ def bench(sweep: Sweep) -> Iterator[Attempt]:
     options = sweep.options
     if options.store:
         require_writable(options)
-    machine = hardware(options.device)
-    log.info(
-        "device %s (%s), precision %s, %d loader processes",
-        options.device, machine.gpu or machine.cpu, options.precision or "of the protocol", options.loaders,
-    )  # fmt: skip
+    log.info("precision %s, %d loader processes", options.precision or "of the protocol", options.loaders)
     names = unique_names(sweep.encoders, sweep.name, sweep.facts)
     with _folders(options) as options:
         sweep = replace(sweep, options=options)

@@ -12,6 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.evaluate import Run, cached_record, load, prepare
 from benchmarks.registry import find_protocol, load_task
 from benchmarks.task import InputError, RunOptions
+from results.command_line import log_device
 from results.store import read_records, record_path
 
 ENCODER = "random:resnet18-w8-k3-nopool:0"
@@ -115,17 +116,16 @@ def test_half_precision_on_a_cpu_without_it_warns_once(
     _warn_if_slow.cache_clear()
 
 
-@pytest.mark.slow
-def test_the_first_log_line_names_device_precision_and_loaders(
+def test_the_log_begins_with_the_device_once_and_then_precision_and_loaders(
     small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    log_device.cache_clear()
     where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
     assert main(["knn", "--encoder", "pixels", "--data", str(small_data), "--device", "cpu", "--workers", "0",
                  "--set", "k=1", *where]) == 0  # fmt: skip
-    first = caplog.messages[0]
-    assert first.startswith("device cpu (")
-    assert first.endswith("precision of the protocol, 0 loader processes")
+    assert caplog.messages[:2] == ["device: cpu", "precision of the protocol, 0 loader processes"]
+    assert [line for line in caplog.messages if line.startswith("device")] == ["device: cpu"]
 
 
 @pytest.mark.parametrize("flag", ["--out", "--features"])
