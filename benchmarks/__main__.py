@@ -14,7 +14,7 @@ import tyro
 
 from benchmarks.datasets.registry import find_dataset, is_embedded, is_image_folder
 from benchmarks.encoders.forms import expand, refuse_at_sight
-from benchmarks.evaluate import Attempt, Question, Sweep, bench, resolve_device
+from benchmarks.evaluate import Attempt, Question, Sweep, bench, require_writable, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
 from benchmarks.task import InputError, Precision, RunOptions
 from results.command_line import first_sentence, missing_extra, parse, split_command, start_program
@@ -332,10 +332,12 @@ def _sweep(flags: BenchFlags, options: RunOptions, questions: Sequence[Question]
     """What the flags ask, with the device that the run has.
 
     Raises:
-        InputError: no encoder can be loaded, or no data is there. That is said before torch is imported, which takes
-            seconds.
+        InputError: no encoder can be loaded, no data is there, or a folder cannot be written. That is said before
+            torch is imported, which takes seconds.
     """
     encoders = _encoders(flags, questions)
+    if not flags.dry_run:
+        require_writable(options)
     if flags.threads is not None:
         import torch
 

@@ -36,7 +36,7 @@ from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from benchmarks.training.task import families
 from pretrain import distributed
-from results.files import write_file
+from results.files import require_writable_folder, write_file
 from results.schema import EncoderCard, Frozen, Geometry, Triple
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,7 @@ def command(
         return 0
     if name and len(encoders) > 1:
         raise InputError(f"--name is for one encoder, but there are {len(encoders)}; leave it out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write reports to {out} ({error.strerror}); choose another with --out") from error
+    require_writable_folder(out, "--out")
     samples = {size: draw_sample(data, size, seed)}
     for spec in encoders:
         loaded = load_encoder(spec, name, facts).to(device)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -46,7 +46,7 @@ from benchmarks.task import (
 from results import store
 from results.command_line import log_device
 from results.errors import is_out_of_memory
-from results.files import DISK_FULL, make_folder
+from results.files import DISK_FULL, require_writable_folder
 from results.schema import (
     LONGEST_NAME,
     DatasetRef,
@@ -219,8 +219,6 @@ def bench(sweep: Sweep) -> Iterator[Attempt]:
     share a pass over the images do.
     """
     options = sweep.options
-    if options.store:
-        require_writable(options)
     log.info("precision %s, %d loader processes", options.precision or "of the protocol", options.loaders)
     names = unique_names(sweep.encoders, sweep.name, sweep.facts)
     with _folders(options) as options:
@@ -316,27 +314,14 @@ def _folders(options: RunOptions) -> Iterator[RunOptions]:
 
 
 def require_writable(options: RunOptions) -> None:
-    """Refuse folders that cannot be written before anything is measured: a file is written into each and removed.
+    """Refuse folders that cannot be written before anything is measured. Under torchrun rank 0 does so for all.
 
     Raises:
         InputError: a folder cannot be made or written.
     """
-    for flag, folder in (("--out", options.records), ("--features", options.features)):
-        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        try:
-            make_folder(folder)
-            with TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-            raise InputError(
-                f"cannot write to {folder}: {existing} is not a writable folder ({error.strerror}); choose another "
-                f"with {flag}"
-            ) from error
-        finally:
-            for parent in missing:
-                with suppress(OSError):  # never made, or in use by another run since
-                    parent.rmdir()
+    if _is_rank_zero():
+        require_writable_folder(options.records, "--out")
+        require_writable_folder(options.features, "--features")
 
 
 # ---- one run, step by step -------------------------------------------------------------------------------------------

@@ -78,8 +78,9 @@ def explain_command(
     if flags.dry_run:
         sys.stdout.write("".join(f"would run {protocol.id}\n" for protocol in protocols))
         return 0
-    from benchmarks.evaluate import load
+    from benchmarks.evaluate import load, require_writable
 
+    require_writable(options)
     encoder = load(flags.encoder, flags.name, flags.facts)
     records = measure_protocols(encoder, protocols, flags.data, flags.dataset, options)
     ends = [record.protocol.id for record in (records[0], records[-1])]
@@ -143,11 +144,12 @@ def why_command(
     if flags.dry_run:
         sys.stdout.write("".join(f"would run  {protocol.id}\n" for protocol in protocols))
         return 0
-    from benchmarks.evaluate import load
+    from benchmarks.evaluate import load, require_writable
     from results.explain import advice, explanation_table, explanations, gap, sentence
     from results.formats import markdown
     from results.store import read_records
 
+    require_writable(options)
     encoder = load(flags.encoder, flags.name, flags.facts)
     records = measure_protocols(encoder, protocols, flags.data, flags.dataset, options)
     ends = (records[0], records[-1])

@@ -12,9 +12,10 @@ import secrets
 import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, overload
 
 from results.errors import InputError
@@ -134,6 +135,32 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def require_writable_folder(folder: Path, flag: str) -> None:
+    """Check that a folder can be made and written: a file is written into it and removed, and so is a new folder.
+
+    Args:
+        flag: with which the user chooses another.
+
+    Raises:
+        InputError: it cannot.
+    """
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        make_folder(folder)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        raise InputError(
+            f"cannot write to {folder}: {existing} is not a writable folder ({error.strerror}); choose another with "
+            f"{flag}"
+        ) from error
+    finally:
+        for parent in missing:
+            with suppress(OSError):  # never made, or in use by another run since
+                parent.rmdir()
 
 
 def remove_partials(folder: Path, path: Path | None = None) -> None:

@@ -231,7 +231,8 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        (["--out", "file/below"], "cannot write reports to .*below"),
+        (["--out", "file/below"], "cannot write to file/below: .*file is not a writable folder"),
+        (["--out", "/proc/self"], "cannot write to /proc/self: .*not a writable folder .*; choose another with --out"),
         (["--seconds", "-5"], "--seconds must be above 0, got -5"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--device", "quantum"], "cannot use the device quantum"),

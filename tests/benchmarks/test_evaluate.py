@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.evaluate import Run, cached_record, load, prepare
+from benchmarks.evaluate import Run, cached_record, load, prepare, require_writable
 from benchmarks.registry import find_protocol, load_task
 from benchmarks.task import InputError, RunOptions
 from results.command_line import log_device
@@ -129,17 +129,43 @@ def test_the_log_begins_with_the_device_once_and_then_precision_and_loaders(
 
 
 @pytest.mark.parametrize("flag", ["--out", "--features"])
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
-    flag: str, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["knn"], ["all"], ["frozen"], ["probes"], ["transfer"],
+        ["explain", "--a", "knn.demo", "--b", "knn.demo", "--set-b", "temperature=0.5"],
+        ["why", "--published", "MoCo v2/resnet50_8xb32-coslr-200e", "--protocol", "knn", "--column", "k=10"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_written_is_refused_before_an_encoder_is_loaded(
+    command: list[str],
+    flag: str,
+    small_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Root may write everywhere, but not in /proc."""
+    monkeypatch.setattr("benchmarks.encoders.load.load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
     folders = {"--out": str(tmp_path / "records"), "--features": str(tmp_path / "features"), flag: "/proc/none"}
     where = [word for pair in folders.items() for word in pair]
-    assert main(["knn", "--encoder", "pixels", "--data", str(small_data), "--device", "cpu", *where]) == 2
-    error = capsys.readouterr().err
-    assert "is not a writable folder (" in error
-    assert f"choose another with {flag}" in error
+    encoder = ["pixels"] if command[0] == "why" else ["--encoder", "pixels"]
+    assert main([command[0], *encoder, *command[1:], "--data", str(small_data), "--device", "cpu", *where]) == 2
+    told = capsys.readouterr()
+    assert "is not a writable folder (" in told.err
+    assert f"choose another with {flag}" in told.err
+    assert len(told.err.splitlines()) == 1
+    assert "plan" not in told.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_leave_the_look_at_the_folders_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunOptions(records=Path("/proc/none"))
+    with pytest.raises(InputError, match="cannot write to /proc/none"):
+        require_writable(options)
+    monkeypatch.setenv("RANK", "1")
+    require_writable(options)
 
 
 def test_an_endless_name_is_refused_before_anything_is_measured() -> None:
