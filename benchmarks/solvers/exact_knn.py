@@ -42,13 +42,16 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and ma
 
 # Queries and gallery rows of one step
 QUERY_BLOCK = 16384  # queries per pass over the gallery: 128 MiB at 2,048 dimensions
-GPU_BLOCKS = 4  # of these in one pass on a GPU, to which every pass copies the whole gallery
+GPU_BLOCKS = 4  # of these at most in one pass on a GPU, to which every pass copies the whole gallery
+_QUERY_BYTES = 16  # of each number of a query on a GPU: in float64, in half precision, and a part in float32
+_CANDIDATE_BYTES = 128  # of each candidate there: numbers, similarities, and the same in the order of the rows
 TILE_ROWS = 16384  # of the gallery on a GPU and by faiss
 QUERY_ROWS = 512  # of one product on a GPU
 CPU_TILE_ROWS = 2048  # of the gallery by torch on a CPU: with CPU_QUERY_ROWS queries the shape of the fastest products
 CPU_QUERY_ROWS = 1280
 _CACHE_BYTES = 2 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
+_GPU_PAIR_BYTES = 32 << 20  # of products that are summed together on a GPU: launching takes less than summing
 _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
 VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
@@ -147,18 +150,17 @@ def search(
         np.empty((len(queries), k)),
         f"{chosen} {str(dtype).removeprefix('torch.')}",
     )
-    blocks = list(queries.tiles(QUERY_BLOCK * (GPU_BLOCKS if device.type == "cuda" else 1)))
     propose, on = (propose_torch, device) if chosen == "torch" else (propose_faiss, torch.device("cpu"))
+    blocks = list(queries.tiles(_block_rows(queries.dim, _kept(gallery, k), on)))
     tile_rows = CPU_TILE_ROWS if chosen == "torch" and device.type == "cpu" else TILE_ROWS
     tiles = Tiles(gallery, dtype, on, tile_rows, again=len(blocks) > 1)
     for start, stop in blocks:
         block = _Block(
             gallery,
-            queries.divided(start, stop, torch.float64, torch.device("cpu")),
-            torch.from_numpy(excluded[start:stop]),
+            queries.divided(start, stop, torch.float64, on),
+            torch.from_numpy(excluded[start:stop]).to(on),
             found.indices[start:stop],
             found.similarities[start:stop],
-            device,
             f"neighbours of {start:,} to {stop:,} of {len(queries):,}",
             track,
         )
@@ -171,12 +173,25 @@ def search(
     return found
 
 
+def _kept(gallery: ScaledRows, k: int) -> int:
+    """Candidates that a proposal keeps of each query."""
+    return min(len(gallery), 2 * k + SPARE)
+
+
+def _block_rows(dim: int, kept: int, device: torch.device) -> int:
+    """Queries of one pass over the gallery. On a GPU they and their candidates fill a quarter of the free memory."""
+    if device.type != "cuda":
+        return QUERY_BLOCK
+    room = free_memory(device) // 4 // (_QUERY_BYTES * dim + _CANDIDATE_BYTES * kept)
+    return min(GPU_BLOCKS * QUERY_BLOCK, max(QUERY_ROWS, room))
+
+
 @dataclass
 class _Block:
     """Queries that pass over the gallery together, until each has its certified neighbours.
 
     Attributes:
-        queries: (Q, D) float64, divided.
+        queries: (Q, D) float64, divided, on the device of the search.
         indices, similarities: (Q, k), where the result goes.
         label: what the progress bar says.
         k: neighbours of each query.
@@ -189,14 +204,14 @@ class _Block:
     excluded: Tensor
     indices: NDArray[np.int64]
     similarities: NDArray[np.float64]
-    device: torch.device
     label: str
     track: Track
 
     def __post_init__(self) -> None:
         self.k = self.indices.shape[1]
-        self.kept = min(len(self.gallery), 2 * self.k + SPARE)
-        self.open = torch.arange(len(self.queries))
+        self.kept = _kept(self.gallery, self.k)
+        self.device = self.queries.device
+        self.open = torch.arange(len(self.queries), device=self.device)
 
     def certify(self, propose: Callable[..., Proposal], tiles: Tiles) -> None:
         """Settle the open queries whose candidates provably hold their k nearest rows."""
@@ -206,7 +221,7 @@ class _Block:
         found = propose(tiles, queries, self.kept, track=self.track, label=self.label)
         excluded = self.excluded[self.open, None]
         if (excluded >= 0).any():
-            found.values[found.indices == excluded] = -torch.inf
+            found.values.masked_fill_(found.indices == excluded, -torch.inf)
         kth = _largest(found.values, self.k)[:, 0]
         if self.kept == len(self.gallery):
             floor = limit = torch.full_like(kth, -torch.inf)
@@ -218,7 +233,7 @@ class _Block:
             limit = floor + found.slack + found.rounding * floor.abs()
         candidates = (found.values > floor[:, None]) & (kth > limit)[:, None]
         indices, scores = self._score(self.open, found.indices, candidates)
-        certified = scores[:, -1] - queries @ self.gallery.centre.double() > limit
+        certified = scores[:, -1] - queries @ self.gallery.centre.to(self.device).double() > limit
         self._write(self.open[certified], indices[certified], scores[certified])
         self.open = self.open[~certified]
 
@@ -234,21 +249,20 @@ class _Block:
 
     def _nearest_in_float64(self, rows: Tensor) -> Tensor:
         """(R, k) gallery rows nearest to the queries in `rows`."""
-        on = self.device if self.device.type == "cuda" else torch.device("cpu")
-        queries, excluded = self.queries[rows].to(on), self.excluded[rows]
+        on, queries, excluded = self.device, self.queries[rows], self.excluded[rows]
         values = torch.empty((len(rows), 0), dtype=torch.float64, device=on)
         indices = torch.empty((len(rows), 0), dtype=torch.int64, device=on)
         for start, stop in self.gallery.tiles(_EXHAUSTIVE_ROWS):
             products = queries @ self.gallery.divided(start, stop, torch.float64, on).T
             own = ((excluded >= start) & (excluded < stop)).nonzero()[:, 0]
-            products[own.to(on), (excluded[own] - start).to(on)] = -torch.inf
+            products[own, excluded[own] - start] = -torch.inf
             # Equal rows may differ in the last bits of a matrix product; a tie must stay a tie.
             values = torch.cat([values, (products / _TIE).round_()], dim=1)
             indices = torch.cat([indices, torch.arange(start, stop, device=on).expand(len(rows), -1)], dim=1)
             # Equal values stand in the order of their rows, and a stable sort keeps it.
             values, order = values.sort(dim=1, descending=True, stable=True)
             values, indices = values[:, : self.k], indices.gather(1, order[:, : self.k])
-        return indices.cpu()
+        return indices
 
     def _score(self, rows: Tensor, indices: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Of the candidates among `indices` (R, any), the k that float64 finds nearest to each query of `rows`.
@@ -263,17 +277,18 @@ class _Block:
         counts = starts.diff()
         shape = len(rows), max(self.k, int(counts.max()))
         place = _places(starts, shape[1], torch.zeros_like(counts))
-        chosen, out = indices.take(positions).long(), torch.zeros(shape, dtype=torch.int64)
-        scores = torch.full(shape, -torch.inf, dtype=torch.float64)
+        chosen, out = indices.take(positions).long(), torch.zeros(shape, dtype=torch.int64, device=self.device)
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=self.device)
         out.put_(place, chosen)
-        scores.put_(place, self.gallery.similarities(chosen, self.queries, rows.repeat_interleave(counts)))
+        of = rows.repeat_interleave(counts, output_size=len(chosen))
+        scores.put_(place, self.gallery.similarities(chosen, self.queries, of))
         scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties by smaller row, as they ascend
         return out.gather(1, order[:, : self.k]), scores[:, : self.k]
 
     def _write(self, rows: Tensor, indices: Tensor, scores: Tensor) -> None:
         """Put the neighbours of the queries `rows` into the result."""
-        self.indices[rows.numpy()] = indices.numpy()
-        self.similarities[rows.numpy()] = scores.numpy()
+        written = rows.cpu().numpy()
+        self.indices[written], self.similarities[written] = indices.cpu().numpy(), scores.cpu().numpy()
 
 
 # ---- candidates by an approximate product ----------------------------------------------------------------------------
@@ -329,7 +344,7 @@ def propose_torch(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = un
     with _full_precision():
         best = (_best_on_gpu if device.type == "cuda" else _survivors)(tiles, q, kept, track, label)
     rounding = torch.finfo(torch.float32 if device.type == "cuda" else dtype).eps / 2
-    return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, dim).cpu(), rounding)
+    return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, dim), rounding)
 
 
 def propose_faiss(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = untracked, label: str = "") -> Proposal:
@@ -384,7 +399,7 @@ class _Best:
         """Values, their gallery rows, ascending, and what no unlisted row exceeds."""
         indices, order = self.indices.sort(dim=1)
         values = self.values.gather(1, order)
-        return values.cpu(), indices.cpu(), values.amin(dim=1).cpu()
+        return values, indices, values.amin(dim=1)
 
 
 def _survivors(tiles: Tiles, q: Tensor, kept: int, track: Track, label: str) -> _Survivors:
@@ -688,30 +703,46 @@ class ScaledRows:
             rows, of: (P,) int64; `of` ascends.
             queries: (Q, D) float64, divided.
         """
-        tile = max(1, _PAIR_BYTES // (8 * self.dim))
-        gallery = torch.empty((min(tile, len(self)), self.dim), dtype=torch.float64)
+        tile = TILE_ROWS if queries.is_cuda else max(1, _PAIR_BYTES // (8 * self.dim))
+        gallery = None if queries.is_cuda else torch.empty((min(tile, len(self)), self.dim), dtype=torch.float64)
+        send = Sender(queries.device)
         # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
         in_tile, order = (rows // tile).to(torch.int32).sort(stable=True)
         present, counts = in_tile.unique_consecutive(return_counts=True)
-        sorted_rows, sorted_of, values = rows.take(order), of.take(order), torch.empty(len(rows), dtype=torch.float64)
+        sorted_rows, sorted_of, values = rows.take(order), of.take(order), queries.new_empty(len(rows))
         last = 0
         for number, count in zip(present.tolist(), counts.tolist(), strict=True):
             pairs = slice(last, last := last + count)
             start, stop = number * tile, min((number + 1) * tile, len(self))
-            part = gallery[: stop - start].copy_(_read(self.features[start:stop]))
-            starts = torch.zeros(len(queries) + 1, dtype=torch.int64)
-            torch.cumsum(sorted_of[pairs].bincount(minlength=len(queries)), 0, out=starts[1:])
-            values[pairs] = _sampled_product(queries, part, starts, sorted_rows[pairs] - start)
-        return torch.empty_like(values).put_(order, values).mul_(torch.from_numpy(self.inverse)[rows])
+            part = _read(self.features[start:stop])
+            part = send(part) if gallery is None else gallery[: stop - start].copy_(part)
+            product = _pairs_on_gpu if queries.is_cuda else _sampled_product
+            values[pairs] = product(queries, part, sorted_of[pairs], sorted_rows[pairs] - start)
+        inverse = sent(torch.from_numpy(self.inverse), rows.device)
+        return torch.empty_like(values).put_(order, values).mul_(inverse[rows])
 
 
-def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-    """Elements of `left @ right.T` at the places that the CSR indices `starts` and `columns` name, and no others."""
+def _sampled_product(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Elements of `left @ right.T` in these rows, which ascend, and columns, and no others."""
+    starts = torch.zeros(len(left) + 1, dtype=torch.int64)
+    torch.cumsum(rows.bincount(minlength=len(left)), 0, out=starts[1:])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         values = left.new_zeros(len(columns))
         where = torch.sparse_csr_tensor(starts, columns, values, (len(left), len(right)), check_invariants=False)
         return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
+
+
+def _pairs_on_gpu(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`_sampled_product` on a GPU, in steps of as many pairs: the order of a GPU's sums depends on the shape alone."""
+    dim = left.shape[1]
+    width = -(-dim // 4) * 4  # whole vectors of four numbers, so that every row begins with one
+    products = left.new_zeros(max(1, _GPU_PAIR_BYTES // (8 * width)), width)
+    out, n = left.new_empty(len(rows)), len(products)
+    for some_rows, some_columns, some in zip(rows.split(n), columns.split(n), out.split(n), strict=True):
+        torch.mul(left[some_rows], right[some_columns], out=products[: len(some), :dim])
+        some.copy_(products.sum(dim=1)[: len(some)])
+    return out
 
 
 def norms(features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -745,24 +776,30 @@ def _true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
         within = _nonzero(words.index_select(0, some).view(flat.dtype))
         shift = several.bit_length() - 1
         positions = (some.index_select(0, within >> shift) << shift) + (within & (several - 1))
-    return positions, torch.searchsorted(positions, torch.arange(len(mask) + 1) * mask.shape[1])
+    rows = torch.arange(len(mask) + 1, device=mask.device)
+    return positions, torch.searchsorted(positions, rows * mask.shape[1])
 
 
 def _nonzero(values: Tensor) -> Tensor:
-    """Where they are; numpy finds the true ones of bools in half the time that torch takes for integers."""
+    """Where they are; numpy finds the true ones of bools in half the time that torch takes for integers on a CPU."""
+    if values.is_cuda:
+        return values.nonzero()[:, 0]
     return torch.from_numpy(values.ne(0).numpy().nonzero()[0])
 
 
 def _largest(values: Tensor, k: int) -> Tensor:
-    """(n, k) largest float32 of each row, the smallest of them first; numpy selects several times as fast as torch."""
+    """(n, k) largest float32 of each row, the smallest of them first."""
+    if values.is_cuda:
+        return values.topk(k, dim=1).values.flip(1)
+    # numpy selects several times as fast as torch on a CPU.
     return torch.from_numpy(np.partition(values.numpy(), -k, axis=1)[:, -k:])
 
 
 def _places(starts: Tensor, width: int, filled: Tensor) -> Tensor:
     """Flat places in (n, width) of ragged rows that begin at `starts`, behind the `filled` columns of each."""
-    counts = starts.diff()
-    offsets = torch.arange(len(counts)) * width + filled - starts[:-1]
-    return torch.arange(int(starts[-1])) + offsets.repeat_interleave(counts)
+    counts, total, device = starts.diff(), int(starts[-1]), starts.device
+    offsets = torch.arange(len(counts), device=device) * width + filled - starts[:-1]
+    return torch.arange(total, device=device) + offsets.repeat_interleave(counts, output_size=total)
 
 
 # ---- votes -----------------------------------------------------------------------------------------------------------

@@ -90,6 +90,40 @@ def test_tiles_of_a_search_do_not_wait(gpu: AnyGpu, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(found.indices, exact_knn(FEATURES, FEATURES[:50], 5).indices)
 
 
+@pytest.mark.parametrize("dim", [DIM, DIM - 1])
+def test_equal_rows_are_equally_similar_on_a_gpu(dim: int, gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they lie, in tiles and in steps of pairs of which the last are not full: ties go to the smaller row."""
+    monkeypatch.setattr(knn, "TILE_ROWS", 250)
+    monkeypatch.setattr(knn, "_GPU_PAIR_BYTES", 8 * DIM * 37)
+    unequal = np.ascontiguousarray(FEATURES[: ROWS // 4, :dim])
+    rows, k = np.tile(unequal, (4, 1)), 10
+    found = exact_knn(rows, unequal, k, device="cuda")
+    expected = exact_knn(rows, unequal, k)
+    assert np.array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(found.similarities, expected.similarities, rtol=1e-14)
+    fours = found.similarities[:, :8].reshape(-1, 2, 4)
+    assert (fours == fours[:, :, :1]).all()
+
+
+def test_candidates_are_scored_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the neighbours of each query come back: their rows, their similarities, and which queries they are of."""
+    monkeypatch.setattr(knn, "_sampled_product", None)  # the CPU's
+    copied: list[int] = []
+    to_numpy = torch.Tensor.numpy
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor, *a: copied.append(tensor.numel()) or to_numpy(tensor, *a))
+    with simulated_cuda():
+        exact_knn(FEATURES, FEATURES[:50], 5, device="cuda")
+    assert max(copied) <= ROWS  # norms of the gallery
+
+
+@pytest.mark.parametrize(("free", "expected"), [(80 << 30, 65536), (16 << 30, 36792), (1 << 20, 512)])
+def test_queries_of_a_pass_fit_the_memory(free: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of 2,048 numbers with 656 candidates each, in a quarter of the free memory."""
+    monkeypatch.setattr(knn, "free_memory", lambda device: free)
+    assert knn._block_rows(2048, 656, torch.device("cuda")) == expected
+    assert knn._block_rows(2048, 656, torch.device("cpu")) == knn.QUERY_BLOCK
+
+
 def test_rows_that_are_sent_wait_for_the_copy_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a host that is quicker than its GPU would hold all of them in page-locked memory."""
     waited: list[ClaimedEvent] = []
