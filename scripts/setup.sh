@@ -18,12 +18,30 @@ find_python() { # 3.11 first: it is the version that the locks were tried with
         echo missing); install it, or name one with PYTHON=/path/to/python3.11."
 }
 
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+need_disk() { # measured with du: all locks together; more than half of it are the CUDA libraries of Linux
+    compgen -G '.venv/lib/python3*/site-packages/torch/version.py' >/dev/null && return
+    local kib=2600000 folder=. free
+    case $(uname -sm) in "Linux x86_64" | "Linux aarch64") kib=6840000 ;; esac
+    if [ -d .venv ]; then # what an interrupted set-up has installed counts
+        folder=.venv/
+        kib=$((kib - $(du -sk "$folder" | cut -f1)))
+    fi
+    free=$(df -Pk "$folder" | awk 'NR == 2 { print $4 }')
+    [ "$free" -ge "$kib" ] || fail "$PWD/.venv needs $(gigabytes "$kib") of disk, and $(gigabytes "$free") are free there; \
+make space, or move this folder to a larger disk."
+}
+
+gigabytes() { awk -v kib="$1" 'BEGIN { printf "%.1f GB", kib * 1024 / 1e9 }'; }
+
+if .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    need_disk
+else
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv."
     "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' ||
         echo "setup: notice: $("$python" -V) is newer than 3.11, the version this project is tested with."
+    need_disk
     "$python" -m venv .venv
 fi
 

@@ -112,6 +112,48 @@ def test_setup_refuses_in_one_sentence(tmp_path: Path, python: str, sentence: st
     assert re.search(sentence, refused.stderr)
 
 
+def with_torch(folder: Path) -> None:
+    """A `.venv` that has a torch: the set-up looks for no more disk."""
+    version = folder / ".venv/lib/python3.11/site-packages/torch/version.py"
+    version.parent.mkdir(parents=True)
+    version.touch()
+
+
+@pytest.mark.parametrize("lock", ["core", "dev", "transfer"])
+def test_setup_refuses_a_full_disk_before_it_makes_or_downloads_anything(tmp_path: Path, lock: str) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    fakes = tmp_path / "fakes"
+    fakes.mkdir()
+    (fakes / "python").write_text(f'#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> {tmp_path}/calls\n')
+    (fakes / "df").write_text("#!/bin/sh\necho header\necho disk 0 0 $FREE 0% /\n")
+    (fakes / "uname").write_text("#!/bin/sh\necho Linux x86_64\n")
+    for fake in fakes.iterdir():
+        fake.chmod(0o755)
+
+    def setup(free: int) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": f"{fakes}:/usr/bin:/bin", "PYTHON": str(fakes / "python"), "FREE": str(free)}
+        return run("bash", script, lock, env=env)
+
+    assert setup(6_839_999).returncode == 2
+    refused = setup(4_000_000)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"setup: {tmp_path}/.venv needs 7.0 GB of disk, and 4.1 GB are free there; "
+        "make space, or move this folder to a larger disk.\n"
+    )
+    assert not (tmp_path / "calls").exists()
+    setup(6_840_000)
+    assert (tmp_path / "calls").read_text() == "-m venv .venv\n"
+
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "downloaded").write_bytes(bytes(100_000_000))  # by a set-up that was interrupted
+    refused = setup(1_000_000)
+    assert "needs 6.9 GB of disk, and 1.0 GB are free" in refused.stderr
+    with_torch(tmp_path)
+    assert "disk" not in setup(0).stderr
+
+
 def setup_calls(folder: Path, lock: str) -> list[str]:
     """What scripts/setup.sh asks of the environment's Python, without doing it."""
     shutil.copytree(ROOT / "requirements", folder / "requirements")
@@ -121,6 +163,7 @@ def setup_calls(folder: Path, lock: str) -> list[str]:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n')
     python.chmod(0o755)
+    with_torch(folder)
     done = run("bash", script, lock, env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     return (folder / "calls").read_text().splitlines()
