@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,6 @@ from results.errors import is_out_of_memory
 from results.schema import Geometry, Params, Protocol, Score, Source
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from benchmarks.datasets.retrieval import Answers
@@ -35,8 +35,9 @@ class RetrievalParams(Params):
     Attributes:
         search: `revisited` has answers in three levels of difficulty; `copies` looks for the original of a copy.
         crop_queries: crop queries to the box of the object, as the authors require.
-        scales: of the image; the normalised features of all scales are averaged.
-        multiple: crop the right and the bottom so that both sides are multiples of this, as a patch embedding does.
+        scales: of the normalised image, interpolated bilinearly; the features of all scales are averaged.
+        multiple: leave out pixels on the right and at the bottom, so that both sides are multiples of this and of the
+            encoder's patch size, as DINO's patch embedding does.
         gem: exponent of the generalised mean of patch tokens that is appended to `embed`; 0 appends nothing.
         depth: database images that are ranked; 0 for all.
     """
@@ -59,6 +60,7 @@ def _protocol(
         params,
         benchmark=f"retrieval_{name}",
         variant=variant,
+        revision=2 if params.search == "revisited" else 1,  # 1 made images smaller by bicubic resampling
         harness="retrieval",
         dataset=dataset,
         train_split="database",
@@ -74,15 +76,16 @@ def _protocol(
 _DINO = Source(
     repository="facebookresearch/dino",
     revision="7c446df",
-    note="eval_image_retrieval.py with ImageNet weights: longer side at most 224, one scale, queries are not cropped",
+    note="eval_image_retrieval.py with ImageNet weights: longer side at most 224 (Lanczos), one scale, queries are not "
+    "cropped",
 )
 _CROPPED = Source(
     repository="filipradenovic/revisitop",
     revision="be39832",
-    note="queries cropped to the box as the authors ask, otherwise as retrieval_roxford5k.dino@1",
+    note="queries cropped to the box as the authors ask, otherwise as retrieval_roxford5k.dino@2",
 )
 # `crop` is the longest side that an image keeps: it is made smaller, never larger, and not cut.
-_LONGEST_224 = Geometry(mode="shorter", resize=0, crop=224, interpolation="bicubic")
+_LONGEST_224 = Geometry(mode="shorter", resize=0, crop=224, interpolation="lanczos")
 _COPIES = RetrievalParams(search="copies", gem=4.0, depth=20)
 PROTOCOLS = (
     *(
@@ -234,55 +237,53 @@ def descriptors(
         InputError: a damaged image, or an encoder that cannot take images of this size.
     """
     import torch
+    from torch.nn import functional as F
+    from torchvision.transforms import functional as TF
 
     from benchmarks.datasets.images import decode
 
     names = {"embed", *({_MAP_COLUMN} if params.gem and encoder.has(_MAP_COLUMN) else ())}
-    prepare = _prepared(protocol.geometry, params)
+    whole = math.lcm(params.multiple, encoder.card.patch_size or 1)
     found: list[NDArray[np.float32]] = []
     with torch.inference_mode():
         for row in progress(range(len(labels)), f"{protocol.benchmark} images", show=options.progress):
             image = decode(labels.paths[row])
             if boxes is not None:
                 image = image.crop(tuple(round(corner) for corner in boxes[row]))  # type: ignore[arg-type]
-            sums = torch.zeros(1)
+            x = encoder.normalise(TF.pil_to_tensor(_resized(image, protocol.geometry))[None])
+            vectors = []
             for scale in params.scales:
+                scaled = x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+                height, width = (max(1, side // whole) * whole for side in scaled.shape[2:])
                 try:
-                    outputs = encoder.outputs(encoder.normalise(prepare(image, scale)), names)
+                    outputs = encoder.outputs(scaled[:, :, :height, :width], names)
                 except (RuntimeError, AssertionError, ValueError) as error:
                     if is_out_of_memory(error):
                         raise
                     size = f"{image.width} by {image.height}"
+                    remedy = "choose an encoder that takes images of any size"
+                    if encoder.card.patch_size is None:
+                        remedy = "add --set multiple=N with its patch size N"
                     raise InputError(
                         f"{encoder.card.name} cannot take {labels.ids[row]} ({size}) under {protocol.id}: "
-                        f"{' '.join(str(error).split())[:200]}; add --set multiple=N with its patch size N"
+                        f"{' '.join(str(error).split())[:200]}; {remedy}"
                     ) from error
                 vector = outputs["embed"].float()[0]
                 if _MAP_COLUMN in names:
                     patches = outputs[_MAP_COLUMN].float()[0].clamp_min(1e-6)
                     vector = torch.cat([vector, patches.pow(params.gem).mean((-2, -1)).pow(1 / params.gem)])
-                sums = sums.to(vector.device) + torch.nn.functional.normalize(vector, dim=0)
-            found.append(torch.nn.functional.normalize(sums, dim=0).cpu().numpy())
+                vectors.append(vector)
+            found.append(F.normalize(torch.stack(vectors).mean(0), dim=0).cpu().numpy())
     return np.stack(found)
 
 
-def _prepared(geometry: Geometry, params: RetrievalParams) -> Callable[[Image.Image, float], torch.Tensor]:
-    """From an image to (1, 3, H, W) uint8: squashed, or with its longer side at most `geometry.crop`."""
-    from PIL import Image
-    from torchvision.transforms import functional as TF
-
+def _resized(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """Squashed, or with its longer side at most `geometry.crop`."""
     from benchmarks.datasets.images import apply_geometry
+    from benchmarks.training.images import RESAMPLE
 
-    def prepare(image: Image.Image, scale: float) -> torch.Tensor:
-        if geometry.mode == "warp":
-            image = apply_geometry(image, geometry)
-        else:
-            image = image.copy()
-            image.thumbnail((geometry.crop, geometry.crop), Image.Resampling.BICUBIC)
-        if scale != 1:
-            size = tuple(max(1, round(side * scale)) for side in image.size)
-            image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
-        width, height = (max(1, side // params.multiple) * params.multiple for side in image.size)
-        return TF.pil_to_tensor(image.crop((0, 0, width, height)))[None]
-
-    return prepare
+    if geometry.mode == "warp":
+        return apply_geometry(image, geometry)
+    image = image.copy()
+    image.thumbnail((geometry.crop, geometry.crop), RESAMPLE[geometry.interpolation])
+    return image

@@ -148,9 +148,15 @@ class Geometry(Frozen):
     mode: Literal["shorter", "warp"]
     resize: int = Field(ge=0)
     crop: int = Field(ge=1)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     border: int = _omitted_at(0, ge=0)
     decoder: Literal["pil", "pil-draft", "simplejpeg", "simplejpeg-scaled", "nvjpeg"] = _omitted_at("pil")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.decoder == "nvjpeg" and self.interpolation == "lanczos":
+            raise ValueError("nvjpeg resizes bilinearly or bicubically: choose another decoder or interpolation")
+        return self
 
 
 def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:

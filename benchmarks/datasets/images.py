@@ -35,7 +35,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # What Pillow's decoders raise for damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-INTERPOLATION = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+INTERPOLATION = {
+    "bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC, "lanczos": InterpolationMode.LANCZOS,
+}  # fmt: skip
 CHUNK_PIXELS = 2**26  # that nvJPEG decodes at a time: 0.2 GB, and up to 0.8 GB in float32 while they are resized
 _END = b"\xff\xd9"  # of a JPEG file
 

@@ -40,7 +40,9 @@ PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], 
 # First part of a seed. Numpy pads seeds with zeros, so a shorter one alone would not differ.
 VIEW, ORDER, ERASE, MIX = 1, 2, 3, 4
 
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
+}  # fmt: skip
 
 
 def view_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

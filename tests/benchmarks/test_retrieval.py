@@ -18,10 +18,11 @@ from benchmarks.datasets.registry import find_dataset
 from benchmarks.datasets.retrieval import Answers, read_ground_truth
 from benchmarks.evaluate import evaluate
 from benchmarks.registry import find_protocol
-from benchmarks.retrieval import levels
+from benchmarks.retrieval import Retrieval, descriptors, levels
 from benchmarks.solvers.average_precision import precision_at, ranks_without_junk, trapezoid_ap
-from benchmarks.task import InputError, RunOptions
+from benchmarks.task import InputError, Labels, RunOptions
 from results.store import read_records
+from tests.builders import small_vit
 
 NAMES = [f"image_{i}" for i in range(12)]
 
@@ -135,9 +136,9 @@ class Colours(nn.Module):
 def test_oxford_end_to_end(oxford: Path, tmp_path: Path) -> None:
     options = RunOptions(progress=False, records=tmp_path / "records", features=tmp_path / "features", device="cpu")
     encoder = Colours()
-    record = evaluate(encoder, "retrieval_roxford5k.standard@1", oxford, options=options)
+    record = evaluate(encoder, "retrieval_roxford5k.standard@2", oxford, options=options)
     assert {(5, 7), (6, 8), (5, 5)} <= set(encoder.sizes[-3:])  # queries are cut to their boxes: 7.5 rounds to even
-    uncut = evaluate(Colours(), "retrieval_roxford5k.dino@1", oxford, options=options)
+    uncut = evaluate(Colours(), "retrieval_roxford5k.dino@2", oxford, options=options)
     labels = {split: find_dataset("roxford5k", oxford).read(split) for split in ("database", "queries")}
 
     def vectors(split: str) -> np.ndarray:
@@ -155,6 +156,44 @@ def test_oxford_end_to_end(oxford: Path, tmp_path: Path) -> None:
         assert uncut.scores[level].value == pytest.approx(100 * np.mean(values))
         assert uncut.scores[level].n == len(values)
     assert record.scores["M"].standard_error is not None
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5**0.5, 0.5)])
+def test_descriptors_are_dinos(scales: tuple[float, ...], tmp_path: Path) -> None:
+    """A Lanczos thumbnail, scales of the normalised image, whole patches only, and the mean of the class tokens."""
+    rng = np.random.default_rng(2)
+    Image.fromarray(rng.integers(0, 255, (90, 131, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    encoder = small_vit(depth=2, patch_size=8, img_size=32)
+    protocol = find_protocol("retrieval_roxford5k.dino@2").changed(geometry={"crop": 60}, scales=scales)
+    labels = Labels(("a",), [tmp_path / "a.png"], ("x",), np.zeros(1, np.int64), (("a",),))
+    params = Retrieval().params(protocol)
+    found = descriptors(encoder, labels, protocol, params, RunOptions(device="cpu", progress=False), None)
+    image = Image.open(tmp_path / "a.png").convert("RGB")
+    image.thumbnail((60, 60), Image.Resampling.LANCZOS)
+    assert image.size == (60, 41)
+    x = encoder.normalise(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
+    total = torch.zeros(24)
+    for scale in scales:
+        size = [int(side * scale) for side in (41, 60)]
+        scaled = x if scale == 1 else nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+        assert list(scaled.shape[2:]) == size
+        rows, columns = (side // 8 * 8 for side in size)
+        with torch.no_grad():
+            total += encoder.outputs(scaled[:, :, :rows, :columns], {"embed"})["embed"][0]
+    assert found[0] == pytest.approx((total / total.norm()).numpy(), abs=1e-6)
+    image = Image.open(tmp_path / "a.png").convert("RGB")
+    image.thumbnail((60, 60), Image.Resampling.BICUBIC)
+    other = encoder.normalise(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
+    assert (other - x).abs().max() > 0.05  # so the filter matters here
+
+
+def test_an_encoder_of_one_image_size_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    labels = Labels(("a",), [tmp_path / "a.png"], ("x",), np.zeros(1, np.int64), (("a",),))
+    protocol = find_protocol("retrieval_roxford5k.dino@2")
+    fixed = small_vit(depth=1, patch_size=8, img_size=32, dynamic_img_size=False)
+    with pytest.raises(InputError, match=r"cannot take a \(40 by 30\).*choose an encoder that takes images of any"):
+        descriptors(fixed, labels, protocol, Retrieval().params(protocol), RunOptions(progress=False), None)
 
 
 def test_copydays_names_photographs_by_four_characters(tmp_path: Path) -> None:
