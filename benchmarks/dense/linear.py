@@ -306,6 +306,8 @@ class DepthParams(ImageHeadParams):
         pad: with zeros on all sides to whole patches of a ViT.
         flip_test: average the depth of a test image and of its mirror image.
         scored_low, scored_high: metres between which a pixel's true depth is scored, and to which depth is clamped.
+        loss_groups: parts of the batch, as on so many GPUs, whose losses are averaged. The loss is no mean over pixels,
+            so that the whole batch has another one.
     """
 
     low: Positive = 1e-3
@@ -323,6 +325,8 @@ class DepthParams(ImageHeadParams):
     flip_test: bool = True
     scored_low: Positive = 1e-3
     scored_high: Positive = 10.0
+    # Left out of the JSON at its default, so that older records keep their hashes.
+    loss_groups: int = Field(1, gt=0, exclude_if=lambda value: value == 1)
 
     def columns(self) -> tuple[str, ...]:
         """Each error of the chosen head, of the published rate's, and of the best on test."""
@@ -332,13 +336,14 @@ class DepthParams(ImageHeadParams):
 
 DEPTH_DINOV3 = DepthParams(
     rates=(3e-5, 1e-4, 3e-4, 1e-3), decay=1e-4, betas=(0.9, 0.99), clip=35.0, warmup=12_800, schedule="one_cycle",
-    iterations=38_400, batch_size=16, high=10.0, published=3e-4, evaluate_every=38_400,
+    iterations=38_400, batch_size=16, high=10.0, published=3e-4, evaluate_every=38_400, loss_groups=8,
 )  # fmt: skip
 DEPTH_DINOV2_HEAD = DEPTH_DINOV3.changed(high=80.0, norm=False, class_token=True, upsample=4)
 DEPTH_DINOV2_LINEAR1 = DEPTH_DINOV2_HEAD.changed(layers="last_raw")
 DEPTH_DINOV2_LINEAR4 = DEPTH_DINOV2_HEAD.changed(layers="even4_raw")
 DEPTH_DEMO = DEPTH_DINOV3.changed(
     rates=(3e-4, 1e-3, 3e-3), crop=(96, 96), iterations=150, warmup=30, batch_size=8, heldout=0.15, evaluate_every=150,
+    loss_groups=1,
 )  # fmt: skip
 
 
@@ -347,6 +352,7 @@ def _depth(variant: str, params: DepthParams, source: Source) -> Protocol:
         params,
         benchmark="nyu_depth_linear",
         variant=variant,
+        revision=1 if variant == "demo" else 2,  # 1 had one loss of the whole batch
         harness="depth-linear",
         dataset="nyu_depth",
         train_split="train",
@@ -368,7 +374,8 @@ DEPTH_PROTOCOLS = (
         Source(
             repository="facebookresearch/dinov3",
             revision="6876159",
-            note="dinov3/eval/depth, configs/config-nyu.yaml, restated; beta1 is 0 during its warm-up, as in its code. "
+            note="dinov3/eval/depth, configs/config-nyu.yaml, restated: 8 GPUs with 2 images and a loss each; beta1 "
+            "is 0 during its warm-up, as in its code. "
             f"{_OWN}",
         ),
     ),
@@ -378,7 +385,7 @@ DEPTH_PROTOCOLS = (
         Source(
             repository="this project",
             note="the head of facebookresearch/dinov2@b8931f7 (hub/depthers.py: class token appended, bins up to 80 m, "
-            "no batch norm, maps enlarged four times) under the training of nyu_depth_linear.dinov3@1; its own is "
+            "no batch norm, maps enlarged four times) under the training of nyu_depth_linear.dinov3@2; its own is "
             "not in its repository. The source takes tokens before the final norm, here they are after it",
         ),
     ),
@@ -390,7 +397,7 @@ DEPTH_PROTOCOLS = (
                 repository="this project",
                 note=f"the head and the features of facebookresearch/dinov2@b8931f7 (hub/depthers.py, layers={blocks}: "
                 f"{features} without the final norm, class token appended, bins up to 80 m, no batch norm, maps "
-                "enlarged four times) under the training of nyu_depth_linear.dinov3@1; its own is not in its "
+                "enlarged four times) under the training of nyu_depth_linear.dinov3@2; its own is not in its "
                 "repository",
             ),
         )
@@ -404,8 +411,8 @@ DEPTH_PROTOCOLS = (
         DEPTH_DEMO,
         Source(
             repository="this project",
-            note="nyu_depth_linear.dinov3@1, short, on the embedded scenes: the depth is the order in which objects "
-            "were painted, composed and not measured",
+            note="nyu_depth_linear.dinov3@2, short and with one loss of a batch, on the embedded scenes: the "
+            "depth is the order in which objects were painted, composed and not measured",
         ),
     ),
 )

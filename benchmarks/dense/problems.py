@@ -342,13 +342,15 @@ class LinearDepthProblem(HeadsProblem):
         return depth_view(decode(self.train.paths[index]), depth, self.params, rng)
 
     def backward(self, logits: Tensor, targets: Tensor, step: int) -> Tensor:
-        valid, loss = targets > 0, masked_loss if logits.is_cuda else scale_invariant_loss
         losses = torch.stack(
             [
-                loss(_resized(depth_of(each, self.params), targets.shape[1:]), targets, valid, warm=step < WARMUP)
+                grouped_loss(
+                    _resized(depth_of(each, self.params), targets.shape[1:]), targets, self.params.loss_groups,
+                    warm=step < WARMUP,
+                )
                 for each in logits
             ]
-        )
+        )  # fmt: skip
         losses.sum().backward()
         return losses.detach()
 
@@ -381,8 +383,21 @@ def depth_of(logits: Tensor, params: DepthParams) -> Tensor:
     return torch.einsum("nkhw,k->nhw", weights / weights.sum(1, keepdim=True), bins)
 
 
+def grouped_loss(predicted: Tensor, truth: Tensor, groups: int, *, warm: bool) -> Tensor:
+    """Mean over parts of a batch (N, H, W) of the scale-invariant loss where the true depth is known."""
+    loss = masked_loss if predicted.is_cuda else scale_invariant_loss
+    count = min(groups, len(truth))
+    parts = zip(predicted.tensor_split(count), truth.tensor_split(count), strict=True)
+    return torch.stack([loss(p, t, t > 0, warm=warm) for p, t in parts]).mean()
+
+
 def scale_invariant_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
-    """sqrt(var(g) + 0.15 mean(g)²) of the log ratios g of all valid pixels; without the variance in the first steps."""
+    """sqrt(var(g) + 0.15 mean(g)²) of the log ratios g of all valid pixels; without the variance in the first steps.
+
+    Next to nothing, and without a gradient, where fewer than two pixels are valid.
+    """
+    if int(valid.sum()) < 2:
+        return (0 * predicted.sum()).clamp(min=1e-6)
     ratio = (predicted[valid] + LOSS_EPS).log() - (truth[valid] + LOSS_EPS).log()
     found = LOSS_MEAN * ratio.mean() ** 2
     if not warm:
@@ -392,12 +407,13 @@ def scale_invariant_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, war
 
 def masked_loss(predicted: Tensor, truth: Tensor, valid: Tensor, *, warm: bool) -> Tensor:
     """`scale_invariant_loss` to rounding, without a tensor whose size a GPU must tell: the host does not wait."""
+    valid = valid & (valid.sum() > 1)  # one pixel alone has no variance
     count = valid.sum()
     ratio = ((predicted + LOSS_EPS).log() - (truth + LOSS_EPS).log()).where(valid, 0)
-    mean = ratio.sum() / count
+    mean = ratio.sum() / count.clamp(min=1)
     found = LOSS_MEAN * mean**2
     if not warm:
-        found = found + (ratio - mean).where(valid, 0).square().sum() / (count - 1)
+        found = found + (ratio - mean).where(valid, 0).square().sum() / (count - 1).clamp(min=1)
     return found.clamp(min=1e-12).sqrt()
 
 

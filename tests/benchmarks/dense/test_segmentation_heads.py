@@ -22,6 +22,7 @@ from benchmarks.dense.problems import (
     depth_of,
     depth_view,
     dropped,
+    grouped_loss,
     masked_loss,
     masked_view,
     on_maps,
@@ -168,6 +169,37 @@ def test_depth_of_bins_and_its_loss() -> None:
     torch.testing.assert_close(grown[1].grad, grown[0].grad)
 
 
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts_losses() -> None:
+    """dinov3 has 8 GPUs with 2 images and a loss each; one loss of all 16 is another number."""
+    draws = torch.Generator().manual_seed(4)
+    spread = torch.rand(16, 1, 1, generator=draws)  # images differ more than their pixels
+    p, t = spread + torch.rand(16, 3, 5, generator=draws), 0.5 + torch.rand(16, 3, 5, generator=draws)
+    t[t < 0.7] = 0
+    for warm in (False, True):
+        expected = []
+        for gpu in range(8):
+            own_p, own_t = p[2 * gpu : 2 * gpu + 2].numpy(), t[2 * gpu : 2 * gpu + 2].numpy()
+            g = np.log(own_p[own_t > 0] + 1e-3) - np.log(own_t[own_t > 0] + 1e-3)
+            expected.append(np.sqrt(0.15 * g.mean() ** 2 + (0 if warm else g.var(ddof=1))))
+        assert float(grouped_loss(p, t, 8, warm=warm)) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert abs(float(grouped_loss(p, t, 1, warm=False)) / float(grouped_loss(p, t, 8, warm=False)) - 1) > 0.02
+    assert float(grouped_loss(p[:3], t[:3], 8, warm=False)) > 0  # a last, smaller batch has fewer parts
+    groups = {v: find_protocol(f"nyu_depth_linear.{v}@2").params["loss_groups"] for v in ("dinov3", "dinov2_linear4")}
+    assert set(groups.values()) == {8}
+    assert "loss_groups" not in find_protocol("nyu_depth_linear.demo@1").params
+
+
+def test_images_without_a_known_depth_neither_count_nor_break_a_loss() -> None:
+    t = torch.zeros(2, 3, 4)
+    t[0, 0, 0] = 1.5
+    for loss in (scale_invariant_loss, masked_loss):
+        p = torch.ones(2, 3, 4, requires_grad=True)
+        found = loss(p, t, t > 0, warm=False)
+        found.backward()
+        assert float(found.detach()) == pytest.approx(1e-6)
+        assert not p.grad.any()
+
+
 def test_a_depth_view_cuts_the_border_and_pads_what_is_small() -> None:
     image = Image.fromarray(np.full((480, 640, 3), 200, np.uint8))
     depth = np.full((480, 640), 3.0, np.float32)
@@ -284,7 +316,7 @@ def test_a_vit_with_patches_of_14_pixels_in_both_tasks(data: Path, tmp_path: Pat
     )
     outcome = run(LinearSegmentation(), segmentation, data, tmp_path / "seg", encoder)
     assert outcome.tensors["weight"].shape == (13, 8)
-    depth = find_protocol("nyu_depth_linear.dinov2_head@1").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
+    depth = find_protocol("nyu_depth_linear.dinov2_head@2").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
     outcome = run(LinearDepth(), depth, data, tmp_path / "depth", encoder)
     assert outcome.tensors["weight"].shape == (256, 16)
     assert "bn.weight" not in outcome.tensors
@@ -349,7 +381,7 @@ def test_the_mean_of_the_last_six_blocks_is_aims() -> None:
 
 def test_dinov2s_depth_head_on_four_blocks(data: Path, tmp_path: Path) -> None:
     for variant, width in (("dinov2_linear1", 2 * 24), ("dinov2_linear4", 8 * 24)):
-        small = find_protocol(f"nyu_depth_linear.{variant}@1").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
+        small = find_protocol(f"nyu_depth_linear.{variant}@2").changed(crop=(64, 64), published=1e-3, **TWO_STEPS)
         outcome = run(LinearDepth(), small, data, tmp_path / variant, tall_vit())
         assert outcome.tensors["weight"].shape == (256, width)
         assert "bn.weight" not in outcome.tensors
@@ -435,7 +467,7 @@ def test_the_published_numbers() -> None:
         "gamma": (0.9, 1.1), "brightness": (0.75, 1.25), "colour": (0.9, 1.1), "flip_test": True,
         "scored_low": 1e-3, "scored_high": 10.0, "class_token": False, "upsample": 1,
     }  # fmt: skip
-    params = find_protocol("nyu_depth_linear.dinov3@1").params
+    params = find_protocol("nyu_depth_linear.dinov3@2").params
     assert {name: params[name] for name in depth} == depth
     knn = find_protocol("ade20k_seg_knn.capi@1")
     assert (knn.geometry.mode, knn.geometry.crop, knn.geometry.interpolation) == ("warp", 224, "bicubic")
