@@ -19,7 +19,7 @@ from benchmarks.__main__ import main, time_text
 from benchmarks.evaluate import Attempt
 from benchmarks.registry import find_protocol
 from benchmarks.task import InputError, RunOptions, Split
-from benchmarks.transfer import KNN, LOGISTIC, NCM, PROTOCOLS, Transfer, validation
+from benchmarks.transfer import KNN, LOGISTIC, NCM, Transfer, validation
 from results.bootstrap import replicates
 from results.rows import EMBEDDED
 from results.store import read_records
@@ -161,13 +161,6 @@ def test_refusals() -> None:
         Transfer().check(protocol("voc2007"), TRAIN.labels, TEST.labels)
     with pytest.raises(InputError, match="needs k=500 neighbours, but train has 150"):
         Transfer().check(protocol(k=500), TRAIN.labels, TEST.labels)
-
-
-def test_the_grid_is_the_sheets() -> None:
-    penalties = find_protocol("transfer_pets.kornblith@2").params["penalties"]
-    assert len(penalties) == 45
-    assert (penalties[0], penalties[-1]) == (pytest.approx(1e-6), pytest.approx(1e5))
-    assert len({p.geometry.model_dump_json() for p in PROTOCOLS if p.variant == "kornblith"}) == 1
 
 
 @pytest.mark.slow

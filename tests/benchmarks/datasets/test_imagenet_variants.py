@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from benchmarks.datasets.imagenet_variants import (
@@ -43,6 +44,25 @@ def test_shipped_lists() -> None:
         assert list(classes_of(name)) == sorted(set(classes_of(name)))
     assert len({*classes_of("imagenet-a"), *classes_of("imagenet-r")}) == 400 - 86
     assert tuple(alexnet_errors()) == CORRUPTIONS
+
+
+def test_shipped_lists_are_timms() -> None:
+    def lines(name: str) -> list[str]:
+        return (Path(timm.__file__).parent / "data/_info" / name).read_text().split()
+
+    assert list(WNIDS) == lines("imagenet_synsets.txt")
+    for letter in "ar":
+        assert list(classes_of(f"imagenet-{letter}")) == lines(f"imagenet_{letter}_synsets.txt")
+        indices = [WNIDS.index(wnid) for wnid in classes_of(f"imagenet-{letter}")]
+        assert indices == list(map(int, lines(f"imagenet_{letter}_indices.txt")))
+
+
+def test_alexnets_errors_are_the_published_ones() -> None:
+    """Table 1 of Hendrycks and Dietterich 2019, in percent."""
+    published = (88.6, 89.4, 92.3, 82.0, 82.6, 78.6, 79.8, 86.7, 82.7, 81.9, 56.5, 85.3, 64.6, 71.8, 60.7)
+    assert tuple(alexnet_errors().values()) == pytest.approx(published, abs=0.051)
+    # The most exact numbers that are published, by severity.
+    assert alexnet_errors()["gaussian_noise"] == pytest.approx(np.mean([69.528, 82.542, 93.554, 98.138, 99.452]))
 
 
 def test_the_shipped_folders_of_objectnet() -> None:

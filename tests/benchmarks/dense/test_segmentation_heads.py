@@ -443,36 +443,3 @@ def _unpadded(encoder: Any) -> Any:
         return {name: encoder.outputs(images, {name})[name] for name in names}
 
     return Encoder(encoder.card, encoder.module, refuse, encoder.names)
-
-
-def test_the_published_numbers() -> None:
-    """Typed from the sources that the protocols name."""
-    segmentation = {
-        "dinov2": {"decay": 1e-4, "dropout": 0.0, "schedule": "poly", "evaluate_every": 10_000, "hue": 0.1},
-        "dinov3": {"decay": 1e-3, "dropout": 0.1, "schedule": "cosine", "evaluate_every": 5000, "hue": 0.5},
-    }
-    common = {
-        "short_side": 512, "ratio": (0.5, 2.0), "crop": 512, "most_of_one_class": 0.75, "flip_p": 0.5,
-        "brightness": 32.0, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "window_stride": 341, "published": 1e-3,
-        "betas": (0.9, 0.999), "warmup": 1500, "iterations": 40_000, "batch_size": 16,
-    }  # fmt: skip
-    for variant, own in segmentation.items():
-        params = find_protocol(f"ade20k_seg_linear.{variant}@1").params
-        assert {name: params[name] for name in (*common, *own)} == common | own
-    assert find_protocol("ade20k_seg_linear.dinov2@1").params["pad"]
-    assert not find_protocol("ade20k_seg_linear.dinov3@1").params["pad"]
-    depth = {
-        "low": 1e-3, "high": 10.0, "published": 3e-4, "betas": (0.9, 0.99), "decay": 1e-4, "clip": 35.0, "norm": True,
-        "iterations": 38_400, "batch_size": 16, "warmup": 12_800, "rotation": 2.5, "crop": (416, 544), "flip_p": 0.5,
-        "gamma": (0.9, 1.1), "brightness": (0.75, 1.25), "colour": (0.9, 1.1), "flip_test": True,
-        "scored_low": 1e-3, "scored_high": 10.0, "class_token": False, "upsample": 1,
-    }  # fmt: skip
-    params = find_protocol("nyu_depth_linear.dinov3@2").params
-    assert {name: params[name] for name in depth} == depth
-    knn = find_protocol("ade20k_seg_knn.capi@1")
-    assert (knn.geometry.mode, knn.geometry.crop, knn.geometry.interpolation) == ("warp", 224, "bicubic")
-    assert (knn.params["k"], knn.params["distances"]) == ((1, 3, 10, 30), ("cosine", "L2"))
-    costs = find_protocol("ade20k_seg_logistic.capi@1").params["costs"]
-    assert costs == pytest.approx(tuple(10 ** np.linspace(-6, 5, 8)))
-    incontext = find_protocol("voc12aug_seg_incontext.hummingbird@1").params
-    assert (incontext["k"], incontext["temperature"]) == (30, 0.02)
