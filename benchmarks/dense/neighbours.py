@@ -106,7 +106,7 @@ class PatchKnn(CapiTask):
     protocols = KNN_PROTOCOLS
 
     def settings(self, params: PatchKnnParams) -> list[dict[str, Any]]:
-        """The distance first, as in the source."""
+        """By distance, then by k."""
         return [{"distance": distance, "k": k} for distance in params.distances for k in params.k]
 
     def predict(
