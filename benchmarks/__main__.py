@@ -220,10 +220,11 @@ def _frozen(arguments: Sequence[str]) -> int:
     sweep = _sweep(flags, options, _all_changed(frozen_suite(flags.data, flags.dataset), flags))
     from benchmarks.estimate import plan
 
-    for line in plan(sweep):
+    planned: list[Attempt] = []
+    for line in plan(sweep, planned):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    return 0 if flags.dry_run else _run(sweep, flags, summary=True)
+    return exit_code(planned) if flags.dry_run else _run(sweep, flags, summary=True)
 
 
 def frozen_suite(data: Path, dataset: str | None = None) -> list[Question]:
@@ -307,17 +308,18 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
     if flags.dry_run:
         from benchmarks.estimate import dry_run
 
-        for line in dry_run(sweep):
+        planned: list[Attempt] = []
+        for line in dry_run(sweep, planned):
             sys.stdout.write(line + "\n")
-        return 0
+        return exit_code(planned)
     attempts, started = [], time.monotonic()
     for attempt in bench(sweep):
         attempts.append(attempt)
         if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
             continue
         refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
-        said = () if refused else (first_line(attempt.detail) if attempt.status == "failed" else attempt.detail,)
-        log.info("%s", "  ".join(filter(None, (attempt.status, attempt.encoder, attempt.protocol, *said))))
+        brief = "" if refused else first_line(attempt.detail)
+        log.info("%s  %s", attempt.status, _attempt_line(replace(attempt, detail=brief)))
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
     else:
@@ -348,7 +350,7 @@ def _sweep(flags: BenchFlags, options: RunOptions, questions: Sequence[Question]
 
 def _encoders(flags: BenchFlags, questions: Sequence[Question]) -> list[str]:
     """The encoders, with globs replaced; raises what `_sweep` names."""
-    encoders = expand(flags.encoder)
+    encoders = expand(flags.encoder, flags.name)
     refuse_at_sight(encoders, flags.facts)
     if not flags.dry_run and not flags.data.is_dir():
         raise InputError(
@@ -395,8 +397,15 @@ def summary_text(attempts: Sequence[Attempt]) -> str:
         own = [attempt for attempt in attempts if attempt.status == status]
         if own:
             lines.append(f"{status}: {len(own)}")
-            lines += [f"  {a.encoder}  {a.protocol}  {_one_line(a.detail)}" for a in own]
+            lines += [f"  {_attempt_line(attempt)}" for attempt in own]
     return "\n".join(lines) + "\n"
+
+
+def _attempt_line(attempt: Attempt) -> str:
+    detail = " ".join(attempt.detail.split())
+    if detail and not attempt.protocol:  # why the encoder could not be loaded
+        return sentence_about(attempt.encoder, detail)
+    return "  ".join(filter(None, (attempt.encoder, attempt.protocol, detail)))
 
 
 def time_text(attempts: Sequence[Attempt], elapsed: float) -> str:
@@ -416,10 +425,6 @@ def time_text(attempts: Sequence[Attempt], elapsed: float) -> str:
     parts = {**phases, "features and all else": max(0.0, elapsed - sum(phases.values()))}
     listed = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in parts.items())
     return f"time: {elapsed:.1f} s for {len(done)} record{'s' * (len(done) != 1)}: {listed}\n"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 # ---- other commands --------------------------------------------------------------------------------------------------

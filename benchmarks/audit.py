@@ -87,12 +87,10 @@ def command(
             raise InputError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     device = str(distributed.own_device(device))
-    encoders = expand(encoder)
+    encoders = expand(encoder, name)
     if dry_run:
         sys.stdout.write(f"would audit {', '.join(encoders)} on {data} for about {seconds:g} s each\n")
         return 0
-    if name and len(encoders) > 1:
-        raise InputError(f"--name is for one encoder, but there are {len(encoders)}; leave it out")
     require_writable_folder(out, "--out")
     samples = {size: draw_sample(data, size, seed)}
     for spec in encoders:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from benchmarks.evaluate import Run, Sweep, cached_record, feature_requests, load
+from benchmarks.evaluate import Attempt, Run, Sweep, cached_record, feature_requests, load, refused
 from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
 from benchmarks.training.probe_task import ProbeTask
@@ -329,24 +329,34 @@ def duration(seconds: float) -> str:
     )
 
 
-def dry_run(sweep: Sweep) -> Iterator[str]:
+def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str]:
     """Lines that say what `bench` would do, and at last the time of all runs together.
 
     Every encoder is loaded once. What several runs of one encoder share is counted for the first of them. Under
     torchrun the first process says this for all.
+
+    Args:
+        attempts: gets what would become of each run if all that can start succeed, in the order of the lines.
+
+    Raises:
+        InputError: the only encoder cannot be loaded.
     """
     if int(os.environ.get("RANK", "0")):
         return
+    attempts = [] if attempts is None else attempts
     seconds, runs, unknown, loading = 0.0, 0, 0, 0.0
-    for number, encoder in enumerate(sweep.encoders):
+    for encoder in sweep.encoders:
         started = time.monotonic()
         try:
-            loaded = load(encoder, sweep.name, sweep.facts)
+            loaded = _loaded(encoder, sweep)
         except InputError as error:
-            yield f"refused    {sentence_about(encoder, _one_line(error))}"
+            if len(sweep.encoders) == 1:
+                raise
+            attempts.append(refused(encoder, "", error))
+            yield f"refused    {_one_line(error)}"
             continue
         # Of the first one: what this process has done so far, as a run would.
-        loading += time.process_time() if number == 0 else time.monotonic() - started
+        loading += time.monotonic() - started if loading else time.process_time()
         prepared: list[Run | InputError] = []
         for question in sweep.questions:
             try:
@@ -359,8 +369,10 @@ def dry_run(sweep: Sweep) -> Iterator[str]:
                 yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
                 yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
                 if isinstance(found, InputError):
+                    attempts.append(refused(loaded.card.name, protocol.id, found, optional=question.optional))
                     yield f"missing    {sentence_about(encoder, _one_line(found))}"
                 else:
+                    attempts.append(Attempt(loaded.card.name, found.protocol.id, "done", ""))
                     yield from describe(found, counted)
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
     if runs:
@@ -371,34 +383,65 @@ def dry_run(sweep: Sweep) -> Iterator[str]:
         )
 
 
+def _loaded(encoder: str, sweep: Sweep) -> Encoder:
+    """One of the encoders.
+
+    Raises:
+        InputError: it cannot be loaded; the message begins with what the user wrote.
+    """
+    try:
+        return load(encoder, sweep.name, sweep.facts)
+    except InputError as error:
+        raise InputError(sentence_about(encoder, str(error))) from error
+
+
 # ---- the frozen suite ------------------------------------------------------------------------------------------------
 
 
-def plan(sweep: Sweep) -> Iterator[str]:
+def plan(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str]:
     """Lines that say what several benchmarks on stored features need of each encoder: images, bytes, and time by part.
 
     Runs of one data set and geometry share one pass over each split. Their features are counted once.
+
+    Args:
+        attempts: as in `dry_run`.
+
+    Raises:
+        InputError: the only encoder cannot be loaded.
     """
+    attempts = [] if attempts is None else attempts
     for encoder in sweep.encoders:
-        loaded = load(encoder, sweep.name, sweep.facts)
+        try:
+            loaded = _loaded(encoder, sweep)
+        except InputError as error:
+            if len(sweep.encoders) == 1:
+                raise
+            attempts.append(refused(encoder, "", error))
+            yield f"refused {_one_line(error)}"
+            continue
+        name = loaded.card.name
         runs: list[Run] = []
-        skipped: list[str] = []
+        rest: list[str] = []
         for question in sweep.questions:
             try:
                 run = sweep.prepare(question, loaded)
+                record = cached_record(run)
             except InputError as error:
-                skipped.append(f"  skipped  {question.protocol.id}: {first_line(str(error))}")
+                attempt = refused(name, question.protocol.id, error, optional=question.optional)
+                attempts.append(attempt)
+                rest.append(f"  {attempt.status:<7}  {question.protocol.id}: {first_line(str(error))}")
                 continue
-            if cached_record(run) is None:
+            attempts.append(Attempt(name, run.protocol.id, "done", ""))
+            if record is None:
                 runs.append(run)
             else:
-                skipped.append(f"  done     {run.protocol.id} has a record")
-        yield f"plan for {loaded.card.name} on {sweep.options.device}"
+                rest.append(f"  done     {run.protocol.id} has a record")
+        yield f"plan for {name} on {sweep.options.device}"
         loaded.to(sweep.options.device)
         with _counted() as counted:
             for group in _by_extraction(runs):
                 yield from _planned(group, counted)
-        yield from skipped
+        yield from rest
         yield f"  total    about {duration(counted.seconds)}" + (
             ", without the parts of unknown time" if counted.unknown else ""
         )

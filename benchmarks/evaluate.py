@@ -227,7 +227,7 @@ def bench(sweep: Sweep) -> Iterator[Attempt]:
             try:
                 loaded = load(encoder, names.get(encoder), sweep.facts)
             except InputError as error:
-                yield _refused(encoder, "", error)
+                yield refused(encoder, "", error)
                 continue
             log.info("%d of %d  %s", number, len(sweep.encoders), loaded.card.name)
             yield from _bench_one(loaded, sweep)
@@ -242,7 +242,7 @@ def _bench_one(encoder: Encoder, sweep: Sweep) -> Iterator[Attempt]:
             run = sweep.prepare(question, encoder)
             record = cached_record(run)
         except InputError as error:
-            yield _refused(name, question.protocol.id, error, optional=question.optional)
+            yield refused(name, question.protocol.id, error, optional=question.optional)
             continue
         except Exception as error:
             log.exception("%s could not be prepared for %s", name, question.protocol.id)
@@ -263,7 +263,8 @@ def _bench_one(encoder: Encoder, sweep: Sweep) -> Iterator[Attempt]:
             advance(_images(group))
 
 
-def _refused(encoder: str, protocol: str, error: InputError, *, optional: bool = False) -> Attempt:
+def refused(encoder: str, protocol: str, error: InputError, *, optional: bool = False) -> Attempt:
+    """An attempt that was skipped or has failed because the input cannot be used."""
     skipped = optional or isinstance(error, NotApplicableError)
     return Attempt(encoder, protocol, "skipped" if skipped else "failed", str(error), user_error=True)
 
@@ -279,7 +280,7 @@ def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
     try:
         records = measure(runs)
     except InputError as error:
-        yield from [_refused(name, run.protocol.id, error) for run in runs]
+        yield from [refused(name, run.protocol.id, error) for run in runs]
         return
     except Exception as error:
         log.exception("%s failed under %s", name, ", ".join(run.protocol.id for run in runs))
@@ -748,8 +749,6 @@ def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]
     """
     if len(encoders) == 1:
         return {encoders[0]: name}
-    if name:
-        raise InputError(f"--name names one encoder, but there are {len(encoders)}")
     cards: dict[str, EncoderCard] = {}
     for encoder in encoders:
         with suppress(InputError):  # its measurement says why

@@ -269,7 +269,7 @@ def split_up(command: list[str]) -> tuple[list[list[str]], int]:
     from benchmarks.evaluate import load, unique_names
 
     flags = parse_flags("all", AllFlags, command[at + 3 :])[0]
-    encoders = expand(flags.encoder)
+    encoders = expand(flags.encoder, flags.name)
     named, bad = unique_names(encoders, flags.name, flags.facts), 0
     for encoder in encoders:
         if encoder in named and len(encoders) > 1:  # a single one was not loaded for its name

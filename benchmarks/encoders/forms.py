@@ -239,11 +239,14 @@ def parse_architecture(text: str) -> Architecture:
     return architecture
 
 
-def expand(encoders: Iterable[str]) -> list[str]:
+def expand(encoders: Iterable[str], name: str | None = None) -> list[str]:
     """Replace globs by the matching files, in order. Names of existing files are never taken for globs.
 
+    Args:
+        name: the user's name of the encoder in tables.
+
     Raises:
-        InputError: a glob that matches nothing.
+        InputError: a glob that matches nothing, or a name for several encoders.
     """
     found: list[str] = []
     for encoder in encoders:
@@ -255,6 +258,8 @@ def expand(encoders: Iterable[str]) -> list[str]:
         if not matches:
             raise InputError(f"no file matches {encoder!r}; correct the pattern, and quote it")
         found.extend(matches)
+    if name and len(found) > 1:
+        raise InputError(f"--name is for one encoder, but there are {len(found)}; leave it out")
     return found
 
 

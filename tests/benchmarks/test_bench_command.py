@@ -88,6 +88,36 @@ def test_a_bad_encoder_does_not_stop_the_others(data: Path, tmp_path: Path, caps
     assert [r.encoder.name for r in records(tmp_path)] == ["raw pixels"]
 
 
+def test_a_dry_run_refuses_what_the_run_would_after_the_plan_of_the_others(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no weights")
+    dry = ("--dry-run", "--set", "k=1")
+    assert run("knn", small_data, tmp_path, *dry, encoder=(str(broken), "no_such_file.pth", "pixels")) == 2
+    told = capsys.readouterr().out
+    assert f"refused    {broken} is neither a torch" in told
+    assert "refused    no_such_file.pth: encoder file not found" in told
+    assert "would run  raw pixels under knn.demo@1" in told
+    assert run("knn", small_data, tmp_path, *dry, encoder=(str(broken),)) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"encoder-bench: {broken}")
+    assert run("multihead", small_data, tmp_path, "--dry-run", encoder=("pixels",)) == 2  # which has no maps
+    assert "missing    pixels: raw pixels has none of feature1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["knn", "frozen", "audit"])
+def test_one_name_for_two_encoders_is_refused_before_the_plan(
+    command: str, small_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "--encoder", "pixels", ENCODER, "--name", "one", "--data", str(small_data), "--dry-run"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "--name is for one encoder, but there are 2; leave it out" in told.err
+
+
 @pytest.mark.slow
 def test_a_harness_that_fails_leaves_a_failed_record_which_is_retried(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

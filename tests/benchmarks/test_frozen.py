@@ -43,6 +43,28 @@ def test_the_plan_counts_images_and_bytes_and_a_dry_run_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_encoder_that_is_refused_does_not_stop_the_plan_or_the_run_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images_of(tmp_path / "own", 4)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no weights")
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features")]
+    words = ["--data", str(tmp_path / "own"), "--device", "cpu", "--workers", "0", *where]
+    for dry in (["--dry-run"], []):
+        assert main(["frozen", "--encoder", str(broken), ENCODER, *words, *dry]) == 2
+        told = capsys.readouterr().out
+        assert f"refused {broken} is neither a torch" in told
+        assert "plan for random init" in told
+        assert "measure  ncm.imagefolder@1" in told
+    assert f"failed: 1\n  {broken} is neither" in told
+    assert "done: 5" in told
+    assert main(["frozen", str(broken), *words]) == 2
+    refused = capsys.readouterr()
+    assert refused.out == ""
+    assert refused.err.startswith(f"encoder-bench: {broken} is neither a torch")
+
+
 def test_each_split_is_listed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[tuple[str, str]] = []
     read = Dataset.read
