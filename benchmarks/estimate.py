@@ -368,12 +368,13 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
                 protocol = question.protocol
                 yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
                 yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
-                if isinstance(found, InputError):
-                    attempts.append(refused(loaded.card.name, protocol.id, found, optional=question.optional))
-                    yield f"missing    {sentence_about(encoder, _one_line(found))}"
+                error, lines = (found, []) if isinstance(found, InputError) else _described(found, counted)
+                if error:
+                    attempts.append(refused(loaded.card.name, protocol.id, error, optional=question.optional))
+                    yield f"missing    {sentence_about(encoder, _one_line(error))}"
                 else:
-                    attempts.append(Attempt(loaded.card.name, found.protocol.id, "done", ""))
-                    yield from describe(found, counted)
+                    attempts.append(Attempt(loaded.card.name, protocol.id, "done", ""))
+                    yield from lines
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
     if runs:
         yield (
@@ -381,6 +382,14 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
             f"{duration(loading)} of it to start and to load encoders"
             + (", without the parts of unknown time" if unknown else "")
         )
+
+
+def _described(run: Run, counted: Counted) -> tuple[InputError | None, list[str]]:
+    """What is wrong with the encoder's outputs, such as maps of another size, or the lines of `describe`."""
+    try:
+        return None, describe(run, counted)
+    except InputError as error:
+        return error, []
 
 
 def _loaded(encoder: str, sweep: Sweep) -> Encoder:
@@ -431,20 +440,37 @@ def plan(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str]:
                 attempts.append(attempt)
                 rest.append(f"  {attempt.status:<7}  {question.protocol.id}: {first_line(str(error))}")
                 continue
-            attempts.append(Attempt(name, run.protocol.id, "done", ""))
             if record is None:
                 runs.append(run)
             else:
+                attempts.append(Attempt(name, run.protocol.id, "cached", ""))
                 rest.append(f"  done     {run.protocol.id} has a record")
         yield f"plan for {name} on {sweep.options.device}"
         loaded.to(sweep.options.device)
         with _counted() as counted:
             for group in _by_extraction(runs):
-                yield from _planned(group, counted)
+                yield from _planned_or_refused(group, counted, attempts)
         yield from rest
         yield f"  total    about {duration(counted.seconds)}" + (
             ", without the parts of unknown time" if counted.unknown else ""
         )
+
+
+def _planned_or_refused(runs: Sequence[Run], counted: Counted, attempts: list[Attempt]) -> Iterator[str]:
+    """The lines of runs that share their extraction; what this encoder cannot give is refused and stops no other."""
+    name = runs[0].encoder.card.name
+    try:
+        lines = list(_planned(runs, counted))
+    except InputError as error:
+        if len(runs) > 1:
+            for run in runs:
+                yield from _planned_or_refused([run], counted, attempts)
+            return
+        attempts.append(refused(name, runs[0].protocol.id, error))
+        lines = [f"  {attempts[-1].status:<7}  {runs[0].protocol.id}: {first_line(str(error))}"]
+    else:
+        attempts += [Attempt(name, run.protocol.id, "done", "") for run in runs]
+    yield from lines
 
 
 def _by_extraction(runs: Sequence[Run]) -> list[list[Run]]:

@@ -320,7 +320,7 @@ def widths(encoder: Encoder, geometry: Geometry, outputs: Outputs) -> dict[str, 
     """D of each output's (N, D) features, from one blank image.
 
     Raises:
-        InputError: a pooling kernel does not fit the encoder's maps.
+        NotApplicableError: a pooling kernel does not fit the encoder's maps.
     """
     blank = torch.zeros(1, 3, geometry.crop, geometry.crop, dtype=torch.uint8)
     with torch.inference_mode():

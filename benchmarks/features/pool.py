@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.task import FEATURE_MAPS, InputError
+from benchmarks.task import FEATURE_MAPS, NotApplicableError
 from results.schema import Frozen
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def pool(maps: Tensor, pooling: Pooling) -> Tensor:
     """(N, C, H, W) maps to (N, C * rows * columns) vectors, channel-major; those of `PatchRows` are position-major.
 
     Raises:
-        InputError: the maps do not have the size that a fixed kernel is for.
+        NotApplicableError: the maps do not have the size that a fixed kernel is for.
     """
     from torch.nn import functional  # declaring protocols with these models must not need torch
 
@@ -83,7 +83,7 @@ def pool(maps: Tensor, pooling: Pooling) -> Tensor:
         return functional.adaptive_avg_pool2d(maps, pooling.grid).flatten(1)
     height, width = maps.shape[2:]
     if (height, width) != (pooling.size, pooling.size):
-        raise InputError(
+        raise NotApplicableError(
             f"the {pooling.kernel}x{pooling.kernel} pooling kernel is for {pooling.size}x{pooling.size} maps, but this "
             f"encoder gives {height}x{width}; choose a protocol with adaptive grids"
         )
