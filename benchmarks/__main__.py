@@ -224,7 +224,9 @@ def _frozen(arguments: Sequence[str]) -> int:
     for line in plan(sweep, planned):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    return exit_code(planned) if flags.dry_run else _run(sweep, flags, summary=True)
+    if flags.dry_run or not any(attempt.status in ("done", "cached") for attempt in planned):
+        return _ended(planned)
+    return _run(sweep, flags, summary=True)
 
 
 def frozen_suite(data: Path, dataset: str | None = None) -> list[Question]:
@@ -244,14 +246,13 @@ def frozen_suite(data: Path, dataset: str | None = None) -> list[Question]:
             if embedded
             else [p for p in task.protocols if p.dataset == wanted]
         )
-        svm = name.endswith("-svm")
-        if not own and svm and wanted == "imagenet":
+        if not own and name.endswith("-svm") and wanted == "imagenet":
             own = list(task.protocols[:1])  # on data of its own, where that is there
         if not own:
             continue
         shape = shape or own[0].geometry
         chosen = next((p for p in own if p.geometry == shape), own[0])
-        found.append(Question(task, chosen, optional=svm))
+        found.append(Question(task, chosen, optional=True))
     if not found:
         raise InputError(
             f"frozen has no protocol for {wanted}; use --dataset imagefolder, or one of {', '.join(TASK_NAMES)}"
@@ -311,7 +312,7 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
         planned: list[Attempt] = []
         for line in dry_run(sweep, planned):
             sys.stdout.write(line + "\n")
-        return exit_code(planned)
+        return _ended(planned)
     attempts, started = [], time.monotonic()
     for attempt in bench(sweep):
         attempts.append(attempt)
@@ -322,11 +323,19 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
         log.info("%s  %s", attempt.status, _attempt_line(replace(attempt, detail=brief)))
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
-    else:
-        for attempt in attempts:
-            if attempt.status in ("failed", "skipped"):
-                detail = f"skipped: {attempt.detail}" if attempt.status == "skipped" else attempt.detail
-                print_error(PROGRAM, InputError(sentence_about(attempt.encoder, detail)))
+        return _ended(attempts)
+    for attempt in attempts:
+        if attempt.status in ("failed", "skipped"):
+            detail = f"skipped: {attempt.detail}" if attempt.status == "skipped" else attempt.detail
+            print_error(PROGRAM, InputError(sentence_about(attempt.encoder, detail)))
+    return exit_code(attempts)
+
+
+def _ended(attempts: Sequence[Attempt]) -> int:
+    """The exit code, after a sentence where nothing can be measured and each reason has been given."""
+    if attempts and all(attempt.status == "skipped" for attempt in attempts):
+        sys.stdout.flush()
+        return print_error(PROGRAM, InputError("nothing can be measured here, for the reasons above"))
     return exit_code(attempts)
 
 
@@ -352,42 +361,44 @@ def _encoders(flags: BenchFlags, questions: Sequence[Question]) -> list[str]:
     """The encoders, with globs replaced; raises what `_sweep` names."""
     encoders = expand(flags.encoder, flags.name)
     refuse_at_sight(encoders, flags.facts)
-    if not flags.dry_run and not flags.data.is_dir():
+    if not flags.data.is_dir():
         raise InputError(
             f"{flags.data} is not a folder; set --data to the root of the data sets, or compose the embedded data: "
             f"{PROGRAM} demo-data --out work/data"
         )
-    if not all(question.optional for question in questions):
-        missing = []
-        for name in dict.fromkeys(flags.dataset or question.protocol.dataset for question in questions):
-            try:
-                find_dataset(name, flags.data)
-            except InputError as error:
-                missing.append(error)
-            else:
-                return encoders
-        raise _no_data(flags.data, missing)
-    return encoders
+    missing = []
+    for name in dict.fromkeys(flags.dataset or question.protocol.dataset for question in questions):
+        try:
+            find_dataset(name, flags.data)
+        except InputError as error:
+            missing.append(error)
+        else:
+            return encoders
+    raise _no_data(flags.data, missing, questions)
 
 
-def _no_data(data: Path, missing: Sequence[InputError]) -> InputError:
+def _no_data(data: Path, missing: Sequence[InputError], questions: Sequence[Question]) -> InputError:
     """What to say of a folder that has none of the data sets that a command asks for."""
     if is_image_folder(data.parent):
         return InputError(f"{data} is a part of an image folder; give the folder above it: --data {data.parent}")
     if len(missing) == 1:
         return missing[0]
+    takes_image_folders = any(p.dataset == "imagefolder" for question in questions for p in question.task.protocols)
     return InputError(
-        f"{data} is no image folder with train/ and val/, and has none of the data sets of these benchmarks; "
-        f"{PROGRAM} check-data --data {data} lists what is there and where to get the rest"
+        f"{data} {'is no image folder with train/ and val/, and ' if takes_image_folders else ''}has none of the data "
+        f"sets of these benchmarks; {PROGRAM} check-data --data {data} lists what is there and where to get the rest"
     )
 
 
 def exit_code(attempts: Sequence[Attempt]) -> int:
-    """0, or 1 where the program failed, or 2 where the input could not be used or nothing could be measured."""
+    """0, or 1 where the program failed, or 2 where the input could not be used or nothing could be measured.
+
+    Without attempts it is 0: of a dry run under torchrun only the first rank speaks.
+    """
     failed = [attempt for attempt in attempts if attempt.status == "failed"]
     if failed:
         return 2 if all(attempt.user_error for attempt in failed) else 1
-    return 0 if any(attempt.status in ("done", "cached") for attempt in attempts) else 2
+    return 2 if attempts and all(attempt.status == "skipped" for attempt in attempts) else 0
 
 
 def summary_text(attempts: Sequence[Attempt]) -> str:

@@ -368,10 +368,10 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
                 protocol = question.protocol
                 yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
                 yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
-                error, lines = (found, []) if isinstance(found, InputError) else _described(found, counted)
-                if error:
-                    attempts.append(refused(loaded.card.name, protocol.id, error, optional=question.optional))
-                    yield f"missing    {sentence_about(encoder, _one_line(error))}"
+                fault, lines = (found, []) if isinstance(found, InputError) else _described(found, counted)
+                if fault:
+                    attempts.append(refused(loaded.card.name, protocol.id, fault, optional=question.optional))
+                    yield f"missing    {sentence_about(encoder, _one_line(fault))}"
                 else:
                     attempts.append(Attempt(loaded.card.name, protocol.id, "done", ""))
                     yield from lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from tests.results.factory_records import card, record
 ENCODER = "random:resnet18-w8-k3-nopool:0"
 
 
-def frozen(data: Path, out: Path, *flags: str) -> int:
+def frozen(data: Path, out: Path, *flags: str, encoder: str = ENCODER) -> int:
     where = ["--out", str(out / "records"), "--features", str(out / "features"), "--device", "cpu", "--workers", "0"]
-    return main(["frozen", ENCODER, str(data), *where, *flags])
+    return main(["frozen", encoder, str(data), *where, *flags])
 
 
 def test_the_plan_counts_images_and_bytes_and_a_dry_run_writes_nothing(
@@ -63,6 +64,48 @@ def test_an_encoder_that_is_refused_does_not_stop_the_plan_or_the_run_of_the_oth
     refused = capsys.readouterr()
     assert refused.out == ""
     assert refused.err.startswith(f"encoder-bench: {broken} is neither a torch")
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], pytest.param([], marks=pytest.mark.slow)])
+def test_on_a_voc_devkit_alone_the_svms_run_and_the_rest_is_skipped(
+    flags: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data / "VOCdevkit", tmp_path / "voc" / "VOCdevkit")
+    assert frozen(tmp_path / "voc", tmp_path, *flags, encoder="random:resnet18") == 0
+    told = capsys.readouterr().out
+    assert "measure  voc07_svm.mmselfsup@1" in told
+    for protocol in ("knn.mmselfsup@1", "logistic.imagenet@1", "ncm.imagenet@1", "few_shot.imagenet@1"):
+        assert f"skipped  {protocol}: data set imagenet not found: " in told
+    assert "failed" not in told
+    if not flags:
+        assert "done: 1\n" in told
+        assert "skipped: 5\n" in told  # the low-shot SVMs want more positives
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_an_encoder_whose_maps_do_not_fit_the_svms_is_measured_by_the_rest(
+    flags: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data / "VOCdevkit", tmp_path / "root" / "VOCdevkit")
+    images_of(tmp_path / "root" / "imagenet", 2)
+    assert frozen(tmp_path / "root", tmp_path, *flags) == 0
+    told = capsys.readouterr().out
+    assert "measure  ncm.imagenet@1" in told
+    assert "skipped  voc07_svm.mmselfsup@1: the 16x16 pooling kernel is for 56x56 maps" in told
+    assert "failed" not in told
+
+
+def test_nothing_to_measure_is_said_in_one_sentence_after_the_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images_of(tmp_path / "own", 2)
+    (tmp_path / "own" / "val" / "round").rename(tmp_path / "own" / "val" / "oval")
+    for flags in (["--dry-run"], []):
+        assert frozen(tmp_path / "own", tmp_path, *flags) == 2
+        told = capsys.readouterr()
+        assert told.out.count("  skipped  ") == 5
+        assert told.out.count("train does not have; the folders must match") == 5
+        assert told.err == "encoder-bench: nothing can be measured here, for the reasons above\n"
 
 
 def test_each_split_is_listed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,6 +224,8 @@ def test_a_classifier_is_scored_on_every_test_set(tmp_path: Path, monkeypatch: p
     asked: list[str] = []
     monkeypatch.setattr("benchmarks.__main__._run", lambda sweep, *_, **__: asked.extend(
         question.protocol.id for question in sweep.questions) or 0)  # fmt: skip
+    assert main(["robustness", "pixels", str(tmp_path)]) == 2  # no data
+    (tmp_path / "imagenet").mkdir()
     assert main(["robustness", "pixels", str(tmp_path), "--classifier", "net.pth"]) == 0
     assert asked == [f"robustness_{name}.own@1" for name in ("val", "real", "v2", "a", "r", "sketch", "objectnet", "c")]
     asked.clear()
