@@ -11,16 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms import functional as TF
 
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.dense.linear import DEPTH_DINOV3, DINOV2, DINOV3, HeadParams, LinearDepth, LinearSegmentation
 from benchmarks.dense.masks import VOID, MaskFormat
 from benchmarks.dense.problems import (
     HeadsModel,
+    LinearDepthProblem,
     LinearSegmentationProblem,
     backward_pixels,
     depth_of,
     depth_view,
+    distorted,
     dropped,
     grouped_loss,
     masked_loss,
@@ -31,7 +34,7 @@ from benchmarks.dense.problems import (
     short_side_size,
     windows,
 )
-from benchmarks.dense.training import choose_map, head_bank
+from benchmarks.dense.training import HeadsState, TrainedHeads, choices, choose_map, head_bank
 from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.encoders.timm_models import even_blocks
@@ -148,6 +151,76 @@ def test_a_view_moves_image_and_mask_alike() -> None:
     assert strong.image.dtype == torch.uint8
 
 
+def test_a_crop_is_drawn_again_while_one_class_covers_three_quarters() -> None:
+    mask = np.repeat([[0] * 32 + [1] * 32], 64, 0).astype(np.uint8)
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    params = DINOV3.changed(short_side=64, ratio=(1, 1), crop=32)
+
+    def shares(mask: np.ndarray, **changes: Any) -> list[float]:
+        views = (masked_view(image, mask, params.changed(**changes), np.random.default_rng(seed)) for seed in range(60))
+        return [float((view.target[view.target != VOID] == 0).float().mean()) for view in views]
+
+    assert sum(0.25 < share < 0.75 for share in shares(mask)) >= 59  # eleven draws fail once in 800 times
+    assert sum(0.25 < share < 0.75 for share in shares(mask, most_of_one_class=1.0)) < 45
+    assert all(share == 1.0 for share in shares(np.zeros_like(mask)))  # the last draw is taken as it is
+    void = np.where(mask == 1, VOID, mask).astype(np.uint8)
+    void[:, 28:32] = 1  # a tenth of all pixels, but half of the known ones of some crops
+    assert sum(share < 0.75 for share in shares(void)) > sum(
+        share < 0.75 for share in shares(void, most_of_one_class=1.0)
+    )
+
+
+class Script(np.random.Generator):
+    """Random numbers that are given, in their order."""
+
+    def __init__(self, coins: list[float], numbers: list[Any]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.coins, self.numbers = iter(coins), iter(numbers)
+
+    def random(self, *_: Any, **__: Any) -> Any:
+        return next(self.coins)
+
+    def uniform(self, *_: Any, **__: Any) -> Any:
+        return next(self.numbers)
+
+    def integers(self, *_: Any, **__: Any) -> Any:
+        return 0
+
+
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_distortion_is_mmsegmentations(contrast_first: bool) -> None:
+    """Brightness, contrast, saturation, hue, each clipped and cut to 8 bits; contrast may come last."""
+    image = torch.randint(0, 256, (3, 5, 7), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    shift, contrast, saturation, hue = -20.5, 1.4, 0.6, 0.3
+    own = [shift, contrast, saturation, hue] if contrast_first else [shift, saturation, hue, contrast]
+    coins = [0.2, 0.4, 0.1, 0.3, 0.2] if contrast_first else [0.2, 0.6, 0.1, 0.3, 0.2]
+    found = distorted(image, DINOV3, Script(coins, own))
+
+    def scaled(pixels: np.ndarray) -> np.ndarray:
+        return np.clip(pixels.astype(np.float32) * contrast, 0, 255).astype(np.uint8)
+
+    expected = np.clip(image.numpy().astype(np.float32) + shift, 0, 255).astype(np.uint8)
+    expected = scaled(expected) if contrast_first else expected
+    picture = Image.fromarray(expected.transpose(1, 2, 0))
+    tensor = TF.adjust_hue(TF.adjust_saturation(TF.pil_to_tensor(picture), saturation), hue)
+    expected = tensor.numpy() if contrast_first else scaled(tensor.numpy())
+    assert np.array_equal(found.numpy(), expected)
+    assert torch.equal(distorted(image, DINOV3, Script([0.5, 0.5, 0.5, 0.5, 0.5], [])), image)
+
+
+def test_the_published_column_is_the_best_evaluation_of_dinov3_and_the_last_of_dinov2() -> None:
+    state = HeadsState("")
+    state.evaluations = [{"iteration": 1, "test": [3.0, 9.0]}, {"iteration": 2, "test": [5.0, 6.0], "held": [1.0, 0.5]}]
+    state.last, state.best = [torch.tensor([5.0]), torch.tensor([6.0])], [torch.tensor([5.5]), torch.tensor([9.0])]
+    trained = TrainedHeads(None, state, "patches")  # type: ignore[arg-type]
+    params = DINOV3.changed(rates=(1e-2, 1e-3))
+    for best, published in ((True, 9.0), (False, 6.0)):
+        found = choices(trained, params, best=best)
+        assert {ending: (head, float(at[0])) for ending, (head, at) in found.items()} == {
+            "": (0, 5.0), " oracle": (1, 9.0), " published": (1, published),
+        }  # fmt: skip
+
+
 def test_depth_of_bins_and_its_loss() -> None:
     logits = torch.randn(2, 256, 3, 4)
     bins = np.linspace(0.001, 10, 256)
@@ -211,6 +284,55 @@ def test_a_depth_view_cuts_the_border_and_pads_what_is_small() -> None:
     few = depth_view(image.resize((64, 48)), depth[::10, ::10], params, np.random.default_rng(0))
     assert (few.height, few.width) == (43, 56)
     assert few.target[43:].sum() == 0
+
+
+def test_a_depth_view_rotates_mirrors_and_changes_colours() -> None:
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    depth = rng.uniform(1, 9, (480, 640)).astype(np.float32)
+    gamma, light, tint = 1.08, 0.8, np.array([0.95, 1.0, 1.1])
+    params = DEPTH_DINOV3.changed(crop=(427, 565))
+    found = depth_view(Image.fromarray(image), depth, params, Script([0.9, 0.2, 0.1], [gamma, light, tint]))
+    cut = image[45:472, 43:608][:, ::-1].astype(np.float64)
+    expected = np.clip(cut**gamma * light * tint, 0, 255)
+    assert np.abs(found.image.numpy().transpose(1, 2, 0) - expected).max() < 0.51
+    assert np.array_equal(found.target.numpy(), depth[45:472, 43:608][:, ::-1])
+    turned = depth_view(Image.fromarray(image), depth, params, Script([0.1, 0.9, 0.9], [2.5]))
+    pixels = torch.from_numpy(image[45:472, 43:608].transpose(2, 0, 1).copy()).float() / 255
+    assert torch.equal(
+        turned.image, (255 * TF.rotate(pixels, 2.5, TF.InterpolationMode.BILINEAR)).round().to(torch.uint8)
+    )
+    metres = torch.from_numpy(depth[45:472, 43:608].copy())[None]
+    assert torch.equal(turned.target, TF.rotate(metres, 2.5, TF.InterpolationMode.NEAREST)[0])
+    assert (turned.target == 0).any()  # what came in from outside
+
+
+def test_depth_of_an_image_is_averaged_with_its_mirror_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    metres = rng.uniform(0.5, 14, (48, 64))
+    Image.fromarray((1000 * metres).astype(np.uint16)).save(tmp_path / "depth.png")
+    encoder = tall_vit(depth=4)
+    blank = Labels((), (), (), np.zeros((0, 0), np.int8), (), ())
+    problem = LinearDepthProblem(DEPTH_DINOV3, blank, blank, np.zeros(0, np.int64), options(tmp_path))
+    bank = head_bank(24, 256, 1, 0).eval()
+    with torch.no_grad():
+        bank.weight.normal_(0, 1.0, generator=torch.Generator().manual_seed(1))
+    model = HeadsModel(encoder, "patches", bank, problem)
+    (found,) = problem.measure_image(model, tmp_path / "image.png", tmp_path / "depth.png")
+    pixels = torch.from_numpy(np.asarray(Image.open(tmp_path / "image.png")).copy()).permute(2, 0, 1)[None]
+    depths = []
+    for shown in (pixels, pixels.flip(3)):
+        maps = encoder.outputs(padded(encoder.normalise(shown), 14), {"patches"})["patches"]
+        logits = torch.einsum("kc,nchw->nkhw", bank.weight[0], maps / (1 + 1e-5) ** 0.5).detach()
+        depths.append(depth_of(logits, DEPTH_DINOV3))
+    mean = (depths[0] + depths[1].flip(2)) / 2
+    whole = F.interpolate(mean[:, None], (48, 64), mode="bilinear", align_corners=False)[0, 0].clamp(1e-3, 10).numpy()
+    truth = np.floor(1000 * metres) / 1000
+    rows = [(p, t) for p, t in zip(whole[4:47, 4:60].ravel(), truth[4:47, 4:60].ravel(), strict=True) if t < 10]
+    p, t = np.array(rows, np.float64).T
+    expected = [np.sqrt(((p - t) ** 2).mean()), (np.maximum(p / t, t / p) < 1.25).mean(), (np.abs(p - t) / t).mean()]
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_map_is_the_deepest_that_is_fine_enough() -> None:
