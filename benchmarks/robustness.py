@@ -249,21 +249,27 @@ class Robustness(FeatureTask[RobustnessParams]):
         params: RobustnessParams, labels: Labels, right: NDArray[np.bool_], outcome: Outcome, protocol: Protocol
     ) -> None:
         """Accuracy by corruption; and the corruption error where all corruptions and severities are there."""
-        cells: dict[str, dict[str, list[int]]] = {}
-        for id, hit in zip(labels.ids, right.tolist(), strict=True):
-            corruption, severity, _ = id.split("/", 2)
-            cell = cells.setdefault(corruption, {}).setdefault(severity, [0, 0])
-            cell[0] += hit
-            cell[1] += 1
-        accuracy = {name: float(np.mean([100 * h / n for h, n in of.values()])) for name, of in cells.items()}
-        outcome.per_class[TOP1] = accuracy
+        from benchmarks.solvers.average_precision import pseudo_values
+
+        named = ["/".join(id.split("/", 2)[:2]) for id in labels.ids]
+        cells, cell_of = np.unique(named, return_inverse=True)
+        sizes = np.bincount(cell_of)
+        accuracy = np.bincount(cell_of, right) / sizes
+        corruption_of = np.array([cell.partition("/")[0] for cell in cells])
+        by_corruption = {
+            str(name): 100 * float(accuracy[corruption_of == name].mean()) for name in dict.fromkeys(corruption_of)
+        }
+        outcome.per_class[TOP1] = by_corruption
         if not params.corruption_error:
             return
-        whole = set(cells) == set(CORRUPTIONS) and all(len(of) == len(SEVERITIES) for of in cells.values())
-        value = (
-            float(np.mean([100 * (100 - accuracy[c]) / alexnet_errors()[c] for c in CORRUPTIONS])) if whole else None
-        )
-        outcome.scores[MCE] = Score(value=value, n=len(labels), selection=protocol.selection)
+        if set(by_corruption) != set(CORRUPTIONS) or len(cells) != len(CORRUPTIONS) * len(SEVERITIES):
+            outcome.scores[MCE] = Score(value=None, n=len(labels), selection=protocol.selection)
+            return
+        weight = np.array([100 / alexnet_errors()[name] for name in corruption_of]) / len(cells)
+        error = float(weight @ (1 - accuracy))
+        outcome.scores[MCE] = Score(value=100 * error, n=len(labels), selection=protocol.selection)
+        influence = weight[cell_of] * (accuracy[cell_of] - right) / sizes[cell_of]
+        outcome.items[f"pseudo_value/{MCE}"] = pseudo_values(error, influence)
 
     def _head(
         self, params: RobustnessParams, train: Split, test: Split, options: RunOptions, protocol: Protocol

@@ -359,7 +359,7 @@ def every_eval_ever(stored: StoredRecord, options: Export, samples: Samples | No
                     "metric_name": _metric_name(protocol, column),
                     "metric_unit": "percent" if score.unit == "%" else "ratio",
                     "lower_is_better": protocol.higher_is_better == (column in family.opposite),
-                    **_range(protocol.metric, bound),
+                    **_range("" if column in family.opposite else protocol.metric, bound),
                 },
                 "score_details": {
                     "score": score.value,

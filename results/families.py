@@ -5,7 +5,7 @@ A benchmark without an entry here gets a title from its name and stands after th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -50,14 +50,13 @@ class Family:
     undirected: tuple[str, ...] = ()
     parts: tuple[TablePart, ...] = ()
 
-    def direction(self, *, higher_is_better: bool) -> str:
-        """Which numbers are better, in words: `higher is better, in Uniformity lower`."""
+    def direction(self, columns: Collection[str], *, higher_is_better: bool) -> str:
+        """Which numbers of these columns are better, in words: `higher is better, in Uniformity lower`."""
         own, other = ("higher", "lower") if higher_is_better else ("lower", "higher")
         parts = [f"{own} is better"]
-        if self.opposite:
-            parts.append(f"in {' and '.join(self.opposite)} {other}")
-        if self.undirected:
-            parts.append(f"in {' and '.join(self.undirected)} neither")
+        for names, word in ((self.opposite, other), (self.undirected, "neither")):
+            if shown := [name for name in names if name in columns]:
+                parts.append(f"in {' and '.join(shown)} {word}")
         return ", ".join(parts)
 
 
@@ -115,7 +114,7 @@ FAMILIES = {
     "knn": Family("Nearest-neighbour classification", decimals=1, short="kNN", line=POOLED),
     "transfer": Family("Transfer", line=POOLED),
     "retrieval": Family("Retrieval", line=POOLED),
-    "robustness": Family("Robustness", line=POOLED),
+    "robustness": Family("Robustness", line=POOLED, opposite=("mCE",)),
     "ncm": Family("Nearest class mean", decimals=1, line=POOLED),
     "few_shot": Family(
         "Few images per class",

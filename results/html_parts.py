@@ -234,7 +234,7 @@ def origin(stored: StoredRecord) -> Origin:
         "Protocol": f"{record.protocol.id}, sha256 {record.protocol.sha256[:12]}",
         "Source": " ".join(text for text in (source.repository, source.revision, source.note) if text),
         "Metric": f"{protocol.metric}, "
-        f"{family_of(protocol.benchmark).direction(higher_is_better=protocol.higher_is_better)}",
+        f"{family_of(protocol.benchmark).direction(protocol.columns, higher_is_better=protocol.higher_is_better)}",
         "Selection": protocol.selection,
         "Data": f"{dataset.own_name if dataset.own else dataset.id}: {dataset.train_items:,} training items "
         f"({protocol.train_split}) and {dataset.test_items:,} test items ({protocol.test_split}), "

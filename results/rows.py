@@ -391,7 +391,7 @@ class Group:
         protocol, dataset = self.protocol, self.example.dataset
         unit = ", %" if protocol.unit == "%" else ""
         items = f"{dataset.test_items:,} test and {dataset.train_items:,} training items"
-        direction = self.family.direction(higher_is_better=protocol.higher_is_better)
+        direction = self.family.direction(protocol.columns, higher_is_better=protocol.higher_is_better)
         return (
             f"{self.example.protocol.id} on {dataset.own_name if dataset.own else dataset.id} "
             f"({items}, fingerprint {dataset.fingerprint[:8]}); "

@@ -176,6 +176,16 @@ def test_corruption_error_is_the_mean_of_errors_over_alexnets(train: Split, tmp_
                           for s in SEVERITIES]) for c in CORRUPTIONS}  # fmt: skip
     expected = np.mean([100 * errors[c] / alexnet_errors()[c] for c in CORRUPTIONS])
     assert outcome.scores["mCE"].value == pytest.approx(expected)
+    values = outcome.items["pseudo_value/mCE"]
+    assert 100 * values.mean() == pytest.approx(expected, rel=1e-5)
+    for row in (0, 77, 299):  # what one image more, of the same corruption and severity, would do
+        heavier = np.ones(len(cells))
+        heavier[row] += 1e-3
+        errors = {c: np.mean([100 * np.average(~right[own], weights=heavier[own]) for s in SEVERITIES
+                              for own in [[k for k, cell in enumerate(cells) if cell[:2] == (c, s)]]])
+                  for c in CORRUPTIONS}  # fmt: skip
+        slope = (np.mean([errors[c] / alexnet_errors()[c] for c in CORRUPTIONS]) - expected / 100) / 1e-3
+        assert (values[row] - expected / 100) / len(cells) == pytest.approx(slope, rel=1e-2, abs=1e-7)
     assert outcome.per_class["Top-1"][CORRUPTIONS[2]] == pytest.approx(100 - errors[CORRUPTIONS[2]])
     part = split(targets[:-4], NAMES, rows[:-4], list(test.labels.ids[:-4]))
     outcome = Robustness().run(changed("robustness_c.knn@1", **KNN), train, part, options(tmp_path))

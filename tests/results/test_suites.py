@@ -10,7 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from results.bootstrap import RESAMPLES, SPREAD, drop
-from results.rows import EMBEDDED, suite_groups
+from results.export import every_eval_ever
+from results.families import FAMILIES
+from results.options import Export
+from results.rows import EMBEDDED, FULL, suite_groups
 from results.schema import Score
 from results.store import read_records, write_record
 from results.tables import Section
@@ -144,3 +147,26 @@ def test_the_mean_of_transfer_is_over_all_twelve_sets_or_absent(tmp_path: Path) 
     assert rows["lacks one"]["Mean"].value is None
     few = [stored for stored in records if "pets" not in stored.record.protocol.id]
     assert "Mean" not in Section(few, EMBEDDED).tables()[0].columns
+
+
+def test_a_low_corruption_error_is_the_better_one(tmp_path: Path) -> None:
+    asked = protocol("robustness_c", ("Top-1", "mCE"), "Top-1")
+    for name, right in (("strong", VAL), ("weak", VAL & (np.arange(400) % 2 == 0))):
+        errors = 1.2 * (1 - right)
+        own = {**outcomes(right, NAMES), "pseudo_value/mCE": errors.astype(np.float32)}
+        scores = {
+            column: Score(value=100 * float(values.mean()), standard_error=2.0, n=400, selection="fixed")
+            for column, values in (("Top-1", right), ("mCE", errors))
+        }
+        write_record(tmp_path, record(card(name), asked, own, scores=scores, embedded=False), own)
+    stored = read_records(tmp_path)[0]
+    tables = {table.title.rpartition(": ")[2]: table for table in Section(stored, FULL).tables()}
+    for column in ("Top-1", "mCE"):
+        bold = {row.label for row in tables[column].rows if row.cells[0].bold}
+        assert bold == {"strong"}, column
+    assert "higher is better, in mCE lower" in tables["mCE"].lines[0]
+    results = every_eval_ever(stored[0], Export((), developer="us"))["evaluation_results"]
+    found = {each["evaluation_name"].partition(": ")[2]: each["metric_config"] for each in results}
+    assert [found[column]["lower_is_better"] for column in ("Top-1", "mCE")] == [False, True]
+    assert (found["Top-1"]["max_score"], found["mCE"]["max_score"]) == (100.0, "Infinity")
+    assert "mCE" not in FAMILIES["robustness"].direction(("Top-1",), higher_is_better=True)
