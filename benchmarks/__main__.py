@@ -318,9 +318,10 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
         attempts.append(attempt)
         if summary and attempt.status == "skipped":  # nothing was waited for, and the summary says it
             continue
-        refused = attempt.status in ("failed", "skipped") and not summary  # said in full at the end
-        brief = "" if refused else first_line(attempt.detail)
-        log.info("%s  %s", attempt.status, _attempt_line(replace(attempt, detail=brief)))
+        brief = attempt
+        if attempt.status in ("failed", "skipped"):  # in full at the end
+            brief = replace(attempt, detail=first_line(attempt.detail) if summary else "")
+        log.info("%s  %s", attempt.status, _attempt_line(brief))
     if summary:
         sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
         return _ended(attempts)
