@@ -133,9 +133,21 @@ def existing_file(text: str) -> Path:
     """The path of an existing file or link."""
     path = Path(text).expanduser()
     if not text or not (path.exists() or path.is_symlink()):
-        meant = did_you_mean(text, NAMED)
-        raise InputError("\n".join([f"encoder file not found: {text!r}{meant}; --encoder takes", *FORMS]))
+        raise InputError("\n".join([f"encoder file not found: {text!r}{_meant(text)}; --encoder takes", *FORMS]))
     return path
+
+
+def _meant(text: str) -> str:
+    """What a name that is no file may stand for: a network of torchvision or timm, or a model of the hub."""
+    if text in RESNETS:
+        return f"; did you mean 'torchvision:{text}' or 'random:{text}'?"
+    if text in TORCHVISION_NETWORKS:
+        return f"; did you mean 'torchvision:{text}:FILE'?"
+    if text.partition(".")[0] in timm_names():
+        return f"; did you mean 'timm:{text}'?"
+    if re.fullmatch(r"[\w-]+/[\w.-]+", text) and not Path(text).suffix:
+        return f"; a model of the Hugging Face hub is given as hf:FOLDER after `hf download {text} --local-dir FOLDER`"
+    return did_you_mean(text, NAMED)
 
 
 def hub_weights(text: str) -> Path:
@@ -362,8 +374,11 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
         misspelt = [word for word in words[1:] if "=" in word and get_close_matches(word.partition("=")[0], FACTS)]
         if name not in FACTS or misspelt or (len(words) != 1 and not (words and name in _FREE_TEXT)):
             wrong = misspelt[0] if misspelt else part
-            hint = did_you_mean(wrong.partition("=")[0], FACTS) if wrong.partition("=")[0] not in FACTS else ""
-            raise InputError(f"--facts {wrong}: expected name=value{hint}\nnames: {', '.join(FACTS)}")
+            name = wrong.partition("=")[0]
+            unknown = "=" in wrong and name not in FACTS
+            fault = f"unknown name {name!r}" if unknown else "expected name=value"
+            hint = did_you_mean(name, FACTS) if name not in FACTS else ""
+            raise InputError(f"--facts {wrong}: {fault}{hint}\nnames: {', '.join(FACTS)}")
         yield name, " ".join(words)
 
 

@@ -55,7 +55,8 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
 @pytest.mark.parametrize(
     ("fact", "fault"),
     [
-        ("chanels=BGR", "chanels=BGR: expected name=value; did you mean 'channels'?\nnames: architecture, pick"),
+        ("chanels=BGR", "chanels=BGR: unknown name 'chanels'; did you mean 'channels'?\nnames: architecture, pick"),
+        ("color=BGR", "color=BGR: unknown name 'color'\nnames: architecture, pick"),
         ("channels=BRG", "channels=BRG: "), ("channels=", "expected name=value"),
         ("mean=1,2", "mean=1,2: write three numbers"), ("mean=a,b,c", "mean=a,b,c: write three numbers"),
         ("max_pool=perhaps", "max_pool=perhaps"), ("bn_eps", "expected name=value"),
@@ -64,7 +65,7 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
         ("mean=inf,0,0", "mean=inf,0,0: must be finite"), ("epochs=-3", "0 or more"),
         ("channels=BGR channels=RGB", "channels: given as BGR and as RGB; keep one"),
         ("channels=BGR RGB", "--facts channels=BGR RGB: expected name=value"),
-        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: expected name=value"),
+        ("method=MoCo v2 chanels=BGR", "--facts chanels=BGR: unknown name 'chanels'; did you mean"),
     ],
 )  # fmt: skip
 def test_facts_are_typed(fact: str, fault: str, tmp_path: Path) -> None:

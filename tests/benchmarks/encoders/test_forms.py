@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,26 @@ def test_a_file_of_a_timm_model_of_other_sizes_is_not_refused(tmp_path: Path) ->
     refuse_at_sight([f"timm:vit_tiny_patch16_224-d48-l2-swiglu:{tmp_path / 'w.pth'}"])  # as cards name it
     with pytest.raises(InputError, match="has no model 'vit_tiny_patch16_224-small'"):
         refuse_at_sight([f"timm:vit_tiny_patch16_224-small:{tmp_path / 'w.pth'}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("resnet50", "did you mean 'torchvision:resnet50' or 'random:resnet50'?"),
+        ("mobilenet_v2", "did you mean 'torchvision:mobilenet_v2:FILE'?"),
+        ("vit_tiny_patch16_224", "did you mean 'timm:vit_tiny_patch16_224'?"),
+        ("vit_base_patch14_dinov2.lvd142m", "did you mean 'timm:vit_base_patch14_dinov2.lvd142m'?"),
+        ("facebook/dinov2-small", "hf:FOLDER after `hf download facebook/dinov2-small --local-dir FOLDER`"),
+    ],
+)
+def test_the_name_of_a_network_that_is_no_file_is_answered_with_its_form(written: str, meant: str) -> None:
+    with pytest.raises(InputError, match=re.escape(meant)):
+        refuse_at_sight([written])
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_a_model_of_the_hub() -> None:
+    with pytest.raises(InputError, match=r"^encoder file not found: 'runs/last\.pth'; --encoder takes"):
+        refuse_at_sight(["runs/last.pth"])
 
 
 def test_one_good_encoder_among_several_is_not_kept_from_its_turn() -> None:
