@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shlex
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -119,7 +120,7 @@ def _read_shards(path: Path) -> WeightFile:
 
 def _cannot_open(path: Path, error: OSError) -> InputError:
     if (path / "config.json").is_file():
-        return InputError(f"{path} is a folder of the Hugging Face hub; write hf:{path}")
+        return InputError(f"{path} is a folder of the Hugging Face hub; write {shlex.quote(f'hf:{path}')}")
     if path.is_dir():
         return InputError(f"{path} is a folder; give a file in it, or several files as '{path / '*.pth'}'")
     if path.is_symlink() and not path.exists():

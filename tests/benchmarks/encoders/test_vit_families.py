@@ -827,6 +827,11 @@ def test_a_model_in_several_files_is_read_by_its_index(tmp_path: Path) -> None:
             load_encoder(index)
     with pytest.raises(InputError, match=rf"is a folder of the Hugging Face hub; write hf:{tmp_path}$"):
         load_encoder(tmp_path)
+    with_blank = tmp_path / "my model"
+    with_blank.mkdir()
+    (with_blank / "config.json").touch()
+    with pytest.raises(InputError, match=rf"write 'hf:{with_blank}'$"):
+        load_encoder(with_blank)
 
 
 def test_a_timm_folder_of_the_hub_names_its_model_and_pixels(tmp_path: Path) -> None:
