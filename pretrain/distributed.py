@@ -63,6 +63,9 @@ def own_device(name: str) -> torch.device:
             log.warning("the GPU cannot be used, so this runs on the CPU: %s", why_no_gpu())
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # which lists a dozen kinds that this torch is not built for
+        raise InputError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:1, …") from error
+    try:
         if device.type == "cuda":
             device = _own_gpu(name, device)
         else:

@@ -125,7 +125,7 @@ def test_the_commands_before_a_run_refuse_in_one_sentence_too(
 
 def test_a_device_that_is_not_there_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--batch-size", "16", "--queue-size", "32"]
-    assert "cannot use the device abacus" in refusal(["--data", str(images), *small, "--device", "abacus"], capsys)
+    assert "unknown device 'abacus'" in refusal(["--data", str(images), *small, "--device", "abacus"], capsys)
 
 
 def test_help_shows_the_fields_of_the_recipe_too(capsys: pytest.CaptureFixture[str]) -> None:
