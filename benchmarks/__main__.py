@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from benchmarks.datasets.registry import find_dataset, is_embedded, is_image_folder
+from benchmarks.datasets.registry import almost_image_folder, find_dataset, is_embedded, is_image_folder
 from benchmarks.encoders.forms import expand, refuse_at_sight
 from benchmarks.evaluate import Attempt, Question, Sweep, bench, require_writable, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
@@ -382,6 +382,8 @@ def _no_data(data: Path, missing: Sequence[InputError], questions: Sequence[Ques
     """What to say of a folder that has none of the data sets that a command asks for."""
     if is_image_folder(data.parent):
         return InputError(f"{data} is a part of an image folder; give the folder above it: --data {data.parent}")
+    if fault := almost_image_folder(data):
+        return InputError(fault)
     if len(missing) == 1:
         return missing[0]
     takes_image_folders = any(p.dataset == "imagefolder" for question in questions for p in question.task.protocols)
@@ -504,8 +506,8 @@ class Command:
 
 
 def _function(name: str) -> Callable[[Sequence[str]], int]:
-    """A command whose function's annotated arguments are the flags."""
-    return lambda arguments: int(_parse(_imported(name), arguments, name))
+    """A command whose function's annotated arguments are the flags; ENCODER and DATA of audit may stand first."""
+    return lambda words: int(_parse(_imported(name), _with_flags(words) if name == "audit" else words, name))
 
 
 def _imported(name: str) -> Any:

@@ -31,7 +31,7 @@ from benchmarks.audit_checks import Variation, alternatives, batch_norms, struct
 from benchmarks.datasets.images import Images
 from benchmarks.datasets.lists import read_image_folder
 from benchmarks.encoders.encoder import Encoder, fitted_size
-from benchmarks.encoders.forms import RESNETS, expand
+from benchmarks.encoders.forms import RESNETS, expand, refuse_at_sight
 from benchmarks.encoders.load import load_encoder
 from benchmarks.task import FEATURE_MAPS, InputError, Labels, progress
 from benchmarks.training.task import families
@@ -86,13 +86,14 @@ def command(
         if threads < 1:
             raise InputError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    device = str(distributed.own_device(device))
     encoders = expand(encoder, name)
+    refuse_at_sight(encoders, facts)
+    device = str(distributed.own_device(device))
     if dry_run:
         sys.stdout.write(f"would audit {', '.join(encoders)} on {data} for about {seconds:g} s each\n")
         return 0
     require_writable_folder(out, "--out")
-    samples = {size: draw_sample(data, size, seed)}
+    samples: dict[int, AuditSample] = {}
     for spec in encoders:
         loaded = load_encoder(spec, name, facts).to(device)
         side = fitted_size(loaded.card, size)

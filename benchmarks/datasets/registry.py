@@ -13,7 +13,14 @@ from pathlib import Path
 from benchmarks.datasets import classification, coco, imagenet_variants, retrieval, voc
 from benchmarks.datasets.batch_files import CIFAR10, read_cifar10, read_cifar100
 from benchmarks.datasets.dense_sets import read_ade20k, read_cityscapes, read_nyu
-from benchmarks.datasets.lists import FolderLayouts, read_image_folder
+from benchmarks.datasets.lists import (
+    FolderLayouts,
+    class_folders,
+    first_folder,
+    has_classes,
+    images_below,
+    read_image_folder,
+)
 from benchmarks.datasets.transfer_sets import TRANSFER_SETS, read_voc2007
 from benchmarks.task import InputError, Labels
 from results.errors import did_you_mean
@@ -114,6 +121,19 @@ def is_image_folder(root: Path) -> bool:
         (root / split).is_dir() and any(entry.is_dir() for entry in (root / split).iterdir())
         for split in ("train", "val")
     )
+
+
+def almost_image_folder(root: Path) -> str:
+    """What keeps `root` from being an image folder, and the remedy; empty where it does not look like one."""
+    if has_classes(root / "train"):
+        other = first_folder(root, ("validation", "valid", "test"))
+        if not (root / "val").exists() and other:
+            return f"{root} has train/ and {other.name}/, but no val/; rename {other} to {root / 'val'}"
+        fault = "has no folders of classes" if (root / "val").is_dir() else "is missing"
+        return f"{root} has train/, but {root / 'val'} {fault}; put the images to test on there, in a folder per class"
+    if has_classes(root) and all(images_below(root / name) for name in class_folders(root)):
+        return f"{root} has folders of images, but no train/ and val/; move the images of each class to train/ and val/"
+    return ""
 
 
 def is_official(labels: Labels, dataset: str, split: str) -> bool | None:

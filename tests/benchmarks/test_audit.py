@@ -221,6 +221,20 @@ def test_the_command_prints_and_writes_json(folder: Path, tmp_path: Path, capsys
     assert capsys.readouterr().out == text(audit)
 
 
+def test_encoder_and_data_may_stand_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "pixels", str(folder), "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"would audit pixels on {folder} for about 30 s each\n"
+
+
+def test_a_damaged_encoder_is_refused_before_the_images_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.audit.draw_sample", lambda *_: pytest.fail("drawn before the encoder was read"))
+    (tmp_path / "empty.pth").touch()
+    assert main(["audit", str(tmp_path / "empty.pth"), "--out", str(tmp_path / "audit")]) == 2
+    assert "it is empty" in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "--encoder", "pixels", "--data", str(tmp_path)]) == 2
     assert "make demo-data" in capsys.readouterr().err
@@ -235,7 +249,7 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.C
         (["--out", "/proc/self"], "cannot write to /proc/self: .*not a writable folder .*; choose another with --out"),
         (["--seconds", "-5"], "--seconds must be above 0, got -5"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
-        (["--device", "quantum"], "cannot use the device quantum"),
+        (["--device", "quantum"], r"unknown device 'quantum'; choose auto, cpu, cuda, cuda:1, …$"),
         (["--encoder", "pixels", "random:resnet18-w8", "--name", "one"], "--name is for one encoder, but there are 2"),
         (["--facts", "chanels=BGR"], "--facts chanels=BGR"), (["--encoder", "nothing*.pth"], "no file matches"),
     ],

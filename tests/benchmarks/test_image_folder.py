@@ -55,6 +55,29 @@ def test_a_command_recognises_an_image_folder(
     assert told.split()[-1].startswith({"knn": "knn.imagefolder@1", "linear": "linear_avgpool.imagefolder@1"}[command])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (None, "has train/, but {0}/val is missing; put the images to test on there, in a folder per class"),
+        ("test", "has train/ and test/, but no val/; rename {0}/test to {0}/val"),
+        ("validation", "has train/ and validation/, but no val/; rename {0}/validation to {0}/val"),
+        ("flat", "has folders of images, but no train/ and val/; move the images of each class to train/ and val/"),
+    ],
+)
+@pytest.mark.parametrize("command", ["knn", "frozen"])
+def test_a_folder_that_is_almost_an_image_folder_is_told_what_it_lacks(
+    command: str, change: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    tiny_labels(folder, "train", 2, seed=0)
+    if change == "flat":
+        folder = (folder / "train").rename(tmp_path / "flat")
+    elif change:
+        tiny_labels(folder, change, 2, seed=1)
+    assert run(command, folder, tmp_path) == 2
+    assert capsys.readouterr().err == f"encoder-bench: {folder} {said.format(folder)}\n"
+
+
 def test_low_shot_leaves_out_the_k_that_leave_no_image_outside(tmp_path: Path) -> None:
     task = LowShotSvm()
     protocol = task.default_protocol(embedded=False, dataset="imagefolder")
