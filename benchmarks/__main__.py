@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from benchmarks.datasets.registry import almost_image_folder, find_dataset, is_embedded, is_image_folder
+from benchmarks.datasets.registry import almost_image_folder, find_dataset, is_embedded, is_image_folder, missing_data
 from benchmarks.encoders.forms import expand, refuse_at_sight
 from benchmarks.evaluate import Attempt, Question, Sweep, bench, require_writable, resolve_device
 from benchmarks.registry import TASK_NAMES, TASKS, AnyTask, find_protocol, load_task, matching_protocols, with_settings
@@ -201,6 +201,7 @@ def suite(data: Path, only: Sequence[str] = ()) -> list[Question]:
             (task, protocol)
             for task, protocol in found
             if protocol.variant == (task.demo_variant if embedded else task.protocols[0].variant)
+            and protocol.dataset != "imagefolder"
         ]
     return [Question(task, protocol, optional=True) for task, protocol in found]
 
@@ -323,12 +324,12 @@ def _run(sweep: Sweep, flags: BenchFlags, *, summary: bool = False) -> int:
             brief = replace(attempt, detail=first_line(attempt.detail) if summary else "")
         log.info("%s  %s", attempt.status, _attempt_line(brief))
     if summary:
-        sys.stdout.write(summary_text(attempts) + time_text(attempts, time.monotonic() - started))
+        sys.stdout.write(summary_text(attempts, flags.data) + time_text(attempts, time.monotonic() - started))
         return _ended(attempts)
     for attempt in attempts:
         if attempt.status in ("failed", "skipped"):
-            detail = f"skipped: {attempt.detail}" if attempt.status == "skipped" else attempt.detail
-            print_error(PROGRAM, InputError(sentence_about(attempt.encoder, detail)))
+            skipped = "skipped: " if attempt.status == "skipped" else ""
+            print_error(PROGRAM, InputError(skipped + sentence_about(attempt.encoder, attempt.detail)))
     return exit_code(attempts)
 
 
@@ -404,14 +405,15 @@ def exit_code(attempts: Sequence[Attempt]) -> int:
     return 2 if attempts and all(attempt.status == "skipped" for attempt in attempts) else 0
 
 
-def summary_text(attempts: Sequence[Attempt]) -> str:
-    """A line per attempt, grouped by what became of it."""
+def summary_text(attempts: Sequence[Attempt], data: Path) -> str:
+    """A line per attempt, grouped by what became of it; of what was skipped, a line per reason."""
     lines = []
     for status in ("done", "cached", "skipped", "failed"):
         own = [attempt for attempt in attempts if attempt.status == status]
         if own:
             lines.append(f"{status}: {len(own)}")
-            lines += [f"  {_attempt_line(attempt)}" for attempt in own]
+            each = _reasons(own, data) if status == "skipped" else map(_attempt_line, own)
+            lines += [f"  {line}" for line in each]
     return "\n".join(lines) + "\n"
 
 
@@ -420,6 +422,18 @@ def _attempt_line(attempt: Attempt) -> str:
     if detail and not attempt.protocol:  # why the encoder could not be loaded
         return sentence_about(attempt.encoder, detail)
     return "  ".join(filter(None, (attempt.encoder, attempt.protocol, detail)))
+
+
+def _reasons(skipped: Sequence[Attempt], data: Path) -> list[str]:
+    """Why protocols were skipped. Those whose data is not there are the same for every encoder, and share a line."""
+    lacking = {attempt.protocol: attempt.missing for attempt in skipped if attempt.missing}
+    protocols: dict[str, list[str]] = {}
+    for attempt in skipped:
+        if not attempt.missing:
+            reason = " ".join(attempt.detail.split()).removesuffix(f", which {attempt.protocol} reads")
+            protocols.setdefault(sentence_about(attempt.encoder, reason), []).append(attempt.protocol)
+    lines = [f"{reason}: {', '.join(ids)}" for reason, ids in protocols.items()]
+    return [*lines, missing_data(lacking.values(), data)] if lacking else lines
 
 
 def time_text(attempts: Sequence[Attempt], elapsed: float) -> str:

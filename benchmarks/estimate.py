@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from benchmarks.datasets.registry import MissingDataError, missing_data
 from benchmarks.evaluate import Attempt, Run, Sweep, cached_record, feature_requests, load, refused
 from benchmarks.task import FeatureTask, ImageTask, InputError, RunOptions
 from benchmarks.timed_tries import MOST_TRIED, solving_seconds, training_time
@@ -345,6 +346,7 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
         return
     attempts = [] if attempts is None else attempts
     seconds, runs, unknown, loading = 0.0, 0, 0, 0.0
+    lacking: dict[str, str] = {}  # data sets that are not there, by protocol
     for encoder in sweep.encoders:
         started = time.monotonic()
         try:
@@ -366,16 +368,22 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
         with _counted() as counted:
             for question, found in zip(sweep.questions, prepared, strict=True):
                 protocol = question.protocol
+                if question.optional and isinstance(found, MissingDataError):
+                    attempts.append(refused(loaded.card.name, protocol.id, found, optional=True))
+                    lacking[protocol.id] = found.dataset
+                    continue
                 yield f"protocol   {protocol.id}: {protocol.source.repository} {protocol.source.revision}".rstrip()
                 yield f"data       {protocol.dataset} {protocol.train_split} / {protocol.test_split} in {sweep.data}"
                 fault, lines = (found, []) if isinstance(found, InputError) else _described(found, counted)
                 if fault:
                     attempts.append(refused(loaded.card.name, protocol.id, fault, optional=question.optional))
-                    yield f"missing    {sentence_about(encoder, _one_line(fault))}"
+                    yield f"missing    {sentence_about(loaded.card.name, _one_line(fault))}"
                 else:
                     attempts.append(Attempt(loaded.card.name, protocol.id, "done", ""))
                     yield from lines
             seconds, runs, unknown = seconds + counted.seconds, runs + counted.runs, unknown + counted.unknown
+    if lacking:
+        yield f"missing    {missing_data(lacking.values(), sweep.data)}"
     if runs:
         yield (
             f"in all     about {duration(seconds + loading)} for {runs} {'run' if runs == 1 else 'runs'}, "

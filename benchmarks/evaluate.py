@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.datasets.lists import fingerprint
-from benchmarks.datasets.registry import find_dataset, is_embedded, is_official
+from benchmarks.datasets.registry import MissingDataError, find_dataset, is_embedded, is_official
 from benchmarks.registry import AnyTask, find_protocol, load_task
 from benchmarks.task import (
     FeatureTask,
@@ -164,6 +164,7 @@ class Attempt:
         status: `cached` has a record already; `skipped` cannot be measured, for lack of data or of an output.
         detail: the headline score, or the reason.
         user_error: a failure that is the input's and not the program's.
+        missing: the data set that is not there.
         timing: seconds by phase of what was measured now, as its record has them.
     """
 
@@ -172,6 +173,7 @@ class Attempt:
     status: Literal["done", "cached", "skipped", "failed"]
     detail: str
     user_error: bool = False
+    missing: str = ""
     timing: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -266,7 +268,9 @@ def _bench_one(encoder: Encoder, sweep: Sweep) -> Iterator[Attempt]:
 def refused(encoder: str, protocol: str, error: InputError, *, optional: bool = False) -> Attempt:
     """An attempt that was skipped or has failed because the input cannot be used."""
     skipped = optional or isinstance(error, NotApplicableError)
-    return Attempt(encoder, protocol, "skipped" if skipped else "failed", str(error), user_error=True)
+    missing = error.dataset if isinstance(error, MissingDataError) else ""
+    status: Literal["skipped", "failed"] = "skipped" if skipped else "failed"
+    return Attempt(encoder, protocol, status, str(error), user_error=True, missing=missing)
 
 
 def _images(runs: Sequence[Run]) -> int:
@@ -287,8 +291,9 @@ def _measured(runs: Sequence[Run]) -> Iterator[Attempt]:
         yield from [Attempt(name, run.protocol.id, "failed", str(error) or type(error).__name__) for run in runs]
         return
     seconds = f"{time.monotonic() - started:.0f} s" + (f" for {len(runs)} together" if len(runs) > 1 else "")
-    for record in records:
-        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}", timing=record.timing)
+    for number, record in enumerate(records):
+        timing = {} if number else record.timing  # the seconds of a shared pass are in each of its records
+        yield Attempt(name, record.protocol.id, "done", f"{primary_score(record)} in {seconds}", timing=timing)
 
 
 def _by_pass(runs: Sequence[Run]) -> list[list[Run]]:
@@ -751,9 +756,20 @@ def unique_names(encoders: Sequence[str], name: str | None, facts: Sequence[str]
         return {encoders[0]: name}
     cards: dict[str, EncoderCard] = {}
     for encoder in encoders:
-        with suppress(InputError):  # its measurement says why
+        with suppress(InputError), without_log():  # its measurement says why, and what was read
             cards[encoder] = load(encoder, None, facts).card  # the weights go: there may be a hundred checkpoints
     return dict(distinct_names(cards))
+
+
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Without log lines of what is read or tried beforehand: the measurement itself writes them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def distinct_names(cards: Mapping[str, EncoderCard]) -> Iterator[tuple[str, str | None]]:

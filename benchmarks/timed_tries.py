@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.evaluate import Run, write_outcome
+from benchmarks.evaluate import Run, without_log, write_outcome
 from benchmarks.task import FeatureTask, ImageTask, Labels, Outcome, RunOptions, Split
 
 log = logging.getLogger("benchmarks")
@@ -110,7 +109,7 @@ def _try(run: Run, dims: Mapping[str, int], share: float, *, seed: int, folder: 
         rows = np.linspace(0, len(labels) - 1, max(2, round(share * len(labels)))).astype(np.int64)
         splits.append(_made_up(labels.rows(rows), dims, 2 * seed + number))
     train, test = splits
-    with _silence():
+    with without_log():
         started = time.monotonic()
         try:
             options = _options(run, folder)
@@ -196,7 +195,7 @@ def _seconds_trained(run: Run, length: tuple[int, int], batch: int) -> tuple[flo
     assert protocol is not None
     images = steps * batch if "iterations" not in protocol.params else max(HELD_OUT_ROOM, batch)
     train, test = _some(run.train, images), _some(run.test, tested)
-    with TemporaryDirectory(prefix="encoder-bench-") as folder, _silence():
+    with TemporaryDirectory(prefix="encoder-bench-") as folder, without_log():
         options = replace(_options(run, Path(folder)), workers=0)
         outcome = run.task.run(protocol, run.encoder, train, test, Path(folder, "state"), options)
     return _phases(outcome)
@@ -216,14 +215,3 @@ def _some(labels: Labels, count: int) -> Labels:
 
 def _options(run: Run, folder: Path) -> RunOptions:
     return replace(run.options, records=folder / "records", features=folder / "features", progress=False)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Without log lines: a try says nothing of the encoder."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -130,6 +130,11 @@ def read_image_folder(root: Path, split: str) -> Labels:
         raise InputError(
             f"{folder / unknown[0]} is a class that {root / 'train'} does not have; the folders must match"
         )
+    if len(classes) == 1:
+        log.warning(
+            "%s has only one class, %s: every accuracy is 100 %%; an image folder has the layout "
+            "<root>/<split>/<class>/<image>", folder, classes[0],
+        )  # fmt: skip
     index = {name: number for number, name in enumerate(classes)}
     ids: list[str] = []
     counts: list[int] = []

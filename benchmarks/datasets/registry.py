@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ class Dataset:
         published = self.info.splits.get(split)
         if not self.embedded and published is not None and len(labels) != published:
             log.warning(
-                "%s: split %s of %s has %d images, but its owner publishes %d; `make check-data` finds out why",
+                "%s: split %s of %s has %d images, but its owner publishes %d; `encoder-bench check-data` says why",
                 self.folder, split, self.id, len(labels), published,
             )  # fmt: skip
         return labels
@@ -94,11 +95,35 @@ class Dataset:
         return layout.description.replace("{split}", split) if layout else ""
 
 
+class MissingDataError(InputError):
+    """A data set is not there at all."""
+
+    def __init__(self, dataset: str, message: str) -> None:
+        super().__init__(message)
+        self.dataset = dataset
+
+
+def missing_data(datasets: Iterable[str], data: Path) -> str:
+    """Which data sets are not there, each with the number of protocols that read it, and how to get them.
+
+    Args:
+        datasets: one for each protocol.
+    """
+    counts = Counter(datasets)
+    total = counts.total()
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return (
+        f"no data in {data} for {total} protocol{'s' * (total != 1)}: {listed}; "
+        f"`encoder-bench check-data --data {data}` says where to get it"
+    )
+
+
 def find_dataset(name: str, root: Path) -> Dataset:
     """The data set `name` below `root`. `imagefolder` is the root itself.
 
     Raises:
-        InputError: the name is unknown, or a folder does not exist.
+        InputError: the name is unknown.
+        MissingDataError: a folder does not exist.
     """
     info = DATASETS.get(name)
     if info is None:
@@ -108,9 +133,10 @@ def find_dataset(name: str, root: Path) -> Dataset:
     folder = root / info.folder
     for needed in (folder, *(folder / part for part in info.parts)):
         if not needed.is_dir():
-            raise InputError(
+            raise MissingDataError(
+                name,
                 f"data set {name} not found: {needed} is not a folder; put the data there or change --data;\n"
-                f"available from {info.how_to_get}"
+                f"available from {info.how_to_get}",
             )
     return Dataset(name, folder, info, is_embedded(root))
 

@@ -181,7 +181,7 @@ def training_scenes(scenes: list[ImageDict], params: DetectionParams | VitDetect
     if params.task == "densepose":
         kept = [scene for scene in kept if any(map(densepose.has_surface_points, scene["annotations"]))]
     if not kept:
-        raise InputError("no image of the train split shows an object; look at it with `make check-data`")
+        raise InputError("no image of the train split shows an object; look at it with `encoder-bench check-data`")
     if params.difficult_in_training == "keep":
         return kept
     return [{**s, "annotations": [a for a in s["annotations"] if not a.get("difficult")]} for s in kept]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import main, suite
+from benchmarks.__main__ import main, suite, summary_text
 from benchmarks.evaluate import Attempt, distinct_names
 from benchmarks.task import InputError
 from results.schema import Architecture, EncoderCard
@@ -76,6 +76,7 @@ def test_what_is_skipped_is_said_once(
 ) -> None:
     attempts = [Attempt("net", f"p{i}@1", "skipped", f"data set d{i} not found") for i in range(3)]
     attempts.append(Attempt("net", "q@1", "done", "k=20 67.5"))
+    (tmp_path / "imagenet").mkdir()
     monkeypatch.setattr("benchmarks.__main__.bench", lambda _: iter(attempts))
     with caplog.at_level("INFO"):
         assert run(tmp_path, tmp_path) == 0
@@ -85,13 +86,43 @@ def test_what_is_skipped_is_said_once(
     assert "done  net  q@1  k=20 67.5" in caplog.text
 
 
+def test_the_summary_names_a_reason_once_and_the_data_that_is_not_there_by_data_set(tmp_path: Path) -> None:
+    attempts = [
+        Attempt(net, f"{data}_{i}@1", "skipped", f"data set {data} not found: …", missing=data)
+        for net in ("a", "b")
+        for data, count in (("imagenet", 3), ("coco", 1))
+        for i in range(count)
+    ]
+    attempts += [Attempt("a", f"det{i}@1", "skipped", f"a has none of feature5, which det{i}@1 reads") for i in (1, 2)]
+    assert summary_text(attempts, tmp_path).splitlines() == [
+        "skipped: 10",
+        "  a has none of feature5: det1@1, det2@1",
+        f"  no data in {tmp_path} for 4 protocols: imagenet (3), coco (1); "
+        f"`encoder-bench check-data --data {tmp_path}` says where to get it",
+    ]
+
+
+def test_the_summary_names_a_file_that_cannot_be_loaded_once(tmp_path: Path) -> None:
+    failed = Attempt("a.pth", "", "failed", "a.pth is cut short; copy it again", user_error=True)
+    assert summary_text([failed], tmp_path) == "failed: 1\n  a.pth is cut short; copy it again\n"
+
+
+@pytest.mark.parametrize("command", ["all", "robustness"])
+def test_a_root_without_any_data_set_is_refused_before_the_encoder_is_read(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.pth").touch()
+    assert main([command, str(tmp_path / "broken.pth"), str(tmp_path)]) == 2
+    assert "has none of the data sets of these benchmarks" in capsys.readouterr().err
+
+
 def test_a_dry_run_names_what_would_run_and_writes_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(data, tmp_path, "--dry-run", "--only", "knn.demo", "linear_avgpool_cifar10.moco") == 0
     told = capsys.readouterr().out
     assert "would run" in told
-    assert "cifar10" in told
+    assert f"missing    no data in {data} for 1 protocol: cifar10 (1); `encoder-bench check-data" in told
     assert not (tmp_path / "records").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def test_all_runs_every_benchmark_of_an_image_folder(tmp_path: Path, capsys: pyt
     told = capsys.readouterr().out
     assert "done: 10" in told
     assert "skipped: 1" in told  # the grid on class tokens, which a ResNet does not have
+    total, *phases = map(float, re.findall(r" (\d+\.\d) s", told.partition("\ntime: ")[2].join("  ")))
+    assert len(phases) > 5
+    assert sum(phases) < total + 0.05 * len(phases)  # the pass that the probes share is counted once
     records, bad = read_records(tmp_path / "records")
     assert not bad
     shape = "+geometry.crop=16+geometry.resize=18"
