@@ -187,6 +187,26 @@ def test_descriptors_are_dinos(scales: tuple[float, ...], tmp_path: Path) -> Non
     assert (other - x).abs().max() > 0.05  # so the filter matters here
 
 
+def test_copies_are_described_by_the_class_token_and_a_generalised_mean(tmp_path: Path) -> None:
+    """Of exponent 4, over the patch tokens clamped at 1e-6; the image is squashed by bicubic resampling."""
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 255, (50, 37, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    encoder = small_vit(depth=2, patch_size=8, img_size=32)
+    protocol = find_protocol("retrieval_copydays.standard@1").changed(geometry={"crop": 32})
+    labels = Labels(("a",), [tmp_path / "a.png"], ("x",), np.zeros(1, np.int64), (("a",),))
+    params = Retrieval().params(protocol)
+    found = descriptors(encoder, labels, protocol, params, RunOptions(device="cpu", progress=False), None)
+    image = Image.open(tmp_path / "a.png").resize((32, 32), Image.Resampling.BICUBIC)
+    with torch.no_grad():
+        x = encoder.normalise(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None])
+        outputs = encoder.outputs(x, {"embed", "patches"})
+    token, patches = outputs["embed"][0].double().numpy(), outputs["patches"][0].double().numpy().reshape(24, -1)
+    assert (patches < 0).any()
+    mean = [np.mean([max(value, 1e-6) ** 4 for value in channel]) ** 0.25 for channel in patches]
+    whole = np.concatenate([token, mean])
+    assert found[0] == pytest.approx(whole / np.linalg.norm(whole), abs=1e-5)
+
+
 def test_an_encoder_of_one_image_size_is_told(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     labels = Labels(("a",), [tmp_path / "a.png"], ("x",), np.zeros(1, np.int64), (("a",),))
