@@ -447,4 +447,7 @@ def _classify(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under a profiler sys.modules["__main__"] is the profiler, where the annotations of the flags cannot be resolved.
+    from pretrain.__main__ import main as main_of_module
+
+    sys.exit(main_of_module())

@@ -31,6 +31,15 @@ def test_the_check_sees_what_is_imported() -> None:
     assert "scipy" in imported_by("import scipy")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["benchmarks", "knn"], ["pretrain"]])
+def test_a_command_can_be_profiled(command: list[str], tmp_path: Path) -> None:
+    profiled = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), "-m", *command, "--help"]
+    done = subprocess.run(profiled, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "--device" in done.stdout
+
+
 # What a child process sees when a command is about to import torch, whose OpenMP reads its variables once.
 AT_TORCH = """
 import runpy, subprocess, sys
