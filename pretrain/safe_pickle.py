@@ -75,7 +75,7 @@ def _read_zip(path: Path, file: BinaryIO, verify: bool) -> Any:
         raise InputError(f"{path} is cut short; copy it again")
     size = path.stat().st_size
     if _bytes_of_member_list(file, size) > MAX_MEMBER_LIST:
-        raise InputError(f"{path} has too many members for a weight file; save its state dict again with torch.save")
+        raise InputError(f"{path} has more members than torch.save writes; save its state dict again")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = {member.filename: member for member in members}
@@ -173,7 +173,9 @@ def _refused(path: Path, error: Exception) -> InputError:
         )
     if isinstance(error, MemoryError):
         first = "it does not fit into memory"
-    return InputError(f"{path} cannot be read as weights ({first}); it is damaged or not a weight file; copy it again")
+    return InputError(
+        f"{path} cannot be read ({first}); it is damaged, or neither torch.save nor pickle wrote it; copy it again"
+    )
 
 
 class NotAllowedError(UnpicklingError):

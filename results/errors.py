@@ -62,8 +62,9 @@ def first_line(text: str) -> str:
 
 
 def sentence_about(subject: str, text: str) -> str:
-    """`subject: text`, or the text alone where it begins with the subject."""
-    return text if text.startswith((f"{subject} ", f"{subject}:")) else f"{subject}: {text}"
+    """`subject: text`, or the text alone where it begins with the subject, or with the file of `timm:NAME:FILE`."""
+    file = subject.rpartition(":")[2]
+    return text if text.startswith((f"{subject} ", f"{subject}:", f"{file} ", f"{file}:")) else f"{subject}: {text}"
 
 
 def print_error(program: str, error: BaseException) -> int:
