@@ -47,7 +47,14 @@ from benchmarks.encoders.networks import (
     torchvision_keys,
     unfold_statistics,
 )
-from benchmarks.encoders.timm_models import heads_are_known, stage_names, timm_encoder, timm_keys, vit_architecture
+from benchmarks.encoders.timm_models import (
+    heads_are_known,
+    stage_names,
+    timm_encoder,
+    timm_keys,
+    usual_heads,
+    vit_architecture,
+)
 from benchmarks.encoders.vit_families import VitFamily
 from benchmarks.task import InputError
 from pretrain.resnet import STAGES, ResNet
@@ -476,8 +483,11 @@ def _vit(file: WeightFile, found: RecognisedCheckpoint, config: CardOverrides, o
         known = CardOverrides({"activation": "quick_gelu"}).then(known)
     asked = [*family.asks, *([] if heads_are_known(architecture, family) else ["num_heads"])]
     names = ", ".join(vit_families.FAMILY_NAMES)  # to name the family is another way to say what keys do not show
-    remedy = "" if family.pixels else f", or its family where it has the usual sizes, as --facts family=dino ({names})"
-    known.require(asked, f"{source} is a vision transformer ({found.name}; {family.title})", remedy)
+    remedy, of_family = "", f"{found.name}; {family.title}"
+    if not family.pixels:  # nothing but timm's names
+        remedy = f", or its family where it has the usual sizes, as --facts family=dino ({names})"
+        remedy, of_family = usual_heads(architecture) + remedy, found.name
+    known.require(asked, f"{source} is a vision transformer ({of_family})", remedy)
     return _timm(file, architecture, found, known, family.assumes, nothing_names_it=not family.pixels)
 
 

@@ -222,6 +222,14 @@ def heads_are_known(architecture: Architecture, family: VitFamily) -> bool:
     return family.fixed_heads and (of_known_width if family.heads is None else architecture.num_heads is not None)
 
 
+def usual_heads(architecture: Architecture) -> str:
+    """` (timm's MODEL of this width has N)`, for a message; empty where timm's model has another width."""
+    if any(part.startswith("d") for part in architecture.name.split("-")[1:]):
+        return ""
+    name = _bare(architecture)
+    return f" (timm's {name} has {timm_plan(name).blocks[0].attn.num_heads})"
+
+
 def _without_defaults(architecture: Architecture) -> Architecture:
     """None for what is as in timm's model: equal networks must have equal architectures."""
     plan = timm_plan(_bare(architecture))

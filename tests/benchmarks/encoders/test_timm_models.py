@@ -196,7 +196,8 @@ def test_dinos_teacher_and_student_as_vits(tmp_path: Path) -> None:
 def test_the_heads_of_a_plain_vit_are_asked_for(tmp_path: Path) -> None:
     net = model("vit_tiny_patch16_224", num_classes=7, img_size=64, num_heads=12)
     path = saved(tmp_path / "vit.pth", {"state_dict": net.state_dict()})
-    with pytest.raises(InputError, match=r"do not show num_heads; add --facts num_heads=N, or its family"):
+    remedy = r"add --facts num_heads=N \(timm's vit_tiny_patch16_224 has 3\), or its family"
+    with pytest.raises(InputError, match=rf"names\), and its keys do not show num_heads; {remedy}"):
         load_encoder(path)
     encoder = load_encoder(path, facts=["heads=12"])
     images = torch.randn(1, 3, 64, 64)
