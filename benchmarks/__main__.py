@@ -462,7 +462,7 @@ def _protocols(arguments: Sequence[str]) -> int:
     """List protocols that match a pattern, or show one with its sources."""
     words = [word for word in arguments if word not in ("-h", "--help")]
     if len(words) != len(arguments) or len(words) > 2 or (len(words) == 2 and words[0] != "show"):
-        sys.stdout.write(f"usage: {PROGRAM} protocols [PATTERN]\n       {PROGRAM} protocols show ID\n")
+        sys.stdout.write(f"usage: {PROGRAM} protocols [PATTERN or COMMAND]\n       {PROGRAM} protocols show ID\n")
         return 0 if len(words) != len(arguments) else 2
     if words[:1] == ["show"]:
         if len(words) == 1:
@@ -470,12 +470,15 @@ def _protocols(arguments: Sequence[str]) -> int:
         sys.stdout.write(described(find_protocol(words[1])))
         return 0
     pattern = words[0] if words else "*"
-    found = matching_protocols([pattern if any(c in pattern for c in "*?[") else f"{pattern}*"])
-    width = max(len(protocol.id) for _, protocol in found)
-    for _, protocol in found:
-        sys.stdout.write(
-            f"{protocol.id:<{width}}  {protocol.harness:<14}  {protocol.dataset:<20}  {protocol.source.repository}\n"
-        )
+    if pattern in TASK_NAMES:
+        rows = [(p.id, p.harness, p.dataset, p.source.repository) for p in load_task(pattern).protocols]
+    else:
+        found = matching_protocols([pattern if any(c in pattern for c in "*?[") else f"{pattern}*"])
+        rows = [(p.id, p.harness, p.dataset, p.source.repository) for _, p in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        padded = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join([*padded, row[3]]) + "\n")
     return 0
 
 

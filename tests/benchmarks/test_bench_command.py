@@ -277,3 +277,13 @@ def test_an_encoder_that_no_protocol_can_be_asked_of_is_not_success(
     assert run("multihead", data, tmp_path, encoder=("pixels",)) == 2
     assert "skipped" in capsys.readouterr().err
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_protocols_lists_those_of_a_command_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["protocols", "seg-knn"]) == 0
+    ids = [row.split()[0] for row in capsys.readouterr().out.splitlines()]
+    assert ids == ["ade20k_seg_knn.capi@1", "voc12aug_seg_knn.capi@1", "ade20k_seg_knn.demo@1"]
+    assert main(["protocols", "label_free*"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert {row.split()[1] for row in rows} == {"label-free", "label-free-views"}
+    assert len({row.index(row.split()[2], row.index(row.split()[1])) for row in rows}) == 1
