@@ -60,7 +60,10 @@ class Family:
         return ", ".join(parts)
 
 
-POOLED = "Features after global average pooling."
+POOLED = (
+    "One vector per image: after global average pooling for a ResNet, and for a vision transformer the tokens that its "
+    "card names."
+)
 AP = "AP is average precision, the mean over overlaps from 0.50 to 0.95; AP50 and AP75 are those at one overlap."
 PARTS = {"_box": "boxes", "_mask": "instance masks", "_kp": "keypoints", "_dp": "DensePose"}  # by the end of a column
 PARTS_LINE = f"{AP} {', '.join(f'{end}: of {part}' for end, part in PARTS.items())}."
