@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from results.command_line import first_sentence, missing_extra, parse, split_command
+from results.command_line import first_sentence, ignore_missing_glyphs, missing_extra, parse, split_command
 from results.errors import InputError, print_error
 from results.options import GROUPS
 
@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     Args:
         program: how the user calls it, for messages.
     """
+    ignore_missing_glyphs()
     given = sys.argv[1:] if arguments is None else arguments
     sentences = {heading: {n: first_sentence(kind) for n, kind in group.items()} for heading, group in GROUPS.items()}
     try:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher
@@ -48,7 +49,13 @@ def start_program() -> None:
     same bits. OpenMP reads the variable once, when torch is imported; loader processes inherit it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    ignore_missing_glyphs()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def ignore_missing_glyphs() -> None:
+    """Silence matplotlib's warnings of letters that its font lacks, such as Chinese ones: the picture shows boxes."""
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
 
 
 @cache

@@ -91,7 +91,7 @@ def _tables_page(options: Tables, records: list[StoredRecord], bad: list[BadReco
     from results.tables import latex_page, markdown_page
 
     if options.format == "markdown":
-        return markdown_page(records, bad, options.records)
+        return markdown_page(records, bad, options.records, rows=options.rows)
     if options.format == "latex":
         return latex_page(records)
     kinds = sorted({data_kind(stored.record).kind for stored in records})

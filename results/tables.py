@@ -449,8 +449,12 @@ def section_tables(section: Section) -> list[Table]:
     return tables if gains is None else [*tables[:-1], gains, tables[-1]]
 
 
-def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], root: Path) -> str:
-    """Every table, failures, and files that could not be read. The same records give the same bytes."""
+def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], root: Path, *, rows: str = "all") -> str:
+    """Every table, failures, and files that could not be read. The same records give the same bytes.
+
+    Args:
+        rows: the kind of data that was asked for; a page of all kinds also says which of them has no records.
+    """
     parts = [
         "# Model zoo\n",
         "`python -m results tables` writes this page from records and overwrites edits. Each table holds one protocol "
@@ -458,6 +462,8 @@ def markdown_page(records: Sequence[StoredRecord], bad: Sequence[BadRecord], roo
         f"{SPREAD_LINE} {NOISE_LINE}\n",
     ]
     for section in sections(records):
+        if rows not in ("all", section.kind.kind):
+            continue
         parts += [
             f"## {escape_markdown(section.kind.title)}\n",
             *([section.kind.line + "\n"] if section.kind.line else []),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Annotated, Literal
 
 import pytest
 import tyro
+from matplotlib.figure import Figure
 from pydantic import BaseModel, model_validator
 
-from results.command_line import first_sentence, parse, split_command
+from results.command_line import first_sentence, ignore_missing_glyphs, parse, split_command
 from results.errors import InputError, sentence_about
 
 GROUPS = {"Tables": {"tables": "Write tables.", "diff": "Compare two."}, "Other": {"lint": "Check a page."}}
@@ -161,4 +164,15 @@ def test_ctrl_c_ends_a_command_with_one_line(
 def test_a_message_names_its_file_once() -> None:
     assert sentence_about("a.pth", "a.pth is cut short; copy it again") == "a.pth is cut short; copy it again"
     assert sentence_about("a.pth", "it is cut short") == "a.pth: it is cut short"
+    assert sentence_about("timm:net:a.pth", "a.pth is cut short") == "a.pth is cut short"
     assert sentence_about("a", "a.pth is cut short") == "a: a.pth is cut short"
+
+
+def test_a_name_in_letters_that_the_font_lacks_is_drawn_without_a_warning() -> None:
+    figure = Figure()
+    figure.suptitle("\u6c49\u5b57")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ignore_missing_glyphs()
+        figure.savefig(io.BytesIO())
+    assert not said

@@ -310,6 +310,9 @@ def test_own_data_have_a_section_each_and_never_a_published_name(
     assert measured_values(read_records(tmp_path)[0], embedded=False) == {Column(KNN.id, "k=20"): {"net": 60.0}}
     written, _ = write_figures(read_records(tmp_path)[0], tmp_path / "pictures")
     assert written == []  # one k is no curve, and no folder of published data holds one's own
+    assert main(["tables", "--records", str(tmp_path), "--rows", "own"]) == 0
+    sections_of_own = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
+    assert sections_of_own == [line for line in headings if line.startswith("## Your data")]
     assert main(["tables", "--records", str(tmp_path), "--rows", "own", "--format", "csv"]) == 0
     assert capsys.readouterr().out.count("photos") == 0
 
