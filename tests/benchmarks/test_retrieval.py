@@ -13,16 +13,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks import retrieval
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.datasets.retrieval import Answers, read_ground_truth
+from benchmarks.encoders.encoder import Encoder
+from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
 from benchmarks.registry import find_protocol
-from benchmarks.retrieval import Retrieval, descriptors, levels
+from benchmarks.retrieval import Retrieval, RetrievalParams, descriptors, levels
 from benchmarks.solvers.average_precision import precision_at, ranks_without_junk, trapezoid_ap
 from benchmarks.task import InputError, Labels, RunOptions
+from results.schema import Architecture, EncoderCard
 from results.store import read_records
-from tests.builders import small_vit
+from tests.builders import bare_split, small_vit
 
 NAMES = [f"image_{i}" for i in range(12)]
 
@@ -64,6 +68,13 @@ def plain_ap(ranking: list[int], positives: set[int], junk: set[int]) -> float:
     return area
 
 
+def plain_precision(ranking: list[int], positives: set[int], junk: set[int], k: int) -> float:
+    """Share of positives among the first k, or among all up to the last positive."""
+    clean = [row for row in ranking if row not in junk]
+    last = max(place for place, row in enumerate(clean) if row in positives)
+    return float(np.mean([row in positives for row in clean[: min(k, last + 1)]]))
+
+
 def test_average_precision_is_the_plain_one() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):
@@ -72,9 +83,8 @@ def test_average_precision_is_the_plain_one() -> None:
         positives, junk = rows[: rng.integers(1, 6)], rows[6 : 6 + rng.integers(0, 6)]
         ranks = ranks_without_junk(order, positives, junk)
         assert trapezoid_ap(ranks, len(positives)) == pytest.approx(plain_ap(list(order), set(positives), set(junk)))
-        clean = [row for row in order if row not in junk]
-        depth = min(4, max(i for i, row in enumerate(clean) if row in positives) + 1)
-        assert precision_at(ranks, 4) == pytest.approx(np.mean([row in positives for row in clean[:depth]]))
+        expected = plain_precision(list(order), set(positives), set(junk), 4)
+        assert precision_at(ranks, 4) == pytest.approx(expected)
     assert trapezoid_ap(np.array([0, 1]), 2) == 1
     assert trapezoid_ap(np.array([], int), 2) == 0
     assert trapezoid_ap(np.array([3]), 1) == pytest.approx(1 / 8)  # half of the precision at its rank
@@ -155,6 +165,10 @@ def test_oxford_end_to_end(oxford: Path, tmp_path: Path) -> None:
                   for row, own in zip(order, map(levels, truth), strict=True) if len(own[level][0])]  # fmt: skip
         assert uncut.scores[level].value == pytest.approx(100 * np.mean(values))
         assert uncut.scores[level].n == len(values)
+        if level != "E":
+            values = [plain_precision(list(row), set(own[level][0]), set(own[level][1]), 10)
+                      for row, own in zip(order, map(levels, truth), strict=True) if len(own[level][0])]  # fmt: skip
+            assert uncut.scores[f"{level} mP@10"].value == pytest.approx(100 * np.mean(values))
     assert record.scores["M"].standard_error is not None
 
 
@@ -214,6 +228,51 @@ def test_an_encoder_of_one_image_size_is_told(tmp_path: Path) -> None:
     fixed = small_vit(depth=1, patch_size=8, img_size=32, dynamic_img_size=False)
     with pytest.raises(InputError, match=r"cannot take a \(40 by 30\).*choose an encoder that takes images of any"):
         descriptors(fixed, labels, protocol, Retrieval().params(protocol), RunOptions(progress=False), None)
+
+
+def test_descriptors_append_the_generalised_mean_of_patches(oxford: Path) -> None:
+    def forward(images: torch.Tensor, _names: object) -> dict[str, torch.Tensor]:
+        return {"embed": images.mean((2, 3)), "patches": nn.functional.avg_pool2d(images, 2)}
+
+    pixels = Architecture(name="pixels")
+    card = EncoderCard(name="x", source="test", architecture=pixels, mean=(0.4, 0.4, 0.4), std=(1, 1, 1))
+    encoder = Encoder(card, nn.Identity(), forward, ["embed", "patches"])
+    params = RetrievalParams(search="copies", gem=3.0, multiple=2)
+    protocol = find_protocol("retrieval_copydays.standard@1").changed(geometry={"crop": 9})
+    labels = find_dataset("roxford5k", oxford).read("queries")
+    found = descriptors(encoder, labels, protocol, params, RunOptions(progress=False), None)
+    for path, row in zip(labels.paths, found, strict=True):
+        values = np.asarray(Image.open(path).resize((9, 9), Image.Resampling.BICUBIC))[:8, :8] / 255 - 0.4
+        patches = values.reshape(4, 2, 4, 2, 3).mean((1, 3)).clip(1e-6)
+        vector = np.concatenate([values.mean((0, 1)), (patches**3).mean((0, 1)) ** (1 / 3)])
+        assert row == pytest.approx(vector / np.linalg.norm(vector), abs=1e-5)
+
+
+def test_copies_are_found_among_the_first_of_the_ranking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    database, queries = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(9, 3)).astype(np.float32)
+    originals, copies = np.arange(8) % 4, np.arange(9) % 4
+    monkeypatch.setattr(retrieval, "descriptors", lambda _, labels, *__: {8: database, 9: queries}[len(labels)])
+    protocol = find_protocol("retrieval_copydays.standard@1").changed(depth=3)
+    splits = [bare_split(rows, targets, "abcd").labels for rows, targets in ((database, originals), (queries, copies))]
+    encoder = load_encoder("pixels")
+    outcome = Retrieval().run(protocol, encoder, *splits, tmp_path, RunOptions(progress=False))
+    expected = [
+        plain_ap(list(np.argsort(-(database @ query))[:3]), set(np.flatnonzero(originals == target)), set())
+        for query, target in zip(queries, copies, strict=True)
+    ]
+    assert 0 < np.mean(expected) < 0.9
+    assert outcome.items["pseudo_value/mAP"] == pytest.approx(expected)
+    assert outcome.scores["mAP"].value == pytest.approx(100 * np.mean(expected))
+
+
+def test_splits_of_different_classes_or_without_answers_are_refused(oxford: Path) -> None:
+    copies, revisited = map(find_protocol, ("retrieval_copydays.standard@1", "retrieval_roxford5k.standard@2"))
+    ours, others = (bare_split(np.eye(2), np.arange(2), classes).labels for classes in ("ab", "ac"))
+    with pytest.raises(InputError, match="needs queries and a database with the same classes"):
+        Retrieval().check(copies, ours, others)
+    with pytest.raises(InputError, match="needs the ground truth of revisited Oxford or Paris"):
+        Retrieval().check(revisited, ours, ours)
 
 
 def test_copydays_names_photographs_by_four_characters(tmp_path: Path) -> None:
