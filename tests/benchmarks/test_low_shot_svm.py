@@ -108,19 +108,25 @@ def test_heldout_choice_never_sees_the_test_split() -> None:
     assert "more labels than k" in chosen[0][0]
 
 
-def test_heldout_figures_are_of_the_images_outside_the_set() -> None:
+@pytest.mark.parametrize("single", [False, True])
+def test_heldout_figures_are_of_the_images_outside_the_set(single: bool) -> None:
+    """Of all of them, or in a single-label data set of those that the other sets have drawn."""
     train, test = splits()
-    outcome = run(protocol(k=(4,), sets=1), train, test)
-    (draw,) = drawn(train.labels, k=(4,), sets=1)
-    outside = np.full(train.labels.targets.shape, -1)
-    for c in range(len(CLASSES)):
-        kept = np.setdiff1d(np.arange(len(train.labels)), draw.rows[draw.labels[:, c] >= 0])
-        outside[kept, c] = train.labels.targets[kept, c]
-    as_test = Split(replace(train.labels, targets=outside), train.features)
-    expected = reference(train, as_test, [draw])[0, 4]
+    if single:
+        train, test = single_label(train), single_label(test)
+    outcome = run(protocol(k=(4,), sets=2), train, test)
+    draws, truth, expected = drawn(train.labels, k=(4,), sets=2), train.labels.one_hot(), []
+    for draw, other in (draws, draws[::-1]):
+        outside = np.full(truth.shape, -1)
+        for c in range(len(CLASSES)):
+            available = other.rows if single else np.arange(len(train.labels))
+            kept = np.setdiff1d(available, draw.rows[draw.labels[:, c] >= 0])
+            outside[kept, c] = truth[kept, c]
+        as_test = Split(replace(train.labels, targets=outside), train.features)
+        expected.append(reference(train, as_test, [draw])[draw.index, 4].mean(-1))
     for i, cost in enumerate(COSTS):
         of_cost = next(r for r in outcome.runs if r.get("cost") == cost)
-        assert of_cost["heldout_map"] == pytest.approx(100 * expected[i].mean(), abs=0.02)
+        assert of_cost["heldout_map"] == pytest.approx(100 * np.mean(expected, axis=0)[i], abs=0.02)
 
 
 def test_saved_models_and_sets_give_the_score() -> None:
@@ -179,6 +185,8 @@ def test_too_few_images_are_refused_by_name() -> None:
     targets[np.flatnonzero(targets[:, 2] == 1)[11:], 2] = 0
     with pytest.raises(InputError, match="cat has 11 positive training images, but k=12 needs 12"):
         run(protocol(), Split(replace(train.labels, targets=targets), train.features), test)
+    targets[np.flatnonzero(train.labels.targets[:, 2] == 1)[11], 2] = 1
+    assert len(drawn(replace(train.labels, targets=targets))) == SETS * len(K)  # 12 are enough
     crowded = np.ones((20, 4), np.int8)
     crowded[:5] = 0
     with pytest.raises(InputError, match="bird has 5 negative training images, but k=2 needs 6"):
@@ -271,9 +279,18 @@ def test_the_fixed_cost_must_be_among_the_costs() -> None:
 
 
 def test_one_set_of_a_single_label_data_set_leaves_nothing_to_compare_on() -> None:
+    multi = [split.labels for split in splits()]
+    LowShotSvm().check(protocol(sets=1), *multi)
     train, test = (single_label(split) for split in splits())
     with pytest.raises(InputError, match="sets=2 or more"):
         run(protocol(sets=1), train, test)
+
+
+def test_sets_that_would_all_be_the_same_are_refused() -> None:
+    few, more = (labels(np.repeat(np.arange(4), counts)) for counts in ((4, 4, 4, 4), (4, 4, 4, 5)))
+    LowShotSvm().check(protocol(k=(1, 4)), more, few)
+    with pytest.raises(InputError, match="no class has more than k=4 training images"):
+        LowShotSvm().check(protocol(k=(1, 4)), few, few)
 
 
 def test_places205_by_its_own_protocol_on_a_tiny_set() -> None:
@@ -359,6 +376,15 @@ def test_labels_that_cannot_be_measured_are_refused_before_extraction() -> None:
         LowShotSvm().check(protocol(fixed_cost=3.0), train.labels, test.labels)
     with pytest.raises(InputError, match="--index-files"):
         LowShotSvm().check(protocol(index_sets="files"), train.labels, test.labels)
+
+
+def test_an_image_folder_keeps_every_k_that_leaves_each_class_an_image_outside() -> None:
+    folder = find_protocol("imagefolder_low_shot_svm.embed@1")
+    chosen = folder.changed(k=(8,), seed=1)
+    for smallest, kept in ((8, (1, 2, 4)), (9, (1, 2, 4, 8)), (1, (1,)), (97, folder.params["k"])):
+        images = labels(np.repeat(np.arange(4), (100, smallest, 100, 99)))
+        assert LowShotSvm().adapted(folder, images, images).params["k"] == kept
+        assert LowShotSvm().adapted(chosen, images, images) == chosen
 
 
 # ---- protocols: the values as they stand in the sources that the protocols name --------------------------------------
