@@ -73,6 +73,10 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
         score = outcome.scores[f"k={k}"]
         assert score.value == pytest.approx(mean[oracle], abs=0.02)
         assert score.std == pytest.approx(by_set[:, oracle].mean(-1).std(), abs=0.02)
+        assert score.n == 160
+        assert list(outcome.per_class[f"k={k}"].values()) == pytest.approx(list(by_set[:, oracle].mean(0)), abs=0.05)
+        chosen = next(r for r in outcome.runs if r.get("score") == f"k={k}")
+        assert (chosen["cost"], chosen["map"]) == (COSTS[oracle], pytest.approx(score.value))
         assert f"C={COSTS[oracle]:g};" in score.selection
         assert "oracle" in score.selection
         fixed = outcome.scores[f"k={k} fixed"]
@@ -136,7 +140,13 @@ def test_saved_models_and_sets_give_the_score() -> None:
     cost = outcome.scores["k=4"].selection.split("C=")[1].split(";")[0]
     weight = outcome.tensors[f"embed/k=4/cost={cost}/weight"].numpy()
     bias = outcome.tensors[f"embed/k=4/cost={cost}/bias"].numpy()
-    ap = average_precisions(weight @ x.T + bias[..., None], test.labels.targets.T).envelope
+    decisions = weight @ x.T + bias[..., None]
+    draw = next(draw for draw in drawn(train.labels) if (draw.index, draw.k) == (1, 4))
+    used = draw.labels[:, 2] >= 0
+    rows, signs = svm_protocol.normalised(train.features["embed"])[draw.rows[used]], 2 * draw.labels[used, 2] - 1
+    plain = svm_protocol.classifier(float(cost)).fit(rows, signs)
+    np.testing.assert_allclose(decisions[1, 2], plain.decision_function(x), atol=1e-3)
+    ap = average_precisions(decisions, test.labels.targets.T).envelope
     assert 100 * ap.mean() == pytest.approx(outcome.scores["k=4"].value, abs=0.01)
     matrix = outcome.tensors["sets/sample2_k4/labels"].numpy()
     assert ((matrix == 1).sum(0) == 4).all()
@@ -322,6 +332,7 @@ def test_a_low_shot_run_keeps_what_each_image_contributes_and_what_each_set_gave
     assert {f"pseudo_value/{column}" for column in outcome.scores} == outcome.items.keys()
     draws = draw_sets(train.labels, k=(1, 4), sets=3, seed=0)
     trials = [entry for entry in outcome.runs if "trial" in entry]
+    assert [entry["trial"] for entry in trials] == [0, 1, 2]
     assert [entry["drawn"] for entry in trials] == [
         sets_sha256([draw for draw in draws if draw.index == index])[:16] for index in range(3)
     ]
@@ -335,7 +346,11 @@ def test_a_low_shot_run_keeps_what_each_image_contributes_and_what_each_set_gave
         layer, _, rest = score.selection.partition(", C=")
         k, cost = column.split(" ")[0].removeprefix("k="), rest.partition(";")[0]
         decisions = decisions_of(outcome.tensors, test, layer, int(k), float(cost))  # (sets, C, N)
-        assert 100 * average_precisions(decisions, targets.T).envelope.mean(-1) == pytest.approx(of_sets, abs=0.02)
+        ap = average_precisions(decisions, targets.T)
+        assert 100 * ap.envelope.mean(-1) == pytest.approx(of_sets, abs=0.02)
+        of_cost = next(r for r in outcome.runs if "map_sklearn" in r and (r["k"], r["cost"]) == (int(k), float(cost)))
+        assert of_cost["map_sklearn"] == pytest.approx(100 * ap.step.mean(), abs=0.02)
+        assert of_cost["map_11point"] == pytest.approx(100 * ap.eleven_point.mean(), abs=0.02)
         plain = np.zeros(len(targets))
         for of_set in decisions:
             for of_class, truth in zip(of_set, targets.T, strict=True):
