@@ -110,6 +110,17 @@ def test_an_image_folder_leaves_out_what_its_smallest_class_does_not_have(data: 
         FewShot().check(find_protocol("few_shot.imagenet@1"), train, test)
 
 
+def test_only_an_image_folder_without_chosen_shots_is_adapted_to_its_smallest_class() -> None:
+    folder, imagenet = (find_protocol(f"few_shot.{variant}@1") for variant in ("imagefolder", "imagenet"))
+    labels = bare_split(np.ones((43, 2)), np.repeat(np.arange(4), (16, 3, 8, 16)), "abcd").labels
+    assert FewShot().adapted(folder, labels, labels).params["shots"] == (1, 2)
+    for unchanged in (folder.changed(shots=(1, 8)), imagenet):
+        assert FewShot().adapted(unchanged, labels, labels) == unchanged
+        with pytest.raises(InputError, match="has only 3: use shots up to 3"):
+            FewShot().check(unchanged, labels, labels)
+    FewShot().check(folder.changed(shots=(1, 3)), labels, labels)
+
+
 @pytest.mark.parametrize("shots", [(), (0, 1), (2, 2)])
 def test_shots_that_mean_nothing_are_refused(shots: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"at least 1 item|must be positive and without repeats"):

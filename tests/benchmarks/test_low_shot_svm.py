@@ -87,6 +87,7 @@ def test_agrees_with_scikit_learn_throughout(single: bool) -> None:
             assert of_cost["map"] == pytest.approx(of_sets.mean(), abs=0.02)
             assert of_cost["map_min"] == pytest.approx(of_sets.min(), abs=0.02)
             assert of_cost["map_max"] == pytest.approx(of_sets.max(), abs=0.02)
+            assert of_cost["map_std"] == pytest.approx(of_sets.std(), abs=0.02)
 
 
 @pytest.mark.slow
