@@ -257,11 +257,11 @@ def _by_neighbours(
     options: RunOptions,
 ) -> NDArray[np.int64]:
     """(draws * shots, N) ranks by the votes of the n nearest: one product with a draw serves every n."""
-    from benchmarks.solvers.class_means import unit_rows
+    from benchmarks.solvers.class_means import LOGITS_BYTES, unit_rows
     from benchmarks.solvers.exact_knn import vote_ranks
 
     ranks = np.empty((params.draws, len(params.shots), len(queries)), np.int64)
-    size = max(1, 2**26 // (classes * params.shots[-1] * 4))
+    size = max(1, LOGITS_BYTES // (classes * params.shots[-1] * 4))
     for start in progress(range(0, len(queries), size), "neighbours of few images", show=options.progress):
         part = unit_rows(queries[start : start + size], options.device)
         for draw, gallery in enumerate(rows.view(params.draws, params.shots[-1] * classes, -1)):

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import normalize
 
+import benchmarks.solvers.class_means as class_means_module
 from benchmarks.few_shot import FewShot, Ncm
 from benchmarks.registry import find_protocol
 from benchmarks.solvers.class_means import class_means, nearest_mean_ranks, sample_per_class
@@ -89,6 +90,16 @@ def test_every_classifier_is_scikit_learns_on_the_mean_of_the_draws(
         assert outcome.items[f"pseudo_value/{name} n={n}"] == pytest.approx(np.mean(hits, axis=0))
         runs = [row[name] for row in outcome.runs if row["n"] == n]
         assert runs == pytest.approx(of_draws.tolist())
+
+
+def test_the_size_of_the_parts_changes_nothing(
+    data: tuple[Split, Split], outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_means_module, "CHUNK_ROWS", 50)  # of 120 queries
+    monkeypatch.setattr(class_means_module, "LOGITS_BYTES", 4 * 4 * CLASSES * 7)
+    parts = FewShot().run(protocol(), *data, OPTIONS)
+    for name, values in outcome.items.items():
+        np.testing.assert_array_equal(parts.items[name], values)
 
 
 def test_the_noise_of_the_test_images_follows_from_the_items(outcome: Outcome) -> None:
