@@ -155,6 +155,41 @@ def test_chance_loss_is_that_of_embeddings_that_tell_nothing_apart(name: str) ->
     assert loss.spread.item() < 1e-6  # collapsed
 
 
+class Embeddings(torch.nn.Module):
+    """The first numbers of an image, normalised."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.flatten(1)[:, :16], dim=1)
+
+
+@pytest.mark.parametrize("name", ["end-to-end v1", "simclr v1", "memory bank v1", "memory bank, NCE"])
+def test_accuracy_is_the_share_of_queries_whose_positive_outscores_every_negative(name: str) -> None:
+    model = build(recipe_of(name), torch.float64)
+    model.encoder_q = model.encoder_k = Embeddings()
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(N, 3, 4, 4, generator=generator, dtype=torch.float64)
+    views = images, images + 2 * torch.randn(N, 3, 4, 4, generator=generator, dtype=torch.float64)
+    q, k = map(Embeddings(), views)
+    if isinstance(model, MemoryBank):
+        model.bank[:N] = k
+        state, bank = model.generator.get_state(), model.bank.clone()
+        found = model(Batch(views[:1], torch.arange(N))).accuracy
+        model.generator.set_state(state)
+        shape = (N, 16) if model.loss == "nce" else (32,)
+        negatives = bank[torch.randint(IMAGES, shape, generator=model.generator)].expand(N, -1, -1)
+        pairs = list(zip(q, k, negatives, strict=True))
+    else:
+        found = model(Batch(views, torch.arange(N))).accuracy
+        others = [[k[j] for j in range(N) if j != i] for i in range(N)]
+        pairs = list(zip(q, k, others, strict=True))
+        if name.startswith("simclr"):
+            z = torch.cat([q, k])
+            pairs = [(z[i], z[(i + N) % (2 * N)], [z[j] for j in range(2 * N) if j % N != i % N]) for i in range(2 * N)]
+    expected = [all(query @ key > query @ other for other in others) for query, key, others in pairs]
+    assert 0 < sum(expected) < len(expected)
+    assert found.item() == pytest.approx(sum(expected) / len(expected))
+
+
 def test_end_to_end_trains_both_encoders() -> None:
     model = build(recipe_of("end-to-end v1"), torch.float32)
     model(Batch(tuple(torch.randn(2, N, 3, 16, 16)), torch.arange(N))).loss.backward()
@@ -164,7 +199,8 @@ def test_end_to_end_trains_both_encoders() -> None:
 def test_memory_bank_moves_only_the_vectors_of_the_batch() -> None:
     model = build(recipe_of("memory bank v1"), torch.float32)
     assert isinstance(model, MemoryBank)
-    assert float(model.bank.abs().max()) <= math.sqrt(3 / 16)
+    bound = math.sqrt(3 / 16)  # of uniform numbers, so that a vector's expected square is 1
+    assert -bound <= model.bank.min() < -0.9 * bound < 0.9 * bound < model.bank.max() <= bound
     before = model.bank.clone()
     indices = torch.tensor([3, 1, 5, 7, 9, 11, 13, 15])
     model(Batch((torch.randn(N, 3, 16, 16),), indices))
@@ -176,3 +212,9 @@ def test_memory_bank_moves_only_the_vectors_of_the_batch() -> None:
 def test_spread_is_one_on_the_whole_sphere() -> None:
     embeddings = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)))
     assert math.isclose(spread(embeddings).item(), 1.0, abs_tol=0.02)
+    assert math.isclose(spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item(), math.sqrt(2) / 2, rel_tol=1e-6)
+
+
+def test_the_bank_is_full_after_one_pass() -> None:
+    model = build(recipe_of("memory bank v1"), torch.float32)
+    assert [model.fill(seen) for seen in (0, IMAGES // 4, IMAGES, 2 * IMAGES)] == [0, 0.25, 1, 1]

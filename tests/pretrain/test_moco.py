@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pretrain import distributed
 from pretrain.mechanism import Batch, ProjectedEncoder
-from pretrain.moco import MoCo
+from pretrain.moco import MoCo, info_nce
 from pretrain.recipe import Recipe
 from results.schema import Architecture
 
@@ -77,6 +77,26 @@ def test_negatives_are_the_queue_as_it_stood_before_the_batch() -> None:
     assert math.isclose(model(pair(*views)).loss.item(), expected.item(), abs_tol=1e-12)
     assert torch.allclose(model.queue[:, :8], k.T)  # and only now are the keys in it
     assert torch.equal(model.queue[:, 8:], before[:, 8:])
+
+
+def test_the_queue_begins_with_unit_vectors_in_every_direction() -> None:
+    queue = build(tiny(queue_size=1024, batch_size=8)).queue
+    assert torch.allclose(queue.norm(dim=0), torch.ones(1024, dtype=torch.float64))
+    assert queue.mean(dim=1).abs().max() < 0.05
+
+
+def test_accuracy_is_the_share_of_queries_nearer_to_their_key_than_to_every_negative() -> None:
+    q, k, others = F.normalize(torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(3)), dim=2)
+    negatives = torch.cat([others[:2], k[:1]]).T  # the first query's key is in the queue: it is not nearer than itself
+    expected = [all(q[i] @ k[i] > q[i] @ negative for negative in negatives.T) for i in range(8)]
+    assert not expected[0]
+    assert 0 < sum(expected) < 7
+    assert info_nce(q, k, negatives, 0.2)[1].item() == pytest.approx(sum(expected) / 8)
+
+
+def test_the_fill_of_the_queue_counts_both_views_of_a_symmetric_loss() -> None:
+    assert [build(tiny()).fill(seen) for seen in (0, 8, 32, 99)] == [0, 0.25, 1, 1]
+    assert [build(tiny(symmetric=True)).fill(seen) for seen in (8, 99)] == [0.5, 1]
 
 
 def test_queue_goes_round() -> None:
