@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
-from benchmarks.label_free import LabelFree, LabelFreeViews, evenly_spaced, view_features
+from benchmarks.label_free import LabelFree, LabelFreeViews, evenly_spaced, view_features, view_measures
 from benchmarks.registry import find_protocol
+from benchmarks.solvers.spectra import lidar
 from benchmarks.task import InputError, Outcome, RunOptions
 from results.schema import Protocol
 from tests.builders import bare_split
@@ -58,8 +60,45 @@ def test_half_dead() -> None:
     assert value(measured(rows), "Dead share") == 0.5
 
 
+def test_every_measure_is_that_of_its_formula_on_rows_of_unequal_length() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(50, 4)) * [1, 0.5, 2, 1e-4] + [3, 0, 1, 0]
+    rows *= rng.uniform(500, 2000, (50, 1))
+    rows = rows.astype(np.float32).astype(float)
+    outcome = measured(rows)
+    plain, centred = (np.linalg.svd(x, compute_uv=False) for x in (rows, rows - rows.mean(0)))
+    p = plain / plain.sum()
+    smoothed = p + 1e-5
+    n = np.arange(1, 5)
+    slope = np.polyfit(np.log(n), np.log(centred**2), 1, w=np.sqrt(1 / n))[0]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = [np.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i in range(50) for j in range(i)]
+    for column, expected in {
+        "RankMe": np.exp(-(smoothed * np.log(smoothed)).sum()),
+        "Effective rank": np.exp(-(p * np.log(p)).sum()),
+        "Stable rank": (plain**2).sum() / plain[0] ** 2,
+        "alpha-ReQ": -slope,
+        "Uniformity": np.log(np.mean(pairs)),
+        "Deviation": unit.std(0).mean() * 2,
+        "Dead share": (rows.std(0) < 1e-3 * rows.std(0).max()).mean(),
+    }.items():
+        assert value(outcome, column) == pytest.approx(expected, rel=1e-6), column
+    assert value(outcome, "Dead share") == 0.25
+
+
+def test_views_of_an_image_are_compared_in_pairs_and_an_odd_one_is_left_over() -> None:
+    features = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert view_measures(features[:, :4], 1e-4)["Alignment"] == view_measures(features, 1e-4)["Alignment"]
+    unit = (features / features.norm(dim=2, keepdim=True)).numpy()
+    pairs = [((unit[i, a] - unit[i, a + 1]) ** 2).sum() for i in range(6) for a in (0, 2)]
+    found = view_measures(features, 1e-4)
+    assert found["Alignment"] == pytest.approx(np.mean(pairs))
+    assert found["LiDAR"] == pytest.approx(lidar(features, 1e-4))
+
+
 def test_samples_are_evenly_spaced() -> None:
     assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(9, 4).tolist() == [0, 3, 5, 8]  # of 0, 2.67, 5.33 and 8
     assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
     rows = np.random.default_rng(1).normal(size=(40, 5))
     few = measured(rows, DEMO.changed(samples=7))
@@ -71,7 +110,8 @@ def test_refuses_one_image_and_features_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="at least 2 images"):
         measured(np.ones((1, 3)))
     with pytest.raises(InputError, match="embed has NaN or infinity for some images"):
-        measured(np.full((3, 3), np.nan))
+        measured(np.array([[1.0, 2.0], [np.nan, 3.0], [4.0, 5.0]]))
+    assert measured(np.eye(2)).scores["RankMe"].n == 2
 
 
 def test_views_depend_on_the_seed_alone(small_data: Path) -> None:
