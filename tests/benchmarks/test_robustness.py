@@ -66,7 +66,10 @@ def test_ranked_right_is_the_plain_rule() -> None:
 
 
 @pytest.mark.parametrize("head", ["knn", "logistic"])
-def test_a_subset_only_names_its_own_classes(head: str, train: Split, tmp_path: Path) -> None:
+def test_a_subset_only_names_its_own_classes(
+    head: str, train: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robustness, "_CELLS", 6 * 7)  # in parts of 7 rows
     own = (1, 4, 5)
     targets = np.random.default_rng(3).integers(0, 3, 40)
     rows = points(np.array(own)[targets], 4) * 0.4
@@ -77,6 +80,10 @@ def test_a_subset_only_names_its_own_classes(head: str, train: Split, tmp_path: 
     expected = [max(own, key=lambda c: (s[c], -c)) == own[t] and s[own[t]] > -np.inf
                 for s, t in zip(scores, targets, strict=True)]  # fmt: skip
     assert outcome.items["correct/Top-1"].tolist() == expected
+    # Of three classes each is among the best five, unless it has no vote at all.
+    voted = [bool(s[own[t]] > -np.inf) for s, t in zip(scores, targets, strict=True)]
+    assert outcome.items["correct/Top-5"].tolist() == voted
+    assert all(voted) == (head == "logistic")
     whole = [int(s.argmax()) == own[t] for s, t in zip(scores, targets, strict=True)]
     assert sum(whole) < sum(expected) < 40  # so the rule matters here
 
@@ -117,6 +124,7 @@ def test_the_cost_is_chosen_on_held_out_images_as_scikit_learn_would(train: Spli
              for c in (1e-6, 1e-2, 1.0, 100.0)]  # fmt: skip
     assert head.facts["cost"] == (1e-6, 1e-2, 1.0, 100.0)[int(np.argmax(right))]
     assert head.facts["heldout_top1"] == pytest.approx(100 * max(right))
+    assert head.facts["gradient"] <= 1e-7
 
 
 def test_one_fit_serves_every_test_set(train: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
