@@ -302,8 +302,8 @@ def ranked_right(scores: NDArray[np.floating[Any]], targets: NDArray[Any]) -> di
     if targets.ndim == 1:
         own = scores[rows, targets][:, None]
         ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < targets[:, None]))
-        rank = np.where(np.isneginf(own[:, 0]), scores.shape[1], ahead.sum(1))
-        return {1: rank < 1, 5: rank < 5}
+        rank, named = ahead.sum(1), ~np.isneginf(own[:, 0])
+        return {1: named & (rank < 1), 5: named & (rank < 5)}
     best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     right = (np.take_along_axis(targets, best, 1) == 1) & ~np.isneginf(np.take_along_axis(scores, best, 1))
     return {1: right[:, 0], 5: right.any(1)}

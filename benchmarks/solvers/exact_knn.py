@@ -55,6 +55,7 @@ _GPU_PAIR_BYTES = 32 << 20  # of products that are summed together on a GPU: lau
 _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
 VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
+NO_VOTE = np.iinfo(np.int64).max  # rank of a class without a vote, above any depth
 
 # The search
 SPARE = 256  # candidates in addition to twice k, so that small k have room for errors too
@@ -817,7 +818,7 @@ def vote_ranks(
     """Rank of the true class among the classes by votes, 0 the winner, for every k.
 
     A neighbour votes with exp(similarity / T) (Wu et al. 2018, section 3.4). Equal votes go to the smaller class
-    index. A class without a vote has rank `num_classes`: it is no hit, at whatever depth one counts.
+    index. A class without a vote has rank `NO_VOTE`: it is no hit, at whatever depth one counts.
 
     Args:
         similarities: (Q, K) of each query's neighbours, nearest first, K at least the largest k.
@@ -845,8 +846,8 @@ def vote_ranks(
 
 
 def _ranks(votes: NDArray[np.float64], targets: NDArray[np.integer]) -> NDArray[np.int64]:
-    """(Q,) rank of the true class by votes (Q, classes); the number of classes where it has none."""
+    """(Q,) rank of the true class by votes (Q, classes); `NO_VOTE` where it has none."""
     true = np.take_along_axis(votes, targets[:, None], axis=1)
     before = np.arange(votes.shape[1]) < targets[:, None]
     ahead = (votes > true) | ((votes == true) & before)
-    return np.where(true[:, 0] > 0, ahead.sum(axis=1), votes.shape[1])
+    return np.where(true[:, 0] > 0, ahead.sum(axis=1), NO_VOTE)
