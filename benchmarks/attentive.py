@@ -109,9 +109,7 @@ class AttentiveParams(WarmupParams):
         rates, weight_decays = zip(*self.grid, strict=True)
         if self.optimiser == "adamw":
             return BankAdamW(bank, rates, weight_decays, betas=self.betas)
-        return BankOptimiser(
-            bank, rates, weight_decays, momentum=self.momentum, lars_eta=self.lars_eta, lars_biases=False
-        )
+        return BankOptimiser(bank, rates, weight_decays, momentum=self.momentum, lars_eta=self.lars_eta, maes=True)
 
     def column_of(self, bank: str) -> str:
         """The one column of the one bank."""
@@ -193,6 +191,7 @@ PROTOCOLS = (
             f"last incomplete batch dropped; {HELD_OUT_IS_OWN}",
         ),
         BICUBIC_224,
+        revision=2,  # 1 had momentum over the steps, as in mmselfsup's LARS
     ),
     _protocol(
         "vjepa2",

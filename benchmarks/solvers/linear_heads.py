@@ -211,13 +211,14 @@ class BankOptimiser:
 
     SGD is torch's: momentum is over gradients and the rate multiplies the result, Nesterov or not. LARS is mmselfsup's
     (You et al. 2017, algorithm 1): the trust ratio eta |w| / (|g| + wd |w| + eps), 1 where either norm is 0, is taken
-    per parameter and head, biases too, and momentum is over the steps.
+    per parameter and head, biases too, and momentum is over the steps. MAE's takes the ratio eta |w| / |g + wd w|, with
+    momentum over gradients as SGD, and gives vectors neither a ratio nor decay.
 
     Args:
         bank: on its device.
         rates, weight_decays: of each head.
         lars_eta: eta of LARS; None is SGD.
-        lars_biases: whether the trust ratio applies to vectors too; MAE's LARS takes their bare gradient.
+        maes: LARS is MAE's.
     """
 
     def __init__(
@@ -229,15 +230,15 @@ class BankOptimiser:
         momentum: float = 0.9,
         nesterov: bool = False,
         lars_eta: float | None = None,
-        lars_biases: bool = True,
+        maes: bool = False,
     ) -> None:
-        self.momentum, self.nesterov, self.lars_eta = momentum, nesterov, lars_eta
+        self.momentum, self.nesterov, self.lars_eta, self.maes = momentum, nesterov, lars_eta, maes
         self.parameters = list(bank.parameters())
         self.momenta = [torch.zeros_like(p) for p in self.parameters]
         self._rates = [_per_head(rates, p) for p in self.parameters]
-        self._etas = [lars_eta if lars_biases or p.ndim > 2 else None for p in self.parameters]
+        self._etas = [lars_eta if p.ndim > 2 or not maes else None for p in self.parameters]
         self._decays = [
-            _per_head(weight_decays, p) if decayed and any(weight_decays) else None
+            _per_head(weight_decays, p) if decayed and any(weight_decays) and (p.ndim > 2 or not maes) else None
             for p, decayed in zip(self.parameters, bank.decayed(), strict=True)
         ]
 
@@ -250,17 +251,19 @@ class BankOptimiser:
             assert parameter.grad is not None
             gradient = distributed.sum_(parameter.grad)
             parameter.grad = None
-            rate = _scaled(rates, factor)
-            if eta is not None:
+            rate, of_steps = _scaled(rates, factor), self.lars_eta is not None and not self.maes
+            if eta is not None and of_steps:
                 # The ratio uses the bare gradient's norm, so it is taken before decay is added.
                 rate = rate * _trust_ratio(parameter, gradient, decays, eta)
             if decays is not None:
                 gradient.addcmul_(parameter, decays.expand_as(parameter))
-            if self.lars_eta is not None:
+            if eta is not None and self.maes:
+                gradient.mul_(_trust_ratio(parameter, gradient, None, eta))
+            if of_steps:
                 gradient.mul_(rate)
             momentum.mul_(self.momentum).add_(gradient)
             update = gradient.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
-            if self.lars_eta is not None:
+            if of_steps:
                 parameter.sub_(update)
             else:
                 parameter.addcmul_(update, rate.expand_as(parameter), value=-1)

@@ -84,7 +84,7 @@ TIED = [
     ("linear_avgpool.moco@1", "linear_avgpool.simsiam@2", [("epochs", "drops")]),
     ("finetune_imagenet.mocov1@1", "finetune_imagenet.mae_base@1", [("layer_decay", "mean_pool")]),
     ("finetune_imagenet.mocov1@1", "finetune_imagenet.mae_large@1", [("epochs", "drops", "warmup")]),
-    ("attentive.ep@1", "attentive.capi@1", [("epochs", "iterations", "warmup")]),
+    ("attentive.ep@2", "attentive.capi@1", [("epochs", "iterations", "warmup")]),
     ("logistic.clip@1", "logistic.dinov2@1", [("costs", "search")]),
 ]  # fmt: skip
 
