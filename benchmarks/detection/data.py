@@ -82,9 +82,13 @@ def _voc(image_id: str, path: Path, file: Path, known: dict[str, int], inclusive
 
 
 def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
-    """COCO and LVIS: the images in the order of their ids, as in `labels`."""
+    """COCO and LVIS: the images in the order of their ids, as in `labels`, which may hold some of the json's images."""
     parts = [(file, json.loads(file.read_bytes())) for file in labels.annotations]
     images = sorted(((i["id"], file, i) for file, part in parts for i in part["images"]), key=lambda each: each[0])
+    if len(labels) < len(images):
+        rows = {name: row for row, name in enumerate(labels.ids)}
+        chosen = [(rows[name], each) for each in images for name in _possible_ids(each[2]) if name in rows]
+        images = [each for _, each in sorted(chosen, key=lambda pair: pair[0])]
     category = {c["id"]: number for number, c in enumerate(sorted(parts[0][1]["categories"], key=lambda c: c["id"]))}
     scenes: dict[int, ImageDict] = {}
     for number, (_, file, image) in enumerate(images):
@@ -100,12 +104,20 @@ def _coco(labels: Labels, *, with_masks: bool) -> list[ImageDict]:
     for file, part in parts:
         keypoints = KEYPOINTS if file.name.startswith("person_keypoints_") else 0
         for found in part["annotations"]:
-            scene = scenes[found["image_id"]]
+            scene = scenes.get(found["image_id"])
+            if scene is None:
+                continue
             annotation = _coco_object(found, scene, file, with_masks=with_masks, keypoints=keypoints)
             if annotation is not None:
                 annotation["category_id"] = category[found["category_id"]]
                 scene["annotations"].append(annotation)
     return list(scenes.values())
+
+
+def _possible_ids(image: dict[str, Any]) -> set[str]:
+    """The ids that `benchmarks.datasets.coco` may give an image: its name, and the end of a name of 2014."""
+    name = Path(image.get("coco_url") or image["file_name"]).stem
+    return {name, name.rpartition("_")[2]}
 
 
 def _coco_object(

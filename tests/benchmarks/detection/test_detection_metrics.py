@@ -22,6 +22,7 @@ from benchmarks.detection.protocols import VOC_MMSELFSUP
 from benchmarks.task import InputError, Labels
 from tests.layouts.cityscapes import write_cityscapes
 from tests.layouts.coco import write_coco
+from tests.layouts.densepose import write_densepose
 from tests.layouts.lvis import write_lvis
 from tests.layouts.voc import write_voc
 from tests.reference.detection_voc_ap import Detection, Truth, average_precision
@@ -94,6 +95,19 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Labels:
     root = tmp_path_factory.mktemp("coco")
     write_coco(root)
     return find_dataset("coco", root).read("train")
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "task"),
+    [(write_coco, "coco", "coco"), (write_densepose, "coco_densepose", "densepose"), (write_lvis, "lvis_v1", "lvis")],
+)
+def test_a_part_of_the_images_of_one_json_has_their_scenes(write: Any, name: str, task: Any, tmp_path: Path) -> None:
+    """As the tries of a dry run take it."""
+    write(tmp_path)
+    labels = find_dataset(name, tmp_path).read("train")
+    whole = read_scenes(labels, task)
+    assert read_scenes(labels.rows([0, 2, 3]), task) == [whole[0], whole[2], whole[3]]
+    assert any(scene["annotations"] for scene in whole[:4])
 
 
 @pytest.mark.parametrize("seed", range(3))
