@@ -92,6 +92,8 @@ def _load(encoder: str | Path | nn.Module | Encoder, overrides: CardOverrides) -
         return encoder
     if isinstance(encoder, nn.Module):
         return _with_overrides(lambda: module_encoder(encoder), "a module", overrides)
+    if not isinstance(encoder, str | Path):
+        raise InputError(f"the encoder is a {type(encoder).__name__}; give a torch.nn.Module, an Encoder or a text")
     form = parse_form(str(encoder))
     if form.kind == "function":
         return _with_overrides(lambda: built_encoder(form.text), form.text, overrides)

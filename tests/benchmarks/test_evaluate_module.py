@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders.encoder import preserved
-from benchmarks.encoders.load import module_encoder
+from benchmarks.encoders.load import load_encoder, module_encoder
 from benchmarks.evaluate import evaluate
 from benchmarks.task import InputError, RunOptions
 from tests.simulated_cuda import simulated_cuda
@@ -187,6 +187,11 @@ def test_a_module_is_probed_in_its_dtype_and_gives_float32() -> None:
         found = encoder.outputs(encoder.normalise(images), ["embed"])["embed"]
     assert (encoder.dtype, encoder.normalise(images).dtype) == (torch.bfloat16, torch.bfloat16)
     assert (found.dtype, found.shape) == (torch.float32, (3, 8))
+
+
+def test_a_function_is_not_taken_for_the_name_of_a_file() -> None:
+    with pytest.raises(InputError, match=r"the encoder is a function; give a torch\.nn\.Module, an Encoder or a text"):
+        load_encoder(lambda images: images)  # type: ignore[arg-type]
 
 
 def test_lazy_layers_are_refused_before_they_get_weights() -> None:
