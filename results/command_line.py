@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
@@ -123,6 +123,10 @@ def parse(kind: type[Options], arguments: list[str], program: str, default: Opti
 
     filled: Any = tyro.MISSING_NONPROP if default is None else default
     box = io.StringIO()
+    if "-h" in arguments or "--help" in arguments:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(_help(kind, program, filled).encode(encoding, "replace").decode(encoding))
+        raise SystemExit(0)
     try:
         with redirect_stderr(box):
             options = tyro.cli(kind, args=arguments, prog=program, default=filled)
@@ -187,15 +191,21 @@ def validation_message(error: Any) -> str:
 
 
 def _flags(kind: type[Any], program: str, default: Any) -> list[str]:
+    return sorted({"--help", *re.findall(r"(?<=[ ,])--[a-z][\w.-]*", _help(kind, program, default))})
+
+
+def _help(kind: type[Any], program: str, default: Any) -> str:
+    """tyro's help page, without its frames. Where a flag has no default, it says nothing of None or of an empty one."""
     import tyro
 
     shown = io.StringIO()
-    try:
-        with redirect_stdout(shown):
-            tyro.cli(kind, args=["--help"], prog=program, default=default)
-    except SystemExit:
-        return sorted({"--help", *re.findall(r"(?<=[ ,│])--[a-z][\w.-]*", shown.getvalue())})
-    raise AssertionError("--help ends the program")
+    with redirect_stdout(shown), suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=program, default=default, config=(tyro.conf.DisallowNone,))
+    page = shown.getvalue()
+    without = re.sub(r"\(default:\s*(None)?\)", lambda found: re.sub(r"\S", " ", found[0]), page)
+    lines = [after.rstrip() for before, after in zip(page.split("\n"), without.split("\n"), strict=True)
+             if after.strip() or not before.strip()]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _opposite(switch: str) -> str:

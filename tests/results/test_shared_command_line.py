@@ -176,3 +176,38 @@ def test_a_name_in_letters_that_the_font_lacks_is_drawn_without_a_warning() -> N
         ignore_missing_glyphs()
         figure.savefig(io.BytesIO())
     assert not said
+
+
+@dataclass(frozen=True)
+class Optional:
+    """Options without defaults."""
+
+    workers: int | None = None
+    """processes that load images; 2 on a CPU …, and on a GPU each rank's whole share of all the cores"""
+    facts: tuple[str, ...] = ()
+    """facts"""
+    seed: int = 3
+    """seed of everything"""
+
+
+@pytest.mark.parametrize("width", range(60, 100, 3))  # so that a default is broken over two lines in some
+def test_help_says_nothing_of_a_default_that_is_none(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit) as stop:
+        parse(Optional, ["--help"], "demo")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "None" not in shown
+    assert shown.count("(default:") == 1
+    assert " ".join(shown.split()).endswith("--seed INT seed of everything (default: 3)")
+    assert "\n\n\n" not in shown
+
+
+def test_help_is_written_to_a_terminal_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    with pytest.raises(SystemExit):
+        parse(Optional, ["--help"], "demo")
+    assert b"on a CPU ?, and" in b" ".join(written.getvalue().split())
