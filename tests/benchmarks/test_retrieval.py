@@ -17,14 +17,12 @@ from benchmarks import retrieval
 from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.datasets.retrieval import Answers, read_ground_truth
-from benchmarks.encoders.encoder import Encoder
 from benchmarks.encoders.load import load_encoder
 from benchmarks.evaluate import evaluate
 from benchmarks.registry import find_protocol
-from benchmarks.retrieval import Retrieval, RetrievalParams, descriptors, levels
+from benchmarks.retrieval import Retrieval, descriptors, levels
 from benchmarks.solvers.average_precision import precision_at, ranks_without_junk, trapezoid_ap
 from benchmarks.task import InputError, Labels, RunOptions
-from results.schema import Architecture, EncoderCard
 from results.store import read_records
 from tests.builders import bare_split, small_vit
 
@@ -228,24 +226,6 @@ def test_an_encoder_of_one_image_size_is_told(tmp_path: Path) -> None:
     fixed = small_vit(depth=1, patch_size=8, img_size=32, dynamic_img_size=False)
     with pytest.raises(InputError, match=r"cannot take a \(40 by 30\).*choose an encoder that takes images of any"):
         descriptors(fixed, labels, protocol, Retrieval().params(protocol), RunOptions(progress=False), None)
-
-
-def test_descriptors_append_the_generalised_mean_of_patches(oxford: Path) -> None:
-    def forward(images: torch.Tensor, _names: object) -> dict[str, torch.Tensor]:
-        return {"embed": images.mean((2, 3)), "patches": nn.functional.avg_pool2d(images, 2)}
-
-    pixels = Architecture(name="pixels")
-    card = EncoderCard(name="x", source="test", architecture=pixels, mean=(0.4, 0.4, 0.4), std=(1, 1, 1))
-    encoder = Encoder(card, nn.Identity(), forward, ["embed", "patches"])
-    params = RetrievalParams(search="copies", gem=3.0, multiple=2)
-    protocol = find_protocol("retrieval_copydays.standard@1").changed(geometry={"crop": 9})
-    labels = find_dataset("roxford5k", oxford).read("queries")
-    found = descriptors(encoder, labels, protocol, params, RunOptions(progress=False), None)
-    for path, row in zip(labels.paths, found, strict=True):
-        values = np.asarray(Image.open(path).resize((9, 9), Image.Resampling.BICUBIC))[:8, :8] / 255 - 0.4
-        patches = values.reshape(4, 2, 4, 2, 3).mean((1, 3)).clip(1e-6)
-        vector = np.concatenate([values.mean((0, 1)), (patches**3).mean((0, 1)) ** (1 / 3)])
-        assert row == pytest.approx(vector / np.linalg.norm(vector), abs=1e-5)
 
 
 def test_copies_are_found_among_the_first_of_the_ranking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
