@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from benchmarks.dense.classifiers import (
     CachedLinearParams,
     PatchLogistic,
     PatchLogisticParams,
+    _batches,
+    class_shares,
     fitted_labels,
     train_bank,
 )
 from benchmarks.dense.linear import HeadParams
-from benchmarks.dense.masks import VOID, best_class, held_out_images
+from benchmarks.dense.masks import VOID, MaskFormat, best_class, held_out_images
 from benchmarks.dense.neighbours import (
     InContext,
     PatchKnn,
@@ -267,3 +270,23 @@ def test_an_unsuitable_map_is_refused(splits: tuple[Split, Split]) -> None:
     with pytest.raises(InputError, match="has no images"):
         PatchKnn().check(small(PatchKnn()), train.labels.rows([]), test.labels)
     assert Path(train.labels.annotations[0]).is_file()
+
+
+def test_shares_are_of_all_pixels_of_a_patch_and_ignored_ones_belong_to_no_class() -> None:
+    style = MaskFormat(CLASSES, 1, (0, VOID), np.arange(256, dtype=np.int16))
+    blocks = np.array([[1, 1, 3, 0], [2, 2, 2, 2], [0, VOID, VOID, 0]], np.uint8)
+    found = class_shares(SimpleNamespace(style=style, blocks=blocks))  # type: ignore[arg-type]
+    assert found.tolist() == [[0.5, 0, 0.25], [0, 1, 0], [0, 0, 0]]
+
+
+def test_an_epoch_of_patches_is_shuffled_and_leaves_out_a_batch_of_one() -> None:
+    params = CachedLinearParams(batch_size=2, epochs=2)
+    batches = [batch.tolist() for batch in _batches(np.arange(10, 15), params, 0)]
+    assert [len(batch) for batch in batches] == [2] * 4
+    epochs = [batches[0] + batches[1], batches[2] + batches[3]]
+    assert epochs[0] != epochs[1]
+    for rows in epochs:
+        assert len(set(rows)) == 4
+        assert set(rows) <= set(range(10, 15))
+        assert rows != sorted(rows)
+    assert [batch.tolist() for batch in _batches(np.array([7]), params, 0)] == [[7], [7]]  # but not the only one
