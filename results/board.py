@@ -42,7 +42,8 @@ SIZES = (
 ABOUT = (
     "Encoders are ordered by the mean of the chosen columns. Those of one group cannot be told from the first of it: "
     "the 95% interval of their difference contains zero. The intervals come from a paired bootstrap over the test "
-    "items and do not include the spread over training runs. A ± is the standard error of the test sample."
+    "items and do not include the spread over training runs. A ± is the standard error of the test sample. Edited or "
+    "damaged records are not ranked."
 )
 
 
@@ -74,9 +75,9 @@ def site(records: Sequence[StoredRecord], bad: Sequence[BadRecord], figures: Seq
         shown.append(_board(section, styles))
         for group in section.groups:
             pages[Path(_benchmark_page(section.kind, group))] = _of_benchmark(section, group, figures)
-    cards = {entry.label: entry for section in sections for entry in section.entries}
-    for entry in cards.values():
-        pages[Path(_encoder_page(entry))] = _of_encoder(entry, records, figures)
+    entries = {_encoder_page(entry): entry for section in sections for entry in section.entries}
+    for page, entry in entries.items():
+        pages[Path(page)] = _of_encoder(entry, records, figures)
     left_out = [f"{found.name(found.path.parent)}: {found.reason}" for found in bad]
     # "</script" would end the element, and "<!--<script" would hide its end; a JSON text may write "<" as an escape
     data = json.dumps(shown, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
@@ -102,11 +103,13 @@ def _board(section: Section, styles: EncoderStyles) -> dict[str, Any]:
             continue  # a mean over columns needs one unit and one direction; the benchmark's page has these
         rows = records_by_row(section.entries, group.records)
         for name in group.columns:
+            if name in (*group.family.opposite, *group.family.undirected):
+                continue
             identifier = f"c{len(columns)}"
             own = {
                 row: (score_cell(section.cache, found, name), deviations(section, found, name))
                 for row, found in enumerate(rows)
-                if found
+                if found and all(stored.intact for stored in found)
             }
             if not any(cell.value is not None for cell, _ in own.values()):
                 continue

@@ -17,7 +17,7 @@ from results.published import figures
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record
 from tests.results.browser import LAYOUT_FAULTS, TELL, looked_at
-from tests.results.factory_records import card, protocol, record, write_demo
+from tests.results.factory_records import KNN, card, protocol, record, write_demo
 from tests.results.html_elements import Elements
 
 EVIL = "</script><script>document.title='owned'</script>"
@@ -112,6 +112,26 @@ def test_groups_are_those_of_the_paired_intervals(pages: dict[str, str], records
     row = next(i for i, each in enumerate(embedded["encoders"]) if each["label"] == "EfficientNet-Lite0")
     drawn = np.frombuffer(base64.b64decode(embedded["drawn"][column][str(row)]), "<i2") * embedded["step"]
     assert float(drawn.std()) == pytest.approx(error, rel=0.15)  # 400 resamples of 1000
+
+
+def test_namesakes_on_other_data_have_pages_of_their_own_and_edited_records_are_not_ranked(tmp_path: Path) -> None:
+    big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
+    robust = protocol("robustness_c", ("Top-1", "mCE"), "Top-1")
+    for name, digit, asked in (("net", "a", KNN), ("net", "b", big), ("edited", "c", KNN), ("net", "a", robust)):
+        scores = {column: Score(value=44.5, selection="fixed") for column in asked.columns}
+        encoder = card(name, weights_sha256=digit * 64)
+        path = write_record(tmp_path, record(encoder, asked, scores=scores, embedded=asked is not big))
+        if name == "edited":
+            path.write_text(path.read_text().replace("44.5", "99.5"))
+    found = {path.name: text for path, text in site(read_records(tmp_path)[0], [], []).items()}
+    assert len([name for name in found if name.startswith("encoder-net-")]) == 2
+    links = {str(a["href"]).partition("#")[0] for text in found.values() for a in Elements(text).named("a")}
+    assert links <= {"", *found}
+    embedded = data(found)[1]
+    assert {value for own in embedded["values"].values() for value in own.values()} == {44.5}
+    titles = [column["title"] for column in embedded["columns"]]
+    assert any("Top-1" in title for title in titles)
+    assert not any("mCE" in title for title in titles)  # a lower one is better
 
 
 SCRIPT = (
