@@ -45,13 +45,14 @@ from results.rows import (
     table_rows,
 )
 from results.store import StoredRecord
-from results.tables import score_cell
+from results.tables import MARK, score_cell
 
 DIFF_LINE = (
     f"A minus B, with the {CONFIDENCE:.0%} interval of a paired bootstrap over the sources of the test items: both "
     "sides are compared on the same resamples. Where both sides have several runs or drawn sets of labels, the "
     "interval includes their spread. Several encoders on one side are averaged."
 )
+UNBELIEVED = "unknown: edited or damaged records are not compared"
 DIFF_COLUMNS = ("Protocol", "Data", "Column", "A", "B", "A - B", "Verdict", "Items", "Sources")
 
 
@@ -116,6 +117,14 @@ def diff(a: Side, b: Side, benchmarks: Sequence[str] = ("*",)) -> list[tuple[Dat
             for key in one
             if key not in other
         ]
+        notes += [
+            f"{MARK} {text}: {stored.record.protocol.id}: {'; '.join(stored.faults)}"
+            for text, one, other in ((a.text, ours, theirs), (b.text, theirs, ours))
+            for key in one
+            if key in other
+            for stored in one[key].records
+            if stored.faults
+        ]
         if rows:
             title = f"A: {a.text}, B: {b.text}"
             tables.append((kind, Table(title, (DIFF_LINE,), DIFF_COLUMNS, tuple(rows), notes=tuple(notes))))
@@ -132,7 +141,9 @@ def _groups(records: Sequence[StoredRecord], kind: DataKind, benchmarks: Sequenc
 
 def _diff_rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
     rows, decimals = [], ours.decimals
-    opposite = family_of(ours.protocol.benchmark).opposite
+    family = family_of(ours.protocol.benchmark)
+    faulty = any(stored.faults for stored in (*ours.records, *theirs.records))
+    label = ours.example.protocol.id + (f" {MARK}" if faulty else "")
     for column in ours.columns:
         a, b = (score_cell(cache, group.records, column).value for group in (ours, theirs))
         if a is None or b is None:
@@ -140,26 +151,30 @@ def _diff_rows(cache: ReplicateCache, ours: Group, theirs: Group) -> list[Row]:
         found = difference(cache, ours.records, theirs.records, column)
         low, high = (None, None) if found is None else (found.low, found.high)
         gap = with_interval(a - b if found is None else found.value, low, high, decimals)
+        better = ours.protocol.higher_is_better != (column in family.opposite)
+        says = verdict(found, higher_is_better=None if column in family.undirected else better)
         cells = (
             Cell(text=ours.example.dataset.shown_name),
             Cell(text=column),
             Cell(a, text=f"{a:.{decimals}f}"),
             Cell(b, text=f"{b:.{decimals}f}"),
             Cell(a - b, text=gap),
-            Cell(text=verdict(found, higher_is_better=ours.protocol.higher_is_better != (column in opposite))),
+            Cell(text=UNBELIEVED if faulty else says),
             Cell(text=f"{found.items:,}" if found and found.items else ""),
             Cell(text=f"{found.sources:,}" if found and found.sources else ""),
         )
-        rows.append(Row(ours.example.protocol.id, cells))
+        rows.append(Row(label, cells))
     return rows
 
 
-def verdict(found: Difference | None, *, higher_is_better: bool) -> str:
-    """Which side is better beyond the noise, in words."""
+def verdict(found: Difference | None, *, higher_is_better: bool | None) -> str:
+    """Which side is better beyond the noise, in words; which is higher where neither direction is better (None)."""
     if found is None:
         return "unknown: no outcomes per item in common, and no repeated runs"
     if not found.beyond_noise:
         return "within the noise"
+    if higher_is_better is None:
+        return "A is higher" if found.value > 0 else "B is higher"
     return "A is better" if (found.value > 0) == higher_is_better else "B is better"
 
 

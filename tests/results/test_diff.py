@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from results.__main__ import main
-from results.compare import diff, side
+from results.compare import diff, side, verdict
 from results.errors import InputError
-from results.schema import EncoderCard
+from results.noise import Difference
+from results.schema import EncoderCard, Score
 from results.store import StoredRecord, read_records, write_record
 from tests.results.factory_records import (
     KNN,
@@ -20,6 +21,7 @@ from tests.results.factory_records import (
     accuracy_outcomes,
     card,
     moco_card,
+    protocol,
     record,
     write_demo,
 )
@@ -83,6 +85,8 @@ def test_one_encoder_under_two_commits(tmp_path: Path) -> None:
     put(before, moco_card(0), 0.3, commit="a" * 40)
     put(after, moco_card(0), 0.7, seed=1, commit="b" * 40, created="2025-02-01T00:00:00+00:00")
     records = [stored for root in (before, after) for stored in read_records(root)[0]]
+    put(tmp_path / "later", moco_card(0), 0.1, seed=2, commit="bbbbcc" + "0" * 34, created="2025-03-01T00:00:00+00:00")
+    records += read_records(tmp_path / "later")[0]
     found = rows(records, "moco*@bbbbbb", "moco*@aaaaaa")
     assert found[KNN.id, "k=20"]["Verdict"] == "A is better"
     with pytest.raises(InputError, match="no encoder matches 'moco\\*@cccccc'"):
@@ -99,8 +103,42 @@ def test_a_name_may_have_an_at_in_it(tmp_path: Path) -> None:
 def test_other_definitions_and_versions_of_the_data_are_never_set_against_each_other(tmp_path: Path) -> None:
     put(tmp_path, card("a"), 0.3)
     put(tmp_path, card("b"), 0.3, dataset=record(card("b"), KNN).dataset.model_copy(update={"fingerprint": "f" * 64}))
+    other = protocol("knn", KNN_COLUMNS, "k=20", params={"epochs": 31})
+    assert other.id == KNN.id
+    outcomes = accuracy_outcomes(KNN_COLUMNS, 0.3, 0)
+    write_record(tmp_path, record(card("c"), other, outcomes), outcomes)
     records = read_records(tmp_path)[0]
     assert diff(side(records, "a"), side(records, "b")) == []
+    assert diff(side(records, "a"), side(records, "c")) == []
+
+
+def test_an_edited_record_is_marked_and_given_no_verdict(tmp_path: Path) -> None:
+    put(tmp_path, card("a"), 0.3)
+    scores = {"k=20": Score(value=44.5, selection="fixed")}
+    path = write_record(tmp_path, record(card("b"), KNN, scores=scores))
+    path.write_text(path.read_text().replace("44.5", "99.5"))
+    ((_, table),) = diff(side(read_records(tmp_path)[0], "a"), side(read_records(tmp_path)[0], "b"))
+    (row,) = table.rows
+    assert row.label == f"{KNN.id} †"
+    assert row.cells[5].text == "unknown: edited or damaged records are not compared"
+    assert table.notes == (f"† b: {KNN.id}: edited after it was written",)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"), [("RankMe", "A is better"), ("Uniformity", "B is better"), ("alpha-ReQ", "A is higher")]
+)
+def test_the_better_side_is_that_of_the_column(tmp_path: Path, column: str, words: str) -> None:
+    asked = protocol("label_free", ("RankMe", "Uniformity", "alpha-ReQ"), "RankMe")
+    for name, value in (("a", 3.0), ("b", 2.0)):
+        runs = tuple({"trial": i, column: value + 0.01 * i} for i in range(3))
+        scores = {column: Score(value=value + 0.01, selection="mean")}
+        write_record(tmp_path, record(card(name), asked, scores=scores, runs=runs))
+    assert rows(read_records(tmp_path)[0], "a", "b")[asked.id, column]["Verdict"] == words
+
+
+def test_a_verdict_is_of_the_interval_not_of_its_length() -> None:
+    assert verdict(Difference(1.0, 0.1, 2.5), higher_is_better=True) == "A is better"
+    assert verdict(Difference(1.0, -0.1, 1.5), higher_is_better=True) == "within the noise"
 
 
 def test_records_without_outcomes_have_a_difference_and_no_verdict(tmp_path: Path) -> None:
@@ -110,6 +148,12 @@ def test_records_without_outcomes_have_a_difference_and_no_verdict(tmp_path: Pat
     found = rows(read_records(tmp_path)[0], "a", "b")[KNN.id, "k=20"]
     assert found["Verdict"].startswith("unknown")
     assert found["A - B"].startswith("-")
+    ((_, table),) = diff(side(read_records(tmp_path)[0], "a"), side(read_records(tmp_path)[0], "b"))
+    for row in table.rows:  # the numbers that the CSV has
+        a, b, gap = (cell.value for cell in row.cells[2:5])
+        assert a is not None
+        assert b is not None
+        assert gap == pytest.approx(a - b)
 
 
 def test_the_command_prints_writes_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
