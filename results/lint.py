@@ -489,7 +489,7 @@ class RecordClaims:
 
     def entries(self, labels: Sequence[str], models: Sequence[ModelKey]) -> list[Entry]:
         """The encoders that a row names, and those whose card says that they are one of the published models."""
-        bare = {re.sub(r"(, measured| †|, mean of \d+ initialisations)+$", "", label) for label in labels}
+        bare = {re.sub(r"(, measured| †|, mean of (\d+ to )?\d+ initialisations)+$", "", label) for label in labels}
         return [
             entry
             for entry in self._entries

@@ -94,13 +94,12 @@ class Section:
         averaged = suite.suite.mean_over if set(suite.suite.mean_over) <= set(groups) else ()
         rows = []
         for place, i in enumerate(shown):
-            own = [stored for of in by_row.values() for stored in of[i]]
             cells = [ranking.cells[place] for ranking in rankings.values()]
             if averaged:
                 values = [rankings[name].cells[place].value for name in averaged]
                 whole = [value for value in values if value is not None]
                 cells.append(Cell(float(np.mean(whole)) if len(whole) == len(averaged) else None))
-            rows.append(Row(_row_label(self.entries[i], own, len(self.entries[i].cards)), tuple(cells)))
+            rows.append(Row(_row_label(self.entries[i], [of[i] for of in by_row.values()]), tuple(cells)))
         mean_line = f"Mean: over {len(averaged)} sets, only where an encoder has all of them." if averaged else ""
         lines = [f"{suite.title_of(name)}: {group.line}" for name, group in groups.items()]
         return Table(
@@ -126,7 +125,8 @@ class Section:
         for i, entry in enumerate(self.entries):
             if first[i] and any(of[i] for of in seconds.values()):
                 cells = [_drop_cell(first[i], seconds[name][i], column, group) for name, group in others.items()]
-                rows.append(Row(_row_label(entry, first[i], len(entry.cards)), tuple(cells)))
+                own = [first[i], *(of[i] for of in seconds.values())]
+                rows.append(Row(_row_label(entry, own), tuple(cells)))
         return [
             Table(
                 title=f"{suite.title}: change of {column} from {suite.title_of(suite.suite.baseline)}",
@@ -150,8 +150,7 @@ class Section:
         ]
         rows = []
         for i, cells in zip(shown, zip(*(ranking.cells for ranking in rankings), strict=True), strict=True):
-            own = [stored for of_group in by_row for stored in of_group[i]]
-            rows.append(Row(_row_label(self.entries[i], own, len(self.entries[i].cards)), cells))
+            rows.append(Row(_row_label(self.entries[i], [of_group[i] for of_group in by_row]), cells))
         lines = [f"{title}: {group.line}" for title, group in zip(titles, groups, strict=True)]
         lines += [SPREAD_LINE, NOISE_LINE, ranking_line(dict(zip(titles, rankings, strict=True)))]
         return Table(
@@ -193,7 +192,7 @@ class Section:
             for i, (entry, own) in enumerate(shown):
                 cells = {column: rankings[column].cells[i] for column in columns}
                 first = [best_layer_cell(layers, cells)] if best_layer else []
-                rows.append(Row(_row_label(entry, own, len(own)), (*first, *cells.values())))
+                rows.append(Row(_row_label(entry, [own]), (*first, *cells.values())))
             about = [group.line, group.family.line]
             if tables:
                 selection = f"; selection: {part.selection}" if part.selection else ""
@@ -255,9 +254,13 @@ def headline(group: Group) -> str:
     return f"{family_of(group.protocol.benchmark).short} ({group.protocol.primary})"
 
 
-def _row_label(entry: Entry, own: Sequence[StoredRecord], encoders: int) -> str:
-    mark = f" {MARK}" if any(stored.faults for stored in own) else ""
-    return entry.label + (f", mean of {encoders} initialisations" if encoders > 1 else "") + mark
+def _row_label(entry: Entry, cells: Iterable[Sequence[StoredRecord]]) -> str:
+    """The row's label with the number of initialisations behind its cells, `3 to 5` where they differ."""
+    own = [records for records in cells if records]
+    mark = f" {MARK}" if any(stored.faults for records in own for stored in records) else ""
+    counts = sorted({len(records) for records in own})
+    several = f"{MEAN_OF}{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} initialisations"
+    return entry.label + (several if counts[-1] > 1 else "") + mark
 
 
 def score_cell(cache: ReplicateCache, records: Sequence[StoredRecord], column: str) -> Cell:

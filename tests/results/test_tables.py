@@ -14,7 +14,7 @@ from results.compare import Column, measured_values
 from results.formats import Cell, Table
 from results.html_parts import origin
 from results.plots import curve_panels, draw_per_class, neighbours_of, write_figures
-from results.rows import architecture_text, data_kinds
+from results.rows import architecture_text, data_kinds, newest
 from results.schema import Architecture, DatasetRef, EncoderCard, Score
 from results.store import StoredRecord, packed, read_records, write_record
 from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
@@ -343,6 +343,19 @@ def test_a_record_that_cannot_be_believed_is_marked(tmp_path: Path) -> None:
     summary = section(tmp_path).summary()
     assert summary is not None
     assert "net †" in [row.label for row in summary.rows]
+    assert [s.record.encoder.name for s in newest(read_records(tmp_path)[0])] == ["honest"]
+
+
+def test_a_row_says_how_many_initialisations_each_of_its_cells_is_the_mean_of(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path, random_card(seed), 40.0 + seed)
+        if seed:
+            write(tmp_path, random_card(seed), 40.0 + seed, LINEAR)
+    name = "random init (resnet18-w32-k3-nopool), mean of"
+    summary = section(tmp_path).summary()
+    assert summary is not None
+    assert [row.label for row in summary.rows] == [f"{name} 2 to 3 initialisations"]
+    assert table(tmp_path, "Linear").rows[0].label == f"{name} 2 initialisations"
 
 
 def test_a_missing_cell_is_empty(tmp_path: Path) -> None:
