@@ -309,11 +309,12 @@ def _measured_row(
 
 
 def _under(records: Sequence[StoredRecord], figures: Sequence[Figure]) -> list[StoredRecord]:
-    """Records comparable with the figures of a column, of one protocol."""
+    """Intact records comparable with the figures of a column, of one protocol."""
     fit = [
         stored
         for stored in records
-        if stored.record.dataset.id == stored.record.protocol.resolved.dataset
+        if stored.intact
+        and stored.record.dataset.id == stored.record.protocol.resolved.dataset
         and any(figure.comparable(stored.record.protocol.id) for figure in figures)
     ]
     return [stored for stored in fit if stored.record.protocol.id == fit[0].record.protocol.id]
