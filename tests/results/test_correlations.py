@@ -30,6 +30,7 @@ from results.published import figures
 from results.schema import Score, canonical_sha256
 from results.store import read_records, write_record
 from tests.results.factory_records import LINEAR, moco_card, protocol, record, write_demo
+from tests.results.written_records import write
 
 A, B, C = Column("knn.a@1", "k=20"), Column("voc0712_det.moco@1", "AP"), Column("linear_avgpool.moco@1", "AvgPool")
 
@@ -105,6 +106,27 @@ def test_measured_encoders_stand_beside_published_models(tmp_path: Path) -> None
     assert len(knn) == 6  # five random initialisations are one encoder
     merged = together({A: {"published": 1.0}}, {A: {"ours": 2.0}})
     assert merged == {A: {"published": 1.0, "ours (measured)": 2.0}}
+
+
+def test_a_model_has_the_mean_of_its_sources_scores_alone() -> None:
+    """Not of their trials, spreads and differences: both sources print 67.5, one with five trials and their spread."""
+    found = published_values(figures())[Column("linear_avgpool.mmselfsup@1", "AvgPool")]
+    assert found["MoCo v2, 200 epochs"] == 67.5
+    assert found["MoCo v1, 200 epochs"] == pytest.approx((60.6 + 60.8) / 2)
+
+
+def test_overrides_and_errors_are_not_correlated_with_scores(tmp_path: Path) -> None:
+    error = protocol("nyu_depth_linear", ("RMSE",), "RMSE", higher_is_better=False)
+    for asked in (LINEAR, LINEAR.changed(epochs=3), error):
+        write(tmp_path, moco_card(0), 50.0, asked)
+    found = measured_values(read_records(tmp_path)[0], embedded=True)
+    assert list(found) == [Column("linear_avgpool.demo@1", "AvgPool", "drawings")]
+
+
+def test_checkpoints_of_unknown_initialisation_are_trainings_of_their_own(tmp_path: Path) -> None:
+    for digit in "ab":
+        write(tmp_path, moco_card(0, init=None, weights_sha256=digit * 64), 50.0, LINEAR)
+    assert len(set(checkpoint_runs(read_records(tmp_path)[0]).values())) == 2
 
 
 def test_headlines_have_one_column_per_protocol_and_data() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.registry import tasks
-from results.published import MAP, PUBLISHED, UNSUPPORTED, Figure, chosen, figures
+from results.errors import InputError
+from results.published import MAP, PUBLISHED, UNSUPPORTED, Figure, bare_config, chosen, figures, published_figure
 from results.schema import Protocol
 
 
@@ -131,6 +132,29 @@ def test_what_a_figure_may_be_compared_with() -> None:
     trial = figure("facebookresearch/moco@7397dfe:README.md", "linear_avgpool", "top1_trial1", "MoCo v2")
     assert not trial.comparable("linear_avgpool.moco@1")
     assert figure("MoCo v2 page A*", "svm_best_layer", "layer").comparable("voc07_svm.mmselfsup@1") is False
+
+
+def test_only_a_score_is_compared_never_its_spread_a_trial_a_difference_or_a_layer() -> None:
+    for statistic in ("std", "trial", "difference", "layer"):
+        found = [f for f in figures() if f.place and f.place.statistic == statistic]
+        assert found
+        assert not any(f.comparable(f.place.protocol) for f in found if f.place)
+
+
+def test_the_one_figure_of_a_protocol_is_its_first_column_of_the_first_source() -> None:
+    model = "MoCo v2/resnet50_8xb32-coslr-200e"
+    found = published_figure(model, "knn")
+    assert found.place is not None
+    assert (found.source[:14], found.place.column, found.text) == ("MoCo v2 page B", "k=10", "55.6")
+    assert published_figure(model, "knn", column="k=20").text == "55.7"
+    assert published_figure("MoCo v1", "linear_avgpool", source="facebookresearch/moco*").text == "60.8"  # of 5 trials
+    with pytest.raises(InputError, match="sources print different figures of MoCo v2"):
+        published_figure("MoCo v2", "linear_avgpool")
+
+
+def test_one_or_two_letters_are_no_abbreviation_of_a_method() -> None:
+    assert bare_config("mo_r50_8xb32", "MoCo v2") == "mo_r50_8xb32"
+    assert bare_config("moco_r50_8xb32", "MoCo v2") == "r50_8xb32"
 
 
 def test_a_hidden_data_set_is_named() -> None:

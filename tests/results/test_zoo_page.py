@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from results.__main__ import main
 from results.errors import InputError
 from results.formats import Row, Table, cell_text
 from results.published import chosen, figures
+from results.published_tables import published_std
 from results.schema import Architecture, Protocol, Score
 from results.store import read_records, write_record
-from results.zoo_page import Page, file_name, measured_page, published_page, zoo_latex, zoo_markdown
+from results.zoo_page import (
+    DIFFERENCE_LINE,
+    Page,
+    file_name,
+    measured_page,
+    published_page,
+    zoo_latex,
+    zoo_markdown,
+)
 from tests.results.factory_records import (
     KNN,
     KNN_COLUMNS,
@@ -116,17 +126,22 @@ def by_label(table: Table) -> dict[str, dict[str, str]]:
 
 
 def test_measured_and_published_stand_side_by_side(tmp_path: Path) -> None:
-    put(tmp_path, full("knn", FOUR_K, "mmselfsup"), {"k=10": 55.47, "k=20": 57.0})
-    table = table_of(page_of(tmp_path), "ImageNet Nearest-Neighbor Classification")
+    put(tmp_path, full("knn", FOUR_K, "mmselfsup"), {"k=10": 55.27, "k=20": 57.0})
+    page = page_of(tmp_path)
+    assert DIFFERENCE_LINE in page.lines
+    table = table_of(page, "ImageNet Nearest-Neighbor Classification")
     found = by_label(table)
     assert table.columns == ("Self-Supervised Config", *FOUR_K, "Protocol", "n")
     assert list(found) == ["ours, measured", "resnet50_8xb32-coslr-200e", "difference"]
     assert found["ours, measured"] == {
-        "k=10": "55.5 ± 0.2", "k=20": "57.0 ± 0.2", "k=100": "", "k=200": "", "Protocol": "knn.mmselfsup@1",
+        "k=10": "55.3 ± 0.2", "k=20": "57.0 ± 0.2", "k=100": "", "k=200": "", "Protocol": "knn.mmselfsup@1",
         "n": "220 items",
     }  # fmt: skip
     assert found["resnet50_8xb32-coslr-200e"]["k=10"] == "55.6"
-    assert (found["difference"]["k=10"], found["difference"]["k=20"]) == ("≈ -0.1", "+1.3")
+    assert (found["difference"]["k=10"], found["difference"]["k=20"]) == (
+        "≈ -0.3",
+        "+1.3",
+    )  # 1.7 and 6.5 standard errors
     assert [row.sources for row in table.rows] == [(), (1,), (1,)]
     assert table.sources[0].startswith(
         "MoCo v2 page B (mmselfsup 0.x documentation); selection: knn.mmselfsup@1: fixed"
@@ -138,8 +153,8 @@ def test_the_noise_of_a_mean_of_runs_counts_too(tmp_path: Path) -> None:
     columns = ("k=1", "k=2")
     asked = full("voc07_low_shot_svm", columns, "mmselfsup", "voc2007")
     scores = {  # published: 43.14 and 53.29, means of 5 sets
-        "k=1": Score(value=42.0, std=2.0, standard_error=0.3, selection="oracle"),  # 1.14 away, 1.96 * 1.3
-        "k=2": Score(value=52.15, std=0.5, standard_error=0.3, selection="oracle"),  # 1.14 away, 1.96 * 0.44
+        "k=1": Score(value=42.0, std=0.80, standard_error=0.3, selection="oracle"),  # 1.14 away, 1.96 * 0.588
+        "k=2": Score(value=52.15, std=0.77, standard_error=0.3, selection="oracle"),  # 1.14 away, 1.96 * 0.572
     }
     encoder = card("ours", architecture=R50)
     write_record(tmp_path, record(encoder, asked, scores=scores, embedded=False))
@@ -154,6 +169,35 @@ def test_a_published_deviation_is_shown_with_its_mean(tmp_path: Path) -> None:
     assert (found["AvgPool"], found["n"]) == ("67.5 (std 0.1)", "5 runs")
     cost = table_of(page, "Published pretraining cost")
     assert [cell.text for cell in cost.rows[0].cells] == ["8xV100", "hours", "53"]
+
+
+def test_the_spread_that_a_source_prints_takes_the_place_of_ones_own(tmp_path: Path) -> None:
+    scores = {"AvgPool": Score(value=68.6, std=1.0, selection="best epoch")}  # 1.1 from 67.5 with std 0.1, of 5 runs
+    asked = full("linear_avgpool", ("AvgPool",), "moco")
+    write_record(tmp_path, record(card("ours", architecture=R50), asked, scores=scores, embedded=False))
+    page = page_of(tmp_path, "MoCo v2", "facebookresearch/moco@7397dfe:README.md")
+    found = by_label(table_of(page, "ImageNet Linear Evaluation"))
+    assert found["difference"]["AvgPool"] == "+1.1"  # beyond 1.96 * 0.449; twice one's own spread would be 1.96 * 0.632
+
+
+def test_a_published_deviation_is_that_of_its_own_model_source_and_column() -> None:
+    readme = chosen(figures(), source=["facebookresearch/moco@7397dfe:README.md"], model=["MoCo v2"])
+    (mean,) = [f for f in readme if f.place and f.place.statistic == "mean"]
+    (right,) = [f for f in readme if f.place and f.place.statistic == "std"]
+    assert right.place is not None
+    elsewhere = replace(right.place, column="Feature5")
+    wrong = [replace(right, epochs=800.0), replace(right, source="a page"), replace(right, place=elsewhere)]
+    assert published_std(mean, [*readme[::-1], *wrong]) == right
+    assert published_std(mean, [f for f in (*wrong, *readme) if f != right]) is None
+
+
+def test_the_version_of_the_data_that_was_measured_last_is_shown(tmp_path: Path) -> None:
+    asked = full("knn", FOUR_K, "mmselfsup")
+    for year, value in (("2026", 57.0), ("2025", 44.0)):
+        data = record(card("ours"), asked, embedded=False).dataset.model_copy(update={"fingerprint": year * 16})
+        put(tmp_path, asked, {"k=20": value}, dataset=data, created=f"{year}-01-01T00:00:00+00:00")
+    found = by_label(table_of(page_of(tmp_path), "ImageNet Nearest-Neighbor Classification"))
+    assert found["ours, measured"]["k=20"] == "57.0 ± 0.2"
 
 
 def test_another_protocol_is_shown_and_not_compared(tmp_path: Path) -> None:
@@ -216,6 +260,7 @@ def test_embedded_and_own_data_have_parts_of_their_own_without_published_figures
     assert [row.label for row in mine.rows] == ["ours, measured"]
     assert "91.0" not in zoo_markdown(Page("x", (), page.parts[:3], ()))
     assert embedded.title == "Nearest-Neighbor Classification: drawings"
+    assert embedded.decimals == 1
     assert [row.label for row in embedded.rows] == ["ours, measured"]
     assert embedded.sources == ()
     assert "ImageNet" not in zoo_markdown(Page("x", (), (page.parts[2],), ()))
@@ -253,6 +298,7 @@ def test_the_page_says_what_the_encoder_is_and_what_it_cost(tmp_path: Path) -> N
     (part,) = [p for p in measured_page(read_records(tmp_path)[0], [], weights).parts if p.title.startswith("Encoder")]
     found = {row.label: row.cells[0].text for row in part.tables[0].rows}
     assert found["Recipe"] == "synthetic"
+    assert found["Input"] == "RGB, white 1, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)"
     assert found["Pretraining epochs"] == "60"
     assert found["Pretraining time"] == "0.08 h"
     assert found["Backbone tensors (sha256)"] == moco_card(0).weights_sha256
