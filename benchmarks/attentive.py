@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 # ---- parameters ------------------------------------------------------------------------------------------------------
 
 COLUMN = "Attentive"
-TOKENS = {"last": ("patches", "feature5"), "mean6": ("patches_mean6",)}  # the first that an encoder has
+TOKENS = {"last": ("patches", "feature5"), "mean6": ("patches_mean6",), "all": ("patches", "cls")}
+# What an encoder needs for tokens other than those of the last block.
+NEEDED = {"mean6": "a vision transformer of six blocks or more", "all": "a vision transformer with a class token"}
 
 
 class AttentiveParams(WarmupParams):
@@ -43,7 +45,9 @@ class AttentiveParams(WarmupParams):
         blocks: of self-attention before pooling, of V-JEPA's form.
         optimiser: `lars` is MAE's, with momentum and without a trust ratio for vectors.
         betas: of AdamW.
-        tokens: those of the last block, or the mean of the last six blocks without the final norm, as AIM's.
+        tokens: the patch tokens of the last block, or of the mean of the last six blocks without the final norm, as
+            AIM's; `all` are the patch tokens and the class token of the last block, as efficient probing reads them of
+            encoders whose pretraining used the class token.
     """
 
     form: Literal["ep", "aim", "vjepa2", "capi"]
@@ -54,7 +58,7 @@ class AttentiveParams(WarmupParams):
     optimiser: Literal["adamw", "lars"] = "adamw"
     betas: tuple[NotNegative, NotNegative] = (0.9, 0.999)
     lars_eta: float = Field(1e-3, gt=0)
-    tokens: Literal["last", "mean6"] = Field("last", exclude_if=lambda value: value == "last")
+    tokens: Literal["last", "mean6", "all"] = Field("last", exclude_if=lambda value: value == "last")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -69,8 +73,11 @@ class AttentiveParams(WarmupParams):
         return (COLUMN, f"{COLUMN} top-5", f"{COLUMN} last", f"{COLUMN} oracle")
 
     def reads(self, names: Collection[str]) -> dict[str, tuple[tuple[str, Pooling | None], ...]]:
-        """One bank, on the tokens that the encoder has."""
-        return {name: ((name, None),) for name in [name for name in TOKENS[self.tokens] if name in names][:1]}
+        """One bank, on the tokens that the encoder has: the first of those that stand in for each other, or all."""
+        found = [name for name in TOKENS[self.tokens] if name in names]
+        if self.tokens == "all":
+            return {found[0]: tuple((name, None) for name in found)} if len(found) == len(TOKENS["all"]) else {}
+        return {name: ((name, None),) for name in found[:1]}
 
     def bank(
         self, name: str, shapes: Sequence[tuple[int, ...]], channels: int, classes: int, seed: int
@@ -267,10 +274,11 @@ class Attentive(ProbeTask[AttentiveParams]):
         return {name: (name, None) for name in TOKENS[self.params(protocol).tokens]}
 
     def check_encoder(self, protocol: Protocol, encoder: Encoder) -> None:
-        """Raises NotApplicableError where the mean of six blocks is asked of an encoder that does not give it."""
-        (name,) = TOKENS["mean6"]
-        if self.params(protocol).tokens == "mean6" and not encoder.has(name):
+        """Raises NotApplicableError for tokens that the encoder does not give."""
+        tokens = self.params(protocol).tokens
+        lacking = [name for name in TOKENS[tokens] if not encoder.has(name)]
+        if lacking and tokens in NEEDED:
             raise NotApplicableError(
-                f"{encoder.card.name} has no {name}, which {protocol.id} reads: it needs a vision transformer of six "
-                "blocks or more; leave out --set tokens=mean6"
+                f"{encoder.card.name} has no {lacking[0]}, which {protocol.id} reads: it needs {NEEDED[tokens]}; leave "
+                f"out --set tokens={tokens}"
             )

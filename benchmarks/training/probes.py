@@ -249,8 +249,12 @@ class HeadTrainer:
             self.optimisers[name] = params.optimiser_of(bank)
 
     def inputs(self, name: str, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """What a bank reads: its output, or several vectors joined."""
+        """What a bank reads: its output, several vectors joined, or the tokens (N, P, C) of a map and of vectors."""
         read = [features[key] for key in self.keys[name]]
+        if len(read) > 1 and read[0].ndim == 4:
+            width = read[0].shape[1]
+            vectors = [vector.unflatten(1, (-1, width)) for vector in read[1:]]  # one or several tokens each
+            return torch.cat([*vectors, read[0].flatten(2).mT], dim=1)
         return read[0] if len(read) == 1 else torch.cat(read, dim=1)
 
     def update(

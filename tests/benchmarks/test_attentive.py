@@ -151,6 +151,39 @@ def test_aims_probe_can_read_the_mean_of_six_blocks(data: tuple[Labels, Labels],
     Attentive().check_encoder(protocol(SMALL), MapEncoder("embed"))
 
 
+class WithClassToken(TinyEncoder):
+    """A map and a class token; `joined` gives both as one map of a token more."""
+
+    def __init__(self, *, joined: bool) -> None:
+        super().__init__(names=("patches", "embed") if joined else ("patches", "cls", "embed"))
+        self.joined = joined
+
+    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        found = super().outputs(images, ["feature2", "embed"])
+        patches = found["feature2"]
+        found["cls"] = patches.amax((2, 3))
+        if self.joined:
+            patches = torch.cat([found["cls"][:, :, None], patches.flatten(2)], 2)[:, :, None]
+        found["patches"] = patches
+        return {name: found[name] for name in names}
+
+
+def test_efficient_probing_can_read_the_class_token_too(data: tuple[Labels, Labels], tmp_path: Path) -> None:
+    every = SMALL.changed(tokens="all")
+    assert every.reads({"patches", "cls"}) == {"patches": (("patches", None), ("cls", None))}
+    with_token, joined = WithClassToken(joined=False), WithClassToken(joined=True)
+    apart = Attentive().run(protocol(every), with_token, *data, tmp_path / "apart", OPTIONS)
+    as_map = Attentive().run(protocol(SMALL), joined, *data, tmp_path / "map", OPTIONS)
+    without = Attentive().run(protocol(SMALL), with_token, *data, tmp_path / "without", OPTIONS)
+    losses = [[row["train_loss"] for row in outcome.runs] for outcome in (as_map, apart, without)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-3)
+    assert apart.scores == as_map.scores
+    Attentive().check_encoder(protocol(every), with_token)
+    with pytest.raises(NotApplicableError, match=r"has no cls, .* with a class token; leave out --set tokens=all"):
+        Attentive().check_encoder(protocol(every), MapEncoder("patches"))
+
+
 @pytest.mark.parametrize(
     ("linear", "attentive"),
     [("linear_avgpool.demo@2", "attentive.demo@1"), ("linear_avgpool.imagefolder@1", "attentive.imagefolder@1")],
