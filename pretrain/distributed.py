@@ -164,6 +164,26 @@ def full_float32() -> Iterator[None]:
                 setattr(owner, name, value)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """`full_float32`, and no bfloat16 in its place on a CPU, and no float16 sums: for error bounds that count on it."""
+    cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)  # of torch 2.9
+    sums = {name: getattr(cuda, name) for name in ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")}
+    before = getattr(cpu, "fp32_precision", None)
+    for name in sums:
+        setattr(cuda, name, False)
+    if cpu is not None:
+        cpu.fp32_precision = "ieee"
+    try:
+        with full_float32():
+            yield
+    finally:
+        for name, allowed in sums.items():
+            setattr(cuda, name, allowed)
+        if cpu is not None:
+            cpu.fp32_precision = before
+
+
 def float32_kind() -> str:
     """What float32 is on a GPU at this moment: "ieee", or "tf32" where any operation may use it."""
     flags = (_flag(torch.backends.cuda.matmul, "allow_tf32"), _flag(torch.backends.cudnn, "allow_tf32"))

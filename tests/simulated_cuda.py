@@ -68,7 +68,9 @@ FLOATS_ONLY = {
     aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.default,
     aten._upsample_bicubic2d_aa.vec,
 }  # fmt: skip
-WIDENING = {aten.mm.dtype, aten.mm.dtype_out}  # half-precision factors, float32 result: CUDA alone has these
+# Half-precision factors and a float32 result: CUDA alone has these.
+WIDENING = {aten.mm.dtype, aten.mm.dtype_out, aten.bmm.dtype}
+TENSOR_CORE_SUM = 16  # products that a tensor core adds up before it truncates the sum
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.is_pinned}
@@ -274,7 +276,16 @@ class Gpu:
 
 
 def _mm_in_float32(one: Tensor, two: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    product = torch.mm(_plain(one).to(out_dtype), _plain(two).to(out_dtype))
+    """A tensor core adds some products at a time to a float32 sum, and truncates it each time."""
+    a, b = _plain(one).double(), _plain(two).double()
+    total = a.new_zeros(*a.shape[:-1], b.shape[-1])
+    for first in range(0, a.shape[-1], TENSOR_CORE_SUM):
+        part = slice(first, first + TENSOR_CORE_SUM)
+        total += a[..., part] @ b[..., part, :]
+        rounded = total.float()
+        too_large = rounded.double().abs() > total.abs()
+        total = torch.where(too_large, rounded.nextafter(torch.zeros_like(rounded)), rounded).double()
+    product = total.to(out_dtype)
     if out is None:
         return product
     _plain(out).copy_(product)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -32,7 +31,7 @@ from pretrain.distributed import (
     Sender,
     cores,
     free_memory,
-    full_float32,
+    full_precision,
     has_fast_bf16,
     row_products,
     sent,
@@ -342,7 +341,7 @@ def propose_torch(tiles: Tiles, queries: Tensor, kept: int, *, track: Track = un
     q, dim = torch.zeros(len(queries), tiles.width, dtype=dtype, device=device), gallery.dim
     parts = ((queries[i:j].to(device, torch.float32, copy=True), q[i:j, :dim]) for i, j in _steps(0, len(q), dim))
     q_sizes = torch.cat([_round(rows, out, torch.empty_like(rows)) for rows, out in parts], dim=1)
-    with _full_precision():
+    with full_precision():
         best = (_best_on_gpu if device.type == "cuda" else _survivors)(tiles, q, kept, track, label)
     rounding = torch.finfo(torch.float32 if device.type == "cuda" else dtype).eps / 2
     return Proposal(*best.found(), _slack(q_sizes, tiles.sizes, dim), rounding)
@@ -616,26 +615,6 @@ def _slack(q_sizes: Tensor, g_sizes: Tensor, dim: int) -> Tensor:
     (q_error, q_norm), (g_error, g_norm) = q_sizes, g_sizes
     sums = dim * 2.0**-23 * (q_norm + q_error) * (g_norm + g_error)
     return 1.001 * (q_error * g_norm + (q_norm + q_error) * g_error + sums) + 3e-6
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 or bfloat16 in place of float32, no float16 sums: the bound counts on exact products and float32 sums."""
-    cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)  # of torch 2.9
-    sums = {name: getattr(cuda, name) for name in ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")}
-    before = getattr(cpu, "fp32_precision", None)
-    for name in sums:
-        setattr(cuda, name, False)
-    if cpu is not None:
-        cpu.fp32_precision = "ieee"
-    try:
-        with full_float32():
-            yield
-    finally:
-        for name, allowed in sums.items():
-            setattr(cuda, name, allowed)
-        if cpu is not None:
-            cpu.fp32_precision = before
 
 
 def multiply(q: Tensor, g: Tensor, out: Tensor) -> None:

@@ -8,7 +8,8 @@
     _minimise   L-BFGS on many problems side by side, each with its own steps; costs of the same rows follow each other
                 in ascending order, each from an extrapolation of those before
 
-Large problems in float64 are solved in float32 as far as its rounding allows, and then go on in float64.
+Large problems in float64 are solved in float32 as far as its rounding allows, and then go on in float64. On a GPU the
+float32 products are made of float16 ones (`Halves`).
 
 `logistic_path` is a plain loop around `torch.optim.LBFGS`. The records of `linear-stored` say that it standardises,
 counts its iterations and starts its fits as it does, so it stays for them.
@@ -28,8 +29,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.solvers.halves import Halves
 from benchmarks.solvers.linear_heads import target_ranks
-from pretrain.distributed import Sender, free_memory, row_products, sent
+from pretrain.distributed import Sender, free_memory, full_precision, row_products, sent
 from results.errors import InputError
 
 Loss = Literal["multinomial", "one_vs_rest"]
@@ -46,6 +48,7 @@ MAX_ROTATED_DIM = 4096  # up to which the principal axes are computed: their tim
 # Float32 first, where the fits are in float64
 SMALL_WORK = 10**8  # rows x dim x classes, above which products are made in float32 as far as that goes
 FLOAT32_SHARE = 0.9  # of the tolerance, to which fits go in float32: the rest is for its rounding
+HALVES_SHARE = 0.7  # with products of float16, whose sums are truncated
 FLOAT32_FLOOR = 3e-7  # but no further: float64 goes on from there
 
 # L-BFGS
@@ -150,6 +153,7 @@ class Fits:
         )
 
 
+@full_precision()
 def fit_logistic(
     features: NDArray[Any],
     targets: NDArray[Any],
@@ -219,6 +223,8 @@ def fit_logistic(
         float32_first = sum(len(block.rows) for block in blocks) * features.shape[1] * classes > SMALL_WORK
     first = torch.float32 if float32_first else dtype
     data = _Data(features, targets, blocks, standardise, device, first, chunk, resident_bytes)
+    if first != dtype and device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # it came with torch 2.8
+        data.halve()
     problems = _Problems(data, classes, np.asarray(costs, np.float64), loss)
     track = track or (lambda passes, _: passes)
 
@@ -229,7 +235,8 @@ def fit_logistic(
     stopping = _Stopping(tolerance, max_iterations, MAX_REJECTED)
     goal = stopping
     if first != dtype:
-        goal = _Stopping(max(FLOAT32_FLOOR, FLOAT32_SHARE * tolerance), max_iterations, MAX_REJECTED_FLOAT32)
+        share = HALVES_SHARE if data.halved else FLOAT32_SHARE
+        goal = _Stopping(max(FLOAT32_FLOOR, share * tolerance), max_iterations, MAX_REJECTED_FLOAT32)
     if start is not None:
         problems.begin_from(start)
     if start is None and len(blocks) == 1:
@@ -263,6 +270,7 @@ class _Data:
         axes: (dim, r) orthonormal directions in which weights are expressed; None for the given dimensions.
         variances: (r,) of the rows along them.
         resident: the chunks of each block, where they fit in memory.
+        halved: whether the chunks are `Halves`.
     """
 
     def __init__(
@@ -284,7 +292,8 @@ class _Data:
         self._mean, self._scale = torch.from_numpy(mean).to(device), torch.from_numpy(deviation).to(device)
         self._axes: Tensor | None = None
         self._variances = torch.zeros(len(mean), dtype=torch.float64, device=device)
-        self.resident: list[list[Tensor]] | None = None
+        self.resident: list[list[Tensor | Halves]] | None = None
+        self.halved = False
         self._cast(dtype)
         resident_bytes = _room(device, RESIDENT_BYTES) if resident_bytes is None else resident_bytes
         dim, count = len(mean), sum(len(block.rows) for block in blocks)
@@ -318,16 +327,25 @@ class _Data:
         """The same for a few passes in float64: its rows are not kept."""
         other = copy(self)
         other._cast(torch.float64)
-        other.resident = None
+        other.resident, other.halved = None, False
         return other
+
+    def halve(self) -> None:
+        """Go on with `Halves`, which take as much memory."""
+        self.halved = True
+        for block in self.resident or ():
+            block[:] = [self._operand(x) for x in block]
+
+    def _operand(self, x: Tensor | Halves) -> Tensor | Halves:
+        return Halves(x) if self.halved and isinstance(x, Tensor) else x
 
     def _load(self, rows: NDArray[np.int64]) -> Tensor:
         return _standardised(_rows_of(self.features, rows), self.mean, self.scale, self._send)
 
-    def chunks(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, number: int) -> Iterator[tuple[Tensor | Halves, Tensor]]:
         """(rows, targets) of a block on the device, at most `chunk` rows at a time."""
         for index, part in enumerate(_parts(self.blocks[number].rows, self.chunk)):
-            x = self._load(part) if self.resident is None else self.resident[number][index]
+            x = self._operand(self._load(part)) if self.resident is None else self.resident[number][index]
             yield x, sent(torch.from_numpy(self.targets[part]), self.device)
 
     def from_axes(self, weights: Tensor) -> Tensor:
@@ -441,14 +459,14 @@ class _Problems:
                     residual_sum, spread_sum = (torch.zeros_like(stacked, dtype=torch.float64) for _ in range(2))
                     size = max(1, cells // len(stacked))
                     for rows, truth in zip(x.split(size), labels.split(size), strict=True):
-                        logits = row_products(rows, stacked).add_(offset).view(len(rows), -1, self.width)
+                        logits = _logits(rows, stacked, offset).view(len(rows), -1, self.width)
                         losses, residual, spread = self._pointwise(logits, truth, which[group])
                         value[group] += losses
                         curvature[group] += spread.sum(dim=0)
                         bias_gradient[group] += residual.sum(dim=0)
-                        residual_sum += row_products(residual.flatten(1).T, rows.T)
+                        residual_sum += _weighted(rows, residual.flatten(1))
                         if centred:
-                            spread_sum += row_products(spread.flatten(1).T, rows.T)
+                            spread_sum += _weighted(rows, spread.flatten(1))
                     gradient[group] += residual_sum.view(len(group), self.width, -1)
                     centre[group] += spread_sum.view(len(group), self.width, -1)
         count = self.counts[which, None]
@@ -488,6 +506,22 @@ class _Problems:
         logits.sigmoid_()
         spread = (logits - logits.square()) * known
         return losses, logits.sub_(present).mul_(known), spread
+
+
+def _logits(rows: Tensor | Halves, weights: Tensor, bias: Tensor) -> Tensor:
+    """(m, w) of (m, d) rows and (w, d) weights."""
+    if isinstance(rows, Tensor):
+        return row_products(rows, weights).add_(bias)
+    halves = Halves(weights)
+    return torch.addcmul(bias, rows.products(halves), rows.inverse * halves.inverse)
+
+
+def _weighted(rows: Tensor | Halves, weights: Tensor) -> Tensor:
+    """(w, d) sums of the (m, d) rows, weighted by the (m, w) weights."""
+    if isinstance(rows, Tensor):
+        return row_products(weights.T, rows.T)
+    halves = Halves(weights)
+    return rows.weighted(halves).mul(rows.inverse * halves.inverse)
 
 
 class _Evaluation(NamedTuple):

@@ -17,6 +17,7 @@ from benchmarks.solvers import exact_knn as knn
 from benchmarks.solvers import logistic
 from benchmarks.solvers.attentive_heads import JepaBank
 from benchmarks.solvers.exact_knn import exact_knn
+from benchmarks.solvers.halves import Halves
 from benchmarks.solvers.logistic import fit_logistic, logistic_path
 from pretrain.distributed import Sender
 from tests.gpu.conftest import AnyGpu
@@ -122,6 +123,62 @@ def test_queries_of_a_pass_fit_the_memory(free: int, expected: int, monkeypatch:
     monkeypatch.setattr(knn, "free_memory", lambda device: free)
     assert knn._block_rows(2048, 656, torch.device("cuda")) == expected
     assert knn._block_rows(2048, 656, torch.device("cpu")) == knn.QUERY_BLOCK
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("dim", [1, 8, 37])
+def test_products_of_halves_have_22_bits(dim: int, scale: float, gpu: AnyGpu) -> None:
+    """Beside float64, relative to the largest product of two numbers; zeros stay zeros."""
+    draws = np.random.default_rng(dim)
+    rows, others, weights = (draws.normal(size=shape) for shape in ((50, dim), (9, dim), (50, 3)))
+    rows[7] = 0.0
+    rows *= 10.0 ** draws.uniform(-3, 0, (50, 1))  # some rows are much smaller than others
+
+    def on_gpu(array: NDArray[np.float64], scaled: float) -> Halves:
+        return Halves(torch.from_numpy(array * scaled).float().to("cuda"))
+
+    halves, other = on_gpu(rows, scale), on_gpu(others, 1 / scale)
+    for found, expected, largest in (
+        (halves.products(other) * (halves.inverse * other.inverse), rows @ others.T, np.abs(others).max()),
+        (halves.weighted(held := on_gpu(weights, 1.0)) * (halves.inverse / scale * held.inverse), weights.T @ rows,
+         np.abs(weights).max()),
+    ):  # fmt: skip
+        count = 50 if found.shape[0] == 3 else dim
+        bound = 2.0**-21 * count**0.5 * np.abs(rows).max() * largest
+        assert np.abs(found.cpu().double().numpy() - expected).max() < bound
+    assert (halves.products(other)[7] == 0).all()
+    nothing = Halves(torch.zeros(4, dim, device="cuda"))
+    assert (nothing.products(other) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [16384, 16384 + 700])
+def test_long_sums_of_halves_lose_little_to_truncation(rows: int, gpu: AnyGpu) -> None:
+    """One tensor core's sum of so many positive numbers would lose 1.5e-5 of it."""
+    values = np.random.default_rng(0).uniform(0.5, 1.0, (rows, 3)).astype(np.float32)
+    halves = Halves(torch.from_numpy(values).to("cuda"))
+    found = (halves.weighted(halves) * halves.inverse * halves.inverse).cpu().double().numpy()
+    expected = values.T.astype(np.float64) @ values
+    assert np.abs(found / expected - 1).max() < 2e-6
+
+
+@pytest.mark.parametrize("how", [{}, {"chunk": 100, "resident_bytes": 0}], ids=str)
+@pytest.mark.parametrize("loss", ["multinomial", "one_vs_rest"])
+def test_a_regression_in_halves_takes_the_passes_of_float32(
+    loss: Any, how: dict[str, int], gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then goes on in float64, to the same solution."""
+    costs = (1e-3, 1e-2, 1e-1, 1.0)
+    fitted = {"dtype": torch.float64, "tolerance": 1e-6, "float32_first": True, "loss": loss}
+    expected = fit_logistic(FEATURES, TARGETS, CLASSES, costs, **fitted, **how)
+    made: list[int] = []
+    make = Halves.__init__
+    monkeypatch.setattr(Halves, "__init__", lambda halves, rows: made.append(len(rows)) or make(halves, rows))
+    found = fit_logistic(FEATURES, TARGETS, CLASSES, costs, device="cuda", **fitted, **how)
+    assert made
+    assert found.converged.all()
+    assert found.single_passes < 1.25 * expected.single_passes
+    assert found.passes <= expected.passes
+    np.testing.assert_allclose(found.weights.cpu(), expected.weights, atol=1e-3)
 
 
 def test_rows_that_are_sent_wait_for_the_copy_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
