@@ -33,7 +33,7 @@ TOP1, TOP5, MCE = "Top-1", "Top-5", "mCE"
 SPLIT_SEED = 0  # chooses the held-out items
 HEADS = ("AvgPool", "Stored", "Logistic")  # in the files of heads that linear classifiers of `embed` leave
 FACTS = ("cost", "heldout_top1", "gradient")  # of a fit, kept with the head
-_CELLS = 2**25  # scores in memory at a time, rows times classes
+CELLS = 2**25  # scores in memory at a time, rows times classes
 
 
 class RobustnessParams(Params):
@@ -310,7 +310,7 @@ def ranked_right(scores: NDArray[np.floating[Any]], targets: NDArray[Any]) -> di
 
 
 def _row_blocks(count: int, classes: int) -> Iterator[slice]:
-    step = max(1, _CELLS // classes)
+    step = max(1, CELLS // classes)
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
 
 

@@ -50,7 +50,7 @@ CPU_TILE_ROWS = 2048  # of the gallery by torch on a CPU: with CPU_QUERY_ROWS qu
 CPU_QUERY_ROWS = 1280
 _CACHE_BYTES = 2 << 20  # what one step over rows touches: it stays in the cache, and is worth waking threads for
 _PAIR_BYTES = 16 << 20  # of gallery rows in float64 whose pairs are scored together: half of a last-level cache
-_GPU_PAIR_BYTES = 32 << 20  # of products that are summed together on a GPU: launching takes less than summing
+GPU_PAIR_BYTES = 32 << 20  # of products that are summed together on a GPU: launching takes less than summing
 _EXHAUSTIVE_QUERIES = 256
 _EXHAUSTIVE_ROWS = 8192
 VOTE_CELLS = 1 << 18  # votes held at once, rows times classes: 2 MiB, which stays in the cache
@@ -717,7 +717,7 @@ def _pairs_on_gpu(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) ->
     """`_sampled_product` on a GPU, in steps of as many pairs: the order of a GPU's sums depends on the shape alone."""
     dim = left.shape[1]
     width = -(-dim // 4) * 4  # whole vectors of four numbers, so that every row begins with one
-    products = left.new_zeros(max(1, _GPU_PAIR_BYTES // (8 * width)), width)
+    products = left.new_zeros(max(1, GPU_PAIR_BYTES // (8 * width)), width)
     out, n = left.new_empty(len(rows)), len(products)
     for some_rows, some_columns, some in zip(rows.split(n), columns.split(n), out.split(n), strict=True):
         torch.mul(left[some_rows], right[some_columns], out=products[: len(some), :dim])

@@ -10,7 +10,7 @@ from torch import Tensor
 Array = NDArray[np.floating] | Tensor
 
 NUMERICAL_ZERO = 1e-12  # of the largest value: below it a float64 spectrum holds rounding alone
-_PAIRS = 2**24  # similarities of a block
+PAIRS = 2**24  # similarities of a block
 
 
 def as_double(rows: Array, device: str | torch.device = "cpu") -> Tensor:
@@ -130,7 +130,7 @@ def alignment(first: Array, second: Array) -> float:
 def uniformity(rows: Array, temperature: float = 2.0, device: str = "cpu") -> float:
     """ln mean exp(-t |x_i - x_j|^2) over pairs of different unit rows (Wang and Isola 2020); lower is more even."""
     x = normalised(rows, device)
-    count, step = len(x), max(1, _PAIRS // max(1, len(x)))
+    count, step = len(x), max(1, PAIRS // max(1, len(x)))
     total = 0.0
     for start in range(0, count, step):
         similarities = x[start : start + step] @ x.T

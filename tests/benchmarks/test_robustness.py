@@ -69,7 +69,7 @@ def test_ranked_right_is_the_plain_rule() -> None:
 def test_a_subset_only_names_its_own_classes(
     head: str, train: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(robustness, "_CELLS", 6 * 7)  # in parts of 7 rows
+    monkeypatch.setattr(robustness, "CELLS", 6 * 7)  # in parts of 7 rows
     own = (1, 4, 5)
     targets = np.random.default_rng(3).integers(0, 3, 40)
     rows = points(np.array(own)[targets], 4) * 0.4

@@ -95,7 +95,7 @@ def test_tiles_of_a_search_do_not_wait(gpu: AnyGpu, monkeypatch: pytest.MonkeyPa
 def test_equal_rows_are_equally_similar_on_a_gpu(dim: int, gpu: AnyGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they lie, in tiles and in steps of pairs of which the last are not full: ties go to the smaller row."""
     monkeypatch.setattr(knn, "TILE_ROWS", 250)
-    monkeypatch.setattr(knn, "_GPU_PAIR_BYTES", 8 * DIM * 37)
+    monkeypatch.setattr(knn, "GPU_PAIR_BYTES", 8 * DIM * 37)
     unequal = np.ascontiguousarray(FEATURES[: ROWS // 4, :dim])
     rows, k = np.tile(unequal, (4, 1)), 10
     found = exact_knn(rows, unequal, k, device="cuda")

@@ -91,7 +91,7 @@ def test_decay_is_the_weighted_least_squares_slope_without_numerical_zeros() -> 
 
 
 def test_uniformity_and_alignment_are_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectra, "_PAIRS", 4 * 30)  # in parts, the last of which is shorter
+    monkeypatch.setattr(spectra, "PAIRS", 4 * 30)  # in parts, the last of which is shorter
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(2, 30, 4))
     unit, other = x / np.linalg.norm(x, axis=1)[:, None], y / np.linalg.norm(y, axis=1)[:, None]
