@@ -107,7 +107,7 @@ def _try(run: Run, dims: Mapping[str, int], share: float, *, seed: int, folder: 
     splits = []
     for number, labels in enumerate((run.train, run.test)):
         rows = np.linspace(0, len(labels) - 1, max(2, round(share * len(labels)))).astype(np.int64)
-        splits.append(_made_up(labels.rows(rows), dims, 2 * seed + number))
+        splits.append(made_up(labels.rows(rows), dims, 2 * seed + number))
     train, test = splits
     with without_log():
         started = time.monotonic()
@@ -124,16 +124,16 @@ def _try(run: Run, dims: Mapping[str, int], share: float, *, seed: int, folder: 
     return Try(ran - started - fixed + written, fixed)
 
 
-def _made_up(labels: Labels, dims: Mapping[str, int], seed: int) -> Split:
-    """Positive features that lie around a mean of each class, as those of a network."""
+def made_up(labels: Labels, dims: Mapping[str, int], seed: int) -> Split:
+    """Positive features, as a network's after its last ReLU, that lie around a mean of each class."""
     targets = np.maximum(labels.targets, 0)
     if targets.ndim == 1:
         targets = np.eye(max(1, len(labels.classes)), dtype=np.float32)[targets]
     features = {}
     for key, width in dims.items():
         means = CLASS_SPREAD * np.random.default_rng(len(key)).standard_normal((targets.shape[1], width), np.float32)
-        noise = np.random.default_rng(seed).standard_normal((len(labels), width), np.float32)
-        features[key] = np.abs(noise + targets.astype(np.float32) @ means)
+        noise = np.random.default_rng(seed).standard_exponential((len(labels), width), np.float32)  # spreads by 1
+        features[key] = np.maximum(noise + targets.astype(np.float32) @ means, 0)
     return Split(labels, features)
 
 

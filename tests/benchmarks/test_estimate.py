@@ -17,7 +17,7 @@ from benchmarks.evaluate import Question, Run, Sweep, load
 from benchmarks.knn import Knn
 from benchmarks.registry import TASK_NAMES, load_task
 from benchmarks.task import FeatureTask, ImageTask, InputError, Labels, Outcome, RunOptions, Split
-from benchmarks.timed_tries import solving_seconds, training_time
+from benchmarks.timed_tries import made_up, solving_seconds, training_time
 from benchmarks.training.probe_task import ProbeTask
 from benchmarks.voc_svm import VocSvm
 from pretrain.distributed import float32_kind
@@ -277,6 +277,19 @@ def test_a_picture_of_a_few_images_and_a_pause_of_the_machine_do_not_grow(
     monkeypatch.setattr("benchmarks.estimate.time", clock)
     monkeypatch.setattr("benchmarks.datasets.images.Images", Slow)
     assert _seconds_per_image_read([tmp_path] * 20, run.protocol.geometry) == pytest.approx(0.01)
+
+
+def test_made_up_features_are_positive_and_tell_overlapping_classes_apart() -> None:
+    """Without a difference of the classes, a solver would be timed on a problem that no network poses."""
+    targets = np.arange(1000) % 10
+    names = tuple(map(str, range(1000)))
+    data = Labels(names, [Path(name) for name in names], names[:10], targets, tuple((name,) for name in names))
+    train, test = (made_up(data, {"embed": 192}, seed).features["embed"] for seed in (0, 1))
+    assert train.min() == 0
+    assert not np.array_equal(train, test)
+    means = np.stack([train[targets == each].mean(0) for each in range(10)])
+    nearest = ((test[:, None] - means) ** 2).sum(2).argmin(1)
+    assert 0.18 < (nearest == targets).mean() < 0.6
 
 
 def test_what_a_benchmark_refuses_on_made_up_features_has_no_estimate(tmp_path: Path) -> None:
