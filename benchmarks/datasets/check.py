@@ -239,7 +239,7 @@ def _details(dataset: Dataset, reports: Sequence[SplitReport]) -> str:
 
 
 def _check_all(data: Path, all_images: bool, quiet: bool) -> int:
-    """Print one line per data set. A data set that is not there at all is not a fault."""
+    """Print one line per data set, at last those that are there. One that is not there at all is not a fault."""
     if not data.is_dir():
         raise InputError(f"{data} is not a folder; set --data to the root of the data sets")
     found: dict[str, list[SplitReport]] = {}
@@ -253,19 +253,24 @@ def _check_all(data: Path, all_images: bool, quiet: bool) -> int:
     # Several data sets share a folder, which may hold only one of them.
     usable = {folders[name] for name, reports in found.items() if check_code(reports) != UNUSABLE} | {data}
     absent = {n for n, reports in found.items() if check_code(reports) == UNUSABLE and folders[n] in usable}
-    rows = [_row(name, found[name] if name in found and name not in absent else None) for name in DATASETS]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    _say("\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows))
+    there = [name for name in DATASETS if name in found and name not in absent]
+    tables = [
+        [(name, "not there", f"from {DATASETS[name].how_to_get}") for name in DATASETS if name not in there],
+        [_row(name, found[name]) for name in there],
+    ]
+    for rows in filter(None, tables):
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        _say("\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows) + "\n")
+    if not there:
+        _say(f"none of these data sets is in {data}")
     verdicts = [check_code(reports) for name, reports in found.items() if name not in absent]
     if any(verdicts):
         _say(f"details of one data set: encoder-bench check-data --data {data} --dataset NAME")
     return max(verdicts, default=UNUSABLE)
 
 
-def _row(name: str, reports: Sequence[SplitReport] | None) -> tuple[str, str, str]:
-    """Name, state, images or where to get it; `reports` is None for a data set that is not there."""
-    if reports is None:
-        return name, "not there", f"from {DATASETS[name].how_to_get}"
+def _row(name: str, reports: Sequence[SplitReport]) -> tuple[str, str, str]:
+    """Name, state, and images or what is wrong."""
     if check_code(reports) == UNUSABLE:
         return name, "unusable", reports[0].faults[0]
     faulty = [f"{report.split} {_state(report)}" for report in reports if not report.complete or report.unpublished]

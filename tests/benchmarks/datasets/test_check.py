@@ -132,14 +132,17 @@ def test_the_table_of_all(embedded: Path, capsys: pytest.CaptureFixture[str]) ->
     write_imagenet(embedded)
     write_cityscapes(embedded)
     assert _check(embedded) == COMPLETE
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    *missing, there = capsys.readouterr().out.strip().split("\n\n")
+    assert [line.split()[0] for line in there.splitlines()] == [n for n in DATASETS if n in there.split()]
+    assert {line.split()[0] for line in there.splitlines()} == {"imagenet", "cityscapes", "cityscapes_instances"}
+    lines = {line.split()[0]: line for part in (*missing, there) for line in part.splitlines()}
     assert set(lines) == set(DATASETS)
     assert "complete" in lines["imagenet"]
     assert "train 24, val 12, train-1pct 3, train-10pct 6" in lines["imagenet"]
     assert re.search(r"not there +from the COCO page", lines["coco"])
     (embedded / "places205" / "holiday").mkdir(parents=True)
     assert _check(embedded) == UNUSABLE
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "unusable" in lines["places205"]
     assert "found holiday/" in lines["places205"]
     with pytest.raises(InputError, match="is not a folder; set --data"):
