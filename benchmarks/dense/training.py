@@ -241,7 +241,8 @@ def _evaluate(model: HeadsModel, state: HeadsState, done: int, *, last: bool) ->
         if value > max((each["test"][head] for each in state.evaluations), default=-np.inf):
             state.best[head] = state.last[head]
     state.evaluations.append(row)
-    log.info("after %d iterations: %s", done, ", ".join(f"{value:.2f}" for value in qualities))
+    # An error is a negative quality.
+    log.info("after %d iterations, each head on test: %s", done, ", ".join(f"{abs(value):.2f}" for value in qualities))
 
 
 def choices(trained: TrainedHeads, params: ImageHeadParams, *, best: bool) -> dict[str, tuple[int, NDArray[Any]]]:
