@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from benchmarks.datasets.retrieval import DATABASE, QUERIES, WHITENING, WITH_OTHERS
 from benchmarks.task import ImageTask, InputError, Labels, Outcome, Outputs, RunOptions, progress
 from benchmarks.training.task import require_images
 from results.errors import is_out_of_memory
@@ -40,6 +41,7 @@ class RetrievalParams(Params):
             encoder's patch size, as DINO's patch embedding does.
         gem: exponent of the generalised mean of patch tokens that is appended to `embed`; 0 appends nothing.
         depth: database images that are ranked; 0 for all.
+        whiten: by the mean and the second moments of images that the database has for this alone.
     """
 
     search: Literal["revisited", "copies"]
@@ -48,6 +50,8 @@ class RetrievalParams(Params):
     multiple: int = Field(1, ge=1)
     gem: float = Field(0.0, ge=0)
     depth: int = Field(0, ge=0)
+    # Left out of the JSON at its default, so that older records keep their protocol's hash.
+    whiten: bool = Field(False, exclude_if=lambda value: value is False)
 
     def columns(self) -> tuple[str, ...]:
         return (*LEVELS, "M mP@10", "H mP@10") if self.search == "revisited" else (COPIES,)
@@ -63,8 +67,8 @@ def _protocol(
         revision=2 if params.search == "revisited" else 1,  # 1 made images smaller by bicubic resampling
         harness="retrieval",
         dataset=dataset,
-        train_split="database",
-        test_split="queries",
+        train_split=WITH_OTHERS if params.whiten else DATABASE,
+        test_split=QUERIES,
         geometry=geometry,
         primary="M" if params.search == "revisited" else COPIES,
         metric="mean average precision",
@@ -87,6 +91,7 @@ _CROPPED = Source(
 # `crop` is the longest side that an image keeps: it is made smaller, never larger, and not cut.
 _LONGEST_224 = Geometry(mode="shorter", resize=0, crop=224, interpolation="lanczos")
 _COPIES = RetrievalParams(search="copies", gem=4.0, depth=20)
+_SQUASHED_320 = Geometry(mode="warp", resize=0, crop=320, interpolation="bicubic")
 PROTOCOLS = (
     *(
         _protocol(
@@ -97,13 +102,22 @@ PROTOCOLS = (
         for name in ("roxford5k", "rparis6k")
     ),
     _protocol(
-        "copydays", "standard", "copydays", _COPIES,
-        Geometry(mode="warp", resize=0, crop=320, interpolation="bicubic"),
+        "copydays", "standard", "copydays", _COPIES, _SQUASHED_320,
         Source(
             repository="facebookresearch/dino",
             revision="7c446df",
             note="eval_copy_detection.py on the block `strong`: 320 x 320, class token and generalised mean of the "
             "patch tokens (encoders without them: embed alone), no whitening and no distractors",
+        ),
+    ),
+    _protocol(
+        "copydays", "dino", "copydays", _COPIES.changed(whiten=True), _SQUASHED_320,
+        Source(
+            repository="facebookresearch/dino",
+            revision="7c446df",
+            note="as retrieval_copydays.standard@1, with distractors in the database, and whitened by the mean and the "
+            "second moments (not the covariance, as its code has it) of other images; which images of YFCC100M its "
+            "authors took is not published",
         ),
     ),
     _protocol(
@@ -134,7 +148,7 @@ class Retrieval(ImageTask[RetrievalParams]):
                 raise InputError(
                     f"{protocol.id} needs the ground truth of revisited Oxford or Paris: use one of these data sets"
                 )
-        elif test.targets.ndim != 1 or train.classes != test.classes:
+        elif test.targets.ndim != 1 or train.classes[: len(test.classes)] != test.classes:
             raise InputError(
                 f"{protocol.id} needs queries and a database with the same classes: choose another data set"
             )
@@ -162,6 +176,13 @@ class Retrieval(ImageTask[RetrievalParams]):
         database = descriptors(encoder, train, protocol, params, options, None)
         queries = descriptors(encoder, test, protocol, params, options, boxes)
         extracted = time.perf_counter()
+        searched = np.arange(len(train))
+        if params.whiten:
+            learnt = np.array([id.startswith(f"{WHITENING}/") for id in train.ids])
+            mean, matrix = whitening(database[learnt])
+            searched = np.flatnonzero(~learnt)
+            database, queries = ((rows - mean) @ matrix for rows in (database[searched], queries))
+        database, queries = _unit(database), _unit(queries)
         order = np.argsort(-(queries @ database.T), axis=1, kind="stable")
         if params.depth:
             order = order[:, : params.depth]
@@ -169,7 +190,7 @@ class Retrieval(ImageTask[RetrievalParams]):
         if truth is not None:
             _report_revisited(outcome, order, truth, protocol.selection)
         else:
-            same = [np.flatnonzero(train.targets == target) for target in test.targets]
+            same = [np.flatnonzero(train.targets[searched] == target) for target in test.targets]
             none = np.zeros(0, np.int64)
             found = [_ap(row, own, none) for row, own in zip(order, same, strict=True)]
             _report(outcome, COPIES, found, protocol.selection)
@@ -231,7 +252,7 @@ def descriptors(
     options: RunOptions,
     boxes: Sequence[tuple[float, float, float, float]] | None,
 ) -> NDArray[np.float32]:
-    """(N, D) normalised descriptors, one image at a time where images keep their aspect.
+    """(N, D) descriptors, not yet normalised, one image at a time: images may keep their aspect.
 
     Raises:
         InputError: a damaged image, or an encoder that cannot take images of this size.
@@ -273,8 +294,24 @@ def descriptors(
                     patches = outputs[_MAP_COLUMN].float()[0].clamp_min(1e-6)
                     vector = torch.cat([vector, patches.pow(params.gem).mean((-2, -1)).pow(1 / params.gem)])
                 vectors.append(vector)
-            found.append(F.normalize(torch.stack(vectors).mean(0), dim=0).cpu().numpy())
+            found.append(torch.stack(vectors).mean(0).cpu().numpy())
     return np.stack(found)
+
+
+def whitening(rows: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) mean and (D, D) matrix of a principal component analysis of (N, D) rows, each component divided by its size.
+
+    The matrix is of the rows' second moments, without their mean subtracted, as in DINO's code. Components below 1e-5
+    of the largest count as that.
+    """
+    x = rows.astype(np.float64)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    return x.mean(0), vectors / np.sqrt(np.maximum(values, 1e-5 * values.max()))
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
 
 
 def _resized(image: Image.Image, geometry: Geometry) -> Image.Image:

@@ -382,8 +382,9 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "copydays": DatasetInfo(
         "copydays",
         retrieval.read_copydays,
-        {"database": 157, "queries": 229},
+        {"database": 157, "queries": 229, retrieval.WITH_OTHERS: None},
         "the Copydays page of INRIA (lear.inrialpes.fr/~jegou/data.php): original/ and strong/ in copydays/",
+        optional=frozenset({retrieval.WITH_OTHERS}),
     ),
     "drawings_copies": DatasetInfo(
         "drawings-c",

@@ -20,6 +20,9 @@ from benchmarks.datasets.safe_readers import pickled_array, read_pickle
 from benchmarks.task import InputError, Labels
 
 DATABASE, QUERIES = "database", "queries"
+WITH_OTHERS = "database+others"  # of Copydays: also distractors, and images to learn a whitening of
+DISTRACTORS, WHITENING = "distractors", "whitening"  # their folders
+OTHER = "other"  # class of what is no original
 _MAX_PICKLE = 2**25  # bytes; the owner's have less than one million
 _MAX_NAMES = 100_000  # of images or queries
 _MAX_ROWS = 2_000_000  # of all answers together
@@ -125,21 +128,37 @@ def _answers(entry: Mapping[str, Any], count: int) -> Answers:
 def read_copydays(folder: Path, split: str) -> Labels:
     """Copydays: `original` is the database, `strong` the queries; the first four characters name the photograph.
 
+    The split `database+others` goes on with the images of `distractors` and `whitening`, whose class is the last one.
+
     Raises:
         InputError: the split is unknown, a folder is missing or empty, or a query has no original.
     """
+    if split not in (DATABASE, WITH_OTHERS, QUERIES):
+        raise InputError(f"Copydays has no split {split}; it has {DATABASE}, {WITH_OTHERS} and {QUERIES}")
     originals = _block(folder, "original")
     photographs = sorted({name[:4] for name in originals})
-    names = {DATABASE: lambda: ("original", originals), QUERIES: lambda: ("strong", _block(folder, "strong"))}
-    if split not in names:
-        raise InputError(f"Copydays has no split {split}; it has {DATABASE} and {QUERIES}")
-    block, files = names[split]()
+    block, files = ("strong", _block(folder, "strong")) if split == QUERIES else ("original", originals)
     index = {name: number for number, name in enumerate(photographs)}
     strange = [name for name in files if name[:4] not in index]
     if strange:
         raise InputError(f"{folder / block / strange[0]} has no original; unpack Copydays again")
-    targets = np.array([index[name[:4]] for name in files], np.int64)
-    return labels_below(folder, [f"{block}/{name}" for name in files], photographs, targets)
+    ids = [f"{block}/{name}" for name in files]
+    targets = [index[name[:4]] for name in files]
+    if split == WITH_OTHERS:
+        others = [f"{name}/{file}" for name in (DISTRACTORS, WHITENING) for file in _others(folder, name)]
+        ids, targets = ids + others, targets + [len(photographs)] * len(others)
+        photographs = [*photographs, OTHER]
+    return labels_below(folder, ids, photographs, np.array(targets, np.int64))
+
+
+def _others(folder: Path, name: str) -> list[str]:
+    found = images_below(folder / name) if (folder / name).is_dir() else []
+    if not found:
+        raise InputError(
+            f"{folder / name} has no images: put random photographs there (DINO took 10,000 of YFCC100M as "
+            f"{DISTRACTORS} and 20,000 as {WHITENING}), or use retrieval_copydays.standard, which needs none"
+        )
+    return found
 
 
 def _block(folder: Path, name: str) -> list[str]:
