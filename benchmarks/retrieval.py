@@ -173,8 +173,8 @@ class Retrieval(ImageTask[RetrievalParams]):
         truth = read_ground_truth(test.annotations[0]).answers if params.search == "revisited" else None
         boxes = [each.box for each in truth] if truth is not None and params.crop_queries else None
         began = time.perf_counter()
-        database = descriptors(encoder, train, protocol, params, options, None)
-        queries = descriptors(encoder, test, protocol, params, options, boxes)
+        database: NDArray[np.floating] = descriptors(encoder, train, protocol, params, options, None)
+        queries: NDArray[np.floating] = descriptors(encoder, test, protocol, params, options, boxes)
         extracted = time.perf_counter()
         searched = np.arange(len(train))
         if params.whiten:
