@@ -92,7 +92,7 @@ class SubmitOptions:
     """commands that one job runs one after the other; by default as few as the cluster's MaxArraySize allows"""
     together: bool = False
     """run `encoder-bench all` as one job"""
-    then: str = "make pages"
+    then: str = "encoder-bench tables --out work/tables.md"
     """command that runs when the last job has ended, on two cores without a GPU; empty for none"""
 
     def __post_init__(self) -> None:
@@ -242,17 +242,21 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(SubmitOptions, arguments[:at], "encoder-bench submit")
         if not command:
             raise InputError("no command; write it after --, as in: encoder-bench submit -- encoder-bench all …")
-        if command[0] == "encoder-bench":  # the same program, in words that torchrun can start
-            command = ["python", "-m", "benchmarks", *command[1:]]
+        command = _for_torchrun(command)
         commands, left_out = ([command], 0) if options.together else split_up(command)
         if not commands:
             raise InputError("none of the encoders can be loaded: nothing was submitted")
         jobs = _jobs(options, commands)
-        then = shlex.split(options.then)
+        then = _for_torchrun(shlex.split(options.then))
         code = (_slurm if options.cluster == "slurm" else _local)(options, jobs, then)
     except InputError as error:
         return print_error("submit", error)
     return code or (1 if left_out else 0)
+
+
+def _for_torchrun(command: list[str]) -> list[str]:
+    """`encoder-bench …` in words that torchrun can start; any other command as it is."""
+    return ["python", "-m", "benchmarks", *command[1:]] if command[:1] == ["encoder-bench"] else command
 
 
 def split_up(command: list[str]) -> tuple[list[list[str]], int]:
@@ -384,7 +388,8 @@ def _local(options: SubmitOptions, jobs: list[SubmittedCommand], then: list[str]
     with ThreadPoolExecutor(options.parallel or 1) as pool:
         ended = list(pool.map(run, jobs))
     log.info("%d of %d jobs succeeded", sum(ended), len(ended))
-    code = subprocess.run(then, check=False).returncode if then else 0  # noqa: S603 - the user's own command
+    last = with_torchrun(then, 1, 0) if then else []
+    code = subprocess.run(last, check=False).returncode if last else 0  # noqa: S603 - the user's own command
     return code or (0 if all(ended) else 1)
 
 

@@ -43,6 +43,15 @@ def test_a_job_runs_and_the_last_command_follows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tables_follow_by_default_where_there_is_no_makefile(tmp_path: Path) -> None:
+    (tmp_path / "work" / "records").mkdir(parents=True)
+    words = [sys.executable, str(SCRIPT), "--folder", "jobs", "--", sys.executable, "-c", "pass"]
+    done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "tables.md").is_file()
+
+
+@pytest.mark.slow
 def test_a_failed_job_is_told_with_its_log_and_the_page_is_written_all_the_same(tmp_path: Path) -> None:
     then = f"{sys.executable} -c \"open({str(tmp_path / 'page')!r}, 'w')\""
     process = started(tmp_path, command=[sys.executable, "-c", "raise SystemExit('no weights')"], then=then)
