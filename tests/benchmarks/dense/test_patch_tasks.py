@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,15 @@ from benchmarks.dense.classifiers import (
     train_bank,
 )
 from benchmarks.dense.linear import HeadParams
-from benchmarks.dense.masks import VOID, MaskFormat, best_class, held_out_images
+from benchmarks.dense.masks import (
+    VOID,
+    MaskFormat,
+    areas_of_confusions,
+    best_class,
+    held_out_images,
+    matched,
+    mean_iou,
+)
 from benchmarks.dense.neighbours import (
     InContext,
     PatchKnn,
@@ -162,6 +171,7 @@ def test_retrieval_is_a_softmax_over_the_nearest_patches(splits: tuple[Split, Sp
     p, t = masks[counted], truth(test)[counted]
     each = [((p == v) & (t == v)).sum() / max(1, ((p == v) | (t == v)).sum()) for v in range(4)]
     assert outcome.scores["mIoU"].value == pytest.approx(100 * np.mean(each))
+    assert str(outcome.items["iou_rule"]) == "every"  # a class that is nowhere counts 0, also in the bootstrap
     assert outcome.scores["mIoU matched"].value is not None
     assert outcome.scores["mIoU matched"].value >= outcome.scores["mIoU"].value - 1e-9
     assert [row["memory"] for row in outcome.runs] == [72, 24]
@@ -290,3 +300,39 @@ def test_an_epoch_of_patches_is_shuffled_and_leaves_out_a_batch_of_one() -> None
         assert set(rows) <= set(range(10, 15))
         assert rows != sorted(rows)
     assert [batch.tolist() for batch in _batches(np.array([7]), params, 0)] == [[7], [7]]  # but not the only one
+
+
+def test_the_deepest_map_of_the_stride_is_taken(splits: tuple[Split, Split]) -> None:
+    protocol = small(PatchKnn())
+    features = {}
+    for name, grid, channels in (("feature5", 3, 4), ("feature4", 6, 2)):
+        features[name] = np.zeros((8, grid * grid * channels), np.float32)
+        features[name + MEAN] = np.zeros((8, channels), np.float32)
+    split = Split(splits[0].labels, features)
+    assert protocol.geometry.crop == SIDE
+    assert [Patches.of(split, protocol, stride).output for stride in (4, 3, 2)] == ["feature5", "feature4", "feature4"]
+    with pytest.raises(InputError, match="needs a feature map of stride 1 or finer, but the encoder has 3 x 3, 6 x 6"):
+        Patches.of(split, protocol, 1)
+
+
+def test_a_class_that_no_patch_of_the_memory_shows_counts_zero() -> None:
+    confusion = np.array([[[3, 1, 0], [0, 4, 0], [0, 0, 0]]])
+    areas = areas_of_confusions(confusion)
+    assert areas.tolist() == [[[3, 4, 0], [3, 5, 0], [4, 4, 0]]]
+    assert mean_iou(areas, "every") == pytest.approx(100 * (3 / 4 + 4 / 5) / 3)
+    assert mean_iou(areas, "present") == pytest.approx(100 * (3 / 4 + 4 / 5) / 2)
+
+
+def test_predicted_classes_are_matched_by_intersection_over_union() -> None:
+    """By the overlap alone they would be matched otherwise."""
+    confusion = np.array([[[9, 20, 7], [0, 21, 18], [1, 2, 11]], [[0, 6, 0], [6, 0, 0], [0, 0, 0]]])
+    total = confusion.sum(0)
+
+    def overlap(order: tuple[int, ...]) -> float:
+        return sum(total[t, p] / (total[t].sum() + total[:, p].sum() - total[t, p]) for t, p in enumerate(order))
+
+    for rolled in (confusion, confusion[:, :, [2, 0, 1]], confusion[:, :, [1, 2, 0]]):
+        total = rolled.sum(0)
+        best = max(permutations(range(3)), key=overlap)
+        assert best != max(permutations(range(3)), key=lambda order: sum(total[t, p] for t, p in enumerate(order)))
+        assert matched(rolled).tolist() == rolled[:, :, best].tolist()
