@@ -142,6 +142,25 @@ def test_one_fit_serves_every_test_set(train: Split, tmp_path: Path, monkeypatch
     assert len(fits) == 2
 
 
+def test_a_kept_head_is_of_the_same_features_labels_and_settings(train: Split, tmp_path: Path) -> None:
+    """Otherwise the classifier of another encoder or training set would be scored, without a word."""
+    quick = {"costs": (0.1, 1.0), "heldout": 0.25, "tolerance": 1e-2}
+    features, labels = train.features["embed"], train.labels
+    cases: list[tuple[Split, dict[str, Any]]] = [
+        (train, {}),
+        (split(labels.targets, NAMES, 2 * features), {}),
+        (split(labels.targets[::-1].copy(), NAMES, features), {}),
+        (split(labels.targets, (*NAMES[:5], "n99999999"), features), {}),
+        *((train, each) for each in ({"costs": (0.1, 2.0)}, {"heldout": 0.5}, {"tolerance": 1e-3},
+                                     {"max_iterations": 7})),
+    ]  # fmt: skip
+    for number, (images, changes) in enumerate(cases, start=1):
+        protocol = changed("robustness_val.logistic@1", **{**quick, **changes})
+        head = fitted_head(Robustness().params(protocol), images, options(tmp_path), protocol)
+        assert head.facts["refitted"]
+        assert len(list((tmp_path / "heads").iterdir())) == number
+
+
 def test_a_damaged_head_is_fitted_again(train: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A flipped bit would give other numbers, which the record would hold as its own."""
     protocol = changed("robustness_val.logistic@1", costs=(0.1, 1.0), heldout=0.25, tolerance=1e-3)

@@ -290,8 +290,14 @@ def test_the_same_weights_trained_again_are_not_measured_again(tmp_path: Path) -
     assert found_again(tmp_path, record(again, KNN, OUTCOMES)) is not None
     path = write_record(tmp_path, record(again, KNN, OUTCOMES), OUTCOMES)
     assert [p for p in contents(tmp_path) if p.endswith(".json")] == [path.relative_to(tmp_path).as_posix()]
-    for change in ({"mean": (0.5, 0.5, 0.5)}, {"channels": "BGR"}, {"embed": "class token"}, {"value_range": 255.0}):
-        assert found_again(tmp_path, record(moco_card(0, **change), KNN, OUTCOMES)) is None, change
+    changes = {
+        "mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "channels": "BGR", "value_range": 255.0, "head": "linear",
+        "embed": "class token", "architecture": again.architecture.model_copy(update={"bn_eps": 1e-3}),
+        "weights_sha256": "0" * 64,
+    }  # fmt: skip
+    assert set(changes) == set(DECISIVE)
+    for field, value in changes.items():
+        assert found_again(tmp_path, record(moco_card(0, **{field: value}), KNN, OUTCOMES)) is None, field
 
 
 def test_every_field_of_the_card_moves_a_number_or_only_describes() -> None:

@@ -18,7 +18,7 @@ from benchmarks.features.extract import FeatureRequest, Reader
 from benchmarks.features.pool import AdaptivePooling
 from benchmarks.features.store import FeatureStore
 from benchmarks.task import InputError, Labels
-from results.schema import Architecture, EncoderCard, Geometry
+from results.schema import DECISIVE, Architecture, EncoderCard, Geometry
 from tests.benchmarks.features.run_options import options
 
 GEOMETRY = Geometry(mode="shorter", resize=24, crop=24)
@@ -146,7 +146,14 @@ def test_anything_that_could_change_a_number_changes_the_address(labels: Labels)
         request(labels, geometry=GEOMETRY.model_copy(update={"interpolation": "bicubic"})).address,
         request(labels, precision="bf16").address,
     ]
-    for field, value in (("mean", (0.5, 0.5, 0.5)), ("channels", "BGR"), ("value_range", 255.0)):
+    encoder = load_encoder(ENCODER)
+    changes = {
+        "mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "channels": "BGR", "value_range": 255.0, "head": "linear",
+        "embed": "class token", "architecture": encoder.card.architecture.model_copy(update={"bn_eps": 1e-3}),
+        "weights_sha256": "0" * 64,
+    }  # fmt: skip
+    assert set(changes) == set(DECISIVE)  # of a record's key: features are as particular
+    for field, value in changes.items():
         changed = load_encoder(ENCODER)
         changed.card = changed.card.model_copy(update={field: value})
         others.append(request(labels, encoder=changed).address)
