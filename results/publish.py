@@ -195,8 +195,8 @@ def publish(
     """Copy records with their outcomes files, byte for byte.
 
     A newer record replaces the published one of the same encoder (name, initialisation and architecture), data set and
-    protocol. Left out are failed, edited and unreadable records, and those of protocols with overrides: trials, and the
-    steps that `explain` measures between two protocols.
+    protocol; an older one never does. Left out are failed, edited and unreadable records, and those of protocols with
+    overrides: trials, and the steps that `explain` measures between two protocols.
 
     Args:
         encoders: shell patterns of encoder names.
@@ -232,6 +232,12 @@ def publish(
                 left_out.append((older.path.relative_to(local_root), reason))
             newest[_row(record)] = stored
 
+    published = read_records(published_root)[0]
+    for theirs in published:
+        ours = newest.get(_row(theirs.record))
+        if ours is not None and theirs.intact and theirs.record.created > ours.record.created:
+            left_out.append((ours.path.relative_to(local_root), "the published record is newer"))
+            del newest[_row(theirs.record)]
     copied: list[Path] = []
     unchanged: list[Path] = []
     for stored in newest.values():
@@ -242,7 +248,7 @@ def publish(
             copy_record(stored, local_root, published_root)
     replaced = [
         stored
-        for stored in read_records(published_root)[0]
+        for stored in published
         if (new := newest.get(_row(stored.record))) is not None
         and stored.path.relative_to(published_root) != new.path.relative_to(local_root)
     ]

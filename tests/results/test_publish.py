@@ -103,6 +103,16 @@ def test_a_newer_record_takes_the_place_of_the_older(tmp_path: Path) -> None:
     assert not [p for p in published.rglob("*") if p.is_dir() and not any(p.iterdir())]
 
 
+def test_an_older_record_never_takes_the_place_of_the_newer(tmp_path: Path) -> None:
+    local, published = tmp_path / "local", tmp_path / "published"
+    write(published, moco_card(0, weights_sha256="f" * 64), created="2025-02-01T00:00:00+00:00")
+    before, older = files(published), write(local, moco_card(0))
+    done = publish(local, published)
+    assert (done.copied, done.replaced) == ((), ())
+    assert done.left_out == ((older.relative_to(local), "the published record is newer"),)
+    assert files(published) == before
+
+
 def test_patterns_choose_the_encoders(tmp_path: Path) -> None:
     local, published = tmp_path / "local", tmp_path / "published"
     write(local, moco_card(0))
