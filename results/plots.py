@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from results.families import family_of
 from results.files import write_file
-from results.rows import data_kind, data_kinds, identity, newest, records_by_row, table_rows, variant_text
+from results.rows import (
+    architecture_text,
+    data_kind,
+    data_kinds,
+    identity,
+    name_with,
+    newest,
+    records_by_row,
+    table_rows,
+    variant_text,
+)
 from results.schema import Protocol, Record
 from results.store import StoredRecord, slug
 from results.tables import MEAN_OF, POSITIVES, per_class_markdown, per_class_tables
@@ -370,28 +380,36 @@ def _curve(label: str, records: Sequence[StoredRecord], places: Mapping[str, flo
 def epoch_panels(records: Sequence[StoredRecord]) -> list[Panel]:
     """One panel per protocol and data set, one curve per pretraining run, one point per checkpoint.
 
-    Checkpoints belong to one run if their names differ only in `, epoch N`, as `bench-all` names them. An untrained
-    network has no place on the logarithmic axis.
+    Checkpoints belong to one run if their names differ only in `, epoch N`, as `bench-all` names them, and they have
+    one initialisation and architecture. An untrained network has no place on the logarithmic axis.
     """
     trained = [stored for stored in newest(records) if stored.record.encoder.epochs]
     found = []
     for _, group in sorted(_by_protocol_and_data(trained).items()):
         protocol = group[0].record.protocol.resolved
-        runs: dict[str, dict[float, Point]] = {}
+        runs: dict[tuple[str, str, str], dict[float, Point]] = {}
         for stored in group:
             card, value = stored.record.encoder, stored.record.value(protocol.primary)
             if card.epochs and value is not None:
                 error = stored.record.scores[protocol.primary].standard_error
                 run = re.sub(r", epoch [\d.e+]+$", "", card.name)
-                runs.setdefault(run, {})[card.epochs] = Point(card.epochs, value, error)
+                runs.setdefault((run, card.init or "", architecture_text(card.architecture)), {})[card.epochs] = Point(
+                    card.epochs, value, error
+                )
         curves = tuple(
-            Curve(name, 1, tuple(point for _, point in sorted(points.items())))
-            for name, points in sorted(runs.items())
+            Curve(_run_label(run, runs), 1, tuple(point for _, point in sorted(points.items())))
+            for run, points in sorted(runs.items())
             if len(points) > 1
         )
         if curves:
             found.append(Panel(protocol, group[0].record.dataset.shown_name, curves))
     return found
+
+
+def _run_label(run: Sequence[str], runs: Iterable[Sequence[str]]) -> str:
+    """Its name, and of initialisation and architecture what tells it from the runs of the same name."""
+    namesakes = [other for other in runs if other[0] == run[0]]
+    return name_with(run[0], [part for i, part in enumerate(run) if part and len({of[i] for of in namesakes}) > 1])
 
 
 def _with_lines(panels: Sequence[Panel]) -> list[Panel]:

@@ -200,6 +200,18 @@ def test_checkpoints_of_a_run_are_one_curve_and_single_encoders_are_none(
     assert (tmp_path / "epochs.png").stat().st_size > 5000
 
 
+def test_seeds_of_one_name_are_curves_of_their_own(tmp_path: Path) -> None:
+    for seed in range(2):
+        for epochs in (20, 40):
+            encoder = moco_card(seed, epochs=epochs, weights_sha256=canonical_sha256([seed, epochs]))
+            scores = {"k=20": Score(value=10.0 * seed + epochs, selection="fixed")}
+            write_record(tmp_path, record(encoder, KNN, scores=scores))
+    (panel,) = epoch_panels(read_records(tmp_path)[0])
+    found = {curve.label: [point.value for point in curve.points] for curve in panel.curves}
+    name = "mocov2_resnet18w32_demo (seed {})"
+    assert found == {name.format(0): [20.0, 40.0], name.format(1): [30.0, 50.0]}
+
+
 def test_without_several_epochs_there_is_nothing_to_draw(demo: list[StoredRecord], tmp_path: Path) -> None:
     with pytest.raises(NothingToDrawError, match="no record"):
         draw_score_against_epoch(demo, tmp_path / "epochs.png")
