@@ -117,21 +117,29 @@ def test_groups_are_those_of_the_paired_intervals(pages: dict[str, str], records
 def test_namesakes_on_other_data_have_pages_of_their_own_and_edited_records_are_not_ranked(tmp_path: Path) -> None:
     big = protocol("knn", ("k=20",), "k=20", variant="mmselfsup", dataset="imagenet")
     robust = protocol("robustness_c", ("Top-1", "mCE"), "Top-1")
-    for name, digit, asked in (("net", "a", KNN), ("net", "b", big), ("edited", "c", KNN), ("net", "a", robust)):
+    depth = protocol("nyu_depth_linear", ("RMSE",), "RMSE", higher_is_better=False)
+    linear = protocol("linear_avgpool", ("AvgPool",), "AvgPool", variant="own", dataset="imagenet")
+    asked_of = (("net", "a", KNN), ("net", "b", big), ("edited", "c", KNN), ("net", "a", robust), ("net", "a", depth),
+                ("net", "b", linear))  # fmt: skip
+    for name, digit, asked in asked_of:
         scores = {column: Score(value=44.5, selection="fixed") for column in asked.columns}
         encoder = card(name, weights_sha256=digit * 64)
-        path = write_record(tmp_path, record(encoder, asked, scores=scores, embedded=asked is not big))
+        path = write_record(tmp_path, record(encoder, asked, scores=scores, embedded=asked.dataset != "imagenet"))
         if name == "edited":
             path.write_text(path.read_text().replace("44.5", "99.5"))
-    found = {path.name: text for path, text in site(read_records(tmp_path)[0], [], []).items()}
-    assert len([name for name in found if name.startswith("encoder-net-")]) == 2
+    found = {path.name: text for path, text in site(read_records(tmp_path)[0], [], figures()).items()}
+    own = [text for name, text in found.items() if name.startswith("encoder-net-")]
+    assert len(own) == 2
+    assert not any("resnet50_" in text for text in own)  # no published model, as the card names none
+    published = {name.partition("@")[0] for name, text in found.items() if ">Published<" in text}
+    assert published == {"benchmark-knn.mmselfsup"}
     links = {str(a["href"]).partition("#")[0] for text in found.values() for a in Elements(text).named("a")}
     assert links <= {"", *found}
     embedded = data(found)[1]
     assert {value for own in embedded["values"].values() for value in own.values()} == {44.5}
     titles = [column["title"] for column in embedded["columns"]]
     assert any("Top-1" in title for title in titles)
-    assert not any("mCE" in title for title in titles)  # a lower one is better
+    assert not any("mCE" in title or "RMSE" in title for title in titles)  # a lower one is better
 
 
 SCRIPT = (

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,20 @@ from results.explain import (
     QUESTIONS_FILE,
     AskedPair,
     Explanation,
+    Switch,
     differing,
     draw_waterfall,
     explanation_table,
     explanations,
+    gap,
     heading,
     remember,
     remembered,
+    sentence,
 )
 from results.plots import NothingToDrawError
-from results.schema import Geometry, Protocol, Score
+from results.published import published_figure
+from results.schema import Geometry, Protocol, Record, Score
 from results.store import read_records, write_record
 from tests.results.factory_records import accuracy_outcomes, card, protocol, record
 
@@ -93,6 +98,45 @@ def test_two_chains_are_enough(tmp_path: Path) -> None:
     assert {s.field: s.share for s in one.switches} == pytest.approx(
         {"geometry.resize": 4.0, "temperature": 0.0, "normalise": 0.5}
     )
+
+
+def test_a_record_that_differs_in_another_field_or_seed_is_not_in_between(tmp_path: Path) -> None:
+    first = next(iter(FIELDS))
+    corners = every_corner()
+    write(tmp_path, [c for c in corners if c != {first} and len(c) != len(FIELDS) - 1])
+    decoy = switched(frozenset({first})).model_copy(update={"variant": "decoy", "test_split": "other"})
+    scores = {"k=20": Score(value=99.0, selection="fixed")}
+    write_record(tmp_path, record(card("net"), decoy, scores=scores))
+    with pytest.raises(InputError, match=f"no record of {re.escape(A.id)} with {first} of"):
+        explained(tmp_path)
+    for asked, seed in ((A, 0), (B, 1)):
+        write_record(tmp_path / "seeds", record(card("net"), asked, scores=scores, seeds=(seed,)))
+    with pytest.raises(InputError, match="no encoder has records of both"):
+        explained(tmp_path / "seeds")
+
+
+def test_a_gap_to_a_published_figure_is_taken_apart(tmp_path: Path) -> None:
+    figure = published_figure("MoCo v2/resnet50_8xb32-coslr-200e", "knn", column="k=10")  # 55.6
+    asked = protocol("knn", ("k=10", "k=20"), "k=10", variant="mmselfsup", dataset="imagenet")
+
+    def measured(values: dict[str, float], error: float, **about: Any) -> Record:
+        scores = {c: Score(value=v, standard_error=error, selection="fixed") for c, v in values.items()}
+        found = record(card("net"), asked, scores=scores, embedded=False)
+        return found.model_copy(update={"dataset": found.dataset.model_copy(update=about)})
+
+    shares = {"temperature": -1.0, "normalise": -4.9, "crop": 2.0}
+    switches = tuple(Switch(name, "1", "2", share, share, share, None, None) for name, share in shares.items())
+    between = Explanation("net", "imagenet", "k=10", A.id, B.id, 54.9, 51.0, switches, 6)
+    published, mine = measured({"k=10": 54.9}, 0.2), measured({"k=10": 51.0, "k=20": 53.0}, 0.9)
+    one = gap(figure, published, mine, "k=20", between)
+    assert (one.as_published, one.mine, one.standard_error) == (54.9, 53.0, 0.2)
+    assert (one.selection, one.explained, one.left) == pytest.approx((2.0, -1.9, -0.7))
+    assert [share for _, share in one.settings] == [-4.9, 2.0, -1.0]
+    assert one.comparable
+    assert "Your 53.00 is 2.60 below the published 55.6" in sentence(one)
+    assert "Your 56.00 is 0.40 above the published 55.6" in sentence(replace(one, mine=56.0))
+    for about in ({"official": False}, {"embedded": True}):
+        assert not gap(figure, measured({"k=10": 54.9}, 0.2, **about), mine, "k=20", between).comparable
 
 
 @pytest.mark.parametrize("seed", range(3))

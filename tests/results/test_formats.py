@@ -124,5 +124,8 @@ def test_a_csv_runs_nothing_in_a_spreadsheet_and_keeps_its_numbers() -> None:
     assert set(found["table"]) == {"'=t"}
     coloured = tables_frame([Table("t", (), ("a", "b"), (Row("r", (Cell(text="\x1b[31mred\x9b"),)),))])
     assert pd.read_csv(io.StringIO(csv_text(coloured)))["text"].tolist() == [" [31mred "]
+    assert tables_frame([TABLE])["sources"].tolist() == ["a_b [1]; 100 %", "", ""]
+    last = Table("t", (), ("a", "b"), (Row("r", (Cell(1.0),), (2,)),), sources=("first", "second"))
+    assert tables_frame([last])["sources"].tolist() == ["second"]
     numbers = tables_frame([Table("t", (), ("a", "b"), (Row("r", (Cell(-1.5, 0.25),)),))])
     assert pd.read_csv(io.StringIO(csv_text(numbers)))["value"].tolist() == [-1.5]

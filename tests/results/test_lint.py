@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from results.__main__ import main
-from results.lint import Claim, Verdict, lint, markdown_tables, verdict_text
-from results.published import model_key
+from results.lint import (
+    Claim,
+    ColumnMeaning,
+    PageCell,
+    PublishedClaims,
+    Verdict,
+    lint,
+    markdown_tables,
+    verdict_text,
+)
+from results.published import figures, model_key, published_figure
 from results.schema import Score
 from results.store import read_records, write_record
-from tests.results.factory_records import KNN, card, protocol, record, write_demo
+from tests.results.factory_records import KNN, card, protocol, random_card, record, write_demo
 
 HEAD = "# MoCo v2\n\n### ImageNet Linear Evaluation\n\n| Config | Feature5 | AvgPool |\n| --- | ---: | ---: |\n"
 
@@ -101,6 +112,65 @@ def test_protocols_are_not_held_against_each_other(tmp_path: Path) -> None:
     source = "open-mmlab/mmselfsup@0.x*:docs/en/model_zoo.md"
     page = published_page(tmp_path, source)
     assert not any("BYOL" in conflict.cell.row for conflict in lint(page, []).conflicts)
+
+
+def test_only_a_claim_under_the_protocol_of_the_agreeing_ones_contradicts() -> None:
+    one, other = frozenset({"knn.a@1"}), frozenset({"knn.b@1"})
+    claims = Claim("agrees", "66.24", one, 2), Claim("other", "70.1", other, 1), Claim("same", "67.0", one, 1)
+    assert [c.source for c in PageCell(1, "t", "r", "c", "66.2", claims).contradicting] == ["same"]
+    assert PageCell(1, "t", "r", "c", "1.0", claims).contradicting == claims
+
+
+def test_a_figure_of_its_column_may_stand_in_another_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = published_figure("MoCo v2/resnet50_8xb32-coslr-200e", "linear_avgpool", source="MoCo v2 page B*")
+    assert own.place is not None
+    twin = replace(own, place=replace(own.place, protocol="linear_multihead.mmselfsup@1", column="Feature5"))
+    monkeypatch.setattr("results.lint.figures", lambda: (own, twin))
+    verdict = lint_text(tmp_path, HEAD + "| resnet50_8xb32-coslr-200e | 67.58 | 67.58 |\n")
+    assert (verdict.checked, verdict.conflicts) == (2, [])
+
+
+def test_a_coarse_figure_in_another_column_is_no_sign_of_a_slip() -> None:
+    model, published = model_key("MoCo v2/resnet50_8xb32-coslr-200e"), PublishedClaims(figures())
+    assert published.elsewhere(model, ColumnMeaning("linear_avgpool", "AvgPool"), "66.24")
+    assert published.elsewhere(model, ColumnMeaning("knn", "k=1"), "55.7") == []  # that of k=20
+
+
+def test_one_other_figure_in_common_does_not_tell_two_checkpoints(tmp_path: Path) -> None:
+    (conflict,) = lint_text(tmp_path, HEAD + "| resnet50_8xb32-coslr-200e | 66.24 | 67.58 |\n").conflicts
+    assert conflict.note == ""
+
+
+def test_a_table_is_held_against_the_records_of_its_protocol_and_data(tmp_path: Path) -> None:
+    def put(variant: str, data: str, value: float, number: int = 0, **fields: Any) -> Path:
+        asked = protocol("knn", ("k=20",), "k=20", variant=variant)
+        encoder = card("net") if variant != "random" else random_card(number)
+        dataset = record(encoder, asked).dataset.model_copy(update={"id": data})
+        scores = {"k=20": Score(value=value, selection="fixed")}
+        return write_record(tmp_path / "r", record(encoder, asked, scores=scores, dataset=dataset, **fields))
+
+    put("demo", "drawings", 40.0)
+    put("demo", "scenes", 50.0)
+    put("other", "drawings", 60.0)
+    edited = put("edited", "drawings", 70.5)
+    edited.write_text(edited.read_text().replace("70.5", "80.5"))
+    put("random", "drawings", 20.0)
+    without = record(random_card(1), protocol("knn", ("k=20",), "k=20", variant="random"))
+    write_record(tmp_path / "r", without.model_copy(update={"scores": {"k=10": Score(value=1.0, selection="fixed")}}))
+
+    def found(variant: str, printed: str, label: str = "net") -> list[list[str]]:
+        page = tmp_path / "page.md"
+        above = f"### Nearest-neighbour classification: drawings\n\nknn.{variant}@1 on drawings."
+        page.write_text(f"{above}\n\n| Encoder | k=20 |\n| - | - |\n| {label} | {printed} |\n")
+        verdict = lint(page, read_records(tmp_path / "r")[0])
+        assert verdict.unknown == []
+        return [[claim.text for claim in conflict.against] for conflict in verdict.conflicts]
+
+    assert found("demo", "40.0") == []
+    assert found("demo", "60.0") == [["40.0000"]]
+    assert found("other", "40.0") == [["60.0000"]]
+    assert found("edited", "80.4") == []  # nothing is known of it
+    assert found("random", "21.0", "random init (resnet18-w32-k3-nopool)") == []  # one of the two has no such score
 
 
 @pytest.mark.slow

@@ -87,6 +87,16 @@ def test_scores_get_the_standard_error_that_their_outcomes_allow(tmp_path: Path)
     assert found["k=10"].standard_error == 9.5
 
 
+def test_the_error_of_a_score_without_percent_is_no_percentage(tmp_path: Path) -> None:
+    asked = protocol("nyu_depth_linear", ("RMSE",), "RMSE", unit="1")
+    errors = np.linspace(0.1, 0.9, 220)
+    outcomes = {**OUTCOMES, "pseudo_value/RMSE": errors}
+    scores = {"RMSE": Score(value=0.5, unit="1", selection="last")}
+    path = write_record(tmp_path, record(moco_card(0), asked, outcomes, scores=scores), outcomes)
+    expected = errors.std() / np.sqrt(220)
+    assert stored(path).record.scores["RMSE"].standard_error == pytest.approx(expected, rel=0.15)
+
+
 def test_a_figure_chosen_among_layers_has_the_error_of_the_chosen_one(tmp_path: Path) -> None:
     outcomes = decision_outcomes(LAYERS, 2.0, 0)
     scores = stored(write_record(tmp_path, record(moco_card(0), SVM, outcomes), outcomes)).record.scores

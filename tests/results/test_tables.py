@@ -17,7 +17,7 @@ from results.plots import curve_panels, draw_per_class, neighbours_of, write_fig
 from results.rows import architecture_text, data_kinds, newest
 from results.schema import Architecture, DatasetRef, EncoderCard, Score
 from results.store import StoredRecord, packed, read_records, write_record
-from results.tables import gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
+from results.tables import duration, gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
 from tests.faults.test_hostile_records import replace_outcomes
 from tests.results.factory_records import (
     KNN,
@@ -358,6 +358,12 @@ def test_a_row_says_how_many_initialisations_each_of_its_cells_is_the_mean_of(tm
     assert table(tmp_path, "Linear").rows[0].label == f"{name} 2 initialisations"
 
 
+def test_a_duration_is_rounded_down_to_the_second_in_minutes() -> None:
+    assert [duration(s) for s in (59.4, 60, 359.7, 3599, 3600, 5400)] == [
+        "59 s", "1 min 00 s", "5 min 59 s", "59 min 59 s", "1.0 h", "1.5 h",
+    ]  # fmt: skip
+
+
 def test_a_missing_cell_is_empty(tmp_path: Path) -> None:
     write(tmp_path, card("net"), 44.5)
     assert [c.value for c in table(tmp_path, "Nearest").rows[0].cells] == [None, 44.5, None, None]
@@ -543,6 +549,15 @@ def test_outcomes_that_do_not_say_which_classes_are_shown_give_no_positives(
     replace_outcomes(stored.path, packed({**(stored.outcomes() or {}), **change}))
     (table,) = per_class_tables(read_records(tmp_path)[0])
     assert table.columns == ("Class", "trained")
+
+
+def test_positives_of_one_label_per_image_are_counted(tmp_path: Path) -> None:
+    found = accuracy_outcomes(("k=20",), 0.5, 0)
+    found["targets"] = np.arange(220) % 7 % 4
+    values = {"k=20": dict.fromkeys(CLASSES, 30.0)}
+    write_record(tmp_path, record(card("net"), KNN, found, per_class=values), found)
+    (table,) = per_class_tables(read_records(tmp_path)[0])
+    assert [row.cells[0].text for row in table.rows] == ["63", "63", "63", "31"]
 
 
 def test_positives_are_those_of_the_classes_in_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_trials_whose_areas_lie_in_one_sum(tmp_path: Path) -> None:
 
     assert refusal(written(sum(trials) / 2, "right")) == ""
     assert "its trials have the mean" in refusal(written(pooled, "wrong"))
+    runs = tuple({"trial": i, "mIoU": pooled + 5 + i / 10} for i in range(2))  # their mean, but not of these areas
+    assert "but its outcomes give" in refusal(written(pooled + 5.05, "far"))
 
 
 def test_changed_files_protocols_and_missing_outcomes(tmp_path: Path) -> None:
