@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PROBE_IMAGES = 16
 MOST_HEAD_IMAGES = 64  # of a timed update
+UNCOUNTED = 0.5  # seconds of a run whose operations are counted: libraries, checks, a picture, errors and the record
 
 
 @dataclass
@@ -163,10 +165,11 @@ def fitting_seconds(run: Run, width: int, folder: Path, *, try_counted: bool = T
     assert isinstance(run.task, FeatureTask)
     flops = run.task.flops(run.protocol, run.train, run.test, width)
     many = max(len(run.train), len(run.test)) > 4 * MOST_TRIED
-    if flops is not None and (many or not try_counted):
-        return flops / _flops_per_second(run.options.device)
+    counted = None if flops is None else flops / _flops_per_second(run.options.device) + UNCOUNTED
+    if counted is not None and (many or not try_counted):
+        return counted
     tried = solving_seconds(run, folder)
-    return tried if tried is not None or flops is None else flops / _flops_per_second(run.options.device)
+    return counted if tried is None else tried
 
 
 # ---- benchmarks that train on images ---------------------------------------------------------------------------------
@@ -526,12 +529,12 @@ def _flops_per_second(device: str) -> float:
 
     side = 1024 if torch.device(device).type == "cpu" else 8192
     matrix = torch.ones(side, side, device=device)
-    seconds = 1.0
-    for _ in range(2):  # the first product warms up
+    seconds = []
+    for _ in range(6):
         started = time.monotonic()
         float(row_products(matrix, matrix)[0, 0])
-        seconds = time.monotonic() - started
-    return 2.0 * side**3 / max(seconds, 1e-6)
+        seconds.append(time.monotonic() - started)
+    return 2.0 * side**3 / max(median(seconds[1:]), 1e-6)  # the first product warms up
 
 
 def _one_line(error: Exception) -> str:

@@ -101,7 +101,10 @@ class Ncm(FeatureTask[NcmParams]):
 
 # ---- few-shot --------------------------------------------------------------------------------------------------------
 
-TYPICAL_STEPS = 12  # of a logistic regression of few images, as measured on synthetic data; for the estimate of time
+# For the estimate of time, measured on a CPU on made-up features: passes of a logistic regression over its few images,
+# operations of a float32 product that take as long as a step between two passes takes for each weight, and how many
+# times as long as their operations the products with test images take, with the choice of neighbours and the ranks.
+TYPICAL_PASSES, STEP_OF_WEIGHT, TEST_FACTOR = 7, 22_000, 3
 CLASSIFIERS = ("kNN", "NCM", "Logistic")
 
 
@@ -182,10 +185,12 @@ class FewShot(FeatureTask[FewShotParams]):
             )
 
     def flops(self, protocol: Protocol, train: Labels, test: Labels, width: int) -> float:
-        """The products of test with each draw, its means and its weights, and the passes over the draws."""
+        """The products of test with each draw, its means and its weights, and the regressions."""
         params, classes = self.params(protocol), len(train.classes)
-        tested = 2.0 * len(test) * classes * (params.shots[-1] + 2 * len(params.shots))
-        return params.draws * width * (tested + 4.0 * TYPICAL_STEPS * classes**2 * sum(params.shots))
+        fits, images = len(params.shots), classes * sum(params.shots)
+        tested = 2.0 * TEST_FACTOR * len(test) * classes * (params.shots[-1] + 2 * fits)
+        fitted = TYPICAL_PASSES * classes * (4.0 * images + fits * STEP_OF_WEIGHT)
+        return params.draws * width * (tested + fitted)
 
     def run(self, protocol: Protocol, train: Split, test: Split, options: RunOptions) -> Outcome:
         """Classify `test` by each draw of `train`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,24 @@ def test_fitting_is_reckoned_from_two_sizes(power: int, monkeypatch: pytest.Monk
     assert sizes[-1] == 200  # all of them
     few = run_of(Solver(), Knn().default_protocol(embedded=True), data.rows(range(4)), tmp_path, "vectors")
     assert solving_seconds(few, tmp_path / "tries") is None
+
+
+@pytest.mark.parametrize(("name", "measured"), [("knn", 1.6), ("few-shot", 3.05)])
+def test_counted_operations_take_what_was_measured(
+    name: str, measured: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """20,000 + 5,000 made-up features of 768 numbers in 100 classes, with one thread of an AMD EPYC, otherwise idle."""
+    monkeypatch.setattr("benchmarks.estimate._flops_per_second", lambda _: 246e9)  # as measured there
+    data = labels(tmp_path, 1)
+
+    def of(count: int) -> Labels:
+        ids = tuple(map(str, range(count)))
+        return Labels(ids, data.paths * count, tuple(map(str, range(100))), np.arange(count) % 100, ((),) * count)
+
+    task = load_task(name)()
+    run = run_of(task, task.protocols[0], of(20_000), tmp_path, "vectors")
+    found = fitting_seconds(replace(run, test=of(5_000)), 768, tmp_path, try_counted=False)
+    assert found == pytest.approx(measured, rel=0.3)
 
 
 def test_a_picture_of_a_few_images_and_a_pause_of_the_machine_do_not_grow(
