@@ -224,8 +224,8 @@ def random_resized_crop(
     fallback_h = min(float(height), width / aspect[0])
     none = ~fits.any(dim=0)
     w, h = torch.where(none, round(fallback_w), w), torch.where(none, round(fallback_h), h)
-    left = torch.where(none, torch.round((width - w) / 2), torch.floor(u * (width - w + 1)))
-    top = torch.where(none, torch.round((height - h) / 2), torch.floor(v * (height - h + 1)))
+    left = torch.where(none, torch.floor((width - w) / 2), torch.floor(u * (width - w + 1)))
+    top = torch.where(none, torch.floor((height - h) / 2), torch.floor(v * (height - h + 1)))
     # A resize is linear in the pixels and separable: one (size x W) and one (size x H) matrix per image.
     across = _resize_matrix(left, w, width, size)
     down = _resize_matrix(top, h, height, size)

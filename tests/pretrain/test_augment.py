@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections import Counter
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -190,15 +192,43 @@ def test_resized_crop_equals_pil(height: int, width: int, size: int) -> None:
         assert_close_to_pil("crop", got[None], [want])
 
 
-def test_crop_boxes_have_torchvisions_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes: list[tuple[Tensor, Tensor]] = []
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Starts and lengths of the crops that are made, of columns and of rows in turn."""
+    found: list[tuple[Tensor, Tensor]] = []
     matrix = batched._resize_matrix
 
     def record(start: Tensor, length: Tensor, full: int, size: int) -> Tensor:
-        boxes.append((start, length))
+        found.append((start, length))
         return matrix(start, length, full, size)
 
     monkeypatch.setattr(batched, "_resize_matrix", record)
+    return found
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 302), (302, 20), (21, 300), (301, 20)])
+def test_where_no_crop_fits_the_centre_is_taken(height: int, width: int, boxes: list[tuple[Tensor, Tensor]]) -> None:
+    batched.random_resized_crop(torch.zeros(2, 3, height, width), 8, (1.0, 1.0), (3 / 4, 4 / 3), torch.Generator())
+    (left, w), (top, h) = boxes
+    theirs = T.RandomResizedCrop.get_params(Image.new("RGB", (width, height)), [1.0, 1.0], [3 / 4, 4 / 3])
+    assert torch.stack([top, left, h, w], 1).tolist() == [list(map(float, theirs))] * 2
+
+
+@pytest.mark.parametrize("shift", [-0.4, -0.1, 0.25])
+def test_an_exact_rotation_of_the_hue_is_that_of_hsv(shift: float) -> None:
+    pixels = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
+    pixels[:, 0, 0], pixels[:, 0, 1] = 0.5, torch.tensor([0.7, 0.7, 0.2])  # no hue, and two largest channels
+    want = torch.empty_like(pixels)
+    for row, column in product(range(6), repeat=2):
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixels[:, row, column].tolist())
+        want[:, row, column] = torch.tensor(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value))
+    together = batched._shift_hue_exactly(pixels[None], torch.full((1, 1, 1, 1), 1 + shift))[0]
+    batched._shift_hue_in_place(pixels, 6 * shift)
+    for found in (together, pixels):
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+
+
+def test_crop_boxes_have_torchvisions_distribution(boxes: list[tuple[Tensor, Tensor]]) -> None:
     generator = torch.Generator().manual_seed(0)
     n = 4000
     batched.random_resized_crop(torch.zeros(n, 3, 60, 80), 8, (0.2, 1.0), (3 / 4, 4 / 3), generator)
