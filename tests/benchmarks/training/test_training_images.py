@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
+from benchmarks.encoders.encoder import Encoder
 from benchmarks.training import images as images_module
 from benchmarks.training.images import (
     PCA_VALUES,
@@ -26,13 +27,14 @@ from benchmarks.training.images import (
     erase,
     erase_rng,
     jitter,
+    network_input,
     resized_crop,
     stored_crop,
     training_view,
     view_rng,
 )
 from benchmarks.training.task import ViewParams
-from results.schema import Geometry
+from results.schema import Architecture, EncoderCard, Geometry
 from tests.builders import GEOMETRY
 from tests.reference.linear_tiny import tiny_labels
 
@@ -273,3 +275,23 @@ def test_erased_rectangles_are_timms_in_size_and_do_not_depend_on_ranks() -> Non
     noise = whole[whole != 0]
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(noise.std()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("channels", "value_range"), [("RGB", 1.0), ("BGR", 255.0)])
+def test_lighting_is_added_to_the_pixels_before_the_encoder_normalises_them(channels: str, value_range: float) -> None:
+    about = {"architecture": Architecture(name="pixels"), "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 4.0)}
+    card = EncoderCard(name="x", source="test", channels=channels, value_range=value_range, **about)
+    encoder = Encoder(card, torch.nn.Identity(), lambda x, names: {"embed": x.flatten(1)}, ["embed"])
+    images = torch.randint(0, 256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    lighting = torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.05, -0.1]])
+    lit = images.float() / 255 + lighting[:, :, None, None]
+    found = network_input(encoder, images, lighting)
+    for channel, (mean, std) in enumerate(zip(card.mean, card.std, strict=True)):
+        source = lit[:, channel if channels == "RGB" else 2 - channel]
+        torch.testing.assert_close(found[:, channel], (value_range * source - mean) / std, rtol=0, atol=1e-4)
+
+
+def test_the_directions_of_lighting_are_fb_resnet_torchs() -> None:
+    """Eigenvectors of a covariance, so a mistyped number shows; the values are typed again from the source."""
+    np.testing.assert_allclose(PCA_VECTORS.T @ PCA_VECTORS, np.eye(3), atol=2e-3)
+    assert PCA_VALUES.tolist() == [0.2175, 0.0188, 0.0045]
