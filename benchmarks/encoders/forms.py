@@ -353,7 +353,7 @@ def parse_card_overrides(texts: Sequence[str]) -> CardOverrides:
         first = error.errors()[0]
         name = str(first["loc"][0])
         remedy = "write three numbers, such as 0.5,0.5,0.5" if name in ("mean", "std") else first["msg"]
-        raise InputError(f"--facts {name}={texts_of[name]}: {remedy}") from error
+        raise InputError(f"--facts {_as_written(name, texts)}={texts_of[name]}: {remedy}") from error
     typed = {name: getattr(card if name in fields else architecture, name) for name in (*fields, *network)}
     for name, value in typed.items():
         numbers = value if isinstance(value, tuple) else (value,)
@@ -363,6 +363,11 @@ def parse_card_overrides(texts: Sequence[str]) -> CardOverrides:
     if "published_as" in values:
         _check_published(values["published_as"])
     return CardOverrides({**values, **typed})
+
+
+def _as_written(name: str, texts: Sequence[str]) -> str:
+    """The shorter name of a field where the user wrote that one."""
+    return next((short for short, of in SHORT.items() if of == name and f"{short}=" in " ".join(texts)), name)
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -56,6 +56,8 @@ def test_one_missing_one_left_over_one_misshapen_and_a_head_alone_are_refused(tm
     ("fact", "fault"),
     [
         ("chanels=BGR", "chanels=BGR: unknown name 'chanels'; did you mean 'channels'?\nnames: architecture, pick"),
+        ("embed=first", "--facts embed=first: Input should be"),
+        ("pooling=first", "--facts pooling=first: Input should be"),
         ("color=BGR", "color=BGR: unknown name 'color'\nnames: architecture, pick"),
         ("channels=BRG", "channels=BRG: "), ("channels=", "expected name=value"),
         ("mean=1,2", "mean=1,2: write three numbers"), ("mean=a,b,c", "mean=a,b,c: write three numbers"),
