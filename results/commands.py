@@ -203,12 +203,13 @@ def _publish(options: PublishRecords) -> int:
 
     _chosen_records(_read(options.records)[0], options.records, encoder=options.encoder)
     done = publish(options.records, options.out, options.encoder, overrides=options.overrides, dry_run=options.dry_run)
+    removed, published = ("would remove", "would publish") if options.dry_run else ("removed", "published")
     for path in done.replaced:
-        sys.stdout.write(f"removed, because a newer record took its place: {path}\n")
+        sys.stdout.write(f"{removed}, because a newer record takes its place: {path}\n")
     for path, reason in done.left_out:
         sys.stdout.write(without_control(f"left out {path}: {reason}") + "\n")
     for path in done.copied:
-        sys.stdout.write(f"published {path}\n")
+        sys.stdout.write(f"{published} {path}\n")
     would = " (nothing was written)" if options.dry_run else ""
     sys.stdout.write(
         f"{len(done.copied)} published, {len(done.unchanged)} there already, {len(done.replaced)} removed, "

@@ -46,6 +46,17 @@ def test_records_and_side_files_are_copied_byte_for_byte_once(tmp_path: Path) ->
     assert (len(again.copied), len(again.unchanged)) == (0, 2)
 
 
+def test_a_dry_run_says_what_would_be_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local, published = tmp_path / "local", tmp_path / "published"
+    name = write(local, moco_card(0)).relative_to(local)
+    words = ["publish-records", "--records", str(local), "--out", str(published)]
+    assert main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith(f"would publish {name}\n1 published, ")
+    assert not published.exists()
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith(f"published {name}\n")
+
+
 def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
     local, published = tmp_path / "local", tmp_path / "published"
     write(local, moco_card(0))
