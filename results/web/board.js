@@ -110,7 +110,7 @@ function show(section, board) {
   section.querySelector("tbody").replaceChildren(...body);
   const groups = new Set(ranked.filter(o => !o.unknown).map(o => o.group)).size, left = rows.length - ranked.length;
   section.querySelector(".status").textContent = columns.length
-    ? `${counted(ranked.length, "encoder")} in ${counted(groups, "group")}.` + (left ? ` ${left} without a score in every chosen column ${left === 1 ? "is" : "are"} not ranked.` : "")
+    ? `${counted(ranked.length, "encoder")} in ${counted(groups, "group")}.` + (left ? ` ${left} without a score in every chosen column ${left === 1 ? "is" : "are"} not ranked; choose fewer columns to rank more.` : "")
     : "Choose a column.";
   dispatchEvent(new Event("resize"));  // wide.js looks again what is wide
 }
