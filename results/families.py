@@ -90,9 +90,10 @@ FAMILIES = {
     "voc07_svm": Family(
         "VOC07 SVM",
         short="VOC07 SVM",
-        line="feature1 is the map of the stem, feature2 to feature5 are those of the stages; embed is the vector after "
-        "global average pooling. Best Layer names the map with the highest mAP on test, and best_oracle is its mAP, as "
-        "published tables give it; best is the mAP of the map that cross-validation on trainval chose.",
+        line="feature1 is the map of the stem, feature2 to feature5 are those of the stages; embed is one vector, "
+        "after global average pooling for a ResNet, and for a vision transformer the tokens that its card names. Best "
+        "Layer names the map with the highest mAP on test, and best_oracle is its mAP, as published tables give it; "
+        "best is the mAP of the map that cross-validation on trainval chose.",
         best_layer=True,
     ),
     "voc07_low_shot_svm": Family("VOC07 low-shot SVM", parts=LOW_SHOT_PARTS),
