@@ -67,7 +67,7 @@ class DataKind:
     Records of different kinds never share a table, a heading or a figure.
 
     Attributes:
-        name, fingerprint: of one's own data set; empty elsewhere.
+        name, fingerprint: of one's own data set, or of the only split that is measured; empty elsewhere.
     """
 
     kind: Literal["embedded", "full", "own"]
@@ -104,7 +104,12 @@ def data_kind(record: Record) -> DataKind:
     dataset = record.dataset
     if dataset.embedded:
         return EMBEDDED
-    return DataKind("own", dataset.own_name, dataset.fingerprint) if dataset.own else FULL
+    if not dataset.own:
+        return FULL
+    name, protocol = dataset.own_name, record.protocol.resolved
+    if protocol.train_split == protocol.test_split:  # their fingerprint is not that of both splits of the same folder
+        name += f", {protocol.test_split} alone"
+    return DataKind("own", name, dataset.fingerprint)
 
 
 def data_kinds(records: Iterable[StoredRecord]) -> list[DataKind]:
@@ -391,6 +396,8 @@ class Group:
         protocol, dataset = self.protocol, self.example.dataset
         unit = ", %" if protocol.unit == "%" else ""
         items = f"{dataset.test_items:,} test and {dataset.train_items:,} training items"
+        if protocol.train_split == protocol.test_split:  # nothing is trained
+            items = f"{dataset.test_items:,} items"
         direction = self.family.direction(protocol.columns, higher_is_better=protocol.higher_is_better)
         return (
             f"{self.example.protocol.id} on {dataset.own_name if dataset.own else dataset.id} "

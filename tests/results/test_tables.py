@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.label_free import LabelFree
 from results.__main__ import main
 from results.compare import Column, measured_values
 from results.formats import Cell, Table
@@ -315,6 +316,24 @@ def test_own_data_have_a_section_each_and_never_a_published_name(
     assert sections_of_own == [line for line in headings if line.startswith("## Your data")]
     assert main(["tables", "--records", str(tmp_path), "--rows", "own", "--format", "csv"]) == 0
     assert capsys.readouterr().out.count("photos") == 0
+
+
+def test_a_split_that_is_measured_alone_is_not_taken_for_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, card("net"), 70.0, KNN.changed(dataset="imagefolder"), dataset=own_data("b", folder="photos"))
+    spread = next(protocol for protocol in LabelFree.protocols if protocol.dataset == "imagefolder")
+    alone = own_data("a", folder="photos", train_items=220)
+    write_record(
+        tmp_path,
+        record(card("net"), spread, scores={"RankMe": Score(value=4.3, unit="1", selection="")}, dataset=alone),
+    )
+    kinds = data_kinds(read_records(tmp_path)[0])[2:]
+    assert [kind.title for kind in kinds] == ["Your data: photos (bbbbbbbb)", "Your data: photos, val alone (aaaaaaaa)"]
+    assert main(["tables", "--records", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "on photos (220 items, fingerprint aaaaaaaa)" in told
+    assert "on photos (220 test and 512 training items, fingerprint bbbbbbbb)" in told
 
 
 def test_records_without_the_new_fields_keep_their_bytes() -> None:
