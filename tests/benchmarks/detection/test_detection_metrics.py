@@ -17,7 +17,13 @@ from benchmarks.__main__ import main
 from benchmarks.datasets.registry import find_dataset
 from benchmarks.demo.compose import Counts, compose
 from benchmarks.detection.data import read_scenes, training_scenes
-from benchmarks.detection.metrics import CityscapesPrecision, coco_evaluator, coco_scores, voc_evaluator
+from benchmarks.detection.metrics import (
+    CityscapesPrecision,
+    cityscapes_evaluator,
+    coco_evaluator,
+    coco_scores,
+    voc_evaluator,
+)
 from benchmarks.detection.protocols import VOC_MMSELFSUP
 from benchmarks.task import InputError, Labels
 from tests.layouts.cityscapes import write_cityscapes
@@ -257,6 +263,33 @@ def test_cityscapes_ap_of_right_doubled_ignored_and_missed(tmp_path: Path) -> No
     assert aps(missed)[:, shown] == pytest.approx(0.25)
     # Recall does not rise while precision falls to 1/2: half of the step's width counts at either end.
     assert 0.5 < aps(doubled)[0, shown][0] <= 1
+
+
+def test_cityscapes_scores_are_means_over_overlaps_and_those_at_one_half(tmp_path: Path) -> None:
+    """Masks without a third of their rows, which are right at the smaller overlaps alone."""
+    from detectron2.structures import Instances
+
+    write_cityscapes(tmp_path)
+    labels = find_dataset("cityscapes_instances", tmp_path).read("val")
+    evaluator, plain = cityscapes_evaluator(labels), CityscapesPrecision(labels.classes)
+    evaluator.reset()
+    for scene, truth in zip(read_scenes(labels, "cityscapes"), labels.annotations, strict=True):
+        with Image.open(truth) as image:
+            instances = np.asarray(image)
+        (kind,) = {a["category_id"] for a in scene["annotations"][:1]}
+        mask = instances == {"car": 26_000, "person": 24_000}[labels.classes[kind]]
+        rows = np.flatnonzero(mask.any(1))
+        mask[rows[: len(rows) // 3]] = False
+        found = Instances(mask.shape)
+        found.pred_masks, found.pred_classes = torch.from_numpy(mask[None]), torch.tensor([kind])
+        found.scores = torch.tensor([0.9])
+        evaluator.process([scene], [{"instances": found}])
+        plain.add(truth, mask[None], np.array([kind]), np.array([0.9]))
+    aps = 100 * plain.per_class()
+    scores = evaluator.evaluate()
+    assert scores.columns["AP50_mask"] == pytest.approx(np.nanmean(aps[0]))
+    assert scores.columns["AP_mask"] == pytest.approx(np.nanmean(aps.mean(0)))
+    assert 0 < scores.columns["AP_mask"] < 0.9 * scores.columns["AP50_mask"]
 
 
 @pytest.mark.slow
