@@ -17,7 +17,7 @@ from results.published import figures
 from results.schema import Score
 from results.store import StoredRecord, read_records, write_record
 from tests.results.browser import LAYOUT_FAULTS, TELL, looked_at
-from tests.results.factory_records import KNN, card, protocol, record, write_demo
+from tests.results.factory_records import KNN, accuracy_outcomes, card, protocol, record, write_demo
 from tests.results.html_elements import Elements
 
 EVIL = "</script><script>document.title='owned'</script>"
@@ -140,6 +140,19 @@ def test_namesakes_on_other_data_have_pages_of_their_own_and_edited_records_are_
     titles = [column["title"] for column in embedded["columns"]]
     assert any("Top-1" in title for title in titles)
     assert not any("mCE" in title or "RMSE" in title for title in titles)  # a lower one is better
+
+
+def test_resamples_of_two_data_sets_are_independent(tmp_path: Path) -> None:
+    """The same outcomes on two data sets: the same deviations, but not in the same order."""
+    outcomes = accuracy_outcomes(KNN.columns, 0.5, 0)
+    for name, digit in (("drawings", "1"), ("scenes", "2")):
+        about = {"id": name, "fingerprint": digit * 64}
+        dataset = record(card("net"), KNN, outcomes).dataset.model_copy(update=about)
+        write_record(tmp_path, record(card("net"), KNN, outcomes, dataset=dataset), outcomes)
+    found = data({path.name: text for path, text in site(read_records(tmp_path)[0], [], []).items()})[0]
+    ids = [column["id"] for column in found["columns"] if column["title"].strip(")").endswith("k=20")]
+    one, other = (np.frombuffer(base64.b64decode(found["drawn"][each]["0"]), "<i2") for each in ids)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.3
 
 
 SCRIPT = (

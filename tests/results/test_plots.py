@@ -16,8 +16,10 @@ from results.__main__ import main
 from results.plots import (
     COLOURS,
     SELECTIONS,
+    Curve,
     EncoderStyles,
     NothingToDrawError,
+    Point,
     curve_panels,
     draw_knn_k,
     draw_low_shot,
@@ -198,6 +200,27 @@ def test_checkpoints_of_a_run_are_one_curve_and_single_encoders_are_none(
     assert {(p.value, p.spread) for p in curve.points} == {(primary.value, primary.standard_error)}
     draw_score_against_epoch(series, tmp_path / "epochs.png")
     assert (tmp_path / "epochs.png").stat().st_size > 5000
+
+
+def test_error_bars_are_named_for_what_they_are() -> None:
+    points = (Point(1.0, 50.0, 0.5),)
+    assert Curve("net", 1, points).bars == "standard error of the test sample"
+    assert Curve("net", 3, points).bars == "standard deviation over runs"
+
+
+def test_a_panel_is_one_protocol_on_one_version_of_the_data_and_its_bars_are_of_the_seeds(tmp_path: Path) -> None:
+    other = protocol("knn", KNN.columns, "k=20", params={"epochs": 31})
+    for asked, digit, values in ((KNN, "a", (40.0, 43.0, 47.0)), (other, "a", (50.0,)), (KNN, "b", (60.0,))):
+        for seed, value in enumerate(values):
+            scores = {c: Score(value=value, standard_error=0.5, selection="fixed") for c in ("k=10", "k=20")}
+            data = record(moco_card(seed), asked).dataset.model_copy(update={"fingerprint": digit * 64})
+            write_record(tmp_path, record(moco_card(seed), asked, scores=scores, dataset=data))
+    panels = curve_panels(read_records(tmp_path)[0], neighbours_of)
+    found = sorted((c.runs, c.points[0].value, c.points[0].spread) for panel in panels for c in panel.curves)
+    assert len(panels) == 3
+    assert [numbers for curve in found for numbers in curve] == pytest.approx(
+        [1, 50, 0.5, 1, 60, 0.5, 3, 43.33333, 3.51188], rel=1e-5
+    )
 
 
 def test_seeds_of_one_name_are_curves_of_their_own(tmp_path: Path) -> None:

@@ -114,6 +114,24 @@ def test_a_newer_record_takes_the_place_of_the_older(tmp_path: Path) -> None:
     assert not [p for p in published.rglob("*") if p.is_dir() and not any(p.iterdir())]
 
 
+@pytest.mark.parametrize("digit", ["0", "f"])
+def test_of_two_local_records_the_newer_is_published_whatever_its_name(tmp_path: Path, digit: str) -> None:
+    local, published = tmp_path / "local", tmp_path / "published"
+    newer = write(local, moco_card(0, weights_sha256=digit * 64), created="2025-02-01T00:00:00+00:00")
+    older = write(local, moco_card(0, weights_sha256="7" * 64))
+    done = publish(local, published)
+    assert done.copied == (newer.relative_to(local),)
+    assert [place for place, _ in done.left_out] == [older.relative_to(local)]
+
+
+def test_two_sets_of_ones_own_images_do_not_replace_each_other(tmp_path: Path) -> None:
+    local, published = tmp_path / "local", tmp_path / "published"
+    for digit in "ab":
+        about = {"id": "imagefolder", "fingerprint": digit * 64, "embedded": False}
+        write(local, moco_card(0), dataset=record(moco_card(0), KNN).dataset.model_copy(update=about))
+    assert len(publish(local, published).copied) == 2
+
+
 def test_an_older_record_never_takes_the_place_of_the_newer(tmp_path: Path) -> None:
     local, published = tmp_path / "local", tmp_path / "published"
     write(published, moco_card(0, weights_sha256="f" * 64), created="2025-02-01T00:00:00+00:00")

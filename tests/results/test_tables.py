@@ -12,10 +12,11 @@ import pytest
 from benchmarks.label_free import LabelFree
 from results.__main__ import main
 from results.compare import Column, measured_values
+from results.families import family_of
 from results.formats import Cell, Table
 from results.html_parts import origin
 from results.plots import curve_panels, draw_per_class, neighbours_of, write_figures
-from results.rows import architecture_text, data_kinds, newest
+from results.rows import architecture_text, data_kinds, newest, without_cells
 from results.schema import Architecture, DatasetRef, EncoderCard, Score
 from results.store import StoredRecord, packed, read_records, write_record
 from results.tables import duration, gain_over_random, per_class_markdown, per_class_tables, section_tables, sections
@@ -375,6 +376,24 @@ def test_a_row_says_how_many_initialisations_each_of_its_cells_is_the_mean_of(tm
     assert summary is not None
     assert [row.label for row in summary.rows] == [f"{name} 2 to 3 initialisations"]
     assert table(tmp_path, "Linear").rows[0].label == f"{name} 2 initialisations"
+
+
+def test_only_a_cell_of_a_grid_that_was_measured_is_left_to_the_grid(tmp_path: Path) -> None:
+    grid = protocol("finetune", ("top-1",), "top-1", params={"rates": [0.1, 0.5, 1.0]})
+    for asked in (grid.changed(rates=[0.1]), grid.changed(rates=[0.7]), grid.changed(rates=[0.1, 1.0])):
+        write(tmp_path, card("net"), 50.0, asked)
+    failed = write_record(tmp_path, record(card("net"), grid, status="failed", error="no memory"))
+    assert len(without_cells(read_records(tmp_path)[0])) == 4
+    failed.unlink()
+    write(tmp_path, card("net"), 50.0, grid)
+    left = {tuple(s.record.protocol.resolved.params["rates"]) for s in without_cells(read_records(tmp_path)[0])}
+    assert left == {(0.7,), (0.1, 1.0), (0.1, 0.5, 1.0)}
+
+
+def test_the_shares_of_depth_are_better_when_higher() -> None:
+    assert family_of("nyu_depth_linear").direction(("RMSE", "δ1"), higher_is_better=False) == (
+        "lower is better, in δ1 higher"
+    )
 
 
 def test_a_duration_is_rounded_down_to_the_second_in_minutes() -> None:

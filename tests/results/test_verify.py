@@ -14,6 +14,7 @@ from results.__main__ import main
 from results.publish import verify
 from results.schema import Score
 from results.store import StoredRecord, read_record, read_records, record_files, write_record
+from tests.faults.test_hostile_records import replace_outcomes
 from tests.results.factory_records import (
     KNN,
     SVM,
@@ -122,6 +123,12 @@ def test_outcomes_that_belong_to_no_score_or_do_not_fit(tmp_path: Path) -> None:
     without = {**decided, "targets": decided["targets"] * 0}
     path = write_record(tmp_path / "b", record(card("net"), SVM, scores=scores), without)
     assert "its outcomes cannot be scored: average precision needs a class" in refusal(path)
+
+
+def test_outcomes_that_are_no_archive(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(card("net"), KNN, OUTCOMES), OUTCOMES)
+    replace_outcomes(path, b"no archive")
+    assert refusal(path) == "its outcomes file cannot be read"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
