@@ -20,12 +20,24 @@ from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
 from results.errors import InputError
 from results.explain import AskedPair, remember, remembered
-from results.html_parts import chart, inline_svg
+from results.html_parts import TableMaker, chart, inline_svg
+from results.noise import ReplicateCache, difference
 from results.plots import EncoderStyles, NothingToDrawError, encoder_key
 from results.published import chosen, figures
-from results.report import LOG_PANELS, draw_pretraining, leading, read_pretraining_logs, report_html, run_labels
+from results.report import (
+    LOG_PANELS,
+    _noise,
+    _overview,
+    draw_pretraining,
+    leading,
+    read_pretraining_logs,
+    report_html,
+    run_labels,
+)
+from results.rows import EMBEDDED
 from results.schema import Score
 from results.store import read_records, write_record
+from results.tables import Section
 from tests.results.browser import LAYOUT_FAULTS, TELL, browse, looked_at
 from tests.results.factory_records import KNN, SVM, accuracy_outcomes, card, protocol, record, write_demo
 from tests.results.html_elements import Elements
@@ -109,6 +121,46 @@ def test_the_first_lines_say_who_is_best(page: str) -> None:
     assert re.search(r"<p>(Best|Tied for best) in [^<]*kNN \(k=20\)", page)
     columns = [("kNN", "A", []), ("Linear", "A", ["B", "C"]), ("SVM", "A", []), ("Low-shot", "B", [])]
     assert leading(columns) == "Best in kNN and SVM: A. Best in Low-shot: B. Tied for best in Linear: A, B and C."
+
+
+def test_the_report_says_how_far_each_encoder_is_behind_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, (name, skill) in enumerate({"one": 0.9, "other": 0.89, "behind": 0.6, "far": 0.3}.items()):
+        outcomes = accuracy_outcomes(KNN.columns, skill, seed)
+        write_record(tmp_path, record(card(name), KNN, outcomes), outcomes)
+    records = read_records(tmp_path)[0]
+    section, styles, drawn = Section(records, EMBEDDED), EncoderStyles(records), []
+    monkeypatch.setattr("results.report.chart", lambda *given: drawn.append(given[3].args[0]) or [])
+    own = {stored.record.encoder.name: stored for stored in records}
+    scores = {name: stored.record.scores["k=20"] for name, stored in own.items()}
+    best = max(own, key=lambda name: scores[name].value or 0)
+    gaps = {
+        name: difference(ReplicateCache(), [own[best]], [stored], "k=20")
+        for name, stored in own.items()
+        if name != best
+    }
+
+    overview = _overview(section, TableMaker(), styles)
+    (panel,) = drawn.pop()
+    for dot in panel.dots:
+        error = 1.96 * (scores[dot.label].standard_error or 0)
+        assert (dot.low, dot.high) == pytest.approx((dot.value - error, dot.value + error))
+    said = {verdict.label: verdict.scores[0][2] for verdict in overview.verdicts}
+    assert said["one"] == said["other"] == "tied for best"
+    for name in ("behind", "far"):
+        gap = gaps[name]
+        assert gap is not None
+        assert said[name] == f"behind the best by {gap.low:.1f} to {gap.high:.1f}"
+    assert re.match(r"Tied for best in kNN \(k=20\): (one and other|other and one)\.", overview.lines[-1])
+
+    (table, *_) = _noise(section, TableMaker(), styles).tables
+    (panel,) = drawn.pop()
+    assert {dot.label: (dot.value, dot.low, dot.high) for dot in panel.dots} == {
+        name: (gap.value, gap.low, gap.high) for name, gap in gaps.items() if gap
+    }
+    halves = sorted((gap.high - gap.low) / 2 for gap in gaps.values() if gap)
+    assert table.table.rows[0].cells[2].value == pytest.approx(halves[1])
 
 
 def test_an_encoder_alone_is_neither_best_nor_behind(tmp_path: Path) -> None:
