@@ -30,6 +30,9 @@ log = logging.getLogger("benchmarks")
 # of all pairs in half precision, and as scoring a candidate takes for each number of its features and besides.
 PAIR, CANDIDATE_NUMBER, CANDIDATE = 0.8, 16, 30_000
 
+# Images with the same features, to the rounding of float32, and the share of them that is worth a warning
+SAME_FEATURES, MANY_COPIES = 1e-12, 0.1
+
 Norms = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
@@ -262,6 +265,8 @@ class Knn(FeatureTask[KnnParams]):
             track=partial(progress, show=options.progress and distributed.rank() == 0),
         )
         searched = time.perf_counter()
+        if params.normalise:
+            _warn_of_copies(found.similarities[:, 0])
         ranks = vote_ranks(
             found.similarities,
             train.labels.targets[found.indices],
@@ -286,6 +291,16 @@ class Knn(FeatureTask[KnnParams]):
         if sheet is not None:
             outcome.pictures["neighbours"] = sheet
         return outcome
+
+
+def _warn_of_copies(nearest: NDArray[np.float64]) -> None:
+    """Say so where many test images have a training image with the same features, which decides the result."""
+    copies = int((nearest > 1 - SAME_FEATURES).sum())
+    if copies >= MANY_COPIES * len(nearest):
+        log.warning(
+            "%s of %s test images have the same features as a training image: the splits share images, or the encoder "
+            "does not tell images apart", f"{copies:,}", f"{len(nearest):,}",
+        )  # fmt: skip
 
 
 def _solvers(device: str) -> tuple[Norms, Callable[..., Neighbours]]:

@@ -54,6 +54,22 @@ def test_equals_the_plain_version(engine):
             assert outcome.scores[column].n == 31
 
 
+def test_images_that_both_splits_have_are_said(caplog):
+    """Such a result says nothing of the encoder; single ones are usual."""
+    train, test = split("a", 90, seed=0), split("b", 40, seed=1)
+    for copies in (3, 4):
+        features = test.features["embed"].copy()
+        features[5 : 5 + copies] = 2 * train.features["embed"][7 : 7 + copies] * np.float32(1 + 1e-7)
+        caplog.clear()
+        Knn().run(small(), train, Split(test.labels, {"embed": features}), QUIET)
+        said = "4 of 40 test images have the same features as a training image: the splits share images" in caplog.text
+        assert said == (copies == 4)
+    itself = small(exclude_self=True)
+    caplog.clear()
+    Knn().run(itself, train, train, QUIET)
+    assert "same features" not in caplog.text
+
+
 def test_cosine_ignores_length_and_the_dot_product_does_not():
     train, test = split("a", 90, seed=0), split("b", 31, seed=1)
     lengths = np.random.default_rng(2).uniform(0.1, 10, (90, 1)).astype(np.float32)
