@@ -64,6 +64,28 @@ def test_a_head_is_a_loop_over_tokens(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", list(BANKS))
+def test_parameters_begin_as_in_the_sources(form: str) -> None:
+    """Normal of deviation 0.02, V-JEPA's projections divided by sqrt(2 depth), or as torch begins a linear layer."""
+    width, classes = 64, 50
+    found = BANKS[form](width, classes, 1, generator=torch.Generator().manual_seed(0), **SETTINGS[form])
+    uniform = {"ep": {"value", "weight", "bias"}, "aim": {"key", "value", "weight"}, "capi": set[str](),
+               "vjepa2": {"weight", "bias"}}[form]  # fmt: skip
+    depth = {"block0_proj": 1, "block0_fc2": 1, "block1_proj": 2, "block1_fc2": 2, "cross_fc2": 2}
+    checked = set()
+    for name, parameter in found.named_parameters():
+        parameter = parameter.detach()
+        if name in uniform:
+            assert 0.9 * width**-0.5 < parameter.abs().max() <= width**-0.5, name
+            assert abs(parameter.mean()) < 0.3 * width**-0.5, name
+        elif parameter.any() and not (parameter == 1).all():
+            layers = next((n for prefix, n in depth.items() if name.startswith(prefix)), None)
+            expected = 0.02 / (2 * layers) ** 0.5 if layers else 0.02
+            assert float(parameter.std()) == pytest.approx(expected, rel=0.3), name
+            checked.add(name)
+    assert "query" in checked
+
+
+@pytest.mark.parametrize("form", list(BANKS))
 def test_heads_share_no_gradient_and_start_alike(form: str) -> None:
     found = bank(form, alike=True)
     assert all(torch.equal(p[0], p[1]) for p in found.parameters())
