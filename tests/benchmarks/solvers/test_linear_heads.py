@@ -146,6 +146,14 @@ def test_channel_norm_is_batch_norm_without_affine() -> None:
     torch.testing.assert_close(own.eval()(maps.flatten(1)), theirs.eval()(maps).flatten(1), rtol=1e-5, atol=1e-5)
 
 
+def test_a_bank_normalises_the_groups_of_a_batch_apart() -> None:
+    x = torch.randn(6, CHANNELS * POSITIONS, generator=torch.Generator().manual_seed(0))
+    changed = torch.cat([x[:3], 5 * x[3:]])
+    for groups in (1, 2):
+        bank = HeadBank(CHANNELS * POSITIONS, CHANNELS, CLASSES, 1, batch_norm="plain", norm_groups=groups).train()
+        assert torch.equal(bank(x)[:3], bank(changed)[:3]) == (groups == 2)
+
+
 def test_channel_norm_in_groups_is_batch_norm_on_devices_of_their_own() -> None:
     own, first, second = ChannelNorm(3, groups=2), *(nn.BatchNorm2d(3, affine=False) for _ in range(2))
     for step in range(4):
