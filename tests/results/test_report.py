@@ -19,7 +19,7 @@ from pretrain.monitor import KNN as KNN_COLUMN
 from pretrain.monitor import ONLINE, ONLINE_TRAIN, PROBE, MonitorRow, write_log
 from results.__main__ import main
 from results.errors import InputError
-from results.explain import AskedPair, remember, remembered
+from results.explain import AskedPair, explanations, remember, remembered
 from results.html_parts import TableMaker, chart, inline_svg
 from results.noise import ReplicateCache, difference
 from results.plots import EncoderStyles, NothingToDrawError, encoder_key
@@ -161,6 +161,20 @@ def test_the_report_says_how_far_each_encoder_is_behind_the_best(
     }
     halves = sorted((gap.high - gap.low) / 2 for gap in gaps.values() if gap)
     assert table.table.rows[0].cells[2].value == pytest.approx(halves[1])
+
+
+def test_behind_a_number_stand_its_own_error_spread_and_record(tmp_path: Path) -> None:
+    score = Score(value=50.0, standard_error=1.5, std=2.5, n=220, selection="fixed")
+    for asked in (KNN, KNN.changed(epochs=10)):
+        write_record(tmp_path, record(card("net"), asked, scores={"k=20": score}))
+    (one,) = explanations(read_records(tmp_path)[0], KNN.id, f"{KNN.id}+epochs=10")
+    maker = TableMaker()
+    whole = maker.explanation(one).origins[-1]
+    assert [[found.title for found in maker.origins[box]] for box in whole[:2]] == [
+        [f"net, {KNN.id}"],
+        [f"net, {KNN.id}+epochs=10"],
+    ]
+    assert maker.origins[whole[0]][0].scores == (("k=20", "50", "fixed", "1.5", "2.5", "220"),)
 
 
 def test_an_encoder_alone_is_neither_best_nor_behind(tmp_path: Path) -> None:
