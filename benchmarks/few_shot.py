@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, log_once, progress
 from benchmarks.training.task import Positive, check_single_label, classification_protocol
 from results.schema import Counts, Geometry, Params, Protocol, Score, Source
 
@@ -171,7 +171,7 @@ class FewShot(FeatureTask[FewShotParams]):
         possible = tuple(n for n in shots if n <= smallest)
         if not possible:
             return protocol
-        log.info("the smallest class has %d images: n up to %d instead of %d", smallest, possible[-1], shots[-1])
+        log_once(f"the smallest class has {smallest} images: n up to {possible[-1]} instead of {shots[-1]}")
         return protocol.changed(shots=possible)
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:

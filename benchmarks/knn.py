@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.solvers import Engine
-from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from benchmarks.task import FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, log_once, progress
 from results.errors import first_few
 from results.schema import Counts, Geometry, Params, Protocol, Source
 
@@ -192,7 +192,7 @@ class Knn(FeatureTask[KnnParams]):
         k = tuple(each for each in params.k if each <= available) or ((available,) if available else ())
         if not k:
             return protocol
-        log.info("the gallery has %d images: k = %s instead of %s", available, _listed(k), _listed(params.k))
+        log_once(f"the gallery has {available} images: k = {_listed(k)} instead of {_listed(params.k)}")
         return protocol.changed(k=k)
 
     @staticmethod

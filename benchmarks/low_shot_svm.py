@@ -33,7 +33,18 @@ from benchmarks.low_shot_sets import (
 )
 from benchmarks.solvers.average_precision import average_precisions, envelope_influence, pseudo_values
 from benchmarks.svm_common import VARIANTS, PooledOutputs, SvmParams, check_labels, usable_outputs
-from benchmarks.task import FEATURE_MAPS, FeatureTask, InputError, Labels, Outcome, Outputs, RunOptions, Split, progress
+from benchmarks.task import (
+    FEATURE_MAPS,
+    FeatureTask,
+    InputError,
+    Labels,
+    Outcome,
+    Outputs,
+    RunOptions,
+    Split,
+    log_once,
+    progress,
+)
 from results.schema import Counts, Geometry, Protocol, Score, Source
 
 if TYPE_CHECKING:
@@ -205,10 +216,11 @@ class LowShotSvm(FeatureTask[LowShotParams]):
         smallest = int(counts.argmin())
         k = tuple(each for each in params.k if each < counts[smallest]) or params.k[:1]
         if k != params.k:
-            log.info(
-                "%s, the smallest class, has %d training images: k = %s instead of %s",
-                train.classes[smallest], counts[smallest], ", ".join(map(str, k)), ", ".join(map(str, params.k)),
-            )  # fmt: skip
+            kept, all_k = (", ".join(map(str, each)) for each in (k, params.k))
+            log_once(
+                f"{train.classes[smallest]}, the smallest class, has {counts[smallest]} training images: k = {kept} "
+                f"instead of {all_k}"
+            )
         return protocol.changed(k=k)
 
     def check(self, protocol: Protocol, train: Labels, test: Labels) -> None:

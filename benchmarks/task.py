@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -51,6 +52,12 @@ TOKEN_VECTORS = (
     "cls_even4",
     "patch_mean",
 )  # what else a ViT's tokens give, one vector per image
+
+
+@cache
+def log_once(text: str) -> None:
+    """Log what a plan, a run and every further encoder come to again, the first time only."""
+    log.info("%s", text)
 
 
 class NotApplicableError(InputError):

@@ -56,7 +56,7 @@ from benchmarks.encoders.timm_models import (
     vit_architecture,
 )
 from benchmarks.encoders.vit_families import VitFamily
-from benchmarks.task import InputError
+from benchmarks.task import InputError, log_once
 from pretrain.resnet import STAGES, ResNet
 from pretrain.weight_files import CARD_KEY, WeightFile, read_weights, weights_sha256
 from results.errors import is_out_of_memory
@@ -150,8 +150,8 @@ def _load(file: WeightFile, overrides: CardOverrides) -> Encoder:
     card = encoder.card
     assumed = f"; assumed: {', '.join(card.assumed)}" if card.assumed else ""
     assumed += f"; not shown by the keys: {', '.join(card.not_shown)}" if card.not_shown else ""
-    log.info("%s: %s, %s, %d tensors filled, %d unused%s", path.name, card.layout, card.architecture.name,
-             card.keys_matched, card.keys_unused, assumed)  # fmt: skip
+    counts = f"{card.keys_matched} tensors filled, {card.keys_unused} unused"
+    log_once(f"{path.name}: {card.layout}, {card.architecture.name}, {counts}{assumed}")
     return encoder
 
 

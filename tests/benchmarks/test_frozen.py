@@ -14,6 +14,7 @@ from benchmarks.__main__ import frozen_suite, main
 from benchmarks.datasets.registry import Dataset
 from benchmarks.evaluate import primary_score
 from benchmarks.label_free import LabelFree
+from benchmarks.task import log_once
 from results.schema import Score
 from results.store import read_records
 from tests.results.factory_records import card, record
@@ -182,6 +183,22 @@ def test_unreadable_images_are_reported_once_and_not_by_every_benchmark(
     told = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("1 of 12 images of imagefolder train cannot be read: train/round/0.png; they are left")
+
+
+def test_what_the_plan_has_said_of_the_data_the_run_and_the_next_encoder_do_not_repeat(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images_of(tmp_path / "own", 7)
+    where = ["--out", str(tmp_path / "records"), "--features", str(tmp_path / "features"), "--device", "cpu"]
+    log_once.cache_clear()
+    with caplog.at_level("INFO"):
+        assert main(["frozen", "--encoder", ENCODER, "pixels", "--data", str(tmp_path / "own"), *where]) == 0
+    for said in (
+        "the gallery has 14 images: k = ",
+        "the smallest class has 7 images: n up to ",
+        "the smallest class, ",
+    ):
+        assert sum(said in line for line in caplog.messages) == 1
 
 
 def test_probes_on_own_images_are_those_that_have_a_protocol_for_them(

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.knn import PROTOCOLS, Knn, KnnParams
 from benchmarks.solvers.exact_knn import exact_knn
 from benchmarks.solvers.sharded_knn import knn_in_parts
-from benchmarks.task import InputError, Labels, RunOptions, Split
+from benchmarks.task import InputError, Labels, RunOptions, Split, log_once
 from tests.builders import bare_labels
 from tests.processes import run_two_ranks
 from tests.reference.knn_plain import neighbours, ranking
@@ -205,6 +205,7 @@ def test_an_image_folder_leaves_out_the_k_above_its_gallery_and_says_so(caplog):
     train, test = split("a", 40, seed=0).labels, split("b", 9, seed=1).labels
     fitting = tuple(k for k in folder.params["k"] if k <= 40)
     assert 0 < len(fitting) < len(folder.params["k"])
+    log_once.cache_clear()
     with caplog.at_level("INFO"):
         adapted = task.adapted(folder, train, test)
     assert adapted.params["k"] == fitting
