@@ -212,7 +212,8 @@ def test_memory_bank_moves_only_the_vectors_of_the_batch() -> None:
 def test_spread_is_one_on_the_whole_sphere() -> None:
     embeddings = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)))
     assert math.isclose(spread(embeddings).item(), 1.0, abs_tol=0.02)
-    assert math.isclose(spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item(), math.sqrt(2) / 2, rel_tol=1e-6)
+    few = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])  # deviations sqrt(8) / 3 and 0
+    assert math.isclose(spread(few).item(), 2 / 3, rel_tol=1e-6)
 
 
 def test_the_bank_is_full_after_one_pass() -> None:
