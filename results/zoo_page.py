@@ -321,7 +321,7 @@ def _differences(
             cells.append(Cell(text=NOT_COMPARABLE))
         else:
             gap = round(cell.value, figure.decimals) - number  # both as they are printed
-            noise = _noise(cell, figure, published_std(figure, figures))
+            noise = _noise(cell, _runs(records, column.column), figure, published_std(figure, figures))
             within = noise is not None and abs(cell.value - number) <= TWO_SIDED * noise
             text = f"{gap:+.{figure.decimals}f}"
             cells.append(Cell(gap, text=f"{WITHIN_NOISE} {text}" if within else text))
@@ -336,16 +336,24 @@ def _same_protocol(figure: Figure, records: Sequence[StoredRecord]) -> bool:
     )
 
 
-def _noise(cell: Cell, figure: Figure, published: Figure | None) -> float | None:
+def _runs(records: Sequence[StoredRecord], column: str) -> int | None:
+    """How many initialisations, or else trials, a measured figure is the mean of; None where that is not known."""
+    runs = len(records) if len(records) > 1 else len(records[0].record.trials(column))
+    return runs if runs > 1 else None
+
+
+def _noise(cell: Cell, own_runs: int | None, figure: Figure, published: Figure | None) -> float | None:
     """Standard error of a difference: of the test sample, and of the runs if the figure is a mean of several.
 
-    Published runs of unknown spread are assumed to spread as the measured ones do.
+    Published runs of unknown spread are assumed to spread as the measured ones do, and measured runs of unknown
+    number to be as many as the published ones.
     """
     variances = [] if cell.error is None else [cell.error**2]
     runs = figure.place.runs if figure.place else None
-    if cell.std is not None and runs is not None and runs > 1:
+    if runs is not None and runs > 1:
         theirs = cell.std if published is None or published.number is None else published.number
-        variances.append((cell.std**2 + theirs**2) / runs)
+        variances += [] if theirs is None else [theirs**2 / runs]
+        variances += [] if cell.std is None else [cell.std**2 / (own_runs or runs)]
     return sum(variances) ** 0.5 if variances else None
 
 

@@ -180,6 +180,27 @@ def test_the_spread_that_a_source_prints_takes_the_place_of_ones_own(tmp_path: P
     assert found["difference"]["AvgPool"] == "+1.1"  # beyond 1.96 * 0.449; twice one's own spread would be 1.96 * 0.632
 
 
+@pytest.mark.parametrize(
+    ("value", "std", "trials", "difference"),
+    [
+        (68.6, 1.0, 5, "+1.1"),  # from 67.5 with std 0.1, of 5 runs: beyond 1.96 * 0.449
+        (68.6, 1.0, 2, "≈ +1.1"),  # within 1.96 * 0.709, as the mean of 2 trials is that much less certain
+        (67.58, None, 0, "≈ +0.1"),  # one run: within 1.96 * 0.045, which the published runs have
+        (67.62, None, 0, "+0.1"),
+    ],
+)
+def test_measured_and_published_runs_count_by_their_own_numbers(
+    value: float, std: float | None, trials: int, difference: str, tmp_path: Path
+) -> None:
+    scores = {"AvgPool": Score(value=value, std=std, selection="best epoch")}
+    runs = tuple({"trial": trial, "AvgPool": value} for trial in range(trials))
+    asked = full("linear_avgpool", ("AvgPool",), "moco")
+    own = record(card("ours", architecture=R50), asked, scores=scores, embedded=False, runs=runs)
+    write_record(tmp_path, own)
+    page = page_of(tmp_path, "MoCo v2", "facebookresearch/moco@7397dfe:README.md")
+    assert by_label(table_of(page, "ImageNet Linear Evaluation"))["difference"]["AvgPool"] == difference
+
+
 def test_a_published_deviation_is_that_of_its_own_model_source_and_column() -> None:
     readme = chosen(figures(), source=["facebookresearch/moco@7397dfe:README.md"], model=["MoCo v2"])
     (mean,) = [f for f in readme if f.place and f.place.statistic == "mean"]
