@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from benchmarks.solvers.exact_knn import (
     propose_faiss,
     propose_torch,
 )
+from pretrain.distributed import cores
 from tests.reference.knn_plain import neighbours, neighbours_by_matrix
 from tests.simulated_cuda import simulated_cuda
 
@@ -81,18 +82,23 @@ def test_threads_find_what_one_does(dtype, queries, monkeypatch):
         monkeypatch.setattr(solver, name, value)
     monkeypatch.setattr(solver, "choose_engine", lambda *_: ("torch", dtype))
     gallery, asked = pooled(6007, 128, 2), pooled(queries, 128, 3)
-    workers, update = set(), solver._Survivors.update
-    monkeypatch.setattr(
-        solver._Survivors, "update", lambda *arguments: workers.add(threading.get_ident()) or update(*arguments)
-    )
+    counts = []
+
+    @contextmanager
+    def counted(most):
+        with cores(most) as threads:
+            counts.append(threads.count)
+            yield threads
+
+    monkeypatch.setattr(solver, "cores", counted)
     before, found = torch.get_num_threads(), {}
     try:
         for count in (1, 2, 3):
-            workers.clear()
+            counts.clear()
             torch.set_num_threads(count)
             with torch.inference_mode(count == 3):
                 found[count] = exact_knn(gallery, asked, 20)
-            assert len(workers) == min(count, -(-queries // 16))
+            assert counts == [min(count, -(-queries // 16))]
     finally:
         torch.set_num_threads(before)
     for count in (2, 3):
