@@ -352,13 +352,10 @@ def dry_run(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str
     lacking: dict[str, str] = {}  # data sets that are not there, by protocol
     for encoder in sweep.encoders:
         started = time.monotonic()
-        try:
-            loaded = _loaded(encoder, sweep)
-        except InputError as error:
-            if len(sweep.encoders) == 1:
-                raise
-            attempts.append(refused(encoder, "", error))
-            yield f"refused    {_one_line(error)}"
+        loaded = _loaded(encoder, sweep)
+        if isinstance(loaded, Attempt):
+            attempts.append(loaded)
+            yield f"refused    {_one_line(loaded.detail)}"
             continue
         # Of the first one: what this process has done so far, as a run would.
         loading += time.monotonic() - started if loading else time.process_time()
@@ -403,16 +400,19 @@ def _described(run: Run, counted: Counted) -> tuple[InputError | None, list[str]
         return error, []
 
 
-def _loaded(encoder: str, sweep: Sweep) -> Encoder:
-    """One of the encoders.
+def _loaded(encoder: str, sweep: Sweep) -> Encoder | Attempt:
+    """One of the encoders, or why it is refused, where there are others.
 
     Raises:
-        InputError: it cannot be loaded; the message begins with what the user wrote.
+        InputError: the only encoder cannot be loaded; the message begins with what the user wrote.
     """
     try:
         return load(encoder, sweep.name, sweep.facts)
     except InputError as error:
-        raise InputError(sentence_about(encoder, str(error))) from error
+        said = InputError(sentence_about(encoder, str(error)))
+        if len(sweep.encoders) == 1:
+            raise said from error
+        return refused(encoder, "", said)
 
 
 # ---- the frozen suite ------------------------------------------------------------------------------------------------
@@ -431,13 +431,10 @@ def plan(sweep: Sweep, attempts: list[Attempt] | None = None) -> Iterator[str]:
     """
     attempts = [] if attempts is None else attempts
     for encoder in sweep.encoders:
-        try:
-            loaded = _loaded(encoder, sweep)
-        except InputError as error:
-            if len(sweep.encoders) == 1:
-                raise
-            attempts.append(refused(encoder, "", error))
-            yield f"refused {_one_line(error)}"
+        loaded = _loaded(encoder, sweep)
+        if isinstance(loaded, Attempt):
+            attempts.append(loaded)
+            yield f"refused {_one_line(loaded.detail)}"
             continue
         name = loaded.card.name
         runs: list[Run] = []
@@ -537,5 +534,5 @@ def _flops_per_second(device: str) -> float:
     return 2.0 * side**3 / max(median(seconds[1:]), 1e-6)  # the first product warms up
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())
