@@ -683,9 +683,10 @@ class ScaledRows:
             rows, of: (P,) int64; `of` ascends.
             queries: (Q, D) float64, divided.
         """
-        tile = TILE_ROWS if queries.is_cuda else max(1, _PAIR_BYTES // (8 * self.dim))
-        gallery = None if queries.is_cuda else torch.empty((min(tile, len(self)), self.dim), dtype=torch.float64)
-        send = Sender(queries.device)
+        on_gpu, send = queries.is_cuda, Sender(queries.device)
+        tile = TILE_ROWS if on_gpu else max(1, _PAIR_BYTES // (8 * self.dim))
+        product = _pairs_on_gpu if on_gpu else _sampled_product
+        gallery = torch.empty((0 if on_gpu else min(tile, len(self)), self.dim), dtype=torch.float64)
         # Tile by tile a memory map is read once, front to back, and its rows are in the cache when they come again.
         in_tile, order = (rows // tile).to(torch.int32).sort(stable=True)
         present, counts = in_tile.unique_consecutive(return_counts=True)
@@ -694,9 +695,8 @@ class ScaledRows:
         for number, count in zip(present.tolist(), counts.tolist(), strict=True):
             pairs = slice(last, last := last + count)
             start, stop = number * tile, min((number + 1) * tile, len(self))
-            part = _read(self.features[start:stop])
-            part = send(part) if gallery is None else gallery[: stop - start].copy_(part)
-            product = _pairs_on_gpu if queries.is_cuda else _sampled_product
+            raw = _read(self.features[start:stop])
+            part = send(raw) if on_gpu else gallery[: stop - start].copy_(raw)
             values[pairs] = product(queries, part, sorted_of[pairs], sorted_rows[pairs] - start)
         inverse = sent(torch.from_numpy(self.inverse), rows.device)
         return torch.empty_like(values).put_(order, values).mul_(inverse[rows])
