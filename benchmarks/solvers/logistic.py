@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.solvers.halves import Halves
+from benchmarks.solvers.half_precision import Halves
 from benchmarks.solvers.linear_heads import target_ranks
 from pretrain.distributed import Sender, free_memory, full_precision, row_products, sent
 from results.errors import InputError

@@ -24,7 +24,7 @@ from benchmarks.datasets import images
 from benchmarks.encoders.load import load_encoder
 from benchmarks.features.extract import Reader, extractor, read_batches
 from benchmarks.solvers.exact_knn import SPARE, TILE_ROWS, ScaledRows, Tiles, exact_knn, multiply, norms, propose_torch
-from benchmarks.solvers.halves import Halves
+from benchmarks.solvers.half_precision import Halves
 from benchmarks.solvers.logistic import LOGITS_BYTES, fit_logistic
 from benchmarks.task import Precision
 from pretrain.augment_tensor import BatchedViews
@@ -321,14 +321,12 @@ def pass_seconds(rows: int, dim: int, classes: int, dtype: torch.dtype) -> float
     size = min(rows, LOGITS_BYTES // (classes * exact.itemsize))
     shapes = (size, dim), (classes, dim), (size, classes)
     x, weights, slopes = (torch.randn(shape, dtype=exact, device=CUDA) for shape in shapes)
-    halves, by, of = (Halves(each.float()) for each in (x, weights, slopes))
-
-    def products() -> object:
-        if dtype == torch.float16:
-            return halves.products(by), halves.weighted(of)
-        return row_products(x, weights), row_products(slopes.T, x.T)
-
-    return gpu_seconds(products) * rows / size
+    if dtype == torch.float16:
+        halves, by, of = Halves(x), Halves(weights), Halves(slopes)
+        seconds = gpu_seconds(lambda: (halves.products(by), halves.weighted(of)))
+    else:
+        seconds = gpu_seconds(lambda: (row_products(x, weights), row_products(slopes.T, x.T)))
+    return seconds * rows / size
 
 
 def stored_problem(file: Path, rows: int, dim: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from benchmarks.solvers import exact_knn as knn
 from benchmarks.solvers import logistic
 from benchmarks.solvers.attentive_heads import JepaBank
 from benchmarks.solvers.exact_knn import exact_knn
-from benchmarks.solvers.halves import Halves
+from benchmarks.solvers.half_precision import Halves
 from benchmarks.solvers.logistic import fit_logistic, logistic_path
 from pretrain.distributed import Sender
 from tests.gpu.conftest import AnyGpu
